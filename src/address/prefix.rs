@@ -1,0 +1,130 @@
+//! An IPv6 prefix, written as `2001:db8:1::/64`.
+
+use std::fmt;
+use std::net::Ipv6Addr;
+use std::str::FromStr;
+
+/// A unicast IPv6 prefix: a network address whose bits beyond `length` are zero.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Prefix {
+    network: u128,
+    length: u8,
+}
+
+/// Why a text is not a prefix that addresses can be bound under.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum PrefixError {
+    /// Not of the form ADDRESS/LENGTH.
+    #[error("'{0}' is not an IPv6 prefix: write ADDRESS/LENGTH, as in 2001:db8:1::/64")]
+    Form(String),
+    /// A length outside 0 to 128.
+    #[error("'{0}' is no prefix length: IPv6 allows 0 to 128")]
+    Length(String),
+    /// Bits beyond the length are set, so it is unclear what was meant.
+    #[error("{0}/{1} has bits set beyond its length: did you mean {2}?")]
+    HostBits(Ipv6Addr, u8, Prefix),
+    /// A server cannot send from such an address.
+    #[error("{0} is not made of global unicast addresses: {1}")]
+    NotUnicast(Prefix, &'static str),
+}
+
+impl Prefix {
+    /// The prefix of `length` bits (0 to 128) that starts at `address`.
+    ///
+    /// # Errors
+    /// When bits beyond `length` are set, `length` exceeds 128, or the prefix is multicast, link-local or loopback.
+    pub fn new(address: Ipv6Addr, length: u8) -> Result<Self, PrefixError> {
+        if length > 128 {
+            return Err(PrefixError::Length(length.to_string()));
+        }
+        let prefix = Self { network: address.to_bits() & mask(length), length };
+        if prefix.network != address.to_bits() {
+            return Err(PrefixError::HostBits(address, length, prefix));
+        }
+        if address.is_multicast() {
+            return Err(PrefixError::NotUnicast(prefix, "ff00::/8 is multicast"));
+        }
+        if address.is_unicast_link_local() {
+            return Err(PrefixError::NotUnicast(prefix, "fe80::/10 is link-local, and needs a scope"));
+        }
+        if address == Ipv6Addr::LOCALHOST {
+            return Err(PrefixError::NotUnicast(prefix, "::1 is loopback"));
+        }
+        Ok(prefix)
+    }
+
+    /// The address with all host bits zero (which is the subnet-router anycast address, RFC 4291 section 2.6.1).
+    pub fn network(&self) -> Ipv6Addr {
+        self.network.into()
+    }
+
+    /// Length in bits, 0 to 128.
+    pub fn length(&self) -> u8 {
+        self.length
+    }
+
+    /// Whether `address` lies under this prefix.
+    pub fn contains(&self, address: Ipv6Addr) -> bool {
+        address.to_bits() & mask(self.length) == self.network
+    }
+}
+
+/// The `length` upper bits of an address.
+fn mask(length: u8) -> u128 {
+    u128::MAX.checked_shl(128 - u32::from(length)).unwrap_or(0)
+}
+
+impl FromStr for Prefix {
+    type Err = PrefixError;
+
+    fn from_str(text: &str) -> Result<Self, PrefixError> {
+        let form = || PrefixError::Form(text.to_owned());
+        let (address, length) = text.split_once('/').ok_or_else(form)?;
+        let address: Ipv6Addr = address.parse().map_err(|_| form())?;
+        let length = length.parse().map_err(|_| PrefixError::Length(length.to_owned()))?;
+        Self::new(address, length)
+    }
+}
+
+impl fmt::Display for Prefix {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.network(), self.length)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn error(text: &str) -> String {
+        text.parse::<Prefix>().unwrap_err().to_string()
+    }
+
+    #[test]
+    fn what_is_not_a_prefix_is_named() {
+        assert!(error("192.0.2.0/24").contains("not an IPv6 prefix"));
+        assert!(error("2001:db8::").contains("ADDRESS/LENGTH"));
+        assert!(error("2001:db8::/129").contains("0 to 128"));
+        assert!(error("2001:db8::/x").contains("0 to 128"));
+        assert!(error("2001:db8::5/64").contains("did you mean 2001:db8::/64"));
+        assert!(error("ff02::/16").contains("multicast"));
+        assert!(error("fe80::/64").contains("link-local"));
+        assert!(error("::1/128").contains("loopback"));
+    }
+
+    proptest! {
+        #[test]
+        fn text_and_value_agree(bits: u128, length in 0u8..=128) {
+            let network = Ipv6Addr::from_bits(bits & mask(length));
+            if let Ok(prefix) = Prefix::new(network, length) {
+                prop_assert_eq!(prefix.to_string().parse::<Prefix>().unwrap(), prefix);
+                prop_assert!(prefix.contains(Ipv6Addr::from_bits(prefix.network | bits & !mask(length))));
+                if length > 0 {
+                    let outside = prefix.network ^ (1 << (128 - u32::from(length)));
+                    prop_assert!(!prefix.contains(Ipv6Addr::from_bits(outside)));
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,16 @@
+//! Sixhop answers IPv6 requests on very many, constantly changing addresses, without the kernel's network stack in the
+//! way, and measures what that is worth.
+//!
+//! The map of the crate, by what travels through it:
+//!
+//! ```text
+//! packet    NIC queue ─► bpf/steer ─► xdp ─► wire::validate ─► engine ─► wire (in place) ─► xdp ─► NIC
+//! address   address (which) ─► bind (make it live) ─► live set, seen by bpf and by the kernel
+//! number    load (open loop, ledger) ─► experiment (searches, runs) ─► report (one schema)
+//! ```
+//!
+//! [`address`] and [`wire`] are pure. `unsafe` is in [`xdp`] and in one system call of [`engine`]. [`cli`] turns flags
+//! into calls of the rest.
+
+pub mod address;
+pub mod wire;

@@ -1,0 +1,259 @@
+//! Checks a received frame once; after that nothing about it can fail.
+//!
+//! etherparse does the reading and the summing. What this file adds is what it leaves to its caller: which lengths
+//! are consistent, which next header is wanted, and that the checksum is right.
+
+use std::net::Ipv6Addr;
+
+use etherparse::checksum::u64_16bit_word as sum;
+use etherparse::{EtherType, Ethernet2HeaderSlice, IpNumber, Ipv6HeaderSlice, UdpHeaderSlice};
+
+/// Bytes of Ethernet, IPv6 and UDP header before the payload: 14 (IEEE 802.3) + 40 (RFC 8200) + 8 (RFC 768).
+pub const OVERHEAD: usize = IP_PAYLOAD + UDP_HEADER;
+
+/// Most bytes of payload in one unfragmented datagram at the largest frame that is handled, the Ethernet MTU of 1500.
+pub const MAX_PAYLOAD: usize = 1500 - 40 - UDP_HEADER;
+
+/// Where the IPv6 header starts in the frame.
+pub(super) const IP: usize = 14;
+/// Where the IPv6 payload, here the UDP header, starts in the frame.
+pub(super) const IP_PAYLOAD: usize = IP + 40;
+pub(super) const UDP_HEADER: usize = 8;
+
+/// Why a request is not answered. One counter each in the statistics.
+///
+/// The first five are a matter of the bytes, found by [`validate`]; the kernel finds them for a socket. The others are
+/// the answering rules, decided by [`Handler`](crate::engine::Handler) for every engine alike.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[repr(usize)]
+pub enum Refusal {
+    /// Not UDP directly over IPv6 over Ethernet.
+    NotUdp,
+    /// A length field that contradicts another one or the frame.
+    BadLength,
+    /// Checksum 0, which RFC 8200 section 8.1 forbids over IPv6.
+    NoChecksum,
+    /// The checksum is wrong.
+    BadChecksum,
+    /// Sent to another port.
+    OtherPort,
+    /// The source is a multicast address.
+    SourceMulticast,
+    /// The source is `::`.
+    SourceUnspecified,
+    /// The source is `::1`, which never comes from a network (RFC 4291 section 2.5.3).
+    SourceLoopback,
+    /// The source is one of our own addresses.
+    SourceOwn,
+    /// The source port is the service port: two servers would answer each other for ever.
+    SourceServicePort,
+    /// The source port is 0: nobody can be reached there.
+    SourcePortZero,
+    /// The destination is not one of the addresses that the service answers on.
+    DestinationNotOurs,
+}
+
+impl Refusal {
+    /// All of them, in the order of their counters.
+    pub const ALL: [Self; 12] = [
+        Self::NotUdp,
+        Self::BadLength,
+        Self::NoChecksum,
+        Self::BadChecksum,
+        Self::OtherPort,
+        Self::SourceMulticast,
+        Self::SourceUnspecified,
+        Self::SourceLoopback,
+        Self::SourceOwn,
+        Self::SourceServicePort,
+        Self::SourcePortZero,
+        Self::DestinationNotOurs,
+    ];
+
+    /// The name under which it is counted in the statistics.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::NotUdp => "not_udp",
+            Self::BadLength => "bad_length",
+            Self::NoChecksum => "no_checksum",
+            Self::BadChecksum => "bad_checksum",
+            Self::OtherPort => "other_port",
+            Self::SourceMulticast => "source_multicast",
+            Self::SourceUnspecified => "source_unspecified",
+            Self::SourceLoopback => "source_loopback",
+            Self::SourceOwn => "source_own",
+            Self::SourceServicePort => "source_service_port",
+            Self::SourcePortZero => "source_port_zero",
+            Self::DestinationNotOurs => "destination_not_ours",
+        }
+    }
+}
+
+/// A frame that holds one whole, intact UDP datagram to the port asked for. Only [`validate`] makes one, so every
+/// offset below is within the frame.
+#[derive(Debug)]
+pub struct Request<'frame> {
+    pub(super) frame: &'frame mut [u8],
+    source: Ipv6Addr,
+    destination: Ipv6Addr,
+    source_port: u16,
+    /// Header and payload, as the UDP header says; at least 8, and within the frame.
+    pub(super) udp_length: u16,
+}
+
+/// Takes `frame`, from its Ethernet header on, as a request to UDP port `port`.
+///
+/// What follows the datagram is ignored as the kernel ignores it: padding of a short Ethernet frame, and bytes between
+/// the UDP length and the IPv6 payload length.
+///
+/// # Errors
+/// What is wrong with it.
+#[inline]
+pub fn validate(frame: &mut [u8], port: u16) -> Result<Request<'_>, Refusal> {
+    let ether = Ethernet2HeaderSlice::from_slice(frame).map_err(|_| Refusal::NotUdp)?;
+    if ether.ether_type() != EtherType::IPV6 {
+        return Err(Refusal::NotUdp);
+    }
+    let ip = Ipv6HeaderSlice::from_slice(&frame[IP..]).map_err(|_| Refusal::NotUdp)?;
+    if ip.next_header() != IpNumber::UDP {
+        return Err(Refusal::NotUdp);
+    }
+    // A payload length of 0 would be a jumbogram (RFC 2675): too short for a UDP header, so refused below.
+    let ip_payload = frame[IP_PAYLOAD..].get(..ip.payload_length().into()).ok_or(Refusal::BadLength)?;
+    let udp = UdpHeaderSlice::from_slice(ip_payload).map_err(|_| Refusal::BadLength)?;
+    let udp_length = udp.length();
+    let datagram = ip_payload.get(..udp_length.into()).ok_or(Refusal::BadLength)?;
+    if datagram.len() < UDP_HEADER {
+        return Err(Refusal::BadLength);
+    }
+    if udp.destination_port() != port {
+        return Err(Refusal::OtherPort);
+    }
+    if udp.checksum() == 0 {
+        return Err(Refusal::NoChecksum);
+    }
+    if checksum(&ip.slice()[8..40], udp_length, datagram) != 0 {
+        return Err(Refusal::BadChecksum);
+    }
+    let (source, destination) = (ip.source_addr(), ip.destination_addr());
+    let source_port = udp.source_port();
+    Ok(Request { frame, source, destination, source_port, udp_length })
+}
+
+/// The Internet checksum of pseudo-header and datagram (RFC 8200 section 8.1): 0 when the datagram carries a right
+/// one; over one with a zero in its place, what to put there, its bytes as they lie in memory. `addresses` are the 32
+/// bytes of source and destination.
+#[inline]
+pub(super) fn checksum(addresses: &[u8], udp_length: u16, datagram: &[u8]) -> u16 {
+    let pseudo = sum::add_slice(0, addresses);
+    let pseudo = sum::add_2bytes(pseudo, udp_length.to_be_bytes());
+    let pseudo = sum::add_2bytes(pseudo, [0, IpNumber::UDP.0]);
+    sum::ones_complement(sum::add_slice(pseudo, datagram))
+}
+
+impl Request<'_> {
+    /// Who asks.
+    pub fn source(&self) -> Ipv6Addr {
+        self.source
+    }
+
+    /// Which of our addresses was asked.
+    pub fn destination(&self) -> Ipv6Addr {
+        self.destination
+    }
+
+    /// The port that the reply goes to.
+    pub fn source_port(&self) -> u16 {
+        self.source_port
+    }
+
+    /// The data of the datagram.
+    pub fn payload(&self) -> &[u8] {
+        &self.frame[OVERHEAD..IP_PAYLOAD + usize::from(self.udp_length)]
+    }
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+    use etherparse::PacketBuilder;
+    use proptest::prelude::*;
+
+    pub const CLIENT: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 1, 0, 0, 0, 0, 1);
+    pub const SERVER: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 1, 0, 0, 0, 0, 9);
+
+    /// A right request, built by etherparse's own builder: an independent opinion on what the bytes should be.
+    pub fn frame(payload: &[u8]) -> Vec<u8> {
+        let mut frame = Vec::new();
+        PacketBuilder::ethernet2([2, 0, 0, 0, 0, 1], [2, 0, 0, 0, 0, 2])
+            .ipv6(CLIENT.octets(), SERVER.octets(), 33)
+            .udp(50_000, 3540)
+            .write(&mut frame, payload)
+            .unwrap();
+        frame
+    }
+
+    fn refusal(frame: &mut [u8]) -> Refusal {
+        validate(frame, 3540).unwrap_err()
+    }
+
+    #[test]
+    fn every_kind_of_damage_is_named() {
+        let whole = frame(&[7; 32]);
+        for length in 0..whole.len() {
+            let expected = if length < IP_PAYLOAD { Refusal::NotUdp } else { Refusal::BadLength };
+            assert_eq!(refusal(&mut whole[..length].to_vec()), expected, "cut to {length}");
+        }
+        let damaged = |change: fn(&mut Vec<u8>)| {
+            let mut frame = whole.clone();
+            change(&mut frame);
+            refusal(&mut frame)
+        };
+        assert_eq!(damaged(|f| f[13] = 0), Refusal::NotUdp); // EtherType
+        assert_eq!(damaged(|f| f[IP] = 0x40), Refusal::NotUdp); // version 4
+        assert_eq!(damaged(|f| f[IP + 6] = 44), Refusal::NotUdp); // fragment header
+        assert_eq!(damaged(|f| f[IP + 5] += 1), Refusal::BadLength); // longer than the frame
+        assert_eq!(damaged(|f| f[IP + 5] = 7), Refusal::BadLength); // shorter than a UDP header
+        assert_eq!(damaged(|f| f[IP_PAYLOAD + 5] += 1), Refusal::BadLength); // longer than the IPv6 payload
+        assert_eq!(damaged(|f| f[IP_PAYLOAD + 5] = 7), Refusal::BadLength);
+        assert_eq!(damaged(|f| f[IP_PAYLOAD + 3] += 1), Refusal::OtherPort);
+        assert_eq!(damaged(|f| f[IP_PAYLOAD + 6..IP_PAYLOAD + 8].fill(0)), Refusal::NoChecksum);
+        assert_eq!(damaged(|f| f[OVERHEAD] ^= 1), Refusal::BadChecksum);
+        assert_eq!(damaged(|f| f[IP + 8] ^= 1), Refusal::BadChecksum); // source address
+    }
+
+    #[test]
+    fn counters_are_in_the_order_of_the_list() {
+        for (index, refusal) in Refusal::ALL.into_iter().enumerate() {
+            assert_eq!(refusal as usize, index, "{}", refusal.name());
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn right_requests_are_taken_whatever_pads_them(
+            payload in proptest::collection::vec(any::<u8>(), 0..MAX_PAYLOAD),
+            padding in proptest::collection::vec(any::<u8>(), 0..46),
+        ) {
+            let mut bytes = frame(&payload);
+            bytes.extend(padding);
+            let request = validate(&mut bytes, 3540).unwrap();
+            prop_assert_eq!(request.payload(), &payload[..]);
+            prop_assert_eq!((request.source(), request.destination()), (CLIENT, SERVER));
+            prop_assert_eq!(request.source_port(), 50_000);
+        }
+
+        #[test]
+        fn nothing_panics(mut bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+            let _ = validate(&mut bytes, 3540);
+        }
+
+        #[test]
+        fn no_single_flipped_bit_of_what_the_checksum_covers_gets_through(bit in 0usize..(94 - IP - 8) * 8) {
+            let mut bytes = frame(&[0x5a; 32]);
+            let (byte, mask) = (IP + 8 + bit / 8, 1 << (bit % 8));
+            bytes[byte] ^= mask;
+            prop_assert!(validate(&mut bytes, 3540).is_err());
+        }
+    }
+}
