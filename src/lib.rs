@@ -13,4 +13,8 @@
 //! into calls of the rest.
 
 pub mod address;
+pub mod bind;
+pub mod lab;
+pub mod netlink;
 pub mod wire;
+pub mod xdp;

@@ -1,0 +1,827 @@
+//! WHAT THE KERNEL'S ROUTING SOCKET IS ASKED AND TOLD: links, addresses, routes and neighbours.
+//!
+//! Everything here is synchronous and acts in the network namespace of the calling thread. The kernel answers a request
+//! before the send returns, so there is nothing to wait for and no runtime to hide: one plain socket sends messages and
+//! reads the answers. It belongs to the namespace in which it was opened, whatever thread uses it later.
+//!
+//! Reading needs no privilege, changing needs CAP_NET_ADMIN. Nothing is sent to the network from here, but the kernel
+//! sends a Neighbour Solicitation when [`resolve`] asks it to.
+
+use std::fmt;
+use std::net::{IpAddr, Ipv6Addr};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, anyhow, bail};
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use rtnetlink::MulticastGroup;
+use rtnetlink::packet_core::{
+    NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_EXCL, NLM_F_REPLACE, NLM_F_REQUEST,
+    NetlinkMessage, NetlinkPayload, NlasIterator,
+};
+use rtnetlink::packet_route::address::{
+    AddressAttribute, AddressFlags, AddressMessage, AddressProtocol, AddressScope,
+};
+use rtnetlink::packet_route::link::{
+    InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags, LinkInfo, LinkMessage, LinkXdp,
+};
+use rtnetlink::packet_route::neighbour::{
+    NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
+};
+use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute, RouteMessage};
+use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
+use rtnetlink::sys;
+use serde::{Deserialize, Serialize};
+
+/// What says that an address is ours: the IFA_PROTO that [`crate::bind`] gives each one, so that a later run knows the
+/// leftovers of one that was killed (`ip -details address`, from 6.4, shows it). Kernels before 5.18 ignore it.
+pub const OUR_ADDRESS_PROTOCOL: u8 = 0x66;
+
+/// A Linux interface as the kernel described it when asked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Link {
+    /// Its number, unique in its namespace.
+    pub index: u32,
+    /// Its name, such as `server0`.
+    pub name: String,
+    /// Its Ethernet address; all zero where it has none.
+    pub mac: [u8; 6],
+    /// Largest packet without the Ethernet header, in bytes.
+    pub mtu: u32,
+    /// Transmit queues that it was made with. Not all need to be in use.
+    pub tx_queues: u32,
+    /// Receive queues that it was made with. Not all need to be in use.
+    pub rx_queues: u32,
+    /// Whether it is set up (IFF_UP).
+    pub up: bool,
+    /// Whether something is at the other end of the cable (IFF_LOWER_UP).
+    pub carrier: bool,
+    /// Text that its maker gave it.
+    pub alias: Option<String>,
+    /// The XDP program on it.
+    pub xdp: Option<AttachedProgram>,
+}
+
+/// An XDP program on an interface.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AttachedProgram {
+    /// Where it runs.
+    pub mode: AttachMode,
+    /// The kernel's number for it (`bpftool prog show id N`).
+    pub id: u32,
+}
+
+/// Where an XDP program runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum AttachMode {
+    /// In the driver, before there is an skb.
+    Native,
+    /// In the kernel's general receive path, on an skb: works everywhere, slower.
+    Generic,
+    /// On the card.
+    Offload,
+}
+
+impl fmt::Display for AttachMode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Native => "native",
+            Self::Generic => "generic",
+            Self::Offload => "offload",
+        })
+    }
+}
+
+/// An IPv6 address of an interface.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Address {
+    /// The address.
+    pub ip: Ipv6Addr,
+    /// Length of its prefix, in bits.
+    pub prefix_length: u8,
+    /// Whether it carries [`OUR_ADDRESS_PROTOCOL`].
+    pub ours: bool,
+}
+
+/// The way to one destination.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Route {
+    /// Index of the interface to send from.
+    pub interface: u32,
+    /// The router to hand packets to; none where the destination is on the link itself.
+    pub gateway: Option<Ipv6Addr>,
+    /// The source address that the kernel would choose.
+    pub source: Ipv6Addr,
+}
+
+/// The interface of that name.
+///
+/// # Errors
+/// When there is none here; the message lists those that there are.
+pub fn link(name: &str) -> Result<Link> {
+    Socket::open()?.link(name)
+}
+
+/// All interfaces of the namespace, in the order of their indices.
+///
+/// # Errors
+/// When the kernel cannot be asked.
+pub fn links() -> Result<Vec<Link>> {
+    Socket::open()?.links()
+}
+
+/// Sets the interface with that index up or down. Down, it loses its routes and, unless `keep_addr_on_down` is set, its
+/// IPv6 addresses.
+///
+/// # Errors
+/// When there is no such interface, or without CAP_NET_ADMIN.
+pub fn set_up(index: u32, up: bool) -> Result<()> {
+    Socket::open()?.set_up(index, up)
+}
+
+/// Waits until the interface is up and has a carrier, woken by the kernel's own announcement of it.
+///
+/// # Errors
+/// When there is no such interface, or it has no carrier after `timeout`.
+pub fn wait_for_carrier(name: &str, timeout: Duration) -> Result<()> {
+    Socket::open()?.wait_for_carrier(name, timeout)
+}
+
+/// The IPv6 addresses of the interface with that index.
+///
+/// # Errors
+/// When there is no such interface.
+pub fn addresses(index: u32) -> Result<Vec<Address>> {
+    Socket::open()?.addresses(index)
+}
+
+/// How the kernel would send to `to`.
+///
+/// # Errors
+/// When there is no route, or no address to send from.
+pub fn route(to: Ipv6Addr) -> Result<Route> {
+    Socket::open()?.route(to)
+}
+
+/// The Ethernet address of `neighbour`, behind the interface with that index. Where the kernel does not know it, it is
+/// told to find it out; no datagram has to be sent for that.
+///
+/// # Errors
+/// When nobody answers, after about 3 s (the kernel's three solicitations) or `timeout`, whichever is first.
+pub fn resolve(interface: u32, neighbour: Ipv6Addr, timeout: Duration) -> Result<[u8; 6]> {
+    Socket::open()?.resolve(interface, neighbour, timeout)
+}
+
+/// Why the kernel refused a request: its error number and, where it gave one, its own explanation.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{}{}", code.desc(), words.as_ref().map(|words| format!(" ({words})")).unwrap_or_default())]
+pub(crate) struct Refusal {
+    pub code: Errno,
+    pub words: Option<String>,
+}
+
+impl Refusal {
+    /// One line that says what could not be done, why, and where it helps, what to do.
+    pub fn explain(self, what: impl fmt::Display) -> anyhow::Error {
+        match self.code {
+            Errno::EPERM => anyhow!("cannot {what}: it needs CAP_NET_ADMIN; run as root"),
+            Errno::ENODEV => anyhow!("cannot {what}: there is no such interface here"),
+            _ => anyhow!("cannot {what}: {self}"),
+        }
+    }
+}
+
+impl From<Errno> for Refusal {
+    fn from(code: Errno) -> Self {
+        Self { code, words: None }
+    }
+}
+
+impl From<std::io::Error> for Refusal {
+    fn from(error: std::io::Error) -> Self {
+        Errno::try_from(error).unwrap_or(Errno::EIO).into()
+    }
+}
+
+type Message = NetlinkMessage<RouteNetlinkMessage>;
+
+/// A routing socket, in the namespace in which it was opened.
+#[derive(Debug)]
+pub(crate) struct Socket {
+    socket: sys::Socket,
+    sequence: u32,
+    datagram: Vec<u8>,
+}
+
+/// The kernel composes answers of at most 32 KiB.
+const DATAGRAM: usize = 64 * 1024;
+
+/// How often to ask for a list that changes while the kernel tells it. One that changes faster than this is in use by
+/// something that should be stopped first.
+const ATTEMPTS: usize = 10;
+
+impl Socket {
+    pub fn open() -> Result<Self> {
+        let open = || {
+            let mut socket = sys::Socket::new(sys::protocols::NETLINK_ROUTE)?;
+            socket.bind_auto()?;
+            // Connected to the kernel, it hears nobody else.
+            socket.connect(&sys::SocketAddr::new(0, 0))?;
+            // Refusals in words, but without the request that was refused.
+            socket.set_ext_ack(true)?;
+            socket.set_cap_ack(true)?;
+            // Dumps of one interface only, where one is named.
+            socket.set_netlink_get_strict_chk(true)?;
+            std::io::Result::Ok(socket)
+        };
+        Ok(Self {
+            socket: open().context("cannot open a routing socket")?,
+            sequence: 0,
+            datagram: Vec::with_capacity(DATAGRAM),
+        })
+    }
+
+    pub fn link(&mut self, name: &str) -> Result<Link> {
+        let mut query = LinkMessage::default();
+        query.attributes.push(LinkAttribute::IfName(name.to_owned()));
+        match self.ask(RouteNetlinkMessage::GetLink(query), 0) {
+            Ok(answers) => answers
+                .into_iter()
+                .find_map(new_link)
+                .with_context(|| format!("the kernel did not describe {name}")),
+            // The latter two: a name that is no name.
+            Err(refusal) if matches!(refusal.code, Errno::ENODEV | Errno::EINVAL | Errno::ERANGE) => {
+                let names: Vec<_> = self.links()?.into_iter().map(|link| link.name).collect();
+                bail!("no interface '{name}' here: there are {}", names.join(", "))
+            }
+            Err(refusal) => Err(refusal.explain(format_args!("look for {name}"))),
+        }
+    }
+
+    pub fn links(&mut self) -> Result<Vec<Link>> {
+        let query = RouteNetlinkMessage::GetLink(LinkMessage::default());
+        let answers =
+            self.ask(query, NLM_F_DUMP).map_err(|refusal| refusal.explain("list the interfaces"))?;
+        Ok(answers.into_iter().filter_map(new_link).collect())
+    }
+
+    pub fn set_up(&mut self, index: u32, up: bool) -> Result<()> {
+        let mut change = LinkMessage::default();
+        change.header.index = index;
+        change.header.change_mask = LinkFlags::Up;
+        change.header.flags = if up { LinkFlags::Up } else { LinkFlags::empty() };
+        let way = if up { "up" } else { "down" };
+        self.tell_one(RouteNetlinkMessage::SetLink(change), 0)
+            .map_err(|refusal| refusal.explain(format_args!("set interface {index} {way}")))
+    }
+
+    pub fn wait_for_carrier(&mut self, name: &str, timeout: Duration) -> Result<()> {
+        let index = self.link(name)?.index;
+        let has_carrier = |socket: &mut Self| {
+            let link = socket.link(name)?;
+            anyhow::Ok((link.up && link.carrier).then_some(()))
+        };
+        self.watch(MulticastGroup::Link, timeout, has_carrier, |event| match event {
+            RouteNetlinkMessage::NewLink(link) | RouteNetlinkMessage::DelLink(link) => {
+                link.header.index == index
+            }
+            _ => false,
+        })?
+        .with_context(|| format!("{name} has no carrier after {timeout:?}: is its other end up?"))
+    }
+
+    pub fn addresses(&mut self, index: u32) -> Result<Vec<Address>> {
+        let mut query = AddressMessage::default();
+        query.header.family = AddressFamily::Inet6;
+        query.header.index = index;
+        let answers = self
+            .ask(RouteNetlinkMessage::GetAddress(query), NLM_F_DUMP)
+            .map_err(|refusal| refusal.explain(format_args!("list the addresses of interface {index}")))?;
+        let here = answers.into_iter().filter_map(|answer| match answer {
+            RouteNetlinkMessage::NewAddress(message) if message.header.index == index => {
+                new_address(&message)
+            }
+            _ => None,
+        });
+        Ok(here.collect())
+    }
+
+    pub fn route(&mut self, to: Ipv6Addr) -> Result<Route> {
+        let mut query = RouteMessage::default();
+        query.header.address_family = AddressFamily::Inet6;
+        query.header.destination_prefix_length = 128;
+        query.attributes.push(RouteAttribute::Destination(RouteAddress::Inet6(to)));
+        let answers =
+            self.ask(RouteNetlinkMessage::GetRoute(query), 0).map_err(|refusal| match refusal.code {
+                Errno::ENETUNREACH | Errno::EHOSTUNREACH => {
+                    anyhow!("no route to {to}: give an interface an address in its prefix, or add a route")
+                }
+                _ => refusal.explain(format_args!("find a route to {to}")),
+            })?;
+        let (mut interface, mut gateway, mut source) = (None, None, None);
+        for answer in answers {
+            let RouteNetlinkMessage::NewRoute(route) = answer else {
+                continue;
+            };
+            for attribute in route.attributes {
+                match attribute {
+                    RouteAttribute::Oif(index) => interface = Some(index),
+                    RouteAttribute::Gateway(RouteAddress::Inet6(ip)) => gateway = Some(ip),
+                    RouteAttribute::PrefSource(RouteAddress::Inet6(ip)) => source = Some(ip),
+                    _ => {}
+                }
+            }
+        }
+        Ok(Route {
+            interface: interface.with_context(|| format!("the route to {to} names no interface"))?,
+            gateway,
+            source: source.with_context(|| format!("no address to send to {to} from: add one"))?,
+        })
+    }
+
+    pub fn resolve(&mut self, interface: u32, neighbour: Ipv6Addr, timeout: Duration) -> Result<[u8; 6]> {
+        let mut entry = NeighbourMessage::default();
+        entry.header.family = AddressFamily::Inet6;
+        entry.header.ifindex = interface;
+        let destination = NeighbourAttribute::Destination(NeighbourAddress::Inet6(neighbour));
+        entry.attributes.push(destination.clone());
+        let query = RouteNetlinkMessage::GetNeighbour(entry.clone());
+        // As if a packet had to go there: the kernel asks for it unless it knows already, also after a failure.
+        entry.header.flags = NeighbourFlags::Use;
+        self.tell_one(RouteNetlinkMessage::NewNeighbour(entry), NLM_F_CREATE | NLM_F_REPLACE).map_err(
+            |refusal| match refusal.code {
+                Errno::ENOBUFS => anyhow!(
+                    "cannot look for {neighbour}: the kernel's neighbour table is full; \
+                     raise net.ipv6.neigh.default.gc_thresh3"
+                ),
+                _ => refusal.explain(format_args!("look for {neighbour} on interface {interface}")),
+            },
+        )?;
+
+        let known = |socket: &mut Self| match socket.ask(query.clone(), 0) {
+            Ok(answers) => Ok(answers.into_iter().find_map(|answer| match answer {
+                RouteNetlinkMessage::NewNeighbour(entry) => verdict(&entry),
+                _ => None,
+            })),
+            // It failed, and the entry has been swept away since.
+            Err(refusal) if refusal.code == Errno::ENOENT => Ok(Some(None)),
+            Err(refusal) => Err(refusal.explain(format_args!("look up neighbour {neighbour}"))),
+        };
+        let found = self.watch(MulticastGroup::Neigh, timeout, known, |event| match event {
+            RouteNetlinkMessage::NewNeighbour(entry) | RouteNetlinkMessage::DelNeighbour(entry) => {
+                entry.header.ifindex == interface && entry.attributes.contains(&destination)
+            }
+            _ => false,
+        })?;
+        match found.flatten() {
+            Some(mac) => Ok(mac),
+            None => {
+                let link = self.links()?.into_iter().find(|link| link.index == interface);
+                let name = link.map_or_else(|| format!("interface {interface}"), |link| link.name);
+                bail!("nobody answers for {neighbour} on {name}: is the server up?")
+            }
+        }
+    }
+
+    /// Adds `ip` to the interface with that index, without Duplicate Address Detection: it is live at once.
+    pub fn add_address(&mut self, index: u32, ip: Ipv6Addr, prefix_length: u8) -> Result<()> {
+        let mut message = address_message(index, ip, prefix_length);
+        message.attributes.push(AddressAttribute::Flags(AddressFlags::Nodad));
+        self.tell_one(RouteNetlinkMessage::NewAddress(message), NLM_F_CREATE | NLM_F_EXCL)
+            .map_err(|refusal| refusal.explain(format_args!("add {ip}/{prefix_length}")))
+    }
+
+    /// Makes a veth pair with `queues` queues each way: `near` here and `far` in `far_namespace`, both with `alias`.
+    ///
+    /// All of it is one datagram, which the kernel works through before anything can kill the sender: there is no pair
+    /// without its alias.
+    pub fn add_veth(
+        &mut self,
+        near: &str,
+        far: &str,
+        far_namespace: BorrowedFd<'_>,
+        queues: u32,
+        alias: &str,
+    ) -> Result<()> {
+        let end = |name: &str| {
+            let mut end = LinkMessage::default();
+            end.attributes = vec![
+                LinkAttribute::IfName(name.to_owned()),
+                LinkAttribute::NumTxQueues(queues),
+                LinkAttribute::NumRxQueues(queues),
+            ];
+            end
+        };
+        let mut pair = end(near);
+        pair.attributes.push(LinkAttribute::LinkInfo(vec![
+            LinkInfo::Kind(InfoKind::Veth),
+            LinkInfo::Data(InfoData::Veth(InfoVeth::Peer(end(far)))),
+        ]));
+        // The kernel takes no alias when it makes a link.
+        let named = |name: &str| {
+            let mut change = LinkMessage::default();
+            change.attributes =
+                vec![LinkAttribute::IfName(name.to_owned()), LinkAttribute::IfAlias(alias.to_owned())];
+            change
+        };
+        let near_change = named(near);
+        let mut far_change = named(far);
+        far_change.attributes.push(LinkAttribute::NetNsFd(far_namespace.as_raw_fd()));
+        let refused = self.tell([
+            (RouteNetlinkMessage::NewLink(pair), NLM_F_CREATE | NLM_F_EXCL),
+            (RouteNetlinkMessage::SetLink(near_change), 0),
+            (RouteNetlinkMessage::SetLink(far_change), 0),
+        ]);
+        match refused.map(|refused| refused.into_iter().next()) {
+            Ok(None) => Ok(()),
+            Ok(Some((position, refusal))) => {
+                let is_made = position > 0;
+                if let (true, Ok(link)) = (is_made, self.link(near)) {
+                    self.delete_link(link.index)?;
+                }
+                Err(refusal.explain(format_args!("make the veth pair {near}/{far}")))
+            }
+            Err(refusal) => Err(refusal.explain(format_args!("make the veth pair {near}/{far}"))),
+        }
+    }
+
+    /// Removes an interface, unless it is gone already. Of a veth pair, both ends go.
+    pub fn delete_link(&mut self, index: u32) -> Result<()> {
+        let mut message = LinkMessage::default();
+        message.header.index = index;
+        match self.tell_one(RouteNetlinkMessage::DelLink(message), 0) {
+            Err(refusal) if refusal.code != Errno::ENODEV => {
+                Err(refusal.explain(format_args!("remove interface {index}")))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Sends all messages, each with its own flags, in one datagram, and returns those that were refused: the position
+    /// of each, and why. The kernel works through the rest all the same.
+    ///
+    /// Only the last is acknowledged when it succeeds. Refusals are always reported, in the order of the messages, so
+    /// the last answer says that all are done, and however many succeed cannot overrun the receive buffer.
+    pub fn tell(
+        &mut self,
+        messages: impl IntoIterator<Item = (RouteNetlinkMessage, u16)>,
+    ) -> Result<Vec<(usize, Refusal)>, Refusal> {
+        let first = self.sequence.wrapping_add(1);
+        let mut bytes = Vec::new();
+        let mut messages = messages.into_iter().peekable();
+        while let Some((message, flags)) = messages.next() {
+            let acknowledge = if messages.peek().is_none() { NLM_F_ACK } else { 0 };
+            self.compose(message, NLM_F_REQUEST | acknowledge | flags, &mut bytes);
+        }
+        if bytes.is_empty() {
+            return Ok(Vec::new());
+        }
+        self.socket.send(&bytes, 0)?;
+        let mut refused = Vec::new();
+        loop {
+            for (header, payload) in self.receive()?.into_iter().map(Message::into_parts) {
+                let NetlinkPayload::Error(answer) = payload else {
+                    continue;
+                };
+                let position = header.sequence_number.wrapping_sub(first) as usize;
+                if answer.code.is_some() {
+                    refused.push((position, read_refusal(answer.raw_code(), &answer.header)));
+                }
+                if header.sequence_number == self.sequence {
+                    return Ok(refused);
+                }
+            }
+        }
+    }
+
+    /// [`Socket::tell`] for a single message.
+    fn tell_one(&mut self, message: RouteNetlinkMessage, flags: u16) -> Result<(), Refusal> {
+        match self.tell([(message, flags)])?.pop() {
+            None => Ok(()),
+            Some((_, refusal)) => Err(refusal),
+        }
+    }
+
+    /// Sends a question (with NLM_F_DUMP: for a whole list) and returns the answers.
+    fn ask(
+        &mut self,
+        question: RouteNetlinkMessage,
+        flags: u16,
+    ) -> Result<Vec<RouteNetlinkMessage>, Refusal> {
+        for _ in 0..ATTEMPTS {
+            match self.ask_once(question.clone(), flags) {
+                Ok(None) => {}
+                // Announcements filled the buffer and the answer found no room.
+                Err(refusal) if refusal.code == Errno::ENOBUFS => {}
+                Ok(Some(answers)) => return Ok(answers),
+                Err(refusal) => return Err(refusal),
+            }
+        }
+        Err(Errno::EAGAIN.into())
+    }
+
+    /// The answers, or nothing if the list changed while the kernel told it.
+    fn ask_once(
+        &mut self,
+        question: RouteNetlinkMessage,
+        flags: u16,
+    ) -> Result<Option<Vec<RouteNetlinkMessage>>, Refusal> {
+        let mut bytes = Vec::new();
+        self.compose(question, NLM_F_REQUEST | NLM_F_ACK | flags, &mut bytes);
+        self.socket.send(&bytes, 0)?;
+        let mut answers = Vec::new();
+        let mut consistent = true;
+        loop {
+            for (header, payload) in self.receive()?.into_iter().map(Message::into_parts) {
+                if header.sequence_number != self.sequence {
+                    continue;
+                }
+                consistent &= header.flags & NLM_F_DUMP_INTR == 0;
+                match payload {
+                    NetlinkPayload::InnerMessage(answer) => answers.push(answer),
+                    NetlinkPayload::Error(end) if end.code.is_some() => {
+                        return Err(read_refusal(end.raw_code(), &end.header));
+                    }
+                    NetlinkPayload::Done(end) if end.code < 0 => {
+                        return Err(Errno::from_raw(-end.code).into());
+                    }
+                    NetlinkPayload::Error(_) | NetlinkPayload::Done(_) => {
+                        return Ok(consistent.then_some(answers));
+                    }
+                    _ => {}
+                }
+            }
+        }
+    }
+
+    /// Calls `check` until it finds what it looks for: at once, then after each announcement in `group` that `concerns`
+    /// it; none when `timeout` is over. The socket listens before it first checks, so nothing is missed.
+    fn watch<T>(
+        &mut self,
+        group: MulticastGroup,
+        timeout: Duration,
+        mut check: impl FnMut(&mut Self) -> Result<Option<T>>,
+        concerns: impl Fn(&RouteNetlinkMessage) -> bool,
+    ) -> Result<Option<T>> {
+        let deadline = Instant::now() + timeout;
+        let group = group as u32;
+        self.socket.add_membership(group).context("cannot listen to the kernel")?;
+        let found = loop {
+            match check(self) {
+                Ok(None) => {}
+                found => break found,
+            }
+            match self.wait_for(&concerns, deadline) {
+                Ok(true) => {}
+                Ok(false) => break Ok(None),
+                Err(refusal) => break Err(refusal.explain("listen to the kernel")),
+            }
+        };
+        self.socket.drop_membership(group).context("cannot stop listening to the kernel")?;
+        found
+    }
+
+    /// Whether an announcement that `concerns` the caller came before `deadline`.
+    fn wait_for(
+        &mut self,
+        concerns: impl Fn(&RouteNetlinkMessage) -> bool,
+        deadline: Instant,
+    ) -> Result<bool, Refusal> {
+        while self.wait(deadline)? {
+            let is_concerned = match self.receive() {
+                Ok(events) => events.iter().any(|event| match &event.payload {
+                    NetlinkPayload::InnerMessage(event) => concerns(event),
+                    _ => false,
+                }),
+                // More announcements than the buffer holds: it may have been among them.
+                Err(refusal) if refusal.code == Errno::ENOBUFS => true,
+                Err(refusal) => return Err(refusal),
+            };
+            if is_concerned {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// Whether there is something to receive before `deadline`.
+    fn wait(&self, deadline: Instant) -> Result<bool, Refusal> {
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            // Rounded up, so as not to spin through the last millisecond.
+            let left = PollTimeout::try_from(left + Duration::from_millis(1)).unwrap_or(PollTimeout::MAX);
+            match poll(&mut [PollFd::new(self.socket.as_fd(), PollFlags::POLLIN)], left) {
+                Err(Errno::EINTR) => {}
+                ready => return Ok(ready? > 0),
+            }
+        }
+    }
+
+    /// Appends one request to a datagram.
+    fn compose(&mut self, message: RouteNetlinkMessage, flags: u16, bytes: &mut Vec<u8>) {
+        self.sequence = self.sequence.wrapping_add(1);
+        let mut message = Message::from(message);
+        message.header.flags = flags;
+        message.header.sequence_number = self.sequence;
+        message.finalize();
+        let start = bytes.len();
+        bytes.resize(start + message.buffer_len().next_multiple_of(4), 0);
+        message.serialize(&mut bytes[start..]);
+    }
+
+    /// The messages of the next datagram. Waits for it.
+    fn receive(&mut self) -> Result<Vec<Message>, Refusal> {
+        self.datagram.clear();
+        let length = loop {
+            match self.socket.recv(&mut self.datagram, nix::libc::MSG_TRUNC) {
+                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+                length => break length?,
+            }
+        };
+        if length > self.datagram.len() {
+            return Err(Errno::EMSGSIZE.into());
+        }
+        let mut messages = Vec::new();
+        let mut rest = self.datagram.as_slice();
+        while !rest.is_empty() {
+            let message = Message::deserialize(rest)
+                .map_err(|error| Refusal { code: Errno::EBADMSG, words: Some(error.to_string()) })?;
+            // The header was checked, so this is not zero.
+            let length = message.header.length.next_multiple_of(4) as usize;
+            rest = rest.get(length..).unwrap_or_default();
+            messages.push(message);
+        }
+        Ok(messages)
+    }
+}
+
+/// The body of a message that adds or removes `ip`.
+pub(crate) fn address_message(index: u32, ip: Ipv6Addr, prefix_length: u8) -> AddressMessage {
+    let mut message = AddressMessage::default();
+    message.header.family = AddressFamily::Inet6;
+    message.header.index = index;
+    message.header.prefix_len = prefix_length;
+    message.header.scope = AddressScope::Universe;
+    message.attributes.push(AddressAttribute::Local(IpAddr::V6(ip)));
+    message
+}
+
+/// A refusal from its negative error number and what follows the number in the answer: the header of the request, then
+/// attributes, one of which may be a text.
+fn read_refusal(code: i32, rest: &[u8]) -> Refusal {
+    const REQUEST_HEADER: usize = 16;
+    const NLMSGERR_ATTR_MSG: u16 = 1;
+    let words = NlasIterator::new(rest.get(REQUEST_HEADER..).unwrap_or_default())
+        .map_while(Result::ok)
+        .find(|attribute| attribute.kind() == NLMSGERR_ATTR_MSG)
+        .map(|attribute| String::from_utf8_lossy(attribute.value()).trim_end_matches('\0').to_owned());
+    Refusal { code: Errno::from_raw(code.wrapping_neg()), words }
+}
+
+fn new_link(message: RouteNetlinkMessage) -> Option<Link> {
+    let RouteNetlinkMessage::NewLink(message) = message else {
+        return None;
+    };
+    let mut link = Link {
+        index: message.header.index,
+        name: String::new(),
+        mac: [0; 6],
+        mtu: 0,
+        tx_queues: 1,
+        rx_queues: 1,
+        up: message.header.flags.contains(LinkFlags::Up),
+        carrier: message.header.flags.contains(LinkFlags::LowerUp),
+        alias: None,
+        xdp: None,
+    };
+    for attribute in message.attributes {
+        match attribute {
+            LinkAttribute::IfName(name) => link.name = name,
+            LinkAttribute::Address(bytes) => link.mac = bytes.try_into().unwrap_or_default(),
+            LinkAttribute::Mtu(mtu) => link.mtu = mtu,
+            LinkAttribute::NumTxQueues(queues) => link.tx_queues = queues,
+            LinkAttribute::NumRxQueues(queues) => link.rx_queues = queues,
+            LinkAttribute::IfAlias(alias) => link.alias = Some(alias),
+            LinkAttribute::Xdp(attributes) => link.xdp = attached_program(&attributes),
+            _ => {}
+        }
+    }
+    Some(link)
+}
+
+fn attached_program(attributes: &[LinkXdp]) -> Option<AttachedProgram> {
+    attributes.iter().find_map(|attribute| {
+        let (mode, id) = match *attribute {
+            LinkXdp::DrvProgId(id) => (AttachMode::Native, id),
+            LinkXdp::SkbProgId(id) => (AttachMode::Generic, id),
+            LinkXdp::HwProgId(id) => (AttachMode::Offload, id),
+            _ => return None,
+        };
+        Some(AttachedProgram { mode, id })
+    })
+}
+
+fn new_address(message: &AddressMessage) -> Option<Address> {
+    let mut ip = None;
+    let mut ours = false;
+    for attribute in &message.attributes {
+        match attribute {
+            // Where both are there, this one is the peer's.
+            AddressAttribute::Address(IpAddr::V6(address)) => ip = ip.or(Some(*address)),
+            AddressAttribute::Local(IpAddr::V6(address)) => ip = Some(*address),
+            AddressAttribute::Protocol(AddressProtocol::Other(OUR_ADDRESS_PROTOCOL)) => ours = true,
+            _ => {}
+        }
+    }
+    Some(Address { ip: ip?, prefix_length: message.header.prefix_len, ours })
+}
+
+/// What an entry of the neighbour table says: an address, that there is none (`Some(None)`), or nothing yet.
+fn verdict(entry: &NeighbourMessage) -> Option<Option<[u8; 6]>> {
+    match entry.header.state {
+        NeighbourState::Failed => Some(None),
+        NeighbourState::Incomplete | NeighbourState::None => None,
+        _ => entry.attributes.iter().find_map(|attribute| match attribute {
+            NeighbourAttribute::LinkLayerAddress(mac) => Some(mac.as_slice().try_into().ok()),
+            _ => None,
+        }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    // None of these changes anything, nor needs root.
+
+    #[test]
+    fn loopback_is_found_by_name_and_in_the_list() {
+        let loopback = link("lo").unwrap();
+        assert_eq!((loopback.name.as_str(), loopback.mac), ("lo", [0; 6]));
+        assert!(links().unwrap().contains(&loopback));
+    }
+
+    #[test]
+    fn unknown_interface_is_told_with_those_there_are() {
+        for name in ["eth-none", "", "a name that is much too long for one"] {
+            let error = link(name).unwrap_err().to_string();
+            assert!(error.starts_with(&format!("no interface '{name}' here: there are lo")), "{error}");
+        }
+    }
+
+    #[test]
+    fn addresses_of_no_interface_are_an_error() {
+        let error = addresses(i32::MAX as u32).unwrap_err().to_string();
+        assert!(error.ends_with("there is no such interface here"), "{error}");
+    }
+
+    #[test]
+    fn every_refusal_of_a_batch_has_its_position() {
+        let change = || {
+            let mut change = LinkMessage::default();
+            change.header.index = i32::MAX as u32;
+            (RouteNetlinkMessage::SetLink(change), 0)
+        };
+        let mut socket = Socket::open().unwrap();
+        for count in [0, 1, 2, 200] {
+            let refused = socket.tell(std::iter::repeat_with(change).take(count)).unwrap();
+            assert!(refused.iter().map(|(position, _)| *position).eq(0..count));
+            // The former as root, the latter otherwise.
+            assert!(refused.iter().all(|(_, why)| matches!(why.code, Errno::ENODEV | Errno::EPERM)));
+        }
+        assert_eq!(socket.link("lo").unwrap().name, "lo", "an answer was left over");
+    }
+
+    #[test]
+    fn refusal_has_the_words_of_the_kernel() {
+        let mut rest = vec![0; 16];
+        rest.extend([8, 0, 1, 0]);
+        rest.extend(b"no!\0");
+        let refusal = read_refusal(-(Errno::EINVAL as i32), &rest);
+        assert_eq!(refusal.to_string(), "Invalid argument (no!)");
+        // Whatever is cut off, it is still a refusal.
+        for length in 0..rest.len() {
+            assert_eq!(read_refusal(-(Errno::EINVAL as i32), &rest[..length]).code, Errno::EINVAL);
+        }
+        assert_eq!(read_refusal(i32::MIN, &[]).code, Errno::UnknownErrno);
+    }
+
+    #[test]
+    fn neighbour_counts_when_it_has_an_address() {
+        let entry = |state, mac: Option<&[u8]>| {
+            let mut entry = NeighbourMessage::default();
+            entry.header.state = state;
+            entry.attributes.extend(mac.map(|mac| NeighbourAttribute::LinkLayerAddress(mac.to_vec())));
+            verdict(&entry)
+        };
+        let mac = [2, 0, 0, 0, 0, 7];
+        assert_eq!(entry(NeighbourState::Incomplete, None), None);
+        assert_eq!(entry(NeighbourState::Failed, Some(&mac)), Some(None));
+        for state in [NeighbourState::Reachable, NeighbourState::Stale, NeighbourState::Permanent] {
+            assert_eq!(entry(state, Some(&mac)), Some(Some(mac)));
+        }
+        assert_eq!(entry(NeighbourState::Reachable, Some(&mac[..4])), Some(None));
+    }
+}

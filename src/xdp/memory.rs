@@ -1,0 +1,87 @@
+//! Mapped memory: the UMEM that frames lie in, and the rings that the kernel maps for a socket.
+
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd};
+use std::ptr::{self, NonNull};
+
+/// A mapping that is readable, writable and shared with the kernel, unmapped when dropped.
+#[derive(Debug)]
+pub(super) struct Memory {
+    start: NonNull<u8>,
+    length: usize,
+    hugepages: bool,
+}
+
+// SAFETY: it is an address range; who may touch which part of it when is the business of its users.
+unsafe impl Send for Memory {}
+// SAFETY: as above, and its own methods only compute addresses.
+unsafe impl Sync for Memory {}
+
+/// 2 MiB, the default huge page of x86-64 and of arm64 with 4 KiB pages.
+const HUGEPAGE: usize = 2 << 20;
+
+impl Memory {
+    /// Zeroed memory of at least `length` bytes, on huge pages where some are free (vm.nr_hugepages).
+    pub fn anonymous_huge(length: usize) -> io::Result<Self> {
+        let rounded = length.next_multiple_of(HUGEPAGE);
+        match Self::map(rounded, libc::MAP_ANONYMOUS | libc::MAP_HUGETLB, None, 0) {
+            Ok(mut memory) => {
+                memory.hugepages = true;
+                Ok(memory)
+            }
+            Err(_) => Self::anonymous(length),
+        }
+    }
+
+    /// Zeroed memory of at least `length` bytes, on pages of the usual size.
+    pub fn anonymous(length: usize) -> io::Result<Self> {
+        Self::map(length, libc::MAP_ANONYMOUS, None, 0)
+    }
+
+    /// `length` bytes of what `fd` offers at `offset`.
+    pub fn of_file(fd: BorrowedFd, length: usize, offset: i64) -> io::Result<Self> {
+        Self::map(length, 0, Some(fd), offset)
+    }
+
+    fn map(length: usize, flags: i32, fd: Option<BorrowedFd>, offset: i64) -> io::Result<Self> {
+        let fd = fd.map_or(-1, |fd| fd.as_raw_fd());
+        let access = libc::PROT_READ | libc::PROT_WRITE;
+        // MAP_POPULATE: a page fault on the data path would cost more than a packet.
+        let flags = flags | libc::MAP_SHARED | libc::MAP_POPULATE;
+        // SAFETY: a new mapping at an address that the kernel chooses touches nothing that exists.
+        let start = unsafe { libc::mmap(ptr::null_mut(), length, access, flags, fd, offset) };
+        if start == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        let start = NonNull::new(start.cast()).ok_or_else(|| io::Error::other("mmap returned address 0"))?;
+        Ok(Self { start, length, hugepages: false })
+    }
+
+    /// The address of the first byte.
+    pub fn start(&self) -> NonNull<u8> {
+        self.start
+    }
+
+    /// Whether it lies on huge pages.
+    pub fn hugepages(&self) -> bool {
+        self.hugepages
+    }
+
+    /// The place of `count` values of type `T` at byte `offset`; `None` when they would not lie within, or not be aligned.
+    pub fn at<T>(&self, offset: usize, count: usize) -> Option<NonNull<T>> {
+        let end = count.checked_mul(size_of::<T>())?.checked_add(offset)?;
+        if end > self.length {
+            return None;
+        }
+        // SAFETY: within the mapping, as just checked.
+        let place = unsafe { self.start.add(offset) }.cast::<T>();
+        place.is_aligned().then_some(place)
+    }
+}
+
+impl Drop for Memory {
+    fn drop(&mut self) {
+        // SAFETY: maps exactly this range, and nothing that borrows it is left.
+        unsafe { libc::munmap(self.start.as_ptr().cast(), self.length) };
+    }
+}

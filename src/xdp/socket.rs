@@ -1,0 +1,396 @@
+//! An AF_XDP socket: the UMEM registered, the rings mapped, the fill ring filled, and only then bound to a queue.
+//!
+//! Written on the kernel's interface itself (Documentation/networking/af_xdp.rst): xsk-rs hands out the fill ring only
+//! after the bind, and drivers that start receiving at the bind find it empty.
+
+use std::fmt;
+use std::io;
+use std::mem;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use serde::{Deserialize, Serialize};
+
+use super::memory::Memory;
+use super::ring::{Consumer, Entry, Layout, Producer};
+use super::rings::{Doorbell, Rings};
+use super::umem::Umem;
+
+/// How packets get from the card into the UMEM.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum CopyMode {
+    /// The card writes into the UMEM.
+    Zero,
+    /// The kernel copies between its own buffers and the UMEM.
+    Copy,
+}
+
+impl fmt::Display for CopyMode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Zero => "zero",
+            Self::Copy => "copy",
+        })
+    }
+}
+
+/// Which copy mode to ask for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum CopyRequest {
+    /// Zero-copy where the driver grants it, otherwise copy.
+    Auto,
+    /// Zero-copy or an error.
+    Zero,
+    /// Copy, even where zero-copy could be had.
+    Copy,
+}
+
+/// What to open.
+#[derive(Debug, Clone)]
+pub struct SocketConfig<'a> {
+    /// Name of the interface, for messages.
+    pub interface: &'a str,
+    /// Its index.
+    pub index: u32,
+    /// The queue whose packets are wanted.
+    pub queue: u32,
+    /// Which copy mode to ask for.
+    pub copy: CopyRequest,
+    /// Frames in the UMEM, a power of two. The rx ring is as large, and the fill ring twice, so that neither ever overflows.
+    pub frames: u32,
+    /// Bytes in a frame, 2048 or 4096.
+    pub frame_size: u32,
+    /// Descriptors in the tx and completion rings, a power of two.
+    pub send_ring: u32,
+    /// How many of the frames go into the fill ring; the others are the caller's.
+    pub fill: u32,
+}
+
+/// A bound socket. Its rings are a value apart, so that one thread can work on them while another asks for statistics.
+#[derive(Debug)]
+pub struct Socket {
+    fd: Arc<OwnedFd>,
+    mode: CopyMode,
+}
+
+/// Numbers that the kernel keeps for a socket (XDP_STATISTICS), since it was opened.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KernelCounters {
+    /// Dropped for other reasons than the next two.
+    pub rx_dropped: u64,
+    /// Dropped because the rx ring was full.
+    pub rx_ring_full: u64,
+    /// How often the kernel found the fill ring empty.
+    pub fill_ring_empty: u64,
+    /// Bad descriptors in the fill ring.
+    pub rx_invalid: u64,
+    /// Bad descriptors in the tx ring.
+    pub tx_invalid: u64,
+}
+
+impl KernelCounters {
+    /// Adds another socket's counters.
+    pub fn add(&mut self, other: &Self) {
+        self.rx_dropped += other.rx_dropped;
+        self.rx_ring_full += other.rx_ring_full;
+        self.fill_ring_empty += other.fill_ring_empty;
+        self.rx_invalid += other.rx_invalid;
+        self.tx_invalid += other.tx_invalid;
+    }
+}
+
+/// Bind retries for this long while the kernel still tears down the last socket of the queue, which it does after the
+/// close, on its own time (RCU grace periods, tens of milliseconds each).
+const BUSY_LIMIT: Duration = Duration::from_secs(2);
+
+impl Socket {
+    /// Opens a socket, fills its fill ring and binds it. Returns it with its rings and the frames that are not in the
+    /// fill ring.
+    ///
+    /// # Errors
+    /// When the kernel refuses, with what to do about it.
+    pub fn open(config: &SocketConfig) -> Result<(Self, Rings, Vec<super::Frame>)> {
+        let give_up = Instant::now() + BUSY_LIMIT;
+        loop {
+            match Self::try_open(config) {
+                Err(OpenError::Bind(error))
+                    if error.raw_os_error() == Some(libc::EBUSY) && Instant::now() < give_up =>
+                {
+                    thread::sleep(Duration::from_millis(10));
+                }
+                Err(OpenError::Bind(error)) => return Err(explain(config, &error)),
+                Err(OpenError::Other(error)) => return Err(error),
+                Ok(opened) => return Ok(opened),
+            }
+        }
+    }
+
+    fn try_open(config: &SocketConfig) -> Result<(Self, Rings, Vec<super::Frame>), OpenError> {
+        // SAFETY: makes a descriptor, touches no memory.
+        let fd = unsafe { libc::socket(libc::AF_XDP, libc::SOCK_RAW | libc::SOCK_CLOEXEC, 0) };
+        if fd < 0 {
+            let error = io::Error::last_os_error();
+            let cure = match error.raw_os_error() {
+                Some(libc::EAFNOSUPPORT) => "this kernel is built without CONFIG_XDP_SOCKETS",
+                Some(libc::EPERM) => "it needs CAP_NET_RAW: run as root",
+                _ => "socket(AF_XDP) failed",
+            };
+            return Err(anyhow::Error::new(error).context(format!("no AF_XDP socket: {cure}")).into());
+        }
+        // SAFETY: a fresh descriptor that nobody else owns.
+        let fd = Arc::new(unsafe { OwnedFd::from_raw_fd(fd) });
+
+        let (umem, frames) = Umem::new(config.frames, config.frame_size).context("no memory for the UMEM")?;
+        let registration = libc::xdp_umem_reg {
+            addr: umem.memory.start().as_ptr() as u64,
+            len: umem.length(),
+            chunk_size: umem.frame_size(),
+            headroom: 0,
+            flags: 0,
+            tx_metadata_len: 0,
+        };
+        set_option(&fd, libc::XDP_UMEM_REG, &registration).context(
+            "the kernel does not take the UMEM (is the locked-memory limit too low? see ulimit -l)",
+        )?;
+        let fill_ring = fill_ring(config.frames);
+        for (ring, size) in [
+            (libc::XDP_UMEM_FILL_RING, fill_ring),
+            (libc::XDP_UMEM_COMPLETION_RING, config.send_ring),
+            (libc::XDP_RX_RING, config.frames),
+            (libc::XDP_TX_RING, config.send_ring),
+        ] {
+            set_option(&fd, ring, &size).with_context(|| format!("the kernel refuses a ring of {size}"))?;
+        }
+
+        let offsets: libc::xdp_mmap_offsets =
+            get_option(&fd, libc::XDP_MMAP_OFFSETS).context("cannot ask where the rings lie")?;
+        let send = config.send_ring;
+        let fill = producer(&fd, &offsets.fr, libc::XDP_UMEM_PGOFF_FILL_RING as i64, fill_ring)?;
+        let completion = consumer(&fd, &offsets.cr, libc::XDP_UMEM_PGOFF_COMPLETION_RING as i64, send)?;
+        let rx = consumer(&fd, &offsets.rx, libc::XDP_PGOFF_RX_RING, config.frames)?;
+        let tx = producer(&fd, &offsets.tx, libc::XDP_PGOFF_TX_RING, send)?;
+
+        let mut rings = Rings::new(umem, fill, rx, tx, completion);
+        let mut frames = frames.into_iter();
+        for frame in frames.by_ref().take(config.fill as usize) {
+            rings.fill(frame).map_err(|_| anyhow::anyhow!("the fill ring is smaller than the UMEM"))?;
+        }
+        rings.publish();
+
+        bind(&fd, config).map_err(OpenError::Bind)?;
+        // One system call may send all that the ring holds: the default lets it send 32 packets (Linux 6.17; older
+        // kernels do not know the option and keep to 32).
+        let _ = set_option(&fd, XDP_MAX_TX_SKB_BUDGET, &config.send_ring);
+
+        let options: libc::xdp_options =
+            get_option(&fd, libc::XDP_OPTIONS).context("cannot ask for the copy mode")?;
+        let zero = options.flags & libc::XDP_OPTIONS_ZEROCOPY != 0;
+        let mode = if zero { CopyMode::Zero } else { CopyMode::Copy };
+        Ok((Self { fd, mode }, rings, frames.collect()))
+    }
+
+    /// The copy mode that the kernel says it uses (XDP_OPTIONS).
+    pub fn mode(&self) -> CopyMode {
+        self.mode
+    }
+
+    /// A way to ask for the kernel's counters from another thread.
+    pub fn counters(&self) -> CounterSource {
+        CounterSource(self.fd.clone())
+    }
+}
+
+/// Asks for a socket's counters.
+#[derive(Debug, Clone)]
+pub struct CounterSource(Arc<OwnedFd>);
+
+impl CounterSource {
+    /// The counters now; zeros when the kernel does not say.
+    pub fn read(&self) -> KernelCounters {
+        let Ok(raw) = get_option::<libc::xdp_statistics>(&self.0, libc::XDP_STATISTICS) else {
+            return KernelCounters::default();
+        };
+        KernelCounters {
+            rx_dropped: raw.rx_dropped,
+            rx_ring_full: raw.rx_ring_full,
+            fill_ring_empty: raw.rx_fill_ring_empty_descs,
+            rx_invalid: raw.rx_invalid_descs,
+            tx_invalid: raw.tx_invalid_descs,
+        }
+    }
+}
+
+impl AsFd for Socket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+impl Doorbell for Socket {
+    fn wake_sender(&mut self) -> io::Result<()> {
+        // SAFETY: an empty message: the kernel reads no memory of ours.
+        let sent = unsafe {
+            libc::sendto(self.fd.as_raw_fd(), std::ptr::null(), 0, libc::MSG_DONTWAIT, std::ptr::null(), 0)
+        };
+        if sent >= 0 { Ok(()) } else { unless_busy(io::Error::last_os_error()) }
+    }
+
+    fn wake_receiver(&mut self) -> io::Result<()> {
+        // SAFETY: an empty buffer: the kernel writes no memory of ours.
+        let received = unsafe {
+            libc::recvfrom(
+                self.fd.as_raw_fd(),
+                std::ptr::null_mut(),
+                0,
+                libc::MSG_DONTWAIT,
+                std::ptr::null_mut(),
+                std::ptr::null_mut(),
+            )
+        };
+        if received >= 0 { Ok(()) } else { unless_busy(io::Error::last_os_error()) }
+    }
+
+    fn sleep(&mut self, limit: Duration) -> io::Result<()> {
+        let timeout = PollTimeout::try_from(limit).unwrap_or(PollTimeout::MAX);
+        let mut fds = [PollFd::new(self.fd.as_fd(), PollFlags::POLLIN)];
+        match poll(&mut fds, timeout) {
+            Ok(_) | Err(nix::Error::EINTR) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
+    }
+}
+
+/// What a wake-up may say without anything being wrong: try again (EAGAIN, EBUSY), out of buffers for now (ENOBUFS), or the
+/// link is down for now (ENETDOWN).
+fn unless_busy(error: io::Error) -> io::Result<()> {
+    match error.raw_os_error() {
+        Some(libc::EAGAIN | libc::EBUSY | libc::ENOBUFS | libc::ENETDOWN | libc::EINTR) => Ok(()),
+        _ => Err(error),
+    }
+}
+
+/// SOL_XDP option of linux/if_xdp.h since Linux 6.17, not yet in the libc crate.
+const XDP_MAX_TX_SKB_BUDGET: i32 = 9;
+
+/// Size of a fill ring that always takes every one of `frames` frames. The kernel takes entries out well before it says so
+/// (`__xskq_cons_release` comes after the packets were published): a frame can be back in user space while its old entry
+/// still counts, so each frame may have two.
+pub(super) fn fill_ring(frames: u32) -> u32 {
+    2 * frames.next_power_of_two()
+}
+
+enum OpenError {
+    Bind(io::Error),
+    Other(anyhow::Error),
+}
+
+impl From<anyhow::Error> for OpenError {
+    fn from(error: anyhow::Error) -> Self {
+        Self::Other(error)
+    }
+}
+
+fn bind(fd: &OwnedFd, config: &SocketConfig) -> io::Result<()> {
+    let mode = match config.copy {
+        CopyRequest::Auto => 0, // the kernel tries zero-copy first
+        CopyRequest::Zero => libc::XDP_ZEROCOPY,
+        CopyRequest::Copy => libc::XDP_COPY,
+    };
+    let address = libc::sockaddr_xdp {
+        sxdp_family: libc::AF_XDP as u16,
+        sxdp_flags: libc::XDP_USE_NEED_WAKEUP | mode,
+        sxdp_ifindex: config.index,
+        sxdp_queue_id: config.queue,
+        sxdp_shared_umem_fd: 0,
+    };
+    let length = size_of_val(&address) as libc::socklen_t;
+    // SAFETY: the address is valid for reads of its length.
+    let bound = unsafe { libc::bind(fd.as_raw_fd(), (&raw const address).cast(), length) };
+    if bound == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Says what a refused bind means.
+fn explain(config: &SocketConfig, error: &io::Error) -> anyhow::Error {
+    let SocketConfig { interface, queue, .. } = config;
+    let why = match error.raw_os_error() {
+        Some(libc::EBUSY) => format!(
+            "queue {queue} of {interface} is taken by another AF_XDP socket: stop it, or use another queue"
+        ),
+        Some(libc::EOPNOTSUPP | libc::EINVAL) if config.copy == CopyRequest::Zero => format!(
+            "the driver of {interface} refuses zero-copy on queue {queue}: use --copy auto, which falls back to copy"
+        ),
+        Some(libc::EINVAL) => format!("the kernel refuses queue {queue} of {interface}: does it exist?"),
+        Some(libc::EPERM) => "binding an AF_XDP socket needs CAP_NET_RAW: run as root".to_owned(),
+        Some(libc::ENODEV) => format!("{interface} has gone"),
+        Some(libc::ENETDOWN) => format!("{interface} is down: set it up first"),
+        _ => format!("the kernel refuses queue {queue} of {interface}"),
+    };
+    anyhow::anyhow!("{why} ({error})")
+}
+
+fn producer<T: Entry>(
+    fd: &OwnedFd,
+    offsets: &libc::xdp_ring_offset,
+    page: i64,
+    size: u32,
+) -> Result<Producer<T>> {
+    let (memory, layout) = map_ring::<T>(fd, offsets, page, size)?;
+    Producer::new(&memory, &layout, size).context("the kernel gave a ring layout that makes no sense")
+}
+
+fn consumer<T: Entry>(
+    fd: &OwnedFd,
+    offsets: &libc::xdp_ring_offset,
+    page: i64,
+    size: u32,
+) -> Result<Consumer<T>> {
+    let (memory, layout) = map_ring::<T>(fd, offsets, page, size)?;
+    Consumer::new(&memory, &layout, size).context("the kernel gave a ring layout that makes no sense")
+}
+
+fn map_ring<T: Entry>(
+    fd: &OwnedFd,
+    offsets: &libc::xdp_ring_offset,
+    page: i64,
+    size: u32,
+) -> Result<(Arc<Memory>, Layout)> {
+    let layout = Layout {
+        producer: offsets.producer as usize,
+        consumer: offsets.consumer as usize,
+        flags: offsets.flags as usize,
+        entries: offsets.desc as usize,
+    };
+    let length = layout.entries + size as usize * size_of::<T>();
+    let memory = Memory::of_file(fd.as_fd(), length, page).context("cannot map a ring")?;
+    Ok((Arc::new(memory), layout))
+}
+
+fn set_option<T>(fd: &OwnedFd, option: i32, value: &T) -> io::Result<()> {
+    let length = size_of::<T>() as libc::socklen_t;
+    // SAFETY: `value` is valid for reads of its size.
+    let result = unsafe {
+        libc::setsockopt(fd.as_raw_fd(), libc::SOL_XDP, option, (&raw const *value).cast(), length)
+    };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// `T` is one of the kernel's plain structures, for which any bytes are a value.
+fn get_option<T>(fd: &OwnedFd, option: i32) -> io::Result<T> {
+    let mut value = mem::MaybeUninit::<T>::zeroed();
+    let mut length = size_of::<T>() as libc::socklen_t;
+    // SAFETY: `value` is valid for writes of its size, which the kernel is told.
+    let result = unsafe {
+        libc::getsockopt(fd.as_raw_fd(), libc::SOL_XDP, option, value.as_mut_ptr().cast(), &raw mut length)
+    };
+    // An older kernel may know a shorter structure: the rest stays zero.
+    if result != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: zeroed, then written by the kernel: initialised, and any bytes will do.
+    Ok(unsafe { value.assume_init() })
+}
