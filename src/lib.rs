@@ -14,7 +14,10 @@
 
 pub mod address;
 pub mod bind;
+pub mod engine;
 pub mod lab;
+pub mod load;
 pub mod netlink;
+pub mod report;
 pub mod wire;
 pub mod xdp;

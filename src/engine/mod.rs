@@ -1,0 +1,127 @@
+//! ANSWERING: requests come in, replies go out. Several engines do it in different ways by the same rules.
+//!
+//! ```text
+//!   afxdp    rings ─► worker ─► rings                                          one worker a queue
+//!   socket   listener thread ─► POSIX message queue ─► worker, sendmsg × n     the paper's server
+//!                 └────────────── Handler ──────────────┘ decides for both
+//! ```
+//!
+//! An engine opens what it needs, says what the kernel granted, and answers until it is told to stop. It makes no
+//! address live: that is the business of `bind`, which [`Server`] does first.
+
+mod afxdp;
+mod handler;
+mod server;
+mod socket;
+mod statistics;
+mod worker;
+
+use std::fmt;
+use std::sync::atomic::AtomicBool;
+
+use anyhow::Result;
+use serde::{Deserialize, Serialize};
+
+use crate::netlink::{AttachMode, Link};
+use crate::report::Counters;
+use crate::xdp::{AttachRequest, CopyMode, CopyRequest};
+
+pub use handler::Handler;
+pub use server::{Server, ServerConfig};
+pub use statistics::{Shown, Tally};
+pub use worker::Worker;
+
+/// The engines there are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum EngineKind {
+    /// AF_XDP rings: no socket buffers, no system call per packet
+    Afxdp,
+    /// The paper's server: a UDP socket, a message queue, and ten calls of sendmsg
+    Socket,
+}
+
+impl fmt::Display for EngineKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Afxdp => "afxdp",
+            Self::Socket => "socket",
+        })
+    }
+}
+
+/// What an engine is to do, and with what.
+#[derive(Debug, Clone)]
+pub struct EngineConfig {
+    /// The interface, in the namespace of the calling thread.
+    pub link: Link,
+    /// The answering rules.
+    pub handler: Handler,
+    /// Replies to each request, at least 1.
+    pub replies: u16,
+    /// Where the XDP program is to run.
+    pub attach: AttachRequest,
+    /// Which copy mode to ask for.
+    pub copy: CopyRequest,
+    /// The queues to serve, all of them in use.
+    pub queues: Vec<u32>,
+    /// The processors to pin to, at least one; workers beyond their number share them in turn.
+    pub cores: Vec<usize>,
+}
+
+/// What the kernel granted an engine: what it reports, not what was asked for. `None` where the engine has no such thing.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct Modes {
+    /// How its XDP program is attached.
+    pub attach: Option<AttachMode>,
+    /// How packets get into and out of its rings: `Zero` only when every queue's do.
+    pub copy: Option<CopyMode>,
+    /// Queues that it serves.
+    pub queues: Vec<u32>,
+    /// Processors that it is pinned to.
+    pub cores: Vec<usize>,
+    /// Whether its UMEM lies on huge pages.
+    pub hugepages: Option<bool>,
+    /// Messages that its queue holds.
+    pub queue_depth: Option<i64>,
+}
+
+/// Something that answers requests, ready to run.
+pub trait Engine: Send {
+    /// What the kernel granted.
+    fn modes(&self) -> &Modes;
+
+    /// A way to read its counters while it runs.
+    ///
+    /// # Errors
+    /// When the process is out of file descriptors.
+    fn counters(&self) -> Result<Box<dyn CounterSet>>;
+
+    /// Answers until `stop` is set. Counters are final when this returns.
+    ///
+    /// # Errors
+    /// When it cannot go on: the interface is gone, say.
+    fn run(self: Box<Self>, stop: &AtomicBool) -> Result<()>;
+}
+
+/// An engine's counters, readable from any thread.
+pub trait CounterSet: Send {
+    /// What was counted since the engine was opened.
+    fn read(&self) -> Counters;
+}
+
+/// Opens the engine `kind`.
+///
+/// # Errors
+/// When the kernel does not give it what it needs, with what to do about it.
+pub fn open(kind: EngineKind, config: &EngineConfig) -> Result<Box<dyn Engine>> {
+    Ok(match kind {
+        EngineKind::Afxdp => Box::new(afxdp::AfXdp::open(config)?),
+        EngineKind::Socket => Box::new(socket::SocketServer::open(config)?),
+    })
+}
+
+/// Pins the calling thread to processor `core`. Not being allowed to is no reason to stop: `cores` was checked before.
+fn pin(core: usize) {
+    core_affinity::set_for_current(core_affinity::CoreId { id: core });
+}

@@ -1,0 +1,297 @@
+//! The paper's server, as it describes it: a listener thread takes datagrams from a UDP socket and puts them into a POSIX
+//! message queue; one worker takes them out and calls sendmsg ten times, with the address that was asked as the source.
+//!
+//! Morrell, Ransbottom, Marchany, Tront, "Scaling IPv6 Address Bindings in Support of a Moving Target Defense", section IV.
+
+use std::ffi::CString;
+use std::io::{self, IoSlice, IoSliceMut};
+use std::net::Ipv6Addr;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use anyhow::{Context, Result, anyhow};
+use nix::errno::Errno;
+use nix::mqueue::{MQ_OFlag, MqAttr, MqdT, mq_open, mq_send, mq_timedreceive, mq_unlink};
+use nix::sys::resource::{Resource, setrlimit};
+use nix::sys::socket::{
+    AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType, SockaddrIn6, bind,
+    recvmsg, sendmsg, setsockopt, socket, sockopt,
+};
+use nix::sys::stat::Mode;
+use nix::sys::time::{TimeSpec, TimeVal, TimeValLike};
+use nix::time::{ClockId, clock_gettime};
+
+use super::handler::Handler;
+use super::statistics::{Shown, Tally};
+use super::{CounterSet, Engine, EngineConfig, Modes, pin};
+use crate::report::Counters;
+use crate::wire::MAX_PAYLOAD;
+
+/// Messages that the queue is asked to hold. The system's default of 10 (fs.mqueue.msg_max) loses requests at once;
+/// root may have more.
+const QUEUE_DEPTH: i64 = 1024;
+
+/// A message: whom to answer, from where, and with what. All in the order of the fields.
+const SOURCE: usize = 0;
+const SOURCE_PORT: usize = 16;
+const DESTINATION: usize = 18;
+const PAYLOAD: usize = 34;
+const MESSAGE: usize = PAYLOAD + MAX_PAYLOAD;
+
+/// Bytes of requests that the kernel may hold for the listener. The default (212,992) is full after some 250 small
+/// requests, 10 ms at the rate that this server sustains.
+const RECEIVE_BUFFER: usize = 4 << 20;
+
+/// Both threads look up this often whether they are to stop.
+const DOZE: Duration = Duration::from_millis(100);
+
+pub(super) struct SocketServer {
+    socket: Arc<OwnedFd>,
+    interface: u32,
+    queue: MqdT,
+    handler: Handler,
+    replies: u16,
+    modes: Modes,
+    listener: Arc<Shown>,
+    worker: Arc<Shown>,
+}
+
+impl SocketServer {
+    pub fn open(config: &EngineConfig) -> Result<Self> {
+        let port = config.handler.port();
+        let flags = SockFlag::SOCK_CLOEXEC;
+        let socket =
+            socket(AddressFamily::Inet6, SockType::Datagram, flags, None).context("no UDP socket")?;
+        setsockopt(&socket, sockopt::Ipv6V6Only, &true)?;
+        setsockopt(&socket, sockopt::Ipv6RecvPacketInfo, &true)?;
+        setsockopt(&socket, sockopt::BindToDevice, &config.link.name.clone().into())
+            .with_context(|| format!("cannot bind a socket to {}", config.link.name))?;
+        setsockopt(&socket, sockopt::ReceiveTimeout, &TimeVal::milliseconds(DOZE.as_millis() as i64))?;
+        // Beyond net.core.rmem_max needs CAP_NET_ADMIN; without it, as much as is allowed.
+        if setsockopt(&socket, sockopt::RcvBufForce, &RECEIVE_BUFFER).is_err() {
+            setsockopt(&socket, sockopt::RcvBuf, &RECEIVE_BUFFER)?;
+        }
+        let any = SockaddrIn6::from(std::net::SocketAddrV6::new(Ipv6Addr::UNSPECIFIED, port, 0, 0));
+        bind(socket.as_raw_fd(), &any).map_err(|error| match error {
+            Errno::EADDRINUSE => {
+                anyhow!("UDP port {port} is taken by another program: stop it, or use --port")
+            }
+            other => anyhow!("cannot bind UDP port {port}: {other}"),
+        })?;
+        let (queue, depth) = open_queue()?;
+        let first = config.cores[0];
+        let second = config.cores.get(1).copied().unwrap_or(first);
+        Ok(Self {
+            socket: Arc::new(socket),
+            interface: config.link.index,
+            queue,
+            handler: config.handler.clone(),
+            replies: config.replies,
+            modes: Modes {
+                cores: if first == second { vec![first] } else { vec![first, second] },
+                queue_depth: Some(depth),
+                ..Modes::default()
+            },
+            listener: Arc::default(),
+            worker: Arc::default(),
+        })
+    }
+
+    /// Receives, asks the handler, and queues what is to be answered.
+    fn listen(&self, stop: &AtomicBool) -> Result<()> {
+        let mut tally = Tally::default();
+        let mut message = [0; MESSAGE];
+        let mut control = nix::cmsg_space!(libc::in6_pktinfo);
+        while !stop.load(Ordering::Relaxed) {
+            let mut payload = [IoSliceMut::new(&mut message[PAYLOAD..])];
+            let fd = self.socket.as_raw_fd();
+            let received =
+                match recvmsg::<SockaddrIn6>(fd, &mut payload, Some(&mut control), MsgFlags::empty()) {
+                    Ok(received) => received,
+                    Err(Errno::EAGAIN | Errno::EINTR) => continue,
+                    Err(error) => return Err(error).context("cannot receive"),
+                };
+            let (Some(peer), length) = (received.address, received.bytes) else {
+                continue;
+            };
+            let destination = received.cmsgs()?.find_map(|message| match message {
+                ControlMessageOwned::Ipv6PacketInfo(info) => Some(Ipv6Addr::from(info.ipi6_addr.s6_addr)),
+                _ => None,
+            });
+            let Some(destination) = destination else { continue };
+            match self.handler.decide(peer.ip(), peer.port(), destination) {
+                Ok(()) => {
+                    message[SOURCE..SOURCE_PORT].copy_from_slice(&peer.ip().octets());
+                    message[SOURCE_PORT..DESTINATION].copy_from_slice(&peer.port().to_be_bytes());
+                    message[DESTINATION..PAYLOAD].copy_from_slice(&destination.octets());
+                    // Waits while the queue is full: then the socket's buffer is the queue, and the kernel counts.
+                    self.put(&message[..PAYLOAD + length])?;
+                }
+                Err(refusal) => {
+                    tally.refused[refusal as usize] += 1;
+                    self.listener.store(&tally);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn put(&self, message: &[u8]) -> Result<()> {
+        loop {
+            match mq_send(&self.queue, message, 0) {
+                Ok(()) => return Ok(()),
+                Err(Errno::EINTR) => {}
+                Err(error) => return Err(error).context("cannot put a message into the queue"),
+            }
+        }
+    }
+
+    /// Takes messages and answers, until there are none and the listener has ended.
+    fn work(&self, listening: &AtomicBool) -> Result<()> {
+        let mut tally = Tally::default();
+        let mut message = [0; MESSAGE];
+        let mut priority = 0;
+        loop {
+            let last = !listening.load(Ordering::Acquire);
+            let now = clock_gettime(ClockId::CLOCK_REALTIME)?;
+            let deadline = now + TimeSpec::from_duration(DOZE);
+            let length = match mq_timedreceive(&self.queue, &mut message, &mut priority, &deadline) {
+                Ok(length) => length,
+                Err(Errno::ETIMEDOUT) if last => return Ok(()),
+                Err(Errno::ETIMEDOUT | Errno::EINTR) => continue,
+                Err(error) => return Err(error).context("cannot take a message from the queue"),
+            };
+            self.reply(&message[..length], &mut tally);
+            self.worker.store(&tally);
+        }
+    }
+
+    fn reply(&self, message: &[u8], tally: &mut Tally) {
+        let (Some(address), Some(port), Some(from), Some(payload)) = (
+            message[SOURCE..].first_chunk::<16>(),
+            message.get(SOURCE_PORT..).and_then(|rest| rest.first_chunk::<2>()),
+            message.get(DESTINATION..).and_then(|rest| rest.first_chunk::<16>()),
+            message.get(PAYLOAD..),
+        ) else {
+            return; // nobody else has the queue, so there is no such message
+        };
+        let peer = std::net::SocketAddrV6::new(
+            Ipv6Addr::from(*address),
+            u16::from_be_bytes(*port),
+            0,
+            self.interface,
+        );
+        let peer = SockaddrIn6::from(peer);
+        let source =
+            libc::in6_pktinfo { ipi6_addr: libc::in6_addr { s6_addr: *from }, ipi6_ifindex: self.interface };
+        let control = [ControlMessage::Ipv6PacketInfo(&source)];
+        let data = [IoSlice::new(payload)];
+        tally.answered += 1;
+        for _ in 0..self.replies {
+            match sendmsg(self.socket.as_raw_fd(), &data, &control, MsgFlags::empty(), Some(&peer)) {
+                Ok(_) => tally.replies += 1,
+                Err(_) => tally.unsent += 1,
+            }
+        }
+    }
+}
+
+impl Engine for SocketServer {
+    fn modes(&self) -> &Modes {
+        &self.modes
+    }
+
+    fn counters(&self) -> Result<Box<dyn CounterSet>> {
+        Ok(Box::new(SocketCounters {
+            socket: self.socket.clone(),
+            listener: self.listener.clone(),
+            worker: self.worker.clone(),
+        }))
+    }
+
+    fn run(self: Box<Self>, stop: &AtomicBool) -> Result<()> {
+        let listening = AtomicBool::new(true);
+        let (first, second) = (self.modes.cores[0], *self.modes.cores.last().unwrap_or(&self.modes.cores[0]));
+        thread::scope(|scope| {
+            let worker = scope.spawn(|| {
+                pin(second);
+                self.work(&listening).inspect_err(|_| stop.store(true, Ordering::Relaxed))
+            });
+            let listener = scope.spawn(|| {
+                pin(first);
+                let result = self.listen(stop);
+                listening.store(false, Ordering::Release);
+                result
+            });
+            listener.join().map_err(|_| anyhow!("the listener panicked"))??;
+            worker.join().map_err(|_| anyhow!("the worker panicked"))?
+        })
+    }
+}
+
+struct SocketCounters {
+    socket: Arc<OwnedFd>,
+    listener: Arc<Shown>,
+    worker: Arc<Shown>,
+}
+
+impl CounterSet for SocketCounters {
+    fn read(&self) -> Counters {
+        let mut tally = self.listener.load();
+        tally.add(&self.worker.load());
+        Counters {
+            answered: tally.answered,
+            replies: tally.replies,
+            unsent: tally.unsent,
+            refused: tally.refused_by_name(),
+            socket_dropped: dropped(&self.socket).ok(),
+            ..Counters::default()
+        }
+    }
+}
+
+/// Datagrams that the kernel dropped for want of room in the socket's buffer.
+fn dropped(socket: &OwnedFd) -> io::Result<u64> {
+    const SK_MEMINFO_DROPS: usize = 8; // index into the array, linux/sock_diag.h
+    let mut info = [0u32; SK_MEMINFO_DROPS + 1];
+    let mut length = size_of_val(&info) as libc::socklen_t;
+    // SAFETY: `info` is valid for writes of the length that the kernel is told.
+    let result = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_MEMINFO,
+            info.as_mut_ptr().cast(),
+            &raw mut length,
+        )
+    };
+    if result == 0 { Ok(info[SK_MEMINFO_DROPS].into()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// A POSIX message queue without a name left in the system, as deep as is allowed up to [`QUEUE_DEPTH`].
+fn open_queue() -> Result<(MqdT, i64)> {
+    static COUNT: AtomicU32 = AtomicU32::new(0);
+    let number = COUNT.fetch_add(1, Ordering::Relaxed);
+    let name = CString::new(format!("/sixhop-{}-{number}", std::process::id()))?;
+    // A queue's bytes count against RLIMIT_MSGQUEUE, 800 KiB by default, of which the kernel keeps some for itself.
+    let bytes = 2 * (QUEUE_DEPTH as u64 * MESSAGE as u64);
+    let _ = setrlimit(Resource::RLIMIT_MSGQUEUE, bytes, bytes);
+    let mut depth = QUEUE_DEPTH;
+    loop {
+        let attributes = MqAttr::new(0, depth, MESSAGE as i64, 0);
+        let flags = MQ_OFlag::O_CREAT | MQ_OFlag::O_EXCL | MQ_OFlag::O_RDWR | MQ_OFlag::O_CLOEXEC;
+        match mq_open(name.as_c_str(), flags, Mode::S_IRUSR | Mode::S_IWUSR, Some(&attributes)) {
+            Ok(queue) => {
+                // Nobody else is to open it, and nothing is to be left behind.
+                mq_unlink(name.as_c_str()).context("cannot unlink the message queue")?;
+                return Ok((queue, depth));
+            }
+            Err(Errno::EINVAL | Errno::EMFILE) if depth > 1 => depth /= 2,
+            Err(Errno::ENOSYS) => return Err(anyhow!("this kernel is built without CONFIG_POSIX_MQUEUE")),
+            Err(error) => return Err(anyhow!("no POSIX message queue: {error}")),
+        }
+    }
+}

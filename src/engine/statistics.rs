@@ -1,0 +1,103 @@
+//! What an engine counts while it runs, readable from another thread without disturbing it.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crossbeam_utils::CachePadded;
+
+use crate::wire::Refusal;
+
+/// One worker's counts. The worker has a copy of its own and shows it to others now and then.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Tally {
+    /// Requests that were answered.
+    pub answered: u64,
+    /// Replies handed to the kernel: `--replies` for each request that was answered.
+    pub replies: u64,
+    /// Requests that were not answered, by [`Refusal`].
+    pub refused: [u64; Refusal::ALL.len()],
+    /// Replies that the kernel did not take.
+    pub unsent: u64,
+    /// Frames that are in no ring and in nobody's hands. Anything but 0 is a bug.
+    pub frames_lost: u64,
+    /// Descriptors from the kernel that made no sense. Anything but 0 is a bug, here or there.
+    pub invalid: u64,
+}
+
+impl Tally {
+    fn fields(&self) -> impl Iterator<Item = u64> + '_ {
+        [self.answered, self.replies, self.unsent, self.frames_lost, self.invalid]
+            .into_iter()
+            .chain(self.refused)
+    }
+
+    /// Adds another worker's counts.
+    pub fn add(&mut self, other: &Self) {
+        self.answered += other.answered;
+        self.replies += other.replies;
+        self.unsent += other.unsent;
+        self.frames_lost += other.frames_lost;
+        self.invalid += other.invalid;
+        for (sum, count) in self.refused.iter_mut().zip(other.refused) {
+            *sum += count;
+        }
+    }
+
+    /// Requests not answered by the name of the reason, those that occurred.
+    pub fn refused_by_name(&self) -> BTreeMap<String, u64> {
+        let named = Refusal::ALL.iter().zip(self.refused).filter(|(_, count)| *count > 0);
+        named.map(|(refusal, count)| (refusal.name().to_owned(), count)).collect()
+    }
+}
+
+/// A place where one worker shows its tally, on cache lines of its own.
+#[derive(Debug, Default)]
+pub struct Shown(CachePadded<[AtomicU64; 5 + Refusal::ALL.len()]>);
+
+impl Shown {
+    /// Shows `tally`. Only its worker calls this.
+    #[inline]
+    pub fn store(&self, tally: &Tally) {
+        for (place, value) in self.0.iter().zip(tally.fields()) {
+            place.store(value, Ordering::Relaxed);
+        }
+    }
+
+    /// What was shown last. Numbers of one request may be there in part.
+    pub fn load(&self) -> Tally {
+        let mut values = self.0.iter().map(|place| place.load(Ordering::Relaxed));
+        let mut next = || values.next().unwrap_or_default();
+        Tally {
+            answered: next(),
+            replies: next(),
+            unsent: next(),
+            frames_lost: next(),
+            invalid: next(),
+            refused: std::array::from_fn(|_| next()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_shown_is_what_is_read_and_adds_up() {
+        let tally = Tally {
+            answered: 1,
+            replies: 10,
+            refused: std::array::from_fn(|index| 100 + index as u64),
+            unsent: 2,
+            frames_lost: 3,
+            invalid: 4,
+        };
+        let shown = Shown::default();
+        shown.store(&tally);
+        assert_eq!(shown.load(), tally);
+        let mut sum = tally.clone();
+        sum.add(&tally);
+        assert!(sum.fields().zip(tally.fields()).all(|(double, single)| double == 2 * single));
+        assert_eq!(tally.refused_by_name()["bad_checksum"], 100 + Refusal::BadChecksum as u64);
+    }
+}

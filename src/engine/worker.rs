@@ -1,0 +1,295 @@
+//! One queue's work: received frames become replies. It takes rings and a doorbell, not a socket, so that tests, benches
+//! and production run the same loop.
+//!
+//! ```text
+//!   turn:  completion ─► fill      frames whose last reply has gone
+//!          (held) ─────► tx        a reply that found no room last time, before anything new
+//!          rx ─► handler ─► tx     answered: one frame, `replies` descriptors
+//!                     └──► fill    refused, and counted by reason
+//!          publish, wake the kernel where it asks
+//! ```
+
+use std::io;
+
+use super::handler::Handler;
+use super::statistics::Tally;
+use crate::xdp::{Doorbell, Frame, Packet, Rings};
+
+/// Requests taken in one turn. Enough to spread the cost of a turn (four counters, two flags, one system call), few enough
+/// that the first reply of a batch does not wait long for its last: 64 requests are about 2 µs of work here.
+const BATCH: usize = 64;
+
+/// The state of a worker between turns.
+#[derive(Debug)]
+pub struct Worker {
+    handler: Handler,
+    replies: u16,
+    /// A reply that the tx ring had no room for. While there is one, nothing is received: the rings are the queue.
+    held: Option<Packet>,
+    tally: Tally,
+}
+
+impl Worker {
+    /// A worker that sends `replies` copies (at least 1) of each reply.
+    pub fn new(handler: Handler, replies: u16) -> Self {
+        Self { handler, replies: replies.max(1), held: None, tally: Tally::default() }
+    }
+
+    /// What it has done so far.
+    pub fn tally(&self) -> &Tally {
+        &self.tally
+    }
+
+    /// Does what there is to do and returns whether there was anything.
+    ///
+    /// # Errors
+    /// When the kernel does not want to be woken: the interface is gone, or the socket.
+    #[inline]
+    pub fn turn(&mut self, rings: &mut Rings, doorbell: &mut impl Doorbell) -> io::Result<bool> {
+        let mut busy = false;
+        while let Some(frame) = rings.complete() {
+            self.reuse(rings.fill(frame));
+            busy = true;
+        }
+        if let Some(packet) = self.held.take() {
+            busy |= self.send(rings, packet);
+        }
+        for _ in 0..BATCH {
+            if self.held.is_some() {
+                break;
+            }
+            let Some(mut packet) = rings.receive() else { break };
+            busy = true;
+            match self.handler.answer(rings.bytes_mut(&mut packet)) {
+                Ok(length) => {
+                    packet.truncate(length);
+                    self.tally.answered += 1;
+                    self.send(rings, packet);
+                }
+                Err(refusal) => {
+                    self.tally.refused[refusal as usize] += 1;
+                    let frame = rings.discard(packet);
+                    self.reuse(frame);
+                }
+            }
+        }
+        rings.publish();
+        if rings.sender_sleeps() {
+            doorbell.wake_sender()?;
+        }
+        if rings.receiver_sleeps() {
+            doorbell.wake_receiver()?;
+        }
+        Ok(busy)
+    }
+
+    /// Sends `packet`, or holds it when there is no room, and returns whether it was sent.
+    #[inline]
+    fn send(&mut self, rings: &mut Rings, packet: Packet) -> bool {
+        match rings.transmit(packet, self.replies) {
+            Ok(()) => {
+                self.tally.replies += u64::from(self.replies);
+                true
+            }
+            Err(packet) => {
+                self.held = Some(packet);
+                false
+            }
+        }
+    }
+
+    /// A fill ring twice as large as the UMEM takes every frame; if one is ever refused, that is seen in the statistics.
+    #[inline]
+    fn reuse(&mut self, filled: Result<(), Frame>) {
+        if filled.is_err() {
+            self.tally.frames_lost += 1;
+        }
+    }
+
+    /// Frames that are in no ring and not held: lost, and a bug. For the end of a run and for tests.
+    pub fn missing(&self, rings: &Rings) -> u32 {
+        rings.census().in_hand() - u32::from(self.held.is_some())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::address::Pool;
+    use crate::wire::{Endpoints, Refusal, Stamp, Template, validate};
+    use crate::xdp::model::{self, Model};
+    use proptest::prelude::*;
+    use std::collections::VecDeque;
+
+    const CLIENT: &str = "2001:db8:1::1";
+    const PORT: u16 = 3540;
+
+    fn handler() -> Handler {
+        let pool = Pool::new("2001:db8:1::/64".parse().unwrap(), 100, 1).unwrap();
+        Handler::new(PORT, pool, vec![])
+    }
+
+    fn request(sequence: u64, payload: usize) -> Vec<u8> {
+        let ends = Endpoints {
+            source_mac: [2; 6],
+            destination_mac: [4; 6],
+            source: CLIENT.parse().unwrap(),
+            source_port: 50_000,
+            service_port: PORT,
+        };
+        let destination = handler().pool().address(sequence % 100);
+        let mut frame = vec![0; 1600];
+        let stamp = Stamp { run: 7, sequence };
+        let length = Template::new(&ends, payload).unwrap().write(&mut frame, destination, stamp).unwrap();
+        frame.truncate(length);
+        frame
+    }
+
+    /// What happens to the worker from outside.
+    #[derive(Debug, Clone)]
+    enum Event {
+        /// A right request arrives.
+        Request(usize),
+        /// A request arrives with one byte changed.
+        Damaged(usize, usize, u8),
+        /// Something else arrives.
+        Noise(Vec<u8>),
+        /// The card sends some of what it was given, and completes it.
+        Sent(usize),
+        /// The worker takes a turn while the kernel sends at most so many descriptors a wake-up.
+        Turn(usize),
+    }
+
+    fn event() -> impl Strategy<Value = Event> {
+        prop_oneof![
+            6 => (16usize..1400).prop_map(Event::Request),
+            1 => (16usize..200, 0usize..262, 1u8..).prop_map(|(size, at, flip)| Event::Damaged(size, at, flip)),
+            1 => proptest::collection::vec(any::<u8>(), 14..1500).prop_map(Event::Noise),
+            4 => (0usize..60).prop_map(Event::Sent),
+            4 => (0usize..40).prop_map(Event::Turn),
+        ]
+    }
+
+    /// The model: which replies are owed, in order, and how many requests should have been refused.
+    struct Expected {
+        owed: VecDeque<Vec<u8>>,
+        arrived: u64,
+    }
+
+    impl Expected {
+        fn take(&mut self, model: &mut Model) -> bool {
+            let Some(sent) = model.take_sent() else {
+                return false;
+            };
+            let owed = self.owed.pop_front().expect("a reply that nobody asked for");
+            assert_eq!(sent, owed, "a reply differs from its request's answer, or is out of order");
+            true
+        }
+    }
+
+    proptest! {
+        /// Whatever arrives and however little the rings hold: every request that arrived is answered by exactly its
+        /// replies, in order and intact when they leave, everything else is counted, and no frame is lost on any step.
+        #[test]
+        fn every_request_is_answered_and_no_frame_is_lost(
+            events in proptest::collection::vec(event(), 1..120),
+            frames in prop::sample::select(vec![1u32, 2, 8, 32]),
+            ring in prop::sample::select(vec![16u32, 32, 128]),
+            replies in 1u16..=12,
+            start in prop_oneof![any::<u32>(), (u32::MAX - 50)..=u32::MAX],
+        ) {
+            let (mut rings, tokens, mut model) = model::rings(frames, 2048, ring, start).unwrap();
+            for token in tokens {
+                rings.fill(token).unwrap();
+            }
+            rings.publish();
+            let handler = handler();
+            let mut worker = Worker::new(handler.clone(), replies);
+            let mut expected = Expected { owed: VecDeque::new(), arrived: 0 };
+            let mut sequence = 0;
+            // Then quiet: enough turns for all that is owed to leave, a few descriptors at a time.
+            let quiet = std::iter::repeat_n([Event::Turn(7), Event::Sent(60)], 400).flatten();
+            for event in events.into_iter().chain(quiet) {
+                let arriving = match event {
+                    Event::Request(size) => Some(request(sequence, size)),
+                    Event::Damaged(size, at, flip) => {
+                        let mut frame = request(sequence, size);
+                        let at = at % frame.len();
+                        frame[at] ^= flip;
+                        Some(frame)
+                    }
+                    Event::Noise(bytes) => Some(bytes),
+                    Event::Sent(count) => {
+                        for _ in 0..count {
+                            if !expected.take(&mut model) {
+                                break;
+                            }
+                        }
+                        None
+                    }
+                    Event::Turn(budget) => {
+                        model.budget = budget;
+                        worker.turn(&mut rings, &mut model).unwrap();
+                        None
+                    }
+                };
+                if let Some(frame) = arriving {
+                    sequence += 1;
+                    if model.deliver(&frame) {
+                        expected.arrived += 1;
+                        let mut reply = frame;
+                        if let Ok(length) = handler.answer(&mut reply) {
+                            reply.truncate(length);
+                            expected.owed.extend(std::iter::repeat_n(reply, replies.into()));
+                        }
+                    }
+                }
+                prop_assert_eq!(worker.missing(&rings), 0, "{:?}", rings.census());
+            }
+            let tally = worker.tally();
+            prop_assert!(expected.owed.is_empty(), "{} replies are still owed", expected.owed.len());
+            prop_assert_eq!(tally.answered + tally.refused.iter().sum::<u64>(), expected.arrived);
+            prop_assert_eq!(tally.replies, tally.answered * u64::from(replies));
+            prop_assert_eq!(tally.frames_lost, 0);
+            prop_assert_eq!(rings.invalid(), 0);
+            prop_assert_eq!(rings.census().receiving, frames, "all frames are back where requests arrive");
+        }
+    }
+
+    #[test]
+    fn a_single_request_is_answered_in_the_turn_that_sees_it() {
+        let (mut rings, tokens, mut model) = model::rings(4, 2048, 16, 0).unwrap();
+        for token in tokens {
+            rings.fill(token).unwrap();
+        }
+        rings.publish();
+        let mut worker = Worker::new(handler(), 10);
+        assert!(!worker.turn(&mut rings, &mut model).unwrap());
+        assert!(model.deliver(&request(0, 32)));
+        assert!(worker.turn(&mut rings, &mut model).unwrap());
+        for _ in 0..10 {
+            let mut reply = model.take_sent().expect("ten replies");
+            let reply = validate(&mut reply, 50_000).unwrap();
+            assert_eq!(reply.destination(), CLIENT.parse::<std::net::Ipv6Addr>().unwrap());
+            assert_eq!(Stamp::read(reply.payload()), Some(Stamp { run: 7, sequence: 0 }));
+        }
+        assert!(model.take_sent().is_none());
+    }
+
+    #[test]
+    fn what_is_refused_is_counted_by_its_reason() {
+        let (mut rings, tokens, mut model) = model::rings(4, 2048, 16, 0).unwrap();
+        for token in tokens {
+            rings.fill(token).unwrap();
+        }
+        rings.publish();
+        let mut worker = Worker::new(handler(), 10);
+        let mut damaged = request(0, 32);
+        damaged[90] ^= 1;
+        assert!(model.deliver(&damaged));
+        worker.turn(&mut rings, &mut model).unwrap();
+        assert_eq!(worker.tally().refused[Refusal::BadChecksum as usize], 1);
+        assert_eq!(rings.census().receiving, 4);
+        assert!(model.take_sent().is_none());
+    }
+}

@@ -1,0 +1,262 @@
+//! Which reply belongs to which request, and what that says. No I/O and no clock: time comes in as a number.
+//!
+//! Nothing is stored for a request but how many replies it had: where it went follows from its sequence number and the run,
+//! and when it was due from the schedule.
+
+use std::net::Ipv6Addr;
+
+use hdrhistogram::Histogram;
+use serde::{Deserialize, Serialize};
+
+use super::schedule::Schedule;
+use crate::address::Pool;
+use crate::report::Percentiles;
+use crate::wire::Stamp;
+
+/// The books of one run.
+pub struct Ledger {
+    run: u64,
+    pool: Pool,
+    schedule: Schedule,
+    replies: u8,
+    payload: usize,
+    /// Replies that each request had, up to `replies`.
+    counts: Vec<u8>,
+    first: Times,
+    last: Times,
+    outcome: Outcome,
+}
+
+/// What a run has come to.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Outcome {
+    /// Requests with at least one reply.
+    pub answered: u64,
+    /// Requests with all replies.
+    pub complete: u64,
+    /// Replies that belong to a request, without duplicates.
+    pub replies: u64,
+    /// Replies beyond the number expected for a request.
+    pub duplicates: u64,
+    /// Replies from another address than the one asked.
+    pub wrong_source: u64,
+    /// Replies with damaged contents, or to a request that was never sent.
+    pub corrupt: u64,
+    /// Replies to an earlier run, which are not counted otherwise.
+    pub stragglers: u64,
+    /// Times to the first reply, of the requests that had one.
+    pub first: Percentiles,
+    /// Times to the last reply, of the requests that had all.
+    pub last: Percentiles,
+}
+
+impl Ledger {
+    /// For the requests of `schedule` with `payload` bytes to addresses of `pool`, each of which is to have `replies` (at
+    /// least 1) replies. `run` tells this run from others.
+    pub fn new(run: u64, pool: Pool, schedule: Schedule, requests: u64, replies: u8, payload: usize) -> Self {
+        Self {
+            run,
+            pool,
+            schedule,
+            replies: replies.max(1),
+            payload,
+            counts: vec![0; usize::try_from(requests).unwrap_or(usize::MAX)],
+            first: Times::new(),
+            last: Times::new(),
+            outcome: Outcome::default(),
+        }
+    }
+
+    /// What request `sequence` carries.
+    #[inline]
+    pub fn stamp(&self, sequence: u64) -> Stamp {
+        Stamp { run: self.run, sequence }
+    }
+
+    /// Where request `sequence` goes: an address drawn from the pool, each with the same probability.
+    #[inline]
+    pub fn destination(&self, sequence: u64) -> Ipv6Addr {
+        // The finalizer of MurmurHash3 scatters the sequence number, and a multiplication maps it onto the pool.
+        let mut x = sequence ^ self.run;
+        x = (x ^ (x >> 33)).wrapping_mul(0xff51_afd7_ed55_8ccd);
+        x = (x ^ (x >> 33)).wrapping_mul(0xc4ce_b9fe_1a85_ec53);
+        x ^= x >> 33;
+        let index = (u128::from(x) * u128::from(self.pool.count())) >> 64;
+        self.pool.address(index as u64)
+    }
+
+    /// Enters an intact datagram that came from the service port of `source` at `now`, nanoseconds after the start. `sent`
+    /// requests had been sent.
+    #[inline]
+    pub fn reply(&mut self, source: Ipv6Addr, payload: &[u8], now: u64, sent: u64) {
+        let Some(stamp) = Stamp::read(payload) else {
+            self.outcome.corrupt += 1;
+            return;
+        };
+        if stamp.run != self.run {
+            self.outcome.stragglers += 1;
+            return;
+        }
+        if stamp.sequence >= sent || payload.len() != self.payload || !stamp.is_intact(payload) {
+            self.outcome.corrupt += 1;
+            return;
+        }
+        if source != self.destination(stamp.sequence) {
+            self.outcome.wrong_source += 1;
+            return;
+        }
+        let Some(count) = self.counts.get_mut(stamp.sequence as usize) else {
+            self.outcome.corrupt += 1;
+            return;
+        };
+        if *count == self.replies {
+            self.outcome.duplicates += 1;
+            return;
+        }
+        *count += 1;
+        let count = *count;
+        self.outcome.replies += 1;
+        let time = now.saturating_sub(self.schedule.due(stamp.sequence));
+        if count == 1 {
+            self.outcome.answered += 1;
+            self.first.record(time);
+        }
+        if count == self.replies {
+            self.outcome.complete += 1;
+            self.last.record(time);
+        }
+    }
+
+    /// Enters a packet that came to the client's port and was damaged.
+    pub fn damaged(&mut self) {
+        self.outcome.corrupt += 1;
+    }
+
+    /// Requests that have had all their replies so far.
+    #[inline]
+    pub fn complete(&self) -> u64 {
+        self.outcome.complete
+    }
+
+    /// The run, summed up.
+    pub fn close(self) -> Outcome {
+        Outcome { first: self.first.summary(), last: self.last.summary(), ..self.outcome }
+    }
+}
+
+/// Times in nanoseconds: a histogram for the percentiles, and an exact sum, since a histogram knows only its buckets.
+struct Times {
+    histogram: Histogram<u64>,
+    sum: u128,
+}
+
+impl Times {
+    fn new() -> Self {
+        // Three significant figures, as wrk2 has them, from a nanosecond to an hour: 270 KiB.
+        let histogram = Histogram::new_with_bounds(1, 3_600_000_000_000, 3);
+        let histogram = histogram.unwrap_or_else(|_| unreachable!("these bounds are allowed"));
+        Self { histogram, sum: 0 }
+    }
+
+    #[inline]
+    fn record(&mut self, nanoseconds: u64) {
+        self.histogram.saturating_record(nanoseconds);
+        self.sum += u128::from(nanoseconds);
+    }
+
+    fn summary(&self) -> Percentiles {
+        if self.histogram.is_empty() {
+            return Percentiles::default();
+        }
+        let us = |nanoseconds: u64| nanoseconds as f64 / 1000.0;
+        let quantile = |q| us(self.histogram.value_at_quantile(q));
+        Percentiles {
+            mean_us: self.sum as f64 / self.histogram.len() as f64 / 1000.0,
+            p50_us: quantile(0.5),
+            p90_us: quantile(0.9),
+            p99_us: quantile(0.99),
+            p999_us: quantile(0.999),
+            max_us: us(self.histogram.max()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ledger() -> Ledger {
+        let pool = Pool::new("2001:db8:1::/64".parse().unwrap(), 50, 1).unwrap();
+        Ledger::new(9, pool, Schedule::new(1000.0, 100), 100, 2, 32)
+    }
+
+    fn payload(stamp: Stamp) -> [u8; 32] {
+        let mut payload = [0; 32];
+        stamp.write(&mut payload);
+        payload
+    }
+
+    #[test]
+    fn each_kind_of_reply_is_told_from_the_others() {
+        let mut ledger = ledger();
+        let right = payload(ledger.stamp(3));
+        let source = ledger.destination(3);
+        ledger.reply(source, &right, 3_500_000, 10); // due at 3 ms: 500 µs
+        ledger.reply(source, &right, 4_000_000, 10); // 1 ms
+        ledger.reply(source, &right, 5_000_000, 10); // one too many
+        ledger.reply("2001:db8:1::77".parse().unwrap(), &payload(ledger.stamp(4)), 6_000_000, 10);
+        let mut damaged = right;
+        damaged[20] ^= 1;
+        ledger.reply(source, &damaged, 6_000_000, 10);
+        ledger.reply(source, &right[..31], 6_000_000, 10);
+        ledger.reply(source, &right[..8], 6_000_000, 10);
+        ledger.reply(ledger.destination(10), &payload(ledger.stamp(10)), 6_000_000, 10); // not sent yet
+        ledger.reply(source, &payload(Stamp { run: 8, sequence: 3 }), 6_000_000, 10);
+        ledger.damaged();
+        let outcome = ledger.close();
+        let expected = Outcome {
+            answered: 1,
+            complete: 1,
+            replies: 2,
+            duplicates: 1,
+            wrong_source: 1,
+            corrupt: 5,
+            stragglers: 1,
+            first: outcome.first,
+            last: outcome.last,
+        };
+        assert_eq!(outcome, expected);
+        assert_eq!(outcome.first.mean_us, 500.0);
+        assert_eq!(outcome.last.mean_us, 1000.0);
+    }
+
+    #[test]
+    fn percentiles_and_mean_are_those_of_the_times() {
+        let mut times = Times::new();
+        for microseconds in 1..=1000 {
+            times.record(microseconds * 1000);
+        }
+        let summary = times.summary();
+        assert_eq!(summary.mean_us, 500.5);
+        for (found, expected) in [
+            (summary.p50_us, 500.0),
+            (summary.p90_us, 900.0),
+            (summary.p99_us, 990.0),
+            (summary.p999_us, 999.0),
+            (summary.max_us, 1000.0),
+        ] {
+            assert!((found / expected - 1.0).abs() < 0.002, "{found} is not {expected} to three figures");
+        }
+    }
+
+    #[test]
+    fn destinations_are_drawn_evenly() {
+        let ledger = ledger();
+        let mut drawn = [0u32; 50];
+        for sequence in 0..50_000 {
+            drawn[ledger.pool.index_of(ledger.destination(sequence)).unwrap() as usize] += 1;
+        }
+        // 1,000 expected; 7 standard deviations are 221.
+        assert!(drawn.iter().all(|count| count.abs_diff(1000) < 221), "{drawn:?}");
+    }
+}

@@ -1,0 +1,68 @@
+//! When each request is due. Pure arithmetic on nanoseconds since the start.
+
+use std::time::Duration;
+
+/// A steady rate from time 0 on.
+#[derive(Debug, Clone, Copy)]
+pub struct Schedule {
+    /// Requests per second, positive.
+    rate: f64,
+    requests: u64,
+}
+
+/// Nanoseconds in a second.
+const SECOND: f64 = 1e9;
+
+impl Schedule {
+    /// `requests` requests at `rate` per second, which is positive. Exact to the nanosecond for 100 days.
+    pub fn new(rate: f64, requests: u64) -> Self {
+        Self { rate, requests }
+    }
+
+    /// When request `sequence` (from 0) is due, in nanoseconds after the start.
+    #[inline]
+    pub fn due(&self, sequence: u64) -> u64 {
+        (sequence as f64 * SECOND / self.rate) as u64
+    }
+
+    /// How many requests are due `now` nanoseconds after the start: all whose time has come.
+    #[inline]
+    pub fn due_by(&self, now: u64) -> u64 {
+        let estimate = ((now as f64 * self.rate / SECOND) as u64 + 1).min(self.requests);
+        // Rounding may put the estimate one too high.
+        if estimate > 0 && self.due(estimate - 1) > now { estimate - 1 } else { estimate }
+    }
+
+    /// From the start until the interval after the last request is over.
+    pub fn duration(&self) -> Duration {
+        Duration::from_nanos(self.due(self.requests))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn a_request_is_due_when_its_time_has_come(rate in 0.5f64..2e6, now in 0u64..100_000_000_000) {
+            let schedule = Schedule::new(rate, u64::MAX);
+            let due = schedule.due_by(now);
+            prop_assert!(due >= 1);
+            prop_assert!(schedule.due(due - 1) <= now);
+            // The next one is not due yet, but for the nanosecond that rounding may cost it.
+            prop_assert!(schedule.due(due) + 1 >= now);
+        }
+    }
+
+    #[test]
+    fn it_ends() {
+        let schedule = Schedule::new(1000.0, 5);
+        assert_eq!(schedule.due(4), 4_000_000);
+        assert_eq!(schedule.due_by(0), 1);
+        assert_eq!(schedule.due_by(3_999_999), 4);
+        assert_eq!(schedule.due_by(u64::MAX / 2), 5);
+        assert_eq!(schedule.duration(), Duration::from_millis(5));
+    }
+}

@@ -1,0 +1,171 @@
+//! The schema. Field names are the command-line contract; units are in the names (`_us` microseconds, `_rps` requests
+//! per second, `_pps` packets per second).
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::bind::Method;
+use crate::engine::{EngineKind, Modes};
+use crate::load::Outcome;
+use crate::netlink::AttachMode;
+use crate::xdp::{CopyMode, KernelCounters};
+
+/// One line of JSON output.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(tag = "event", rename_all = "lowercase")]
+pub enum Event {
+    /// `serve`: every address is live and every ring armed.
+    Ready(Ready),
+    /// `serve`: once a second.
+    Stats(Stats),
+    /// `serve`: the totals, at the end.
+    Stopped(Stats),
+    /// `load`: what a run measured.
+    Result(LoadResult),
+    /// `compare`: what one engine sustained.
+    Engine(EngineResult),
+}
+
+/// What a server really got.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Ready {
+    /// Which engine.
+    pub engine: EngineKind,
+    /// On which interface.
+    pub interface: String,
+    /// Its driver; empty where it says none.
+    pub driver: String,
+    /// UDP port of the service.
+    pub port: u16,
+    /// Replies to each request.
+    pub replies: u16,
+    /// How many addresses are live.
+    pub addresses: u64,
+    /// How they were made live.
+    pub bind: Method,
+    /// How long that took, in seconds.
+    pub bind_seconds: f64,
+    /// What the kernel granted.
+    #[serde(flatten)]
+    pub modes: Modes,
+}
+
+/// What a server has done since it was started.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Stats {
+    /// Seconds since `ready`.
+    pub seconds: f64,
+    /// The counts.
+    #[serde(flatten)]
+    pub counters: Counters,
+}
+
+/// What a server counts. All since it was started.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Counters {
+    /// Requests that were answered.
+    pub answered: u64,
+    /// Replies handed to the kernel.
+    pub replies: u64,
+    /// Replies that the kernel did not take.
+    pub unsent: u64,
+    /// Requests that were not answered, by reason; reasons that did not occur are left out.
+    pub refused: BTreeMap<String, u64>,
+    /// Frames that are in no ring and in nobody's hands: always 0.
+    pub frames_lost: u64,
+    /// Descriptors from the kernel that made no sense: always 0.
+    pub invalid: u64,
+    /// Packets by verdict of the XDP program.
+    pub steering: BTreeMap<String, u64>,
+    /// The kernel's counters of the AF_XDP sockets, added up over the queues.
+    pub xdp: Option<KernelCounters>,
+    /// Datagrams that the kernel dropped because the socket's buffer was full.
+    pub socket_dropped: Option<u64>,
+}
+
+/// Times of a run, from when a request was due.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+pub struct Percentiles {
+    /// Arithmetic mean of the exact times.
+    pub mean_us: f64,
+    /// Median.
+    pub p50_us: f64,
+    /// 90 % were no slower.
+    pub p90_us: f64,
+    /// 99 % were no slower.
+    pub p99_us: f64,
+    /// 99.9 % were no slower.
+    pub p999_us: f64,
+    /// The slowest.
+    pub max_us: f64,
+}
+
+/// What a load run measured.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct LoadResult {
+    /// Requests sent.
+    pub sent: u64,
+    /// What came back.
+    #[serde(flatten)]
+    pub outcome: Outcome,
+    /// Requests sent more than a millisecond after they were due.
+    pub late: u64,
+    /// Requests per second asked for.
+    pub offered_rate: f64,
+    /// Requests per second really sent.
+    pub achieved_rate: f64,
+    /// How the client's XDP program is attached.
+    pub attach: AttachMode,
+    /// How packets get into and out of the client's rings.
+    pub copy: CopyMode,
+}
+
+/// What one engine sustained in a comparison.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct EngineResult {
+    /// Which engine.
+    pub engine: EngineKind,
+    /// How its XDP program was attached, as the kernel says.
+    pub attach: Option<AttachMode>,
+    /// How packets got into its rings, as the kernel says.
+    pub copy: Option<CopyMode>,
+    /// Live addresses.
+    pub addresses: u64,
+    /// Replies to each request.
+    pub replies: u16,
+    /// Bytes of payload in a request.
+    pub payload: usize,
+    /// Median of `runs`.
+    pub sustained_rps: f64,
+    /// Replies received per second at the sustained rate.
+    pub replies_pps: f64,
+    /// Mean time to the first reply at the sustained rate.
+    pub mean_us: f64,
+    /// 99th percentile of it.
+    pub p99_us: f64,
+    /// Share of the server's processors that was busy at the sustained rate, 0 to 1.
+    pub server_cpu: f64,
+    /// Half the sustained rate: where a server that is not at its limit is measured.
+    pub half_rps: f64,
+    /// Mean time to the first reply there: the median of as many runs.
+    pub half_mean_us: f64,
+    /// 99th percentile in that run.
+    pub half_p99_us: f64,
+    /// Share of the server's processors that was busy in that run, 0 to 1.
+    pub half_server_cpu: f64,
+    /// `sustained_rps` by that of the engine `socket` in the same comparison; `None` when that was not in it.
+    pub ratio_to_socket: Option<f64>,
+    /// Sustained requests per second of each run.
+    pub runs: Vec<f64>,
+    /// How the client's XDP program was attached, as the kernel says.
+    pub client_attach: AttachMode,
+    /// How packets got into the client's rings, as the kernel says.
+    pub client_copy: CopyMode,
+    /// Where the receive work of the lab's veth pair is done.
+    pub napi: String,
+    /// The kernel's release.
+    pub kernel: String,
+    /// The processor's name.
+    pub cpu: String,
+}
