@@ -14,7 +14,9 @@
 
 pub mod address;
 pub mod bind;
+pub mod cli;
 pub mod engine;
+pub mod experiment;
 pub mod lab;
 pub mod load;
 pub mod netlink;

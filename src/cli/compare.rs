@@ -1,0 +1,176 @@
+//! `sixhop compare`: engines side by side, on a lab of their own.
+
+use std::fs;
+use std::io::IsTerminal;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::{Context, Result};
+use comfy_table::{CellAlignment, Table, presets};
+
+use super::{Usage, print_json, progress, stop_on_signal};
+use crate::engine::EngineKind;
+use crate::experiment::{CompareConfig, compare};
+use crate::report::{EngineResult, Event};
+use crate::wire::{MAX_PAYLOAD, MIN_PAYLOAD};
+
+/// Compare engines on the same work, in a lab on this machine
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Example:
+  sudo sixhop compare --addresses 2000 --out results
+
+A rate is sustained when 99.9 % of the requests have all their replies, the
+mean time to the first reply is at most 1 ms, and the generator itself sent
+99 % of the rate; a rate that fails is tried once more. The highest such rate
+is searched for three times, to 2 %. The table has the median, and what was
+measured there; JSON has every run.")]
+pub struct Args {
+    /// Engines, as in socket,afxdp
+    #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "socket,afxdp")]
+    engines: Vec<EngineKind>,
+    /// How many addresses
+    #[arg(long, default_value_t = 2000, value_parser = clap::value_parser!(u64).range(1..))]
+    addresses: u64,
+    /// Which ones of all that the prefix holds
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// Replies to each request
+    #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u8).range(1..))]
+    replies: u8,
+    /// Bytes of payload in a request
+    #[arg(long, value_name = "BYTES", default_value_t = 32,
+        value_parser = clap::value_parser!(u64).range(MIN_PAYLOAD as u64..=MAX_PAYLOAD as u64))]
+    payload: u64,
+    /// How long each rate is tried, in seconds
+    #[arg(long, value_name = "SECONDS", default_value_t = 1.0, value_parser = trial)]
+    trial: f64,
+    /// Directory for the results: compare.jsonl, a line for each engine
+    #[arg(long, value_name = "DIR")]
+    out: Option<PathBuf>,
+    /// Print a JSON line for each engine instead of a table
+    #[arg(long)]
+    json: bool,
+}
+
+/// Seconds, as a flag. In a second a queue that grows by 0.1 % of the requests passes a millisecond.
+fn trial(text: &str) -> Result<f64, String> {
+    match text.parse() {
+        Ok(seconds) if (0.01..=600.0).contains(&seconds) => Ok(seconds),
+        _ => Err("a trial takes 0.01 to 600 seconds".into()),
+    }
+}
+
+/// Runs the subcommand.
+///
+/// # Errors
+/// When the lab or an engine cannot be had, or the results cannot be written.
+pub fn run(args: Args) -> Result<ExitCode> {
+    for (index, engine) in args.engines.iter().enumerate() {
+        if args.engines[..index].contains(engine) {
+            return Err(Usage(format!("engine {engine} is named twice")).into());
+        }
+    }
+    if let Some(directory) = &args.out {
+        // Now rather than after a minute of measuring.
+        fs::create_dir_all(directory).with_context(|| format!("cannot make {}", directory.display()))?;
+    }
+    let config = CompareConfig {
+        engines: args.engines,
+        addresses: args.addresses,
+        seed: args.seed,
+        replies: args.replies,
+        payload: args.payload as usize,
+        trial: args.trial,
+    };
+    let stop = stop_on_signal()?;
+    let bar = progress(0, "{bar:20} {elapsed} {msg}");
+    let mut last = String::new();
+    let results = compare(&config, &stop, |step| {
+        bar.set_length(step.steps);
+        bar.set_position(step.done);
+        // Without a terminal one line for each step, so that a log shows where it is.
+        let step_name = step.doing.split(',').next().unwrap_or_default().to_owned();
+        if !std::io::stderr().is_terminal() && step_name != last {
+            eprintln!("{step_name}");
+            last = step_name;
+        }
+        bar.set_message(step.doing);
+    });
+    bar.finish_and_clear();
+    let results = results?;
+    if let Some(directory) = &args.out {
+        let file = directory.join("compare.jsonl");
+        let lines: Result<String, _> = results
+            .iter()
+            .map(|result| serde_json::to_string(&Event::Engine(result.clone())).map(|line| line + "\n"))
+            .collect();
+        fs::write(&file, lines?).with_context(|| format!("cannot write {}", file.display()))?;
+    }
+    if args.json {
+        for result in results {
+            print_json(&Event::Engine(result))?;
+        }
+    } else {
+        println!("{}", describe(&results));
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn describe(results: &[EngineResult]) -> String {
+    let mut table = Table::new();
+    table.load_preset(presets::UTF8_HORIZONTAL_ONLY);
+    table.set_header([
+        "engine",
+        "XDP, copy",
+        "requests/s",
+        "replies/s",
+        "mean",
+        "p99",
+        "CPU",
+        "mean ½",
+        "ratio",
+    ]);
+    for result in results {
+        let mode = match (result.attach, result.copy) {
+            (Some(attach), Some(copy)) => format!("{attach}, {copy}"),
+            _ => "–".to_owned(),
+        };
+        table.add_row([
+            result.engine.to_string(),
+            mode,
+            format!("{:.0}", result.sustained_rps),
+            format!("{:.0}", result.replies_pps),
+            format!("{:.0}", result.mean_us),
+            format!("{:.0}", result.p99_us),
+            format!("{:.0} %", result.server_cpu * 100.0),
+            format!("{:.0}", result.half_mean_us),
+            result.ratio_to_socket.map_or("–".to_owned(), |ratio| format!("{ratio:.2}")),
+        ]);
+    }
+    for column in table.column_iter_mut() {
+        column.set_padding((0, 1));
+    }
+    for column in table.column_iter_mut().skip(2) {
+        column.set_cell_alignment(CellAlignment::Right);
+    }
+    let mut text = table.to_string();
+    if let Some(first) = results.first() {
+        text += &format!(
+            "\n{} addresses; {} replies of {} bytes to each request; times in µs, first reply\n\
+             requests/s: the most that was sustained, median of {} searches; ratio: to socket\n\
+             mean, p99, CPU of the server's core: at that rate; mean ½: at half of it\n\
+             client: XDP {}, {} mode; veth receive work {}\n\
+             Linux {}, {}",
+            first.addresses,
+            first.replies,
+            first.payload,
+            first.runs.len(),
+            first.client_attach,
+            first.client_copy,
+            first.napi,
+            first.kernel,
+            first.cpu,
+        );
+    }
+    text
+}

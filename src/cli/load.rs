@@ -1,0 +1,124 @@
+//! `sixhop load`: asks at a steady rate and says what came back.
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use comfy_table::{CellAlignment, Table, presets};
+
+use super::{Addresses, Usage, print_json, progress, stop_on_signal};
+use crate::load::{Generator, LoadConfig, Run};
+use crate::report::{Event, LoadResult, Percentiles};
+use crate::wire::{MAX_PAYLOAD, MIN_PAYLOAD};
+
+/// The load generators there are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Client {
+    /// AF_XDP rings
+    Afxdp,
+}
+
+/// Ask at a steady rate and measure the answers
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Example:
+  sudo sixhop lab exec client -- sixhop load --interface client0 \\
+      --prefix 2001:db8:1::/64 --addresses 1000 --rate 20000 --requests 200000
+
+Times count from when a request was due, not from when it was sent. What
+could not be sent in time makes 'achieved' smaller than 'offered'; 'late'
+counts requests sent more than 1 ms after they were due.")]
+pub struct Args {
+    /// Interface to ask from
+    #[arg(long, value_name = "IF")]
+    interface: String,
+    #[command(flatten)]
+    addresses: Addresses,
+    /// How requests are sent
+    #[arg(long, default_value = "afxdp")]
+    client: Client,
+    /// Requests per second
+    #[arg(long, value_parser = rate)]
+    rate: f64,
+    /// How many requests
+    #[arg(long, value_parser = clap::value_parser!(u64).range(1..=1_000_000_000))]
+    requests: u64,
+    /// UDP port of the service
+    #[arg(long, default_value_t = 3540, value_parser = clap::value_parser!(u16).range(1..))]
+    port: u16,
+    /// Replies to expect to each request
+    #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u8).range(1..))]
+    replies: u8,
+    /// Bytes of payload in a request
+    #[arg(long, value_name = "BYTES", default_value_t = 32,
+        value_parser = clap::value_parser!(u64).range(MIN_PAYLOAD as u64..=MAX_PAYLOAD as u64))]
+    payload: u64,
+    /// Print one JSON line
+    #[arg(long)]
+    json: bool,
+}
+
+/// Requests per second, as a flag.
+pub(super) fn rate(text: &str) -> Result<f64, String> {
+    match text.parse() {
+        Ok(rate) if (0.001..=1e9).contains(&rate) => Ok(rate),
+        _ => Err("a rate is a number of requests per second, 0.001 to 1000000000".into()),
+    }
+}
+
+/// Runs the subcommand.
+///
+/// # Errors
+/// When the server cannot be found or the generator cannot run. That the server loses requests is a result, not an error.
+pub fn run(args: Args) -> Result<ExitCode> {
+    let Client::Afxdp = args.client;
+    let stop = stop_on_signal()?;
+    let mut generator = Generator::open(LoadConfig {
+        interface: args.interface,
+        pool: args.addresses.pool().map_err(|error| Usage(error.to_string()))?,
+        port: args.port,
+        replies: args.replies,
+        payload: args.payload as usize,
+    })?;
+    let bar = progress(args.requests, "sending {bar:40} {human_pos}/{human_len} requests, {eta} left");
+    let run = Run { rate: args.rate, requests: args.requests };
+    let result = generator.run(run, &stop, |sent| bar.set_position(sent))?;
+    bar.finish_and_clear();
+    if args.json {
+        print_json(&Event::Result(result))?;
+    } else {
+        println!("{}", describe(&result));
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn describe(result: &LoadResult) -> String {
+    let mut text = format!(
+        "sent {} requests: {} answered, {} complete\n\
+         {} replies: {} duplicates, {} from a wrong source, {} corrupt\n\
+         offered {:.0}/s, achieved {:.0}/s, {} late; client: XDP {}, {} mode\n",
+        result.sent,
+        result.outcome.answered,
+        result.outcome.complete,
+        result.outcome.replies,
+        result.outcome.duplicates,
+        result.outcome.wrong_source,
+        result.outcome.corrupt,
+        result.offered_rate,
+        result.achieved_rate,
+        result.late,
+        result.attach,
+        result.copy,
+    );
+    let mut table = Table::new();
+    table.load_preset(presets::NOTHING);
+    table.set_header(["µs to the", "mean", "p50", "p90", "p99", "p99.9", "max"]);
+    for (name, times) in [("first reply", &result.outcome.first), ("last reply", &result.outcome.last)] {
+        let Percentiles { mean_us, p50_us, p90_us, p99_us, p999_us, max_us } = times;
+        let times = [mean_us, p50_us, p90_us, p99_us, p999_us, max_us].map(|time| format!("{time:.1}"));
+        table.add_row(std::iter::once(name.to_owned()).chain(times));
+    }
+    for column in table.column_iter_mut().skip(1) {
+        column.set_cell_alignment(CellAlignment::Right);
+    }
+    text += &table.to_string();
+    text
+}

@@ -1,0 +1,66 @@
+//! The command line: one file a subcommand. Flags in, library calls out, results printed; no logic of its own.
+
+pub mod compare;
+pub mod lab;
+pub mod load;
+pub mod serve;
+
+use std::io::{self, Write};
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use anyhow::{Context, Result};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use signal_hook::consts::{SIGINT, SIGTERM};
+
+use crate::address::{Pool, PoolError, Prefix};
+use crate::report::Event;
+
+/// Which addresses. Server and client derive the same ones from the same flags.
+#[derive(Debug, Clone, clap::Args)]
+pub struct Addresses {
+    /// Prefix that the addresses lie under
+    #[arg(long)]
+    pub prefix: Prefix,
+    /// How many addresses
+    #[arg(long)]
+    pub addresses: u64,
+    /// Which ones of all that the prefix holds
+    #[arg(long, default_value_t = 1)]
+    pub seed: u64,
+}
+
+impl Addresses {
+    fn pool(&self) -> Result<Pool, PoolError> {
+        Pool::new(self.prefix, self.addresses, self.seed)
+    }
+}
+
+/// A flag whose value makes no sense together with others: the exit status is 2, as for one that makes no sense alone.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct Usage(pub String);
+
+/// Set when SIGINT or SIGTERM comes, however often: what was taken is always given back.
+fn stop_on_signal() -> Result<Arc<AtomicBool>> {
+    let stop = Arc::new(AtomicBool::new(false));
+    for signal in [SIGINT, SIGTERM] {
+        signal_hook::flag::register(signal, stop.clone()).context("no signal handler")?;
+    }
+    Ok(stop)
+}
+
+/// Prints `event` as one line on standard output, and at once.
+fn print_json(event: &Event) -> Result<()> {
+    let mut line = serde_json::to_string(event)?;
+    line.push('\n');
+    let mut out = io::stdout().lock();
+    out.write_all(line.as_bytes()).and_then(|()| out.flush()).context("cannot write to standard output")
+}
+
+/// A bar on standard error; none where that is not a terminal.
+fn progress(length: u64, template: &str) -> ProgressBar {
+    let bar = ProgressBar::with_draw_target(Some(length), ProgressDrawTarget::stderr());
+    let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
+    bar.with_style(style)
+}

@@ -1,0 +1,180 @@
+//! `sixhop serve`: answers requests until it is told to stop.
+
+use std::io::Read;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+
+use anyhow::Result;
+
+use super::{Addresses, Usage, print_json, stop_on_signal};
+use crate::bind::Method;
+use crate::engine::{EngineKind, Server, ServerConfig};
+use crate::report::{Event, Ready, Stats};
+use crate::xdp::{AttachRequest, CopyRequest};
+
+/// Answer requests on many addresses
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Example:
+  sudo sixhop lab up
+  sudo sixhop lab exec server -- sixhop serve --interface server0 \\
+      --prefix 2001:db8:1::/64 --addresses 1000
+
+Every address answers requests to the UDP port and, through the kernel,
+neighbour discovery and ping. SIGINT or SIGTERM stops it, and takes the
+addresses back.")]
+pub struct Args {
+    /// Interface to answer on
+    #[arg(long, value_name = "IF")]
+    interface: String,
+    #[command(flatten)]
+    addresses: Addresses,
+    /// How the addresses are made live
+    #[arg(long, value_name = "METHOD", default_value = "netlink")]
+    bind: Method,
+    /// How requests are answered
+    #[arg(long, default_value = "afxdp")]
+    engine: EngineKind,
+    /// Where the XDP program runs: in the driver (native), or in the kernel's generic hook
+    #[arg(long, value_name = "MODE", default_value = "auto")]
+    attach: AttachRequest,
+    /// Whether packets are copied between the driver's buffers and the rings
+    #[arg(long, value_name = "MODE", default_value = "auto")]
+    copy: CopyRequest,
+    /// Queues to serve, as in 0,1 [default: all in use]
+    #[arg(long, value_name = "LIST", value_delimiter = ',')]
+    queues: Vec<u32>,
+    /// Processors to pin the workers to, as in 0,1 [default: one for each worker]
+    #[arg(long, value_name = "LIST", value_delimiter = ',')]
+    cores: Vec<usize>,
+    /// UDP port of the service
+    #[arg(long, default_value_t = 3540, value_parser = clap::value_parser!(u16).range(1..))]
+    port: u16,
+    /// Replies to each request
+    #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u16).range(1..=255))]
+    replies: u16,
+    /// Stop when standard input closes, so that the server ends with the program that started it
+    #[arg(long)]
+    stop_on_eof: bool,
+    /// Print JSON lines: ready, stats once a second, stopped
+    #[arg(long)]
+    json: bool,
+}
+
+/// Runs the subcommand.
+///
+/// # Errors
+/// When the server cannot start, cannot go on, or leaves something behind.
+pub fn run(args: Args) -> Result<ExitCode> {
+    let config = ServerConfig {
+        interface: args.interface,
+        pool: args.addresses.pool().map_err(|error| Usage(error.to_string()))?,
+        bind: args.bind,
+        engine: args.engine,
+        attach: args.attach,
+        copy: args.copy,
+        queues: args.queues,
+        cores: args.cores,
+        port: args.port,
+        replies: args.replies,
+    };
+    let stop = stop_on_signal()?;
+    if args.stop_on_eof {
+        stop_at_end_of_input(stop.clone());
+    }
+    let server = Server::start(&config, &stop)?;
+    let json = args.json;
+    if json {
+        print_json(&Event::Ready(server.ready().clone()))?;
+    } else {
+        println!("{}", describe(server.ready()));
+    }
+    let mut previous = Stats::default();
+    let totals = server.run(&stop, |stats| {
+        if json {
+            // A reader that has gone away will not be told why.
+            let _ = print_json(&Event::Stats(stats.clone()));
+        } else {
+            println!("{}", line(stats, &previous));
+        }
+        previous = stats.clone();
+    })?;
+    if json {
+        print_json(&Event::Stopped(totals))?;
+    } else {
+        println!("stopped: {}", summary(&totals));
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn stop_at_end_of_input(stop: Arc<AtomicBool>) {
+    // Never joined: it waits for input for as long as the process lives.
+    thread::spawn(move || {
+        let mut rest = [0; 256];
+        while std::io::stdin().read(&mut rest).is_ok_and(|length| length > 0) {}
+        stop.store(true, Ordering::Relaxed);
+    });
+}
+
+fn describe(ready: &Ready) -> String {
+    let mut text = format!(
+        "ready: {} answers on {} addresses of {} ({}), UDP port {}, {} replies each; bound by {} in {:.2} s",
+        ready.engine,
+        ready.addresses,
+        ready.interface,
+        if ready.driver.is_empty() { "no driver name" } else { &ready.driver },
+        ready.port,
+        ready.replies,
+        serde_json::to_value(ready.bind)
+            .ok()
+            .and_then(|name| Some(name.as_str()?.to_owned()))
+            .unwrap_or_default(),
+        ready.bind_seconds,
+    );
+    if let (Some(attach), Some(copy)) = (ready.modes.attach, ready.modes.copy) {
+        let hugepages = if ready.modes.hugepages == Some(true) { "huge pages" } else { "no huge pages" };
+        text += &format!("; XDP {attach}, {copy} mode, {hugepages}, queues {:?}", ready.modes.queues);
+    }
+    if let Some(depth) = ready.modes.queue_depth {
+        text += &format!("; message queue of {depth}");
+    }
+    text + &format!(", cores {:?}", ready.modes.cores)
+}
+
+fn line(stats: &Stats, previous: &Stats) -> String {
+    let seconds = (stats.seconds - previous.seconds).max(f64::EPSILON);
+    let rate = |now: u64, before: u64| now.saturating_sub(before) as f64 / seconds;
+    let (now, before) = (&stats.counters, &previous.counters);
+    format!(
+        "{:7.0} s  {:10.0} requests/s  {:10.0} replies/s  {}",
+        stats.seconds,
+        rate(now.answered, before.answered),
+        rate(now.replies, before.replies),
+        summary(stats),
+    )
+}
+
+/// What has occurred, and only that.
+fn summary(stats: &Stats) -> String {
+    let counters = &stats.counters;
+    let mut parts = vec![format!("answered {}", counters.answered)];
+    let named = counters.refused.iter().map(|(name, count)| (format!("refused {name}"), *count));
+    let steering = counters.steering.iter().map(|(name, count)| (name.clone(), *count));
+    let others = [
+        ("unsent".to_owned(), counters.unsent),
+        ("frames lost".to_owned(), counters.frames_lost),
+        ("descriptors that make no sense".to_owned(), counters.invalid),
+        ("dropped by the socket".to_owned(), counters.socket_dropped.unwrap_or(0)),
+        ("rx ring full".to_owned(), counters.xdp.map_or(0, |xdp| xdp.rx_ring_full)),
+        ("rx dropped".to_owned(), counters.xdp.map_or(0, |xdp| xdp.rx_dropped)),
+        ("fill ring empty".to_owned(), counters.xdp.map_or(0, |xdp| xdp.fill_ring_empty)),
+        (
+            "descriptors that the kernel refused".to_owned(),
+            counters.xdp.map_or(0, |xdp| xdp.rx_invalid + xdp.tx_invalid),
+        ),
+    ];
+    let occurred = named.chain(steering).chain(others).filter(|(_, count)| *count > 0);
+    parts.extend(occurred.map(|(name, count)| format!("{name} {count}")));
+    parts.join(", ")
+}

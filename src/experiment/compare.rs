@@ -1,0 +1,278 @@
+//! Engines side by side: each on the same lab, with the same addresses and the same load, and what rate it sustains.
+//!
+//! ```text
+//!   namespace sixhop-compare-client          namespace sixhop-compare-server
+//!   generator (this process, core B) ═ veth ═ sixhop serve --engine E (a process, core A)
+//! ```
+
+use std::ffi::OsString;
+use std::net::Ipv6Addr;
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net::{SocketAddr, UnixDatagram};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use anyhow::{Context, Result, anyhow, bail, ensure};
+
+use super::machine::{self, Ticks};
+use super::search::{Trial, highest};
+use super::server::ServerProcess;
+use crate::address::{Pool, Prefix};
+use crate::engine::EngineKind;
+use crate::lab::{Lab, PREFIX_LENGTH, Side};
+use crate::load::{Generator, LoadConfig, Run};
+use crate::report::{EngineResult, LoadResult};
+
+/// What to compare, on what work.
+#[derive(Debug, Clone)]
+pub struct CompareConfig {
+    /// The engines, in the order of the table.
+    pub engines: Vec<EngineKind>,
+    /// How many addresses.
+    pub addresses: u64,
+    /// Which ones.
+    pub seed: u64,
+    /// Replies to each request.
+    pub replies: u8,
+    /// Bytes of payload in a request.
+    pub payload: usize,
+    /// How long one trial sends, in seconds.
+    pub trial: f64,
+}
+
+/// How far a comparison is.
+pub struct Progress {
+    /// Steps done.
+    pub done: u64,
+    /// All steps.
+    pub steps: u64,
+    /// What is being done.
+    pub doing: String,
+}
+
+/// Searches for each engine's rate so many times.
+const RUNS: u64 = 3;
+
+/// The first rate tried: every engine on any machine of this decade sustains it.
+const START: f64 = 4000.0;
+
+/// No rate above this is tried: one core does not generate it.
+const CEILING: f64 = 2_000_000.0;
+
+/// A rate is sustained when this share of the requests has all its replies, …
+const COMPLETE: f64 = 0.999;
+
+/// … the mean time to the first reply is at most this, in microseconds, …
+const MEAN: f64 = 1000.0;
+
+/// … and the generator sent at least this share of the rate: a generator that is late proves nothing about a server.
+const ON_TIME: f64 = 0.99;
+
+/// The lab's veth pair does its receive work where the sender runs.
+const NAPI: &str = "in the sender's context";
+
+/// Compares the engines. `show` is told how far it is, `found` each result as it comes.
+///
+/// # Errors
+/// Without root, when another comparison is running, when an engine cannot start, or when `stop` is set. The lab is taken
+/// down in any case.
+pub fn compare(
+    config: &CompareConfig,
+    stop: &AtomicBool,
+    mut show: impl FnMut(Progress) + Send,
+) -> Result<Vec<EngineResult>> {
+    let _only = only_one()?;
+    let lab = Lab::named("sixhop-compare")?;
+    lab.down()?; // of a run that was killed
+    lab.up(1)?;
+    let result = on_lab(&lab, config, stop, &mut show);
+    let down = lab.down();
+    let mut results = result?;
+    down?;
+    let socket = results.iter().find(|result| result.engine == EngineKind::Socket).map(|r| r.sustained_rps);
+    for result in &mut results {
+        result.ratio_to_socket = socket.map(|socket| result.sustained_rps / socket);
+    }
+    Ok(results)
+}
+
+/// Holds a name that only one process can have, and that is free again when it ends, however it ends.
+fn only_one() -> Result<UnixDatagram> {
+    let name = SocketAddr::from_abstract_name("sixhop-compare").context("no abstract socket names")?;
+    UnixDatagram::bind_addr(&name)
+        .map_err(|_| anyhow!("another comparison is running on this machine: wait for it, or stop it"))
+}
+
+fn on_lab(
+    lab: &Lab,
+    config: &CompareConfig,
+    stop: &AtomicBool,
+    show: &mut (impl FnMut(Progress) + Send),
+) -> Result<Vec<EngineResult>> {
+    let prefix = lab_prefix()?;
+    let pool = Pool::new(prefix, config.addresses, config.seed)?;
+    let cores: Vec<_> =
+        core_affinity::get_core_ids().unwrap_or_default().iter().map(|core| core.id).collect();
+    let (Some(&server_core), Some(&client_core)) = (cores.first(), cores.last()) else {
+        bail!("cannot find out which processors there are");
+    };
+    let steps = config.engines.len() as u64 * (RUNS + 1);
+    let mut results = Vec::new();
+    for engine in &config.engines {
+        let before = results.len() as u64 * (RUNS + 1);
+        show(Progress {
+            done: before,
+            steps,
+            doing: format!("{engine}: binding {} addresses", config.addresses),
+        });
+        let server = ServerProcess::start(&command(lab, config, *engine, server_core)?)?;
+        let ready = server.ready().clone();
+        let measured = lab.run_in(Side::Client, || {
+            core_affinity::set_for_current(core_affinity::CoreId { id: client_core });
+            let mut bench = Bench {
+                generator: Generator::open(LoadConfig {
+                    interface: Side::Client.interface().to_owned(),
+                    pool: pool.clone(),
+                    port: ready.port,
+                    replies: config.replies,
+                    payload: config.payload,
+                })?,
+                cores: &ready.modes.cores,
+                trial: config.trial,
+                stop,
+            };
+            bench.measure(|step, doing| {
+                show(Progress { done: before + step, steps, doing: format!("{engine}: {doing}") });
+            })
+        });
+        let totals = server.stop();
+        let Measured { mut runs, half } = measured?;
+        let totals = totals?;
+        let (lost, invalid) = (totals.counters.frames_lost, totals.counters.invalid);
+        ensure!(
+            lost + invalid == 0,
+            "{engine} lost {lost} frames and met {invalid} descriptors that make no sense: its figures are not to be trusted"
+        );
+        let rates: Vec<_> = runs.iter().map(|at| at.load.offered_rate).collect();
+        runs.sort_by(|a, b| a.load.offered_rate.total_cmp(&b.load.offered_rate));
+        let at = runs.swap_remove(runs.len() / 2);
+        results.push(EngineResult {
+            engine: *engine,
+            attach: ready.modes.attach,
+            copy: ready.modes.copy,
+            addresses: ready.addresses,
+            replies: ready.replies,
+            payload: config.payload,
+            sustained_rps: at.load.offered_rate,
+            replies_pps: at.load.outcome.replies as f64 * at.load.achieved_rate / at.load.sent as f64,
+            mean_us: at.load.outcome.first.mean_us,
+            p99_us: at.load.outcome.first.p99_us,
+            server_cpu: at.cpu,
+            half_rps: half.load.offered_rate,
+            half_mean_us: half.load.outcome.first.mean_us,
+            half_p99_us: half.load.outcome.first.p99_us,
+            half_server_cpu: half.cpu,
+            ratio_to_socket: None,
+            runs: rates,
+            client_attach: at.load.attach,
+            client_copy: at.load.copy,
+            napi: NAPI.to_owned(),
+            kernel: machine::kernel(),
+            cpu: machine::processor(),
+        });
+    }
+    Ok(results)
+}
+
+/// What both sides of the lab are in.
+fn lab_prefix() -> Result<Prefix> {
+    let network = Side::Server.address().to_bits() >> PREFIX_LENGTH << PREFIX_LENGTH;
+    Ok(Prefix::new(Ipv6Addr::from_bits(network), PREFIX_LENGTH)?)
+}
+
+/// The command line of a server in the lab.
+fn command(lab: &Lab, config: &CompareConfig, engine: EngineKind, core: usize) -> Result<Vec<OsString>> {
+    let program = std::env::current_exe().context("cannot find this program's own file")?;
+    let serve = format!(
+        "serve --engine {engine} --interface {} --prefix {} --addresses {} --seed {} --bind netlink-down \
+         --replies {} --cores {core} --stop-on-eof --json",
+        Side::Server.interface(),
+        lab_prefix()?,
+        config.addresses,
+        config.seed,
+        config.replies,
+    );
+    let enter = format!("lab --name {} exec server --", lab.name());
+    let words = |line: &str| line.split(' ').map(OsString::from).collect::<Vec<_>>();
+    Ok([vec![program.clone().into()], words(&enter), vec![program.into()], words(&serve)].concat())
+}
+
+/// A generator with a server to ask.
+struct Bench<'a> {
+    generator: Generator,
+    /// The server's processors.
+    cores: &'a [usize],
+    /// Seconds.
+    trial: f64,
+    stop: &'a AtomicBool,
+}
+
+/// A trial's figures.
+struct At {
+    load: LoadResult,
+    /// Share of the server's processors that was busy.
+    cpu: f64,
+}
+
+struct Measured {
+    /// At the highest rate that held, of each run.
+    runs: Vec<At>,
+    /// At half of their median; of as many runs, the one with the median mean.
+    half: At,
+}
+
+impl Bench<'_> {
+    fn measure(&mut self, mut show: impl FnMut(u64, String)) -> Result<Measured> {
+        // Caches, branch predictors and the neighbour table before anything is counted.
+        self.load(START)?;
+        let mut runs: Vec<At> = Vec::new();
+        for run in 0..RUNS {
+            // Later runs start close to what the one before found.
+            let (start, growth) = runs.last().map_or((START, 2.0), |at| (at.load.offered_rate * 0.9, 1.2));
+            let found = highest(start, growth, CEILING, |rate| {
+                show(run, format!("run {} of {RUNS}, trying {rate:.0} requests/s", run + 1));
+                let at = self.load(rate)?;
+                Ok(if holds(&at.load) { Trial::Held(at) } else { Trial::Failed })
+            })?;
+            let (_, at) = found.context("the server sustains no rate at all")?;
+            runs.push(at);
+        }
+        let mut rates: Vec<_> = runs.iter().map(|at| at.load.offered_rate).collect();
+        rates.sort_by(f64::total_cmp);
+        let half = rates[rates.len() / 2] / 2.0;
+        show(RUNS, format!("half of what it sustains, {half:.0} requests/s"));
+        let mut halves = (0..RUNS).map(|_| self.load(half)).collect::<Result<Vec<_>>>()?;
+        halves.sort_by(|a, b| a.load.outcome.first.mean_us.total_cmp(&b.load.outcome.first.mean_us));
+        Ok(Measured { runs, half: halves.swap_remove(halves.len() / 2) })
+    }
+
+    fn load(&mut self, rate: f64) -> Result<At> {
+        let run = Run { rate, requests: (rate * self.trial).ceil() as u64 };
+        let before = Ticks::of(self.cores)?;
+        let mut after = before;
+        let load = self.generator.run(run, self.stop, |sent| {
+            // Up to the last request, not through the wait for what is lost; and not while there is something to send.
+            if let (true, Ok(ticks)) = (sent == run.requests, Ticks::of(self.cores)) {
+                after = ticks;
+            }
+        })?;
+        ensure!(!self.stop.load(Ordering::Relaxed), "interrupted");
+        Ok(At { load, cpu: after.busy_since(before) })
+    }
+}
+
+/// Whether a rate was sustained.
+fn holds(load: &LoadResult) -> bool {
+    load.outcome.complete as f64 >= COMPLETE * load.sent as f64
+        && load.outcome.first.mean_us <= MEAN
+        && load.achieved_rate >= ON_TIME * load.offered_rate
+}
