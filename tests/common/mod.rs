@@ -1,0 +1,100 @@
+//! What the tests in this folder share: a reason where they cannot run, and labs of their own.
+//!
+//! ```text
+//!   namespace tPID-N-client                  namespace tPID-N-server
+//!   client0  2001:db8:1::1/64  ═══ veth ═══  server0  2001:db8:1::2/64
+//! ```
+//!
+//! Every test has its own lab and takes it down, so they run in parallel, and beside those of other runs. What a killed
+//! run left is removed by the next one.
+
+use std::ops::Deref;
+use std::path::Path;
+use std::process::{Command, ExitCode};
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use anyhow::{Result, ensure};
+use libtest_mimic::{Arguments, Failed, Trial};
+use sixhop::lab::Lab;
+
+/// Whether this runs as root.
+pub fn root() -> bool {
+    nix::unistd::geteuid().is_root()
+}
+
+/// A test that needs root. Without, it is reported as ignored, not as passed.
+pub fn trial(name: &str, test: impl FnOnce() -> Result<()> + Send + 'static) -> Trial {
+    let run = || test().map_err(|error| Failed::from(format!("{error:#}")));
+    let trial = Trial::test(name, run).with_ignored_flag(!root());
+    if root() { trial } else { trial.with_kind("needs root") }
+}
+
+/// Runs the tests as the command line asks.
+pub fn main(trials: Vec<Trial>) -> ExitCode {
+    let arguments = Arguments::from_args();
+    if root() && !arguments.list {
+        sweep();
+    }
+    libtest_mimic::run(&arguments, trials).exit_code()
+}
+
+/// A lab of a test's own, not up yet. It is taken down with this.
+pub struct TestLab(Lab);
+
+impl TestLab {
+    pub fn new() -> Result<Self> {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let number = COUNT.fetch_add(1, Ordering::Relaxed);
+        Ok(Self(Lab::named(&format!("t{}-{number}", std::process::id()))?))
+    }
+
+    /// One that is up, with a queue each way.
+    pub fn up() -> Result<Self> {
+        let lab = Self::new()?;
+        lab.0.up(1)?;
+        Ok(lab)
+    }
+}
+
+impl Deref for TestLab {
+    type Target = Lab;
+
+    fn deref(&self) -> &Lab {
+        &self.0
+    }
+}
+
+impl Drop for TestLab {
+    fn drop(&mut self) {
+        if let Err(error) = self.0.down() {
+            eprintln!("lab {} stays: {error:#}", self.0.name());
+        }
+    }
+}
+
+/// Runs `ip` with these arguments, separated by blanks.
+pub fn ip(arguments: &str) -> Result<()> {
+    let output = Command::new("ip").args(arguments.split_whitespace()).output()?;
+    ensure!(output.status.success(), "ip {arguments}: {}", String::from_utf8_lossy(&output.stderr).trim());
+    Ok(())
+}
+
+/// Removes the labs of test runs that are no more.
+fn sweep() {
+    let Ok(entries) = std::fs::read_dir("/run/netns") else {
+        return;
+    };
+    for namespace in entries.flatten().filter_map(|entry| entry.file_name().into_string().ok()) {
+        let Some((lab, _side)) = namespace.rsplit_once('-') else {
+            continue;
+        };
+        let Some((pid, _number)) = lab.strip_prefix('t').and_then(|rest| rest.split_once('-')) else {
+            continue;
+        };
+        let is_dead = pid.parse::<u32>().is_ok() && !Path::new("/proc").join(pid).exists();
+        if is_dead && Lab::named(lab).and_then(|lab| lab.down()).is_err() {
+            // It holds what a test put there to be refused.
+            let _ = ip(&format!("netns delete {namespace}"));
+        }
+    }
+}

@@ -1,0 +1,420 @@
+//! `serve`, `load` and `compare`, run as a user runs them, each on a lab of its own (see `common`).
+//!
+//! | test | what crosses the network |
+//! |---|---|
+//! | `*_answers_everything` | the generator's requests to a server of each engine |
+//! | `a_plain_socket_*` | requests of a kernel socket, replies into it |
+//! | `ping_and_neighbour_discovery_*` | ICMPv6 between the kernels |
+//! | `a_request_from_the_service_port_*` | a request that must not be answered |
+//! | `after_sigkill_*`, `bad_input_*` | nothing; what is left behind, and what is said |
+
+mod common;
+
+use std::io::{BufRead, BufReader, Read};
+use std::net::{Ipv6Addr, SocketAddrV6, UdpSocket};
+use std::os::fd::AsRawFd;
+use std::os::unix::process::CommandExt;
+use std::process::{Child, ChildStdout, Command, ExitCode, Output, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use common::{TestLab, trial};
+use nix::sys::signal::{Signal, kill};
+use nix::sys::socket::{
+    AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, SockaddrIn6, recvfrom, sendto, setsockopt,
+    socket, sockopt,
+};
+use nix::sys::time::{TimeVal, TimeValLike};
+use nix::unistd::Pid;
+use serde_json::Value;
+use sixhop::address::Pool;
+use sixhop::lab::Side;
+use sixhop::netlink;
+
+const SIXHOP: &str = env!("CARGO_BIN_EXE_sixhop");
+const PREFIX: &str = "2001:db8:1::/64";
+
+/// What a test waits for comes within this, or not at all.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+fn main() -> ExitCode {
+    common::main(vec![
+        trial("afxdp_answers_everything", || answers_everything("afxdp", 2_000, 10_000)),
+        trial("afxdp_answers_everything_in_generic_mode", afxdp_answers_in_generic_mode),
+        trial("socket_answers_everything", || answers_everything("socket", 1_000, 2_000)),
+        trial("afxdp_answers_one_at_a_time", || answers_everything("afxdp", 10, 8)),
+        trial("socket_answers_one_at_a_time", || answers_everything("socket", 10, 8)),
+        trial("two_queues_are_both_served", two_queues_are_both_served),
+        trial(
+            "a_plain_socket_gets_the_same_from_both_engines",
+            a_plain_socket_gets_the_same_from_both_engines,
+        ),
+        trial("ping_and_neighbour_discovery_work_on_bound_addresses", ping_and_neighbour_discovery_work),
+        trial(
+            "a_request_from_the_service_port_is_not_answered",
+            a_request_from_the_service_port_is_not_answered,
+        ),
+        trial("what_is_not_ours_reaches_the_kernel", what_is_not_ours_reaches_the_kernel),
+        trial("after_sigkill_no_program_is_left_and_the_next_server_starts", after_sigkill),
+        trial("a_second_program_is_refused", a_second_program_is_refused),
+        trial("bad_input_gets_one_clear_line", bad_input_gets_one_clear_line),
+        trial("compare_finds_figures_for_both_engines", compare_finds_figures),
+    ])
+}
+
+/// `sixhop` with these arguments, separated by blanks, in one side of the lab.
+fn sixhop(lab: &TestLab, side: Side, arguments: &str) -> Command {
+    let mut command = Command::new(SIXHOP);
+    command.args(["lab", "--name", lab.name(), "exec", &side.to_string(), "--", SIXHOP]);
+    command.args(arguments.split_whitespace()).stdin(Stdio::null()).stderr(Stdio::piped());
+    command
+}
+
+/// A running server, killed when dropped.
+struct Server {
+    child: Child,
+    output: BufReader<ChildStdout>,
+    ready: Value,
+}
+
+impl Server {
+    fn start(lab: &TestLab, flags: &str) -> Result<Self> {
+        let flags = format!("serve --interface server0 --prefix {PREFIX} --json {flags}");
+        let mut child = sixhop(lab, Side::Server, &flags).stdout(Stdio::piped()).spawn()?;
+        let output = BufReader::new(child.stdout.take().context("a pipe")?);
+        let mut server = Self { child, output, ready: Value::Null };
+        server.ready = server.event()?;
+        ensure!(server.ready["event"] == "ready", "{}", server.ready);
+        Ok(server)
+    }
+
+    fn event(&mut self) -> Result<Value> {
+        let mut line = String::new();
+        if self.output.read_line(&mut line)? == 0 {
+            let mut words = String::new();
+            self.child.stderr.take().context("asked twice")?.read_to_string(&mut words)?;
+            bail!("the server ended: {words}");
+        }
+        Ok(serde_json::from_str(&line)?)
+    }
+
+    fn signal(&self, signal: Signal) -> Result<()> {
+        Ok(kill(Pid::from_raw(self.child.id() as i32), signal)?)
+    }
+
+    /// Interrupts the server and returns its totals.
+    fn stop(mut self) -> Result<Value> {
+        self.signal(Signal::SIGINT)?;
+        loop {
+            let event = self.event()?;
+            if event["event"] == "stopped" {
+                ensure!(self.child.wait()?.success(), "the server failed");
+                ensure!(event["frames_lost"] == 0 && event["invalid"] == 0, "{event}");
+                return Ok(event);
+            }
+        }
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn load(lab: &TestLab, addresses: u64, rate: u64, requests: u64) -> Result<Value> {
+    let flags = format!(
+        "load --interface client0 --prefix {PREFIX} --addresses {addresses} --rate {rate} --requests {requests} --json"
+    );
+    let output = sixhop(lab, Side::Client, &flags).output()?;
+    ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    Ok(serde_json::from_slice(&output.stdout)?)
+}
+
+fn pool(addresses: u64) -> Result<Pool> {
+    Ok(Pool::new(PREFIX.parse()?, addresses, 1)?)
+}
+
+/// Addresses of the pool that are on the server's interface.
+fn bound(lab: &TestLab, addresses: u64) -> Result<usize> {
+    let pool = pool(addresses)?;
+    lab.run_in(Side::Server, || {
+        let link = netlink::link("server0")?;
+        Ok(netlink::addresses(link.index)?.iter().filter(|address| pool.contains(address.ip)).count())
+    })
+}
+
+fn check_load(result: &Value, requests: u64) -> Result<()> {
+    for (field, expected) in [
+        ("sent", requests),
+        ("answered", requests),
+        ("complete", requests),
+        ("replies", 10 * requests),
+        ("duplicates", 0),
+        ("wrong_source", 0),
+        ("corrupt", 0),
+    ] {
+        ensure!(result[field] == expected, "{field} is not {expected}: {result}");
+    }
+    for times in ["first", "last"] {
+        let time = |name: &str| result[times][name].as_f64().unwrap_or_default();
+        ensure!(time("p50_us") > 0.0 && time("p50_us") <= time("p99_us"), "{result}");
+        ensure!(time("p99_us") <= time("max_us") && time("mean_us") <= time("max_us"), "{result}");
+    }
+    Ok(())
+}
+
+fn answers_everything(engine: &str, rate: u64, requests: u64) -> Result<()> {
+    let lab = TestLab::up()?;
+    let server = Server::start(&lab, &format!("--addresses 200 --engine {engine} --bind netlink-down"))?;
+    let (attach, copy) =
+        if engine == "afxdp" { (Value::from("native"), Value::from("copy")) } else { Default::default() };
+    ensure!(server.ready["attach"] == attach && server.ready["copy"] == copy, "{}", server.ready);
+    ensure!(server.ready["addresses"] == 200 && bound(&lab, 200)? == 200);
+    check_load(&load(&lab, 200, rate, requests)?, requests)?;
+    let totals = server.stop()?;
+    ensure!(totals["answered"] == requests && totals["replies"] == 10 * requests, "{totals}");
+    if engine == "afxdp" {
+        ensure!(totals["steering"]["steered"] == requests, "{totals}");
+    }
+    ensure!(bound(&lab, 200)? == 0, "addresses are left");
+    let link = lab.run_in(Side::Server, || netlink::link("server0"))?;
+    ensure!(link.xdp.is_none(), "a program is left");
+    Ok(())
+}
+
+fn afxdp_answers_in_generic_mode() -> Result<()> {
+    let lab = TestLab::up()?;
+    let server = Server::start(&lab, "--addresses 20 --attach generic --copy copy")?;
+    ensure!(server.ready["attach"] == "generic" && server.ready["copy"] == "copy", "{}", server.ready);
+    check_load(&load(&lab, 20, 1000, 1000)?, 1000)?;
+    server.stop()?;
+    Ok(())
+}
+
+fn two_queues_are_both_served() -> Result<()> {
+    let lab = TestLab::new()?;
+    lab.up(2)?;
+    let server = Server::start(&lab, "--addresses 50")?;
+    ensure!(server.ready["queues"] == serde_json::json!([0, 1]), "{}", server.ready);
+    check_load(&load(&lab, 50, 1000, 1000)?, 1000)?;
+    let totals = server.stop()?;
+    ensure!(totals["answered"] == 1000, "{totals}");
+    Ok(())
+}
+
+/// Asks `to` from a kernel socket and returns the ten replies with their sources.
+fn ask(lab: &TestLab, to: Ipv6Addr, payload: &[u8]) -> Result<Vec<(Vec<u8>, std::net::SocketAddr)>> {
+    lab.run_in(Side::Client, || {
+        let socket = UdpSocket::bind(SocketAddrV6::new(Side::Client.address(), 0, 0, 0))?;
+        socket.set_read_timeout(Some(PATIENCE))?;
+        socket.send_to(payload, SocketAddrV6::new(to, 3540, 0, 0))?;
+        let mut buffer = [0; 2000];
+        (0..10)
+            .map(|_| {
+                let (length, from) = socket.recv_from(&mut buffer).context("no reply")?;
+                Ok((buffer[..length].to_vec(), from))
+            })
+            .collect()
+    })
+}
+
+fn a_plain_socket_gets_the_same_from_both_engines() -> Result<()> {
+    let lab = TestLab::up()?;
+    let pool = pool(30)?;
+    for engine in ["afxdp", "socket"] {
+        let server = Server::start(&lab, &format!("--addresses 30 --engine {engine}"))?;
+        for (index, size) in [(0, 0), (3, 1), (17, 32), (29, 1452)] {
+            let address = pool.address(index);
+            let payload: Vec<u8> = (0..size).map(|byte: u32| byte as u8).collect();
+            for (reply, from) in ask(&lab, address, &payload)? {
+                ensure!(reply == payload, "{engine}: {size} bytes came back as {}", reply.len());
+                ensure!(from.ip() == address && from.port() == 3540, "{engine}: a reply from {from}");
+            }
+        }
+        server.stop()?;
+    }
+    Ok(())
+}
+
+fn ping_and_neighbour_discovery_work() -> Result<()> {
+    const ECHO_REQUEST: u8 = 128; // RFC 4443
+    const ECHO_REPLY: u8 = 129;
+    let lab = TestLab::up()?;
+    let server = Server::start(&lab, "--addresses 300 --bind netlink-down")?;
+    let pool = pool(300)?;
+    lab.run_in(Side::Client, || {
+        let server_mac = lab.run_in(Side::Server, || Ok(netlink::link("server0")?.mac))?;
+        let link = netlink::link("client0")?;
+        let flags = SockFlag::SOCK_CLOEXEC;
+        let ping = socket(AddressFamily::Inet6, SockType::Raw, flags, SockProtocol::IcmpV6)?;
+        setsockopt(&ping, sockopt::ReceiveTimeout, &TimeVal::milliseconds(PATIENCE.as_millis() as i64))?;
+        for address in pool.iter() {
+            let mac = netlink::resolve(link.index, address, PATIENCE)?;
+            ensure!(mac == server_mac, "{address} resolves to {mac:x?}");
+            let to = SockaddrIn6::from(SocketAddrV6::new(address, 0, 0, 0));
+            sendto(ping.as_raw_fd(), &[ECHO_REQUEST, 0, 0, 0, 1, 2, 3, 4], &to, MsgFlags::empty())?;
+            loop {
+                let mut reply = [0; 100];
+                let (length, from) = recvfrom::<SockaddrIn6>(ping.as_raw_fd(), &mut reply)?;
+                if reply[0] == ECHO_REPLY && from.is_some_and(|from| from.ip() == address) {
+                    ensure!(reply[4..length] == [1, 2, 3, 4]);
+                    break;
+                }
+            }
+        }
+        Ok(())
+    })?;
+    server.stop()?;
+    Ok(())
+}
+
+fn a_request_from_the_service_port_is_not_answered() -> Result<()> {
+    let lab = TestLab::up()?;
+    let address = pool(10)?.address(4);
+    for engine in ["afxdp", "socket"] {
+        let server = Server::start(&lab, &format!("--addresses 10 --engine {engine}"))?;
+        let silent = lab.run_in(Side::Client, || {
+            let socket = UdpSocket::bind(SocketAddrV6::new(Side::Client.address(), 3540, 0, 0))?;
+            socket.set_nonblocking(true)?;
+            for _ in 0..5 {
+                socket.send_to(b"to another server", SocketAddrV6::new(address, 3540, 0, 0))?;
+            }
+            Ok(socket)
+        })?;
+        // Asked afterwards and answered: so those before have had their turn.
+        ask(&lab, address, b"a right one")?;
+        let error = silent.recv_from(&mut [0; 100]).err().context("answered another server")?;
+        ensure!(error.kind() == std::io::ErrorKind::WouldBlock, "{error}");
+        let totals = server.stop()?;
+        ensure!(totals["refused"]["source_service_port"] == 5 && totals["answered"] == 1, "{totals}");
+    }
+    Ok(())
+}
+
+fn what_is_not_ours_reaches_the_kernel() -> Result<()> {
+    let lab = TestLab::up()?;
+    let server = Server::start(&lab, "--addresses 10")?;
+    let live = pool(10)?.address(0);
+    let own = Side::Server.address(); // under the prefix, on the interface, but not in the pool
+    for (to, port) in [(live, 3541), (own, 3540), (own, 53)] {
+        let socket = lab.run_in(Side::Server, || {
+            let socket = UdpSocket::bind(SocketAddrV6::new(to, port, 0, 0))?;
+            socket.set_read_timeout(Some(PATIENCE))?;
+            Ok(socket)
+        })?;
+        lab.run_in(Side::Client, || {
+            let client = UdpSocket::bind("[::]:0")?;
+            client.send_to(b"for the kernel", SocketAddrV6::new(to, port, 0, 0))?;
+            Ok(())
+        })?;
+        let mut buffer = [0; 100];
+        let length = socket.recv(&mut buffer).with_context(|| format!("nothing came to [{to}]:{port}"))?;
+        ensure!(&buffer[..length] == b"for the kernel");
+    }
+    let totals = server.stop()?;
+    ensure!(totals["steering"]["passed_port"] == 2 && totals["steering"]["passed_not_live"] == 1, "{totals}");
+    ensure!(totals["answered"] == 0, "{totals}");
+    Ok(())
+}
+
+fn after_sigkill() -> Result<()> {
+    let lab = TestLab::up()?;
+    let mut server = Server::start(&lab, "--addresses 100 --bind netlink-down")?;
+    check_load(&load(&lab, 100, 1000, 100)?, 100)?;
+    server.signal(Signal::SIGKILL)?;
+    server.child.wait()?;
+    // The kernel takes the program off on its own time.
+    let give_up = Instant::now() + PATIENCE;
+    while lab.run_in(Side::Server, || netlink::link("server0"))?.xdp.is_some() {
+        ensure!(Instant::now() < give_up, "the program stays attached");
+        thread::sleep(Duration::from_millis(5));
+    }
+    ensure!(bound(&lab, 100)? == 100, "who took the addresses?");
+    let server = Server::start(&lab, "--addresses 50 --bind netlink-down")?;
+    ensure!(bound(&lab, 100)? == 50, "the addresses of the killed server were not recognised");
+    check_load(&load(&lab, 50, 1000, 100)?, 100)?;
+    server.stop()?;
+    ensure!(bound(&lab, 100)? == 0);
+    Ok(())
+}
+
+/// Runs to the end and returns status and the one line on standard error.
+fn failure(output: Output) -> Result<(i32, String)> {
+    let words = String::from_utf8(output.stderr)?;
+    ensure!(output.stdout.is_empty(), "a failure printed a result");
+    ensure!(words.trim_end().lines().count() == 1, "not one line: {words}");
+    Ok((output.status.code().context("ended by a signal")?, words))
+}
+
+fn a_second_program_is_refused() -> Result<()> {
+    let lab = TestLab::up()?;
+    let first = Server::start(&lab, "--addresses 10")?;
+    let flags = format!("serve --interface server0 --prefix {PREFIX} --addresses 10 --bind none");
+    let (status, words) = failure(sixhop(&lab, Side::Server, &flags).output()?)?;
+    ensure!(status == 1 && words.contains("another XDP program") && words.contains("xdp off"), "{words}");
+    check_load(&load(&lab, 10, 1000, 100)?, 100)?; // the first one goes on
+    first.stop()?;
+    Ok(())
+}
+
+fn bad_input_gets_one_clear_line() -> Result<()> {
+    let lab = TestLab::up()?;
+    let serve = format!("serve --interface server0 --prefix {PREFIX} --addresses 10");
+    let load = format!("load --interface client0 --prefix {PREFIX} --addresses 10 --rate 10 --requests 1");
+    let cases = [
+        (Side::Server, serve.replace("server0", "eth9"), 1, "no interface 'eth9'"),
+        (Side::Server, serve.replace(PREFIX, "192.0.2.0/24"), 2, "not an IPv6 prefix"),
+        (Side::Server, serve.replace("/64 --addresses 10", "/120 --addresses 500"), 2, "holds 127"),
+        (Side::Server, format!("{serve} --queues 7"), 1, "queue 7"),
+        (Side::Server, format!("{serve} --cores 4000"), 1, "processor 4000"),
+        (Side::Server, format!("{serve} --copy zero"), 1, "--copy auto"),
+        (Side::Server, format!("{serve} --replies 0"), 2, "replies"),
+        (Side::Server, format!("{serve} --no-such-flag"), 2, "--no-such-flag"),
+        (Side::Client, load.clone(), 1, "is the server up"),
+        (Side::Client, load.replace("--rate 10", "--rate 0"), 2, "rate"),
+        (Side::Client, load.replace("2001:db8:1::/64", "2001:db8:77::/64"), 1, "route"),
+        (Side::Client, format!("{load} --payload 5"), 2, "payload"),
+    ];
+    for (side, arguments, status, words) in cases {
+        let (found, said) = failure(sixhop(&lab, side, &arguments).output()?)?;
+        ensure!(found == status && said.contains(words), "{arguments}: exit {found}, {said}");
+    }
+    // Nothing is left of those that had begun.
+    ensure!(bound(&lab, 10)? == 0);
+    ensure!(lab.run_in(Side::Server, || netlink::link("server0"))?.xdp.is_none());
+    // Without privileges, on an interface that everybody sees. The file may lie where nobody else may go.
+    let program = std::env::temp_dir().join(format!("sixhop-test-{}", std::process::id()));
+    std::fs::copy(SIXHOP, &program)?;
+    let nobody = serve.replace("server0", "lo");
+    let output = Command::new(&program).args(nobody.split_whitespace()).uid(65534).gid(65534).output();
+    std::fs::remove_file(&program)?;
+    let (found, said) = failure(output?)?;
+    ensure!(found == 1 && said.contains("run as root"), "exit {found}, {said}");
+    Ok(())
+}
+
+fn compare_finds_figures() -> Result<()> {
+    let output = Command::new(SIXHOP)
+        .args(["compare", "--addresses", "50", "--trial", "0.02", "--json"])
+        .stdin(Stdio::null())
+        .output()?;
+    ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let text = String::from_utf8(output.stdout)?;
+    let results: Vec<Value> = text.lines().map(serde_json::from_str).collect::<Result<_, _>>()?;
+    let engines: Vec<_> =
+        results.iter().map(|result| result["engine"].as_str().unwrap_or_default()).collect();
+    ensure!(engines == ["socket", "afxdp"], "{engines:?}");
+    for result in &results {
+        let number = |field: &str| result[field].as_f64().unwrap_or_default();
+        ensure!(result["event"] == "engine" && result["addresses"] == 50 && result["replies"] == 10);
+        ensure!(result["runs"].as_array().is_some_and(|runs| runs.len() == 3));
+        ensure!(number("sustained_rps") > 0.0 && number("mean_us") <= 1000.0, "{result}");
+        ensure!((number("half_rps") * 2.0 / number("sustained_rps") - 1.0).abs() < 1e-9, "{result}");
+        ensure!(number("ratio_to_socket") > 0.0, "{result}");
+    }
+    ensure!(results[0]["attach"].is_null() && results[1]["attach"] == "native", "{text}");
+    Ok(())
+}
