@@ -1,0 +1,58 @@
+# Two commands do everything on a fresh Debian or Ubuntu machine that has Rust:
+#
+#   make demo   compare the paper's socket server with the AF_XDP engine, on this machine
+#   make test   formatting, clippy, and all tests
+#
+# Each installs the system packages that are missing, and says which. Root is got by sudo where it is not there already,
+# and only for what needs it: installing packages, and running on network namespaces.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+.PHONY: help demo test bench packages
+
+CARGO ?= cargo
+SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
+
+# To build: clang for the XDP program, the others for libbpf. To test: ip is what the lab is checked with.
+PACKAGES := clang gcc make pkg-config libelf-dev zlib1g-dev linux-libc-dev iproute2
+
+help:
+	@sed -n 's/^#   //p' Makefile
+
+packages:
+	@command -v $(CARGO) >/dev/null || { echo "cargo not found: install Rust 1.85 or newer (rustup.rs)" >&2; exit 1; }
+	@if command -v dpkg-query >/dev/null && command -v apt-get >/dev/null; then \
+	  missing=; \
+	  for package in $(PACKAGES); do \
+	    [ "$$(dpkg-query -W -f '$${db:Status-Status}' $$package 2>/dev/null || true)" = installed ] || missing="$$missing $$package"; \
+	  done; \
+	  if [ -n "$$missing" ]; then \
+	    echo "installing:$$missing"; \
+	    $(SUDO) apt-get update -qq; \
+	    $(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing >/dev/null; \
+	  fi; \
+	else \
+	  missing=; \
+	  for tool in clang cc pkg-config ip; do command -v $$tool >/dev/null || missing="$$missing $$tool"; done; \
+	  for library in libelf zlib; do pkg-config --exists $$library 2>/dev/null || missing="$$missing $$library"; done; \
+	  if [ -n "$$missing" ]; then \
+	    echo "missing:$$missing. On Debian the packages are: $(PACKAGES). Install what your distribution calls them." >&2; \
+	    exit 1; \
+	  fi; \
+	fi
+
+demo: packages
+	$(CARGO) build --release --locked
+	$(SUDO) target/release/sixhop compare --addresses 2000
+
+# Test programs run as root, so that none is skipped; cargo itself does not.
+test: packages
+	$(CARGO) fmt --check
+	$(CARGO) clippy --locked --all-targets -- -D warnings
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --no-deps --quiet
+	host=$$(rustc -vV | sed -n 's/^host: //p' | tr 'a-z-' 'A-Z_'); \
+	  env "CARGO_TARGET_$${host}_RUNNER=$(if $(SUDO),sudo -E,env)" $(CARGO) test --locked
+
+bench: packages
+	$(CARGO) bench --locked
