@@ -26,8 +26,8 @@ const FRAMES: u32 = 4096;
 /// kernel's budget of one system call.
 const SEND_RING: u32 = 4096;
 
-/// A worker that found nothing to do looks again for this long before it sleeps. Waking a sleeping thread costs the
-/// sender an interrupt to another processor and the worker some 10 µs; looking costs only what nobody else wants.
+/// A worker that found nothing to do looks again for this long before it sleeps. On the machine of the README a request that
+/// finds it asleep is answered after some 130 µs, one that finds it awake after 4; looking costs only what nobody else wants.
 const PATIENCE: Duration = Duration::from_micros(50);
 
 /// A sleeping worker looks up this often whether it is to stop.

@@ -41,8 +41,8 @@ const DESTINATION: usize = 18;
 const PAYLOAD: usize = 34;
 const MESSAGE: usize = PAYLOAD + MAX_PAYLOAD;
 
-/// Bytes of requests that the kernel may hold for the listener. The default (212,992) is full after some 250 small
-/// requests, 10 ms at the rate that this server sustains.
+/// Bytes of memory that requests may take which wait for the listener. The default (net.core.rmem_default, 212,992) holds a
+/// few hundred small ones: a moment without the processor would lose requests that the server has the time to answer.
 const RECEIVE_BUFFER: usize = 4 << 20;
 
 /// Both threads look up this often whether they are to stop.

@@ -52,7 +52,7 @@ pub struct Progress {
 /// Searches for each engine's rate so many times.
 const RUNS: u64 = 3;
 
-/// The first rate tried: every engine on any machine of this decade sustains it.
+/// The first rate tried: low, since what is found does not depend on it; the search goes down from it where it must.
 const START: f64 = 4000.0;
 
 /// No rate above this is tried: one core does not generate it.
