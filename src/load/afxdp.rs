@@ -57,7 +57,7 @@ const SEND_FRAMES: u32 = 1024;
 const BATCH: usize = 64;
 
 /// The generator looks for replies this often. Whoever delivers a reply writes to the ring that is looked at: looking all
-/// the time would take the cache line away from it with each look, and slow down the server that is measured (by 3 to 4 %
+/// the time would take the cache line away from it with each look, and slow down the server that is measured (by 2 to 5 %
 /// on a veth pair). A time is too long by at most this, and never too short.
 const LOOK: Duration = Duration::from_micros(1);
 
