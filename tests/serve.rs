@@ -99,6 +99,18 @@ impl Server {
         Ok(serde_json::from_str(&line)?)
     }
 
+    /// Waits for statistics that are as `expected`.
+    fn wait_for(&mut self, expected: impl Fn(&Value) -> bool) -> Result<()> {
+        let give_up = Instant::now() + PATIENCE;
+        loop {
+            let stats = self.event()?;
+            if expected(&stats) {
+                return Ok(());
+            }
+            ensure!(Instant::now() < give_up, "waited in vain, at last for {stats}");
+        }
+    }
+
     fn signal(&self, signal: Signal) -> Result<()> {
         Ok(kill(Pid::from_raw(self.child.id() as i32), signal)?)
     }
@@ -275,7 +287,7 @@ fn a_request_from_the_service_port_is_not_answered() -> Result<()> {
     let lab = TestLab::up()?;
     let address = pool(10)?.address(4);
     for engine in ["afxdp", "socket"] {
-        let server = Server::start(&lab, &format!("--addresses 10 --engine {engine}"))?;
+        let mut server = Server::start(&lab, &format!("--addresses 10 --engine {engine}"))?;
         let silent = lab.run_in(Side::Client, || {
             let socket = UdpSocket::bind(SocketAddrV6::new(Side::Client.address(), 3540, 0, 0))?;
             socket.set_nonblocking(true)?;
@@ -284,8 +296,9 @@ fn a_request_from_the_service_port_is_not_answered() -> Result<()> {
             }
             Ok(socket)
         })?;
-        // Asked afterwards and answered: so those before have had their turn.
         ask(&lab, address, b"a right one")?;
+        // Packets of two sockets may overtake each other: that those five had their turn, only the server can say.
+        server.wait_for(|stats| stats["refused"]["source_service_port"] == 5)?;
         let error = silent.recv_from(&mut [0; 100]).err().context("answered another server")?;
         ensure!(error.kind() == std::io::ErrorKind::WouldBlock, "{error}");
         let totals = server.stop()?;
