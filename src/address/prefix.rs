@@ -26,6 +26,9 @@ pub enum PrefixError {
     /// A server cannot send from such an address.
     #[error("{0} is not made of global unicast addresses: {1}")]
     NotUnicast(Prefix, &'static str),
+    /// Not the length of a subnet with 64-bit interface identifiers.
+    #[error("{0} is no subnet for 64-bit interface identifiers: use a /64")]
+    NotSubnet(Prefix),
 }
 
 impl Prefix {
