@@ -1,11 +1,14 @@
 /* SPDX-License-Identifier: MIT OR Apache-2.0 OR GPL-2.0-only */
 /*
- * What the programs share: the headers of the one kind of packet that they look at, and the verdicts that they count.
+ * What the programs share: the headers of the two kinds of packet that they look at, and the verdicts that they count.
  * Built on the kernel's own user-space headers (linux-libc-dev), which are stable; no vmlinux.h is needed.
  */
 #pragma once
 
+#include <stdbool.h>
+
 #include <linux/bpf.h>
+#include <linux/icmpv6.h>
 #include <linux/if_ether.h>
 #include <linux/in.h>
 #include <linux/in6.h>
@@ -21,19 +24,47 @@ struct headers {
 	struct udphdr udp;
 } __attribute__((packed));
 
+/* Neighbour Solicitation (RFC 4861 section 4.3) up to its options: 14 + 40 + 8 + 16 bytes, no holes. */
+struct solicitation {
+	struct ethhdr ether;
+	struct ipv6hdr ip;
+	struct icmp6hdr icmp;
+	struct in6_addr target;
+} __attribute__((packed));
+
+#define NEIGHBOUR_SOLICITATION 135 /* ICMPv6 type, RFC 4861 section 4.3 */
+
 /* Key of an LPM trie: the length in bits in the host's order, then the address (struct bpf_lpm_trie_key_u8). */
 struct prefix_key {
 	__u32 length;
 	struct in6_addr address;
 };
 
+/* Addresses that one call of change_live takes. The verifier walks the loop over them step by step, which takes time at each
+ * load; with more of them a call would cost no less for each. */
+#define STAGED 1024
+
+struct staged {
+	struct in6_addr addresses[STAGED];
+};
+
+/* What change_live is called with. src/xdp/program.rs has the same. */
+struct change {
+	__u32 count;  /* of staged addresses */
+	__u32 remove; /* whether they cease to be live */
+	__u32 error;  /* why it stopped early, an error number; written by the program */
+};
+
 /* Index into the map `verdicts`. src/xdp/program.rs names them in the same order. */
 enum verdict {
-	STEERED,         /* into the ring of the queue that it arrived on */
+	STEERED,         /* a request, into the ring of the queue that it arrived on */
+	SOLICITED,       /* a Neighbour Solicitation for a live address, into the ring as well; only where hidden */
 	PASSED_OTHER,    /* to the kernel: not UDP directly over IPv6 over Ethernet */
 	PASSED_PORT,     /* to the kernel: another port */
-	PASSED_PREFIX,   /* to the kernel: our port, but under no bound prefix */
+	PASSED_PREFIX,   /* to the kernel: our port, but under no bound prefix; where hidden, whatever port */
 	PASSED_NOT_LIVE, /* to the kernel: our port, under a bound prefix, but no live address */
-	PASSED_NO_RING,  /* to the kernel: ours, but no socket sits on this queue */
+	PASSED_KERNEL,   /* to the kernel: under a bound prefix, but to an address of the kernel's own; only where hidden */
+	DROPPED_HIDDEN,  /* under a bound prefix, and nothing that a live address answers; only where hidden */
+	NO_RING,         /* ours, but no socket sits on this queue: to the kernel, or dropped where hidden */
 	VERDICTS,
 };

@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap::Parser;
-use sixhop::cli::{Usage, compare, lab, load, serve};
+use sixhop::cli::{Usage, bind, compare, lab, load, serve};
 
 /// Answers IPv6 requests on very many addresses from AF_XDP rings, and measures what that is worth
 #[derive(Parser)]
@@ -24,6 +24,7 @@ struct Cli {
 enum Command {
     Serve(serve::Args),
     Load(load::Args),
+    Bind(bind::Args),
     Compare(compare::Args),
     Lab(lab::Args),
 }
@@ -43,6 +44,7 @@ fn main() -> ExitCode {
     let result = match cli.command {
         Command::Serve(args) => serve::run(args),
         Command::Load(args) => load::run(args),
+        Command::Bind(args) => bind::run(args),
         Command::Compare(args) => compare::run(args),
         Command::Lab(args) => lab::run(args),
     };

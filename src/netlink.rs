@@ -29,14 +29,17 @@ use rtnetlink::packet_route::link::{
 use rtnetlink::packet_route::neighbour::{
     NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
 };
-use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute, RouteMessage};
+use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteProtocol, RouteType};
 use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
 use rtnetlink::sys;
 use serde::{Deserialize, Serialize};
 
-/// What says that an address is ours: the IFA_PROTO that [`crate::bind`] gives each one, so that a later run knows the
-/// leftovers of one that was killed (`ip -details address`, from 6.4, shows it). Kernels before 5.18 ignore it.
-pub const OUR_ADDRESS_PROTOCOL: u8 = 0x66;
+use crate::address::Prefix;
+
+/// What says that an address or a route is ours: the IFA_PROTO or rtm_protocol that [`crate::bind`] gives each one, so that a
+/// later run knows the leftovers of one that was killed (`ip -details address`, from 6.4, and `ip -6 route show table local
+/// proto 102` show it). Kernels before 5.18 ignore that of an address.
+pub const OUR_PROTOCOL: u8 = 0x66;
 
 /// A Linux interface as the kernel described it when asked.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -101,8 +104,10 @@ pub struct Address {
     pub ip: Ipv6Addr,
     /// Length of its prefix, in bits.
     pub prefix_length: u8,
-    /// Whether it carries [`OUR_ADDRESS_PROTOCOL`].
+    /// Whether it carries [`OUR_PROTOCOL`].
     pub ours: bool,
+    /// Whether it is not live yet, as long as somebody might have it (IFA_F_TENTATIVE).
+    pub tentative: bool,
 }
 
 /// The way to one destination.
@@ -155,6 +160,48 @@ pub fn wait_for_carrier(name: &str, timeout: Duration) -> Result<()> {
 /// When there is no such interface.
 pub fn addresses(index: u32) -> Result<Vec<Address>> {
     Socket::open()?.addresses(index)
+}
+
+/// The kernel's IPv6 addresses, on whatever interface of the namespace, but for those that [`crate::bind`] made; and each change
+/// of them.
+#[derive(Debug)]
+pub struct KernelAddresses {
+    announced: Socket,
+    /// Another socket: answers do not mix with announcements.
+    asked: Socket,
+}
+
+impl KernelAddresses {
+    /// Listens from now on.
+    ///
+    /// # Errors
+    /// When the kernel cannot be asked.
+    pub fn watch() -> Result<Self> {
+        let announced = Socket::open()?;
+        let group = MulticastGroup::Ipv6Ifaddr as u32;
+        announced.socket.add_membership(group).context("cannot listen to the kernel")?;
+        Ok(Self { announced, asked: Socket::open()? })
+    }
+
+    /// What there is now.
+    ///
+    /// # Errors
+    /// When the kernel cannot be asked.
+    pub fn read(&mut self) -> Result<Vec<Ipv6Addr>> {
+        let addresses = self.asked.addresses(0)?;
+        Ok(addresses.into_iter().filter(|address| !address.ours).map(|address| address.ip).collect())
+    }
+
+    /// Waits for a change, for at most `limit`, and returns whether there was one.
+    ///
+    /// # Errors
+    /// When the kernel cannot be listened to.
+    pub fn changed(&mut self, limit: Duration) -> Result<bool> {
+        let any = |_: &RouteNetlinkMessage| true; // nothing else is announced to this socket
+        self.announced
+            .wait_for(any, Instant::now() + limit)
+            .map_err(|refusal| refusal.explain("listen to the kernel"))
+    }
 }
 
 /// How the kernel would send to `to`.
@@ -213,6 +260,8 @@ pub(crate) struct Socket {
     socket: sys::Socket,
     sequence: u32,
     datagram: Vec<u8>,
+    /// Whether announcements came between the answers to a question: they may be newer than those.
+    heard: bool,
 }
 
 /// The kernel composes answers of at most 32 KiB.
@@ -240,6 +289,7 @@ impl Socket {
             socket: open().context("cannot open a routing socket")?,
             sequence: 0,
             datagram: Vec::with_capacity(DATAGRAM),
+            heard: false,
         })
     }
 
@@ -292,6 +342,7 @@ impl Socket {
         .with_context(|| format!("{name} has no carrier after {timeout:?}: is its other end up?"))
     }
 
+    /// The IPv6 addresses of the interface with that index; of all, where it is 0.
     pub fn addresses(&mut self, index: u32) -> Result<Vec<Address>> {
         let mut query = AddressMessage::default();
         query.header.family = AddressFamily::Inet6;
@@ -300,7 +351,7 @@ impl Socket {
             .ask(RouteNetlinkMessage::GetAddress(query), NLM_F_DUMP)
             .map_err(|refusal| refusal.explain(format_args!("list the addresses of interface {index}")))?;
         let here = answers.into_iter().filter_map(|answer| match answer {
-            RouteNetlinkMessage::NewAddress(message) if message.header.index == index => {
+            RouteNetlinkMessage::NewAddress(message) if index == 0 || message.header.index == index => {
                 new_address(&message)
             }
             _ => None,
@@ -391,6 +442,60 @@ impl Socket {
         message.attributes.push(AddressAttribute::Flags(AddressFlags::Nodad));
         self.tell_one(RouteNetlinkMessage::NewAddress(message), NLM_F_CREATE | NLM_F_EXCL)
             .map_err(|refusal| refusal.explain(format_args!("add {ip}/{prefix_length}")))
+    }
+
+    /// Waits until no address of the interface with that index is tentative any more.
+    pub fn wait_for_addresses(&mut self, index: u32, timeout: Duration) -> Result<()> {
+        let settled = |socket: &mut Self| {
+            let tentative = socket.addresses(index)?.iter().any(|address| address.tentative);
+            anyhow::Ok((!tentative).then_some(()))
+        };
+        self.watch(MulticastGroup::Ipv6Ifaddr, timeout, settled, |_| true)?
+            .with_context(|| format!("some addresses are still tentative after {timeout:?}"))
+    }
+
+    /// Has the kernel take all addresses under `prefix` for its own: a route of type `local`, with our mark, to the loopback
+    /// interface with that index. Its metric is `mark`, which tells it from those of others.
+    pub fn add_local_route(&mut self, prefix: Prefix, loopback: u32, mark: u32) -> Result<()> {
+        let mut message = local_route(Some(prefix), Some(mark));
+        message.attributes.push(RouteAttribute::Oif(loopback));
+        self.tell_one(RouteNetlinkMessage::NewRoute(message), NLM_F_CREATE | NLM_F_EXCL).map_err(|refusal| {
+            match refusal.code {
+                Errno::EEXIST => anyhow!("there is a local route for {prefix} already: nothing was bound"),
+                _ => refusal.explain(format_args!("add a local route for {prefix}")),
+            }
+        })
+    }
+
+    /// Removes what [`Socket::add_local_route`] made, unless it is gone already.
+    pub fn remove_local_route(&mut self, prefix: Prefix, mark: u32) -> Result<()> {
+        let message = local_route(Some(prefix), Some(mark));
+        match self.tell_one(RouteNetlinkMessage::DelRoute(message), 0) {
+            Err(refusal) if refusal.code != Errno::ESRCH => {
+                Err(refusal.explain(format_args!("remove the local route for {prefix}")))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// The prefixes of the local routes with our protocol and this `mark`.
+    pub fn our_local_routes(&mut self, mark: u32) -> Result<Vec<Prefix>> {
+        let query = RouteNetlinkMessage::GetRoute(local_route(None, None));
+        let answers = match self.ask(query, NLM_F_DUMP) {
+            Err(refusal) if refusal.code == Errno::ENOENT => return Ok(Vec::new()), // no such table yet
+            answers => answers.map_err(|refusal| refusal.explain("list the local routes"))?,
+        };
+        let prefix = |answer| {
+            let RouteNetlinkMessage::NewRoute(route) = answer else { return None };
+            let ours = route.header.protocol == RouteProtocol::from(OUR_PROTOCOL)
+                && route.attributes.contains(&RouteAttribute::Priority(mark));
+            let destination = route.attributes.iter().find_map(|attribute| match attribute {
+                RouteAttribute::Destination(RouteAddress::Inet6(address)) => Some(*address),
+                _ => None,
+            });
+            Prefix::new(destination?, route.header.destination_prefix_length).ok().filter(|_| ours)
+        };
+        Ok(answers.into_iter().filter_map(prefix).collect())
     }
 
     /// Makes a veth pair with `queues` queues each way: `near` here and `far` in `far_namespace`, both with `alias`.
@@ -528,6 +633,7 @@ impl Socket {
         question: RouteNetlinkMessage,
         flags: u16,
     ) -> Result<Option<Vec<RouteNetlinkMessage>>, Refusal> {
+        self.discard()?;
         let mut bytes = Vec::new();
         self.compose(question, NLM_F_REQUEST | NLM_F_ACK | flags, &mut bytes);
         self.socket.send(&bytes, 0)?;
@@ -536,6 +642,7 @@ impl Socket {
         loop {
             for (header, payload) in self.receive()?.into_iter().map(Message::into_parts) {
                 if header.sequence_number != self.sequence {
+                    self.heard = true;
                     continue;
                 }
                 consistent &= header.flags & NLM_F_DUMP_INTR == 0;
@@ -552,6 +659,22 @@ impl Socket {
                     }
                     _ => {}
                 }
+            }
+        }
+    }
+
+    /// Takes out and forgets what has come: announcements older than the question to come. While they fill the buffer an answer
+    /// finds no room, and the kernel says so (ENOBUFS) only once until the buffer has been empty.
+    fn discard(&mut self) -> Result<(), Refusal> {
+        loop {
+            self.datagram.clear();
+            match self.socket.recv(&mut self.datagram, nix::libc::MSG_DONTWAIT) {
+                Ok(_) => {}
+                Err(error) => match Errno::try_from(error) {
+                    Ok(Errno::EAGAIN) => return Ok(()),
+                    Ok(Errno::EINTR | Errno::ENOBUFS) => {}
+                    error => return Err(error.unwrap_or(Errno::EIO).into()),
+                },
             }
         }
     }
@@ -589,6 +712,9 @@ impl Socket {
         concerns: impl Fn(&RouteNetlinkMessage) -> bool,
         deadline: Instant,
     ) -> Result<bool, Refusal> {
+        if std::mem::take(&mut self.heard) {
+            return Ok(true);
+        }
         while self.wait(deadline)? {
             let is_concerned = match self.receive() {
                 Ok(events) => events.iter().any(|event| match &event.payload {
@@ -668,6 +794,22 @@ pub(crate) fn address_message(index: u32, ip: Ipv6Addr, prefix_length: u8) -> Ad
     message
 }
 
+/// The body of a message about local routes with our mark: that for `prefix`, or all; with that metric, or any.
+fn local_route(prefix: Option<Prefix>, metric: Option<u32>) -> RouteMessage {
+    const RT_TABLE_LOCAL: u8 = 255; // linux/rtnetlink.h
+    let mut message = RouteMessage::default();
+    message.header.address_family = AddressFamily::Inet6;
+    message.header.table = RT_TABLE_LOCAL;
+    message.header.protocol = RouteProtocol::from(OUR_PROTOCOL);
+    message.header.kind = RouteType::Local;
+    if let Some(prefix) = prefix {
+        message.header.destination_prefix_length = prefix.length();
+        message.attributes.push(RouteAttribute::Destination(RouteAddress::Inet6(prefix.network())));
+    }
+    message.attributes.extend(metric.map(RouteAttribute::Priority));
+    message
+}
+
 /// A refusal from its negative error number and what follows the number in the answer: the header of the request, then
 /// attributes, one of which may be a text.
 fn read_refusal(code: i32, rest: &[u8]) -> Refusal {
@@ -726,16 +868,18 @@ fn attached_program(attributes: &[LinkXdp]) -> Option<AttachedProgram> {
 fn new_address(message: &AddressMessage) -> Option<Address> {
     let mut ip = None;
     let mut ours = false;
+    let mut tentative = false;
     for attribute in &message.attributes {
         match attribute {
             // Where both are there, this one is the peer's.
             AddressAttribute::Address(IpAddr::V6(address)) => ip = ip.or(Some(*address)),
             AddressAttribute::Local(IpAddr::V6(address)) => ip = Some(*address),
-            AddressAttribute::Protocol(AddressProtocol::Other(OUR_ADDRESS_PROTOCOL)) => ours = true,
+            AddressAttribute::Protocol(AddressProtocol::Other(OUR_PROTOCOL)) => ours = true,
+            AddressAttribute::Flags(flags) => tentative = flags.contains(AddressFlags::Tentative),
             _ => {}
         }
     }
-    Some(Address { ip: ip?, prefix_length: message.header.prefix_len, ours })
+    Some(Address { ip: ip?, prefix_length: message.header.prefix_len, ours, tentative })
 }
 
 /// What an entry of the neighbour table says: an address, that there is none (`Some(None)`), or nothing yet.

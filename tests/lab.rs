@@ -1,30 +1,22 @@
-//! The lab, the routing socket and the binders against a real kernel, in namespaces of their own. Needs root and `ip`.
+//! The lab and the routing socket against a real kernel, in namespaces of their own. Needs root and `ip`.
 
 mod common;
 
-use std::collections::HashSet;
 use std::fs;
 use std::net::Ipv6Addr;
 use std::os::fd::AsFd;
-use std::os::unix::process::ExitStatusExt;
 use std::path::PathBuf;
 use std::process::{Command, ExitCode, Output};
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail, ensure};
-use common::{TestLab, ip, trial};
+use anyhow::{Context, Result, ensure};
+use common::{TestLab, fails_with, ip, link, resolve, trial};
 use nix::sched::{CloneFlags, setns};
-use nix::sys::signal::{Signal, raise};
-use sixhop::bind::{self, Method};
 use sixhop::lab::{Lab, Outcome, Side, State};
 use sixhop::netlink;
 
 fn main() -> ExitCode {
-    if let Ok(lab) = std::env::var(DIE_BOUND) {
-        die_bound(&lab).expect("this process was to be killed");
-    }
-    let mut trials = vec![
+    common::main(vec![
         trial("up_twice_changes_nothing", up_twice_changes_nothing),
         trial("two_ups_at_once_make_one_lab", two_ups_at_once_make_one_lab),
         trial("down_leaves_nothing", down_leaves_nothing),
@@ -36,24 +28,7 @@ fn main() -> ExitCode {
         trial("nobody_is_an_error", nobody_is_an_error),
         trial("route_names_interface_and_source", route_names_interface_and_source),
         trial("carrier_is_waited_for", carrier_is_waited_for),
-        trial("duplicate_binds_nothing", duplicate_binds_nothing),
-        trial("address_in_use_binds_nothing", address_in_use_binds_nothing),
-        trial("impossible_address_binds_nothing", impossible_address_binds_nothing),
-        trial("leftovers_are_replaced", leftovers_are_replaced),
-        trial("second_binder_is_refused", second_binder_is_refused),
-        trial("link_that_was_down_is_set_up", link_that_was_down_is_set_up),
-    ];
-    for (name, method) in [
-        ("netlink", Method::Netlink),
-        ("netlink_batch", Method::NetlinkBatch),
-        ("netlink_down", Method::NetlinkDown),
-    ] {
-        trials.push(trial(&format!("{name}_binds_and_unbinds"), move || binds_and_unbinds(method)));
-        trials.push(trial(&format!("{name}_interrupted_leaves_nothing"), move || {
-            interrupted_leaves_nothing(method)
-        }));
-    }
-    common::main(trials)
+    ])
 }
 
 // The lab.
@@ -194,8 +169,7 @@ fn nobody_is_an_error() -> Result<()> {
     fails_with(resolve(&lab, nobody), wanted)?;
     // The kernel remembers the failure; that must not become the answer once there is somebody.
     let server = link(&lab, Side::Server)?;
-    let stop = AtomicBool::new(false);
-    let _bound = lab.run_in(Side::Server, || bind::bind(Method::Netlink, &server, vec![nobody], &stop))?;
+    ip(&format!("-n {} address add {nobody}/128 dev server0 nodad", lab.namespace(Side::Server)))?;
     ensure!(resolve(&lab, nobody)? == server.mac);
     let client = link(&lab, Side::Client)?.index;
     let start = Instant::now();
@@ -236,167 +210,7 @@ fn carrier_is_waited_for() -> Result<()> {
     })
 }
 
-// The binders.
-
-fn binds_and_unbinds(method: Method) -> Result<()> {
-    let lab = TestLab::up()?;
-    let server = link(&lab, Side::Server)?;
-    let (before, wanted) = (addresses(&lab)?, spread(300));
-    let stop = AtomicBool::new(false);
-    let bind = || lab.run_in(Side::Server, || bind::bind(method, &server, wanted.clone(), &stop));
-
-    let bound = bind()?;
-    ensure!(bound.addresses() == wanted);
-    let now = addresses(&lab)?;
-    ensure!(wanted.iter().all(|address| now.contains(address)));
-    ensure!(now.len() == before.len() + wanted.len());
-    ensure!(before.contains(&Side::Server.address()) && now.contains(&Side::Server.address()));
-    for address in [wanted[0], wanted[150], wanted[299], Side::Server.address()] {
-        ensure!(resolve(&lab, address)? == server.mac);
-    }
-    bound.release()?;
-    ensure!(addresses(&lab)? == before);
-    // Dropping does the same, also on a thread that is not in the namespace.
-    drop(bind()?);
-    ensure!(addresses(&lab)? == before);
-    ensure!(lab.status()?.state == State::Up);
-    let setting = exec(&lab, Side::Server, "cat /proc/sys/net/ipv6/conf/server0/keep_addr_on_down")?;
-    ensure!(setting.stdout == b"0\n", "keep_addr_on_down was not put back");
-    Ok(())
-}
-
-fn interrupted_leaves_nothing(method: Method) -> Result<()> {
-    let lab = TestLab::up()?;
-    let server = link(&lab, Side::Server)?;
-    let before = addresses(&lab)?;
-    let wanted = spread(20_000);
-    let stop = AtomicBool::new(false);
-    let bound = std::thread::scope(|scope| {
-        let bind = || lab.run_in(Side::Server, || bind::bind(method, &server, wanted.clone(), &stop));
-        let binding = scope.spawn(bind);
-        while !binding.is_finished() && addresses(&lab)?.len() < before.len() + 200 {}
-        stop.store(true, Ordering::Relaxed);
-        binding.join().expect("binding does not panic").map(drop).context("bind")
-    });
-    fails_with(bound, "interrupted")?;
-    ensure!(addresses(&lab)? == before);
-    ensure!(lab.status()?.state == State::Up);
-    Ok(())
-}
-
-fn duplicate_binds_nothing() -> Result<()> {
-    let mut wanted = spread(300);
-    wanted.push(wanted[7]);
-    binds_nothing(wanted, "twice")
-}
-
-fn address_in_use_binds_nothing() -> Result<()> {
-    let mut wanted = spread(300);
-    wanted.push(Side::Server.address());
-    binds_nothing(wanted, "2001:db8:1::2 is on server0 already")
-}
-
-fn impossible_address_binds_nothing() -> Result<()> {
-    let mut wanted = spread(300);
-    // No interface can have a multicast address. Only the kernel knows, half-way.
-    wanted.insert(200, "ff02::1234".parse()?);
-    binds_nothing(wanted, "ff02::1234")
-}
-
-fn leftovers_are_replaced() -> Result<()> {
-    let lab = TestLab::up()?;
-    let before = addresses(&lab)?;
-    let killed = Command::new(std::env::current_exe()?).env(DIE_BOUND, lab.name()).output()?;
-    ensure!(killed.status.signal() == Some(Signal::SIGKILL as i32), "{killed:?}");
-    ensure!(addresses(&lab)?.len() == before.len() + 20, "the killed run left nothing");
-    // Some of them are wanted again, some are not.
-    let wanted = spread(30).split_off(10);
-    let server = link(&lab, Side::Server)?;
-    let stop = AtomicBool::new(false);
-    let bound = lab.run_in(Side::Server, || bind::bind(Method::Netlink, &server, wanted.clone(), &stop))?;
-    let now: HashSet<_> = addresses(&lab)?.difference(&before).copied().collect();
-    ensure!(now == wanted.into_iter().collect(), "{now:?}");
-    bound.release()
-}
-
-/// Names the lab in which to bind addresses and be killed.
-const DIE_BOUND: &str = "SIXHOP_TEST_DIE_BOUND";
-
-/// Binds 20 addresses and ends like a process that is killed.
-fn die_bound(lab: &str) -> Result<()> {
-    let lab = Lab::named(lab)?;
-    let server = link(&lab, Side::Server)?;
-    let stop = AtomicBool::new(false);
-    let _bound = lab.run_in(Side::Server, || bind::bind(Method::Netlink, &server, spread(20), &stop))?;
-    Ok(raise(Signal::SIGKILL)?)
-}
-
-fn second_binder_is_refused() -> Result<()> {
-    let lab = TestLab::up()?;
-    let server = link(&lab, Side::Server)?;
-    let binder = || lab.run_in(Side::Server, || bind::binder(Method::Netlink, &server));
-    let first = binder()?;
-    fails_with(binder().map(drop), "another sixhop binds addresses to server0")?;
-    drop(first);
-    binder().map(drop)
-}
-
-fn link_that_was_down_is_set_up() -> Result<()> {
-    let lab = TestLab::up()?;
-    let server = link(&lab, Side::Server)?;
-    let stop = AtomicBool::new(false);
-    let wanted = spread(300);
-    let bound = lab.run_in(Side::Server, || {
-        netlink::set_up(server.index, false)?;
-        bind::bind(Method::NetlinkDown, &server, wanted.clone(), &stop)
-    })?;
-    ensure!(link(&lab, Side::Server)?.carrier);
-    ensure!(resolve(&lab, wanted[42])? == server.mac);
-    bound.release()
-}
-
 // Helpers.
-
-/// Every method refuses to bind `wanted`, in words that contain `why`, and leaves the server as it was.
-fn binds_nothing(wanted: Vec<Ipv6Addr>, why: &str) -> Result<()> {
-    let lab = &TestLab::up()?;
-    let server = link(lab, Side::Server)?;
-    let before = addresses(lab)?;
-    let stop = AtomicBool::new(false);
-    for method in [Method::Netlink, Method::NetlinkBatch, Method::NetlinkDown] {
-        let bound = lab.run_in(Side::Server, || bind::bind(method, &server, wanted.clone(), &stop));
-        fails_with(bound.map(drop), why).with_context(|| format!("{method:?}"))?;
-        ensure!(addresses(lab)? == before, "{method:?} left some");
-        ensure!(lab.status()?.state == State::Up, "{method:?} left the lab in pieces");
-    }
-    Ok(())
-}
-
-/// `count` addresses in the lab's prefix that share no multicast group.
-fn spread(count: u64) -> Vec<Ipv6Addr> {
-    let network = u128::from("2001:db8:1::".parse::<Ipv6Addr>().expect("an address"));
-    let address = |n: u64| Ipv6Addr::from(network | u128::from((n + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15)));
-    (0..count).map(address).collect()
-}
-
-/// The server's addresses, without the one that the kernel makes anew whenever the link is set up.
-fn addresses(lab: &Lab) -> Result<HashSet<Ipv6Addr>> {
-    let addresses = lab.run_in(Side::Server, || netlink::addresses(netlink::link("server0")?.index))?;
-    let addresses = addresses.into_iter().map(|address| address.ip);
-    Ok(addresses.filter(|address| !address.is_unicast_link_local()).collect())
-}
-
-fn link(lab: &Lab, side: Side) -> Result<netlink::Link> {
-    lab.run_in(side, || netlink::link(side.interface()))
-}
-
-/// From the client.
-fn resolve(lab: &Lab, address: Ipv6Addr) -> Result<[u8; 6]> {
-    lab.run_in(Side::Client, || {
-        let client = netlink::link("client0")?;
-        netlink::resolve(client.index, address, Duration::from_secs(10))
-    })
-}
 
 /// Runs `script` by way of `sixhop lab exec`.
 fn exec(lab: &Lab, side: Side, script: &str) -> Result<Output> {
@@ -408,15 +222,4 @@ fn exec(lab: &Lab, side: Side, script: &str) -> Result<Output> {
 
 fn namespace_path(lab: &Lab, side: Side) -> PathBuf {
     PathBuf::from("/run/netns").join(lab.namespace(side))
-}
-
-fn fails_with<T>(result: Result<T>, wanted: &str) -> Result<()> {
-    match result {
-        Ok(_) => bail!("succeeded, should have failed with '{wanted}'"),
-        Err(error) => {
-            let text = format!("{error:#}");
-            ensure!(text.contains(wanted), "failed with '{text}', not '{wanted}'");
-            Ok(())
-        }
-    }
 }

@@ -10,37 +10,32 @@
 
 mod common;
 
-use std::io::{BufRead, BufReader, Read};
 use std::net::{Ipv6Addr, SocketAddrV6, UdpSocket};
 use std::os::fd::AsRawFd;
 use std::os::unix::process::CommandExt;
-use std::process::{Child, ChildStdout, Command, ExitCode, Output, Stdio};
+use std::process::{Command, ExitCode, Output, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail, ensure};
-use common::{TestLab, trial};
-use nix::sys::signal::{Signal, kill};
+use anyhow::{Context, Result, ensure};
+use common::server::{PATIENCE, PREFIX, SIXHOP, Server, sixhop};
+use common::{TestLab, ip, trial};
+use nix::sys::signal::Signal;
 use nix::sys::socket::{
     AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, SockaddrIn6, recvfrom, sendto, setsockopt,
     socket, sockopt,
 };
 use nix::sys::time::{TimeVal, TimeValLike};
-use nix::unistd::Pid;
 use serde_json::Value;
 use sixhop::address::Pool;
 use sixhop::lab::Side;
 use sixhop::netlink;
 
-const SIXHOP: &str = env!("CARGO_BIN_EXE_sixhop");
-const PREFIX: &str = "2001:db8:1::/64";
-
-/// What a test waits for comes within this, or not at all.
-const PATIENCE: Duration = Duration::from_secs(60);
-
 fn main() -> ExitCode {
     common::main(vec![
         trial("afxdp_answers_everything", || answers_everything("afxdp", 2_000, 10_000)),
+        trial("afxdp_answers_everything_of_a_million_addresses", a_million_addresses),
+        trial("both_engines_answer_under_a_prefix_that_is_routed", both_answer_under_a_routed_prefix),
         trial("afxdp_answers_everything_in_generic_mode", afxdp_answers_in_generic_mode),
         trial("socket_answers_everything", || answers_everything("socket", 1_000, 2_000)),
         trial("afxdp_answers_one_at_a_time", || answers_everything("afxdp", 10, 8)),
@@ -63,86 +58,15 @@ fn main() -> ExitCode {
     ])
 }
 
-/// `sixhop` with these arguments, separated by blanks, in one side of the lab.
-fn sixhop(lab: &TestLab, side: Side, arguments: &str) -> Command {
-    let mut command = Command::new(SIXHOP);
-    command.args(["lab", "--name", lab.name(), "exec", &side.to_string(), "--", SIXHOP]);
-    command.args(arguments.split_whitespace()).stdin(Stdio::null()).stderr(Stdio::piped());
-    command
-}
-
-/// A running server, killed when dropped.
-struct Server {
-    child: Child,
-    output: BufReader<ChildStdout>,
-    ready: Value,
-}
-
-impl Server {
-    fn start(lab: &TestLab, flags: &str) -> Result<Self> {
-        let flags = format!("serve --interface server0 --prefix {PREFIX} --json {flags}");
-        let mut child = sixhop(lab, Side::Server, &flags).stdout(Stdio::piped()).spawn()?;
-        let output = BufReader::new(child.stdout.take().context("a pipe")?);
-        let mut server = Self { child, output, ready: Value::Null };
-        server.ready = server.event()?;
-        ensure!(server.ready["event"] == "ready", "{}", server.ready);
-        Ok(server)
-    }
-
-    fn event(&mut self) -> Result<Value> {
-        let mut line = String::new();
-        if self.output.read_line(&mut line)? == 0 {
-            let mut words = String::new();
-            self.child.stderr.take().context("asked twice")?.read_to_string(&mut words)?;
-            bail!("the server ended: {words}");
-        }
-        Ok(serde_json::from_str(&line)?)
-    }
-
-    /// Waits for statistics that are as `expected`.
-    fn wait_for(&mut self, expected: impl Fn(&Value) -> bool) -> Result<()> {
-        let give_up = Instant::now() + PATIENCE;
-        loop {
-            let stats = self.event()?;
-            if expected(&stats) {
-                return Ok(());
-            }
-            ensure!(Instant::now() < give_up, "waited in vain, at last for {stats}");
-        }
-    }
-
-    fn signal(&self, signal: Signal) -> Result<()> {
-        Ok(kill(Pid::from_raw(self.child.id() as i32), signal)?)
-    }
-
-    /// Interrupts the server and returns its totals.
-    fn stop(mut self) -> Result<Value> {
-        self.signal(Signal::SIGINT)?;
-        loop {
-            let event = self.event()?;
-            if event["event"] == "stopped" {
-                ensure!(self.child.wait()?.success(), "the server failed");
-                ensure!(event["frames_lost"] == 0 && event["invalid"] == 0, "{event}");
-                return Ok(event);
-            }
-        }
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
 fn load(lab: &TestLab, addresses: u64, rate: u64, requests: u64) -> Result<Value> {
-    let flags = format!(
-        "load --interface client0 --prefix {PREFIX} --addresses {addresses} --rate {rate} --requests {requests} --json"
-    );
+    let flags = format!("{} --rate {rate} --requests {requests}", load_flags(addresses));
     let output = sixhop(lab, Side::Client, &flags).output()?;
     ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     Ok(serde_json::from_slice(&output.stdout)?)
+}
+
+fn load_flags(addresses: u64) -> String {
+    format!("load --interface client0 --prefix {PREFIX} --addresses {addresses} --json")
 }
 
 fn pool(addresses: u64) -> Result<Pool> {
@@ -194,6 +118,32 @@ fn answers_everything(engine: &str, rate: u64, requests: u64) -> Result<()> {
     ensure!(bound(&lab, 200)? == 0, "addresses are left");
     let link = lab.run_in(Side::Server, || netlink::link("server0"))?;
     ensure!(link.xdp.is_none(), "a program is left");
+    Ok(())
+}
+
+fn a_million_addresses() -> Result<()> {
+    const ADDRESSES: u64 = 1_000_000;
+    let lab = TestLab::up()?;
+    let server = Server::start(&lab, &format!("--addresses {ADDRESSES} --bind live-map"))?;
+    check_load(&load(&lab, ADDRESSES, 2000, 10_000)?, 10_000)?;
+    let totals = server.stop()?;
+    ensure!(totals["answered"] == 10_000 && totals["steering"]["steered"] == 10_000, "{totals}");
+    ensure!(totals["advertised"].as_u64() >= Some(1), "{totals}");
+    Ok(())
+}
+
+fn both_answer_under_a_routed_prefix() -> Result<()> {
+    for engine in ["afxdp", "socket"] {
+        let lab = TestLab::up()?;
+        ip(&format!("-n {} route add 2001:db8:2::/64 via 2001:db8:1::2", lab.namespace(Side::Client)))?;
+        let flags = format!("--prefix 2001:db8:2::/64 --addresses 1000000 --bind anyip --engine {engine}");
+        let server = Server::start_with(&lab, &flags)?;
+        let flags = format!("{} --rate 1000 --requests 500", load_flags(1_000_000));
+        let output = sixhop(&lab, Side::Client, &flags.replace(PREFIX, "2001:db8:2::/64")).output()?;
+        ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        check_load(&serde_json::from_slice(&output.stdout)?, 500)?;
+        server.stop()?;
+    }
     Ok(())
 }
 
@@ -284,9 +234,9 @@ fn ping_and_neighbour_discovery_work() -> Result<()> {
 }
 
 fn a_request_from_the_service_port_is_not_answered() -> Result<()> {
-    let lab = TestLab::up()?;
     let address = pool(10)?.address(4);
     for engine in ["afxdp", "socket"] {
+        let lab = TestLab::up()?;
         let mut server = Server::start(&lab, &format!("--addresses 10 --engine {engine}"))?;
         let silent = lab.run_in(Side::Client, || {
             let socket = UdpSocket::bind(SocketAddrV6::new(Side::Client.address(), 3540, 0, 0))?;
@@ -384,6 +334,8 @@ fn bad_input_gets_one_clear_line() -> Result<()> {
         (Side::Server, format!("{serve} --queues 7"), 1, "queue 7"),
         (Side::Server, format!("{serve} --cores 4000"), 1, "processor 4000"),
         (Side::Server, format!("{serve} --copy zero"), 1, "--copy auto"),
+        (Side::Server, format!("{serve} --bind live-map --engine socket"), 1, "use afxdp"),
+        (Side::Server, format!("{serve} --bind anyip"), 1, "neighbours would be cut off"),
         (Side::Server, format!("{serve} --replies 0"), 2, "replies"),
         (Side::Server, format!("{serve} --no-such-flag"), 2, "--no-such-flag"),
         (Side::Client, load.clone(), 1, "is the server up"),

@@ -1,33 +1,98 @@
 //! MAKING ADDRESSES LIVE: what `address` chooses, an interface answers for.
 //!
-//! Touches the addresses of one interface, and only those that it put there itself. All or nothing: a [`Binder`] that
-//! fails or is told to stop takes back what it did, and a [`Bound`] takes its addresses back when it goes. A run that is
-//! killed cannot do so; the next one on that interface recognises what it left by its mark
-//! ([`crate::netlink::OUR_ADDRESS_PROTOCOL`]) and removes it.
+//! ```text
+//!   kernel    ┬ netlink ─ messages, one by one, in batches, or in batches while the link is down ┐
+//!             ├ ioctl ─── a call per address                                                     ├─► addresses of the
+//!             └ command ─ a process per address: ip, ifconfig                                    ┘   interface: O(n) each
+//!   anyip     a local route for the whole prefix ──────────────────────────────────────────────────► every address at once
+//!   live_map  entries of the steering program's hash; the engine answers neighbour discovery ──────► O(1) each
+//! ```
+//!
+//! Touches the addresses of one interface, the steering program's hash, and one route; and only those that it put there
+//! itself. All or nothing: a [`Binder`] that fails or is told to stop takes back what it did, and a [`Bound`] takes its
+//! addresses back when it goes. A run that is killed cannot do so; the next one on that interface recognises what it left by
+//! its mark ([`crate::netlink::OUR_PROTOCOL`]) and removes it. Only `ioctl`, `command` and `ifconfig` cannot leave a mark.
 
+mod anyip;
+mod command;
+mod ioctl;
+mod kernel;
+mod live_map;
 mod netlink;
+mod setting;
 
+use std::fmt;
+use std::io;
 use std::net::Ipv6Addr;
-use std::sync::atomic::AtomicBool;
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net::{SocketAddr, UnixDatagram};
+use std::time::Instant;
 
-use anyhow::Result;
+use anyhow::{Context, Result, anyhow};
 use serde::{Deserialize, Serialize};
 
+use crate::address::Prefix;
 use crate::netlink::Link;
+use crate::xdp::LiveAddresses;
+use kernel::Kernel;
+
+/// Called between the steps of a bind with how many addresses are bound so far; returns whether to go on.
+pub type Step<'a> = dyn FnMut(usize) -> bool + 'a;
 
 /// A way to make addresses live on one interface, in the namespace in which it was made.
-pub trait Binder {
-    /// Makes all `addresses` live, besides those that are already.
+pub trait Binder: Send {
+    /// Makes all `addresses` live, besides those that are already, and returns what took how long.
     ///
     /// # Errors
-    /// When one cannot be, is there already, or `stop` was set meanwhile. None of them is live then.
-    fn bind(&mut self, addresses: &[Ipv6Addr], stop: &AtomicBool) -> Result<()>;
+    /// When one cannot be, is there already, or `step` said no ([`Interrupted`] is in the chain then). None of them is live
+    /// then, and the error says how many were.
+    fn bind(&mut self, addresses: &[Ipv6Addr], step: &mut Step) -> Result<Phases>;
 
-    /// Takes `addresses` back. Those that are gone already are no error.
+    /// Takes `addresses` back and returns what took how long. Those that are gone already are no error.
     ///
     /// # Errors
     /// When the kernel refuses. It took back what it could.
-    fn unbind(&mut self, addresses: &[Ipv6Addr]) -> Result<()>;
+    fn unbind(&mut self, addresses: &[Ipv6Addr]) -> Result<Phases>;
+
+    /// Bytes of kernel memory that the addresses take, where it is known.
+    fn kernel_memory(&self) -> Option<u64> {
+        None
+    }
+}
+
+/// What a bind fails with when its [`Step`] said no.
+#[derive(Debug, thiserror::Error)]
+#[error("interrupted")]
+pub struct Interrupted;
+
+/// The parts of a piece of work, in the order in which they were done.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Phases(pub Vec<Phase>);
+
+/// A part of a piece of work.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Phase {
+    /// What was done.
+    pub name: String,
+    /// How long it took.
+    pub seconds: f64,
+}
+
+impl Phases {
+    /// Does the next part, timed.
+    fn time<T>(&mut self, name: &str, part: impl FnOnce() -> T) -> T {
+        let start = Instant::now();
+        let result = part();
+        self.0.push(Phase { name: name.to_owned(), seconds: start.elapsed().as_secs_f64() });
+        result
+    }
+
+    /// All parts together, in seconds.
+    #[must_use]
+    pub fn seconds(&self) -> f64 {
+        self.0.iter().map(|phase| phase.seconds).sum()
+    }
 }
 
 /// The ways there are.
@@ -40,39 +105,96 @@ pub enum Method {
     NetlinkBatch,
     /// The same while the link is down: the kernel joins no multicast groups until it is set up
     NetlinkDown,
+    /// Addresses of the kernel, one ioctl each
+    Ioctl,
+    /// Addresses of the kernel, one process of ip(8) each
+    Command,
+    /// Addresses of the kernel, one process of ifconfig(8) each
+    Ifconfig,
+    /// A local route for the whole prefix: every address of it is live, and neighbours need a route to it
+    Anyip,
+    /// Entries of the steering program's hash: the engine answers neighbour discovery, and the kernel has no part in it
+    LiveMap,
     /// Leave the addresses to others
     None,
 }
 
-/// The binder for `method` on the interface `link`, which is in the namespace of the calling thread. What a killed run
-/// left on it is removed first.
+impl fmt::Display for Method {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Netlink => "netlink",
+            Self::NetlinkBatch => "netlink-batch",
+            Self::NetlinkDown => "netlink-down",
+            Self::Ioctl => "ioctl",
+            Self::Command => "command",
+            Self::Ifconfig => "ifconfig",
+            Self::Anyip => "anyip",
+            Self::LiveMap => "live-map",
+            Self::None => "none",
+        })
+    }
+}
+
+/// Where addresses are to be live.
+#[derive(Debug)]
+pub struct Place<'a> {
+    /// The interface, in the namespace of the calling thread.
+    pub link: &'a Link,
+    /// What all of the addresses lie under.
+    pub prefix: Prefix,
+    /// The hash of a hidden steering program that runs on the interface; only [`Method::LiveMap`] needs one.
+    pub live_addresses: Option<LiveAddresses>,
+}
+
+/// The binder for `method` at `place`. What a killed run left on the interface is removed first.
 ///
 /// # Errors
-/// When another process binds addresses of that interface, or the leftovers cannot be removed.
-pub fn binder(method: Method, link: &Link) -> Result<Box<dyn Binder + Send>> {
-    use netlink::Netlink;
-    Ok(match method {
-        Method::Netlink => Box::new(Netlink::new(link, 1)?),
-        Method::NetlinkBatch => Box::new(Netlink::new(link, netlink::BATCH)?),
-        Method::NetlinkDown => Box::new(Netlink::new(link, netlink::BATCH)?.while_down()?),
+/// When another process binds addresses of that interface, the leftovers cannot be removed, or the method needs something
+/// that is not there.
+pub fn binder(method: Method, place: Place) -> Result<Box<dyn Binder>> {
+    if method == Method::None {
+        return Ok(Box::new(Nothing));
+    }
+    let link = place.link;
+    let claim = claim(link)?;
+    netlink::remove_leftovers(link)?;
+    anyip::remove_leftovers(link)?;
+    let inner: Box<dyn Binder> = match method {
+        Method::Netlink => Box::new(Kernel::new(link, netlink::Messages::new(link, 1)?)?),
+        Method::NetlinkBatch => Box::new(Kernel::new(link, netlink::Messages::new(link, netlink::BATCH)?)?),
+        Method::NetlinkDown => {
+            Box::new(Kernel::new(link, netlink::Messages::new(link, netlink::BATCH)?)?.while_down()?)
+        }
+        Method::Ioctl => Box::new(Kernel::new(link, ioctl::Ioctl::new(link)?)?.without_detection()?),
+        Method::Command => Box::new(Kernel::new(link, command::Program::ip(link)?)?),
+        Method::Ifconfig => {
+            Box::new(Kernel::new(link, command::Program::ifconfig(link)?)?.without_detection()?)
+        }
+        Method::Anyip => Box::new(anyip::AnyIp::new(link, place.prefix)?),
+        Method::LiveMap => {
+            let live = place.live_addresses.context("live-map needs a steering program to write to")?;
+            Box::new(live_map::LiveMap::new(link, live)?)
+        }
         Method::None => Box::new(Nothing),
-    })
+    };
+    Ok(Box::new(Claimed { inner, _claim: claim }))
 }
 
 /// Addresses that are live until this goes.
 pub struct Bound {
-    binder: Box<dyn Binder + Send>,
+    binder: Box<dyn Binder>,
     addresses: Vec<Ipv6Addr>,
+    phases: Phases,
 }
 
-/// Makes `addresses` live on the interface `link`, which is in the namespace of the calling thread.
+/// Makes `addresses` live at `place`.
 ///
 /// # Errors
 /// Those of [`binder`] and [`Binder::bind`]. None of the addresses is live then.
-pub fn bind(method: Method, link: &Link, addresses: Vec<Ipv6Addr>, stop: &AtomicBool) -> Result<Bound> {
-    let mut binder = binder(method, link)?;
-    binder.bind(&addresses, stop)?;
-    Ok(Bound { binder, addresses })
+pub fn bind(method: Method, place: Place, addresses: Vec<Ipv6Addr>, step: &mut Step) -> Result<Bound> {
+    let mut binder = binder(method, place)?;
+    let phases = binder.bind(&addresses, step)?;
+    Ok(Bound { binder, addresses, phases })
 }
 
 impl Bound {
@@ -82,11 +204,23 @@ impl Bound {
         &self.addresses
     }
 
-    /// Takes the addresses back. Dropping does the same, but cannot say that it failed.
+    /// What making them live took.
+    #[must_use]
+    pub fn phases(&self) -> &Phases {
+        &self.phases
+    }
+
+    /// Bytes of kernel memory that they take, where it is known.
+    #[must_use]
+    pub fn kernel_memory(&self) -> Option<u64> {
+        self.binder.kernel_memory()
+    }
+
+    /// Takes the addresses back and returns what that took. Dropping does the same, but cannot say that it failed.
     ///
     /// # Errors
     /// When the kernel refuses.
-    pub fn release(mut self) -> Result<()> {
+    pub fn release(mut self) -> Result<Phases> {
         let addresses = std::mem::take(&mut self.addresses);
         self.binder.unbind(&addresses)
     }
@@ -99,16 +233,57 @@ impl Drop for Bound {
     }
 }
 
+/// The error of a bind that ended after `bound` of `all` addresses, for `why`, and was `undone`.
+fn failed<T>(why: anyhow::Error, bound: usize, all: usize, undone: Result<T>) -> anyhow::Error {
+    match undone {
+        Ok(_) => why.context(format!("{bound} of {all} addresses were bound, and are taken back")),
+        Err(error) => why.context(format!(
+            "{bound} of {all} addresses were bound, and could not all be taken back ({error:#})"
+        )),
+    }
+}
+
+/// A binder, and the name by which another process would see that its interface is taken. The name is in the namespace, and
+/// without a file: the kernel takes it back however this process ends.
+struct Claimed {
+    inner: Box<dyn Binder>,
+    _claim: UnixDatagram,
+}
+
+/// Keeps others from binding addresses to `link`, until what it returns is dropped. They would take this one's addresses
+/// for leftovers.
+fn claim(link: &Link) -> Result<UnixDatagram> {
+    let name = SocketAddr::from_abstract_name(format!("sixhop-bind-{}", link.index))?;
+    UnixDatagram::bind_addr(&name).map_err(|error| match error.kind() {
+        io::ErrorKind::AddrInUse => anyhow!("another sixhop binds addresses to {}: stop it first", link.name),
+        _ => anyhow!("cannot claim {}: {error}", link.name),
+    })
+}
+
+impl Binder for Claimed {
+    fn bind(&mut self, addresses: &[Ipv6Addr], step: &mut Step) -> Result<Phases> {
+        self.inner.bind(addresses, step)
+    }
+
+    fn unbind(&mut self, addresses: &[Ipv6Addr]) -> Result<Phases> {
+        self.inner.unbind(addresses)
+    }
+
+    fn kernel_memory(&self) -> Option<u64> {
+        self.inner.kernel_memory()
+    }
+}
+
 /// For addresses that are live by other means.
 struct Nothing;
 
 impl Binder for Nothing {
-    fn bind(&mut self, _: &[Ipv6Addr], _: &AtomicBool) -> Result<()> {
-        Ok(())
+    fn bind(&mut self, _: &[Ipv6Addr], _: &mut Step) -> Result<Phases> {
+        Ok(Phases::default())
     }
 
-    fn unbind(&mut self, _: &[Ipv6Addr]) -> Result<()> {
-        Ok(())
+    fn unbind(&mut self, _: &[Ipv6Addr]) -> Result<Phases> {
+        Ok(Phases::default())
     }
 }
 
@@ -118,19 +293,31 @@ mod tests {
     use clap::ValueEnum;
 
     #[test]
-    fn methods_have_one_name_in_flags_and_results() {
+    fn methods_have_one_name_in_flags_results_and_words() {
         for method in Method::value_variants() {
             let flag = method.to_possible_value().unwrap();
             assert_eq!(serde_json::to_value(method).unwrap(), flag.get_name());
+            assert_eq!(method.to_string(), flag.get_name());
         }
     }
 
     #[test]
     fn none_leaves_addresses_to_others() {
         let loopback = crate::netlink::link("lo").unwrap();
+        let place = Place { link: &loopback, prefix: "2001:db8::/64".parse().unwrap(), live_addresses: None };
         let address = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 0x77);
-        let bound = bind(Method::None, &loopback, vec![address], &AtomicBool::new(true)).unwrap();
+        let bound = bind(Method::None, place, vec![address], &mut |_| false).unwrap();
         assert_eq!(bound.addresses(), [address]);
         bound.release().unwrap();
+    }
+
+    #[test]
+    fn a_failure_says_how_far_it_came_and_what_became_of_it() {
+        let why = || anyhow::Error::new(Interrupted);
+        let error = failed(why(), 3, 10, Ok(()));
+        assert_eq!(format!("{error:#}"), "3 of 10 addresses were bound, and are taken back: interrupted");
+        assert!(error.chain().any(|cause| cause.is::<Interrupted>()));
+        let error = format!("{:#}", failed(why(), 3, 10, Err::<(), _>(anyhow!("no room"))));
+        assert!(error.contains("could not all be taken back (no room)"), "{error}");
     }
 }

@@ -1,19 +1,22 @@
 //! The command line: one file a subcommand. Flags in, library calls out, results printed; no logic of its own.
 
+pub mod bind;
 pub mod compare;
 pub mod lab;
 pub mod load;
 pub mod serve;
 
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
 
 use anyhow::{Context, Result};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use signal_hook::consts::{SIGINT, SIGTERM};
 
 use crate::address::{Pool, PoolError, Prefix};
+use crate::engine::{Server, ServerConfig};
 use crate::report::Event;
 
 /// Which addresses. Server and client derive the same ones from the same flags.
@@ -48,6 +51,27 @@ fn stop_on_signal() -> Result<Arc<AtomicBool>> {
         signal_hook::flag::register(signal, stop.clone()).context("no signal handler")?;
     }
     Ok(stop)
+}
+
+/// Sets `stop` when standard input ends.
+fn stop_at_end_of_input(stop: Arc<AtomicBool>) {
+    // Never joined: it waits for input for as long as the process lives.
+    thread::spawn(move || {
+        let mut rest = [0; 256];
+        while io::stdin().read(&mut rest).is_ok_and(|length| length > 0) {}
+        stop.store(true, Ordering::Relaxed);
+    });
+}
+
+/// Starts the server, with a bar while its addresses are bound.
+fn binding(config: &ServerConfig, stop: &AtomicBool) -> Result<Server> {
+    let bar = progress(config.pool.count(), "binding {bar:40} {human_pos}/{human_len} addresses, {elapsed}");
+    let server = Server::start(config, &mut |bound| {
+        bar.set_position(bound as u64);
+        !stop.load(Ordering::Relaxed)
+    });
+    bar.finish_and_clear();
+    server
 }
 
 /// Prints `event` as one line on standard output, and at once.

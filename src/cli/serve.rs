@@ -1,16 +1,12 @@
 //! `sixhop serve`: answers requests until it is told to stop.
 
-use std::io::Read;
 use std::process::ExitCode;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread;
 
 use anyhow::Result;
 
-use super::{Addresses, Usage, print_json, stop_on_signal};
+use super::{Addresses, Usage, binding, print_json, stop_at_end_of_input, stop_on_signal};
 use crate::bind::Method;
-use crate::engine::{EngineKind, Server, ServerConfig};
+use crate::engine::{EngineKind, ServerConfig};
 use crate::report::{Event, Ready, Stats};
 use crate::xdp::{AttachRequest, CopyRequest};
 
@@ -22,8 +18,11 @@ use crate::xdp::{AttachRequest, CopyRequest};
       --prefix 2001:db8:1::/64 --addresses 1000
 
 Every address answers requests to the UDP port and, through the kernel,
-neighbour discovery and ping. SIGINT or SIGTERM stops it, and takes the
-addresses back.")]
+neighbour discovery and ping. With --bind live-map they are no addresses of
+the kernel: they answer requests and neighbour discovery and nothing else,
+and it costs the same to bind one whatever their number. With --bind anyip
+neighbours need a route to the prefix. SIGINT or SIGTERM stops the server,
+and takes the addresses back.")]
 pub struct Args {
     /// Interface to answer on
     #[arg(long, value_name = "IF")]
@@ -71,7 +70,7 @@ pub fn run(args: Args) -> Result<ExitCode> {
         interface: args.interface,
         pool: args.addresses.pool().map_err(|error| Usage(error.to_string()))?,
         bind: args.bind,
-        engine: args.engine,
+        engine: Some(args.engine),
         attach: args.attach,
         copy: args.copy,
         queues: args.queues,
@@ -83,7 +82,7 @@ pub fn run(args: Args) -> Result<ExitCode> {
     if args.stop_on_eof {
         stop_at_end_of_input(stop.clone());
     }
-    let server = Server::start(&config, &stop)?;
+    let server = binding(&config, &stop)?;
     let json = args.json;
     if json {
         print_json(&Event::Ready(server.ready().clone()))?;
@@ -101,35 +100,23 @@ pub fn run(args: Args) -> Result<ExitCode> {
         previous = stats.clone();
     })?;
     if json {
-        print_json(&Event::Stopped(totals))?;
+        print_json(&Event::Stopped(totals.stats))?;
     } else {
-        println!("stopped: {}", summary(&totals));
+        println!("stopped: {}", summary(&totals.stats));
     }
     Ok(ExitCode::SUCCESS)
-}
-
-fn stop_at_end_of_input(stop: Arc<AtomicBool>) {
-    // Never joined: it waits for input for as long as the process lives.
-    thread::spawn(move || {
-        let mut rest = [0; 256];
-        while std::io::stdin().read(&mut rest).is_ok_and(|length| length > 0) {}
-        stop.store(true, Ordering::Relaxed);
-    });
 }
 
 fn describe(ready: &Ready) -> String {
     let mut text = format!(
         "ready: {} answers on {} addresses of {} ({}), UDP port {}, {} replies each; bound by {} in {:.2} s",
-        ready.engine,
+        ready.engine.map_or("nobody".to_owned(), |engine| engine.to_string()),
         ready.addresses,
         ready.interface,
         if ready.driver.is_empty() { "no driver name" } else { &ready.driver },
         ready.port,
         ready.replies,
-        serde_json::to_value(ready.bind)
-            .ok()
-            .and_then(|name| Some(name.as_str()?.to_owned()))
-            .unwrap_or_default(),
+        ready.bind,
         ready.bind_seconds,
     );
     if let (Some(attach), Some(copy)) = (ready.modes.attach, ready.modes.copy) {
@@ -162,6 +149,7 @@ fn summary(stats: &Stats) -> String {
     let named = counters.refused.iter().map(|(name, count)| (format!("refused {name}"), *count));
     let steering = counters.steering.iter().map(|(name, count)| (name.clone(), *count));
     let others = [
+        ("advertised".to_owned(), counters.advertised),
         ("unsent".to_owned(), counters.unsent),
         ("frames lost".to_owned(), counters.frames_lost),
         ("descriptors that make no sense".to_owned(), counters.invalid),

@@ -10,12 +10,13 @@ use anyhow::{Context, Result, anyhow};
 
 use super::statistics::{Shown, Tally};
 use super::worker::Worker;
-use super::{CounterSet, Engine, EngineConfig, Modes, pin};
-use crate::netlink;
+use super::{Advertiser, CounterSet, Engine, EngineConfig, Modes, pin};
+use crate::bind::Method;
+use crate::netlink::{self, KernelAddresses};
 use crate::report::Counters;
 use crate::xdp::{
-    Attachment, CopyMode, CounterSource, Doorbell, KernelCounters, Program, Rings, Socket, SocketConfig,
-    Verdict, VerdictSource,
+    AllMulticast, Attachment, CopyMode, CounterSource, Doorbell, KernelCounters, LiveAddresses, Program,
+    ProgramConfig, Rings, Socket, SocketConfig, Verdict, VerdictSource,
 };
 
 /// Frames of each queue. They are the queue of requests that wait while the worker is kept from its processor: at
@@ -44,7 +45,16 @@ pub(super) struct AfXdp {
     _attachment: Attachment,
     program: Program,
     queues: Vec<Queue>,
+    hidden: Option<Hidden>,
     modes: Modes,
+}
+
+/// What there is besides where the addresses are not the kernel's.
+struct Hidden {
+    live: Option<LiveAddresses>,
+    /// The kernel's own, which the program leaves to it.
+    kernel: KernelAddresses,
+    _multicast: AllMulticast,
 }
 
 struct Queue {
@@ -62,9 +72,23 @@ impl AfXdp {
         let highest = config.queues.iter().max().copied().unwrap_or(0);
         let capacity =
             u32::try_from(pool.count()).context("the steering program holds at most 2^32 addresses")?;
-        let program = Program::load(handler.port(), capacity, highest + 1)?;
+        let is_hidden = config.bind == Method::LiveMap;
+        let mut program = Program::load(&ProgramConfig {
+            port: handler.port(),
+            addresses: capacity,
+            queues: highest + 1,
+            hidden: is_hidden,
+        })?;
         program.add_prefix(pool.prefix())?;
-        program.add_live(&pool.iter().collect::<Vec<_>>())?;
+        let mut live = program.live_addresses()?;
+        let hidden = if is_hidden {
+            let mut kernel = KernelAddresses::watch()?;
+            program.set_kernel_addresses(&kernel.read()?)?;
+            Some(Hidden { live: Some(live), kernel, _multicast: AllMulticast::on(link.index)? })
+        } else {
+            live.add(&pool.to_vec(1)).map_err(|(_, error)| error)?;
+            None
+        };
         // Attached before the sockets are bound: some drivers grant zero-copy only then.
         let attachment = program.attach(link, config.attach)?;
         // Some drivers reset the link when a program comes.
@@ -86,9 +110,10 @@ impl AfXdp {
             if socket.mode() == CopyMode::Copy {
                 mode = CopyMode::Copy;
             }
+            let worker = Worker::new(handler.clone(), config.replies);
             queues.push(Queue {
                 core: config.cores[index % config.cores.len()],
-                worker: Worker::new(handler.clone(), config.replies),
+                worker: if is_hidden { worker.with_advertiser(Advertiser::new(link.mac)) } else { worker },
                 rings,
                 socket,
                 shown: Arc::default(),
@@ -106,7 +131,7 @@ impl AfXdp {
             hugepages: Some(queues.iter().all(|queue| queue.rings.umem().hugepages())),
             queue_depth: None,
         };
-        Ok(Self { _attachment: attachment, program, queues, modes })
+        Ok(Self { _attachment: attachment, program, queues, hidden, modes })
     }
 }
 
@@ -122,9 +147,19 @@ impl Engine for AfXdp {
         }))
     }
 
+    fn live_addresses(&mut self) -> Option<LiveAddresses> {
+        self.hidden.as_mut()?.live.take()
+    }
+
     fn run(self: Box<Self>, stop: &AtomicBool) -> Result<()> {
-        let Self { _attachment: attachment, program: _program, queues, .. } = *self;
+        let Self { _attachment: attachment, program, queues, hidden, .. } = *self;
+        let program = &program;
         thread::scope(|scope| {
+            let keeper = hidden.map(|hidden| {
+                scope.spawn(move || {
+                    hidden.keep(program, stop).inspect_err(|_| stop.store(true, Ordering::Relaxed))
+                })
+            });
             let workers: Vec<_> = queues
                 .into_iter()
                 .map(|queue| {
@@ -138,8 +173,21 @@ impl Engine for AfXdp {
                     .map_err(|_| anyhow!("a worker panicked"))?
                     .context("the interface or its socket is gone")?;
             }
-            Ok(())
+            keeper.map_or(Ok(()), |keeper| keeper.join().map_err(|_| anyhow!("a thread panicked"))?)
         })
+    }
+}
+
+impl Hidden {
+    /// Keeps the program told which addresses are the kernel's, until `stop` is set: they come and go, those of
+    /// autoconfiguration by themselves.
+    fn keep(mut self, program: &Program, stop: &AtomicBool) -> Result<()> {
+        while !stop.load(Ordering::Relaxed) {
+            if self.kernel.changed(DOZE)? {
+                program.set_kernel_addresses(&self.kernel.read()?)?;
+            }
+        }
+        Ok(())
     }
 }
 
@@ -185,6 +233,7 @@ impl CounterSet for AfXdpCounters {
         Counters {
             answered: tally.answered,
             replies: tally.replies,
+            advertised: tally.advertised,
             unsent: tally.unsent,
             refused: tally.refused_by_name(),
             frames_lost: tally.frames_lost,

@@ -9,8 +9,10 @@
 //! An engine opens what it needs, says what the kernel granted, and answers until it is told to stop. It makes no
 //! address live: that is the business of `bind`, which [`Server`] does first.
 
+mod advertiser;
 mod afxdp;
 mod handler;
+mod memory;
 mod server;
 mod socket;
 mod statistics;
@@ -22,12 +24,14 @@ use std::sync::atomic::AtomicBool;
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
 
+use crate::bind::Method;
 use crate::netlink::{AttachMode, Link};
 use crate::report::Counters;
-use crate::xdp::{AttachRequest, CopyMode, CopyRequest};
+use crate::xdp::{AttachRequest, CopyMode, CopyRequest, LiveAddresses};
 
+pub use advertiser::Advertiser;
 pub use handler::Handler;
-pub use server::{Server, ServerConfig};
+pub use server::{Server, ServerConfig, Totals};
 pub use statistics::{Shown, Tally};
 pub use worker::Worker;
 
@@ -67,6 +71,10 @@ pub struct EngineConfig {
     pub queues: Vec<u32>,
     /// The processors to pin to, at least one; workers beyond their number share them in turn.
     pub cores: Vec<usize>,
+    /// How the addresses are made live. With [`Method::LiveMap`] they are no addresses of the kernel: none is live until it is put
+    /// into [`live_addresses`](Engine::live_addresses), and the engine answers neighbour discovery; only engines that have an XDP
+    /// program can.
+    pub bind: Method,
 }
 
 /// What the kernel granted an engine: what it reports, not what was asked for. `None` where the engine has no such thing.
@@ -96,6 +104,11 @@ pub trait Engine: Send {
     /// # Errors
     /// When the process is out of file descriptors.
     fn counters(&self) -> Result<Box<dyn CounterSet>>;
+
+    /// Its hash of live addresses, to be had once; `None` where it is not the engine that makes addresses live.
+    fn live_addresses(&mut self) -> Option<LiveAddresses> {
+        None
+    }
 
     /// Answers until `stop` is set. Counters are final when this returns.
     ///

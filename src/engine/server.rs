@@ -8,10 +8,10 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, anyhow, bail, ensure};
 
 use super::handler::Handler;
-use super::{CounterSet, Engine, EngineConfig, EngineKind};
+use super::{Engine, EngineConfig, EngineKind, memory};
 use crate::address::Pool;
-use crate::bind::{self, Bound, Method};
-use crate::netlink;
+use crate::bind::{self, Bound, Method, Phases, Place, Step};
+use crate::netlink::{self, Link};
 use crate::report::{Ready, Stats};
 use crate::xdp::{AttachRequest, CopyRequest, ethtool};
 
@@ -24,8 +24,8 @@ pub struct ServerConfig {
     pub pool: Pool,
     /// How to make them live.
     pub bind: Method,
-    /// How to answer.
-    pub engine: EngineKind,
+    /// How to answer; `None` to answer no requests, and only hold the addresses.
+    pub engine: Option<EngineKind>,
     /// Where the XDP program is to run.
     pub attach: AttachRequest,
     /// Which copy mode to ask for.
@@ -36,31 +36,57 @@ pub struct ServerConfig {
     pub cores: Vec<usize>,
     /// UDP port of the service.
     pub port: u16,
-    /// Replies to each request.
+    /// Replies to each request, at least 1.
     pub replies: u16,
 }
 
 /// Ready to answer.
 pub struct Server {
     // Dropped in this order: the engine stops answering before its addresses go.
-    engine: Box<dyn Engine>,
+    engine: Option<Box<dyn Engine>>,
     bound: Bound,
     ready: Ready,
+}
+
+/// What a server leaves behind: numbers.
+#[derive(Debug, Clone)]
+pub struct Totals {
+    /// What it did.
+    pub stats: Stats,
+    /// What taking the addresses back took.
+    pub unbind: Phases,
 }
 
 /// Statistics are shown this often.
 const PERIOD: Duration = Duration::from_secs(1);
 
+impl ServerConfig {
+    /// Which engine is needed, and whether it has to make the addresses live.
+    fn engine(&self) -> Result<(Option<EngineKind>, bool)> {
+        match (self.bind, self.engine) {
+            (Method::LiveMap, None | Some(EngineKind::Afxdp)) => Ok((Some(EngineKind::Afxdp), true)),
+            (Method::LiveMap, Some(other)) => {
+                bail!(
+                    "--bind live-map needs an engine that has an XDP program, which {other} has not: use afxdp"
+                )
+            }
+            (_, engine) => Ok((engine, false)),
+        }
+    }
+}
+
 impl Server {
-    /// Does everything that is needed before the first request can be answered. `stop` ends a bind that takes long.
+    /// Does everything that is needed before the first request can be answered. `step` is told how many addresses are bound,
+    /// and ends a bind that takes long.
     ///
     /// # Errors
     /// What is missing and what to do about it. Nothing is left behind.
-    pub fn start(config: &ServerConfig, stop: &AtomicBool) -> Result<Self> {
+    pub fn start(config: &ServerConfig, step: &mut Step) -> Result<Self> {
+        let (kind, hidden) = config.engine()?;
         let mut link = netlink::link(&config.interface)?;
-        let queues = queues(config)?;
+        let queues = queues(config, kind)?;
         let cores = cores(config, queues.len())?;
-        if config.engine == EngineKind::Afxdp && link.xdp.is_some() {
+        if kind == Some(EngineKind::Afxdp) && link.xdp.is_some() {
             // Before thousands of addresses are bound for nothing; `attach` looks again.
             bail!(crate::xdp::occupied(&link));
         }
@@ -70,28 +96,56 @@ impl Server {
             bail!("{taken} is an address of {} already: use another --seed or --prefix", link.name);
         }
 
+        let mut memory = memory::Growth::start();
         let started = Instant::now();
-        let bound = bind::bind(config.bind, &link, config.pool.iter().collect(), stop)?;
-        let bind_seconds = started.elapsed().as_secs_f64();
-        link = netlink::link(&config.interface)?;
-        ensure!(
-            link.up,
-            "{0} is down: set it up with 'ip link set {0} up', or use --bind netlink-down",
-            link.name
-        );
+        let addresses = config.pool.to_vec(1);
+        let generate_seconds = started.elapsed().as_secs_f64();
+        memory.pause();
 
-        let engine = super::open(
-            config.engine,
-            &EngineConfig {
-                handler: Handler::new(config.port, config.pool.clone(), own),
-                replies: config.replies,
-                attach: config.attach,
-                copy: config.copy,
-                queues,
-                cores,
-                link: link.clone(),
-            },
-        )?;
+        let engine_config = |link: &Link| EngineConfig {
+            handler: Handler::new(
+                if config.engine.is_some() { config.port } else { 0 },
+                config.pool.clone(),
+                own,
+            ),
+            replies: config.replies,
+            attach: config.attach,
+            copy: config.copy,
+            queues,
+            cores,
+            link: link.clone(),
+            bind: config.bind,
+        };
+        let open = |kind: Option<EngineKind>, link: &Link| {
+            ensure!(
+                link.up,
+                "{0} is down: set it up with 'ip link set {0} up', or use --bind netlink-down",
+                link.name
+            );
+            kind.map(|kind| super::open(kind, &engine_config(link))).transpose()
+        };
+        let bind = |link: &Link, live_addresses, memory: &mut memory::Growth| {
+            memory.resume();
+            let bound = bind::bind(
+                config.bind,
+                Place { link, prefix: config.pool.prefix(), live_addresses },
+                addresses,
+                step,
+            );
+            memory.pause();
+            bound
+        };
+        // Addresses that the engine makes live come after it, all others before: nothing is steered that is not live.
+        let (engine, bound) = if hidden {
+            let mut engine = open(kind, &link)?;
+            let live = engine.as_mut().and_then(|engine| engine.live_addresses());
+            let bound = bind(&link, live, &mut memory)?;
+            (engine, bound)
+        } else {
+            let bound = bind(&link, None, &mut memory)?;
+            link = netlink::link(&config.interface)?;
+            (open(kind, &link)?, bound)
+        };
         let ready = Ready {
             engine: config.engine,
             driver: ethtool::driver(&link.name)?,
@@ -100,8 +154,12 @@ impl Server {
             replies: config.replies,
             addresses: config.pool.count(),
             bind: config.bind,
-            bind_seconds,
-            modes: engine.modes().clone(),
+            generate_seconds,
+            bind_seconds: bound.phases().seconds(),
+            bind_phases: bound.phases().clone(),
+            kernel_memory: bound.kernel_memory(),
+            process_memory: memory.bytes(),
+            modes: engine.as_ref().map(|engine| engine.modes().clone()).unwrap_or_default(),
         };
         Ok(Self { engine, bound, ready })
     }
@@ -115,36 +173,38 @@ impl Server {
     ///
     /// # Errors
     /// When the engine cannot go on or an address cannot be taken back. Everything else was taken back then.
-    pub fn run(self, stop: &AtomicBool, mut show: impl FnMut(&Stats)) -> Result<Stats> {
-        let counters = self.engine.counters()?;
+    pub fn run(self, stop: &AtomicBool, mut show: impl FnMut(&Stats)) -> Result<Totals> {
+        let counters = self.engine.as_ref().map(|engine| engine.counters()).transpose()?;
         let started = Instant::now();
-        let stats = |counters: &dyn CounterSet| Stats {
+        let stats = || Stats {
             seconds: started.elapsed().as_secs_f64(),
-            counters: counters.read(),
+            counters: counters.as_ref().map(|counters| counters.read()).unwrap_or_default(),
         };
         let result = thread::scope(|scope| {
-            let engine = scope.spawn(|| self.engine.run(stop));
+            let engine = self.engine.map(|engine| scope.spawn(|| engine.run(stop)));
             let mut next = started + PERIOD;
             // A signal sets `stop` and cannot wake this thread: it looks often enough not to keep anybody waiting.
-            while !stop.load(Ordering::Relaxed) && !engine.is_finished() {
+            while !stop.load(Ordering::Relaxed) && !engine.as_ref().is_some_and(|engine| engine.is_finished())
+            {
                 thread::sleep(Duration::from_millis(20));
                 if Instant::now() >= next {
                     next += PERIOD;
-                    show(&stats(&*counters));
+                    show(&stats());
                 }
             }
-            engine.join().map_err(|_| anyhow!("the engine panicked"))?
+            engine.map_or(Ok(()), |engine| engine.join().map_err(|_| anyhow!("the engine panicked"))?)
         });
-        let totals = stats(&*counters);
+        let stats = stats();
         let released = self.bound.release().context("some addresses stay");
-        result.and(released).map(|()| totals)
+        result?;
+        Ok(Totals { stats, unbind: released? })
     }
 }
 
 /// The queues to serve, each of which exists.
-fn queues(config: &ServerConfig) -> Result<Vec<u32>> {
+fn queues(config: &ServerConfig, engine: Option<EngineKind>) -> Result<Vec<u32>> {
     let count = ethtool::queues(&config.interface)?;
-    if config.engine != EngineKind::Afxdp {
+    if engine != Some(EngineKind::Afxdp) {
         return Ok(vec![]); // the kernel spreads a socket's work
     }
     if config.queues.is_empty() {

@@ -27,6 +27,7 @@ use nix::time::{ClockId, clock_gettime};
 use super::handler::Handler;
 use super::statistics::{Shown, Tally};
 use super::{CounterSet, Engine, EngineConfig, Modes, pin};
+use crate::bind::Method;
 use crate::report::Counters;
 use crate::wire::MAX_PAYLOAD;
 
@@ -67,6 +68,10 @@ impl SocketServer {
             socket(AddressFamily::Inet6, SockType::Datagram, flags, None).context("no UDP socket")?;
         setsockopt(&socket, sockopt::Ipv6V6Only, &true)?;
         setsockopt(&socket, sockopt::Ipv6RecvPacketInfo, &true)?;
+        if matches!(config.bind, Method::Anyip | Method::None) {
+            // The source of a reply may be no address that the kernel has, only one that it receives for.
+            set_freebind(&socket).context("no replies from addresses that the kernel has not")?;
+        }
         setsockopt(&socket, sockopt::BindToDevice, &config.link.name.clone().into())
             .with_context(|| format!("cannot bind a socket to {}", config.link.name))?;
         setsockopt(&socket, sockopt::ReceiveTimeout, &TimeVal::milliseconds(DOZE.as_millis() as i64))?;
@@ -251,6 +256,23 @@ impl CounterSet for SocketCounters {
             ..Counters::default()
         }
     }
+}
+
+/// Allows any source address (IPV6_FREEBIND, which nix does not know).
+fn set_freebind(socket: &OwnedFd) -> io::Result<()> {
+    let on: libc::c_int = 1;
+    let length = size_of_val(&on) as libc::socklen_t;
+    // SAFETY: `on` is valid for reads of its size.
+    let result = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_IPV6,
+            libc::IPV6_FREEBIND,
+            (&raw const on).cast(),
+            length,
+        )
+    };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
 /// Datagrams that the kernel dropped for want of room in the socket's buffer.

@@ -12,9 +12,11 @@ use crate::wire::Refusal;
 pub struct Tally {
     /// Requests that were answered.
     pub answered: u64,
-    /// Replies handed to the kernel: `--replies` for each request that was answered.
+    /// Replies to those: `--replies` for each.
     pub replies: u64,
-    /// Requests that were not answered, by [`Refusal`].
+    /// Solicitations that were answered.
+    pub advertised: u64,
+    /// Packets that were not answered, by [`Refusal`].
     pub refused: [u64; Refusal::ALL.len()],
     /// Replies that the kernel did not take.
     pub unsent: u64,
@@ -26,7 +28,7 @@ pub struct Tally {
 
 impl Tally {
     fn fields(&self) -> impl Iterator<Item = u64> + '_ {
-        [self.answered, self.replies, self.unsent, self.frames_lost, self.invalid]
+        [self.answered, self.replies, self.advertised, self.unsent, self.frames_lost, self.invalid]
             .into_iter()
             .chain(self.refused)
     }
@@ -35,6 +37,7 @@ impl Tally {
     pub fn add(&mut self, other: &Self) {
         self.answered += other.answered;
         self.replies += other.replies;
+        self.advertised += other.advertised;
         self.unsent += other.unsent;
         self.frames_lost += other.frames_lost;
         self.invalid += other.invalid;
@@ -43,7 +46,7 @@ impl Tally {
         }
     }
 
-    /// Requests not answered by the name of the reason, those that occurred.
+    /// Packets not answered by the name of the reason, those that occurred.
     pub fn refused_by_name(&self) -> BTreeMap<String, u64> {
         let named = Refusal::ALL.iter().zip(self.refused).filter(|(_, count)| *count > 0);
         named.map(|(refusal, count)| (refusal.name().to_owned(), count)).collect()
@@ -52,7 +55,7 @@ impl Tally {
 
 /// A place where one worker shows its tally, on cache lines of its own.
 #[derive(Debug, Default)]
-pub struct Shown(CachePadded<[AtomicU64; 5 + Refusal::ALL.len()]>);
+pub struct Shown(CachePadded<[AtomicU64; 6 + Refusal::ALL.len()]>);
 
 impl Shown {
     /// Shows `tally`. Only its worker calls this.
@@ -70,6 +73,7 @@ impl Shown {
         Tally {
             answered: next(),
             replies: next(),
+            advertised: next(),
             unsent: next(),
             frames_lost: next(),
             invalid: next(),
@@ -87,6 +91,7 @@ mod tests {
         let tally = Tally {
             answered: 1,
             replies: 10,
+            advertised: 5,
             refused: std::array::from_fn(|index| 100 + index as u64),
             unsent: 2,
             frames_lost: 3,

@@ -5,14 +5,18 @@
 //!   turn:  completion ─► fill      frames whose last reply has gone
 //!          (held) ─────► tx        a reply that found no room last time, before anything new
 //!          rx ─► handler ─► tx     answered: one frame, `replies` descriptors
-//!                     └──► fill    refused, and counted by reason
+//!              │      └──► fill    refused, and counted by reason
+//!              └► advertiser ─► tx  a solicitation, where the kernel does not answer them: one descriptor
 //!          publish, wake the kernel where it asks
 //! ```
 
 use std::io;
+use std::time::Instant;
 
+use super::advertiser::Advertiser;
 use super::handler::Handler;
 use super::statistics::Tally;
+use crate::wire::{ADVERTISEMENT, Refusal};
 use crate::xdp::{Doorbell, Frame, Packet, Rings};
 
 /// Requests taken in one turn. Enough to spread the cost of a turn (four counters, two flags, one system call), few enough
@@ -20,20 +24,35 @@ use crate::xdp::{Doorbell, Frame, Packet, Rings};
 /// (bench/worker.rs).
 const BATCH: usize = 64;
 
+/// What a packet that is to be sent answers.
+#[derive(Debug, Clone, Copy)]
+enum Answer {
+    Request,
+    Solicitation,
+}
+
 /// The state of a worker between turns.
 #[derive(Debug)]
 pub struct Worker {
     handler: Handler,
     replies: u16,
-    /// A reply that the tx ring had no room for. While there is one, nothing is received: the rings are the queue.
-    held: Option<Packet>,
+    /// Answers solicitations; none where that is the kernel's business.
+    advertiser: Option<Advertiser>,
+    /// What the tx ring had no room for. While there is something, nothing is received: the rings are the queue.
+    held: Option<(Packet, Answer)>,
     tally: Tally,
 }
 
 impl Worker {
     /// A worker that sends `replies` copies (at least 1) of each reply.
     pub fn new(handler: Handler, replies: u16) -> Self {
-        Self { handler, replies: replies.max(1), held: None, tally: Tally::default() }
+        Self { handler, replies: replies.max(1), advertiser: None, held: None, tally: Tally::default() }
+    }
+
+    /// The same, with neighbour discovery answered as well.
+    #[must_use]
+    pub fn with_advertiser(self, advertiser: Advertiser) -> Self {
+        Self { advertiser: Some(advertiser), ..self }
     }
 
     /// What it has done so far.
@@ -52,8 +71,8 @@ impl Worker {
             self.reuse(rings.fill(frame));
             busy = true;
         }
-        if let Some(packet) = self.held.take() {
-            busy |= self.send(rings, packet);
+        if let Some((packet, answer)) = self.held.take() {
+            busy |= self.send(rings, packet, answer);
         }
         for _ in 0..BATCH {
             if self.held.is_some() {
@@ -65,13 +84,10 @@ impl Worker {
                 Ok(length) => {
                     packet.truncate(length);
                     self.tally.answered += 1;
-                    self.send(rings, packet);
+                    self.send(rings, packet, Answer::Request);
                 }
-                Err(refusal) => {
-                    self.tally.refused[refusal as usize] += 1;
-                    let frame = rings.discard(packet);
-                    self.reuse(frame);
-                }
+                Err(Refusal::NotUdp) => self.advertise(rings, packet),
+                Err(refusal) => self.refuse(rings, packet, refusal),
             }
         }
         rings.publish();
@@ -84,19 +100,51 @@ impl Worker {
         Ok(busy)
     }
 
-    /// Sends `packet`, or holds it when there is no room, and returns whether it was sent.
-    #[inline]
-    fn send(&mut self, rings: &mut Rings, packet: Packet) -> bool {
-        match rings.transmit(packet, self.replies) {
-            Ok(()) => {
-                self.tally.replies += u64::from(self.replies);
-                true
+    /// Answers what is no request: a solicitation, or nothing that is answered.
+    #[cold]
+    fn advertise(&mut self, rings: &mut Rings, mut packet: Packet) {
+        let Some(advertiser) = &mut self.advertiser else {
+            return self.refuse(rings, packet, Refusal::NotUdp);
+        };
+        let solicitation =
+            match advertiser.decide(rings.bytes_mut(&mut packet), &self.handler, Instant::now()) {
+                Ok(solicitation) => solicitation,
+                Err(refusal) => return self.refuse(rings, packet, refusal),
+            };
+        // The question may be shorter than its answer, but the frame is not.
+        let _ = rings.umem().resize(&mut packet, ADVERTISEMENT as u32);
+        match advertiser.answer(&solicitation, rings.bytes_mut(&mut packet)) {
+            Some(length) => {
+                packet.truncate(length);
+                self.send(rings, packet, Answer::Solicitation);
             }
-            Err(packet) => {
-                self.held = Some(packet);
-                false
+            None => self.refuse(rings, packet, Refusal::BadLength),
+        }
+    }
+
+    #[inline]
+    fn refuse(&mut self, rings: &mut Rings, packet: Packet, refusal: Refusal) {
+        self.tally.refused[refusal as usize] += 1;
+        let frame = rings.discard(packet);
+        self.reuse(frame);
+    }
+
+    /// Sends `packet`, as often as it is to be, or holds it when there is no room, and returns whether it was sent.
+    #[inline]
+    fn send(&mut self, rings: &mut Rings, packet: Packet, answer: Answer) -> bool {
+        let copies = match answer {
+            Answer::Request => self.replies,
+            Answer::Solicitation => 1,
+        };
+        match (rings.transmit(packet, copies), answer) {
+            (Ok(()), Answer::Request) => self.tally.replies += u64::from(copies),
+            (Ok(()), Answer::Solicitation) => self.tally.advertised += 1,
+            (Err(packet), _) => {
+                self.held = Some((packet, answer));
+                return false;
             }
         }
+        true
     }
 
     /// A fill ring twice as large as the UMEM takes every frame; if one is ever refused, that is seen in the statistics.
@@ -117,13 +165,14 @@ impl Worker {
 mod tests {
     use super::*;
     use crate::address::Pool;
-    use crate::wire::{Endpoints, Refusal, Stamp, Template, validate};
+    use crate::wire::{Endpoints, Stamp, Template, solicitation, solicitation_frame, validate};
     use crate::xdp::model::{self, Model};
     use proptest::prelude::*;
     use std::collections::VecDeque;
 
     const CLIENT: &str = "2001:db8:1::1";
     const PORT: u16 = 3540;
+    const OURS: [u8; 6] = [4; 6];
 
     fn handler() -> Handler {
         let pool = Pool::new("2001:db8:1::/64".parse().unwrap(), 100, 1).unwrap();
@@ -153,6 +202,8 @@ mod tests {
         Request(usize),
         /// A request arrives with one byte changed.
         Damaged(usize, usize, u8),
+        /// Somebody asks for an address, live or not.
+        Solicitation(u64),
         /// Something else arrives.
         Noise(Vec<u8>),
         /// The card sends some of what it was given, and completes it.
@@ -165,6 +216,7 @@ mod tests {
         prop_oneof![
             6 => (16usize..1400).prop_map(Event::Request),
             1 => (16usize..200, 0usize..262, 1u8..).prop_map(|(size, at, flip)| Event::Damaged(size, at, flip)),
+            1 => (0u64..200).prop_map(Event::Solicitation),
             1 => proptest::collection::vec(any::<u8>(), 14..1500).prop_map(Event::Noise),
             4 => (0usize..60).prop_map(Event::Sent),
             4 => (0usize..40).prop_map(Event::Turn),
@@ -175,6 +227,7 @@ mod tests {
     struct Expected {
         owed: VecDeque<Vec<u8>>,
         arrived: u64,
+        advertised: u64,
     }
 
     impl Expected {
@@ -190,7 +243,8 @@ mod tests {
 
     proptest! {
         /// Whatever arrives and however little the rings hold: every request that arrived is answered by exactly its
-        /// replies, in order and intact when they leave, everything else is counted, and no frame is lost on any step.
+        /// replies, and every solicitation for a live address once, in order and intact when they leave; everything else is
+        /// counted, and no frame is lost on any step.
         #[test]
         fn every_request_is_answered_and_no_frame_is_lost(
             events in proptest::collection::vec(event(), 1..120),
@@ -205,8 +259,8 @@ mod tests {
             }
             rings.publish();
             let handler = handler();
-            let mut worker = Worker::new(handler.clone(), replies);
-            let mut expected = Expected { owed: VecDeque::new(), arrived: 0 };
+            let mut worker = Worker::new(handler.clone(), replies).with_advertiser(Advertiser::new(OURS));
+            let mut expected = Expected { owed: VecDeque::new(), arrived: 0, advertised: 0 };
             let mut sequence = 0;
             // Then quiet: enough turns for all that is owed to leave, a few descriptors at a time.
             let quiet = std::iter::repeat_n([Event::Turn(7), Event::Sent(60)], 400).flatten();
@@ -218,6 +272,11 @@ mod tests {
                         let at = at % frame.len();
                         frame[at] ^= flip;
                         Some(frame)
+                    }
+                    Event::Solicitation(index) => {
+                        // The first hundred are live.
+                        let pool = Pool::new("2001:db8:1::/64".parse().unwrap(), 200, 1).unwrap();
+                        Some(solicitation_frame(pool.address(index)))
                     }
                     Event::Noise(bytes) => Some(bytes),
                     Event::Sent(count) => {
@@ -242,6 +301,13 @@ mod tests {
                         if let Ok(length) = handler.answer(&mut reply) {
                             reply.truncate(length);
                             expected.owed.extend(std::iter::repeat_n(reply, replies.into()));
+                        } else if let Ok(asked) = solicitation(&reply)
+                            && handler.pool().contains(asked.target())
+                        {
+                            let mut answer = vec![0; ADVERTISEMENT];
+                            asked.advertise(OURS, &mut answer).unwrap();
+                            expected.owed.push_back(answer);
+                            expected.advertised += 1;
                         }
                     }
                 }
@@ -249,7 +315,9 @@ mod tests {
             }
             let tally = worker.tally();
             prop_assert!(expected.owed.is_empty(), "{} replies are still owed", expected.owed.len());
-            prop_assert_eq!(tally.answered + tally.refused.iter().sum::<u64>(), expected.arrived);
+            let refused = tally.refused.iter().sum::<u64>();
+            prop_assert_eq!(tally.answered + tally.advertised + refused, expected.arrived);
+            prop_assert_eq!(tally.advertised, expected.advertised);
             prop_assert_eq!(tally.replies, tally.answered * u64::from(replies));
             prop_assert_eq!(tally.frames_lost, 0);
             prop_assert_eq!(rings.invalid(), 0);

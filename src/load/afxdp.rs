@@ -17,8 +17,8 @@ use crate::netlink::{self, AttachMode};
 use crate::report::LoadResult;
 use crate::wire::{self, Endpoints, Template};
 use crate::xdp::{
-    AttachRequest, Attachment, CopyMode, CopyRequest, Doorbell, Frame, Program, Rings, Socket, SocketConfig,
-    ethtool,
+    AttachRequest, Attachment, CopyMode, CopyRequest, Doorbell, Frame, Program, ProgramConfig, Rings, Socket,
+    SocketConfig, ethtool,
 };
 
 /// What to ask, of whom.
@@ -123,9 +123,10 @@ impl Generator {
         let template = Template::new(&ends, config.payload).map_err(anyhow::Error::msg)?;
 
         let count = ethtool::queues(&link.name)?;
-        let program = Program::load(source_port, 1, count)?;
+        let mut program =
+            Program::load(&ProgramConfig { port: source_port, addresses: 1, queues: count, hidden: false })?;
         program.add_prefix(Prefix::new(route.source, 128)?)?;
-        program.add_live(&[route.source])?;
+        program.live_addresses()?.add(&[route.source]).map_err(|(_, error)| error)?;
         let attachment = program.attach(&link, AttachRequest::Auto)?;
         netlink::wait_for_carrier(&link.name, Duration::from_secs(10))?;
         let mut queues = Vec::new();

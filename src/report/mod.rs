@@ -4,4 +4,4 @@
 
 mod results;
 
-pub use results::{Counters, EngineResult, Event, LoadResult, Percentiles, Ready, Stats};
+pub use results::{BindResult, Counters, EngineResult, Event, LoadResult, Percentiles, Ready, Stats};

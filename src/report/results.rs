@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::bind::Method;
+use crate::bind::{Method, Phases};
 use crate::engine::{EngineKind, Modes};
 use crate::load::Outcome;
 use crate::netlink::AttachMode;
@@ -23,6 +23,10 @@ pub enum Event {
     Stopped(Stats),
     /// `load`: what a run measured.
     Result(LoadResult),
+    /// `bind`: every address is live.
+    Live(Ready),
+    /// `bind`: what it took to make them live and to take them back, at the end.
+    Bound(BindResult),
     /// `compare`: what one engine sustained.
     Engine(EngineResult),
 }
@@ -30,8 +34,8 @@ pub enum Event {
 /// What a server really got.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Ready {
-    /// Which engine.
-    pub engine: EngineKind,
+    /// Which engine; `None` where only the addresses are held.
+    pub engine: Option<EngineKind>,
     /// On which interface.
     pub interface: String,
     /// Its driver; empty where it says none.
@@ -44,8 +48,16 @@ pub struct Ready {
     pub addresses: u64,
     /// How they were made live.
     pub bind: Method,
-    /// How long that took, in seconds.
+    /// How long it took to compute them, on one processor, in seconds.
+    pub generate_seconds: f64,
+    /// How long it took to make them live, in seconds.
     pub bind_seconds: f64,
+    /// What took how long of that.
+    pub bind_phases: Phases,
+    /// Bytes of kernel memory that they take, where it is known.
+    pub kernel_memory: Option<u64>,
+    /// Bytes by which this process grew for them.
+    pub process_memory: u64,
     /// What the kernel granted.
     #[serde(flatten)]
     pub modes: Modes,
@@ -70,7 +82,9 @@ pub struct Counters {
     pub replies: u64,
     /// Replies that the kernel did not take.
     pub unsent: u64,
-    /// Requests that were not answered, by reason; reasons that did not occur are left out.
+    /// Neighbour Solicitations that were answered, where that is not the kernel's business.
+    pub advertised: u64,
+    /// Packets that were not answered, by reason; reasons that did not occur are left out.
     pub refused: BTreeMap<String, u64>,
     /// Frames that are in no ring and in nobody's hands: always 0.
     pub frames_lost: u64,
@@ -82,6 +96,37 @@ pub struct Counters {
     pub xdp: Option<KernelCounters>,
     /// Datagrams that the kernel dropped because the socket's buffer was full.
     pub socket_dropped: Option<u64>,
+}
+
+/// What it took to make addresses live and to take them back.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct BindResult {
+    /// How.
+    pub method: Method,
+    /// How many.
+    pub addresses: u64,
+    /// Mean time to compute an address, on one processor.
+    pub generate_ns: f64,
+    /// Mean time to make one live: that for all, and what is needed once for all of them, by their number.
+    pub bind_ns: f64,
+    /// Mean time to take one back.
+    pub unbind_ns: f64,
+    /// All three, for all addresses.
+    pub seconds: f64,
+    /// Memory of the kernel and of the process together; `None` where the kernel's is not known.
+    pub bytes_per_address: Option<f64>,
+    /// What took how long when they were made live.
+    pub bind_phases: Phases,
+    /// What took how long when they were taken back.
+    pub unbind_phases: Phases,
+    /// On which interface.
+    pub interface: String,
+    /// Its driver; empty where it says none.
+    pub driver: String,
+    /// The kernel's release.
+    pub kernel: String,
+    /// The processor's name.
+    pub cpu: String,
 }
 
 /// Times of a run, from when a request was due.

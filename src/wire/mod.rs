@@ -1,11 +1,21 @@
-//! BYTES: what a request looks like, when it may be answered as far as its bytes tell, and how it becomes a reply.
+//! BYTES: what a request looks like, when it may be answered as far as its bytes tell, and how it becomes a reply; and the same
+//! of a Neighbour Solicitation.
 //!
 //! Pure: no I/O, no clock, no allocation. It builds and is tested anywhere.
 
+mod ndp;
 mod reply;
 mod request;
 mod stamp;
 
+pub use ndp::{ADVERTISEMENT, Solicitation, solicitation};
 pub use reply::HOP_LIMIT;
 pub use request::{MAX_PAYLOAD, OVERHEAD, Refusal, Request, validate};
 pub use stamp::{Endpoints, MIN_PAYLOAD, Stamp, Template};
+
+/// A right solicitation for `target`, from a neighbour at 2001:db8:1::1, for the tests of other rooms.
+#[cfg(test)]
+pub(crate) fn solicitation_frame(target: std::net::Ipv6Addr) -> Vec<u8> {
+    let source = std::net::Ipv6Addr::new(0x2001, 0xdb8, 1, 0, 0, 0, 0, 1);
+    ndp::tests::build(source, target, 255, target, &[1, 1, 2, 0, 0, 0, 0, 1])
+}

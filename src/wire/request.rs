@@ -20,14 +20,14 @@ pub(super) const IP: usize = 14;
 pub(super) const IP_PAYLOAD: usize = IP + 40;
 pub(super) const UDP_HEADER: usize = 8;
 
-/// Why a request is not answered. One counter each in the statistics.
+/// Why a packet is not answered. One counter each in the statistics.
 ///
-/// The first five are a matter of the bytes, found by [`validate`]; the kernel finds them for a socket. The others are
-/// the answering rules, decided by [`Handler`](crate::engine::Handler) for every engine alike.
+/// The first five are a matter of the bytes, found by [`validate`]; the kernel finds them for a socket. Then come the answering
+/// rules, decided by [`Handler`](crate::engine::Handler) for every engine alike. The last three are for solicitations.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[repr(usize)]
 pub enum Refusal {
-    /// Not UDP directly over IPv6 over Ethernet.
+    /// Not UDP directly over IPv6 over Ethernet, and where solicitations are answered, not ICMPv6 either.
     NotUdp,
     /// A length field that contradicts another one or the frame.
     BadLength,
@@ -51,11 +51,17 @@ pub enum Refusal {
     SourcePortZero,
     /// The destination is not one of the addresses that the service answers on.
     DestinationNotOurs,
+    /// A solicitation that did not come from the link itself (hop limit below 255).
+    BadHopLimit,
+    /// ICMPv6, but no solicitation as RFC 4861 has it.
+    BadSolicitation,
+    /// More solicitations than are answered in a second.
+    TooManySolicitations,
 }
 
 impl Refusal {
     /// All of them, in the order of their counters.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 15] = [
         Self::NotUdp,
         Self::BadLength,
         Self::NoChecksum,
@@ -68,6 +74,9 @@ impl Refusal {
         Self::SourceServicePort,
         Self::SourcePortZero,
         Self::DestinationNotOurs,
+        Self::BadHopLimit,
+        Self::BadSolicitation,
+        Self::TooManySolicitations,
     ];
 
     /// The name under which it is counted in the statistics.
@@ -85,6 +94,9 @@ impl Refusal {
             Self::SourceServicePort => "source_service_port",
             Self::SourcePortZero => "source_port_zero",
             Self::DestinationNotOurs => "destination_not_ours",
+            Self::BadHopLimit => "bad_hop_limit",
+            Self::BadSolicitation => "bad_solicitation",
+            Self::TooManySolicitations => "too_many_solicitations",
         }
     }
 }
@@ -132,7 +144,7 @@ pub fn validate(frame: &mut [u8], port: u16) -> Result<Request<'_>, Refusal> {
     if udp.checksum() == 0 {
         return Err(Refusal::NoChecksum);
     }
-    if checksum(&ip.slice()[8..40], udp_length, datagram) != 0 {
+    if checksum(&ip.slice()[8..40], IpNumber::UDP, udp_length, datagram) != 0 {
         return Err(Refusal::BadChecksum);
     }
     let (source, destination) = (ip.source_addr(), ip.destination_addr());
@@ -140,15 +152,15 @@ pub fn validate(frame: &mut [u8], port: u16) -> Result<Request<'_>, Refusal> {
     Ok(Request { frame, source, destination, source_port, udp_length })
 }
 
-/// The Internet checksum of pseudo-header and datagram (RFC 8200 section 8.1): 0 when the datagram carries a right
-/// one; over one with a zero in its place, what to put there, its bytes as they lie in memory. `addresses` are the 32
+/// The Internet checksum of pseudo-header and message, of UDP or ICMPv6 (RFC 8200 section 8.1): 0 when the message carries a
+/// right one; over one with a zero in its place, what to put there, its bytes as they lie in memory. `addresses` are the 32
 /// bytes of source and destination.
 #[inline]
-pub(super) fn checksum(addresses: &[u8], udp_length: u16, datagram: &[u8]) -> u16 {
+pub(super) fn checksum(addresses: &[u8], next_header: IpNumber, length: u16, message: &[u8]) -> u16 {
     let pseudo = sum::add_slice(0, addresses);
-    let pseudo = sum::add_2bytes(pseudo, udp_length.to_be_bytes());
-    let pseudo = sum::add_2bytes(pseudo, [0, IpNumber::UDP.0]);
-    sum::ones_complement(sum::add_slice(pseudo, datagram))
+    let pseudo = sum::add_2bytes(pseudo, length.to_be_bytes());
+    let pseudo = sum::add_2bytes(pseudo, [0, next_header.0]);
+    sum::ones_complement(sum::add_slice(pseudo, message))
 }
 
 impl Request<'_> {

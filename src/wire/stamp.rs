@@ -9,7 +9,7 @@
 
 use std::net::Ipv6Addr;
 
-use etherparse::PacketBuilder;
+use etherparse::{IpNumber, PacketBuilder};
 
 use super::reply::HOP_LIMIT;
 use super::request::{IP, IP_PAYLOAD, MAX_PAYLOAD, OVERHEAD, UDP_HEADER, checksum};
@@ -124,7 +124,12 @@ impl Template {
         stamp.write(&mut frame[OVERHEAD..]);
         frame[CHECKSUM..OVERHEAD].fill(0);
         // 0 would mean "no checksum": it is sent as its other representation, all ones (RFC 768).
-        let sum = match checksum(&frame[IP + 8..IP_PAYLOAD], self.udp_length, &frame[IP_PAYLOAD..]) {
+        let sum = match checksum(
+            &frame[IP + 8..IP_PAYLOAD],
+            IpNumber::UDP,
+            self.udp_length,
+            &frame[IP_PAYLOAD..],
+        ) {
             0 => u16::MAX,
             sum => sum,
         };

@@ -5,6 +5,7 @@
 //! safe to use, and counts frames so that none is lost unseen. It knows nothing of requests and replies.
 
 mod memory;
+mod multicast;
 mod program;
 mod ring;
 mod rings;
@@ -14,7 +15,10 @@ mod umem;
 pub mod ethtool;
 pub mod model;
 
-pub use program::{AttachRequest, Attachment, Program, Verdict, VerdictSource, occupied};
+pub use multicast::AllMulticast;
+pub use program::{
+    AttachRequest, Attachment, LiveAddresses, Program, ProgramConfig, Verdict, VerdictSource, occupied,
+};
 pub use rings::{Census, Doorbell, Rings};
 pub use socket::{CopyMode, CopyRequest, CounterSource, KernelCounters, Socket, SocketConfig};
 pub use umem::{Frame, Packet, Umem};

@@ -3,13 +3,14 @@
 use std::io;
 use std::mem::MaybeUninit;
 use std::net::Ipv6Addr;
-use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::sync::Once;
 
 use anyhow::{Context, Result, anyhow};
 use libbpf_rs::skel::{OpenSkel, SkelBuilder};
 use libbpf_rs::{MapCore, MapFlags, MapHandle};
 
+use super::memory::Memory;
 use crate::address::Prefix;
 use crate::netlink::{self, AttachMode, Link};
 
@@ -38,42 +39,68 @@ pub enum AttachRequest {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(usize)]
 pub enum Verdict {
-    /// Into the ring of the queue that it arrived on.
+    /// A request, into the ring of the queue that it arrived on.
     Steered,
+    /// A Neighbour Solicitation for a live address, into the ring as well; only where hidden.
+    Solicited,
     /// To the kernel: not UDP directly over IPv6 over Ethernet.
     PassedOther,
     /// To the kernel: another port.
     PassedPort,
-    /// To the kernel: our port, but under no bound prefix.
+    /// To the kernel: our port, but under no bound prefix; where hidden, whatever port.
     PassedPrefix,
     /// To the kernel: our port, under a bound prefix, but no live address.
     PassedNotLive,
-    /// To the kernel: ours, but no socket sits on this queue.
-    PassedNoRing,
+    /// To the kernel: under a bound prefix, but to an address of the kernel's own; only where hidden.
+    PassedKernel,
+    /// Under a bound prefix, and nothing that a live address answers; only where hidden.
+    DroppedHidden,
+    /// Ours, but no socket sits on this queue: to the kernel, or dropped where hidden.
+    NoRing,
 }
 
 impl Verdict {
     /// All of them, in the order of their counters.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 9] = [
         Self::Steered,
+        Self::Solicited,
         Self::PassedOther,
         Self::PassedPort,
         Self::PassedPrefix,
         Self::PassedNotLive,
-        Self::PassedNoRing,
+        Self::PassedKernel,
+        Self::DroppedHidden,
+        Self::NoRing,
     ];
 
     /// The name under which it is counted in the statistics.
     pub fn name(self) -> &'static str {
         match self {
             Self::Steered => "steered",
+            Self::Solicited => "solicited",
             Self::PassedOther => "passed_other",
             Self::PassedPort => "passed_port",
             Self::PassedPrefix => "passed_prefix",
             Self::PassedNotLive => "passed_not_live",
-            Self::PassedNoRing => "passed_no_ring",
+            Self::PassedKernel => "passed_kernel",
+            Self::DroppedHidden => "dropped_hidden",
+            Self::NoRing => "no_ring",
         }
     }
+}
+
+/// What a program is loaded for.
+#[derive(Debug, Clone, Copy)]
+pub struct ProgramConfig {
+    /// UDP port of the service; 0, which is no port, steers no UDP at all.
+    pub port: u16,
+    /// Most addresses that are live at a time.
+    pub addresses: u32,
+    /// How many queues may get a socket, from 0 on.
+    pub queues: u32,
+    /// Whether the kernel is to have no part in the bound prefixes, but for its own addresses there: Neighbour
+    /// Solicitations for live addresses are steered as well, and what nobody answers is dropped.
+    pub hidden: bool,
 }
 
 /// A loaded program with its maps, attached to nothing yet.
@@ -82,8 +109,29 @@ pub struct Program {
     program: OwnedFd,
     bound_prefixes: MapHandle,
     live_addresses: MapHandle,
+    staged: Option<MapHandle>,
+    change_live: OwnedFd,
+    kernel_addresses: MapHandle,
     xsks: MapHandle,
     verdicts: MapHandle,
+}
+
+/// The program's hash of the addresses that are live, to be changed from any thread while it runs.
+#[derive(Debug)]
+pub struct LiveAddresses {
+    map: MapHandle,
+    /// The program `change_live`.
+    change: OwnedFd,
+    /// The map `staged`.
+    staged: Memory,
+}
+
+/// `struct change` of bpf/headers.h.
+#[repr(C)]
+struct Change {
+    count: u32,
+    remove: u32,
+    error: u32,
 }
 
 /// Reads the verdict counters, from any thread.
@@ -98,11 +146,11 @@ pub struct Attachment {
 }
 
 impl Program {
-    /// Loads the program for UDP port `port`, with room for `capacity` live addresses and `queues` queues.
+    /// Loads the program.
     ///
     /// # Errors
     /// When the kernel refuses it, with what to do about it.
-    pub fn load(port: u16, capacity: u32, queues: u32) -> Result<Self> {
+    pub fn load(config: &ProgramConfig) -> Result<Self> {
         // libbpf would print to stderr, in many lines, what the error below says in one.
         static QUIET: Once = Once::new();
         QUIET.call_once(|| {
@@ -111,16 +159,20 @@ impl Program {
         let mut storage = MaybeUninit::uninit();
         let mut open = skeleton::SteerSkelBuilder::default().open(&mut storage).map_err(explain_load)?;
         let constants = open.maps.rodata_data.as_deref_mut().context("the program lost its constants")?;
-        constants.service_port = port.to_be();
-        open.maps.live_addresses.set_max_entries(capacity.max(1)).map_err(explain_load)?;
-        open.maps.xsks.set_max_entries(queues.max(1)).map_err(explain_load)?;
+        constants.service_port = config.port.to_be();
+        constants.hidden = config.hidden;
+        open.maps.live_addresses.set_max_entries(config.addresses.max(1)).map_err(explain_load)?;
+        open.maps.xsks.set_max_entries(config.queues.max(1)).map_err(explain_load)?;
         let loaded = open.load().map_err(explain_load)?;
-        let program = loaded.progs.steer.as_fd().try_clone_to_owned();
         // Handles of our own, so that the skeleton and what it borrows can go.
+        let keep = |fd: BorrowedFd| fd.try_clone_to_owned().context("cannot keep the program");
         Ok(Self {
-            program: program.context("cannot keep the program")?,
+            program: keep(loaded.progs.steer.as_fd())?,
+            change_live: keep(loaded.progs.change_live.as_fd())?,
             bound_prefixes: MapHandle::try_from(&loaded.maps.bound_prefixes)?,
             live_addresses: MapHandle::try_from(&loaded.maps.live_addresses)?,
+            staged: Some(MapHandle::try_from(&loaded.maps.staged)?),
+            kernel_addresses: MapHandle::try_from(&loaded.maps.kernel_addresses)?,
             xsks: MapHandle::try_from(&loaded.maps.xsks)?,
             verdicts: MapHandle::try_from(&loaded.maps.verdicts)?,
         })
@@ -139,21 +191,35 @@ impl Program {
             .with_context(|| format!("cannot add {prefix} to the steering program"))
     }
 
-    /// Has packets to these addresses steered from now on, provided that they lie under a prefix that was added.
+    /// The addresses whose packets are steered, provided that they lie under a prefix that was added. To be had once: two that
+    /// change them would stage them in the same place.
     ///
     /// # Errors
-    /// When there is no room for them all: some may have been added.
-    pub fn add_live(&self, addresses: &[Ipv6Addr]) -> Result<()> {
-        // 1 MiB of keys a call: the kernel copies each batch through a buffer of its own, one element at a time.
-        const BATCH: usize = 1 << 16;
-        for batch in addresses.chunks(BATCH) {
-            let keys: Vec<u8> = batch.iter().flat_map(Ipv6Addr::octets).collect();
-            let values = vec![0; 4 * batch.len()];
-            self.live_addresses
-                .update_batch(&keys, &values, batch.len() as u32, MapFlags::ANY, MapFlags::ANY)
-                .with_context(|| {
-                    format!("cannot make {} addresses live in the steering program", addresses.len())
-                })?;
+    /// When it was had before, or the process is out of file descriptors.
+    pub fn live_addresses(&mut self) -> Result<LiveAddresses> {
+        let staged = self.staged.take().context("the live addresses are taken")?;
+        let length = LiveAddresses::BATCH * size_of::<[u8; 16]>();
+        Ok(LiveAddresses {
+            map: MapHandle::try_from(&self.live_addresses)?,
+            change: self.change_live.try_clone()?,
+            staged: Memory::of_file(staged.as_fd(), length, 0).context("cannot map the staged addresses")?,
+        })
+    }
+
+    /// Leaves packets to exactly these addresses to the kernel from now on, where the program is a hidden one.
+    ///
+    /// # Errors
+    /// When there are more than 1,024 of them.
+    pub fn set_kernel_addresses(&self, addresses: &[Ipv6Addr]) -> Result<()> {
+        let map = &self.kernel_addresses;
+        // New ones first: an address that stays is never missing.
+        for address in addresses {
+            map.update(&address.octets(), &[0; 4], MapFlags::ANY).with_context(|| {
+                format!("cannot leave {address} to the kernel: it has more than 1024 addresses")
+            })?;
+        }
+        for gone in map.keys().filter(|key| !addresses.iter().any(|address| address.octets() == key[..])) {
+            map.delete(&gone)?;
         }
         Ok(())
     }
@@ -268,6 +334,102 @@ impl Program {
     }
 }
 
+impl LiveAddresses {
+    /// Addresses that go to the kernel in one call (STAGED in bpf/headers.h).
+    pub const BATCH: usize = 1024;
+
+    /// Makes these addresses live.
+    ///
+    /// # Errors
+    /// At the first that is live already, or when there is no room for more: with how many of `addresses` are live because of
+    /// this call.
+    pub fn add(&mut self, addresses: &[Ipv6Addr]) -> Result<(), (usize, anyhow::Error)> {
+        let mut done = 0;
+        while done < addresses.len() {
+            let (count, error) = self.change(&addresses[done..], false).map_err(|error| (done, error))?;
+            done += count;
+            if let Some(error) = error {
+                return Err((
+                    done,
+                    match error.raw_os_error() {
+                        Some(libc::EEXIST) => anyhow!("{} is live already", addresses[done]),
+                        Some(libc::E2BIG | libc::ENOMEM) => {
+                            anyhow!("the steering program has no room for so many live addresses")
+                        }
+                        _ => anyhow!("cannot make {} live in the steering program: {error}", addresses[done]),
+                    },
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes these addresses out. Those that are not live are no error.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn remove(&mut self, addresses: &[Ipv6Addr]) -> Result<()> {
+        let mut done = 0;
+        while done < addresses.len() {
+            let (count, error) = self.change(&addresses[done..], true)?;
+            done += count;
+            match error.map(|error| (error.raw_os_error(), error)) {
+                None => {}
+                Some((Some(libc::ENOENT), _)) => done += 1,
+                Some((_, error)) => {
+                    return Err(error).with_context(|| {
+                        format!("cannot take {} out of the steering program", addresses[done])
+                    });
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes the first of `addresses` live, or has them cease to be. Returns how many, and if that are fewer than
+    /// [`BATCH`](Self::BATCH), why it stopped.
+    fn change(&mut self, addresses: &[Ipv6Addr], remove: bool) -> Result<(usize, Option<io::Error>)> {
+        let addresses = &addresses[..addresses.len().min(Self::BATCH)];
+        for (index, address) in addresses.iter().enumerate() {
+            let place = self.staged.at::<[u8; 16]>(16 * index, 1);
+            let place = place.context("the map of staged addresses is too small")?;
+            // SAFETY: within the mapping, as `at` checked; `&mut self` and the kernel, in its turn below, are its only users.
+            unsafe { place.write(address.octets()) };
+        }
+        let mut change = Change { count: addresses.len() as u32, remove: remove.into(), error: 0 };
+        let mut run = libbpf_sys::bpf_test_run_opts {
+            sz: size_of::<libbpf_sys::bpf_test_run_opts>() as libbpf_sys::size_t,
+            // What a program of this kind makes of its context is written back to where it came from.
+            ctx_in: (&raw mut change).cast(),
+            ctx_size_in: size_of::<Change>() as u32,
+            ..Default::default()
+        };
+        // SAFETY: `change` is valid for reads and writes of the size given with it, which is what the program takes.
+        let result = unsafe { libbpf_sys::bpf_prog_test_run_opts(self.change.as_raw_fd(), &raw mut run) };
+        if result < 0 {
+            return Err(
+                anyhow!(io::Error::from_raw_os_error(-result)).context("cannot change the live addresses")
+            );
+        }
+        let error = (change.error != 0).then(|| io::Error::from_raw_os_error(change.error as i32));
+        Ok((run.retval as usize, error))
+    }
+
+    /// Whether `address` is live.
+    ///
+    /// # Errors
+    /// When the kernel cannot be asked.
+    pub fn contains(&self, address: Ipv6Addr) -> Result<bool> {
+        Ok(self.map.lookup(&address.octets(), MapFlags::ANY)?.is_some())
+    }
+
+    /// Bytes of kernel memory that the hash takes, full or not, as the kernel reports them. `None` where it does not.
+    #[must_use]
+    pub fn kernel_memory(&self) -> Option<u64> {
+        self.map.query_fdinfo().ok()?.memlock
+    }
+}
+
 impl VerdictSource {
     /// Packets by verdict since the program was loaded, added up over all processors.
     ///
@@ -311,7 +473,7 @@ fn explain_load(error: libbpf_rs::Error) -> anyhow::Error {
             anyhow!("no memory for the maps of the XDP program: fewer addresses?")
         }
         _ => anyhow!(
-            "the kernel does not take the XDP program ({error}): Linux 5.11 or newer with CONFIG_BPF_SYSCALL and \
+            "the kernel does not take the XDP program ({error}): Linux 5.14 or newer with CONFIG_BPF_SYSCALL and \
              CONFIG_XDP_SOCKETS is needed"
         ),
     }

@@ -106,6 +106,18 @@ impl Umem {
         Packet { address: frame.address, length: self.frame_size }
     }
 
+    /// Has the packet end `length` bytes after its beginning, as far as its frame reaches, and returns whether it does. What lies
+    /// between its old end and a later one is left from others.
+    pub fn resize(&self, packet: &mut Packet, length: u32) -> bool {
+        match self.packet(packet.address, length) {
+            Some(resized) => {
+                packet.length = resized.length;
+                true
+            }
+            None => false,
+        }
+    }
+
     /// Gives up a packet for its frame.
     #[inline]
     pub fn recycle(&self, packet: Packet) -> Frame {

@@ -8,14 +8,23 @@
 //! Every test has its own lab and takes it down, so they run in parallel, and beside those of other runs. What a killed
 //! run left is removed by the next one.
 
+#![allow(dead_code)] // each test program uses its share of it
+
+pub mod packet;
+pub mod server;
+
+use std::collections::HashSet;
+use std::net::Ipv6Addr;
 use std::ops::Deref;
 use std::path::Path;
 use std::process::{Command, ExitCode};
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Result, bail, ensure};
 use libtest_mimic::{Arguments, Failed, Trial};
-use sixhop::lab::Lab;
+use sixhop::lab::{Lab, Side};
+use sixhop::netlink;
 
 /// Whether this runs as root.
 pub fn root() -> bool {
@@ -77,6 +86,36 @@ pub fn ip(arguments: &str) -> Result<()> {
     let output = Command::new("ip").args(arguments.split_whitespace()).output()?;
     ensure!(output.status.success(), "ip {arguments}: {}", String::from_utf8_lossy(&output.stderr).trim());
     Ok(())
+}
+
+/// The server's addresses, without the one that the kernel makes anew whenever the link is set up.
+pub fn addresses(lab: &Lab) -> Result<HashSet<Ipv6Addr>> {
+    let addresses = lab.run_in(Side::Server, || netlink::addresses(netlink::link("server0")?.index))?;
+    let addresses = addresses.into_iter().map(|address| address.ip);
+    Ok(addresses.filter(|address| !address.is_unicast_link_local()).collect())
+}
+
+pub fn link(lab: &Lab, side: Side) -> Result<netlink::Link> {
+    lab.run_in(side, || netlink::link(side.interface()))
+}
+
+/// From the client.
+pub fn resolve(lab: &Lab, address: Ipv6Addr) -> Result<[u8; 6]> {
+    lab.run_in(Side::Client, || {
+        let client = netlink::link("client0")?;
+        netlink::resolve(client.index, address, Duration::from_secs(10))
+    })
+}
+
+pub fn fails_with<T>(result: Result<T>, wanted: &str) -> Result<()> {
+    match result {
+        Ok(_) => bail!("succeeded, should have failed with '{wanted}'"),
+        Err(error) => {
+            let text = format!("{error:#}");
+            ensure!(text.contains(wanted), "failed with '{text}', not '{wanted}'");
+            Ok(())
+        }
+    }
 }
 
 /// Removes the labs of test runs that are no more.

@@ -1,0 +1,76 @@
+//! AnyIP: a route of type `local` for a whole prefix, by which the kernel takes every address of it for its own.
+//!
+//! It costs the same for any number of addresses. But the kernel answers Neighbour Solicitations only for addresses that an
+//! interface has, so neighbours need a route to the prefix; and every address of it answers ping and probes of ports, live or
+//! not.
+
+use std::net::Ipv6Addr;
+
+use anyhow::{Context, Result, ensure};
+
+use super::{Binder, Interrupted, Phases, Step};
+use crate::address::Prefix;
+use crate::netlink::{Link, Socket};
+
+/// Makes one route.
+pub(super) struct AnyIp {
+    socket: Socket,
+    prefix: Prefix,
+    /// Of the loopback interface, which such a route leads to.
+    loopback: u32,
+    /// Which interface the packets are to come from. The kernel does not ask for it; it is how leftovers are known.
+    index: u32,
+}
+
+impl AnyIp {
+    /// For addresses under `prefix`.
+    pub fn new(link: &Link, prefix: Prefix) -> Result<Self> {
+        let mut socket = Socket::open()?;
+        // A route for a subnet that this machine is in would make all its neighbours this machine.
+        let own = socket.addresses(link.index)?;
+        if let Some(own) = own.iter().find(|own| own.prefix_length < 128 && prefix.contains(own.ip)) {
+            ensure!(
+                false,
+                "{prefix} holds {}/{} of {}, whose neighbours would be cut off: for anyip use a prefix of its own, and \
+                 give the neighbours a route to it",
+                own.ip,
+                own.prefix_length,
+                link.name
+            );
+        }
+        let loopback = socket.link("lo").context("anyip needs the loopback interface")?.index;
+        Ok(Self { socket, prefix, loopback, index: link.index })
+    }
+}
+
+/// Removes the routes that were made for packets from `link`.
+pub(super) fn remove_leftovers(link: &Link) -> Result<()> {
+    let mut socket = Socket::open()?;
+    for prefix in socket.our_local_routes(link.index)? {
+        socket
+            .remove_local_route(prefix, link.index)
+            .with_context(|| format!("cannot remove what an earlier run left on {}", link.name))?;
+    }
+    Ok(())
+}
+
+impl Binder for AnyIp {
+    fn bind(&mut self, addresses: &[Ipv6Addr], step: &mut Step) -> Result<Phases> {
+        let mut phases = Phases::default();
+        let outside =
+            phases.time("check", || addresses.iter().find(|address| !self.prefix.contains(**address)));
+        if let Some(outside) = outside {
+            ensure!(false, "{outside} is not under {}: nothing was bound", self.prefix);
+        }
+        ensure!(step(0), Interrupted);
+        phases.time("route", || self.socket.add_local_route(self.prefix, self.loopback, self.index))?;
+        step(addresses.len());
+        Ok(phases)
+    }
+
+    fn unbind(&mut self, _: &[Ipv6Addr]) -> Result<Phases> {
+        let mut phases = Phases::default();
+        phases.time("route", || self.socket.remove_local_route(self.prefix, self.index))?;
+        Ok(phases)
+    }
+}

@@ -1,0 +1,196 @@
+//! Addresses of the kernel's own, one after the other: what the paper measures, and what can be made of it.
+//!
+//! The ways differ in how the kernel is told of an address. What they share is here: nothing is done that would fail
+//! half-way if that can be known, what fails half-way is undone, and what has to be set meanwhile is put back.
+//!
+//! All of them get slower with every address, because the kernel does: docs/binding.md.
+
+use std::collections::HashSet;
+use std::net::Ipv6Addr;
+use std::time::Duration;
+
+use anyhow::{Error, Result, ensure};
+
+use super::setting::Setting;
+use super::{Binder, Interrupted, Phases, Step, failed};
+use crate::netlink::{Link, Socket};
+
+/// How the kernel is told.
+pub(super) trait Way: Send {
+    /// How many addresses one call of [`add`](Self::add) takes.
+    fn batch(&self) -> usize {
+        1
+    }
+
+    /// Adds the addresses of one batch. If not all could be added, says how many were, and why the first was not.
+    fn add(&mut self, addresses: &[Ipv6Addr]) -> Result<(), (usize, Error)>;
+
+    /// Removes addresses, however many. Those that are gone already, alone or with their interface, are no error.
+    fn remove(&mut self, addresses: &[Ipv6Addr]) -> Result<()>;
+}
+
+/// What is arranged while addresses are added.
+enum Meanwhile {
+    Nothing,
+    /// The link is down: `keep_addr_on_down`.
+    Down(Setting),
+    /// Duplicate Address Detection is off: `accept_dad`.
+    NoDetection(Setting),
+}
+
+/// Binds addresses to one interface.
+pub(super) struct Kernel<W> {
+    way: W,
+    socket: Socket,
+    index: u32,
+    name: String,
+    meanwhile: Meanwhile,
+}
+
+/// Fewer addresses than this are added while the link is up in any case: setting it down and up takes some 20 ms, and so many
+/// cost less than that (docs/binding.md).
+const DOWN_PAYS: usize = 250;
+
+/// Setting a link up takes the kernel long when it has many addresses, and a card needs a second or two for its carrier.
+const CARRIER_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Without Duplicate Address Detection the kernel's worker has little to do for each address; this is for very many.
+const SETTLE_TIMEOUT: Duration = Duration::from_secs(60);
+
+impl<W: Way> Kernel<W> {
+    pub fn new(link: &Link, way: W) -> Result<Self> {
+        let socket = Socket::open()?;
+        Ok(Self { way, socket, index: link.index, name: link.name.clone(), meanwhile: Meanwhile::Nothing })
+    }
+
+    /// With the link down while addresses are added, and up afterwards. The interface keeps its other addresses, but loses
+    /// the routes that were added through it; the kernel makes those of its prefixes again.
+    pub fn while_down(mut self) -> Result<Self> {
+        ensure!(
+            Setting::for_all("keep_addr_on_down")? >= 0,
+            "{} would lose its own addresses: set net.ipv6.conf.all.keep_addr_on_down to 0",
+            self.name
+        );
+        self.meanwhile = Meanwhile::Down(Setting::of(&self.name, "keep_addr_on_down")?);
+        Ok(self)
+    }
+
+    /// For a way that cannot say that an address is live at once: without Duplicate Address Detection all of them are.
+    pub fn without_detection(mut self) -> Result<Self> {
+        ensure!(
+            Setting::for_all("accept_dad")? <= 0,
+            "each address would wait for its Duplicate Address Detection: set net.ipv6.conf.all.accept_dad to 0, or use netlink"
+        );
+        self.meanwhile = Meanwhile::NoDetection(Setting::of(&self.name, "accept_dad")?);
+        Ok(self)
+    }
+
+    /// Refuses, before anything is done, what would fail half-way. From here on, each of `addresses` that is on the
+    /// interface is there because of this binder.
+    fn check(&mut self, addresses: &[Ipv6Addr]) -> Result<()> {
+        let present = self.socket.addresses(self.index)?;
+        let present: HashSet<_> = present.into_iter().map(|address| address.ip).collect();
+        let mut wanted = HashSet::with_capacity(addresses.len());
+        for address in addresses {
+            let name = &self.name;
+            ensure!(!present.contains(address), "{address} is on {name} already: nothing was bound");
+            ensure!(wanted.insert(address), "{address} is to be bound to {name} twice: nothing was bound");
+        }
+        Ok(())
+    }
+
+    /// Adds all addresses; if that fails or is stopped, none.
+    fn add(&mut self, addresses: &[Ipv6Addr], step: &mut Step) -> Result<()> {
+        let mut bound = 0;
+        for batch in addresses.chunks(self.way.batch()) {
+            let added = if step(bound) { self.way.add(batch) } else { Err((0, Interrupted.into())) };
+            if let Err((more, why)) = added {
+                // The whole batch: what was not added need not be removed, but may be.
+                let undone = self.remove(&addresses[..bound + batch.len()]);
+                return Err(failed(why, bound + more, addresses.len(), undone));
+            }
+            bound += batch.len();
+        }
+        step(bound);
+        Ok(())
+    }
+
+    fn remove(&mut self, addresses: &[Ipv6Addr]) -> Result<()> {
+        // With the interface all of them are gone.
+        if self.socket.links()?.iter().all(|link| link.index != self.index) {
+            return Ok(());
+        }
+        self.way.remove(addresses)
+    }
+}
+
+impl<W: Way> Binder for Kernel<W> {
+    fn bind(&mut self, addresses: &[Ipv6Addr], step: &mut Step) -> Result<Phases> {
+        let mut phases = Phases::default();
+        phases.time("check", || self.check(addresses))?;
+        match std::mem::replace(&mut self.meanwhile, Meanwhile::Nothing) {
+            Meanwhile::Down(setting) if addresses.len() >= DOWN_PAYS => {
+                let bound = self.add_while_down(&setting, addresses, step, &mut phases);
+                self.meanwhile = Meanwhile::Down(setting);
+                bound?;
+            }
+            Meanwhile::NoDetection(setting) => {
+                let bound = setting.during("0", || {
+                    phases.time("add", || self.add(addresses, step))?;
+                    // The kernel leaves even that to a worker.
+                    let live =
+                        phases.time("settle", || self.socket.wait_for_addresses(self.index, SETTLE_TIMEOUT));
+                    live.map_err(|why| {
+                        let undone = self.remove(addresses);
+                        failed(why, addresses.len(), addresses.len(), undone)
+                    })
+                });
+                self.meanwhile = Meanwhile::NoDetection(setting);
+                bound?;
+            }
+            other => {
+                self.meanwhile = other;
+                phases.time("add", || self.add(addresses, step))?;
+            }
+        }
+        Ok(phases)
+    }
+
+    fn unbind(&mut self, addresses: &[Ipv6Addr]) -> Result<Phases> {
+        let mut phases = Phases::default();
+        phases.time("remove", || self.remove(addresses))?;
+        Ok(phases)
+    }
+}
+
+impl<W: Way> Kernel<W> {
+    /// [`Kernel::add`] while the link is down, whatever it was before, then up.
+    fn add_while_down(
+        &mut self,
+        keep_addresses: &Setting,
+        addresses: &[Ipv6Addr],
+        step: &mut Step,
+        phases: &mut Phases,
+    ) -> Result<()> {
+        let was_up = self.socket.link(&self.name)?.up;
+        if was_up {
+            // Looked at when the link goes down, and only then.
+            phases.time("down", || keep_addresses.during("1", || self.socket.set_up(self.index, false)))?;
+        }
+        let bound = phases.time("add", || self.add(addresses, step));
+        if bound.is_err() && !was_up {
+            return bound;
+        }
+        let up = phases.time("up", || {
+            self.socket.set_up(self.index, true)?;
+            self.socket.wait_for_carrier(&self.name, CARRIER_TIMEOUT)
+        });
+        match (bound, up) {
+            (Ok(()), Err(why)) => {
+                let undone = self.remove(addresses);
+                Err(failed(why, addresses.len(), addresses.len(), undone))
+            }
+            (bound, _) => bound,
+        }
+    }
+}

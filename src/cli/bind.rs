@@ -1,0 +1,114 @@
+//! `sixhop bind`: makes addresses live, holds them, takes them back, and says what that took.
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use comfy_table::{CellAlignment, Table, presets};
+
+use super::{Addresses, Usage, binding, print_json, stop_at_end_of_input, stop_on_signal};
+use crate::bind::Method;
+use crate::engine::ServerConfig;
+use crate::experiment::bound;
+use crate::report::{BindResult, Event};
+use crate::xdp::{AttachRequest, CopyRequest};
+
+/// Make addresses live, hold them, and measure what that takes
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Example:
+  sudo sixhop lab exec server -- sixhop bind --interface server0 \\
+      --prefix 2001:db8:1::/64 --addresses 1000000 --method live-map
+
+The addresses are held until standard input ends (Ctrl-D, or at once with
+'< /dev/null') or SIGINT or SIGTERM comes, and are taken back then. Held by
+live-map they answer neighbour discovery, and nothing else; by the others,
+whatever the kernel answers.")]
+pub struct Args {
+    /// Interface to bind them on
+    #[arg(long, value_name = "IF")]
+    interface: String,
+    #[command(flatten)]
+    addresses: Addresses,
+    /// How they are made live
+    #[arg(long)]
+    method: Method,
+    /// Print JSON lines: live, bound
+    #[arg(long)]
+    json: bool,
+}
+
+/// Runs the subcommand.
+///
+/// # Errors
+/// When the addresses cannot be bound or not all be taken back.
+pub fn run(args: Args) -> Result<ExitCode> {
+    let config = ServerConfig {
+        interface: args.interface,
+        pool: args.addresses.pool().map_err(|error| Usage(error.to_string()))?,
+        bind: args.method,
+        engine: None,
+        attach: AttachRequest::Auto,
+        copy: CopyRequest::Auto,
+        queues: Vec::new(),
+        cores: Vec::new(),
+        port: 0,
+        replies: 1,
+    };
+    let stop = stop_on_signal()?;
+    let server = binding(&config, &stop)?;
+    let ready = server.ready().clone();
+    if args.json {
+        print_json(&Event::Live(ready.clone()))?;
+    } else {
+        println!("live: {} addresses of {}, by {}", ready.addresses, ready.interface, ready.bind);
+    }
+    // Only from here on: a bind is measured to its end also where there never was any input.
+    stop_at_end_of_input(stop.clone());
+    let totals = server.run(&stop, |_| {})?;
+    let result = bound(&ready, &totals);
+    if args.json {
+        print_json(&Event::Bound(result))?;
+    } else {
+        println!("{}", describe(&result));
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn describe(result: &BindResult) -> String {
+    let mut table = Table::new();
+    table.load_preset(presets::NOTHING);
+    table.set_header(["", "an address", "all", "of which"]);
+    let all = |nanoseconds: f64| nanoseconds * result.addresses as f64 / 1e9;
+    let phases = |phases: &crate::bind::Phases| {
+        phases
+            .0
+            .iter()
+            .map(|phase| format!("{} {}", phase.name, seconds(phase.seconds)))
+            .collect::<Vec<_>>()
+            .join(", ")
+    };
+    for (name, nanoseconds, parts) in [
+        ("generate", result.generate_ns, String::new()),
+        ("bind", result.bind_ns, phases(&result.bind_phases)),
+        ("unbind", result.unbind_ns, phases(&result.unbind_phases)),
+    ] {
+        table.add_row([name.to_owned(), seconds(nanoseconds / 1e9), seconds(all(nanoseconds)), parts]);
+    }
+    for column in table.column_iter_mut().skip(1).take(2) {
+        column.set_cell_alignment(CellAlignment::Right);
+    }
+    let mut text = table.to_string();
+    if let Some(bytes) = result.bytes_per_address {
+        text += &format!("\n{bytes:.0} bytes of memory an address, the kernel's and this process's together");
+    }
+    text
+}
+
+/// A time as people write it.
+fn seconds(seconds: f64) -> String {
+    match seconds {
+        s if s < 1e-6 => format!("{:.1} ns", s * 1e9),
+        s if s < 1e-3 => format!("{:.1} µs", s * 1e6),
+        s if s < 1.0 => format!("{:.1} ms", s * 1e3),
+        s => format!("{s:.2} s"),
+    }
+}

@@ -1,0 +1,447 @@
+//! The binders against a real kernel, in namespaces of their own (see `common`). Needs root, `ip` and `ifconfig`.
+//!
+//! | test | what it is about |
+//! |---|---|
+//! | `METHOD_binds_and_unbinds` | addresses answer, and afterwards all is as before |
+//! | `METHOD_stopped_anywhere_leaves_nothing` | the bind of 50,000 is told to stop after so many |
+//! | `METHOD_outlives_its_interface` | the interface goes away half-way |
+//! | `METHOD_is_interrupted_by_a_signal` | `sixhop bind` and SIGINT |
+//! | `*_binds_nothing`, `no_buffers_*` | what the binder or the kernel refuses |
+//! | `leftovers_*`, `second_binder_*` | runs that were killed, and runs at the same time |
+//! | `anyip_*` | a neighbour with a route to the prefix |
+//! | `bind_*` | what the command line prints |
+
+mod common;
+
+use std::collections::HashSet;
+use std::io::{BufRead, BufReader, Write};
+use std::net::{Ipv6Addr, SocketAddrV6, UdpSocket};
+use std::os::unix::process::ExitStatusExt;
+use std::process::{Child, Command, ExitCode, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use common::{TestLab, addresses, fails_with, ip, link, resolve, trial};
+use nix::sys::signal::{Signal, kill, raise};
+use nix::unistd::Pid;
+use serde_json::Value;
+use sixhop::bind::{self, Bound, Method, Place, Step};
+use sixhop::lab::{Lab, Side, State};
+use sixhop::netlink;
+
+const SIXHOP: &str = env!("CARGO_BIN_EXE_sixhop");
+
+/// The methods that make addresses of the kernel.
+const KERNEL: [Method; 6] = [
+    Method::Netlink,
+    Method::NetlinkBatch,
+    Method::NetlinkDown,
+    Method::Ioctl,
+    Method::Command,
+    Method::Ifconfig,
+];
+
+fn main() -> ExitCode {
+    if let Ok(lab) = std::env::var(DIE_BOUND) {
+        die_bound(&lab).expect("this process was to be killed");
+    }
+    let mut trials = vec![
+        trial("duplicate_binds_nothing", duplicate_binds_nothing),
+        trial("address_in_use_binds_nothing", address_in_use_binds_nothing),
+        trial("impossible_address_binds_nothing", impossible_address_binds_nothing),
+        trial("no_buffers_half_way_leaves_nothing", no_buffers_half_way_leaves_nothing),
+        trial("leftovers_are_replaced", leftovers_are_replaced),
+        trial("second_binder_is_refused", second_binder_is_refused),
+        trial("link_that_was_down_is_set_up", link_that_was_down_is_set_up),
+        trial("addresses_are_live_at_once_where_duplicates_are_looked_for", live_at_once),
+        trial("anyip_answers_where_a_route_leads", anyip_answers_where_a_route_leads),
+        trial("anyip_spares_the_neighbours", anyip_spares_the_neighbours),
+        trial("bind_prints_what_it_took", bind_prints_what_it_took),
+    ];
+    for method in KERNEL {
+        let mut add = |name: &str, test: fn(Method) -> Result<()>| {
+            trials.push(trial(&format!("{method}_{name}").replace('-', "_"), move || test(method)));
+        };
+        add("binds_and_unbinds", binds_and_unbinds);
+        add("stopped_anywhere_leaves_nothing", stopped_anywhere_leaves_nothing);
+        add("outlives_its_interface", outlives_its_interface);
+        add("is_interrupted_by_a_signal", is_interrupted_by_a_signal);
+    }
+    trials.push(trial("live_map_is_interrupted_by_a_signal", || is_interrupted_by_a_signal(Method::LiveMap)));
+    common::main(trials)
+}
+
+/// Binds on the server's side of the lab.
+fn bind(
+    lab: &Lab,
+    method: Method,
+    wanted: &[Ipv6Addr],
+    step: &mut (impl FnMut(usize) -> bool + Send),
+) -> Result<Bound> {
+    let link = link(lab, Side::Server)?;
+    let place = Place { link: &link, prefix: "2001:db8:1::/64".parse()?, live_addresses: None };
+    lab.run_in(Side::Server, move || bind::bind(method, place, wanted.to_vec(), step as &mut Step))
+}
+
+fn go_on(_: usize) -> bool {
+    true
+}
+
+fn binds_and_unbinds(method: Method) -> Result<()> {
+    let lab = TestLab::up()?;
+    let server = link(&lab, Side::Server)?;
+    let (before, wanted) = (addresses(&lab)?, spread(300));
+    let bound = bind(&lab, method, &wanted, &mut go_on)?;
+    ensure!(bound.addresses() == wanted);
+    ensure!(bound.phases().seconds() > 0.0 && bound.phases().0.iter().any(|phase| phase.name == "add"));
+    let now = addresses(&lab)?;
+    ensure!(wanted.iter().all(|address| now.contains(address)));
+    ensure!(now.len() == before.len() + wanted.len());
+    ensure!(before.contains(&Side::Server.address()) && now.contains(&Side::Server.address()));
+    for address in [wanted[0], wanted[150], wanted[299], Side::Server.address()] {
+        ensure!(resolve(&lab, address)? == server.mac);
+    }
+    bound.release()?;
+    ensure!(addresses(&lab)? == before);
+    // Dropping does the same, also on a thread that is not in the namespace.
+    drop(bind(&lab, Method::NetlinkDown, &wanted, &mut go_on)?);
+    ensure!(addresses(&lab)? == before);
+    ensure!(lab.status()?.state == State::Up);
+    for (setting, expected) in [("keep_addr_on_down", "0"), ("accept_dad", "0")] {
+        let path = format!("/proc/sys/net/ipv6/conf/server0/{setting}");
+        let value = lab.run_in(Side::Server, || Ok(std::fs::read_to_string(path)?))?;
+        ensure!(value.trim() == expected, "{setting} was not put back: {value}");
+    }
+    Ok(())
+}
+
+fn stopped_anywhere_leaves_nothing(method: Method) -> Result<()> {
+    let lab = TestLab::up()?;
+    let before = addresses(&lab)?;
+    let wanted = spread(50_000);
+    for limit in [0, 1, 130, 200] {
+        let mut last = 0;
+        let stopped = bind(&lab, method, &wanted, &mut |bound| {
+            last = bound;
+            bound < limit
+        });
+        fails_with(
+            stopped.map(drop),
+            &format!("{last} of 50000 addresses were bound, and are taken back: interrupted"),
+        )?;
+        ensure!((limit..limit + 128).contains(&last), "told to stop at {limit}, stopped at {last}");
+        ensure!(addresses(&lab)? == before, "{method} left some");
+        ensure!(lab.status()?.state == State::Up, "{method} left the lab in pieces");
+    }
+    Ok(())
+}
+
+fn outlives_its_interface(method: Method) -> Result<()> {
+    let lab = TestLab::up()?;
+    let wanted = spread(50_000);
+    let (index, mut gone) = (link(&lab, Side::Server)?.index, 0);
+    let delete = format!("-n {} link delete server0", lab.namespace(Side::Server));
+    let failed = bind(&lab, method, &wanted, &mut |bound| {
+        if bound >= 20 && gone == 0 {
+            ip(&delete).expect("there is an interface to delete");
+            gone = bound;
+        }
+        true
+    });
+    fails_with(
+        failed.map(drop),
+        &format!("{gone} of 50000 addresses were bound, and are taken back: cannot add"),
+    )?;
+    let left = lab.run_in(Side::Server, netlink::links)?;
+    ensure!(left.iter().all(|link| link.index != index));
+    Ok(())
+}
+
+/// `sixhop bind` on the server's side of the lab.
+fn command(lab: &Lab, flags: &str) -> Command {
+    let mut command = Command::new(SIXHOP);
+    command.args([
+        "lab",
+        "--name",
+        lab.name(),
+        "exec",
+        "server",
+        "--",
+        SIXHOP,
+        "bind",
+        "--interface",
+        "server0",
+    ]);
+    command.args(flags.split_whitespace());
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command
+}
+
+fn is_interrupted_by_a_signal(method: Method) -> Result<()> {
+    let lab = TestLab::up()?;
+    let before = addresses(&lab)?;
+    // For the hash, enough to be caught at it; the kernel is so slow that it always is.
+    let count = if method == Method::LiveMap { 20_000_000 } else { 50_000 };
+    let flags = format!("--prefix 2001:db8:1::/64 --addresses {count} --method {method}");
+    let child = command(&lab, &flags).spawn()?;
+    let begun = || {
+        let link = link(&lab, Side::Server)?;
+        // Addresses of the kernel, or the program that steers.
+        anyhow::Ok(addresses(&lab)?.len() > before.len() + 20 || link.xdp.is_some())
+    };
+    let give_up = Instant::now() + Duration::from_secs(60);
+    while !begun()? {
+        ensure!(Instant::now() < give_up, "nothing is bound");
+    }
+    kill(Pid::from_raw(child.id() as i32), Signal::SIGINT)?;
+    let output = child.wait_with_output()?;
+    let words = String::from_utf8(output.stderr)?;
+    ensure!(output.status.code() == Some(1) && output.stdout.is_empty(), "{words}");
+    ensure!(words.lines().count() == 1 && words.contains("taken back: interrupted"), "{words}");
+    ensure!(addresses(&lab)? == before, "{method} left some");
+    ensure!(link(&lab, Side::Server)?.xdp.is_none() && lab.status()?.state == State::Up);
+    Ok(())
+}
+
+fn bind_prints_what_it_took() -> Result<()> {
+    fn line(child: &mut Child, output: &mut impl BufRead) -> Result<Value> {
+        let mut line = String::new();
+        if output.read_line(&mut line)? == 0 {
+            let mut words = String::new();
+            std::io::Read::read_to_string(&mut child.stderr.take().context("a pipe")?, &mut words)?;
+            anyhow::bail!("{words}");
+        }
+        Ok(serde_json::from_str(&line)?)
+    }
+    for (method, count, memory) in [("netlink-down", 500, false), ("live-map", 1_000_000, true)] {
+        let lab = TestLab::up()?;
+        let before = addresses(&lab)?;
+        let flags = format!("--prefix 2001:db8:1::/64 --addresses {count} --method {method} --json");
+        let mut child = command(&lab, &flags).spawn()?;
+        let mut output = BufReader::new(child.stdout.take().context("a pipe")?);
+        let live = line(&mut child, &mut output)?;
+        ensure!(live["event"] == "live" && live["addresses"] == count && live["engine"].is_null(), "{live}");
+        // Held as long as the input is open, whatever comes in.
+        let pool = sixhop::address::Pool::new("2001:db8:1::/64".parse()?, count, 1)?;
+        child.stdin.as_mut().context("a pipe")?.write_all(b"still there\n")?;
+        let mac = link(&lab, Side::Server)?.mac;
+        for index in [0, count / 2, count - 1] {
+            ensure!(resolve(&lab, pool.address(index))? == mac);
+        }
+        drop(child.stdin.take());
+        let bound = line(&mut child, &mut output)?;
+        ensure!(child.wait()?.success() && bound["event"] == "bound", "{bound}");
+        ensure!(bound["method"] == method && bound["addresses"] == count, "{bound}");
+        for time in ["generate_ns", "bind_ns", "unbind_ns", "seconds"] {
+            ensure!(bound[time].as_f64().is_some_and(|time| time > 0.0), "{time}: {bound}");
+        }
+        // What the issue of a million addresses allows, kernel and process together.
+        let bytes = bound["bytes_per_address"].as_f64();
+        ensure!(bytes.is_some() == memory && bytes.is_none_or(|bytes| bytes <= 160.0), "{bound}");
+        ensure!(addresses(&lab)? == before && link(&lab, Side::Server)?.xdp.is_none());
+    }
+    Ok(())
+}
+
+fn duplicate_binds_nothing() -> Result<()> {
+    let mut wanted = spread(300);
+    wanted.push(wanted[7]);
+    binds_nothing(&wanted, "twice: nothing was bound")
+}
+
+fn address_in_use_binds_nothing() -> Result<()> {
+    let mut wanted = spread(300);
+    wanted.push(Side::Server.address());
+    binds_nothing(&wanted, "2001:db8:1::2 is on server0 already")
+}
+
+fn impossible_address_binds_nothing() -> Result<()> {
+    let mut wanted = spread(300);
+    // No interface can have a multicast address. Only the kernel knows, half-way.
+    wanted.insert(200, "ff02::1234".parse()?);
+    binds_nothing(&wanted, "ff02::1234")
+}
+
+/// Every method refuses to bind `wanted`, in words that contain `why`, and leaves the server as it was.
+fn binds_nothing(wanted: &[Ipv6Addr], why: &str) -> Result<()> {
+    let lab = &TestLab::up()?;
+    let before = addresses(lab)?;
+    for method in KERNEL {
+        let failed = bind(lab, method, wanted, &mut go_on).map(drop);
+        fails_with(failed, why).with_context(|| method.to_string())?;
+        ensure!(addresses(lab)? == before, "{method} left some");
+        ensure!(lab.status()?.state == State::Up, "{method} left the lab in pieces");
+    }
+    Ok(())
+}
+
+/// The kernel refuses with ENOBUFS from the 200th address on: a seccomp filter on the thread that binds says so in its place,
+/// since memory cannot be made scarce for one test alone.
+fn no_buffers_half_way_leaves_nothing() -> Result<()> {
+    const SIOCSIFADDR: u32 = 0x8916;
+    fn refuse_to_add() {
+        let filter = |code: u32, k: u32, jt, jf| libc::sock_filter { code: code as u16, k, jt, jf };
+        let (load, equal) =
+            (libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K);
+        let result = libc::BPF_RET | libc::BPF_K;
+        // struct seccomp_data: the number of the call, then, from byte 16 on, its arguments of 8 bytes each.
+        let mut program = [
+            filter(load, 0, 0, 0),
+            filter(equal, libc::SYS_ioctl as u32, 0, 3),
+            filter(load, 24, 0, 0),
+            filter(equal, SIOCSIFADDR, 0, 1),
+            filter(result, libc::SECCOMP_RET_ERRNO | libc::ENOBUFS as u32, 0, 0),
+            filter(result, libc::SECCOMP_RET_ALLOW, 0, 0),
+        ];
+        let program = libc::sock_fprog { len: program.len() as u16, filter: program.as_mut_ptr() };
+        // SAFETY: the program is valid for reads until the call returns, and binds this thread alone.
+        let result =
+            unsafe { libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_FILTER, &raw const program) };
+        assert_eq!(result, 0, "no seccomp filter");
+    }
+    let lab = TestLab::up()?;
+    let before = addresses(&lab)?;
+    let failed = bind(&lab, Method::Ioctl, &spread(300), &mut |bound| {
+        if bound == 200 {
+            refuse_to_add();
+        }
+        true
+    });
+    fails_with(failed.map(drop), "200 of 300 addresses were bound, and are taken back: cannot add")?;
+    ensure!(addresses(&lab)? == before);
+    Ok(())
+}
+
+fn leftovers_are_replaced() -> Result<()> {
+    let lab = TestLab::up()?;
+    let before = addresses(&lab)?;
+    let killed = Command::new(std::env::current_exe()?).env(DIE_BOUND, lab.name()).output()?;
+    ensure!(killed.status.signal() == Some(Signal::SIGKILL as i32), "{killed:?}");
+    ensure!(addresses(&lab)?.len() == before.len() + 20, "the killed run left nothing");
+    // Some of them are wanted again, some are not.
+    let wanted = spread(30).split_off(10);
+    let bound = bind(&lab, Method::Ioctl, &wanted, &mut go_on)?;
+    let now: HashSet<_> = addresses(&lab)?.difference(&before).copied().collect();
+    ensure!(now == wanted.into_iter().collect(), "{now:?}");
+    bound.release()?;
+    Ok(())
+}
+
+/// Names the lab in which to bind addresses and be killed.
+const DIE_BOUND: &str = "SIXHOP_TEST_DIE_BOUND";
+
+/// Binds 20 addresses and ends like a process that is killed.
+fn die_bound(lab: &str) -> Result<()> {
+    let lab = Lab::named(lab)?;
+    let _bound = bind(&lab, Method::Netlink, &spread(20), &mut go_on)?;
+    Ok(raise(Signal::SIGKILL)?)
+}
+
+fn second_binder_is_refused() -> Result<()> {
+    let lab = TestLab::up()?;
+    let server = link(&lab, Side::Server)?;
+    let binder = |method| {
+        let place = Place { link: &server, prefix: "2001:db8:1::/64".parse()?, live_addresses: None };
+        lab.run_in(Side::Server, move || bind::binder(method, place))
+    };
+    let first = binder(Method::Netlink)?;
+    fails_with(binder(Method::Ioctl).map(drop), "another sixhop binds addresses to server0")?;
+    drop(first);
+    binder(Method::Ioctl).map(drop)
+}
+
+fn link_that_was_down_is_set_up() -> Result<()> {
+    let lab = TestLab::up()?;
+    let server = link(&lab, Side::Server)?;
+    lab.run_in(Side::Server, || netlink::set_up(server.index, false))?;
+    let wanted = spread(300);
+    let bound = bind(&lab, Method::NetlinkDown, &wanted, &mut go_on)?;
+    ensure!(link(&lab, Side::Server)?.carrier);
+    ensure!(resolve(&lab, wanted[42])? == server.mac);
+    bound.release()?;
+    Ok(())
+}
+
+/// Duplicate Address Detection takes a second or more for each address that is not exempt from it.
+fn live_at_once() -> Result<()> {
+    let lab = TestLab::up()?;
+    for method in KERNEL {
+        lab.run_in(Side::Server, || Ok(std::fs::write("/proc/sys/net/ipv6/conf/server0/accept_dad", "1")?))?;
+        let bound = bind(&lab, method, &spread(5), &mut go_on)?;
+        let tentative =
+            format!("netns exec {} ip -6 address show dev server0 tentative", lab.namespace(Side::Server));
+        let output = Command::new("ip").args(tentative.split(' ')).output()?;
+        ensure!(output.status.success() && !String::from_utf8(output.stdout)?.contains("global"), "{method}");
+        let setting = lab.run_in(Side::Server, || {
+            Ok(std::fs::read_to_string("/proc/sys/net/ipv6/conf/server0/accept_dad")?)
+        })?;
+        ensure!(setting == "1\n", "{method} did not put accept_dad back");
+        bound.release()?;
+    }
+    Ok(())
+}
+
+/// The lab, with a prefix that the client reaches by way of the server.
+fn routed() -> Result<TestLab> {
+    let lab = TestLab::up()?;
+    ip(&format!("-n {} route add 2001:db8:2::/64 via 2001:db8:1::2", lab.namespace(Side::Client)))?;
+    Ok(lab)
+}
+
+fn anyip_answers_where_a_route_leads() -> Result<()> {
+    let lab = routed()?;
+    let server = link(&lab, Side::Server)?;
+    let prefix = "2001:db8:2::/64".parse()?;
+    let wanted = ["2001:db8:2::7".parse()?, "2001:db8:2:0:1234::".parse::<Ipv6Addr>()?];
+    let routes = || {
+        let show = format!("-n {} -6 route show table local proto 102", lab.namespace(Side::Server));
+        anyhow::Ok(String::from_utf8(Command::new("ip").args(show.split(' ')).output()?.stdout)?)
+    };
+    let bind = |wanted: Vec<Ipv6Addr>| {
+        lab.run_in(Side::Server, || {
+            let place = Place { link: &server, prefix, live_addresses: None };
+            bind::bind(Method::Anyip, place, wanted, &mut go_on)
+        })
+    };
+    fails_with(bind(vec!["2001:db8:3::1".parse()?]).map(drop), "2001:db8:3::1 is not under 2001:db8:2::/64")?;
+    let bound = bind(wanted.to_vec())?;
+    ensure!(routes()?.contains("local 2001:db8:2::/64 dev lo"), "{}", routes()?);
+    let socket = lab.run_in(Side::Server, || {
+        let socket = UdpSocket::bind(SocketAddrV6::new(Ipv6Addr::UNSPECIFIED, 3540, 0, 0))?;
+        socket.set_read_timeout(Some(Duration::from_secs(60)))?;
+        Ok(socket)
+    })?;
+    for address in wanted {
+        lab.run_in(Side::Client, || {
+            Ok(UdpSocket::bind("[::]:0")?.send_to(b"hello", SocketAddrV6::new(address, 3540, 0, 0))?)
+        })?;
+        let mut buffer = [0; 10];
+        ensure!(socket.recv(&mut buffer)? == 5);
+    }
+    bound.release()?;
+    ensure!(routes()?.is_empty(), "{}", routes()?);
+    // What a killed run left is known by its metric, and that of others stays.
+    let namespace = lab.namespace(Side::Server);
+    for (prefix, metric) in [("2001:db8:2::/64", server.index), ("2001:db8:4::/64", server.index + 1)] {
+        ip(&format!(
+            "-n {namespace} -6 route add local {prefix} dev lo table local proto 102 metric {metric}"
+        ))?;
+    }
+    bind(wanted.to_vec())?.release()?;
+    let left = routes()?;
+    ensure!(left.lines().count() == 1 && left.contains("2001:db8:4::/64"), "{left}");
+    Ok(())
+}
+
+fn anyip_spares_the_neighbours() -> Result<()> {
+    let lab = TestLab::up()?;
+    let failed = bind(&lab, Method::Anyip, &spread(1), &mut go_on);
+    fails_with(failed.map(drop), "2001:db8:1::/64 holds 2001:db8:1::2/64 of server0")
+}
+
+/// `count` addresses in the lab's prefix that share no multicast group.
+fn spread(count: u64) -> Vec<Ipv6Addr> {
+    let network = u128::from("2001:db8:1::".parse::<Ipv6Addr>().expect("an address"));
+    let address = |n: u64| Ipv6Addr::from(network | u128::from((n + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15)));
+    (0..count).map(address).collect()
+}

@@ -1,0 +1,79 @@
+//! Frames as they are on the link: sent as they are given, and everything that comes in from the other end.
+
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+
+use anyhow::{Context, Result, ensure};
+use nix::sys::socket::{
+    AddressFamily, MsgFlags, SockFlag, SockType, recv, send, setsockopt, socket, sockopt,
+};
+
+/// A packet socket (packet(7)) on one interface of the namespace in which it was made.
+pub struct PacketSocket(OwnedFd);
+
+impl PacketSocket {
+    /// Hears all from now on, as much as fits into 64 MiB.
+    pub fn on(index: u32) -> Result<Self> {
+        const ALL: u16 = (libc::ETH_P_ALL as u16).to_be();
+        let socket = socket(
+            AddressFamily::Packet,
+            SockType::Raw,
+            SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK,
+            None,
+        )?;
+        setsockopt(&socket, sockopt::RcvBufForce, &(64 << 20))?;
+        set_option(&socket, libc::PACKET_IGNORE_OUTGOING, &1i32)?;
+        let address = libc::sockaddr_ll {
+            sll_family: libc::AF_PACKET as u16,
+            sll_protocol: ALL,
+            sll_ifindex: index as i32,
+            sll_hatype: 0,
+            sll_pkttype: 0,
+            sll_halen: 0,
+            sll_addr: [0; 8],
+        };
+        let length = size_of_val(&address) as libc::socklen_t;
+        // SAFETY: the address is valid for reads of its length.
+        let bound = unsafe { libc::bind(socket.as_raw_fd(), (&raw const address).cast(), length) };
+        ensure!(bound == 0, io::Error::last_os_error());
+        Ok(Self(socket))
+    }
+
+    pub fn send(&self, frame: &[u8]) -> Result<()> {
+        send(self.0.as_raw_fd(), frame, MsgFlags::empty()).context("cannot send a frame")?;
+        Ok(())
+    }
+
+    /// All that has come since the last call; an error when something was missed.
+    pub fn drain(&self) -> Result<Vec<Vec<u8>>> {
+        let mut frames = Vec::new();
+        let mut buffer = [0; 2048];
+        while let Ok(length) = recv(self.0.as_raw_fd(), &mut buffer, MsgFlags::empty()) {
+            frames.push(buffer[..length].to_vec());
+        }
+        let mut statistics = libc::tpacket_stats { tp_packets: 0, tp_drops: 0 };
+        let mut length = size_of_val(&statistics) as libc::socklen_t;
+        // SAFETY: `statistics` is valid for writes of the length that the kernel is told.
+        let result = unsafe {
+            libc::getsockopt(
+                self.0.as_raw_fd(),
+                libc::SOL_PACKET,
+                libc::PACKET_STATISTICS,
+                (&raw mut statistics).cast(),
+                &raw mut length,
+            )
+        };
+        ensure!(result == 0 && statistics.tp_drops == 0, "the capture missed {} frames", statistics.tp_drops);
+        Ok(frames)
+    }
+}
+
+fn set_option<T>(socket: &OwnedFd, option: i32, value: &T) -> Result<()> {
+    let length = size_of::<T>() as libc::socklen_t;
+    // SAFETY: `value` is valid for reads of its size.
+    let result = unsafe {
+        libc::setsockopt(socket.as_raw_fd(), libc::SOL_PACKET, option, (&raw const *value).cast(), length)
+    };
+    ensure!(result == 0, io::Error::last_os_error());
+    Ok(())
+}

@@ -1,0 +1,97 @@
+//! `sixhop`, run as a user runs it, on one side of a lab.
+
+use std::io::{BufRead, BufReader, Read};
+use std::process::{Child, ChildStdout, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::Value;
+use sixhop::lab::Side;
+
+use super::TestLab;
+
+pub const SIXHOP: &str = env!("CARGO_BIN_EXE_sixhop");
+pub const PREFIX: &str = "2001:db8:1::/64";
+
+/// What a test waits for comes within this, or not at all.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// `sixhop` with these arguments, separated by blanks, in one side of the lab.
+pub fn sixhop(lab: &TestLab, side: Side, arguments: &str) -> Command {
+    let mut command = Command::new(SIXHOP);
+    command.args(["lab", "--name", lab.name(), "exec", &side.to_string(), "--", SIXHOP]);
+    command.args(arguments.split_whitespace()).stdin(Stdio::null()).stderr(Stdio::piped());
+    command
+}
+
+/// A running server, killed when dropped.
+pub struct Server {
+    pub child: Child,
+    output: BufReader<ChildStdout>,
+    pub ready: Value,
+}
+
+impl Server {
+    pub fn start(lab: &TestLab, flags: &str) -> Result<Self> {
+        Self::start_with(lab, &format!("--prefix {PREFIX} {flags}"))
+    }
+
+    /// One under another prefix, which is among the flags.
+    pub fn start_with(lab: &TestLab, flags: &str) -> Result<Self> {
+        let flags = format!("serve --interface server0 --json {flags}");
+        let mut child = sixhop(lab, Side::Server, &flags).stdout(Stdio::piped()).spawn()?;
+        let output = BufReader::new(child.stdout.take().context("a pipe")?);
+        let mut server = Self { child, output, ready: Value::Null };
+        server.ready = server.event()?;
+        ensure!(server.ready["event"] == "ready", "{}", server.ready);
+        Ok(server)
+    }
+
+    fn event(&mut self) -> Result<Value> {
+        let mut line = String::new();
+        if self.output.read_line(&mut line)? == 0 {
+            let mut words = String::new();
+            self.child.stderr.take().context("asked twice")?.read_to_string(&mut words)?;
+            bail!("the server ended: {words}");
+        }
+        Ok(serde_json::from_str(&line)?)
+    }
+
+    /// Waits for statistics that are as `expected`.
+    pub fn wait_for(&mut self, expected: impl Fn(&Value) -> bool) -> Result<()> {
+        let give_up = Instant::now() + PATIENCE;
+        loop {
+            let stats = self.event()?;
+            if expected(&stats) {
+                return Ok(());
+            }
+            ensure!(Instant::now() < give_up, "waited in vain, at last for {stats}");
+        }
+    }
+
+    pub fn signal(&self, signal: Signal) -> Result<()> {
+        Ok(kill(Pid::from_raw(self.child.id() as i32), signal)?)
+    }
+
+    /// Interrupts the server and returns its totals.
+    pub fn stop(mut self) -> Result<Value> {
+        self.signal(Signal::SIGINT)?;
+        loop {
+            let event = self.event()?;
+            if event["event"] == "stopped" {
+                ensure!(self.child.wait()?.success(), "the server failed");
+                ensure!(event["frames_lost"] == 0 && event["invalid"] == 0, "{event}");
+                return Ok(event);
+            }
+        }
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}

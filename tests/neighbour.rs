@@ -1,0 +1,277 @@
+//! What a neighbour with a stock kernel learns of addresses that are live by the steering map alone, and of those that are
+//! not: `serve --bind live-map`, and a capture of every frame that the client's end of the lab receives.
+
+mod common;
+
+use std::collections::HashSet;
+use std::net::{Ipv6Addr, SocketAddrV6, UdpSocket};
+use std::process::{Command, ExitCode};
+use std::thread;
+use std::time::Instant;
+
+use anyhow::{Context, Result, ensure};
+use common::packet::PacketSocket;
+use common::server::{PATIENCE, PREFIX, Server};
+use common::{TestLab, fails_with, ip, link, resolve, trial};
+use etherparse::PacketBuilder;
+use sixhop::address::Pool;
+use sixhop::lab::Side;
+use sixhop::netlink;
+
+/// Live addresses, of which [`DRAWN`] are tried.
+const LIVE: u64 = 100_000;
+const DRAWN: u64 = 1000;
+
+const MLD_ROUTERS: Ipv6Addr = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 0x16);
+
+fn main() -> ExitCode {
+    common::main(vec![
+        trial("live_addresses_answer_and_all_others_are_silent", live_answer_and_others_are_silent),
+        trial("a_neighbour_that_wants_a_live_address_finds_it_taken", a_live_address_is_taken),
+        trial("the_kernel_keeps_its_own_addresses", the_kernel_keeps_its_own_addresses),
+    ])
+}
+
+/// The first [`LIVE`] are live, and those after them are not.
+fn pool() -> Result<Pool> {
+    Ok(Pool::new(PREFIX.parse()?, LIVE + DRAWN, 1)?)
+}
+
+/// Numbers of live addresses, far apart.
+fn drawn() -> impl Iterator<Item = u64> {
+    (0..DRAWN).map(|number| number * 7919 % LIVE) // a prime that does not divide it: none comes twice
+}
+
+fn start(lab: &TestLab) -> Result<Server> {
+    let server = Server::start(lab, &format!("--addresses {LIVE} --bind live-map"))?;
+    ensure!(server.ready["bind"] == "live-map" && server.ready["engine"] == "afxdp", "{}", server.ready);
+    Ok(server)
+}
+
+/// Has the client's kernel give up on who does not answer after some 30 ms instead of 3 s.
+fn hasten(lab: &TestLab) -> Result<()> {
+    lab.run_in(Side::Client, || Ok(std::fs::write("/proc/sys/net/ipv6/neigh/client0/retrans_time_ms", "10")?))
+}
+
+/// Has the client's kernel forget its neighbours: its table holds 1,024, of all namespaces together.
+fn forget(lab: &TestLab) -> Result<()> {
+    ip(&format!("-n {} neigh flush dev client0", lab.namespace(Side::Client)))
+}
+
+/// Asks `address` by a socket of the client's kernel, which has to resolve it, and waits for the ten replies.
+fn ask(socket: &UdpSocket, address: Ipv6Addr) -> Result<()> {
+    let question = address.octets();
+    socket.send_to(&question, SocketAddrV6::new(address, 3540, 0, 0))?;
+    let mut buffer = [0; 100];
+    for _ in 0..10 {
+        let (length, from) =
+            socket.recv_from(&mut buffer).with_context(|| format!("{address} does not answer"))?;
+        ensure!(buffer[..length] == question && from.ip() == address, "{address}: a reply from {from}");
+    }
+    Ok(())
+}
+
+fn socket(lab: &TestLab) -> Result<UdpSocket> {
+    lab.run_in(Side::Client, || {
+        let socket = UdpSocket::bind(SocketAddrV6::new(Side::Client.address(), 0, 0, 0))?;
+        socket.set_read_timeout(Some(PATIENCE))?;
+        Ok(socket)
+    })
+}
+
+fn group(address: Ipv6Addr) -> Ipv6Addr {
+    let [.., a, b, c] = address.octets();
+    Ipv6Addr::new(0xff02, 0, 0, 0, 0, 1, 0xff00 | u16::from(a), u16::from_be_bytes([b, c]))
+}
+
+/// A solicitation for `target` with the client's link-layer address; without, where it comes from nobody.
+fn solicitation(macs: ([u8; 6], [u8; 6]), from: Ipv6Addr, to: Ipv6Addr, target: Ipv6Addr) -> Result<Vec<u8>> {
+    let mut body = target.octets().to_vec();
+    if !from.is_unspecified() {
+        body.extend([1, 1]);
+        body.extend(macs.0);
+    }
+    let mut frame = Vec::new();
+    PacketBuilder::ethernet2(macs.0, macs.1)
+        .ipv6(from.octets(), to.octets(), 255)
+        .icmpv6_raw(135, 0, [0; 4])
+        .write(&mut frame, &body)?;
+    Ok(frame)
+}
+
+/// What a scanner sends to find out whether there is anybody at `address`, or anybody at all.
+fn probes(macs: ([u8; 6], [u8; 6]), address: Ipv6Addr) -> Result<Vec<Vec<u8>>> {
+    let client = Side::Client.address();
+    let ip = || PacketBuilder::ethernet2(macs.0, macs.1).ipv6(client.octets(), address.octets(), 64);
+    let mut ping = Vec::new();
+    ip().icmpv6_echo_request(1, 1).write(&mut ping, &[7; 32])?;
+    let mut probes = vec![ping];
+    for port in [22, 3540] {
+        let mut tcp = Vec::new();
+        ip().tcp(50_000, port, 1, 1000).syn().write(&mut tcp, &[])?;
+        probes.push(tcp);
+    }
+    let udp = |port| {
+        let mut udp = Vec::new();
+        ip().udp(50_000, port).write(&mut udp, &[7; 32])?;
+        anyhow::Ok(udp)
+    };
+    probes.push(udp(53)?);
+    // The first fragment of two, and a datagram behind a hop-by-hop header: a kernel that has no socket for them says so.
+    let whole = udp(3540)?;
+    for (next_header, extension) in [(44, [17, 0, 0, 1, 0, 0, 0, 9]), (0, [17, 0, 1, 4, 0, 0, 0, 0])] {
+        let mut packet = whole[..54].to_vec();
+        packet[20] = next_header;
+        packet[19] += 8;
+        packet.extend(extension);
+        packet.extend(&whole[54..]);
+        probes.push(packet);
+    }
+    Ok(probes)
+}
+
+fn live_answer_and_others_are_silent() -> Result<()> {
+    let lab = TestLab::up()?;
+    let server = start(&lab)?;
+    hasten(&lab)?;
+    let pool = pool()?;
+    let live: Vec<_> = drawn().map(|number| pool.address(number)).collect();
+    let silent: Vec<_> = (0..DRAWN).map(|number| pool.address(LIVE + number)).collect();
+    let [own, client] = [Side::Server, Side::Client].map(|side| link(&lab, side));
+    let (own, client) = (own?, client?);
+    let capture = lab.run_in(Side::Client, || PacketSocket::on(client.index))?;
+    let socket = socket(&lab)?;
+
+    // Its kernel resolves each live address and gets its answers.
+    for addresses in live.chunks(100) {
+        forget(&lab)?;
+        addresses.iter().try_for_each(|address| ask(&socket, *address))?;
+        ensure!(resolve(&lab, addresses[0])? == own.mac);
+    }
+    // It resolves none of the others.
+    thread::scope(|scope| {
+        let workers: Vec<_> = silent
+            .chunks(125)
+            .map(|addresses| {
+                let lab = &lab;
+                scope.spawn(move || {
+                    addresses.iter().try_for_each(|address| {
+                        fails_with(resolve(lab, *address), &format!("nobody answers for {address}"))
+                    })
+                })
+            })
+            .collect();
+        workers.into_iter().try_for_each(|worker| worker.join().expect("no panic"))
+    })?;
+    // Nor does it hear anything when it knows the Ethernet address and does not ask.
+    let macs = (client.mac, own.mac);
+    for address in &silent {
+        capture.send(&solicitation(macs, Side::Client.address(), group(*address), *address)?)?;
+        capture.send(&solicitation(macs, Side::Client.address(), *address, *address)?)?;
+        capture.send(&solicitation(macs, Ipv6Addr::UNSPECIFIED, group(*address), *address)?)?;
+        let mut request = Vec::new();
+        PacketBuilder::ethernet2(macs.0, macs.1)
+            .ipv6(Side::Client.address().octets(), address.octets(), 64)
+            .udp(50_000, 3540)
+            .write(&mut request, &[7; 32])?;
+        capture.send(&request)?;
+        probes(macs, *address)?.iter().try_for_each(|probe| capture.send(probe))?;
+    }
+    // A live address answers what it answers, and nothing else.
+    for address in &live {
+        probes(macs, *address)?.iter().try_for_each(|probe| capture.send(probe))?;
+    }
+    // The link keeps the order: with this answer, all that was to come has come.
+    forget(&lab)?;
+    ask(&socket, live[0])?;
+
+    let mut advertised = HashSet::new();
+    let mut replies = 0;
+    let live_set: HashSet<_> = live.iter().copied().collect();
+    for frame in capture.drain()? {
+        let ip =
+            etherparse::Ipv6HeaderSlice::from_slice(&frame[14..]).with_context(|| format!("{frame:x?}"))?;
+        let (source, payload) = (ip.source_addr(), &frame[54..]);
+        match (ip.next_header().0, payload) {
+            (17, [0x0d, 0xd4, ..]) if live_set.contains(&source) => replies += 1,
+            (58, [136, ..]) if live_set.contains(&source) => {
+                ensure!(payload[8..24] == source.octets(), "{frame:x?}");
+                advertised.insert(source);
+            }
+            // The server's kernel asks for the client, and answers for its own address.
+            (58, [135 | 136, ..]) if source == Side::Server.address() || source.is_unicast_link_local() => {
+                ensure!(payload[0] == 135 || payload[8..24] == source.octets(), "{frame:x?}");
+            }
+            // It joins groups of its own (MLDv2, RFC 3810).
+            (0, _) if source.is_unicast_link_local() && ip.destination_addr() == MLD_ROUTERS => {}
+            _ => anyhow::bail!("somebody spoke: {frame:x?}"),
+        }
+    }
+    ensure!(advertised == live_set, "{} of {DRAWN} were advertised", advertised.len());
+    ensure!(replies == 10 * (DRAWN + 1), "{replies} replies");
+    let totals = server.stop()?;
+    ensure!(totals["answered"] == DRAWN + 1 && totals["refused"] == serde_json::json!({}), "{totals}");
+    Ok(())
+}
+
+/// Duplicate Address Detection by the client's own kernel, which is to find that a live address is taken, and one that is
+/// not live is free.
+fn a_live_address_is_taken() -> Result<()> {
+    let lab = TestLab::up()?;
+    let server = start(&lab)?;
+    let pool = pool()?;
+    let namespace = lab.namespace(Side::Client);
+    lab.run_in(Side::Client, || Ok(std::fs::write("/proc/sys/net/ipv6/conf/client0/accept_dad", "1")?))?;
+    let shown = |flag: &str| {
+        let show = format!("-n {namespace} -6 address show dev client0 {flag}");
+        anyhow::Ok(String::from_utf8(Command::new("ip").args(show.split_whitespace()).output()?.stdout)?)
+    };
+    let (taken, free) = (pool.address(77), pool.address(LIVE + 77));
+    ip(&format!("-n {namespace} address add {taken}/128 dev client0"))?;
+    ip(&format!("-n {namespace} address add {free}/128 dev client0"))?;
+    let give_up = Instant::now() + PATIENCE;
+    while !shown("dadfailed")?.contains(&taken.to_string()) || shown("tentative")?.contains(&free.to_string())
+    {
+        ensure!(Instant::now() < give_up, "{}", shown("")?);
+        thread::sleep(std::time::Duration::from_millis(20)); // the kernel takes a second and announces no failure
+    }
+    ensure!(!shown("dadfailed")?.contains(&free.to_string()), "{}", shown("")?);
+    let totals = server.stop()?;
+    ensure!(totals["advertised"].as_u64() >= Some(1), "{totals}");
+    Ok(())
+}
+
+fn the_kernel_keeps_its_own_addresses() -> Result<()> {
+    let lab = TestLab::up()?;
+    hasten(&lab)?;
+    let mut server = start(&lab)?;
+    let mac = link(&lab, Side::Server)?.mac;
+    // What was there before answers, by way of the kernel.
+    ensure!(resolve(&lab, Side::Server.address())? == mac);
+    // What comes later as well, and when it has gone it is silent again.
+    let later: Ipv6Addr = "2001:db8:1::1ace".parse()?;
+    fails_with(resolve(&lab, later), "nobody answers")?;
+    let namespace = lab.namespace(Side::Server);
+    let until = |answers: bool| {
+        let give_up = Instant::now() + PATIENCE;
+        while resolve(&lab, later).is_ok() != answers {
+            ensure!(Instant::now() < give_up, "the program was not told");
+            forget(&lab)?;
+        }
+        Ok(())
+    };
+    ip(&format!("-n {namespace} address add {later}/128 dev server0 nodad"))?;
+    until(true)?;
+    let bound = lab.run_in(Side::Server, || Ok(UdpSocket::bind(SocketAddrV6::new(later, 53, 0, 0))?))?;
+    bound.set_read_timeout(Some(PATIENCE))?;
+    socket(&lab)?.send_to(b"for the kernel", SocketAddrV6::new(later, 53, 0, 0))?;
+    let mut buffer = [0; 20];
+    ensure!(bound.recv(&mut buffer)? == 14);
+    ip(&format!("-n {namespace} address del {later}/128 dev server0"))?;
+    forget(&lab)?;
+    until(false)?;
+    server.wait_for(|stats| stats["steering"]["passed_kernel"].as_u64() >= Some(1))?;
+    server.stop()?;
+    ensure!(lab.run_in(Side::Server, || netlink::link("server0"))?.xdp.is_none());
+    Ok(())
+}
