@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap::Parser;
-use sixhop::cli::{Usage, bind, compare, lab, load, serve};
+use sixhop::cli::{Usage, bind, compare, experiment, lab, load, serve};
 
 /// Answers IPv6 requests on very many addresses from AF_XDP rings, and measures what that is worth
 #[derive(Parser)]
@@ -26,6 +26,7 @@ enum Command {
     Load(load::Args),
     Bind(bind::Args),
     Compare(compare::Args),
+    Experiment(experiment::Args),
     Lab(lab::Args),
 }
 
@@ -46,6 +47,7 @@ fn main() -> ExitCode {
         Command::Load(args) => load::run(args),
         Command::Bind(args) => bind::run(args),
         Command::Compare(args) => compare::run(args),
+        Command::Experiment(args) => experiment::run(args),
         Command::Lab(args) => lab::run(args),
     };
     result.unwrap_or_else(|error| match error.downcast_ref::<Usage>() {

@@ -9,7 +9,7 @@
 //! | `*_binds_nothing`, `no_buffers_*` | what the binder or the kernel refuses |
 //! | `leftovers_*`, `second_binder_*` | runs that were killed, and runs at the same time |
 //! | `anyip_*` | a neighbour with a route to the prefix |
-//! | `bind_*` | what the command line prints |
+//! | `bind_*`, `experiment_*` | what the command line prints and writes |
 
 mod common;
 
@@ -57,6 +57,7 @@ fn main() -> ExitCode {
         trial("anyip_answers_where_a_route_leads", anyip_answers_where_a_route_leads),
         trial("anyip_spares_the_neighbours", anyip_spares_the_neighbours),
         trial("bind_prints_what_it_took", bind_prints_what_it_took),
+        trial("experiment_measures_and_keeps_what_it_found", experiment),
     ];
     for method in KERNEL {
         let mut add = |name: &str, test: fn(Method) -> Result<()>| {
@@ -239,6 +240,125 @@ fn bind_prints_what_it_took() -> Result<()> {
         let bytes = bound["bytes_per_address"].as_f64();
         ensure!(bytes.is_some() == memory && bytes.is_none_or(|bytes| bytes <= 160.0), "{bound}");
         ensure!(addresses(&lab)? == before && link(&lab, Side::Server)?.xdp.is_none());
+    }
+    Ok(())
+}
+
+/// A directory of a test's own, removed with this.
+struct Directory(std::path::PathBuf);
+
+impl Directory {
+    fn new() -> Result<Self> {
+        let path = std::env::temp_dir().join(format!("sixhop-test-bind-{}", std::process::id()));
+        std::fs::create_dir_all(&path)?;
+        Ok(Self(path))
+    }
+
+    fn lines(&self, file: &str) -> Result<Vec<String>> {
+        Ok(std::fs::read_to_string(self.0.join(file))?.lines().map(str::to_owned).collect())
+    }
+}
+
+impl Drop for Directory {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+/// One after the other: only one experiment runs on a machine.
+fn experiment() -> Result<()> {
+    let directory = Directory::new()?;
+    let profile = directory.0.join("profile.toml");
+    let run = |text: &str, flags: &[&str]| {
+        std::fs::write(&profile, text)?;
+        let mut command = Command::new(SIXHOP);
+        command
+            .args(["experiment", "bind", "--json", "--profile"])
+            .arg(&profile)
+            .arg("--out")
+            .arg(&directory.0);
+        command.args(flags).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        anyhow::Ok(command.spawn()?)
+    };
+    let events = |text: &[u8]| -> Result<Vec<Value>> {
+        Ok(String::from_utf8(text.to_vec())?.lines().map(serde_json::from_str).collect::<Result<_, _>>()?)
+    };
+
+    // Every method, and a number of addresses that netlink cannot bind within its budget.
+    let text = "[bind]\nruns = 2\nbudget = 0.5\n\
+        [[bind.series]]\nmethods = ['netlink', 'netlink-batch', 'netlink-down', 'ioctl', 'command', 'ifconfig', 'anyip', \
+        'live-map']\naddresses = [1, 20]\n\
+        [[bind.series]]\nmethods = ['netlink', 'live-map']\naddresses = [20000, 30000]\n";
+    let output = run(text, &[])?.wait_with_output()?;
+    ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let printed = events(&output.stdout)?;
+    let of = |event: &str| printed.iter().filter(|line| line["event"] == event).collect::<Vec<_>>();
+    let cells = of("cell");
+    ensure!(cells.len() == 2 * (8 * 2 + 2 * 2), "{} cells", cells.len());
+    for cell in &cells {
+        let (addresses, outcome) = (&cell["addresses"], &cell["outcome"]);
+        if addresses == 1 || addresses == 20 || cell["method"] == "live-map" {
+            let bound = &outcome["bound"];
+            ensure!(bound["addresses"] == *addresses && bound["method"] == cell["method"], "{cell}");
+            ensure!(["bind_ns", "unbind_ns"].iter().all(|time| bound[*time].as_f64() > Some(0.0)), "{cell}");
+        } else if addresses == 20_000 && cell["run"] == 1 {
+            // No figure is made of what was not finished.
+            ensure!(
+                outcome["stopped"]["bound"].as_u64().is_some_and(|bound| (1..20_000).contains(&bound)),
+                "{cell}"
+            );
+        } else {
+            ensure!(
+                outcome["skipped"]["why"].as_str().is_some_and(|why| why.contains("within 0.5 s")),
+                "{cell}"
+            );
+        }
+    }
+    let summaries = of("summary");
+    ensure!(summaries.len() == 8 * 2 + 2 && printed.len() == cells.len() + summaries.len());
+    for summary in &summaries {
+        let spread = &summary["bind_ns"];
+        ensure!(spread["min"].as_f64() <= spread["median"].as_f64() && summary["runs"] == 2, "{summary}");
+        ensure!(
+            summary["faster_than_netlink"].is_null() == (summary["addresses"].as_u64() > Some(20)),
+            "{summary}"
+        );
+    }
+    // The files have the same.
+    let kept: Vec<Value> = directory
+        .lines("bind.jsonl")?
+        .iter()
+        .map(|line| serde_json::from_str(line))
+        .collect::<Result<_, _>>()?;
+    ensure!(kept == printed, "bind.jsonl differs from what was printed");
+    ensure!(directory.lines("bind.csv")?.len() == 1 + summaries.len());
+    ensure!(directory.lines("bind.svg")?.concat().contains("live-map"));
+
+    // Interrupted, it keeps what it has, and leaves no namespace behind.
+    let text =
+        "[bind]\nruns = 1000\nbudget = 5\n[[bind.series]]\nmethods = ['live-map']\naddresses = [1000]\n";
+    let mut child = run(text, &["--methods", "live-map"])?;
+    let mut first = String::new();
+    BufReader::new(child.stdout.take().context("a pipe")?).read_line(&mut first)?;
+    kill(Pid::from_raw(child.id() as i32), Signal::SIGINT)?;
+    let output = child.wait_with_output()?;
+    let words = String::from_utf8(output.stderr)?;
+    ensure!(output.status.code() == Some(1) && words.contains("interrupted"), "{words}");
+    let kept = directory.lines("bind.jsonl")?;
+    ensure!(kept.first().is_some_and(|line| *line == first.trim_end()), "{kept:?}");
+    ensure!(kept.last().is_some_and(|line| line.contains("summary")), "{kept:?}");
+    ensure!(Lab::named("sixhop-bind")?.status()?.state == State::Down, "the lab is left");
+
+    for (text, flags, why) in [
+        ("[bind]\nruns = 1\n", &[][..], "budget"),
+        (text, &["--methods", "ioctl"][..], "does not measure ioctl"),
+    ] {
+        let output = run(text, flags)?.wait_with_output()?;
+        let words = String::from_utf8(output.stderr)?;
+        ensure!(
+            output.status.code() == Some(2) && words.contains(why) && words.lines().count() == 1,
+            "{words}"
+        );
     }
     Ok(())
 }

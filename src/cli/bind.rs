@@ -104,7 +104,7 @@ fn describe(result: &BindResult) -> String {
 }
 
 /// A time as people write it.
-fn seconds(seconds: f64) -> String {
+pub(super) fn seconds(seconds: f64) -> String {
     match seconds {
         s if s < 1e-6 => format!("{:.1} ns", s * 1e9),
         s if s < 1e-3 => format!("{:.1} µs", s * 1e6),

@@ -9,6 +9,7 @@ use anyhow::{Context, Result};
 use comfy_table::{CellAlignment, Table, presets};
 
 use super::{Usage, print_json, progress, stop_on_signal};
+use crate::bind::Method;
 use crate::engine::EngineKind;
 use crate::experiment::{CompareConfig, compare};
 use crate::report::{EngineResult, Event};
@@ -28,9 +29,13 @@ pub struct Args {
     /// Engines, as in socket,afxdp
     #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "socket,afxdp")]
     engines: Vec<EngineKind>,
-    /// How many addresses
-    #[arg(long, default_value_t = 2000, value_parser = clap::value_parser!(u64).range(1..))]
-    addresses: u64,
+    /// How many addresses, or several numbers, as in 1,1000000
+    #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "2000",
+        value_parser = clap::value_parser!(u64).range(1..))]
+    addresses: Vec<u64>,
+    /// How they are made live
+    #[arg(long, value_name = "METHOD", default_value = "netlink-down")]
+    bind: Method,
     /// Which ones of all that the prefix holds
     #[arg(long, default_value_t = 1)]
     seed: u64,
@@ -70,6 +75,11 @@ pub fn run(args: Args) -> Result<ExitCode> {
             return Err(Usage(format!("engine {engine} is named twice")).into());
         }
     }
+    for (index, addresses) in args.addresses.iter().enumerate() {
+        if args.addresses[..index].contains(addresses) {
+            return Err(Usage(format!("{addresses} addresses are named twice")).into());
+        }
+    }
     if let Some(directory) = &args.out {
         // Now rather than after a minute of measuring.
         fs::create_dir_all(directory).with_context(|| format!("cannot make {}", directory.display()))?;
@@ -77,6 +87,7 @@ pub fn run(args: Args) -> Result<ExitCode> {
     let config = CompareConfig {
         engines: args.engines,
         addresses: args.addresses,
+        bind: args.bind,
         seed: args.seed,
         replies: args.replies,
         payload: args.payload as usize,
@@ -119,8 +130,9 @@ pub fn run(args: Args) -> Result<ExitCode> {
 fn describe(results: &[EngineResult]) -> String {
     let mut table = Table::new();
     table.load_preset(presets::UTF8_HORIZONTAL_ONLY);
+    let several = results.iter().any(|result| result.addresses != results[0].addresses);
     table.set_header([
-        "engine",
+        if several { "engine, addresses" } else { "engine" },
         "XDP, copy",
         "requests/s",
         "replies/s",
@@ -135,8 +147,13 @@ fn describe(results: &[EngineResult]) -> String {
             (Some(attach), Some(copy)) => format!("{attach}, {copy}"),
             _ => "–".to_owned(),
         };
+        let engine = if several {
+            format!("{}, {}", result.engine, result.addresses)
+        } else {
+            result.engine.to_string()
+        };
         table.add_row([
-            result.engine.to_string(),
+            engine,
             mode,
             format!("{:.0}", result.sustained_rps),
             format!("{:.0}", result.replies_pps),
@@ -156,12 +173,13 @@ fn describe(results: &[EngineResult]) -> String {
     let mut text = table.to_string();
     if let Some(first) = results.first() {
         text += &format!(
-            "\n{} addresses; {} replies of {} bytes to each request; times in µs, first reply\n\
+            "\n{}bound by {}; {} replies of {} bytes to each request; times in µs, first reply\n\
              requests/s: the most that was sustained, median of {} searches; ratio: to socket\n\
              mean, p99, CPU of the server's core: at that rate; mean ½: at half of it\n\
              client: XDP {}, {} mode; veth receive work {}\n\
              Linux {}, {}",
-            first.addresses,
+            if several { String::new() } else { format!("{} addresses, ", first.addresses) },
+            first.bind,
             first.replies,
             first.payload,
             first.runs.len(),

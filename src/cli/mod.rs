@@ -2,6 +2,7 @@
 
 pub mod bind;
 pub mod compare;
+pub mod experiment;
 pub mod lab;
 pub mod load;
 pub mod serve;

@@ -1,8 +1,147 @@
-//! Figure 1: what it takes to compute, bind and unbind n addresses.
+//! Figure 1: what it takes to compute, bind and unbind n addresses, by each method.
+//!
+//! Every run has a fresh interface: what was bound on it before makes the kernel slower, also after it is gone. Runs of the
+//! methods alternate, so that what else the machine does disturbs all of them alike.
 
-use super::machine;
-use crate::engine::Totals;
-use crate::report::{BindResult, Ready};
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
+use anyhow::{Context, Result};
+
+use super::profile::BindProfile;
+use super::{machine, only_one};
+use crate::address::Pool;
+use crate::bind::{Interrupted, Method};
+use crate::engine::{Server, ServerConfig, Totals};
+use crate::lab::{Lab, Side};
+use crate::report::{BindCell, BindOutcome, BindResult, Ready};
+use crate::xdp::{AttachRequest, CopyRequest};
+
+/// A prefix that none of the lab's own addresses lies under, so that a local route may be had for it.
+const PREFIX: &str = "2001:db8:6::/64";
+
+/// How far an experiment is.
+#[derive(Debug, Clone, Copy)]
+pub struct BindProgress {
+    /// What is measured next.
+    pub method: Method,
+    /// At how many addresses.
+    pub addresses: u64,
+    /// Which run of it, from 1 on.
+    pub run: u32,
+    /// Runs done, of all.
+    pub done: usize,
+    /// All runs.
+    pub all: usize,
+    /// The most that the rest can take, in seconds: as long as a method's cost is not known its budget, and then what follows
+    /// from that.
+    pub at_most: f64,
+}
+
+/// Runs the experiment with `methods` alone, or all of the profile's where that is empty. `show` is told what comes next, `found`
+/// what each run gave.
+///
+/// # Errors
+/// Without root, when another such experiment is running, when `stop` is set, or `found` fails. The lab is taken down in any
+/// case. That a method does not work here is no error but an outcome.
+pub fn bind(
+    profile: &BindProfile,
+    methods: &[Method],
+    stop: &AtomicBool,
+    mut show: impl FnMut(BindProgress),
+    mut found: impl FnMut(&BindCell) -> Result<()>,
+) -> Result<()> {
+    let _only = only_one("sixhop-bind-experiment")?;
+    let mut cells = profile.cells();
+    cells.retain(|(method, _)| methods.is_empty() || methods.contains(method));
+    let lab = Lab::named("sixhop-bind")?;
+    let mut estimate = Estimate { budget: profile.budget, spent: HashMap::new(), overhead: 0.5 };
+    let mut given_up: HashMap<Method, String> = HashMap::new();
+    let runs = profile.runs;
+    for (position, &(method, addresses)) in cells.iter().enumerate() {
+        for run in 1..=runs {
+            let rest =
+                cells[position..].iter().enumerate().map(|(later, cell)| match given_up.get(&cell.0) {
+                    Some(_) => 0.0,
+                    None => f64::from(if later == 0 { runs - run + 1 } else { runs }) * estimate.of(*cell),
+                });
+            show(BindProgress {
+                method,
+                addresses,
+                run,
+                done: position * runs as usize + run as usize - 1,
+                all: cells.len() * runs as usize,
+                at_most: rest.sum(),
+            });
+            let started = Instant::now();
+            let outcome = match given_up.get(&method) {
+                Some(why) => BindOutcome::Skipped { why: why.clone() },
+                None => once(&lab, method, addresses, profile.budget, stop)?,
+            };
+            match &outcome {
+                BindOutcome::Bound(result) => {
+                    estimate.learn((method, addresses), result.seconds, started.elapsed().as_secs_f64());
+                }
+                BindOutcome::Stopped { bound, .. } => {
+                    let why =
+                        format!("of {addresses} addresses it bound {bound} within {} s", profile.budget);
+                    given_up.insert(method, why);
+                }
+                BindOutcome::Failed { why } => {
+                    given_up.insert(method, why.clone());
+                }
+                BindOutcome::Skipped { .. } => {}
+            }
+            found(&BindCell { method, addresses, run, outcome })?;
+        }
+    }
+    Ok(())
+}
+
+/// One run, on an interface of its own.
+fn once(lab: &Lab, method: Method, addresses: u64, budget: f64, stop: &AtomicBool) -> Result<BindOutcome> {
+    lab.down()?;
+    lab.up(1)?;
+    let config = ServerConfig {
+        interface: Side::Server.interface().to_owned(),
+        pool: Pool::new(PREFIX.parse()?, addresses, 1)?,
+        bind: method,
+        engine: None,
+        attach: AttachRequest::Auto,
+        copy: CopyRequest::Auto,
+        queues: Vec::new(),
+        cores: Vec::new(),
+        port: 0,
+        replies: 1,
+    };
+    let (mut bound, mut over) = (0, false);
+    let result = lab.run_in(Side::Server, || {
+        super::pin_to_first();
+        let mut started = None;
+        let server = Server::start(&config, &mut |count| {
+            bound = count as u64;
+            over = started.get_or_insert_with(Instant::now).elapsed().as_secs_f64() > budget;
+            if over {
+                // The whole interface goes: the addresses need not be taken off it one by one.
+                let _ = lab.down();
+            }
+            !over && !stop.load(Ordering::Relaxed)
+        })?;
+        let ready = server.ready().clone();
+        let totals = server.run(&AtomicBool::new(true), |_| {})?;
+        Ok(self::bound(&ready, &totals))
+    });
+    lab.down()?;
+    if stop.load(Ordering::Relaxed) {
+        return Err(Interrupted).context("the results so far are kept");
+    }
+    Ok(match result {
+        Ok(result) => BindOutcome::Bound(result),
+        Err(_) if over => BindOutcome::Stopped { bound, budget },
+        Err(why) => BindOutcome::Failed { why: format!("{why:#}") },
+    })
+}
 
 /// What a server's addresses took, from what it said when they were live and when they were taken back.
 #[must_use]
@@ -24,5 +163,55 @@ pub fn bound(ready: &Ready, totals: &Totals) -> BindResult {
         driver: ready.driver.clone(),
         kernel: machine::kernel(),
         cpu: machine::processor(),
+    }
+}
+
+/// How long runs take.
+struct Estimate {
+    /// Seconds that one may bind.
+    budget: f64,
+    /// Of each method, the largest number of addresses so far, and the seconds that it took.
+    spent: HashMap<Method, (u64, f64)>,
+    /// Seconds that a run takes besides: the lab made and taken down, the program loaded.
+    overhead: f64,
+}
+
+impl Estimate {
+    fn learn(&mut self, (method, addresses): (Method, u64), seconds: f64, all: f64) {
+        self.spent.insert(method, (addresses, seconds));
+        self.overhead = all - seconds;
+    }
+
+    /// Seconds that a run of the cell takes at most.
+    fn of(&self, (method, addresses): (Method, u64)) -> f64 {
+        // Binding at its budget, and as much again for taking back, which costs less.
+        let most = 2.0 * self.budget;
+        let expected = self.spent.get(&method).map_or(most, |&(before, seconds)| {
+            let growth = addresses as f64 / before as f64;
+            match method {
+                Method::LiveMap => seconds * growth,
+                Method::Anyip => seconds,
+                _ => seconds * growth.max(1.0).powi(2), // the kernel's cost grows with every address
+            }
+        });
+        expected.min(most) + self.overhead
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_estimate_follows_what_was_measured_and_never_exceeds_the_budget() {
+        let mut estimate = Estimate { budget: 10.0, spent: HashMap::new(), overhead: 0.0 };
+        assert_eq!(estimate.of((Method::Netlink, 1)), 20.0);
+        estimate.learn((Method::Netlink, 1000), 0.25, 0.5);
+        estimate.learn((Method::LiveMap, 1000), 0.25, 0.5);
+        estimate.learn((Method::Anyip, 1000), 0.25, 0.5);
+        assert_eq!(estimate.of((Method::Netlink, 2000)), 1.25);
+        assert_eq!(estimate.of((Method::LiveMap, 2000)), 0.75);
+        assert_eq!(estimate.of((Method::Anyip, 2000)), 0.5);
+        assert_eq!(estimate.of((Method::Netlink, 1_000_000)), 20.25);
     }
 }

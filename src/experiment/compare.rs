@@ -7,16 +7,16 @@
 
 use std::ffi::OsString;
 use std::net::Ipv6Addr;
-use std::os::linux::net::SocketAddrExt;
-use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use anyhow::{Context, Result, anyhow, bail, ensure};
+use anyhow::{Context, Result, bail, ensure};
 
 use super::machine::{self, Ticks};
+use super::only_one;
 use super::search::{Trial, highest};
 use super::server::ServerProcess;
 use crate::address::{Pool, Prefix};
+use crate::bind::Method;
 use crate::engine::EngineKind;
 use crate::lab::{Lab, PREFIX_LENGTH, Side};
 use crate::load::{Generator, LoadConfig, Run};
@@ -27,8 +27,10 @@ use crate::report::{EngineResult, LoadResult};
 pub struct CompareConfig {
     /// The engines, in the order of the table.
     pub engines: Vec<EngineKind>,
-    /// How many addresses.
-    pub addresses: u64,
+    /// How many addresses: all engines with the first number, then all with the next.
+    pub addresses: Vec<u64>,
+    /// How they are made live.
+    pub bind: Method,
     /// Which ones.
     pub seed: u64,
     /// Replies to each request.
@@ -80,7 +82,7 @@ pub fn compare(
     stop: &AtomicBool,
     mut show: impl FnMut(Progress) + Send,
 ) -> Result<Vec<EngineResult>> {
-    let _only = only_one()?;
+    let _only = only_one("sixhop-compare")?;
     let lab = Lab::named("sixhop-compare")?;
     lab.down()?; // of a run that was killed
     lab.up(1)?;
@@ -88,18 +90,13 @@ pub fn compare(
     let down = lab.down();
     let mut results = result?;
     down?;
-    let socket = results.iter().find(|result| result.engine == EngineKind::Socket).map(|r| r.sustained_rps);
-    for result in &mut results {
-        result.ratio_to_socket = socket.map(|socket| result.sustained_rps / socket);
+    for index in 0..results.len() {
+        let addresses = results[index].addresses;
+        let socket = results.iter().find(|r| r.engine == EngineKind::Socket && r.addresses == addresses);
+        results[index].ratio_to_socket =
+            socket.map(|socket| results[index].sustained_rps / socket.sustained_rps);
     }
     Ok(results)
-}
-
-/// Holds a name that only one process can have, and that is free again when it ends, however it ends.
-fn only_one() -> Result<UnixDatagram> {
-    let name = SocketAddr::from_abstract_name("sixhop-compare").context("no abstract socket names")?;
-    UnixDatagram::bind_addr(&name)
-        .map_err(|_| anyhow!("another comparison is running on this machine: wait for it, or stop it"))
 }
 
 fn on_lab(
@@ -109,22 +106,22 @@ fn on_lab(
     show: &mut (impl FnMut(Progress) + Send),
 ) -> Result<Vec<EngineResult>> {
     let prefix = lab_prefix()?;
-    let pool = Pool::new(prefix, config.addresses, config.seed)?;
     let cores: Vec<_> =
         core_affinity::get_core_ids().unwrap_or_default().iter().map(|core| core.id).collect();
     let (Some(&server_core), Some(&client_core)) = (cores.first(), cores.last()) else {
         bail!("cannot find out which processors there are");
     };
-    let steps = config.engines.len() as u64 * (RUNS + 1);
+    let cells = config
+        .addresses
+        .iter()
+        .flat_map(|addresses| config.engines.iter().map(|engine| (*addresses, *engine)));
+    let steps = (config.addresses.len() * config.engines.len()) as u64 * (RUNS + 1);
     let mut results = Vec::new();
-    for engine in &config.engines {
+    for (addresses, engine) in cells {
+        let pool = Pool::new(prefix, addresses, config.seed)?;
         let before = results.len() as u64 * (RUNS + 1);
-        show(Progress {
-            done: before,
-            steps,
-            doing: format!("{engine}: binding {} addresses", config.addresses),
-        });
-        let server = ServerProcess::start(&command(lab, config, *engine, server_core)?)?;
+        show(Progress { done: before, steps, doing: format!("{engine}: binding {addresses} addresses") });
+        let server = ServerProcess::start(&command(lab, config, addresses, engine, server_core)?)?;
         let ready = server.ready().clone();
         let measured = lab.run_in(Side::Client, || {
             core_affinity::set_for_current(core_affinity::CoreId { id: client_core });
@@ -156,10 +153,11 @@ fn on_lab(
         runs.sort_by(|a, b| a.load.offered_rate.total_cmp(&b.load.offered_rate));
         let at = runs.swap_remove(runs.len() / 2);
         results.push(EngineResult {
-            engine: *engine,
+            engine,
             attach: ready.modes.attach,
             copy: ready.modes.copy,
             addresses: ready.addresses,
+            bind: ready.bind,
             replies: ready.replies,
             payload: config.payload,
             sustained_rps: at.load.offered_rate,
@@ -190,15 +188,21 @@ fn lab_prefix() -> Result<Prefix> {
 }
 
 /// The command line of a server in the lab.
-fn command(lab: &Lab, config: &CompareConfig, engine: EngineKind, core: usize) -> Result<Vec<OsString>> {
+fn command(
+    lab: &Lab,
+    config: &CompareConfig,
+    addresses: u64,
+    engine: EngineKind,
+    core: usize,
+) -> Result<Vec<OsString>> {
     let program = std::env::current_exe().context("cannot find this program's own file")?;
     let serve = format!(
-        "serve --engine {engine} --interface {} --prefix {} --addresses {} --seed {} --bind netlink-down \
+        "serve --engine {engine} --interface {} --prefix {} --addresses {addresses} --seed {} --bind {} \
          --replies {} --cores {core} --stop-on-eof --json",
         Side::Server.interface(),
         lab_prefix()?,
-        config.addresses,
         config.seed,
+        config.bind,
         config.replies,
     );
     let enter = format!("lab --name {} exec server --", lab.name());

@@ -6,8 +6,29 @@
 mod bind;
 mod compare;
 mod machine;
+mod profile;
 mod search;
 mod server;
 
-pub use bind::bound;
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net::{SocketAddr, UnixDatagram};
+
+use anyhow::{Context, Result, anyhow};
+
+pub use bind::{BindProgress, bind, bound};
 pub use compare::{CompareConfig, Progress, compare};
+pub use profile::{BindProfile, BindSeries, Profile};
+
+/// Holds a name that only one process can have, and that is free again when it ends, however it ends.
+fn only_one(name: &str) -> Result<UnixDatagram> {
+    let name = SocketAddr::from_abstract_name(name).context("no abstract socket names")?;
+    UnixDatagram::bind_addr(&name)
+        .map_err(|_| anyhow!("another such experiment is running on this machine: wait for it, or stop it"))
+}
+
+/// Pins the calling thread to the first processor that it may use.
+fn pin_to_first() {
+    if let Some(first) = core_affinity::get_core_ids().and_then(|cores| cores.first().copied()) {
+        core_affinity::set_for_current(first);
+    }
+}

@@ -1,7 +1,12 @@
-//! What runs leave behind for people and programs: one schema for every JSON line that a command prints.
+//! What runs leave behind for people and programs: one schema for every JSON line that a command prints, and what is made of
+//! such lines.
 //!
-//! Pure: it holds numbers and their names, and computes nothing.
+//! Pure: numbers and their names come in, text goes out.
 
+pub mod bind;
 mod results;
 
-pub use results::{BindResult, Counters, EngineResult, Event, LoadResult, Percentiles, Ready, Stats};
+pub use results::{
+    BindCell, BindOutcome, BindResult, BindSummary, Counters, EngineResult, Event, LoadResult, Percentiles,
+    Ready, Spread, Stats,
+};

@@ -27,6 +27,10 @@ pub enum Event {
     Live(Ready),
     /// `bind`: what it took to make them live and to take them back, at the end.
     Bound(BindResult),
+    /// `experiment bind`: what one run gave.
+    Cell(BindCell),
+    /// `experiment bind`: all runs of a method at a number of addresses, summed up.
+    Summary(BindSummary),
     /// `compare`: what one engine sustained.
     Engine(EngineResult),
 }
@@ -129,6 +133,93 @@ pub struct BindResult {
     pub cpu: String,
 }
 
+/// One run of `experiment bind`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct BindCell {
+    /// The method.
+    pub method: Method,
+    /// How many addresses it was to bind.
+    pub addresses: u64,
+    /// Which run, from 1 on.
+    pub run: u32,
+    /// What became of it.
+    pub outcome: BindOutcome,
+}
+
+/// What became of a run of `experiment bind`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum BindOutcome {
+    /// All addresses were live, and were taken back.
+    Bound(BindResult),
+    /// It took longer than it may: there is no figure.
+    Stopped {
+        /// How many addresses were bound by then.
+        bound: u64,
+        /// Seconds that it might bind.
+        budget: f64,
+    },
+    /// It was not tried, since a smaller number was stopped or failed.
+    Skipped {
+        /// What happened there.
+        why: String,
+    },
+    /// The method does not work here.
+    Failed {
+        /// Why.
+        why: String,
+    },
+}
+
+/// All runs of a method at a number of addresses.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct BindSummary {
+    /// The method.
+    pub method: Method,
+    /// How many addresses.
+    pub addresses: u64,
+    /// Runs in which all were bound.
+    pub runs: usize,
+    /// Mean time to compute an address, on one processor.
+    pub generate_ns: Spread,
+    /// Mean time to make one live.
+    pub bind_ns: Spread,
+    /// Mean time to take one back.
+    pub unbind_ns: Spread,
+    /// All three, for all addresses.
+    pub seconds: Spread,
+    /// Memory of kernel and process together, the median; `None` where the kernel's is not known.
+    pub bytes_per_address: Option<f64>,
+    /// Median bind time of `netlink` at this number of addresses by that of this method: how many times as fast it is.
+    pub faster_than_netlink: Option<f64>,
+}
+
+/// A figure over some runs.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Spread {
+    /// The smallest.
+    pub min: f64,
+    /// The middle one, of an even number the mean of the middle two.
+    pub median: f64,
+    /// The largest.
+    pub max: f64,
+}
+
+impl Spread {
+    /// Over `values`; `None` where there are none.
+    #[must_use]
+    pub fn of(values: impl IntoIterator<Item = f64>) -> Option<Self> {
+        let mut values: Vec<_> = values.into_iter().collect();
+        values.sort_by(f64::total_cmp);
+        let middle = values.len() / 2;
+        let median = match values.len() % 2 {
+            1 => values[middle],
+            _ => (values.get(middle.checked_sub(1)?)? + values[middle]) / 2.0,
+        };
+        Some(Self { min: *values.first()?, median, max: *values.last()? })
+    }
+}
+
 /// Times of a run, from when a request was due.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
 pub struct Percentiles {
@@ -177,6 +268,8 @@ pub struct EngineResult {
     pub copy: Option<CopyMode>,
     /// Live addresses.
     pub addresses: u64,
+    /// How they were made live.
+    pub bind: Method,
     /// Replies to each request.
     pub replies: u16,
     /// Bytes of payload in a request.
