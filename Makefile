@@ -14,8 +14,12 @@ SHELL := /bin/bash
 CARGO ?= cargo
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 
-# To build: clang for the XDP program, the others for libbpf. To test: ip is what the lab is checked with.
+# To build: clang for the XDP program, the others for libbpf. To run: ip, which is also what the lab is checked with.
 PACKAGES := clang gcc make pkg-config libelf-dev zlib1g-dev linux-libc-dev iproute2
+TOOLS := clang cc pkg-config ip
+# ifconfig is one of the ways of binding that are tested.
+test: PACKAGES += net-tools
+test: TOOLS += ifconfig
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -34,7 +38,7 @@ packages:
 	  fi; \
 	else \
 	  missing=; \
-	  for tool in clang cc pkg-config ip; do command -v $$tool >/dev/null || missing="$$missing $$tool"; done; \
+	  for tool in $(TOOLS); do command -v $$tool >/dev/null || missing="$$missing $$tool"; done; \
 	  for library in libelf zlib; do pkg-config --exists $$library 2>/dev/null || missing="$$missing $$library"; done; \
 	  if [ -n "$$missing" ]; then \
 	    echo "missing:$$missing. On Debian the packages are: $(PACKAGES). Install what your distribution calls them." >&2; \

@@ -5,12 +5,12 @@
 //!
 //! ```text
 //! packet    NIC queue ─► bpf/steer ─► xdp ─► wire::validate ─► engine ─► wire (in place) ─► xdp ─► NIC
-//! address   address (which) ─► bind (make it live) ─► live set, seen by bpf and by the kernel
-//! number    load (open loop, ledger) ─► experiment (searches, runs) ─► report (one schema)
+//! address   address (which) ─► bind (make it live: kernel | steering map) ─► live set, seen by bpf and by the kernel
+//! number    load (open loop, ledger) ─► experiment (searches, runs) ─► report (one schema, charts)
 //! ```
 //!
-//! [`address`] and [`wire`] are pure. `unsafe` is in [`xdp`] and in one system call of [`engine`]. [`cli`] turns flags
-//! into calls of the rest.
+//! [`address`], [`wire`] and [`report`] are pure. `unsafe` is in [`xdp`] and in single system calls of [`engine`] and [`bind`].
+//! [`cli`] turns flags into calls of the rest.
 
 pub mod address;
 pub mod bind;

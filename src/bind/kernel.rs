@@ -45,10 +45,12 @@ pub(super) struct Kernel<W> {
     index: u32,
     name: String,
     meanwhile: Meanwhile,
+    /// Addresses that are on the interface because of this binder.
+    bound: usize,
 }
 
-/// Fewer addresses than this are added while the link is up in any case: setting it down and up takes some 20 ms, and so many
-/// cost less than that (docs/binding.md).
+/// For fewer addresses than this the link stays up in any case: they cost less than setting it down and up, which takes a
+/// millisecond on a veth pair (docs/binding.md).
 const DOWN_PAYS: usize = 250;
 
 /// Setting a link up takes the kernel long when it has many addresses, and a card needs a second or two for its carrier.
@@ -60,11 +62,19 @@ const SETTLE_TIMEOUT: Duration = Duration::from_secs(60);
 impl<W: Way> Kernel<W> {
     pub fn new(link: &Link, way: W) -> Result<Self> {
         let socket = Socket::open()?;
-        Ok(Self { way, socket, index: link.index, name: link.name.clone(), meanwhile: Meanwhile::Nothing })
+        Ok(Self {
+            way,
+            socket,
+            index: link.index,
+            name: link.name.clone(),
+            meanwhile: Meanwhile::Nothing,
+            bound: 0,
+        })
     }
 
-    /// With the link down while addresses are added, and up afterwards. The interface keeps its other addresses, but loses
-    /// the routes that were added through it; the kernel makes those of its prefixes again.
+    /// With the link down while addresses are added, and up afterwards; and down for a moment to have all of them gone at
+    /// once, for which the way has to give them a finite lifetime. The interface keeps its other addresses, if they are without
+    /// end, but loses the routes that were added through it; the kernel makes those of its prefixes again.
     pub fn while_down(mut self) -> Result<Self> {
         ensure!(
             Setting::for_all("keep_addr_on_down")? >= 0,
@@ -115,12 +125,15 @@ impl<W: Way> Kernel<W> {
         Ok(())
     }
 
+    /// Removes those of `addresses` that are still there: with the interface, all of them are gone.
     fn remove(&mut self, addresses: &[Ipv6Addr]) -> Result<()> {
-        // With the interface all of them are gone.
         if self.socket.links()?.iter().all(|link| link.index != self.index) {
             return Ok(());
         }
-        self.way.remove(addresses)
+        let present = self.socket.addresses(self.index)?;
+        let present: HashSet<_> = present.into_iter().map(|address| address.ip).collect();
+        let left: Vec<_> = addresses.iter().copied().filter(|address| present.contains(address)).collect();
+        self.way.remove(&left)
     }
 }
 
@@ -153,17 +166,33 @@ impl<W: Way> Binder for Kernel<W> {
                 phases.time("add", || self.add(addresses, step))?;
             }
         }
+        self.bound += addresses.len();
         Ok(phases)
     }
 
     fn unbind(&mut self, addresses: &[Ipv6Addr]) -> Result<Phases> {
         let mut phases = Phases::default();
+        // All go with the link, so that is only for all.
+        if addresses.len() >= DOWN_PAYS && addresses.len() == self.bound {
+            self.flush(&mut phases)?;
+        }
         phases.time("remove", || self.remove(addresses))?;
+        self.bound = self.bound.saturating_sub(addresses.len());
         Ok(phases)
     }
 }
 
 impl<W: Way> Kernel<W> {
+    /// Has all addresses of finite lifetime gone with the link, where that is this binder's way and the link is up.
+    fn flush(&mut self, phases: &mut Phases) -> Result<()> {
+        let Meanwhile::Down(keep_addresses) = &self.meanwhile else { return Ok(()) };
+        if !self.socket.links()?.iter().any(|link| link.index == self.index && link.up) {
+            return Ok(());
+        }
+        phases.time("down", || keep_addresses.during("1", || self.socket.set_up(self.index, false)))?;
+        phases.time("up", || self.socket.set_up(self.index, true))
+    }
+
     /// [`Kernel::add`] while the link is down, whatever it was before, then up.
     fn add_while_down(
         &mut self,

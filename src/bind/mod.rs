@@ -163,7 +163,8 @@ pub fn binder(method: Method, place: Place) -> Result<Box<dyn Binder>> {
         Method::Netlink => Box::new(Kernel::new(link, netlink::Messages::new(link, 1)?)?),
         Method::NetlinkBatch => Box::new(Kernel::new(link, netlink::Messages::new(link, netlink::BATCH)?)?),
         Method::NetlinkDown => {
-            Box::new(Kernel::new(link, netlink::Messages::new(link, netlink::BATCH)?)?.while_down()?)
+            let messages = netlink::Messages::new(link, netlink::BATCH)?.of_finite_lifetime();
+            Box::new(Kernel::new(link, messages)?.while_down()?)
         }
         Method::Ioctl => Box::new(Kernel::new(link, ioctl::Ioctl::new(link)?)?.without_detection()?),
         Method::Command => Box::new(Kernel::new(link, command::Program::ip(link)?)?),

@@ -7,7 +7,7 @@ use anyhow::{Context, Error, Result};
 use nix::errno::Errno;
 use rtnetlink::packet_core::{NLM_F_CREATE, NLM_F_EXCL};
 use rtnetlink::packet_route::RouteNetlinkMessage;
-use rtnetlink::packet_route::address::{AddressAttribute, AddressFlags, AddressProtocol};
+use rtnetlink::packet_route::address::{AddressAttribute, AddressFlags, AddressProtocol, CacheInfo};
 
 use super::kernel::Way;
 use crate::netlink::{self, Link, OUR_PROTOCOL, Refusal, Socket};
@@ -21,17 +21,34 @@ pub(super) const BATCH: usize = 128;
 /// the prefix of a /128 is the address itself, which has a route anyway.
 const FLAGS: AddressFlags = AddressFlags::Nodad.union(AddressFlags::Noprefixroute);
 
+/// Seconds that an address lives which is to go when the link is set down: the kernel keeps those without end. 68 years.
+const LIFETIME: u32 = i32::MAX as u32;
+
 /// Sends messages, `batch` at a time.
 pub(super) struct Messages {
     socket: Socket,
     index: u32,
     name: String,
     batch: usize,
+    lifetime: Option<CacheInfo>,
 }
 
 impl Messages {
     pub fn new(link: &Link, batch: usize) -> Result<Self> {
-        Ok(Self { socket: Socket::open()?, index: link.index, name: link.name.clone(), batch })
+        Ok(Self {
+            socket: Socket::open()?,
+            index: link.index,
+            name: link.name.clone(),
+            batch,
+            lifetime: None,
+        })
+    }
+
+    /// The same, of addresses that go when the link is set down, also where others stay.
+    pub fn of_finite_lifetime(self) -> Self {
+        let mut lifetime = CacheInfo::default();
+        (lifetime.ifa_preferred, lifetime.ifa_valid) = (LIFETIME, LIFETIME);
+        Self { lifetime: Some(lifetime), ..self }
     }
 }
 
@@ -56,6 +73,7 @@ impl Way for Messages {
             let mut message = netlink::address_message(index, address, 128);
             message.attributes.push(AddressAttribute::Flags(FLAGS));
             message.attributes.push(AddressAttribute::Protocol(AddressProtocol::from(OUR_PROTOCOL)));
+            message.attributes.extend(self.lifetime.map(AddressAttribute::CacheInfo));
             (RouteNetlinkMessage::NewAddress(message), NLM_F_CREATE | NLM_F_EXCL)
         });
         let cannot_add = |address| format!("add {address} to {}", self.name);

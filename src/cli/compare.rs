@@ -131,11 +131,13 @@ fn describe(results: &[EngineResult]) -> String {
     let mut table = Table::new();
     table.load_preset(presets::UTF8_HORIZONTAL_ONLY);
     let several = results.iter().any(|result| result.addresses != results[0].addresses);
+    // What there is too little room for beside the addresses follows from requests/s.
+    let optional = if several { "addresses" } else { "replies/s" };
     table.set_header([
-        if several { "engine, addresses" } else { "engine" },
+        "engine",
         "XDP, copy",
+        optional,
         "requests/s",
-        "replies/s",
         "mean",
         "p99",
         "CPU",
@@ -147,16 +149,11 @@ fn describe(results: &[EngineResult]) -> String {
             (Some(attach), Some(copy)) => format!("{attach}, {copy}"),
             _ => "–".to_owned(),
         };
-        let engine = if several {
-            format!("{}, {}", result.engine, result.addresses)
-        } else {
-            result.engine.to_string()
-        };
         table.add_row([
-            engine,
+            result.engine.to_string(),
             mode,
             format!("{:.0}", result.sustained_rps),
-            format!("{:.0}", result.replies_pps),
+            if several { result.addresses.to_string() } else { format!("{:.0}", result.replies_pps) },
             format!("{:.0}", result.mean_us),
             format!("{:.0}", result.p99_us),
             format!("{:.0} %", result.server_cpu * 100.0),

@@ -11,6 +11,7 @@ use anyhow::{Context, Result, anyhow};
 use super::statistics::{Shown, Tally};
 use super::worker::Worker;
 use super::{Advertiser, CounterSet, Engine, EngineConfig, Modes, pin};
+use crate::address::Prefix;
 use crate::bind::Method;
 use crate::netlink::{self, KernelAddresses};
 use crate::report::Counters;
@@ -52,8 +53,9 @@ pub(super) struct AfXdp {
 /// What there is besides where the addresses are not the kernel's.
 struct Hidden {
     live: Option<LiveAddresses>,
-    /// The kernel's own, which the program leaves to it.
+    /// The kernel's own, which the program leaves to it where they lie under `prefix`.
     kernel: KernelAddresses,
+    prefix: Prefix,
     _multicast: AllMulticast,
 }
 
@@ -82,9 +84,14 @@ impl AfXdp {
         program.add_prefix(pool.prefix())?;
         let mut live = program.live_addresses()?;
         let hidden = if is_hidden {
-            let mut kernel = KernelAddresses::watch()?;
-            program.set_kernel_addresses(&kernel.read()?)?;
-            Some(Hidden { live: Some(live), kernel, _multicast: AllMulticast::on(link.index)? })
+            let mut hidden = Hidden {
+                live: Some(live),
+                kernel: KernelAddresses::watch()?,
+                prefix: pool.prefix(),
+                _multicast: AllMulticast::on(link.index)?,
+            };
+            hidden.tell(&program)?;
+            Some(hidden)
         } else {
             live.add(&pool.to_vec(1)).map_err(|(_, error)| error)?;
             None
@@ -184,10 +191,16 @@ impl Hidden {
     fn keep(mut self, program: &Program, stop: &AtomicBool) -> Result<()> {
         while !stop.load(Ordering::Relaxed) {
             if self.kernel.changed(DOZE)? {
-                program.set_kernel_addresses(&self.kernel.read()?)?;
+                self.tell(program)?;
             }
         }
         Ok(())
+    }
+
+    fn tell(&mut self, program: &Program) -> Result<()> {
+        let mut addresses = self.kernel.read()?;
+        addresses.retain(|address| self.prefix.contains(*address));
+        program.set_kernel_addresses(&addresses)
     }
 }
 
