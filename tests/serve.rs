@@ -36,6 +36,7 @@ fn main() -> ExitCode {
         trial("afxdp_answers_everything", || answers_everything("afxdp", 2_000, 10_000)),
         trial("afxdp_answers_everything_of_a_million_addresses", a_million_addresses),
         trial("both_engines_answer_under_a_prefix_that_is_routed", both_answer_under_a_routed_prefix),
+        trial("both_clients_ask_both_engines", both_clients_ask_both_engines),
         trial("afxdp_answers_everything_in_generic_mode", afxdp_answers_in_generic_mode),
         trial("socket_answers_everything", || answers_everything("socket", 1_000, 2_000)),
         trial("afxdp_answers_one_at_a_time", || answers_everything("afxdp", 10, 8)),
@@ -129,6 +130,24 @@ fn a_million_addresses() -> Result<()> {
     let totals = server.stop()?;
     ensure!(totals["answered"] == 10_000 && totals["steering"]["steered"] == 10_000, "{totals}");
     ensure!(totals["advertised"].as_u64() >= Some(1), "{totals}");
+    Ok(())
+}
+
+fn both_clients_ask_both_engines() -> Result<()> {
+    let lab = TestLab::up()?;
+    for engine in ["afxdp", "socket"] {
+        let server = Server::start(&lab, &format!("--addresses 100 --bind netlink-down --engine {engine}"))?;
+        for (client, attach) in [("afxdp", Value::from("native")), ("socket", Value::Null)] {
+            let flags = format!("{} --rate 1000 --requests 1500 --client {client}", load_flags(100));
+            let output = sixhop(&lab, Side::Client, &flags).output()?;
+            ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+            let result = serde_json::from_slice(&output.stdout)?;
+            check_load(&result, 1500)?;
+            ensure!(result["client"] == client && result["attach"] == attach, "{result}");
+        }
+        let totals = server.stop()?;
+        ensure!(totals["answered"] == 3000 && totals["replies"] == 30_000, "{totals}");
+    }
     Ok(())
 }
 

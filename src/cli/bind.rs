@@ -98,7 +98,9 @@ fn describe(result: &BindResult) -> String {
     }
     let mut text = table.to_string();
     if let Some(bytes) = result.bytes_per_address {
-        text += &format!("\n{bytes:.0} bytes of memory an address, the kernel's and this process's together");
+        text += &format!(
+            "\n{bytes:.0} bytes of memory an address, the kernel's and this process's list together"
+        );
     }
     text
 }

@@ -173,15 +173,14 @@ fn describe(results: &[EngineResult]) -> String {
             "\n{}bound by {}; {} replies of {} bytes to each request; times in µs, first reply\n\
              requests/s: the most that was sustained, median of {} searches; ratio: to socket\n\
              mean, p99, CPU of the server's core: at that rate; mean ½: at half of it\n\
-             client: XDP {}, {} mode; veth receive work {}\n\
+             client: {}; veth receive work {}\n\
              Linux {}, {}",
             if several { String::new() } else { format!("{} addresses, ", first.addresses) },
             first.bind,
             first.replies,
             first.payload,
             first.runs.len(),
-            first.client_attach,
-            first.client_copy,
+            super::load::client(first.client, first.client_attach, first.client_copy),
             first.napi,
             first.kernel,
             first.cpu,

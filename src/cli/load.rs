@@ -6,16 +6,11 @@ use anyhow::Result;
 use comfy_table::{CellAlignment, Table, presets};
 
 use super::{Addresses, Usage, print_json, progress, stop_on_signal};
-use crate::load::{Generator, LoadConfig, Run};
+use crate::load::{Client, Generator, LoadConfig, Run};
+use crate::netlink::AttachMode;
 use crate::report::{Event, LoadResult, Percentiles};
 use crate::wire::{MAX_PAYLOAD, MIN_PAYLOAD};
-
-/// The load generators there are.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-enum Client {
-    /// AF_XDP rings
-    Afxdp,
-}
+use crate::xdp::CopyMode;
 
 /// Ask at a steady rate and measure the answers
 #[derive(Debug, clap::Args)]
@@ -25,7 +20,9 @@ enum Client {
 
 Times count from when a request was due, not from when it was sent. What
 could not be sent in time makes 'achieved' smaller than 'offered'; 'late'
-counts requests sent more than 1 ms after they were due.")]
+counts requests sent more than 1 ms after they were due. The socket client
+takes the kernel's time of arrival; it needs a neighbour entry for each address
+(net.ipv6.neigh.default.gc_thresh3) where the prefix is not routed.")]
 pub struct Args {
     /// Interface to ask from
     #[arg(long, value_name = "IF")]
@@ -69,9 +66,9 @@ pub(super) fn rate(text: &str) -> Result<f64, String> {
 /// # Errors
 /// When the server cannot be found or the generator cannot run. That the server loses requests is a result, not an error.
 pub fn run(args: Args) -> Result<ExitCode> {
-    let Client::Afxdp = args.client;
     let stop = stop_on_signal()?;
     let mut generator = Generator::open(LoadConfig {
+        client: args.client,
         interface: args.interface,
         pool: args.addresses.pool().map_err(|error| Usage(error.to_string()))?,
         port: args.port,
@@ -90,11 +87,19 @@ pub fn run(args: Args) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// A client with what the kernel granted it.
+pub(super) fn client(client: Client, attach: Option<AttachMode>, copy: Option<CopyMode>) -> String {
+    match (attach, copy) {
+        (Some(attach), Some(copy)) => format!("{client}, XDP {attach}, {copy} mode"),
+        _ => client.to_string(),
+    }
+}
+
 fn describe(result: &LoadResult) -> String {
     let mut text = format!(
         "sent {} requests: {} answered, {} complete\n\
          {} replies: {} duplicates, {} from a wrong source, {} corrupt\n\
-         offered {:.0}/s, achieved {:.0}/s, {} late; client: XDP {}, {} mode\n",
+         offered {:.0}/s, achieved {:.0}/s, {} late; client: {}\n",
         result.sent,
         result.outcome.answered,
         result.outcome.complete,
@@ -105,8 +110,7 @@ fn describe(result: &LoadResult) -> String {
         result.offered_rate,
         result.achieved_rate,
         result.late,
-        result.attach,
-        result.copy,
+        client(result.client, result.attach, result.copy),
     );
     let mut table = Table::new();
     table.load_preset(presets::NOTHING);

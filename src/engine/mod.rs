@@ -12,7 +12,6 @@
 mod advertiser;
 mod afxdp;
 mod handler;
-mod memory;
 mod server;
 mod socket;
 mod statistics;

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, anyhow, bail, ensure};
 
 use super::handler::Handler;
-use super::{Engine, EngineConfig, EngineKind, memory};
+use super::{Engine, EngineConfig, EngineKind};
 use crate::address::Pool;
 use crate::bind::{self, Bound, Method, Phases, Place, Step};
 use crate::netlink::{self, Link};
@@ -96,11 +96,9 @@ impl Server {
             bail!("{taken} is an address of {} already: use another --seed or --prefix", link.name);
         }
 
-        let mut memory = memory::Growth::start();
         let started = Instant::now();
         let addresses = config.pool.to_vec(1);
         let generate_seconds = started.elapsed().as_secs_f64();
-        memory.pause();
 
         let engine_config = |link: &Link| EngineConfig {
             handler: Handler::new(
@@ -124,25 +122,18 @@ impl Server {
             );
             kind.map(|kind| super::open(kind, &engine_config(link))).transpose()
         };
-        let bind = |link: &Link, live_addresses, memory: &mut memory::Growth| {
-            memory.resume();
-            let bound = bind::bind(
-                config.bind,
-                Place { link, prefix: config.pool.prefix(), live_addresses },
-                addresses,
-                step,
-            );
-            memory.pause();
-            bound
+        let bind = |link: &Link, live_addresses| {
+            let place = Place { link, prefix: config.pool.prefix(), live_addresses };
+            bind::bind(config.bind, place, addresses, step)
         };
         // Addresses that the engine makes live come after it, all others before: nothing is steered that is not live.
         let (engine, bound) = if hidden {
             let mut engine = open(kind, &link)?;
             let live = engine.as_mut().and_then(|engine| engine.live_addresses());
-            let bound = bind(&link, live, &mut memory)?;
+            let bound = bind(&link, live)?;
             (engine, bound)
         } else {
-            let bound = bind(&link, None, &mut memory)?;
+            let bound = bind(&link, None)?;
             link = netlink::link(&config.interface)?;
             (open(kind, &link)?, bound)
         };
@@ -158,7 +149,7 @@ impl Server {
             bind_seconds: bound.phases().seconds(),
             bind_phases: bound.phases().clone(),
             kernel_memory: bound.kernel_memory(),
-            process_memory: memory.bytes(),
+            list_memory: size_of_val(bound.addresses()) as u64,
             modes: engine.as_ref().map(|engine| engine.modes().clone()).unwrap_or_default(),
         };
         Ok(Self { engine, bound, ready })

@@ -19,7 +19,7 @@ use crate::address::{Pool, Prefix};
 use crate::bind::Method;
 use crate::engine::EngineKind;
 use crate::lab::{Lab, PREFIX_LENGTH, Side};
-use crate::load::{Generator, LoadConfig, Run};
+use crate::load::{Client, Generator, LoadConfig, Run};
 use crate::report::{EngineResult, LoadResult};
 
 /// What to compare, on what work.
@@ -127,6 +127,7 @@ fn on_lab(
             core_affinity::set_for_current(core_affinity::CoreId { id: client_core });
             let mut bench = Bench {
                 generator: Generator::open(LoadConfig {
+                    client: Client::Afxdp,
                     interface: Side::Client.interface().to_owned(),
                     pool: pool.clone(),
                     port: ready.port,
@@ -171,6 +172,7 @@ fn on_lab(
             half_server_cpu: half.cpu,
             ratio_to_socket: None,
             runs: rates,
+            client: at.load.client,
             client_attach: at.load.attach,
             client_copy: at.load.copy,
             napi: NAPI.to_owned(),

@@ -5,13 +5,17 @@
 //! worst moments ("coordinated omission").
 //!
 //! ```text
-//!   Schedule: which is due ─► Template: its bytes ─► tx ··· rx ─► validate ─► Ledger: whose reply, how late, intact?
+//!                               ┌─ rings:  Template, tx ··· rx, validate ─┐
+//!   Schedule: which is due ─► Transport                                     ├─► Ledger: whose reply, how late, intact?
+//!                               └─ socket: sendmmsg ··· recvmmsg ─────────┘
 //! ```
 
-mod afxdp;
+mod generator;
 mod ledger;
+mod rings;
 mod schedule;
+mod socket;
 
-pub use afxdp::{Generator, LoadConfig, Run};
+pub use generator::{Client, Generator, LoadConfig, Run};
 pub use ledger::{Ledger, Outcome};
 pub use schedule::Schedule;

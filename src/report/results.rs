@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::bind::{Method, Phases};
 use crate::engine::{EngineKind, Modes};
-use crate::load::Outcome;
+use crate::load::{Client, Outcome};
 use crate::netlink::AttachMode;
 use crate::xdp::{CopyMode, KernelCounters};
 
@@ -60,8 +60,8 @@ pub struct Ready {
     pub bind_phases: Phases,
     /// Bytes of kernel memory that they take, where it is known.
     pub kernel_memory: Option<u64>,
-    /// Bytes by which this process grew for them.
-    pub process_memory: u64,
+    /// Bytes of the list of them, which is all that this process keeps of each.
+    pub list_memory: u64,
     /// What the kernel granted.
     #[serde(flatten)]
     pub modes: Modes,
@@ -117,7 +117,7 @@ pub struct BindResult {
     pub unbind_ns: f64,
     /// All three, for all addresses.
     pub seconds: f64,
-    /// Memory of the kernel and of the process together; `None` where the kernel's is not known.
+    /// Memory of the kernel, as it reports it, and of this process's list; `None` where the kernel's is not known.
     pub bytes_per_address: Option<f64>,
     /// What took how long when they were made live.
     pub bind_phases: Phases,
@@ -188,7 +188,7 @@ pub struct BindSummary {
     pub unbind_ns: Spread,
     /// All three, for all addresses.
     pub seconds: Spread,
-    /// Memory of kernel and process together, the median; `None` where the kernel's is not known.
+    /// Memory of the kernel and of the list, the median; `None` where the kernel's is not known.
     pub bytes_per_address: Option<f64>,
     /// Median bind time of `netlink` at this number of addresses by that of this method: how many times as fast it is.
     pub faster_than_netlink: Option<f64>,
@@ -240,6 +240,8 @@ pub struct Percentiles {
 /// What a load run measured.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct LoadResult {
+    /// How it asked.
+    pub client: Client,
     /// Requests sent.
     pub sent: u64,
     /// What came back.
@@ -251,10 +253,10 @@ pub struct LoadResult {
     pub offered_rate: f64,
     /// Requests per second really sent.
     pub achieved_rate: f64,
-    /// How the client's XDP program is attached.
-    pub attach: AttachMode,
-    /// How packets get into and out of the client's rings.
-    pub copy: CopyMode,
+    /// How the client's XDP program is attached; `None` where it has none.
+    pub attach: Option<AttachMode>,
+    /// How packets get into and out of the client's rings; `None` where it has none.
+    pub copy: Option<CopyMode>,
 }
 
 /// What one engine sustained in a comparison.
@@ -296,10 +298,12 @@ pub struct EngineResult {
     pub ratio_to_socket: Option<f64>,
     /// Sustained requests per second of each run.
     pub runs: Vec<f64>,
+    /// How it was asked.
+    pub client: Client,
     /// How the client's XDP program was attached, as the kernel says.
-    pub client_attach: AttachMode,
+    pub client_attach: Option<AttachMode>,
     /// How packets got into the client's rings, as the kernel says.
-    pub client_copy: CopyMode,
+    pub client_copy: Option<CopyMode>,
     /// Where the receive work of the lab's veth pair is done.
     pub napi: String,
     /// The kernel's release.

@@ -1,0 +1,150 @@
+//! Asking by AF_XDP rings: a socket and its rings on each queue, requests from the first, replies from all.
+//!
+//! It uses the same steering program as the server, with its own address and port, so that replies come into its ring.
+
+use std::net::UdpSocket;
+use std::time::Duration;
+
+use anyhow::{Context, Error, Result};
+
+use super::generator::{BATCH, Clock, LoadConfig, Transport, Way};
+use super::ledger::Ledger;
+use crate::address::Prefix;
+use crate::netlink::{self, AttachMode};
+use crate::wire::{self, Endpoints, Template};
+use crate::xdp::{
+    AttachRequest, Attachment, CopyMode, CopyRequest, Doorbell, Frame, Program, ProgramConfig, Rings, Socket,
+    SocketConfig, ethtool,
+};
+
+/// Frames of each queue. Ten replies to each request come back; these hold what comes while the generator is kept from its
+/// processor for 7 ms at a million replies/s. More would cost more on every packet: they are used in turn, and each that
+/// is not in a cache or a TLB is a miss.
+const FRAMES: u32 = 8192;
+
+/// Of these, as many are for sending, from the first queue.
+const SEND_FRAMES: u32 = 1024;
+
+/// Requests and replies by rings.
+pub(super) struct RingTransport {
+    // Dropped in this order: nothing is steered any more, then the sockets go, then the port is free.
+    attachment: Attachment,
+    queues: Vec<(Rings, Socket)>,
+    _port: UdpSocket,
+    /// Frames for sending that are not on their way.
+    free: Vec<Frame>,
+    template: Template,
+    source_port: u16,
+    service_port: u16,
+}
+
+impl RingTransport {
+    /// Attaches the program and opens a socket on each queue.
+    pub fn open(way: Way, config: &LoadConfig) -> Result<Self> {
+        let Way { link, source, server, socket: port, source_port } = way;
+        let ends = Endpoints {
+            source_mac: link.mac,
+            destination_mac: server,
+            source,
+            source_port,
+            service_port: config.port,
+        };
+        let template = Template::new(&ends, config.payload).map_err(Error::msg)?;
+
+        let count = ethtool::queues(&link.name)?;
+        let mut program =
+            Program::load(&ProgramConfig { port: source_port, addresses: 1, queues: count, hidden: false })?;
+        program.add_prefix(Prefix::new(source, 128)?)?;
+        program.live_addresses()?.add(&[source]).map_err(|(_, error)| error)?;
+        let attachment = program.attach(&link, AttachRequest::Auto)?;
+        netlink::wait_for_carrier(&link.name, Duration::from_secs(10))?;
+        let mut queues = Vec::new();
+        let mut free = Vec::new();
+        for queue in 0..count {
+            let sending = if queue == 0 { SEND_FRAMES } else { 0 };
+            let (socket, rings, frames) = Socket::open(&SocketConfig {
+                interface: &link.name,
+                index: link.index,
+                queue,
+                copy: CopyRequest::Auto,
+                frames: FRAMES,
+                frame_size: if link.mtu <= 1500 { 2048 } else { 4096 },
+                send_ring: SEND_FRAMES,
+                fill: FRAMES - sending,
+            })?;
+            free.extend(frames);
+            program.add_socket(queue, &socket)?;
+            queues.push((rings, socket));
+        }
+        netlink::wait_for_carrier(&link.name, Duration::from_secs(10))?;
+        let service_port = config.port;
+        Ok(Self { attachment, queues, _port: port, free, template, source_port, service_port })
+    }
+
+    /// How the program is attached, and how packets get into the rings: `Zero` only when all queues are.
+    pub fn modes(&self) -> (AttachMode, CopyMode) {
+        let zero = self.queues.iter().all(|(_, socket)| socket.mode() == CopyMode::Zero);
+        (self.attachment.mode(), if zero { CopyMode::Zero } else { CopyMode::Copy })
+    }
+}
+
+impl Transport for RingTransport {
+    #[inline]
+    fn send(&mut self, ledger: &Ledger, mut sent: u64, due: u64) -> Result<u64> {
+        let Some((rings, socket)) = self.queues.first_mut() else {
+            return Ok(sent);
+        };
+        while let Some(frame) = rings.complete() {
+            self.free.push(frame);
+        }
+        for _ in 0..BATCH {
+            if sent >= due {
+                break;
+            }
+            let Some(frame) = self.free.pop() else { break };
+            let mut packet = rings.umem().blank(frame);
+            let bytes = rings.bytes_mut(&mut packet);
+            let length = self.template.write(bytes, ledger.destination(sent), ledger.stamp(sent));
+            packet.truncate(length.unwrap_or(0));
+            match rings.transmit(packet, 1) {
+                Ok(()) => sent += 1,
+                Err(packet) => {
+                    self.free.push(rings.umem().recycle(packet));
+                    break;
+                }
+            }
+        }
+        rings.publish();
+        if rings.sender_sleeps() {
+            socket.wake_sender().context("the interface is gone")?;
+        }
+        Ok(sent)
+    }
+
+    #[inline]
+    fn receive(&mut self, ledger: &mut Ledger, clock: &Clock, sent: u64) -> Result<bool> {
+        let mut any = false;
+        for (rings, socket) in &mut self.queues {
+            let mut now = None;
+            for _ in 0..BATCH {
+                let Some(mut packet) = rings.receive() else { break };
+                // One reading for the batch: what came is there already, and reading the clock costs as much as a reply.
+                let now = *now.get_or_insert_with(|| clock.now());
+                match wire::validate(rings.bytes_mut(&mut packet), self.source_port) {
+                    Ok(reply) if reply.source_port() == self.service_port => {
+                        ledger.reply(reply.source(), reply.payload(), now, sent);
+                    }
+                    _ => ledger.damaged(),
+                }
+                // The fill ring is twice as large as the UMEM: it takes every frame.
+                let _ = rings.discard(packet);
+                any = true;
+            }
+            rings.publish();
+            if rings.receiver_sleeps() {
+                socket.wake_receiver().context("the interface is gone")?;
+            }
+        }
+        Ok(any)
+    }
+}
