@@ -301,8 +301,8 @@ mod tests {
                         if let Ok(length) = handler.answer(&mut reply) {
                             reply.truncate(length);
                             expected.owed.extend(std::iter::repeat_n(reply, replies.into()));
-                        } else if let Ok(asked) = solicitation(&reply)
-                            && handler.pool().contains(asked.target())
+                        } else if let Some(asked) =
+                            solicitation(&reply).ok().filter(|asked| handler.pool().contains(asked.target()))
                         {
                             let mut answer = vec![0; ADVERTISEMENT];
                             asked.advertise(OURS, &mut answer).unwrap();
