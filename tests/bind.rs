@@ -57,6 +57,7 @@ fn main() -> ExitCode {
         trial("anyip_answers_where_a_route_leads", anyip_answers_where_a_route_leads),
         trial("anyip_spares_the_neighbours", anyip_spares_the_neighbours),
         trial("bind_prints_what_it_took", bind_prints_what_it_took),
+        trial("bind_ends_with_its_interface", bind_ends_with_its_interface),
         trial("experiment_measures_and_keeps_what_it_found", experiment),
     ];
     for method in KERNEL {
@@ -248,6 +249,25 @@ fn bind_prints_what_it_took() -> Result<()> {
             );
         }
         ensure!(addresses(&lab)? == before && link(&lab, Side::Server)?.xdp.is_none());
+    }
+    Ok(())
+}
+
+fn bind_ends_with_its_interface() -> Result<()> {
+    for method in ["netlink", "live-map"] {
+        let lab = TestLab::up()?;
+        let flags = format!("--prefix 2001:db8:1::/64 --addresses 20 --method {method} --json");
+        let mut child = command(&lab, &flags).spawn()?;
+        let mut live = String::new();
+        BufReader::new(child.stdout.as_mut().context("a pipe")?).read_line(&mut live)?;
+        ip(&format!("-n {} link delete server0", lab.namespace(Side::Server)))?;
+        // Its input stays open: it ends by itself.
+        let input = child.stdin.take();
+        let output = child.wait_with_output()?;
+        drop(input);
+        let words = String::from_utf8(output.stderr)?;
+        ensure!(output.status.code() == Some(1), "{method}: {words}");
+        ensure!(words.contains("server0 has gone, and its 20 addresses with it"), "{method}: {words}");
     }
     Ok(())
 }

@@ -46,6 +46,9 @@ pub struct Server {
     engine: Option<Box<dyn Engine>>,
     bound: Bound,
     ready: Ready,
+    /// Of the interface, and the socket to ask for it: nothing tells an idle worker that it has gone.
+    index: u32,
+    socket: netlink::Socket,
 }
 
 /// What a server leaves behind: numbers.
@@ -140,7 +143,7 @@ impl Server {
         let ready = Ready {
             engine: config.engine,
             driver: ethtool::driver(&link.name)?,
-            interface: link.name,
+            interface: link.name.clone(),
             port: config.port,
             replies: config.replies,
             addresses: config.pool.count(),
@@ -152,7 +155,7 @@ impl Server {
             list_memory: size_of_val(bound.addresses()) as u64,
             modes: engine.as_ref().map(|engine| engine.modes().clone()).unwrap_or_default(),
         };
-        Ok(Self { engine, bound, ready })
+        Ok(Self { engine, bound, ready, index: link.index, socket: netlink::Socket::open()? })
     }
 
     /// What it really got.
@@ -163,14 +166,16 @@ impl Server {
     /// Answers until `stop` is set, shows statistics once a second, takes the addresses back, and returns the totals.
     ///
     /// # Errors
-    /// When the engine cannot go on or an address cannot be taken back. Everything else was taken back then.
-    pub fn run(self, stop: &AtomicBool, mut show: impl FnMut(&Stats)) -> Result<Totals> {
+    /// When the engine cannot go on, the interface has gone, or an address cannot be taken back. Everything else was taken back
+    /// then.
+    pub fn run(mut self, stop: &AtomicBool, mut show: impl FnMut(&Stats)) -> Result<Totals> {
         let counters = self.engine.as_ref().map(|engine| engine.counters()).transpose()?;
         let started = Instant::now();
         let stats = || Stats {
             seconds: started.elapsed().as_secs_f64(),
             counters: counters.as_ref().map(|counters| counters.read()).unwrap_or_default(),
         };
+        let mut gone = false;
         let result = thread::scope(|scope| {
             let engine = self.engine.map(|engine| scope.spawn(|| engine.run(stop)));
             let mut next = started + PERIOD;
@@ -181,12 +186,21 @@ impl Server {
                 if Instant::now() >= next {
                     next += PERIOD;
                     show(&stats());
+                    let links = self.socket.links();
+                    gone = links.is_ok_and(|links| links.iter().all(|link| link.index != self.index));
+                    stop.fetch_or(gone, Ordering::Relaxed);
                 }
             }
             engine.map_or(Ok(()), |engine| engine.join().map_err(|_| anyhow!("the engine panicked"))?)
         });
         let stats = stats();
         let released = self.bound.release().context("some addresses stay");
+        ensure!(
+            !gone,
+            "{} has gone, and its {} addresses with it",
+            self.ready.interface,
+            self.ready.addresses
+        );
         result?;
         Ok(Totals { stats, unbind: released? })
     }
