@@ -10,7 +10,6 @@ use crate::bind::Method;
 use crate::engine::ServerConfig;
 use crate::experiment::bound;
 use crate::report::{BindResult, Event};
-use crate::xdp::{AttachRequest, CopyRequest};
 
 /// Make addresses live, hold them, and measure what that takes
 #[derive(Debug, clap::Args)]
@@ -41,18 +40,8 @@ pub struct Args {
 /// # Errors
 /// When the addresses cannot be bound or not all be taken back.
 pub fn run(args: Args) -> Result<ExitCode> {
-    let config = ServerConfig {
-        interface: args.interface,
-        pool: args.addresses.pool().map_err(|error| Usage(error.to_string()))?,
-        bind: args.method,
-        engine: None,
-        attach: AttachRequest::Auto,
-        copy: CopyRequest::Auto,
-        queues: Vec::new(),
-        cores: Vec::new(),
-        port: 0,
-        replies: 1,
-    };
+    let pool = args.addresses.pool().map_err(|error| Usage(error.to_string()))?;
+    let config = ServerConfig::hold(args.interface, pool, args.method);
     let stop = stop_on_signal()?;
     let server = binding(&config, &stop)?;
     let ready = server.ready().clone();

@@ -127,39 +127,35 @@ pub fn run(args: Args) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// A column of the table: its name, and what it shows of a result.
+type Column<'a> = (&'a str, &'a dyn Fn(&EngineResult) -> String);
+
 fn describe(results: &[EngineResult]) -> String {
     let mut table = Table::new();
     table.load_preset(presets::UTF8_HORIZONTAL_ONLY);
     let several = results.iter().any(|result| result.addresses != results[0].addresses);
-    // What there is too little room for beside the addresses follows from requests/s.
-    let optional = if several { "addresses" } else { "replies/s" };
-    table.set_header([
-        "engine",
-        "XDP, copy",
-        optional,
-        "requests/s",
-        "mean",
-        "p99",
-        "CPU",
-        "mean ½",
-        "ratio",
-    ]);
-    for result in results {
-        let mode = match (result.attach, result.copy) {
+    // Each column's name beside its figure. There is no room for both of the fourth, and replies/s follows from requests/s.
+    let columns: [Column; 9] = [
+        ("engine", &|result| result.engine.to_string()),
+        ("XDP, copy", &|result| match (result.attach, result.copy) {
             (Some(attach), Some(copy)) => format!("{attach}, {copy}"),
             _ => "–".to_owned(),
-        };
-        table.add_row([
-            result.engine.to_string(),
-            mode,
-            format!("{:.0}", result.sustained_rps),
-            if several { result.addresses.to_string() } else { format!("{:.0}", result.replies_pps) },
-            format!("{:.0}", result.mean_us),
-            format!("{:.0}", result.p99_us),
-            format!("{:.0} %", result.server_cpu * 100.0),
-            format!("{:.0}", result.half_mean_us),
-            result.ratio_to_socket.map_or("–".to_owned(), |ratio| format!("{ratio:.2}")),
-        ]);
+        }),
+        ("requests/s", &|result| format!("{:.0}", result.sustained_rps)),
+        if several {
+            ("addresses", &|result| result.addresses.to_string())
+        } else {
+            ("replies/s", &|result| format!("{:.0}", result.replies_pps))
+        },
+        ("mean", &|result| format!("{:.0}", result.mean_us)),
+        ("p99", &|result| format!("{:.0}", result.p99_us)),
+        ("CPU", &|result| format!("{:.0} %", result.server_cpu * 100.0)),
+        ("mean ½", &|result| format!("{:.0}", result.half_mean_us)),
+        ("ratio", &|result| result.ratio_to_socket.map_or("–".to_owned(), |ratio| format!("{ratio:.2}"))),
+    ];
+    table.set_header(columns.map(|(name, _)| name));
+    for result in results {
+        table.add_row(columns.map(|(_, figure)| figure(result)));
     }
     for column in table.column_iter_mut() {
         column.set_padding((0, 1));
@@ -170,9 +166,10 @@ fn describe(results: &[EngineResult]) -> String {
     let mut text = table.to_string();
     if let Some(first) = results.first() {
         text += &format!(
-            "\n{}bound by {}; {} replies of {} bytes to each request; times in µs, first reply\n\
+            "\n{}bound by {}; {} replies of {} bytes to each request\n\
              requests/s: the most that was sustained, median of {} searches; ratio: to socket\n\
-             mean, p99, CPU of the server's core: at that rate; mean ½: at half of it\n\
+             mean, p99 (µs to the first reply), CPU of the server's core: at that rate\n\
+             mean ½: at half of it\n\
              client: {}; veth receive work {}\n\
              Linux {}, {}",
             if several { String::new() } else { format!("{} addresses, ", first.addresses) },
@@ -187,4 +184,71 @@ fn describe(results: &[EngineResult]) -> String {
         );
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::load::Client;
+
+    fn result(engine: EngineKind, addresses: u64) -> EngineResult {
+        EngineResult {
+            engine,
+            attach: None,
+            copy: None,
+            addresses,
+            bind: Method::NetlinkDown,
+            replies: 10,
+            payload: 32,
+            sustained_rps: 11111.0,
+            replies_pps: 222_222.0,
+            mean_us: 333.0,
+            p99_us: 4444.0,
+            server_cpu: 0.55,
+            half_rps: 5555.5,
+            half_mean_us: 66.0,
+            half_p99_us: 0.0,
+            half_server_cpu: 0.0,
+            ratio_to_socket: Some(7.77),
+            runs: vec![11111.0; 3],
+            client: Client::Afxdp,
+            client_attach: None,
+            client_copy: None,
+            napi: "here".to_owned(),
+            kernel: "6".to_owned(),
+            cpu: "a processor".to_owned(),
+        }
+    }
+
+    /// The figure that stands under `name` in the row of the first result: right-aligned, both end at the same place.
+    fn under(table: &str, name: &str) -> String {
+        let lines: Vec<Vec<char>> = table.lines().map(|line| line.chars().collect()).collect();
+        let header: String = lines[1].iter().collect();
+        let end = header.split(name).next().unwrap().chars().count() + name.chars().count();
+        let row: String = lines[3][..end].iter().collect();
+        row.split("  ").last().unwrap().trim().to_owned()
+    }
+
+    #[test]
+    fn every_figure_stands_under_its_name_and_fits_a_terminal() {
+        let table = describe(&[result(EngineKind::Afxdp, 2000)]);
+        for (name, figure) in [
+            ("requests/s", "11111"),
+            ("replies/s", "222222"),
+            ("mean", "333"),
+            ("p99", "4444"),
+            ("CPU", "55 %"),
+            ("mean ½", "66"),
+            ("ratio", "7.77"),
+        ] {
+            assert_eq!(under(&table, name), figure, "{name}:\n{table}");
+        }
+        assert!(table.contains("2000 addresses") && table.contains("bound by netlink-down"));
+        let table = describe(&[result(EngineKind::Afxdp, 1), result(EngineKind::Afxdp, 1_000_000)]);
+        assert_eq!(
+            (under(&table, "addresses"), under(&table, "requests/s")),
+            ("1".to_owned(), "11111".to_owned())
+        );
+        assert!(table.lines().all(|line| line.chars().count() <= 80), "{table}");
+    }
 }

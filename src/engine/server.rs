@@ -64,6 +64,23 @@ pub struct Totals {
 const PERIOD: Duration = Duration::from_secs(1);
 
 impl ServerConfig {
+    /// Only to make the addresses of `pool` live on `interface`, and to answer for them what makes them so.
+    #[must_use]
+    pub fn hold(interface: String, pool: Pool, bind: Method) -> Self {
+        Self {
+            interface,
+            pool,
+            bind,
+            engine: None,
+            attach: AttachRequest::Auto,
+            copy: CopyRequest::Auto,
+            queues: Vec::new(),
+            cores: Vec::new(),
+            port: 0,
+            replies: 1,
+        }
+    }
+
     /// Which engine is needed, and whether it has to make the addresses live.
     fn engine(&self) -> Result<(Option<EngineKind>, bool)> {
         match (self.bind, self.engine) {

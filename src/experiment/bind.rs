@@ -16,7 +16,6 @@ use crate::bind::{Interrupted, Method};
 use crate::engine::{Server, ServerConfig, Totals};
 use crate::lab::{Lab, Side};
 use crate::report::{BindCell, BindOutcome, BindResult, Ready};
-use crate::xdp::{AttachRequest, CopyRequest};
 
 /// A prefix that none of the lab's own addresses lies under, so that a local route may be had for it.
 const PREFIX: &str = "2001:db8:6::/64";
@@ -103,18 +102,8 @@ pub fn bind(
 fn once(lab: &Lab, method: Method, addresses: u64, budget: f64, stop: &AtomicBool) -> Result<BindOutcome> {
     lab.down()?;
     lab.up(1)?;
-    let config = ServerConfig {
-        interface: Side::Server.interface().to_owned(),
-        pool: Pool::new(PREFIX.parse()?, addresses, 1)?,
-        bind: method,
-        engine: None,
-        attach: AttachRequest::Auto,
-        copy: CopyRequest::Auto,
-        queues: Vec::new(),
-        cores: Vec::new(),
-        port: 0,
-        replies: 1,
-    };
+    let pool = Pool::new(PREFIX.parse()?, addresses, 1)?;
+    let config = ServerConfig::hold(Side::Server.interface().to_owned(), pool, method);
     let (mut bound, mut over) = (0, false);
     let result = lab.run_in(Side::Server, || {
         super::pin_to_first();
