@@ -40,8 +40,8 @@ struct prefix_key {
 	struct in6_addr address;
 };
 
-/* Addresses that one call of change_live takes. The verifier walks the loop over them step by step, which takes time at each
- * load; with more of them a call would cost no less for each. */
+/* Addresses that one call of change_live takes: enough to spread the cost of a system call, few enough that what is looked up for
+ * all of them is still in the cache when they are changed. The verifier walks the loop over them step by step. */
 #define STAGED 1024
 
 struct staged {

@@ -16,8 +16,8 @@ use super::generator::{BATCH, Clock, LoadConfig, Transport, Way};
 use super::ledger::Ledger;
 use crate::wire::MAX_PAYLOAD;
 
-/// Bytes that replies may take which wait for the generator: as long as it is kept from its processor, 20 ms at a million
-/// replies/s, each of which the kernel counts as some 768.
+/// Bytes of memory that replies may take which wait for the generator: four times what the socket server has for requests, since
+/// ten replies come back to each.
 const RECEIVE_BUFFER: usize = 16 << 20;
 
 /// Datagrams that one system call sends or receives. The fields of each are at the same index.
