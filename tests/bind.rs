@@ -22,12 +22,14 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use common::{TestLab, addresses, fails_with, ip, link, resolve, trial};
+use etherparse::PacketBuilder;
 use nix::sys::signal::{Signal, kill, raise};
 use nix::unistd::Pid;
 use serde_json::Value;
 use sixhop::bind::{self, Bound, Method, Place, Step};
 use sixhop::lab::{Lab, Side, State};
 use sixhop::netlink;
+use sixhop::xdp::{Program, ProgramConfig, Verdict};
 
 const SIXHOP: &str = env!("CARGO_BIN_EXE_sixhop");
 
@@ -49,6 +51,7 @@ fn main() -> ExitCode {
         trial("duplicate_binds_nothing", duplicate_binds_nothing),
         trial("address_in_use_binds_nothing", address_in_use_binds_nothing),
         trial("impossible_address_binds_nothing", impossible_address_binds_nothing),
+        trial("live_map_that_fails_leaves_nothing", live_map_that_fails_leaves_nothing),
         trial("no_buffers_half_way_leaves_nothing", no_buffers_half_way_leaves_nothing),
         trial("leftovers_are_replaced", leftovers_are_replaced),
         trial("second_binder_is_refused", second_binder_is_refused),
@@ -426,6 +429,48 @@ fn binds_nothing(wanted: &[Ipv6Addr], why: &str) -> Result<()> {
         fails_with(failed, why).with_context(|| method.to_string())?;
         ensure!(addresses(lab)? == before, "{method} left some");
         ensure!(lab.status()?.state == State::Up, "{method} left the lab in pieces");
+    }
+    Ok(())
+}
+
+/// The hash alone, without an engine: no packet is needed to see what is in it.
+fn live_map_that_fails_leaves_nothing() -> Result<()> {
+    const COUNT: u64 = 100_000;
+    let lab = TestLab::up()?;
+    let server = link(&lab, Side::Server)?;
+    let wanted = spread(COUNT);
+    let with = |address| [&wanted[..], &[address]].concat();
+    let cases: [(Vec<Ipv6Addr>, usize, &str); 4] = [
+        (wanted.clone(), 65_536, "65536 of 100000 addresses were bound, and are taken back: interrupted"),
+        (with(wanted[7]), usize::MAX, "100000 of 100001 addresses were bound, and are taken back"),
+        (with(Side::Server.address()), usize::MAX, "2001:db8:1::2 is on server0 already"),
+        (with("2001:db8:1::77".parse()?), usize::MAX, "no room"),
+    ];
+    for (addresses, limit, why) in cases {
+        let room = if why == "no room" { COUNT } else { COUNT + 1 } as u32;
+        let config = ProgramConfig { port: 3540, addresses: room, queues: 1, hidden: true };
+        let mut program = Program::load(&config)?;
+        program.add_prefix("2001:db8:1::/64".parse()?)?;
+        let place = Place {
+            link: &server,
+            prefix: "2001:db8:1::/64".parse()?,
+            live_addresses: Some(program.live_addresses()?),
+        };
+        let failed = lab.run_in(Side::Server, || {
+            bind::bind(Method::LiveMap, place, addresses.clone(), &mut |bound| bound < limit)
+        });
+        fails_with(failed.map(drop), why)?;
+        for address in [wanted[0], wanted[7], wanted[65_535], wanted[99_999]] {
+            let mut request = Vec::new();
+            PacketBuilder::ethernet2([2; 6], [4; 6])
+                .ipv6(Side::Client.address().octets(), address.octets(), 64)
+                .udp(50_000, 3540)
+                .write(&mut request, &[7; 32])?;
+            program.test_run(&request)?;
+        }
+        let counted = program.verdicts()?.read()?;
+        let hidden = counted[Verdict::DroppedHidden as usize];
+        ensure!(hidden == 4, "{why}: some are live: {counted:?}");
     }
     Ok(())
 }

@@ -6,7 +6,7 @@
 
 use std::net::Ipv6Addr;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 
 use super::{Binder, Interrupted, Phases, Step};
 use crate::address::Prefix;
@@ -29,8 +29,7 @@ impl AnyIp {
         // A route for a subnet that this machine is in would make all its neighbours this machine.
         let own = socket.addresses(link.index)?;
         if let Some(own) = own.iter().find(|own| own.prefix_length < 128 && prefix.contains(own.ip)) {
-            ensure!(
-                false,
+            bail!(
                 "{prefix} holds {}/{} of {}, whose neighbours would be cut off: for anyip use a prefix of its own, and \
                  give the neighbours a route to it",
                 own.ip,
@@ -60,7 +59,7 @@ impl Binder for AnyIp {
         let outside =
             phases.time("check", || addresses.iter().find(|address| !self.prefix.contains(**address)));
         if let Some(outside) = outside {
-            ensure!(false, "{outside} is not under {}: nothing was bound", self.prefix);
+            bail!("{outside} is not under {}: nothing was bound", self.prefix);
         }
         ensure!(step(0), Interrupted);
         phases.time("route", || self.socket.add_local_route(self.prefix, self.loopback, self.index))?;

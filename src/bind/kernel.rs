@@ -50,7 +50,7 @@ pub(super) struct Kernel<W> {
 }
 
 /// For fewer addresses than this the link stays up in any case: they cost less than setting it down and up, which takes a
-/// millisecond on a veth pair (docs/binding.md).
+/// millisecond or two on a veth pair (the phases `down` and `up` of docs/results/bind.jsonl).
 const DOWN_PAYS: usize = 250;
 
 /// Setting a link up takes the kernel long when it has many addresses, and a card needs a second or two for its carrier.

@@ -86,6 +86,12 @@ fn describe(result: &BindResult) -> String {
         column.set_cell_alignment(CellAlignment::Right);
     }
     let mut text = table.to_string();
+    if result.open_seconds > 0.0 {
+        text += &format!(
+            "\n{} before, once: the program loaded and attached, its hash made, its rings armed",
+            seconds(result.open_seconds)
+        );
+    }
     if let Some(bytes) = result.bytes_per_address {
         text += &format!(
             "\n{bytes:.0} bytes of memory an address, the kernel's and this process's list together"

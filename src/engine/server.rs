@@ -134,13 +134,17 @@ impl Server {
             link: link.clone(),
             bind: config.bind,
         };
+        let mut open_seconds = 0.0;
         let open = |kind: Option<EngineKind>, link: &Link| {
+            let started = Instant::now();
             ensure!(
                 link.up,
                 "{0} is down: set it up with 'ip link set {0} up', or use --bind netlink-down",
                 link.name
             );
-            kind.map(|kind| super::open(kind, &engine_config(link))).transpose()
+            let engine = kind.map(|kind| super::open(kind, &engine_config(link))).transpose();
+            open_seconds = if kind.is_some() { started.elapsed().as_secs_f64() } else { 0.0 };
+            engine
         };
         let bind = |link: &Link, live_addresses| {
             let place = Place { link, prefix: config.pool.prefix(), live_addresses };
@@ -166,6 +170,7 @@ impl Server {
             addresses: config.pool.count(),
             bind: config.bind,
             generate_seconds,
+            open_seconds,
             bind_seconds: bound.phases().seconds(),
             bind_phases: bound.phases().clone(),
             kernel_memory: bound.kernel_memory(),

@@ -145,6 +145,7 @@ pub fn bound(ready: &Ready, totals: &Totals) -> BindResult {
         bind_ns: each(ready.bind_seconds),
         unbind_ns: each(unbind_seconds),
         seconds: ready.generate_seconds + ready.bind_seconds + unbind_seconds,
+        open_seconds: ready.open_seconds,
         bytes_per_address: ready.kernel_memory.map(|kernel| (kernel + ready.list_memory) as f64 / count),
         bind_phases: ready.bind_phases.clone(),
         unbind_phases: totals.unbind.clone(),

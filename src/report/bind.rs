@@ -252,6 +252,7 @@ mod tests {
             bind_ns,
             unbind_ns: bind_ns / 2.0,
             seconds: 1.5 * bind_ns * addresses as f64 / 1e9,
+            open_seconds: 0.0,
             bytes_per_address: (method == Method::LiveMap).then_some(100.0),
             bind_phases: Phases::default(),
             unbind_phases: Phases::default(),

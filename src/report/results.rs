@@ -54,6 +54,9 @@ pub struct Ready {
     pub bind: Method,
     /// How long it took to compute them, on one processor, in seconds.
     pub generate_seconds: f64,
+    /// How long it took to open the engine, in seconds: its program loaded and attached, the hash of live addresses made, its
+    /// rings armed. Once, whatever is bound then, and not in `bind_seconds`.
+    pub open_seconds: f64,
     /// How long it took to make them live, in seconds.
     pub bind_seconds: f64,
     /// What took how long of that.
@@ -117,6 +120,9 @@ pub struct BindResult {
     pub unbind_ns: f64,
     /// All three, for all addresses.
     pub seconds: f64,
+    /// What `live-map` needs once before: its engine opened. 0 for the others, and in none of the figures above.
+    #[serde(default)]
+    pub open_seconds: f64,
     /// Memory of the kernel, as it reports it, and of this process's list; `None` where the kernel's is not known.
     pub bytes_per_address: Option<f64>,
     /// What took how long when they were made live.
