@@ -399,6 +399,20 @@ impl Socket {
         let destination = NeighbourAttribute::Destination(NeighbourAddress::Inet6(neighbour));
         entry.attributes.push(destination.clone());
         let query = RouteNetlinkMessage::GetNeighbour(entry.clone());
+        // Somebody's own entry stays as it is: what follows would take it for one that nobody answered for.
+        if let Ok(answers) = self.ask(query.clone(), 0) {
+            let fixed = answers.iter().find_map(|answer| match answer {
+                RouteNetlinkMessage::NewNeighbour(entry)
+                    if entry.header.state == NeighbourState::Permanent =>
+                {
+                    verdict(entry).flatten()
+                }
+                _ => None,
+            });
+            if let Some(mac) = fixed {
+                return Ok(mac);
+            }
+        }
         // As if a packet had to go there: the kernel asks for it unless it knows already, also after a failure.
         entry.header.flags = NeighbourFlags::Use;
         self.tell_one(RouteNetlinkMessage::NewNeighbour(entry), NLM_F_CREATE | NLM_F_REPLACE).map_err(

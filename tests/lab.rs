@@ -26,6 +26,7 @@ fn main() -> ExitCode {
         trial("queues_are_as_asked", queues_are_as_asked),
         trial("server_is_found", server_is_found),
         trial("nobody_is_an_error", nobody_is_an_error),
+        trial("a_permanent_neighbour_is_believed_and_stays", permanent_neighbour_stays),
         trial("route_names_interface_and_source", route_names_interface_and_source),
         trial("carrier_is_waited_for", carrier_is_waited_for),
     ])
@@ -178,6 +179,17 @@ fn nobody_is_an_error() -> Result<()> {
     });
     fails_with(impatient, "nobody answers")?;
     ensure!(start.elapsed() < Duration::from_secs(2), "it did not give up in time");
+    Ok(())
+}
+
+fn permanent_neighbour_stays() -> Result<()> {
+    let lab = TestLab::up()?;
+    let (nobody, mac): (Ipv6Addr, _) = ("2001:db8:1::bad".parse()?, [2, 0, 0, 0, 0, 7]);
+    let client = lab.namespace(Side::Client);
+    ip(&format!("-n {client} neighbour add {nobody} lladdr 02:00:00:00:00:07 dev client0 nud permanent"))?;
+    for _ in 0..2 {
+        ensure!(resolve(&lab, nobody)? == mac);
+    }
     Ok(())
 }
 
