@@ -1,12 +1,16 @@
-//! Compiles `bpf/*.bpf.c` from source into Rust skeletons, with clang and the kernel's user-space headers.
+//! Compiles `bpf/*.bpf.c` from source into Rust skeletons, with clang and the kernel's user-space headers, and finds out which
+//! git revision this is.
 use std::env;
 use std::path::{Path, PathBuf};
 use std::process::{Command, exit};
 
 use libbpf_cargo::SkeletonBuilder;
 
+/// What the program is made of.
+const SOURCES: [&str; 6] = ["src", "bpf", "bench/profiles", "build.rs", "Cargo.toml", "Cargo.lock"];
+
 fn main() {
-    println!("cargo::rerun-if-changed=bpf");
+    println!("cargo::rustc-env=SIXHOP_REVISION={}", revision());
     let clang = env::var("CLANG").unwrap_or_else(|_| "clang".into());
     println!("cargo::rerun-if-env-changed=CLANG");
     if Command::new(&clang).arg("--version").output().is_err() {
@@ -27,6 +31,25 @@ fn main() {
     if let Err(error) = builder.build_and_generate(out.join("steer.skel.rs")) {
         fail(&format!("bpf/steer.bpf.c does not compile: {error:?}"));
     }
+}
+
+/// The commit that is checked out, with `-dirty` where the sources differ from it; empty outside git. Asked anew whenever one of
+/// both changes: a figure is published with it.
+fn revision() -> String {
+    let git = |arguments: &[&str]| {
+        let output = Command::new("git").args(arguments).env("GIT_OPTIONAL_LOCKS", "0").output().ok()?;
+        let words = String::from_utf8(output.stdout).ok()?;
+        output.status.success().then(|| words.trim().to_owned())
+    };
+    let of_git = ["HEAD", "logs/HEAD"].map(|file| git(&["rev-parse", "--git-path", file]));
+    for path in of_git.into_iter().flatten().chain(SOURCES.map(String::from)) {
+        if Path::new(&path).exists() {
+            println!("cargo::rerun-if-changed={path}");
+        }
+    }
+    let Some(commit) = git(&["rev-parse", "--short=12", "HEAD"]) else { return String::new() };
+    let status = git(&[&["status", "--porcelain", "--"], &SOURCES[..]].concat());
+    if status.is_some_and(|changes| changes.is_empty()) { commit } else { commit + "-dirty" }
 }
 
 /// One line, and no backtrace of this script.

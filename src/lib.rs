@@ -19,6 +19,7 @@ pub mod engine;
 pub mod experiment;
 pub mod lab;
 pub mod load;
+pub mod machine;
 pub mod netlink;
 pub mod report;
 pub mod wire;

@@ -55,7 +55,7 @@ pub fn run(args: Args) -> Result<ExitCode> {
     let totals = server.run(&stop, |_| {})?;
     let result = bound(&ready, &totals);
     if args.json {
-        print_json(&Event::Bound(result))?;
+        print_json(&Event::Bound(Box::new(result)))?;
     } else {
         println!("{}", describe(&result));
     }

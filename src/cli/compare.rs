@@ -1,14 +1,13 @@
 //! `sixhop compare`: engines side by side, on a lab of their own.
 
-use std::fs;
 use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use comfy_table::{CellAlignment, Table, presets};
 
-use super::{Usage, print_json, progress, stop_on_signal};
+use super::{Usage, make, print_json, progress, stop_on_signal, write};
 use crate::bind::Method;
 use crate::engine::EngineKind;
 use crate::experiment::{CompareConfig, compare};
@@ -81,8 +80,7 @@ pub fn run(args: Args) -> Result<ExitCode> {
         }
     }
     if let Some(directory) = &args.out {
-        // Now rather than after a minute of measuring.
-        fs::create_dir_all(directory).with_context(|| format!("cannot make {}", directory.display()))?;
+        make(directory)?;
     }
     let config = CompareConfig {
         engines: args.engines,
@@ -108,20 +106,21 @@ pub fn run(args: Args) -> Result<ExitCode> {
         bar.set_message(step.doing);
     });
     bar.finish_and_clear();
-    let results = results?;
+    let results: Vec<_> = results?.into_iter().map(|result| Event::Engine(Box::new(result))).collect();
     if let Some(directory) = &args.out {
-        let file = directory.join("compare.jsonl");
-        let lines: Result<String, _> = results
-            .iter()
-            .map(|result| serde_json::to_string(&Event::Engine(result.clone())).map(|line| line + "\n"))
-            .collect();
-        fs::write(&file, lines?).with_context(|| format!("cannot write {}", file.display()))?;
+        let lines: String = results.iter().map(Event::to_line).collect::<Result<_>>()?;
+        write(directory, "compare.jsonl", &lines)?;
     }
     if args.json {
-        for result in results {
-            print_json(&Event::Engine(result))?;
-        }
+        results.iter().try_for_each(print_json)?;
     } else {
+        let results: Vec<_> = results
+            .into_iter()
+            .filter_map(|event| match event {
+                Event::Engine(result) => Some(*result),
+                _ => None,
+            })
+            .collect();
         println!("{}", describe(&results));
     }
     Ok(ExitCode::SUCCESS)
@@ -178,9 +177,9 @@ fn describe(results: &[EngineResult]) -> String {
             first.payload,
             first.runs.len(),
             super::load::client(first.client, first.client_attach, first.client_copy),
-            first.napi,
-            first.kernel,
-            first.cpu,
+            first.environment.nic.receive_work(),
+            first.environment.kernel,
+            first.environment.cpu,
         );
     }
     text
@@ -190,6 +189,7 @@ fn describe(results: &[EngineResult]) -> String {
 mod tests {
     use super::*;
     use crate::load::Client;
+    use crate::machine::Environment;
 
     fn result(engine: EngineKind, addresses: u64) -> EngineResult {
         EngineResult {
@@ -214,9 +214,15 @@ mod tests {
             client: Client::Afxdp,
             client_attach: None,
             client_copy: None,
-            napi: "here".to_owned(),
-            kernel: "6".to_owned(),
-            cpu: "a processor".to_owned(),
+            sustained: Vec::new(),
+            half: Vec::new(),
+            server: serde_json::from_value(serde_json::json!({
+                "engine": null, "interface": "", "driver": "", "port": 0, "replies": 0, "addresses": 0, "bind": "none",
+                "generate_seconds": 0, "open_seconds": 0, "bind_seconds": 0, "bind_phases": [], "kernel_memory": null,
+                "list_memory": 0, "queues": [], "cores": []
+            }))
+            .unwrap(),
+            environment: Environment::default(),
         }
     }
 

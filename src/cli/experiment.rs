@@ -1,22 +1,27 @@
 //! `sixhop experiment`: the paper's figures, measured here.
 
-use std::fs::{self, File};
-use std::io::{BufWriter, IsTerminal, Write};
+use std::ffi::OsString;
+use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use comfy_table::{CellAlignment, Table, presets};
-use indicatif::HumanDuration;
+use indicatif::{HumanDuration, ProgressBar};
 
 use super::bind::seconds;
-use super::{Usage, print_json, progress, stop_on_signal};
-use crate::bind::Method;
-use crate::experiment::{self, BindProgress, Profile};
-use crate::report::bind::{chart, csv, summarize};
-use crate::report::{BindCell, BindOutcome, BindSummary, Event};
+use super::{Usage, make, print_json, progress, stop_on_signal, write};
+use crate::address::Prefix;
+use crate::bind::{Interrupted, Method};
+use crate::experiment::{self, BindProgress, Host, Place, Profile, ResponseConfig};
+use crate::load::Client;
+use crate::report::chart::svg;
+use crate::report::response::{is_at_least, series_name};
+use crate::report::{self, BindCell, BindOutcome, BindSummary, Event, Failed, ThresholdSummary};
+use crate::xdp::{AttachRequest, CopyRequest};
 
-/// Measure a figure of the paper, in a lab on this machine
+/// Measure a figure of the paper
 #[derive(Debug, clap::Args)]
 pub struct Args {
     #[command(subcommand)]
@@ -26,6 +31,7 @@ pub struct Args {
 #[derive(Debug, clap::Subcommand)]
 enum Figure {
     Bind(Bind),
+    Response(Response),
 }
 
 /// Figure 1: what it takes to compute, bind and unbind n addresses
@@ -33,118 +39,246 @@ enum Figure {
 #[command(after_help = "Example:
   sudo sixhop experiment bind --profile quick --out results
 
-Each run has a fresh interface. A run that takes longer than the profile's
-budget is stopped, and larger numbers are not tried by that method. DIR gets
-bind.jsonl (every run, then the summaries), bind.csv and bind.svg.")]
+Runs in a lab on this machine, each run with a fresh interface. A run that
+takes longer than the profile's budget is stopped, and larger numbers are not
+tried by that method. DIR gets bind.jsonl (every run, then the summaries),
+bind.csv and bind.svg. An experiment that was interrupted goes on where it
+stopped when it is started again.")]
 struct Bind {
-    /// What to measure: quick (under a minute), paper (hours), or a TOML file
-    #[arg(long, value_name = "NAME|FILE", default_value = "quick")]
-    profile: String,
+    #[command(flatten)]
+    common: Common,
     /// Only these of the profile's methods, as in netlink,live-map
     #[arg(long, value_name = "LIST", value_delimiter = ',')]
     methods: Vec<Method>,
+}
+
+/// Figure 2: which request rate n addresses sustain under each mean response time
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Example:
+  sudo sixhop experiment response --profile quick --out results
+  sixhop report results
+
+Between two machines, started on the client's:
+  sudo sixhop experiment response --profile paper --out results \\
+      --server-via 'ssh root@server' --server-interface eth1 \\
+      --interface eth1 --prefix 2001:db8:5::/64
+
+A rate is sustained when the mean time to the first reply is at most the
+threshold, at least 90 % of the requests were answered, and the generator
+sent 99 % of the rate. DIR gets response.jsonl (every run, then what follows
+from them), response.csv, response-runs.csv and response.svg. An experiment
+that was interrupted goes on where it stopped when it is started again.")]
+struct Response {
+    #[command(flatten)]
+    common: Common,
+    /// How requests are sent
+    #[arg(long, default_value = "afxdp")]
+    client: Client,
+    /// Where the server's XDP program runs: in the driver (native), or in the kernel's generic hook
+    #[arg(long, value_name = "MODE", default_value = "auto")]
+    attach: AttachRequest,
+    /// Whether packets are copied between the server's driver and the rings
+    #[arg(long, value_name = "MODE", default_value = "auto")]
+    copy: CopyRequest,
+    /// The server's queues, as in 0,1 [default: all in use]
+    #[arg(long, value_name = "LIST")]
+    queues: Option<String>,
+    /// The server's processors, as in 0,1 [default: one for each worker]
+    #[arg(long, value_name = "LIST")]
+    cores: Option<String>,
+    /// Words before the server's command that run it elsewhere, as in 'ssh root@server' [default: a lab on this machine]
+    #[arg(long, value_name = "WORDS", requires_all = ["server_interface", "interface", "prefix"])]
+    server_via: Option<String>,
+    /// The program there
+    #[arg(long, value_name = "PROGRAM", default_value = "sixhop", requires = "server_via")]
+    server_program: OsString,
+    /// Interface to answer on, there
+    #[arg(long, value_name = "IF", requires = "server_via")]
+    server_interface: Option<String>,
+    /// Interface to ask from, here
+    #[arg(long, value_name = "IF", requires = "server_via")]
+    interface: Option<String>,
+    /// Prefix that the addresses lie under
+    #[arg(long, requires = "server_via")]
+    prefix: Option<Prefix>,
+}
+
+#[derive(Debug, clap::Args)]
+struct Common {
+    /// What to measure: quick (minutes), paper (hours), or a TOML file
+    #[arg(long, value_name = "NAME|FILE", default_value = "quick")]
+    profile: String,
     /// Directory for the results
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
-    /// Print a JSON line for each run, and the summaries, instead of a table
+    /// Print JSON lines, those of the result file, instead of a table
     #[arg(long)]
     json: bool,
+}
+
+impl Common {
+    /// The result file of that name, in a directory that is there.
+    fn file(&self, name: &str) -> Result<Option<PathBuf>> {
+        self.out.as_deref().map(|directory| make(directory).map(|()| directory.join(name))).transpose()
+    }
+
+    /// What an experiment ended with, with what to do about it.
+    fn check(&self, events: Result<Vec<Event>>) -> Result<Vec<Event>> {
+        events.map_err(|error| match &self.out {
+            Some(_) if error.chain().any(|cause| cause.is::<Interrupted>()) => {
+                error.context("the results so far are kept: the same command goes on from there")
+            }
+            _ => error,
+        })
+    }
+
+    /// Tells a program of everything that is found.
+    fn found(&self) -> impl FnMut(&Event) -> Result<()> + Send + use<> {
+        let json = self.json;
+        move |event| if json { print_json(event) } else { Ok(()) }
+    }
 }
 
 /// Runs the subcommand.
 ///
 /// # Errors
-/// When the lab cannot be had, the profile makes no sense, or the results cannot be written.
+/// When the lab or the server cannot be had, the profile makes no sense, or the results cannot be written.
 pub fn run(args: Args) -> Result<ExitCode> {
-    let Figure::Bind(bind) = args.figure;
-    run_bind(&bind)
-}
-
-fn run_bind(args: &Bind) -> Result<ExitCode> {
-    let profile = Profile::load(&args.profile).map_err(|error| Usage(format!("{error:#}")))?.bind;
-    if let Some(method) =
-        args.methods.iter().find(|method| !profile.cells().iter().any(|cell| cell.0 == **method))
-    {
-        return Err(Usage(format!("profile {} does not measure {method}", args.profile)).into());
-    }
-    let mut file = args.out.as_deref().map(Results::open).transpose()?;
-    let stop = stop_on_signal()?;
-    let bar = progress(0, "{bar:20} {elapsed} {msg}");
-    let mut announced = String::new();
-    let mut cells = Vec::new();
-    let show = |BindProgress { method, addresses, run, done, all, at_most }: BindProgress| {
-        bar.set_length(all as u64);
-        bar.set_position(done as u64);
-        let left = HumanDuration(std::time::Duration::from_secs_f64(at_most));
-        bar.set_message(format!("{method}, {addresses} addresses, run {run}; at most {left} left"));
-        // Without a terminal one line for each number of addresses, so that a log shows where it is.
-        let line = format!("{addresses} addresses; at most {left} left");
-        if !std::io::stderr().is_terminal() && !announced.starts_with(&format!("{addresses} ")) {
-            eprintln!("{line}");
-            announced = line;
-        }
-    };
-    let measured = experiment::bind(&profile, &args.methods, &stop, show, |cell| {
-        let event = Event::Cell(cell.clone());
-        cells.push(cell.clone());
-        if args.json {
-            print_json(&event)?;
-        }
-        file.as_mut().map_or(Ok(()), |file| file.append(&event))
-    });
-    bar.finish_and_clear();
-    let summaries = summarize(&cells);
-    // What there is is kept, also when it was interrupted.
-    if let Some(file) = file {
-        file.finish(&summaries)?;
-    }
-    measured?;
-    if args.json {
-        summaries.into_iter().try_for_each(|summary| print_json(&Event::Summary(summary)))?;
-    } else {
-        println!("{}", describe(&summaries, &cells));
+    match args.figure {
+        Figure::Bind(bind) => run_bind(&bind)?,
+        Figure::Response(response) => run_response(&response)?,
     }
     Ok(ExitCode::SUCCESS)
 }
 
-/// The directory of the results, and the file that grows with each run.
-struct Results<'a> {
-    directory: &'a Path,
-    lines: BufWriter<File>,
+fn usage(error: impl std::fmt::Display) -> Usage {
+    Usage(format!("{error:#}"))
 }
 
-impl<'a> Results<'a> {
-    fn open(directory: &'a Path) -> Result<Self> {
-        // Now rather than after an hour of measuring.
-        fs::create_dir_all(directory).with_context(|| format!("cannot make {}", directory.display()))?;
-        let path = directory.join("bind.jsonl");
-        let file = File::create(&path).with_context(|| format!("cannot write {}", path.display()))?;
-        Ok(Self { directory, lines: BufWriter::new(file) })
+/// Shows how far an experiment is: a bar on a terminal, elsewhere a line whenever `step` is another one, so that a log shows
+/// where it is.
+struct Meter {
+    bar: ProgressBar,
+    step: String,
+}
+
+impl Meter {
+    fn new() -> Self {
+        Self { bar: progress(0, "{bar:15} {pos}/{len} {msg}"), step: String::new() }
     }
 
-    fn append(&mut self, event: &Event) -> Result<()> {
-        let line = serde_json::to_string(event)? + "\n";
-        let written = self.lines.write_all(line.as_bytes()).and_then(|()| self.lines.flush());
-        written.with_context(|| format!("cannot write {}", self.directory.join("bind.jsonl").display()))
-    }
-
-    fn finish(mut self, summaries: &[BindSummary]) -> Result<()> {
-        for summary in summaries {
-            self.append(&Event::Summary(summary.clone()))?;
+    fn show(&mut self, done: u64, all: u64, step: String, detail: &str, left: &str) {
+        self.bar.set_length(all);
+        self.bar.set_position(done);
+        self.bar.set_message(format!("{step}{detail}; {left} left"));
+        if !std::io::stderr().is_terminal() && self.step != step {
+            eprintln!("{step}; {left} left");
+            self.step = step;
         }
-        let mut files = vec![("bind.csv", csv(summaries)?)];
-        if !summaries.is_empty() {
-            files.push(("bind.svg", chart(summaries)?));
-        }
-        for (name, text) in files {
-            let path = self.directory.join(name);
-            fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))?;
-        }
-        Ok(())
     }
 }
 
-fn describe(summaries: &[BindSummary], cells: &[BindCell]) -> String {
+fn run_bind(args: &Bind) -> Result<()> {
+    let name = &args.common.profile;
+    let profile = Profile::load(name).and_then(|profile| profile.bind(name)).map_err(usage)?;
+    let measured = profile.cells();
+    if let Some(method) = args.methods.iter().find(|method| !measured.iter().any(|cell| cell.0 == **method)) {
+        return Err(Usage(format!("profile {name} does not measure {method}")).into());
+    }
+    let profile = if args.methods.is_empty() { profile } else { profile.only(&args.methods) };
+    let file = args.common.file("bind.jsonl")?;
+    let stop = stop_on_signal()?;
+    let mut meter = Meter::new();
+    let show = |BindProgress { method, addresses, run, done, all, at_most }: BindProgress| {
+        let left = format!("at most {}", HumanDuration(Duration::from_secs_f64(at_most)));
+        let step = format!("{addresses} addresses");
+        meter.show(done as u64, all as u64, step, &format!(", {method}, run {run}"), &left);
+    };
+    let mut found = args.common.found();
+    let events = experiment::bind(&profile, file.as_deref(), &stop, show, &mut found);
+    meter.bar.finish_and_clear();
+    let events = args.common.check(events)?;
+    let summaries = report::bind::summarize(&events);
+    if let Some(directory) = &args.common.out {
+        write(directory, "bind.csv", &report::bind::csv(&summaries)?)?;
+        write(directory, "bind.svg", &svg(&report::bind::panels(&summaries), 2)?)?;
+    }
+    if !args.common.json {
+        println!("{}", describe_bind(&summaries, &events));
+    }
+    Ok(())
+}
+
+fn run_response(args: &Response) -> Result<()> {
+    let name = &args.common.profile;
+    let profile = Profile::load(name).and_then(|profile| profile.response(name)).map_err(usage)?;
+    let file = args.common.file("response.jsonl")?;
+    let config = ResponseConfig { profile, place: args.place()?, client: args.client, flags: args.flags() };
+    let stop = stop_on_signal()?;
+    let mut meter = Meter::new();
+    let mut show = |progress: experiment::ResponseProgress| {
+        let left = format!("about {}", HumanDuration(progress.left));
+        let (step, detail) = progress.doing.split_once(": ").unwrap_or((&progress.doing, ""));
+        meter.show(progress.done, progress.all, step.to_owned(), &format!(", {detail}"), &left);
+    };
+    let mut found = args.common.found();
+    let events = experiment::response(&config, file.as_deref(), &stop, &mut show, &mut found);
+    meter.bar.finish_and_clear();
+    let events = args.common.check(events)?;
+    let summaries: Vec<_> = events
+        .iter()
+        .filter_map(|event| match event {
+            Event::Threshold(summary) => Some(summary.clone()),
+            _ => None,
+        })
+        .collect();
+    if let Some(directory) = &args.common.out {
+        write_response(directory, &summaries, &events)?;
+    }
+    if !args.common.json {
+        println!("{}", describe_response(&summaries, &events));
+    }
+    Ok(())
+}
+
+fn write_response(directory: &Path, summaries: &[ThresholdSummary], events: &[Event]) -> Result<()> {
+    write(directory, "response.csv", &report::response::csv(summaries)?)?;
+    write(directory, "response-runs.csv", &report::response::trials_csv(events)?)?;
+    if summaries.is_empty() {
+        return Ok(());
+    }
+    write(directory, "response.svg", &svg(&report::response::panels(summaries), 2)?)
+}
+
+impl Response {
+    fn place(&self) -> Result<Place> {
+        let (Some(via), Some(interface), Some(there), Some(prefix)) =
+            (&self.server_via, &self.interface, &self.server_interface, self.prefix)
+        else {
+            return Ok(Place::Lab);
+        };
+        let via = shlex::split(via).filter(|words| !words.is_empty());
+        let via =
+            via.context("--server-via has a quotation mark without its other, or no word").map_err(usage)?;
+        let host = Host {
+            via: via.into_iter().map(OsString::from).collect(),
+            program: self.server_program.clone(),
+            interface: there.clone(),
+            prefix,
+        };
+        Ok(Place::Elsewhere { host, interface: interface.clone() })
+    }
+
+    /// Those that go to the server as they are.
+    fn flags(&self) -> Vec<OsString> {
+        let mut flags = vec![format!("--attach={}", self.attach), format!("--copy={}", self.copy)];
+        flags.extend(self.queues.iter().map(|queues| format!("--queues={queues}")));
+        flags.extend(self.cores.iter().map(|cores| format!("--cores={cores}")));
+        flags.into_iter().map(OsString::from).collect()
+    }
+}
+
+fn describe_bind(summaries: &[BindSummary], events: &[Event]) -> String {
     let mut table = Table::new();
     table.load_preset(presets::NOTHING);
     table.set_header(["method", "addresses", "generate", "bind", "unbind", "all three", "to netlink"]);
@@ -163,11 +297,14 @@ fn describe(summaries: &[BindSummary], cells: &[BindCell]) -> String {
         column.set_cell_alignment(CellAlignment::Right);
     }
     let mut text = table.to_string();
-    text += "\ngenerate, bind, unbind: mean time for each address, median of the runs; each run on a fresh veth\n\
+    text += "\ngenerate, bind, unbind: mean time for each address, median of the runs;\n\
+             each run on a fresh veth\n\
              to netlink: how many times as fast it binds as netlink does";
-    for cell in
-        cells.iter().filter(|cell| cell.run == 1 || !matches!(cell.outcome, BindOutcome::Skipped { .. }))
-    {
+    let cells = events.iter().filter_map(|event| match event {
+        Event::Cell(cell) => Some(cell),
+        _ => None,
+    });
+    for cell in cells.filter(|cell| cell.run == 1 || !matches!(cell.outcome, BindOutcome::Skipped { .. })) {
         let BindCell { method, addresses, .. } = cell;
         text += &match &cell.outcome {
             BindOutcome::Bound(_) => continue,
@@ -178,11 +315,75 @@ fn describe(summaries: &[BindSummary], cells: &[BindCell]) -> String {
             BindOutcome::Failed { why } => format!("\n{method}, {addresses} addresses: failed: {why}"),
         };
     }
-    if let Some(result) = cells.iter().find_map(|cell| match &cell.outcome {
-        BindOutcome::Bound(result) => Some(result),
-        _ => None,
-    }) {
-        text += &format!("\nLinux {}, {}", result.kernel, result.cpu);
+    text + &machine(events)
+}
+
+fn describe_response(summaries: &[ThresholdSummary], events: &[Event]) -> String {
+    let mut thresholds: Vec<f64> = summaries.iter().map(|summary| summary.threshold_ms).collect();
+    thresholds.sort_by(f64::total_cmp);
+    thresholds.dedup();
+    let mut table = Table::new();
+    table.load_preset(presets::NOTHING);
+    let names = ["engine, bound by".to_owned(), "addresses".to_owned()];
+    table.set_header(names.into_iter().chain(thresholds.iter().map(|threshold| format!("≤ {threshold} ms"))));
+    for cell in report::response::cells(events) {
+        let figure = |threshold: &f64| {
+            let summary =
+                summaries.iter().find(|summary| summary.cell == cell && summary.threshold_ms == *threshold);
+            let Some(summary) = summary else { return String::new() };
+            let at_least = if is_at_least(summary.limit) { "≥ " } else { "" };
+            summary.rate.map_or("–".to_owned(), |rate| format!("{at_least}{:.0}", rate.median))
+        };
+        let names = [series_name(cell), cell.addresses.to_string()];
+        table.add_row(names.into_iter().chain(thresholds.iter().map(figure)));
+    }
+    for column in table.column_iter_mut().skip(1) {
+        column.set_cell_alignment(CellAlignment::Right);
+    }
+    let mut text = table.to_string();
+    text += "\nrequests/s sustained with that mean time to the first reply: median of the runs";
+    text += "\n–: not even at the lowest rate; ≥: the generator or the profile ended it";
+    if let Some(summary) = summaries.first() {
+        let (runs, trials) = (summary.runs.len(), summaries.iter().map(|one| (one.cell, one.trials)));
+        let mut trials: Vec<_> = trials.collect();
+        trials.dedup();
+        let made: usize = trials.iter().map(|(_, trials)| trials).sum();
+        let grid = summary.grid_trials * trials.len();
+        text += &format!("\n{runs} passes; {made} runs, of {grid} that the full grid has");
+    }
+    for event in events {
+        if let Event::Failed(Failed { cell, why }) = event {
+            text += &format!("\n{}, {} addresses: {why}", series_name(*cell), cell.addresses);
+        }
+    }
+    text + &machine(events)
+}
+
+/// On what it was measured, and in which mode.
+fn machine(events: &[Event]) -> String {
+    let mut text = String::new();
+    for event in events {
+        if let Event::Experiment(start) = event {
+            let environment = &start.environment;
+            text += &format!("\nLinux {}, {}", environment.kernel, environment.cpu);
+        }
+    }
+    let mut modes: Vec<String> = Vec::new();
+    for event in events {
+        if let Event::Ready(ready) = event {
+            let (engine, modes_of) =
+                (ready.engine.map_or(String::new(), |engine| engine.to_string()), &ready.modes);
+            let mode = match (modes_of.attach, modes_of.copy) {
+                (Some(attach), Some(copy)) => format!("{engine}: XDP {attach}, {copy} mode"),
+                _ => format!("{engine}: no XDP"),
+            };
+            if !modes.contains(&mode) {
+                modes.push(mode);
+            }
+        }
+    }
+    for mode in modes {
+        text += &format!("\n{mode}");
     }
     text
 }

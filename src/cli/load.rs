@@ -77,7 +77,8 @@ pub fn run(args: Args) -> Result<ExitCode> {
     })?;
     let bar = progress(args.requests, "sending {bar:40} {human_pos}/{human_len} requests, {eta} left");
     let run = Run { rate: args.rate, requests: args.requests };
-    let result = generator.run(run, &stop, |sent| bar.set_position(sent))?;
+    let mut result = generator.run(run, &stop, |sent| bar.set_position(sent))?;
+    result.environment = Some(Box::new(generator.environment()));
     bar.finish_and_clear();
     if args.json {
         print_json(&Event::Result(result))?;
@@ -116,7 +117,7 @@ fn describe(result: &LoadResult) -> String {
     table.load_preset(presets::NOTHING);
     table.set_header(["µs to the", "mean", "p50", "p90", "p99", "p99.9", "max"]);
     for (name, times) in [("first reply", &result.outcome.first), ("last reply", &result.outcome.last)] {
-        let Percentiles { mean_us, p50_us, p90_us, p99_us, p999_us, max_us } = times;
+        let Percentiles { mean_us, p50_us, p90_us, p99_us, p999_us, max_us, .. } = times;
         let times = [mean_us, p50_us, p90_us, p99_us, p999_us, max_us].map(|time| format!("{time:.1}"));
         table.add_row(std::iter::once(name.to_owned()).chain(times));
     }

@@ -5,9 +5,14 @@ pub mod compare;
 pub mod experiment;
 pub mod lab;
 pub mod load;
+pub mod manual;
+pub mod report;
 pub mod serve;
 
+use std::fs;
 use std::io::{self, Read, Write};
+use std::path::Path;
+use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -19,6 +24,60 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 use crate::address::{Pool, PoolError, Prefix};
 use crate::engine::{Server, ServerConfig};
 use crate::report::Event;
+
+/// Answers IPv6 requests on very many addresses from AF_XDP rings, and measures what that is worth
+#[derive(clap::Parser)]
+#[command(
+    name = "sixhop",
+    version,
+    about,
+    max_term_width = 80,
+    after_help = "Example: a whole comparison on this machine, in a lab of its own:
+  sudo sixhop compare --addresses 2000
+
+Exit status: 0 success, 1 failure, 2 bad usage. Colours and progress bars only
+on a terminal; without colours where NO_COLOR is set."
+)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The subcommands.
+#[derive(clap::Subcommand)]
+#[expect(missing_docs, reason = "each has its own where it is defined, which is what --help shows")]
+pub enum Command {
+    Serve(serve::Args),
+    Load(load::Args),
+    Bind(bind::Args),
+    Compare(compare::Args),
+    Experiment(experiment::Args),
+    Report(report::Args),
+    Lab(lab::Args),
+    Completions(manual::Completions),
+    Man(manual::Man),
+}
+
+impl Command {
+    /// Does it.
+    ///
+    /// # Errors
+    /// Those of the subcommand; [`Usage`] where flags make no sense together.
+    pub fn run(self) -> Result<ExitCode> {
+        match self {
+            Self::Serve(args) => serve::run(args),
+            Self::Load(args) => load::run(args),
+            Self::Bind(args) => bind::run(args),
+            Self::Compare(args) => compare::run(args),
+            Self::Experiment(args) => experiment::run(args),
+            Self::Report(args) => report::run(&args),
+            Self::Lab(args) => lab::run(args),
+            Self::Completions(args) => manual::completions(&args),
+            Self::Man(args) => manual::man(&args),
+        }
+    }
+}
 
 /// Which addresses. Server and client derive the same ones from the same flags.
 #[derive(Debug, Clone, clap::Args)]
@@ -77,10 +136,27 @@ fn binding(config: &ServerConfig, stop: &AtomicBool) -> Result<Server> {
 
 /// Prints `event` as one line on standard output, and at once.
 fn print_json(event: &Event) -> Result<()> {
-    let mut line = serde_json::to_string(event)?;
-    line.push('\n');
+    let line = event.to_line()?;
     let mut out = io::stdout().lock();
     out.write_all(line.as_bytes()).and_then(|()| out.flush()).context("cannot write to standard output")
+}
+
+/// Makes `directory` for results: before anything is measured rather than afterwards.
+fn make(directory: &Path) -> Result<()> {
+    let cannot =
+        || format!("cannot make {}: name a directory for --out that can be written", directory.display());
+    fs::create_dir_all(directory).with_context(cannot)?;
+    // As a file would be: the rights of a directory do not say all.
+    let probe = directory.join(".sixhop");
+    fs::write(&probe, "").and_then(|()| fs::remove_file(&probe)).with_context(|| {
+        format!("cannot write into {}: name a directory for --out that can be written", directory.display())
+    })
+}
+
+/// Writes a result that is whole.
+fn write(directory: &Path, name: &str, text: &str) -> Result<()> {
+    let path = directory.join(name);
+    fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))
 }
 
 /// A bar on standard error; none where that is not a terminal.

@@ -136,7 +136,8 @@ impl AfXdp {
             queues: config.queues.clone(),
             cores: queues.iter().map(|queue| queue.core).collect(),
             hugepages: Some(queues.iter().all(|queue| queue.rings.umem().hugepages())),
-            queue_depth: None,
+            rings: queues.first().map(|queue| queue.socket.rings()),
+            ..Modes::default()
         };
         Ok(Self { _attachment: attachment, program, queues, hidden, modes })
     }

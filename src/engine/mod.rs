@@ -26,7 +26,7 @@ use serde::{Deserialize, Serialize};
 use crate::bind::Method;
 use crate::netlink::{AttachMode, Link};
 use crate::report::Counters;
-use crate::xdp::{AttachRequest, CopyMode, CopyRequest, LiveAddresses};
+use crate::xdp::{AttachRequest, CopyMode, CopyRequest, LiveAddresses, RingSizes};
 
 pub use advertiser::Advertiser;
 pub use handler::Handler;
@@ -35,13 +35,21 @@ pub use statistics::{Shown, Tally};
 pub use worker::Worker;
 
 /// The engines there are.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "kebab-case")]
 pub enum EngineKind {
     /// AF_XDP rings: no socket buffers, no system call per packet
     Afxdp,
     /// The paper's server: a UDP socket, a message queue, and ten calls of sendmsg
     Socket,
+}
+
+impl EngineKind {
+    /// Whether it can answer on addresses that are made live by `method`: live-map takes a steering program.
+    #[must_use]
+    pub fn can(self, method: Method) -> bool {
+        method != Method::LiveMap || self == Self::Afxdp
+    }
 }
 
 impl fmt::Display for EngineKind {
@@ -77,7 +85,7 @@ pub struct EngineConfig {
 }
 
 /// What the kernel granted an engine: what it reports, not what was asked for. `None` where the engine has no such thing.
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Modes {
     /// How its XDP program is attached.
     pub attach: Option<AttachMode>,
@@ -89,8 +97,14 @@ pub struct Modes {
     pub cores: Vec<usize>,
     /// Whether its UMEM lies on huge pages.
     pub hugepages: Option<bool>,
+    /// How large the rings of each queue are.
+    #[serde(default)]
+    pub rings: Option<RingSizes>,
     /// Messages that its queue holds.
     pub queue_depth: Option<i64>,
+    /// Bytes of memory that requests may take which wait in its socket, as the kernel reports it (twice what was asked for).
+    #[serde(default)]
+    pub receive_buffer: Option<usize>,
 }
 
 /// Something that answers requests, ready to run.

@@ -11,6 +11,7 @@ use super::handler::Handler;
 use super::{Engine, EngineConfig, EngineKind};
 use crate::address::Pool;
 use crate::bind::{self, Bound, Method, Phases, Place, Step};
+use crate::machine::Environment;
 use crate::netlink::{self, Link};
 use crate::report::{Ready, Stats};
 use crate::xdp::{AttachRequest, CopyRequest, ethtool};
@@ -175,6 +176,9 @@ impl Server {
             bind_phases: bound.phases().clone(),
             kernel_memory: bound.kernel_memory(),
             list_memory: size_of_val(bound.addresses()) as u64,
+            attach_asked: config.attach,
+            copy_asked: config.copy,
+            environment: Environment::of(&link),
             modes: engine.as_ref().map(|engine| engine.modes().clone()).unwrap_or_default(),
         };
         Ok(Self { engine, bound, ready, index: link.index, socket: netlink::Socket::open()? })

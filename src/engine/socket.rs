@@ -18,7 +18,7 @@ use nix::mqueue::{MQ_OFlag, MqAttr, MqdT, mq_open, mq_send, mq_timedreceive, mq_
 use nix::sys::resource::{Resource, setrlimit};
 use nix::sys::socket::{
     AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType, SockaddrIn6, bind,
-    recvmsg, sendmsg, setsockopt, socket, sockopt,
+    getsockopt, recvmsg, sendmsg, setsockopt, socket, sockopt,
 };
 use nix::sys::stat::Mode;
 use nix::sys::time::{TimeSpec, TimeVal, TimeValLike};
@@ -86,6 +86,7 @@ impl SocketServer {
             }
             other => anyhow!("cannot bind UDP port {port}: {other}"),
         })?;
+        let receive_buffer = getsockopt(&socket, sockopt::RcvBuf).ok();
         let (queue, depth) = open_queue()?;
         let first = config.cores[0];
         let second = config.cores.get(1).copied().unwrap_or(first);
@@ -98,6 +99,7 @@ impl SocketServer {
             modes: Modes {
                 cores: if first == second { vec![first] } else { vec![first, second] },
                 queue_depth: Some(depth),
+                receive_buffer,
                 ..Modes::default()
             },
             listener: Arc::default(),

@@ -4,18 +4,23 @@
 //! methods alternate, so that what else the machine does disturbs all of them alike.
 
 use std::collections::HashMap;
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 
+use super::journal::{Found, Journal};
+use super::only_one;
 use super::profile::BindProfile;
-use super::{machine, only_one};
 use crate::address::Pool;
 use crate::bind::{Interrupted, Method};
 use crate::engine::{Server, ServerConfig, Totals};
 use crate::lab::{Lab, Side};
-use crate::report::{BindCell, BindOutcome, BindResult, Ready};
+use crate::machine::Environment;
+use crate::netlink;
+use crate::report::bind::summarize;
+use crate::report::{BindCell, BindOutcome, BindResult, Event, Plan, Ready};
 
 /// A prefix that none of the lab's own addresses lies under, so that a local route may be had for it.
 const PREFIX: &str = "2001:db8:6::/64";
@@ -38,23 +43,25 @@ pub struct BindProgress {
     pub at_most: f64,
 }
 
-/// Runs the experiment with `methods` alone, or all of the profile's where that is empty. `show` is told what comes next, `found`
-/// what each run gave.
+/// Runs the experiment, with `file` for its results, and returns them. `show` is told what comes next, `found` everything that goes
+/// into the file.
 ///
 /// # Errors
 /// Without root, when another such experiment is running, when `stop` is set, or `found` fails. The lab is taken down in any
 /// case. That a method does not work here is no error but an outcome.
-pub fn bind(
+pub fn bind<'a>(
     profile: &BindProfile,
-    methods: &[Method],
+    file: Option<&Path>,
     stop: &AtomicBool,
     mut show: impl FnMut(BindProgress),
-    mut found: impl FnMut(&BindCell) -> Result<()>,
-) -> Result<()> {
+    found: &'a mut Found<'a>,
+) -> Result<Vec<Event>> {
     let _only = only_one("sixhop-bind-experiment")?;
-    let mut cells = profile.cells();
-    cells.retain(|(method, _)| methods.is_empty() || methods.contains(method));
+    let cells = profile.cells();
     let lab = Lab::named("sixhop-bind")?;
+    let environment = environment(&lab);
+    lab.down()?;
+    let mut journal = Journal::open(file, Plan::Bind(profile.clone()), environment?, found)?;
     let mut estimate = Estimate { budget: profile.budget, spent: HashMap::new(), overhead: 0.5 };
     let mut given_up: HashMap<Method, String> = HashMap::new();
     let runs = profile.runs;
@@ -74,13 +81,23 @@ pub fn bind(
                 at_most: rest.sum(),
             });
             let started = Instant::now();
-            let outcome = match given_up.get(&method) {
-                Some(why) => BindOutcome::Skipped { why: why.clone() },
-                None => once(&lab, method, addresses, profile.budget, stop)?,
+            let replayed = journal.is_replaying();
+            let is_it = |event: &Event| {
+                matches!(event, Event::Cell(cell)
+                    if (cell.method, cell.addresses, cell.run) == (method, addresses, run))
             };
-            match &outcome {
+            let event = journal.next(is_it, || {
+                let outcome = match given_up.get(&method) {
+                    Some(why) => BindOutcome::Skipped { why: why.clone() },
+                    None => once(&lab, method, addresses, profile.budget, stop)?,
+                };
+                Ok(Event::Cell(BindCell { method, addresses, run, outcome }))
+            })?;
+            let Event::Cell(BindCell { outcome, .. }) = event else { continue };
+            match outcome {
                 BindOutcome::Bound(result) => {
-                    estimate.learn((method, addresses), result.seconds, started.elapsed().as_secs_f64());
+                    let all = if replayed { result.seconds + 0.5 } else { started.elapsed().as_secs_f64() };
+                    estimate.learn((method, addresses), result.seconds, all);
                 }
                 BindOutcome::Stopped { bound, .. } => {
                     let why =
@@ -92,10 +109,22 @@ pub fn bind(
                 }
                 BindOutcome::Skipped { .. } => {}
             }
-            found(&BindCell { method, addresses, run, outcome })?;
         }
     }
-    Ok(())
+    for summary in summarize(journal.events()) {
+        journal.add(Event::Summary(summary))?;
+    }
+    Ok(journal.events().to_vec())
+}
+
+/// The machine, and an interface as each run has one.
+fn environment(lab: &Lab) -> Result<Environment> {
+    lab.down()?;
+    lab.up(1)?;
+    lab.run_in(Side::Server, || {
+        super::pin_to_first();
+        Ok(Environment::of(&netlink::link(Side::Server.interface())?))
+    })
 }
 
 /// One run, on an interface of its own.
@@ -123,10 +152,10 @@ fn once(lab: &Lab, method: Method, addresses: u64, budget: f64, stop: &AtomicBoo
     });
     lab.down()?;
     if stop.load(Ordering::Relaxed) {
-        return Err(Interrupted).context("the results so far are kept");
+        return Err(Interrupted.into());
     }
     Ok(match result {
-        Ok(result) => BindOutcome::Bound(result),
+        Ok(result) => BindOutcome::Bound(Box::new(result)),
         Err(_) if over => BindOutcome::Stopped { bound, budget },
         Err(why) => BindOutcome::Failed { why: format!("{why:#}") },
     })
@@ -149,10 +178,7 @@ pub fn bound(ready: &Ready, totals: &Totals) -> BindResult {
         bytes_per_address: ready.kernel_memory.map(|kernel| (kernel + ready.list_memory) as f64 / count),
         bind_phases: ready.bind_phases.clone(),
         unbind_phases: totals.unbind.clone(),
-        interface: ready.interface.clone(),
-        driver: ready.driver.clone(),
-        kernel: machine::kernel(),
-        cpu: machine::processor(),
+        environment: ready.environment.clone(),
     }
 }
 

@@ -6,21 +6,21 @@
 //! ```
 
 use std::ffi::OsString;
-use std::net::Ipv6Addr;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 
-use super::machine::{self, Ticks};
 use super::only_one;
 use super::search::{Trial, highest};
-use super::server::ServerProcess;
-use crate::address::{Pool, Prefix};
+use super::server::{Host, Order, ServerProcess};
+use crate::address::Pool;
 use crate::bind::Method;
 use crate::engine::EngineKind;
-use crate::lab::{Lab, PREFIX_LENGTH, Side};
+use crate::lab::{Lab, Side};
 use crate::load::{Client, Generator, LoadConfig, Run};
-use crate::report::{EngineResult, LoadResult};
+use crate::machine::Ticks;
+use crate::report::{Cell, EngineResult, LoadResult};
 
 /// What to compare, on what work.
 #[derive(Debug, Clone)]
@@ -69,8 +69,8 @@ const MEAN: f64 = 1000.0;
 /// … and the generator sent at least this share of the rate: a generator that is late proves nothing about a server.
 const ON_TIME: f64 = 0.99;
 
-/// The lab's veth pair does its receive work where the sender runs.
-const NAPI: &str = "in the sender's context";
+/// Binding takes its time: the paper needed 216 s for 55,000 addresses.
+const START_LIMIT: Duration = Duration::from_secs(600);
 
 /// Compares the engines. `show` is told how far it is, `found` each result as it comes.
 ///
@@ -105,7 +105,7 @@ fn on_lab(
     stop: &AtomicBool,
     show: &mut (impl FnMut(Progress) + Send),
 ) -> Result<Vec<EngineResult>> {
-    let prefix = lab_prefix()?;
+    let host = Host::lab(lab)?;
     let cores: Vec<_> =
         core_affinity::get_core_ids().unwrap_or_default().iter().map(|core| core.id).collect();
     let (Some(&server_core), Some(&client_core)) = (cores.first(), cores.last()) else {
@@ -118,10 +118,16 @@ fn on_lab(
     let steps = (config.addresses.len() * config.engines.len()) as u64 * (RUNS + 1);
     let mut results = Vec::new();
     for (addresses, engine) in cells {
-        let pool = Pool::new(prefix, addresses, config.seed)?;
+        let pool = Pool::new(host.prefix, addresses, config.seed)?;
         let before = results.len() as u64 * (RUNS + 1);
         show(Progress { done: before, steps, doing: format!("{engine}: binding {addresses} addresses") });
-        let server = ServerProcess::start(&command(lab, config, addresses, engine, server_core)?)?;
+        let order = Order {
+            cell: Cell { engine, bind: config.bind, addresses },
+            seed: config.seed,
+            replies: config.replies,
+            flags: [OsString::from("--cores"), server_core.to_string().into()].to_vec(),
+        };
+        let server = ServerProcess::start(&host, &order, START_LIMIT, stop)?;
         let ready = server.ready().clone();
         let measured = lab.run_in(Side::Client, || {
             core_affinity::set_for_current(core_affinity::CoreId { id: client_core });
@@ -138,21 +144,21 @@ fn on_lab(
                 trial: config.trial,
                 stop,
             };
-            bench.measure(|step, doing| {
+            let measured = bench.measure(|step, doing| {
                 show(Progress { done: before + step, steps, doing: format!("{engine}: {doing}") });
-            })
+            })?;
+            Ok((measured, bench.generator.environment()))
         });
         let totals = server.stop();
-        let Measured { mut runs, half } = measured?;
+        let (Measured { runs, halves }, environment) = measured?;
         let totals = totals?;
         let (lost, invalid) = (totals.counters.frames_lost, totals.counters.invalid);
         ensure!(
             lost + invalid == 0,
             "{engine} lost {lost} frames and met {invalid} descriptors that make no sense: its figures are not to be trusted"
         );
-        let rates: Vec<_> = runs.iter().map(|at| at.load.offered_rate).collect();
-        runs.sort_by(|a, b| a.load.offered_rate.total_cmp(&b.load.offered_rate));
-        let at = runs.swap_remove(runs.len() / 2);
+        let at = median(&runs, |at| at.load.offered_rate).context("there was no run")?;
+        let half = median(&halves, |at| at.load.outcome.first.mean_us).context("there was no run")?;
         results.push(EngineResult {
             engine,
             attach: ready.modes.attach,
@@ -171,45 +177,17 @@ fn on_lab(
             half_p99_us: half.load.outcome.first.p99_us,
             half_server_cpu: half.cpu,
             ratio_to_socket: None,
-            runs: rates,
+            runs: runs.iter().map(|at| at.load.offered_rate).collect(),
             client: at.load.client,
             client_attach: at.load.attach,
             client_copy: at.load.copy,
-            napi: NAPI.to_owned(),
-            kernel: machine::kernel(),
-            cpu: machine::processor(),
+            sustained: runs.iter().map(|at| at.load.clone()).collect(),
+            half: halves.iter().map(|at| at.load.clone()).collect(),
+            server: ready,
+            environment,
         });
     }
     Ok(results)
-}
-
-/// What both sides of the lab are in.
-fn lab_prefix() -> Result<Prefix> {
-    let network = Side::Server.address().to_bits() >> PREFIX_LENGTH << PREFIX_LENGTH;
-    Ok(Prefix::new(Ipv6Addr::from_bits(network), PREFIX_LENGTH)?)
-}
-
-/// The command line of a server in the lab.
-fn command(
-    lab: &Lab,
-    config: &CompareConfig,
-    addresses: u64,
-    engine: EngineKind,
-    core: usize,
-) -> Result<Vec<OsString>> {
-    let program = std::env::current_exe().context("cannot find this program's own file")?;
-    let serve = format!(
-        "serve --engine {engine} --interface {} --prefix {} --addresses {addresses} --seed {} --bind {} \
-         --replies {} --cores {core} --stop-on-eof --json",
-        Side::Server.interface(),
-        lab_prefix()?,
-        config.seed,
-        config.bind,
-        config.replies,
-    );
-    let enter = format!("lab --name {} exec server --", lab.name());
-    let words = |line: &str| line.split(' ').map(OsString::from).collect::<Vec<_>>();
-    Ok([vec![program.clone().into()], words(&enter), vec![program.into()], words(&serve)].concat())
 }
 
 /// A generator with a server to ask.
@@ -232,8 +210,15 @@ struct At {
 struct Measured {
     /// At the highest rate that held, of each run.
     runs: Vec<At>,
-    /// At half of their median; of as many runs, the one with the median mean.
-    half: At,
+    /// At half of their median, in as many runs.
+    halves: Vec<At>,
+}
+
+/// The one whose `figure` is in the middle.
+fn median(runs: &[At], figure: impl Fn(&At) -> f64) -> Option<&At> {
+    let mut runs: Vec<_> = runs.iter().collect();
+    runs.sort_by(|a, b| figure(a).total_cmp(&figure(b)));
+    runs.get(runs.len() / 2).copied()
 }
 
 impl Bench<'_> {
@@ -256,9 +241,8 @@ impl Bench<'_> {
         rates.sort_by(f64::total_cmp);
         let half = rates[rates.len() / 2] / 2.0;
         show(RUNS, format!("half of what it sustains, {half:.0} requests/s"));
-        let mut halves = (0..RUNS).map(|_| self.load(half)).collect::<Result<Vec<_>>>()?;
-        halves.sort_by(|a, b| a.load.outcome.first.mean_us.total_cmp(&b.load.outcome.first.mean_us));
-        Ok(Measured { runs, half: halves.swap_remove(halves.len() / 2) })
+        let halves = (0..RUNS).map(|_| self.load(half)).collect::<Result<Vec<_>>>()?;
+        Ok(Measured { runs, halves })
     }
 
     fn load(&mut self, rate: f64) -> Result<At> {

@@ -5,8 +5,9 @@
 
 mod bind;
 mod compare;
-mod machine;
+mod journal;
 mod profile;
+mod response;
 mod search;
 mod server;
 
@@ -17,7 +18,9 @@ use anyhow::{Context, Result, anyhow};
 
 pub use bind::{BindProgress, bind, bound};
 pub use compare::{CompareConfig, Progress, compare};
-pub use profile::{BindProfile, BindSeries, Profile};
+pub use profile::{Approach, BindProfile, BindSeries, Profile, Rates, ResponseProfile, ResponseSeries};
+pub use response::{Place, ResponseConfig, ResponseProgress, response};
+pub use server::Host;
 
 /// Holds a name that only one process can have, and that is free again when it ends, however it ends.
 fn only_one(name: &str) -> Result<UnixDatagram> {

@@ -3,10 +3,13 @@
 use std::fs;
 use std::path::Path;
 
-use anyhow::{Context, Result, ensure};
-use serde::Deserialize;
+use anyhow::{Context, Result, anyhow, ensure};
+use serde::{Deserialize, Serialize};
 
 use crate::bind::Method;
+use crate::engine::EngineKind;
+use crate::report::Cell;
+use crate::wire::{MAX_PAYLOAD, MIN_PAYLOAD};
 
 /// The profiles that are built in, by name.
 const BUILT_IN: [(&str, &str); 2] = [
@@ -19,11 +22,13 @@ const BUILT_IN: [(&str, &str); 2] = [
 #[serde(deny_unknown_fields)]
 pub struct Profile {
     /// `experiment bind`.
-    pub bind: BindProfile,
+    pub bind: Option<BindProfile>,
+    /// `experiment response`.
+    pub response: Option<ResponseProfile>,
 }
 
 /// What `experiment bind` measures.
-#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct BindProfile {
     /// Runs of each cell, at least 1.
@@ -35,7 +40,7 @@ pub struct BindProfile {
 }
 
 /// Methods, and the numbers of addresses at which each of them is measured.
-#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct BindSeries {
     /// The methods.
@@ -44,50 +49,176 @@ pub struct BindSeries {
     pub addresses: Vec<u64>,
 }
 
+/// What `experiment response` measures.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ResponseProfile {
+    /// How it goes through the rates.
+    pub way: Approach,
+    /// The rates.
+    pub rates: Rates,
+    /// Requests of one run, at least 1.
+    pub requests: u64,
+    /// Seconds that one run sends at most, positive: at low rates it has fewer requests then.
+    #[serde(default)]
+    pub seconds: Option<f64>,
+    /// Passes through the rates, at least 1.
+    pub runs: u32,
+    /// The mean response times that are asked for, in milliseconds, each larger than the one before.
+    pub thresholds_ms: Vec<f64>,
+    /// Replies to each request, 1 to 255.
+    pub replies: u8,
+    /// Bytes of payload in a request.
+    pub payload: usize,
+    /// Seconds that a server may need until it is ready, positive.
+    pub budget: f64,
+    /// Which servers.
+    pub series: Vec<ResponseSeries>,
+}
+
+/// The ways through the rates.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Approach {
+    /// Every rate.
+    Grid,
+    /// Halving: those rates that are needed to know the highest one for each threshold.
+    Bisect,
+}
+
+/// Rates from the lowest to the highest, each by the same factor larger than the one before.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Rates {
+    /// The lowest, in requests per second, at least 1.
+    pub from: u64,
+    /// The highest.
+    pub to: u64,
+    /// The factor, above 1: what a result is uncertain by.
+    pub step: f64,
+}
+
+/// Engines, and the numbers of addresses at which each of them is measured.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ResponseSeries {
+    /// The engines.
+    pub engines: Vec<EngineKind>,
+    /// How the addresses are made live.
+    pub bind: Method,
+    /// The numbers of addresses.
+    pub addresses: Vec<u64>,
+}
+
+/// No rate above this is tried: one core does not generate it.
+const MAX_RATE: u64 = 10_000_000;
+
+/// So many requests the ledger keeps books of: a byte each.
+const MAX_REQUESTS: u64 = 1_000_000_000;
+
 impl Profile {
     /// The profile of that name, or the one in the file of that name.
     ///
     /// # Errors
-    /// When there is neither, or it makes no sense, with the line that does not.
+    /// When there is neither, or it makes no sense: one line with the file, the key, and what is allowed.
     pub fn load(name: &str) -> Result<Self> {
         match BUILT_IN.iter().find(|(built_in, _)| *built_in == name) {
-            Some((_, text)) => Self::parse(text),
+            Some((_, text)) => Self::parse(text).with_context(|| format!("profile {name}")),
             None => {
                 let text = fs::read_to_string(Path::new(name)).with_context(|| {
                     format!("no profile '{name}': there are quick and paper, and files in TOML like bench/profiles/quick.toml")
                 })?;
-                Self::parse(&text).with_context(|| format!("profile {name}"))
+                Self::parse(&text).with_context(|| name.to_owned())
             }
         }
     }
 
+    /// What it says of `experiment bind`.
+    ///
+    /// # Errors
+    /// When it says nothing.
+    pub fn bind(self, name: &str) -> Result<BindProfile> {
+        self.bind
+            .with_context(|| format!("{name}: there is no table [bind], and 'experiment bind' needs one"))
+    }
+
+    /// What it says of `experiment response`.
+    ///
+    /// # Errors
+    /// When it says nothing.
+    pub fn response(self, name: &str) -> Result<ResponseProfile> {
+        self.response.with_context(|| {
+            format!("{name}: there is no table [response], and 'experiment response' needs one")
+        })
+    }
+
     fn parse(text: &str) -> Result<Self> {
-        let profile: Self = toml::from_str(text).map_err(|error| {
-            let line = error.span().map_or(1, |span| 1 + text[..span.start].matches('\n').count());
-            anyhow::anyhow!("line {line}: {}", error.message())
+        let at = |error: &toml::de::Error| {
+            error.span().map_or(1, |span| 1 + text[..span.start].matches('\n').count())
+        };
+        // One line, whatever TOML's own say.
+        let words = |error: &toml::de::Error| error.message().replace('\n', ", ");
+        let document = toml::Deserializer::parse(text)
+            .map_err(|error| anyhow!("line {}: {}", at(&error), words(&error)))?;
+        let profile: Self = serde_path_to_error::deserialize(document).map_err(|error| {
+            let (path, error) = (error.path().to_string(), error.into_inner());
+            let key = if path == "." { String::new() } else { format!("{path}: ") };
+            anyhow!("line {}: {key}{}", at(&error), words(&error))
         })?;
-        let bind = &profile.bind;
-        ensure!(bind.runs > 0, "bind.runs is 0: a cell has at least 1");
-        ensure!(bind.budget > 0.0, "bind.budget is {}: it is a time in seconds", bind.budget);
-        let addresses = bind.series.iter().flat_map(|series| &series.addresses);
         ensure!(
-            addresses.clone().all(|&count| count > 0),
-            "bind.series.addresses has a 0: there is at least 1"
+            profile.bind.is_some() || profile.response.is_some(),
+            "it has neither of the tables [bind] and [response]: there is nothing to measure"
         );
-        let methods = bind.series.iter().flat_map(|series| &series.methods);
-        ensure!(
-            methods.clone().all(|&method| method != Method::None),
-            "bind.series.methods has 'none', which binds nothing"
-        );
-        ensure!(
-            methods.count() > 0 && addresses.count() > 0,
-            "bind.series is empty: there is nothing to measure"
-        );
+        profile.bind.iter().try_for_each(BindProfile::check)?;
+        profile.response.iter().try_for_each(ResponseProfile::check)?;
         Ok(profile)
     }
 }
 
+/// Seconds, as a profile may have them.
+fn check_seconds(key: &str, seconds: f64) -> Result<()> {
+    ensure!(
+        seconds > 0.0 && seconds <= 1e6,
+        "{key} is {seconds}: allowed are seconds above 0, up to 1000000"
+    );
+    Ok(())
+}
+
+fn check_runs(key: &str, runs: u32) -> Result<()> {
+    ensure!((1..=1000).contains(&runs), "{key} is {runs}: allowed are 1 to 1000");
+    Ok(())
+}
+
+fn check_addresses<'a>(key: &str, mut addresses: impl Iterator<Item = &'a u64>) -> Result<()> {
+    ensure!(addresses.all(|&count| count > 0), "{key} has a 0: allowed is 1 and more");
+    Ok(())
+}
+
 impl BindProfile {
+    fn check(&self) -> Result<()> {
+        check_runs("bind.runs", self.runs)?;
+        check_seconds("bind.budget", self.budget)?;
+        check_addresses("bind.series.addresses", self.series.iter().flat_map(|series| &series.addresses))?;
+        ensure!(
+            self.series.iter().flat_map(|series| &series.methods).all(|&method| method != Method::None),
+            "bind.series.methods has 'none', which binds nothing: allowed are the other methods of --bind"
+        );
+        ensure!(
+            !self.cells().is_empty(),
+            "bind.series is empty: it needs methods and addresses, at least one of each"
+        );
+        Ok(())
+    }
+
+    /// The same with these methods alone.
+    #[must_use]
+    pub fn only(mut self, methods: &[Method]) -> Self {
+        for series in &mut self.series {
+            series.methods.retain(|method| methods.contains(method));
+        }
+        self
+    }
+
     /// The cells: each method and number once, smallest number first, and at one number in the order of the series.
     #[must_use]
     pub fn cells(&self) -> Vec<(Method, u64)> {
@@ -106,13 +237,108 @@ impl BindProfile {
     }
 }
 
+impl Rates {
+    /// All of them, in order.
+    #[must_use]
+    pub fn all(&self) -> Vec<u64> {
+        let exact = (0..).map(|power| self.from as f64 * self.step.powi(power));
+        let mut rates: Vec<_> = exact
+            .map(|rate| rate.round() as u64)
+            .take_while(|&rate| rate < self.to)
+            .chain([self.to])
+            .collect();
+        rates.dedup();
+        rates
+    }
+}
+
+impl ResponseProfile {
+    fn check(&self) -> Result<()> {
+        let Rates { from, to, step } = self.rates;
+        ensure!(
+            (1..=MAX_RATE).contains(&from),
+            "response.rates.from is {from}: allowed are 1 to {MAX_RATE} requests/s"
+        );
+        ensure!(
+            (from..=MAX_RATE).contains(&to),
+            "response.rates.to is {to}: allowed are {from} (response.rates.from) to {MAX_RATE} requests/s"
+        );
+        ensure!(
+            (1.001..=1000.0).contains(&step),
+            "response.rates.step is {step}: allowed are 1.001 to 1000, the factor from one rate to the next"
+        );
+        ensure!(
+            (1..=MAX_REQUESTS).contains(&self.requests),
+            "response.requests is {}: allowed are 1 to {MAX_REQUESTS}",
+            self.requests
+        );
+        self.seconds.iter().try_for_each(|&seconds| check_seconds("response.seconds", seconds))?;
+        check_runs("response.runs", self.runs)?;
+        let thresholds = &self.thresholds_ms;
+        ensure!(
+            !thresholds.is_empty()
+                && thresholds.iter().all(|&threshold| threshold > 0.0 && threshold.is_finite())
+                && thresholds.is_sorted_by(|a, b| a < b),
+            "response.thresholds_ms is {thresholds:?}: allowed are milliseconds above 0, at least one, each larger than the one before"
+        );
+        ensure!(self.replies > 0, "response.replies is 0: allowed are 1 to 255");
+        ensure!(
+            (MIN_PAYLOAD..=MAX_PAYLOAD).contains(&self.payload),
+            "response.payload is {}: allowed are {MIN_PAYLOAD} to {MAX_PAYLOAD} bytes",
+            self.payload
+        );
+        check_seconds("response.budget", self.budget)?;
+        check_addresses(
+            "response.series.addresses",
+            self.series.iter().flat_map(|series| &series.addresses),
+        )?;
+        let unable = self.cells().into_iter().find(|cell| !cell.engine.can(cell.bind));
+        if let Some(Cell { engine, bind, .. }) = unable {
+            return Err(anyhow!(
+                "response.series.bind is '{bind}', which engine '{engine}' cannot have: allowed is live-map for afxdp, and \
+                 the other methods for every engine"
+            ));
+        }
+        ensure!(
+            !self.cells().is_empty(),
+            "response.series is empty: it needs engines and addresses, at least one of each"
+        );
+        Ok(())
+    }
+
+    /// The servers: each once, smallest number of addresses first, and at one number in the order of the series.
+    #[must_use]
+    pub fn cells(&self) -> Vec<Cell> {
+        let mut cells = Vec::new();
+        for series in &self.series {
+            for &addresses in &series.addresses {
+                for &engine in &series.engines {
+                    let cell = Cell { engine, bind: series.bind, addresses };
+                    if !cells.contains(&cell) {
+                        cells.push(cell);
+                    }
+                }
+            }
+        }
+        cells.sort_by_key(|cell| cell.addresses); // stable
+        cells
+    }
+
+    /// Requests of a run at `rate`.
+    #[must_use]
+    pub fn requests_at(&self, rate: u64) -> u64 {
+        let most = self.seconds.map_or(f64::INFINITY, |seconds| (rate as f64 * seconds).ceil());
+        (self.requests as f64).min(most).max(1.0) as u64
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn the_built_in_ones_are_right() {
-        let paper = Profile::load("paper").unwrap().bind;
+        let paper = Profile::load("paper").unwrap().bind.unwrap();
         assert_eq!(paper.runs, 5);
         let cells = paper.cells();
         assert!(cells.is_sorted_by_key(|&(_, addresses)| addresses));
@@ -125,25 +351,86 @@ mod tests {
         assert!(
             cells.contains(&(Method::LiveMap, 10_000_000)) && !cells.contains(&(Method::Netlink, 1_000_000))
         );
-        assert!(Profile::load("quick").unwrap().bind.cells().contains(&(Method::LiveMap, 1_000_000)));
+        assert!(
+            Profile::load("quick").unwrap().bind.unwrap().cells().contains(&(Method::LiveMap, 1_000_000))
+        );
+    }
+
+    /// What is said of a built-in profile in which `from` is `to`.
+    fn error(built_in: usize, from: &str, to: &str) -> String {
+        let text = BUILT_IN[built_in].1;
+        assert!(text.contains(from), "{from}");
+        let error = format!("{:#}", Profile::parse(&text.replacen(from, to, 1)).unwrap_err());
+        assert_eq!(error.lines().count(), 1, "{error}");
+        error
     }
 
     #[test]
-    fn what_makes_no_sense_is_named() {
-        let error = |text: &str| format!("{:#}", Profile::parse(text).unwrap_err());
-        let series = "[[bind.series]]\nmethods = [\"netlink\"]\naddresses = [1]\n";
-        assert!(error(&format!("[bind]\nruns = 0\nbudget = 1\n{series}")).contains("bind.runs"));
-        assert!(error(&format!("[bind]\nruns = 1\nbudget = -1\n{series}")).contains("bind.budget"));
-        assert!(error("[bind]\nruns = 1\nbudget = 1\nseries = []\n").contains("nothing to measure"));
-        let zero = series.replace("[1]", "[1, 0]");
-        assert!(error(&format!("[bind]\nruns = 1\nbudget = 1\n{zero}")).contains("has a 0"));
-        let unknown = series.replace("netlink", "telepathy");
-        let said = error(&format!("[bind]\nruns = 1\nbudget = 1\n{unknown}"));
-        assert!(said.contains("line 5") && said.contains("telepathy"), "{said}");
-        assert!(error(&format!("[bind]\nruns = 1\nbudgets = 1\n{series}")).contains("budgets"));
+    fn what_makes_no_sense_is_named_with_what_is_allowed() {
+        for (from, to, words) in [
+            ("[bind]\nruns = 2", "[bind]\nruns = 0", "bind.runs is 0: allowed are 1 to"),
+            (
+                "[bind]\nruns = 2",
+                "[bind]\nrnus = 2",
+                "unknown field `rnus`, expected one of `runs`, `budget`",
+            ),
+            (
+                "[bind]\nruns = 2",
+                "[bind]\nruns = \"2\"",
+                "bind.runs: invalid type: string \"2\", expected u32",
+            ),
+            ("[bind]\nruns = 2", "[bind]\nruns = ", "line 4: "),
+            ("[bind]\nruns = 2", "[bind]", "missing field `runs`"),
+            ("budget = 2.0", "budget = -1", "bind.budget is -1: allowed are seconds above 0"),
+            ("addresses = [1,", "addresses = [0,", "bind.series.addresses has a 0"),
+            ("\"netlink\"", "\"telepathy\"", "unknown variant `telepathy`, expected one of `netlink`"),
+            ("\"netlink\"", "\"none\"", "bind.series.methods has 'none'"),
+            (
+                "way = \"bisect\"",
+                "way = \"guess\"",
+                "response.way: unknown variant `guess`, expected `grid` or `bisect`",
+            ),
+            ("replies = 10", "replies = 0", "response.replies is 0: allowed are 1 to 255"),
+            ("replies = 10", "replies = 256", "response.replies: invalid value: integer `256`"),
+            ("payload = 32", "payload = 1", "response.payload is 1: allowed are"),
+            ("thresholds_ms = [1, ", "thresholds_ms = [7, ", "response.thresholds_ms is [7.0, 5.0,"),
+            ("engines = [\"socket\"", "engines = [\"smoke\"", "unknown variant `smoke`"),
+        ] {
+            let said = error(0, from, to);
+            assert!(said.contains(words), "{to}: {said}");
+        }
+        let rates = |rates: &str| {
+            let text = BUILT_IN[0].1;
+            let line = text.lines().find(|line| line.starts_with("rates = ")).unwrap();
+            error(0, line, &format!("rates = {rates}"))
+        };
+        assert!(
+            rates("{ from = 0, to = 10, step = 2 }").contains("response.rates.from is 0: allowed are 1 to")
+        );
+        assert!(rates("{ from = 9, to = 0, step = 2 }").contains("response.rates.to is 0: allowed are 9"));
+        assert!(rates("{ from = 1, to = 9, step = 1 }").contains("response.rates.step is 1: allowed are"));
+        assert!(
+            Profile::parse("")
+                .unwrap_err()
+                .to_string()
+                .contains("neither of the tables [bind] and [response]")
+        );
         assert!(
             format!("{:#}", Profile::load("nowhere.toml").unwrap_err()).contains("there are quick and paper")
         );
+    }
+
+    #[test]
+    fn rates_go_from_the_lowest_to_the_highest() {
+        let rates = Rates { from: 1000, to: 5000, step: 2.0 };
+        assert_eq!(rates.all(), [1000, 2000, 4000, 5000]);
+        assert_eq!(Rates { to: 1000, ..rates }.all(), [1000]);
+        assert_eq!(Rates { from: 1, to: 4, step: 1.1 }.all(), [1, 2, 3, 4]); // no rate twice
+        let paper = Profile::load("paper").unwrap().response.unwrap();
+        let rates = paper.rates.all();
+        assert!(rates.first() == Some(&1900) && rates.last().is_some_and(|&highest| highest > 150_000));
+        assert_eq!((paper.requests_at(1900), paper.requests_at(150_000)), (250_000, 250_000));
+        assert_eq!(ResponseProfile { seconds: Some(0.5), ..paper }.requests_at(1900), 950);
     }
 
     #[test]

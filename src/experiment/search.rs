@@ -1,5 +1,7 @@
-//! The search for the highest rate that still holds: doubled until it fails, then halved in between. No I/O: what a trial
-//! is, is the caller's business.
+//! The search for the highest rate that still holds: on until it fails, then halved in between. No I/O: what a trial is, is
+//! the caller's business.
+
+use std::collections::BTreeMap;
 
 use anyhow::Result;
 
@@ -53,6 +55,50 @@ pub fn highest<T>(
     }
 }
 
+/// Looks, for each of `thresholds`, for the highest of `count` rates that holds, and tries only as many as that takes.
+///
+/// A trial is told which of the rates, and returns for each threshold whether it held. The lowest rate is always tried. No rate is
+/// tried twice: where a higher one held, a lower one that did not was disturbed. `guesses` is where to begin: what an earlier
+/// search found, or nothing.
+///
+/// # Errors
+/// Those of `trial`.
+pub fn bisect(
+    count: usize,
+    guesses: &[Option<usize>],
+    mut trial: impl FnMut(usize) -> Result<Vec<bool>>,
+) -> Result<Vec<Option<usize>>> {
+    let mut tried: BTreeMap<usize, Vec<bool>> = BTreeMap::new();
+    tried.insert(0, trial(0)?);
+    let mut found = Vec::new();
+    for (threshold, guess) in guesses.iter().enumerate() {
+        // Without a guess the first steps are as large as halving makes them.
+        let mut stride = if guess.is_some() { 1 } else { count.div_ceil(2) };
+        loop {
+            let held = tried.iter().rev().find(|(_, held)| held[threshold]).map(|(index, _)| *index);
+            let failed = tried.range(held.map_or(0, |held| held + 1)..).next().map(|(index, _)| *index);
+            let next = match (held, failed) {
+                (None, _) => break, // not even the lowest
+                (Some(held), Some(failed)) if failed == held + 1 => break,
+                (Some(held), None) if held + 1 >= count => break,
+                (Some(0), _) if guess.is_some_and(|guess| guess > 0 && !tried.contains_key(&guess)) => {
+                    guess.unwrap_or(1)
+                }
+                (Some(held), failed) => {
+                    // Beyond what held by a stride that doubles, but not past the middle of what is left.
+                    let end = failed.unwrap_or(count);
+                    let step = stride.min((end - held).div_ceil(2)).max(1);
+                    stride *= 2;
+                    held + step
+                }
+            };
+            tried.insert(next, trial(next)?);
+        }
+        found.push(tried.iter().rev().find(|(_, held)| held[threshold]).map(|(index, _)| *index));
+    }
+    Ok(found)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -71,6 +117,52 @@ mod tests {
             prop_assert!(rate <= limit && rate * RESOLUTION * 1.000_001 >= limit, "{rate} for {limit}");
             prop_assert!(trials < 400);
         }
+    }
+
+    proptest! {
+        #[test]
+        fn every_threshold_is_found_with_few_trials(
+            count in 1usize..200,
+            limits in proptest::collection::vec(0usize..220, 1..5),
+            guess in proptest::option::of(0usize..200),
+        ) {
+            let mut limits = limits;
+            limits.sort_unstable();
+            let guesses = vec![guess.filter(|guess| *guess < count); limits.len()];
+            let mut trials = Vec::new();
+            let found = bisect(count, &guesses, |index| {
+                prop_assert_index(index, count);
+                trials.push(index);
+                Ok(limits.iter().map(|&limit| index < limit).collect()) // rates 0 to limit - 1 hold
+            }).unwrap();
+            let expected: Vec<_> = limits.iter().map(|&limit| limit.min(count).checked_sub(1)).collect();
+            prop_assert_eq!(found, expected);
+            let all = trials.len();
+            trials.sort_unstable();
+            trials.dedup();
+            prop_assert_eq!(trials.len(), all, "a rate was tried twice");
+            // The lowest, one for each guess, and for each threshold there and back: twice a binary search at most.
+            let logarithm = count.next_power_of_two().trailing_zeros() as usize;
+            prop_assert!(all <= 1 + limits.len() * (2 * logarithm + 2), "{} trials for {} rates", all, count);
+        }
+    }
+
+    fn prop_assert_index(index: usize, count: usize) {
+        assert!(index < count, "rate {index} of {count}");
+    }
+
+    #[test]
+    fn a_good_guess_costs_two_trials_and_a_spoilt_one_is_overruled() {
+        let mut trials = 0;
+        let found = bisect(100, &[Some(60)], |index| {
+            trials += 1;
+            Ok(vec![index <= 60])
+        });
+        assert_eq!((found.unwrap(), trials), (vec![Some(60)], 3)); // with the lowest
+        // What holds at 80 holds at 60, whatever that trial said.
+        let found =
+            bisect(100, &[Some(60), Some(80)], |index| Ok(vec![index <= 80 && index != 60, index <= 80]));
+        assert_eq!(found.unwrap()[1], Some(80));
     }
 
     #[test]

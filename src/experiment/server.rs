@@ -1,37 +1,111 @@
-//! A server in a process of its own, started by the command line and read by its JSON lines.
+//! A server in a process of its own, here or on another machine: started by the command line, read by its JSON lines, and
+//! stopped by closing its input.
 
 use std::ffi::OsString;
 use std::io::{BufRead, BufReader, Read};
+use std::net::Ipv6Addr;
 use std::process::{Child, ChildStdin, Command, Stdio};
-use std::sync::mpsc::{self, Receiver};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, anyhow, bail, ensure};
+use anyhow::{Context, Result, bail, ensure};
 
-use crate::report::{Event, Ready, Stats};
+use crate::address::Prefix;
+use crate::bind::Interrupted;
+use crate::lab::{Lab, PREFIX_LENGTH, Side};
+use crate::report::{Cell, Event, Ready, Stats};
 
 /// A running `sixhop serve`. It ends when this is dropped, and when this process ends.
 pub struct ServerProcess {
+    process: Process,
+    ready: Ready,
+}
+
+struct Process {
     child: Child,
     /// The server stops when this closes.
     input: Option<ChildStdin>,
     events: Receiver<Event>,
-    ready: Ready,
 }
 
-/// Binding takes its time: the paper needed 216 s for 55,000 addresses.
-const START: Duration = Duration::from_secs(300);
+/// Whether to go on is asked this often while a server gets ready.
+const LOOK: Duration = Duration::from_millis(50);
 
-/// Taking them back as well.
-const STOP: Duration = Duration::from_secs(300);
+/// A server that was not ready in time.
+#[derive(Debug, thiserror::Error)]
+#[error("the server was not ready within {seconds} s")]
+pub struct TooLong {
+    seconds: f64,
+}
 
-impl ServerProcess {
-    /// Runs `command`, which is to print the JSON lines of `serve`, and waits until it is ready.
+/// Taking the addresses back takes its time.
+const STOP: Duration = Duration::from_secs(600);
+
+/// Where a server runs, and what it is called there.
+#[derive(Debug, Clone)]
+pub struct Host {
+    /// Words before the command by which it runs there: `ssh root@host`, `ip netns exec NAME`.
+    pub via: Vec<OsString>,
+    /// The program there.
+    pub program: OsString,
+    /// The interface there.
+    pub interface: String,
+    /// Prefix of the addresses.
+    pub prefix: Prefix,
+}
+
+/// What is asked of a server.
+#[derive(Debug, Clone)]
+pub struct Order {
+    /// Engine, binding, number of addresses.
+    pub cell: Cell,
+    /// Which addresses.
+    pub seed: u64,
+    /// Replies to each request.
+    pub replies: u8,
+    /// Which modes, and where: flags of `serve` as they are.
+    pub flags: Vec<OsString>,
+}
+
+impl Host {
+    /// The server's side of a lab.
     ///
     /// # Errors
-    /// What the server says on standard error, when it ends before that.
-    pub fn start(command: &[OsString]) -> Result<Self> {
+    /// When this program's own file cannot be found.
+    pub fn lab(lab: &Lab) -> Result<Self> {
+        let program = OsString::from(std::env::current_exe().context("cannot find this program's own file")?);
+        let enter = ["lab", "--name", lab.name(), "exec", "server", "--"].map(OsString::from);
+        let network = Side::Server.address().to_bits() >> PREFIX_LENGTH << PREFIX_LENGTH;
+        Ok(Self {
+            via: [vec![program.clone()], enter.to_vec()].concat(),
+            program,
+            interface: Side::Server.interface().to_owned(),
+            prefix: Prefix::new(Ipv6Addr::from_bits(network), PREFIX_LENGTH)?,
+        })
+    }
+
+    /// The command that runs the server.
+    fn command(&self, order: &Order) -> Vec<OsString> {
+        let Cell { engine, bind, addresses } = order.cell;
+        let serve = format!(
+            "serve --engine {engine} --interface {} --prefix {} --addresses {addresses} --seed {} --bind {bind} --replies {} \
+             --stop-on-eof --json",
+            self.interface, self.prefix, order.seed, order.replies,
+        );
+        let serve = serve.split(' ').map(OsString::from).collect();
+        [self.via.clone(), vec![self.program.clone()], serve, order.flags.clone()].concat()
+    }
+}
+
+impl ServerProcess {
+    /// Starts the server and waits until it is ready, for as long as `patience`.
+    ///
+    /// # Errors
+    /// What the server says on standard error, when it ends before that; when it takes too long, or `stop` is set.
+    pub fn start(host: &Host, order: &Order, patience: Duration, stop: &AtomicBool) -> Result<Self> {
+        let command = host.command(order);
         let (program, arguments) = command.split_first().context("no command")?;
         let mut child = Command::new(program)
             .args(arguments)
@@ -46,27 +120,25 @@ impl ServerProcess {
         // Ends with the server's output, or when nobody listens any more.
         thread::spawn(move || {
             for line in BufReader::new(output).lines().map_while(Result::ok) {
-                if serde_json::from_str(&line).is_ok_and(|event| sender.send(event).is_err()) {
+                if Event::parse(&line).is_ok_and(|event| sender.send(event).is_err()) {
                     break;
                 }
             }
         });
-        match events.recv_timeout(START) {
-            Ok(Event::Ready(ready)) => Ok(Self { child, input, events, ready }),
-            Ok(_) => bail!("the server did not say 'ready' first"),
-            Err(_) => {
-                drop(input);
-                let mut words = String::new();
-                if let Some(mut stderr) = child.stderr.take() {
-                    let _ = stderr.read_to_string(&mut words);
+        let give_up = Instant::now() + patience;
+        // Dropped by what goes wrong, it closes the server's input and waits for its end.
+        let mut process = Process { child, input, events };
+        loop {
+            match process.events.recv_timeout(LOOK) {
+                Ok(Event::Ready(ready)) => return Ok(Self { process, ready }),
+                Ok(_) => bail!("the server did not say 'ready' first"),
+                Err(RecvTimeoutError::Timeout) => {
+                    ensure!(!stop.load(Ordering::Relaxed), Interrupted);
+                    ensure!(Instant::now() < give_up, TooLong { seconds: patience.as_secs_f64() });
                 }
-                let _ = child.wait();
-                let words = words.trim().trim_start_matches("sixhop: ");
-                bail!(if words.is_empty() {
-                    "the server did not get ready".to_owned()
-                } else {
-                    words.to_owned()
-                })
+                Err(RecvTimeoutError::Disconnected) => {
+                    bail!(process.last_words("the server did not get ready"))
+                }
             }
         }
     }
@@ -80,22 +152,36 @@ impl ServerProcess {
     ///
     /// # Errors
     /// When it ended before, or badly.
-    pub fn stop(mut self) -> Result<Stats> {
-        self.input = None;
+    pub fn stop(self) -> Result<Stats> {
+        let mut process = self.process;
+        process.input = None;
         let totals = loop {
-            match self.events.recv_timeout(STOP) {
+            match process.events.recv_timeout(STOP) {
                 Ok(Event::Stopped(totals)) => break totals,
                 Ok(_) => {}
-                Err(_) => return Err(anyhow!("the server ended without its totals")),
+                Err(_) => bail!(process.last_words("the server ended without its totals")),
             }
         };
-        let status = self.child.wait().context("the server cannot be waited for")?;
+        let status = process.child.wait().context("the server cannot be waited for")?;
         ensure!(status.success(), "the server ended with {status}");
         Ok(totals)
     }
 }
 
-impl Drop for ServerProcess {
+impl Process {
+    /// What the server, which has ended, says of why.
+    fn last_words(&mut self, otherwise: &str) -> String {
+        self.input = None;
+        let mut words = String::new();
+        if let Some(mut stderr) = self.child.stderr.take() {
+            let _ = stderr.read_to_string(&mut words);
+        }
+        let words = words.trim().trim_start_matches("sixhop: ").replace('\n', "; ");
+        if words.is_empty() { otherwise.to_owned() } else { words }
+    }
+}
+
+impl Drop for Process {
     fn drop(&mut self) {
         self.input = None;
         // It stops by itself now; being waited for, it leaves no zombie behind.

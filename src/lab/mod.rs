@@ -27,12 +27,10 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
-use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
-use nix::mount::{MsFlags, mount};
-use nix::sched::{CloneFlags, unshare};
 use serde::Serialize;
 
+use crate::machine;
 use crate::netlink::{self, Address, AttachedProgram, Link, Socket};
 use crate::xdp::ethtool;
 use namespace::Namespace;
@@ -285,7 +283,7 @@ impl Lab {
         let (program, arguments) = command.split_first().context("no command to run: name one")?;
         self.enter(side)?;
         // Without it /sys/class/net would list the interfaces outside, but most commands do not look there.
-        let _ = mount_own_sys();
+        let _ = machine::mount_own_sys();
         let error = Command::new(program).args(arguments).exec();
         Err(anyhow!("cannot run {}: {error}", program.to_string_lossy()))
     }
@@ -489,15 +487,6 @@ fn configure(side: Side) -> Result<()> {
     let loopback = socket.link("lo")?;
     socket.set_up(loopback.index, true)?;
     socket.set_up(link.index, true)
-}
-
-/// Mounts a /sys that shows the network namespace of the calling thread, in a mount namespace of its own.
-fn mount_own_sys() -> Result<(), Errno> {
-    unshare(CloneFlags::CLONE_NEWNS)?;
-    // Slaves hear of a namespace that is removed outside, and do not keep it alive.
-    let slave = MsFlags::MS_SLAVE | MsFlags::MS_REC;
-    mount(None::<&str>, "/", None::<&str>, slave, None::<&str>)?;
-    mount(Some("sysfs"), "/sys", Some("sysfs"), MsFlags::empty(), None::<&str>)
 }
 
 #[cfg(test)]

@@ -17,6 +17,7 @@ use super::rings::RingTransport;
 use super::schedule::Schedule;
 use super::socket::SocketTransport;
 use crate::address::Pool;
+use crate::machine::Environment;
 use crate::netlink::{self, AttachMode, Link};
 use crate::report::LoadResult;
 use crate::xdp::CopyMode;
@@ -168,6 +169,7 @@ impl Way {
 pub struct Generator {
     transport: AnyTransport,
     config: LoadConfig,
+    link: Link,
 }
 
 enum AnyTransport {
@@ -182,11 +184,12 @@ impl Generator {
     /// When the server is not there, the flags make no sense, or the kernel does not give what is needed.
     pub fn open(config: LoadConfig) -> Result<Self> {
         let way = Way::find(&config)?;
+        let link = way.link.clone();
         let transport = match config.client {
             Client::Afxdp => AnyTransport::Rings(Box::new(RingTransport::open(way, &config)?)),
             Client::Socket => AnyTransport::Socket(Box::new(SocketTransport::open(way, &config)?)),
         };
-        Ok(Self { transport, config })
+        Ok(Self { transport, config, link })
     }
 
     /// How the client's program is attached, and how packets get into its rings: `Zero` only when all queues are. `None` where
@@ -196,6 +199,11 @@ impl Generator {
             AnyTransport::Rings(rings) => Some(rings.modes()),
             AnyTransport::Socket(_) => None,
         }
+    }
+
+    /// This machine, and the interface: what the calling thread, which is to run, has.
+    pub fn environment(&self) -> Environment {
+        Environment::of(&self.link)
     }
 
     /// Sends the requests of `run` and takes their replies. `show` is called now and then with the number sent,
@@ -212,6 +220,9 @@ impl Generator {
             AnyTransport::Socket(socket) => drive(&mut **socket, &self.config, run, stop, show),
         }?;
         (result.attach, result.copy) = modes.unzip();
+        if let AnyTransport::Rings(rings) = &self.transport {
+            result.rings = rings.sizes();
+        }
         Ok(result)
     }
 }
@@ -272,6 +283,8 @@ fn drive(
         achieved_rate: if sent == 0 { 0.0 } else { sent as f64 / seconds },
         attach: None,
         copy: None,
+        rings: None,
+        environment: None,
     })
 }
 

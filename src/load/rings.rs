@@ -13,8 +13,8 @@ use crate::address::Prefix;
 use crate::netlink::{self, AttachMode};
 use crate::wire::{self, Endpoints, Template};
 use crate::xdp::{
-    AttachRequest, Attachment, CopyMode, CopyRequest, Doorbell, Frame, Program, ProgramConfig, Rings, Socket,
-    SocketConfig, ethtool,
+    AttachRequest, Attachment, CopyMode, CopyRequest, Doorbell, Frame, Program, ProgramConfig, RingSizes,
+    Rings, Socket, SocketConfig, ethtool,
 };
 
 /// Frames of each queue. Ten replies to each request come back; these hold what comes while the generator is kept from its
@@ -85,6 +85,11 @@ impl RingTransport {
     pub fn modes(&self) -> (AttachMode, CopyMode) {
         let zero = self.queues.iter().all(|(_, socket)| socket.mode() == CopyMode::Zero);
         (self.attachment.mode(), if zero { CopyMode::Zero } else { CopyMode::Copy })
+    }
+
+    /// How large the rings of each queue are.
+    pub fn sizes(&self) -> Option<RingSizes> {
+        self.queues.first().map(|(_, socket)| socket.rings())
     }
 }
 

@@ -4,9 +4,12 @@
 //! Pure: numbers and their names come in, text goes out.
 
 pub mod bind;
+pub mod chart;
+pub mod page;
+pub mod response;
 mod results;
 
 pub use results::{
-    BindCell, BindOutcome, BindResult, BindSummary, Counters, EngineResult, Event, LoadResult, Percentiles,
-    Ready, Spread, Stats,
+    BindCell, BindOutcome, BindResult, BindSummary, Cell, Counters, EngineResult, Event, Experiment, Failed,
+    Limit, LoadResult, Percentiles, Plan, Ready, SCHEMA, Spread, Stats, Sustained, ThresholdSummary, Trial,
 };

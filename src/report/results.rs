@@ -3,16 +3,23 @@
 
 use std::collections::BTreeMap;
 
+use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, Serialize};
 
 use crate::bind::{Method, Phases};
 use crate::engine::{EngineKind, Modes};
+use crate::experiment::{BindProfile, ResponseProfile};
 use crate::load::{Client, Outcome};
+use crate::machine::Environment;
 use crate::netlink::AttachMode;
-use crate::xdp::{CopyMode, KernelCounters};
+use crate::xdp::{AttachRequest, CopyMode, CopyRequest, KernelCounters, RingSizes};
+
+/// Version of the schema, on every line as `schema`. It grows when a field goes or changes its meaning; new fields alone do not
+/// change it. Lines without one are from before it was counted.
+pub const SCHEMA: u32 = 1;
 
 /// One line of JSON output.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "event", rename_all = "lowercase")]
 pub enum Event {
     /// `serve`: every address is live and every ring armed.
@@ -26,17 +33,65 @@ pub enum Event {
     /// `bind`: every address is live.
     Live(Ready),
     /// `bind`: what it took to make them live and to take them back, at the end.
-    Bound(BindResult),
+    Bound(Box<BindResult>),
     /// `experiment bind`: what one run gave.
     Cell(BindCell),
     /// `experiment bind`: all runs of a method at a number of addresses, summed up.
     Summary(BindSummary),
     /// `compare`: what one engine sustained.
-    Engine(EngineResult),
+    Engine(Box<EngineResult>),
+    /// `experiment`: what was to be measured, and where. The first line of its file.
+    Experiment(Box<Experiment>),
+    /// `experiment response`: what one run gave. The server's own `ready` comes before those of it.
+    Trial(Trial),
+    /// `experiment response`: a server that could not be had.
+    Failed(Failed),
+    /// `experiment response`: which rate all runs sustained below a threshold.
+    Threshold(ThresholdSummary),
+}
+
+#[derive(Serialize, Deserialize)]
+struct Line {
+    #[serde(flatten)]
+    event: Event,
+    #[serde(default)]
+    schema: u32,
+}
+
+impl Event {
+    /// As a line, with its end.
+    ///
+    /// # Errors
+    /// When there is no memory for it.
+    pub fn to_line(&self) -> Result<String> {
+        let mut line = serde_json::to_string(&Line { event: self.clone(), schema: SCHEMA })?;
+        line.push('\n');
+        Ok(line)
+    }
+
+    /// From a line.
+    ///
+    /// # Errors
+    /// When it is none of these, or of a newer schema.
+    pub fn parse(line: &str) -> Result<Self> {
+        let version = serde_json::from_str::<Version>(line).context("not a line of JSON")?.schema;
+        ensure!(
+            version <= SCHEMA,
+            "schema {version} is newer than {SCHEMA}, which this sixhop knows: use a newer one"
+        );
+        Ok(serde_json::from_str::<Line>(line)?.event)
+    }
+}
+
+/// The one field that any schema has.
+#[derive(Deserialize)]
+struct Version {
+    #[serde(default)]
+    schema: u32,
 }
 
 /// What a server really got.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Ready {
     /// Which engine; `None` where only the addresses are held.
     pub engine: Option<EngineKind>,
@@ -65,6 +120,15 @@ pub struct Ready {
     pub kernel_memory: Option<u64>,
     /// Bytes of the list of them, which is all that this process keeps of each.
     pub list_memory: u64,
+    /// Where its XDP program was to run; `attach` is where it does.
+    #[serde(default)]
+    pub attach_asked: AttachRequest,
+    /// Which copy mode was asked for; `copy` is what was granted.
+    #[serde(default)]
+    pub copy_asked: CopyRequest,
+    /// The server's machine.
+    #[serde(default)]
+    pub environment: Environment,
     /// What the kernel granted.
     #[serde(flatten)]
     pub modes: Modes,
@@ -129,14 +193,9 @@ pub struct BindResult {
     pub bind_phases: Phases,
     /// What took how long when they were taken back.
     pub unbind_phases: Phases,
-    /// On which interface.
-    pub interface: String,
-    /// Its driver; empty where it says none.
-    pub driver: String,
-    /// The kernel's release.
-    pub kernel: String,
-    /// The processor's name.
-    pub cpu: String,
+    /// The machine, and the interface.
+    #[serde(default)]
+    pub environment: Environment,
 }
 
 /// One run of `experiment bind`.
@@ -157,7 +216,7 @@ pub struct BindCell {
 #[serde(rename_all = "lowercase")]
 pub enum BindOutcome {
     /// All addresses were live, and were taken back.
-    Bound(BindResult),
+    Bound(Box<BindResult>),
     /// It took longer than it may: there is no figure.
     Stopped {
         /// How many addresses were bound by then.
@@ -227,7 +286,7 @@ impl Spread {
 }
 
 /// Times of a run, from when a request was due.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Percentiles {
     /// Arithmetic mean of the exact times.
     pub mean_us: f64,
@@ -241,10 +300,14 @@ pub struct Percentiles {
     pub p999_us: f64,
     /// The slowest.
     pub max_us: f64,
+    /// All of them, in nanoseconds: hdrhistogram's V2 encoding, compressed, in base64, as its logs have it. Empty where there are
+    /// none.
+    #[serde(default)]
+    pub histogram: String,
 }
 
 /// What a load run measured.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct LoadResult {
     /// How it asked.
     pub client: Client,
@@ -263,10 +326,117 @@ pub struct LoadResult {
     pub attach: Option<AttachMode>,
     /// How packets get into and out of the client's rings; `None` where it has none.
     pub copy: Option<CopyMode>,
+    /// How large the client's rings are on each queue; `None` where it has none.
+    #[serde(default)]
+    pub rings: Option<RingSizes>,
+    /// The client's machine; left out where the file's first line has it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub environment: Option<Box<Environment>>,
+}
+
+/// What an experiment was to measure, and where.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Experiment {
+    /// What.
+    pub plan: Plan,
+    /// When it was begun (RFC 3339, UTC).
+    pub started: String,
+    /// The machine that measured; where a client asked, the client's.
+    pub environment: Environment,
+}
+
+/// What is to be measured.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Plan {
+    /// `experiment bind`.
+    Bind(BindProfile),
+    /// `experiment response`.
+    Response(ResponseProfile),
+}
+
+/// A server, as an experiment varies it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Cell {
+    /// Which engine.
+    pub engine: EngineKind,
+    /// How its addresses are made live.
+    pub bind: Method,
+    /// How many.
+    pub addresses: u64,
+}
+
+/// One run of `experiment response`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Trial {
+    /// The server.
+    #[serde(flatten)]
+    pub cell: Cell,
+    /// Which pass through the rates, from 1 on.
+    pub run: u32,
+    /// Requests per second.
+    pub rate: u64,
+    /// Share of the server's processors that was busy, 0 to 1; `None` where it is on another machine.
+    pub server_cpu: Option<f64>,
+    /// What the client measured.
+    pub load: LoadResult,
+}
+
+/// A server that could not be had.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Failed {
+    /// The server.
+    #[serde(flatten)]
+    pub cell: Cell,
+    /// What happened.
+    pub why: String,
+}
+
+/// Which rate a server sustained with a mean response time under a threshold.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ThresholdSummary {
+    /// The server.
+    #[serde(flatten)]
+    pub cell: Cell,
+    /// The mean time to the first reply is at most this.
+    pub threshold_ms: f64,
+    /// The highest rate of each pass that held.
+    pub runs: Vec<Sustained>,
+    /// Over those passes in which a rate held at all; `None` where in none did.
+    pub rate: Option<Spread>,
+    /// The limit that most of the passes met.
+    pub limit: Limit,
+    /// Runs that were made of this server, for all thresholds together; `grid_trials` would be all rates.
+    pub trials: usize,
+    /// Runs that the full grid has.
+    pub grid_trials: usize,
+}
+
+/// What a pass found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Sustained {
+    /// The highest rate that held, in requests per second; `None` where none did.
+    pub rate: Option<u64>,
+    /// Why no higher one did.
+    pub limit: Limit,
+}
+
+/// Why a rate is the highest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Limit {
+    /// At the next one the server was too slow.
+    Slow,
+    /// At the next one fewer than 90 % of the requests were answered.
+    Lost,
+    /// At the next one the generator was late: the server may be able to do more.
+    Generator,
+    /// There was no higher one to try: the server can do as much at least.
+    Highest,
 }
 
 /// What one engine sustained in a comparison.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct EngineResult {
     /// Which engine.
     pub engine: EngineKind,
@@ -310,10 +480,12 @@ pub struct EngineResult {
     pub client_attach: Option<AttachMode>,
     /// How packets got into the client's rings, as the kernel says.
     pub client_copy: Option<CopyMode>,
-    /// Where the receive work of the lab's veth pair is done.
-    pub napi: String,
-    /// The kernel's release.
-    pub kernel: String,
-    /// The processor's name.
-    pub cpu: String,
+    /// What the client measured at the sustained rate of each of `runs`.
+    pub sustained: Vec<LoadResult>,
+    /// What it measured at `half_rps`, as often.
+    pub half: Vec<LoadResult>,
+    /// What the server said of itself.
+    pub server: Ready,
+    /// The client's machine.
+    pub environment: Environment,
 }

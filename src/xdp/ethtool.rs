@@ -3,13 +3,24 @@
 use std::io;
 use std::os::fd::AsRawFd;
 
-use anyhow::{Result, anyhow};
+use anyhow::{Result, anyhow, ensure};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
 
 /// Commands of linux/ethtool.h.
+const ETHTOOL_GSET: u32 = 0x01;
 const ETHTOOL_GDRVINFO: u32 = 0x03;
+const ETHTOOL_GRINGPARAM: u32 = 0x10;
 const ETHTOOL_STXCSUM: u32 = 0x17;
+const ETHTOOL_GSTRINGS: u32 = 0x1b;
+const ETHTOOL_GSSET_INFO: u32 = 0x37;
+const ETHTOOL_GFEATURES: u32 = 0x3a;
 const ETHTOOL_GCHANNELS: u32 = 0x3c;
+
+/// The set of the names of offloads (ETH_SS_FEATURES).
+const FEATURES: u32 = 4;
+
+/// More offloads than any kernel knows: 65 in Linux 6.18. 32 to a block.
+const MAX_FEATURES: usize = 256;
 
 #[repr(C)]
 #[derive(Default)]
@@ -33,7 +44,76 @@ struct Channels {
 struct DriverInfo {
     command: u32,
     driver: [u8; 32],
-    rest: [u8; 160],
+    version: [u8; 32],
+    firmware: [u8; 32],
+    bus: [u8; 32],
+    rest: [u8; 64],
+}
+
+#[repr(C)]
+#[derive(Default)]
+struct LinkSettings {
+    command: u32,
+    modes: [u32; 2],
+    speed: u16,
+    details: [u8; 6],
+    coalescing: [u32; 2],
+    speed_high: u16,
+    rest: [u16; 7],
+}
+
+#[repr(C)]
+#[derive(Default)]
+struct RingParameters {
+    command: u32,
+    max: [u32; 4],
+    rx: u32,
+    rx_mini: u32,
+    rx_jumbo: u32,
+    tx: u32,
+}
+
+#[repr(C)]
+struct SetInfo {
+    command: u32,
+    reserved: u32,
+    mask: u64,
+    count: u32,
+}
+
+#[repr(C)]
+struct Strings {
+    command: u32,
+    set: u32,
+    count: u32,
+    data: [[u8; 32]; MAX_FEATURES],
+}
+
+#[repr(C)]
+struct Features {
+    command: u32,
+    blocks: u32,
+    data: [FeatureBlock; MAX_FEATURES / 32],
+}
+
+#[repr(C)]
+#[derive(Default, Clone, Copy)]
+struct FeatureBlock {
+    available: u32,
+    requested: u32,
+    active: u32,
+    never_changed: u32,
+}
+
+/// What a card says of itself; empty where it does not.
+#[derive(Debug, Clone, Default)]
+pub struct CardInfo {
+    /// Name of its driver.
+    pub driver: String,
+    /// Version of its firmware.
+    pub firmware: String,
+    /// Where it is plugged in.
+    pub bus: String,
 }
 
 /// How many receive queues of `interface` are in use: what an AF_XDP socket can be bound to. 1 where the driver has no
@@ -51,20 +131,80 @@ pub fn queues(interface: &str) -> Result<u32> {
     }
 }
 
+/// What the card behind `interface` says of itself.
+///
+/// # Errors
+/// When there is no such interface.
+pub fn card(interface: &str) -> Result<CardInfo> {
+    let mut info = DriverInfo {
+        command: ETHTOOL_GDRVINFO,
+        driver: [0; 32],
+        version: [0; 32],
+        firmware: [0; 32],
+        bus: [0; 32],
+        rest: [0; 64],
+    };
+    match ioctl(interface, &mut info) {
+        Ok(()) => {
+            Ok(CardInfo { driver: text(&info.driver), firmware: text(&info.firmware), bus: text(&info.bus) })
+        }
+        Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => Ok(CardInfo::default()),
+        Err(error) => Err(anyhow!("cannot ask {interface} for its driver: {error}")),
+    }
+}
+
 /// Name of the driver of `interface`; empty where it has none.
 ///
 /// # Errors
 /// When there is no such interface.
 pub fn driver(interface: &str) -> Result<String> {
-    let mut info = DriverInfo { command: ETHTOOL_GDRVINFO, driver: [0; 32], rest: [0; 160] };
-    match ioctl(interface, &mut info) {
-        Ok(()) => {
-            let name = info.driver.split(|&byte| byte == 0).next().unwrap_or_default();
-            Ok(String::from_utf8_lossy(name).into_owned())
-        }
-        Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => Ok(String::new()),
-        Err(error) => Err(anyhow!("cannot ask {interface} for its driver: {error}")),
-    }
+    Ok(card(interface)?.driver)
+}
+
+/// Speed of the link in Mbit/s, as the driver states it; `None` where it states none.
+pub fn speed(interface: &str) -> Option<u32> {
+    let mut settings = LinkSettings { command: ETHTOOL_GSET, ..Default::default() };
+    ioctl(interface, &mut settings).ok()?;
+    let speed = u32::from(settings.speed_high) << 16 | u32::from(settings.speed);
+    (speed != 0 && speed != u32::MAX).then_some(speed) // SPEED_UNKNOWN is -1
+}
+
+/// Descriptors in the card's own receive and transmit rings; `None` where the driver has none, or does not say.
+pub fn card_rings(interface: &str) -> Option<(u32, u32)> {
+    let mut rings = RingParameters { command: ETHTOOL_GRINGPARAM, ..Default::default() };
+    ioctl(interface, &mut rings).ok()?;
+    Some((rings.rx, rings.tx))
+}
+
+/// Names of the offloads that are switched on, as `ethtool -k` has them in detail.
+///
+/// # Errors
+/// When the kernel does not say.
+pub fn offloads(interface: &str) -> Result<Vec<String>> {
+    let cannot = |error| anyhow!("cannot ask {interface} for its offloads: {error}");
+    let mut info = SetInfo { command: ETHTOOL_GSSET_INFO, reserved: 0, mask: 1 << FEATURES, count: 0 };
+    ioctl(interface, &mut info).map_err(cannot)?;
+    ensure!(info.count as usize <= MAX_FEATURES, "{interface} has {} offloads, too many", info.count);
+    let mut names = Strings {
+        command: ETHTOOL_GSTRINGS,
+        set: FEATURES,
+        count: info.count,
+        data: [[0; 32]; MAX_FEATURES],
+    };
+    ioctl(interface, &mut names).map_err(cannot)?;
+    let mut features = Features {
+        command: ETHTOOL_GFEATURES,
+        blocks: (MAX_FEATURES / 32) as u32,
+        data: [FeatureBlock::default(); MAX_FEATURES / 32],
+    };
+    ioctl(interface, &mut features).map_err(cannot)?;
+    let is_on = |index: usize| features.data[index / 32].active & 1 << (index % 32) != 0;
+    let named = names.data.iter().take(info.count as usize).enumerate();
+    Ok(named.filter(|(index, _)| is_on(*index)).map(|(_, name)| text(name)).collect())
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes.split(|&byte| byte == 0).next().unwrap_or_default()).into_owned()
 }
 
 /// Has the kernel compute the checksums of what `interface` sends (`on` false), or leave them to the card. A veth leaves
@@ -108,5 +248,21 @@ mod tests {
         assert_eq!(queues("lo").unwrap(), 1);
         assert!(queues("no-such-if").is_err());
         assert!(driver("a-name-that-is-much-too-long").is_err());
+    }
+
+    #[test]
+    fn offloads_have_names_and_what_loopback_has_not_is_none() {
+        let offloads = offloads("lo").unwrap();
+        assert!(offloads.iter().any(|name| name == "loopback"), "{offloads:?}");
+        assert!(offloads.iter().all(|name| !name.is_empty()));
+        assert!(super::offloads("no-such-if").is_err());
+        assert_eq!((speed("lo"), card_rings("lo")), (None, None));
+    }
+
+    #[test]
+    fn structures_are_as_large_as_the_kernels() {
+        assert_eq!(size_of::<DriverInfo>(), 196);
+        assert_eq!(size_of::<LinkSettings>(), 44);
+        assert_eq!(size_of::<RingParameters>(), 36);
     }
 }

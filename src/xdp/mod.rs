@@ -20,5 +20,5 @@ pub use program::{
     AttachRequest, Attachment, LiveAddresses, Program, ProgramConfig, Verdict, VerdictSource, occupied,
 };
 pub use rings::{Census, Doorbell, Rings};
-pub use socket::{CopyMode, CopyRequest, CounterSource, KernelCounters, Socket, SocketConfig};
+pub use socket::{CopyMode, CopyRequest, CounterSource, KernelCounters, RingSizes, Socket, SocketConfig};
 pub use umem::{Frame, Packet, Umem};

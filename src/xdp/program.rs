@@ -1,5 +1,6 @@
 //! The steering program: loaded, told what is ours, attached by a link that goes when the process goes, and read out.
 
+use std::fmt;
 use std::io;
 use std::mem::MaybeUninit;
 use std::net::Ipv6Addr;
@@ -9,6 +10,7 @@ use std::sync::Once;
 use anyhow::{Context, Result, anyhow};
 use libbpf_rs::skel::{OpenSkel, SkelBuilder};
 use libbpf_rs::{MapCore, MapFlags, MapHandle};
+use serde::{Deserialize, Serialize};
 
 use super::memory::Memory;
 use crate::address::Prefix;
@@ -25,14 +27,26 @@ const XDP_FLAGS_SKB_MODE: u32 = 1 << 1;
 const XDP_FLAGS_DRV_MODE: u32 = 1 << 2;
 
 /// Where the program is to run.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
 pub enum AttachRequest {
     /// In the driver where it can, otherwise generic.
+    #[default]
     Auto,
     /// In the driver or an error.
     Native,
     /// In the kernel's generic hook, which every driver has, after a socket buffer was made.
     Generic,
+}
+
+impl fmt::Display for AttachRequest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Auto => "auto",
+            Self::Native => "native",
+            Self::Generic => "generic",
+        })
+    }
 }
 
 /// What the program did with a packet. One counter each, in the order of `enum verdict` in bpf/headers.h.

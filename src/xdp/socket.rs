@@ -40,14 +40,26 @@ impl fmt::Display for CopyMode {
 }
 
 /// Which copy mode to ask for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
 pub enum CopyRequest {
     /// Zero-copy where the driver grants it, otherwise copy.
+    #[default]
     Auto,
     /// Zero-copy or an error.
     Zero,
     /// Copy, even where zero-copy could be had.
     Copy,
+}
+
+impl fmt::Display for CopyRequest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Auto => "auto",
+            Self::Zero => "zero",
+            Self::Copy => "copy",
+        })
+    }
 }
 
 /// What to open.
@@ -71,11 +83,44 @@ pub struct SocketConfig<'a> {
     pub fill: u32,
 }
 
+/// How large the rings of a socket are, in descriptors.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RingSizes {
+    /// Frames in the UMEM.
+    pub frames: u32,
+    /// Bytes in a frame.
+    pub frame_size: u32,
+    /// The fill ring.
+    pub fill: u32,
+    /// The rx ring.
+    pub rx: u32,
+    /// The tx ring.
+    pub tx: u32,
+    /// The completion ring.
+    pub completion: u32,
+}
+
+impl SocketConfig<'_> {
+    /// What its rings are made as.
+    #[must_use]
+    pub fn rings(&self) -> RingSizes {
+        RingSizes {
+            frames: self.frames,
+            frame_size: self.frame_size,
+            fill: fill_ring(self.frames),
+            rx: self.frames,
+            tx: self.send_ring,
+            completion: self.send_ring,
+        }
+    }
+}
+
 /// A bound socket. Its rings are a value apart, so that one thread can work on them while another asks for statistics.
 #[derive(Debug)]
 pub struct Socket {
     fd: Arc<OwnedFd>,
     mode: CopyMode,
+    sizes: RingSizes,
 }
 
 /// Numbers that the kernel keeps for a socket (XDP_STATISTICS), since it was opened.
@@ -157,23 +202,23 @@ impl Socket {
         set_option(&fd, libc::XDP_UMEM_REG, &registration).context(
             "the kernel does not take the UMEM (is the locked-memory limit too low? see ulimit -l)",
         )?;
-        let fill_ring = fill_ring(config.frames);
+        let sizes = config.rings();
         for (ring, size) in [
-            (libc::XDP_UMEM_FILL_RING, fill_ring),
-            (libc::XDP_UMEM_COMPLETION_RING, config.send_ring),
-            (libc::XDP_RX_RING, config.frames),
-            (libc::XDP_TX_RING, config.send_ring),
+            (libc::XDP_UMEM_FILL_RING, sizes.fill),
+            (libc::XDP_UMEM_COMPLETION_RING, sizes.completion),
+            (libc::XDP_RX_RING, sizes.rx),
+            (libc::XDP_TX_RING, sizes.tx),
         ] {
             set_option(&fd, ring, &size).with_context(|| format!("the kernel refuses a ring of {size}"))?;
         }
 
         let offsets: libc::xdp_mmap_offsets =
             get_option(&fd, libc::XDP_MMAP_OFFSETS).context("cannot ask where the rings lie")?;
-        let send = config.send_ring;
-        let fill = producer(&fd, &offsets.fr, libc::XDP_UMEM_PGOFF_FILL_RING as i64, fill_ring)?;
-        let completion = consumer(&fd, &offsets.cr, libc::XDP_UMEM_PGOFF_COMPLETION_RING as i64, send)?;
-        let rx = consumer(&fd, &offsets.rx, libc::XDP_PGOFF_RX_RING, config.frames)?;
-        let tx = producer(&fd, &offsets.tx, libc::XDP_PGOFF_TX_RING, send)?;
+        let fill = producer(&fd, &offsets.fr, libc::XDP_UMEM_PGOFF_FILL_RING as i64, sizes.fill)?;
+        let place = libc::XDP_UMEM_PGOFF_COMPLETION_RING as i64;
+        let completion = consumer(&fd, &offsets.cr, place, sizes.completion)?;
+        let rx = consumer(&fd, &offsets.rx, libc::XDP_PGOFF_RX_RING, sizes.rx)?;
+        let tx = producer(&fd, &offsets.tx, libc::XDP_PGOFF_TX_RING, sizes.tx)?;
 
         let mut rings = Rings::new(umem, fill, rx, tx, completion);
         let mut frames = frames.into_iter();
@@ -191,12 +236,17 @@ impl Socket {
             get_option(&fd, libc::XDP_OPTIONS).context("cannot ask for the copy mode")?;
         let zero = options.flags & libc::XDP_OPTIONS_ZEROCOPY != 0;
         let mode = if zero { CopyMode::Zero } else { CopyMode::Copy };
-        Ok((Self { fd, mode }, rings, frames.collect()))
+        Ok((Self { fd, mode, sizes }, rings, frames.collect()))
     }
 
     /// The copy mode that the kernel says it uses (XDP_OPTIONS).
     pub fn mode(&self) -> CopyMode {
         self.mode
+    }
+
+    /// How large its rings are.
+    pub fn rings(&self) -> RingSizes {
+        self.sizes
     }
 
     /// A way to ask for the kernel's counters from another thread.

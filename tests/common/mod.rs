@@ -40,7 +40,15 @@ pub fn trial(name: &str, test: impl FnOnce() -> Result<()> + Send + 'static) -> 
 
 /// Runs the tests as the command line asks.
 pub fn main(trials: Vec<Trial>) -> ExitCode {
-    let arguments = Arguments::from_args();
+    run(Arguments::from_args(), trials)
+}
+
+/// The same for tests that would disturb each other.
+pub fn main_one_at_a_time(trials: Vec<Trial>) -> ExitCode {
+    run(Arguments { test_threads: Some(1), ..Arguments::from_args() }, trials)
+}
+
+fn run(arguments: Arguments, trials: Vec<Trial>) -> ExitCode {
     if root() && !arguments.list {
         sweep();
     }

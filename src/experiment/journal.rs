@@ -1,0 +1,251 @@
+//! The result file of an experiment: a line for each thing that was found, in order, written at once. An experiment that was
+//! stopped, however, and is started again gets from it what was found already, and goes on from there.
+
+use std::collections::VecDeque;
+use std::fs::{self, File, OpenOptions};
+use std::io::{ErrorKind, Write};
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
+
+use anyhow::{Context, Result, bail, ensure};
+
+use crate::machine::Environment;
+use crate::report::{Event, Experiment, Plan};
+
+/// Who is told of everything that is found, as it is.
+pub type Found<'a> = dyn FnMut(&Event) -> Result<()> + Send + 'a;
+
+/// What was found, and the file that has it.
+pub struct Journal<'a> {
+    /// Found by earlier runs, and not asked for yet.
+    recorded: VecDeque<Event>,
+    file: Option<(PathBuf, File)>,
+    events: Vec<Event>,
+    found: &'a mut Found<'a>,
+}
+
+impl<'a> Journal<'a> {
+    /// Begins the file, or goes on with it where it is one of the same plan on the same machine. Without a path nothing is
+    /// kept.
+    ///
+    /// # Errors
+    /// When the file cannot be written, or is of another plan, machine or sixhop.
+    pub fn open(
+        path: Option<&Path>,
+        plan: Plan,
+        environment: Environment,
+        found: &'a mut Found<'a>,
+    ) -> Result<Self> {
+        let started = humantime::format_rfc3339_seconds(SystemTime::now()).to_string();
+        let mut start = Experiment { plan, started, environment };
+        let Some(path) = path else {
+            let mut journal = Self { recorded: VecDeque::new(), file: None, events: Vec::new(), found };
+            journal.keep(begun(start))?;
+            return Ok(journal);
+        };
+        let name = path.display();
+        let text = match fs::read_to_string(path) {
+            Err(error) if error.kind() == ErrorKind::NotFound => String::new(),
+            text => text.with_context(|| format!("cannot read {name}"))?,
+        };
+        // A run that was killed may have left half a line.
+        let whole = text.rfind('\n').map_or(0, |end| end + 1);
+        let mut recorded = VecDeque::new();
+        let mut length = 0;
+        for (number, line) in text[..whole].lines().enumerate() {
+            let event = Event::parse(line).with_context(|| {
+                format!("{name}, line {}: not a result of sixhop: use another --out", number + 1)
+            })?;
+            if matches!(event, Event::Summary(_) | Event::Threshold(_)) {
+                break; // what follows from the lines before is made anew
+            }
+            length += line.len() + 1;
+            recorded.push_back(event);
+        }
+        match recorded.pop_front() {
+            None => {}
+            Some(Event::Experiment(before)) => {
+                if let Some(what) = difference(&before, &start) {
+                    bail!(
+                        "{name} is of another {what}: finish it as it was begun, remove it, or use another --out"
+                    );
+                }
+                start = *before;
+            }
+            Some(_) => bail!("{name} does not begin with what was to be measured: use another --out"),
+        }
+        let open = OpenOptions::new().create(true).append(true).open(path);
+        let file = open.with_context(|| {
+            format!("cannot write {name}: name a directory for --out that can be written")
+        })?;
+        file.set_len(length as u64).with_context(|| format!("cannot write {name}"))?;
+        let mut journal = Self { recorded, file: Some((path.to_owned(), file)), events: Vec::new(), found };
+        let first = begun(start);
+        if length == 0 {
+            journal.write(&first)?;
+        }
+        journal.keep(first)?;
+        Ok(journal)
+    }
+
+    /// The next thing: from the file where it is there, from `find` and into the file otherwise. `is_it` knows it from
+    /// others.
+    ///
+    /// # Errors
+    /// Those of `find`, when the file cannot be written, or has something else there.
+    pub fn next(
+        &mut self,
+        is_it: impl Fn(&Event) -> bool,
+        find: impl FnOnce() -> Result<Event>,
+    ) -> Result<&Event> {
+        let event = match self.recorded.pop_front() {
+            Some(event) => {
+                ensure!(is_it(&event), "{} has lines in another order: use another --out", self.name());
+                event
+            }
+            None => {
+                let event = find()?;
+                self.write(&event)?;
+                event
+            }
+        };
+        self.keep(event)?;
+        self.events.last().context("it was put there")
+    }
+
+    /// Adds what follows from the rest.
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub fn add(&mut self, event: Event) -> Result<()> {
+        self.write(&event)?;
+        self.keep(event)
+    }
+
+    fn keep(&mut self, event: Event) -> Result<()> {
+        (self.found)(&event)?;
+        self.events.push(event);
+        Ok(())
+    }
+
+    /// Whether the next thing is in the file.
+    pub fn is_replaying(&self) -> bool {
+        !self.recorded.is_empty()
+    }
+
+    /// All that was found so far.
+    pub fn events(&self) -> &[Event] {
+        &self.events
+    }
+
+    fn name(&self) -> String {
+        self.file.as_ref().map_or(String::new(), |(path, _)| path.display().to_string())
+    }
+
+    fn write(&mut self, event: &Event) -> Result<()> {
+        let Some((path, file)) = &mut self.file else { return Ok(()) };
+        // In one call: a run that is killed leaves whole lines, or half of the last.
+        file.write_all(event.to_line()?.as_bytes())
+            .with_context(|| format!("cannot write {}", path.display()))
+    }
+}
+
+fn begun(start: Experiment) -> Event {
+    Event::Experiment(Box::new(start))
+}
+
+/// In what the two differ that results must not be mixed of.
+fn difference(before: &Experiment, now: &Experiment) -> Option<String> {
+    let (was, is) = (&before.environment, &now.environment);
+    let changed =
+        |what: &str, was: &str, is: &str| (was != is).then(|| format!("{what} ({was:?}, not {is:?})"));
+    if before.plan != now.plan {
+        return Some("profile".to_owned());
+    }
+    changed("version of sixhop", &was.sixhop, &is.sixhop)
+        .or_else(|| changed("revision of sixhop", &was.revision, &is.revision))
+        .or_else(|| changed("kernel", &was.kernel, &is.kernel))
+        .or_else(|| changed("processor", &was.cpu, &is.cpu))
+        .or_else(|| changed("interface", &was.nic.interface, &is.nic.interface))
+        .or_else(|| (was.nic != is.nic).then(|| format!("setting of {}", is.nic.interface)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::bind::Method;
+    use crate::engine::EngineKind;
+    use crate::experiment::Profile;
+    use crate::report::{Cell, Failed};
+
+    fn plan() -> Plan {
+        Plan::Bind(Profile::load("quick").unwrap().bind.unwrap())
+    }
+
+    fn finding(addresses: u64) -> Event {
+        let cell = Cell { engine: EngineKind::Socket, bind: Method::Netlink, addresses };
+        Event::Failed(Failed { cell, why: "of a test".to_owned() })
+    }
+
+    fn open(path: &Path) -> Result<Journal<'static>> {
+        open_on(path, Environment::default())
+    }
+
+    fn open_on(path: &Path, environment: Environment) -> Result<Journal<'static>> {
+        Journal::open(Some(path), plan(), environment, Box::leak(Box::new(|_: &Event| Ok(()))))
+    }
+
+    /// Asks for the findings 1 to 3; `find` says whether one may be found rather than read.
+    fn ask(journal: &mut Journal, find: impl Fn(u64) -> bool) {
+        for number in 1..=3 {
+            let wanted = finding(number);
+            let found = journal.next(
+                |event| *event == wanted,
+                || {
+                    assert!(find(number), "{number} was there already");
+                    Ok(finding(number))
+                },
+            );
+            assert_eq!(*found.unwrap(), wanted);
+        }
+    }
+
+    #[test]
+    fn whatever_a_killed_run_left_the_next_one_ends_with_the_same_file() {
+        let directory = std::env::temp_dir().join(format!("sixhop-journal-{}", std::process::id()));
+        fs::create_dir_all(&directory).unwrap();
+        let path = directory.join("a.jsonl");
+        let mut whole = open(&path).unwrap();
+        ask(&mut whole, |_| true);
+        let text = fs::read_to_string(&path).unwrap();
+        for end in 0..=text.len() {
+            fs::write(&path, &text[..end]).unwrap();
+            let there = text[..end].matches('\n').count() as u64;
+            let mut journal = open(&path).unwrap();
+            assert_eq!(journal.is_replaying(), there > 1);
+            ask(&mut journal, |number| number >= there);
+            assert!(!journal.is_replaying());
+            let again = fs::read_to_string(&path).unwrap();
+            // The first line has the time at which it was begun.
+            if there > 0 {
+                assert_eq!(again, text);
+            } else {
+                assert_eq!(
+                    again.lines().skip(1).collect::<Vec<_>>(),
+                    text.lines().skip(1).collect::<Vec<_>>()
+                );
+            }
+        }
+        // What is not to be mixed is refused, and stays.
+        let other = Environment { kernel: "7".to_owned(), ..Environment::default() };
+        let error = open_on(&path, other).err().unwrap();
+        assert!(error.to_string().contains("is of another kernel (\"\", not \"7\")"), "{error}");
+        let mut journal = open(&path).unwrap();
+        let error = journal.next(|event| *event == finding(7), || unreachable!()).err().unwrap();
+        assert!(error.to_string().contains("another order"), "{error}");
+        fs::write(&path, "notes of mine\n").unwrap();
+        assert!(open(&path).err().unwrap().to_string().contains("line 1: not a result of sixhop"));
+        assert_eq!(fs::read_to_string(&path).unwrap(), "notes of mine\n");
+        fs::remove_dir_all(&directory).unwrap();
+    }
+}

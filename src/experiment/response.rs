@@ -1,0 +1,398 @@
+//! Figure 2: which request rate n addresses sustain while the mean response time stays under a threshold, for each engine.
+//!
+//! ```text
+//!   this process: generator, rates ═══ lab, or the network ═══ sixhop serve, a process here or on another machine
+//! ```
+//!
+//! Servers of the same number of addresses come one after the other, so that what else the machine does in the meantime disturbs
+//! the engines that are compared alike. In the lab each has fresh interfaces.
+
+use std::ffi::OsString;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, ensure};
+
+use super::journal::{Found, Journal};
+
+use super::only_one;
+use super::profile::{Approach, ResponseProfile};
+use super::search::bisect;
+use super::server::{Host, Order, ServerProcess};
+use crate::address::Pool;
+use crate::bind::Interrupted;
+use crate::lab::{Lab, Side};
+use crate::load::{Client, Generator, LoadConfig, Run};
+use crate::machine::{Environment, Ticks};
+use crate::netlink;
+use crate::report::response::{held, summarize};
+use crate::report::{Cell, Event, Failed, Plan, Trial};
+
+/// Where the experiment runs.
+#[derive(Debug, Clone)]
+pub enum Place {
+    /// In a lab of its own on this machine, the server on the first processor and the client on the last.
+    Lab,
+    /// The server where `host` says, the client here.
+    Elsewhere {
+        /// The server's side.
+        host: Host,
+        /// The client's interface.
+        interface: String,
+    },
+}
+
+/// How it is done.
+#[derive(Debug, Clone)]
+pub struct ResponseConfig {
+    /// What is measured.
+    pub profile: ResponseProfile,
+    /// Where.
+    pub place: Place,
+    /// How it is asked.
+    pub client: Client,
+    /// Flags of `serve` for every server.
+    pub flags: Vec<OsString>,
+}
+
+/// How far the experiment is.
+#[derive(Debug, Clone)]
+pub struct ResponseProgress {
+    /// Passes done, of all.
+    pub done: u64,
+    /// All passes: each server has as many as the profile says.
+    pub all: u64,
+    /// What is being done.
+    pub doing: String,
+    /// What the rest takes as it looks now.
+    pub left: Duration,
+}
+
+/// The addresses are those of this seed.
+const SEED: u64 = 1;
+
+/// UDP port of the service.
+const PORT: u16 = 3540;
+
+/// Runs the experiment, with `file` for its results, and returns them. `show` is told how far it is, `found` everything that goes
+/// into the file.
+///
+/// # Errors
+/// Without root, when another such experiment is running, when `stop` is set, or the file cannot be written. A server that cannot
+/// be had is no error but a result.
+pub fn response(
+    config: &ResponseConfig,
+    file: Option<&Path>,
+    stop: &AtomicBool,
+    show: &mut (dyn FnMut(ResponseProgress) + Send),
+    found: &mut Found<'_>,
+) -> Result<Vec<Event>> {
+    let _only = only_one("sixhop-response")?;
+    let plan = Plan::Response(config.profile.clone());
+    let mut progress = Passes::new(&config.profile, show);
+    match &config.place {
+        Place::Lab => {
+            let lab = Lab::named("sixhop-response")?;
+            let measured = on_lab(&lab, config, plan, file, stop, &mut progress, found);
+            let down = lab.down();
+            let journal = measured?;
+            down?;
+            finish(journal, &config.profile)
+        }
+        Place::Elsewhere { host, interface } => {
+            let environment = pinned(|| Ok(Environment::of(&netlink::link(interface)?)))?;
+            let mut journal = Journal::open(file, plan, environment, found)?;
+            for cell in config.profile.cells() {
+                let bench = Bench { config, host, interface, cell, here: false, stop };
+                thread::scope(|scope| {
+                    let worker = scope.spawn(|| bench.measure(&mut journal, &mut progress));
+                    worker.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+                })?;
+            }
+            finish(journal, &config.profile)
+        }
+    }
+}
+
+/// What `work` returns on a thread that is pinned as the generator's is.
+fn pinned<T: Send>(work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+    thread::scope(|scope| {
+        let worker = scope.spawn(|| {
+            pin_to_last();
+            work()
+        });
+        worker.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    })
+}
+
+fn on_lab<'a>(
+    lab: &Lab,
+    config: &ResponseConfig,
+    plan: Plan,
+    file: Option<&Path>,
+    stop: &AtomicBool,
+    progress: &mut Passes,
+    found: &'a mut Found<'a>,
+) -> Result<Journal<'a>> {
+    let host = Host::lab(lab)?;
+    let interface = Side::Client.interface();
+    let fresh = || {
+        lab.down()?;
+        lab.up(1)
+    };
+    fresh()?;
+    let environment = lab.run_in(Side::Client, || {
+        pin_to_last();
+        Ok(Environment::of(&netlink::link(interface)?))
+    })?;
+    let mut journal = Journal::open(file, plan, environment, found)?;
+    for cell in config.profile.cells() {
+        fresh()?;
+        lab.run_in(Side::Client, || {
+            let bench = Bench { config, host: &host, interface, cell, here: true, stop };
+            bench.measure(&mut journal, progress)
+        })?;
+    }
+    Ok(journal)
+}
+
+/// Adds what follows from the runs.
+fn finish(mut journal: Journal, profile: &ResponseProfile) -> Result<Vec<Event>> {
+    for summary in summarize(profile, journal.events()) {
+        journal.add(Event::Threshold(summary))?;
+    }
+    Ok(journal.events().to_vec())
+}
+
+/// Pins the calling thread to the last processor that it may use.
+fn pin_to_last() {
+    if let Some(last) = core_affinity::get_core_ids().and_then(|cores| cores.last().copied()) {
+        core_affinity::set_for_current(last);
+    }
+}
+
+/// One server, and who asks it: on a thread of its own.
+struct Bench<'a> {
+    config: &'a ResponseConfig,
+    host: &'a Host,
+    interface: &'a str,
+    cell: Cell,
+    /// Whether the server is on this machine.
+    here: bool,
+    stop: &'a AtomicBool,
+}
+
+/// A server that runs, and the generator that asks it.
+struct Pair {
+    server: ServerProcess,
+    generator: Generator,
+}
+
+impl Bench<'_> {
+    fn measure(&self, journal: &mut Journal, progress: &mut Passes) -> Result<()> {
+        let profile = &self.config.profile;
+        let runs = u64::from(profile.runs);
+        if let Some(why) = self.smaller_failed(journal.events()) {
+            let failed = Event::Failed(Failed { cell: self.cell, why });
+            journal.next(|event| *event == failed, || Ok(failed.clone()))?;
+            progress.skip(runs);
+            return Ok(());
+        }
+        progress.doing(format!("{}: binding", describe(self.cell)));
+        let mut pair = None;
+        let is_server = |event: &Event| match event {
+            Event::Ready(ready) => {
+                ready.engine == Some(self.cell.engine)
+                    && (ready.bind, ready.addresses) == (self.cell.bind, self.cell.addresses)
+            }
+            Event::Failed(failed) => failed.cell == self.cell,
+            _ => false,
+        };
+        let ready = journal.next(is_server, || match self.start() {
+            Ok(started) => {
+                let ready = Event::Ready(started.ready().clone());
+                pair = Some(started);
+                Ok(ready)
+            }
+            Err(error) if error.is::<Interrupted>() => Err(error),
+            Err(error) => Ok(Event::Failed(Failed { cell: self.cell, why: format!("{error:#}") })),
+        })?;
+        let Event::Ready(ready) = ready.clone() else {
+            progress.skip(runs);
+            return Ok(());
+        };
+        let mut pair = match pair {
+            Some(server) => Some(self.ask(server)?),
+            None => None,
+        };
+        let rates = profile.rates.all();
+        let mut guesses = vec![None; profile.thresholds_ms.len()];
+        for run in 1..=profile.runs {
+            let replayed = journal.is_replaying();
+            let mut trial = |index: usize| {
+                let rate = rates[index];
+                progress.doing(format!("{}, run {run} of {}: {rate}/s", describe(self.cell), profile.runs));
+                let is_it = |event: &Event| {
+                    matches!(event, Event::Trial(trial)
+                        if (trial.cell, trial.run, trial.rate) == (self.cell, run, rate))
+                };
+                let found = journal.next(is_it, || {
+                    let pair = match &mut pair {
+                        Some(pair) => pair,
+                        // The runs before are of an earlier server: this one must be the same.
+                        None => {
+                            let server = self.start()?;
+                            ensure!(
+                                server.ready().modes == ready.modes,
+                                "the server did not get the modes that it had before the interruption: use another --out"
+                            );
+                            pair.insert(self.ask(server)?)
+                        }
+                    };
+                    self.trial(pair, run, rate)
+                })?;
+                let Event::Trial(trial) = found else { return Ok(vec![]) };
+                Ok(profile.thresholds_ms.iter().map(|&threshold| held(trial, threshold).is_none()).collect())
+            };
+            match profile.way {
+                Approach::Bisect => guesses = bisect(rates.len(), &guesses, trial)?,
+                Approach::Grid => {
+                    for index in 0..rates.len() {
+                        trial(index)?;
+                    }
+                }
+            }
+            if replayed {
+                progress.skip(1);
+            } else {
+                progress.pass();
+            }
+        }
+        if let Some(Pair { server, generator }) = pair {
+            drop(generator);
+            let counters = server.stop()?.counters;
+            let (lost, invalid) = (counters.frames_lost, counters.invalid);
+            ensure!(
+                lost + invalid == 0,
+                "{} lost {lost} frames and met {invalid} descriptors that make no sense: its figures are not to be trusted",
+                self.cell.engine
+            );
+        }
+        Ok(())
+    }
+
+    /// Why it need not be tried with this many addresses, since it could not be had with fewer.
+    fn smaller_failed(&self, events: &[Event]) -> Option<String> {
+        let of_addresses = |event: &Event| match event {
+            Event::Failed(Failed { cell, why })
+                if (cell.engine, cell.bind) == (self.cell.engine, self.cell.bind)
+                    && cell.addresses < self.cell.addresses =>
+            {
+                Some((cell.addresses, why.clone()))
+            }
+            _ => None,
+        };
+        let (addresses, why) = events.iter().find_map(of_addresses)?;
+        let already = why.starts_with("not tried");
+        Some(if already { why } else { format!("not tried: with {addresses} addresses, {why}") })
+    }
+
+    fn start(&self) -> Result<ServerProcess> {
+        let profile = &self.config.profile;
+        let order =
+            Order { cell: self.cell, seed: SEED, replies: profile.replies, flags: self.config.flags.clone() };
+        ServerProcess::start(self.host, &order, Duration::from_secs_f64(profile.budget), self.stop)
+    }
+
+    /// Opens a generator for `server` on this thread, and warms both up. Only now is the thread pinned: a server that it starts
+    /// would inherit that.
+    fn ask(&self, server: ServerProcess) -> Result<Pair> {
+        pin_to_last();
+        let profile = &self.config.profile;
+        let mut generator = Generator::open(LoadConfig {
+            client: self.config.client,
+            interface: self.interface.to_owned(),
+            pool: Pool::new(self.host.prefix, self.cell.addresses, SEED)?,
+            port: PORT,
+            replies: profile.replies,
+            payload: profile.payload,
+        })?;
+        // Caches, branch predictors and the neighbour table before anything is counted.
+        let rate = profile.rates.from;
+        let requests = profile.requests_at(rate).min(WARM_UP);
+        generator.run(Run { rate: rate as f64, requests }, self.stop, |_| {})?;
+        Ok(Pair { server, generator })
+    }
+
+    fn trial(&self, pair: &mut Pair, run: u32, rate: u64) -> Result<Event> {
+        let requests = self.config.profile.requests_at(rate);
+        let cores = if self.here { pair.server.ready().modes.cores.as_slice() } else { &[] };
+        let before = Ticks::of(cores)?;
+        let mut after = before;
+        let load = pair.generator.run(Run { rate: rate as f64, requests }, self.stop, |sent| {
+            // Up to the last request, not through the wait for what is lost; and not while there is something to send.
+            if let (true, Ok(ticks)) = (sent == requests, Ticks::of(cores)) {
+                after = ticks;
+            }
+        })?;
+        ensure!(!self.stop.load(Ordering::Relaxed), Interrupted);
+        let server_cpu = self.here.then(|| after.busy_since(before));
+        Ok(Event::Trial(Trial { cell: self.cell, run, rate, server_cpu, load }))
+    }
+}
+
+/// Requests before anything is counted.
+const WARM_UP: u64 = 2000;
+
+fn describe(Cell { engine, bind, addresses }: Cell) -> String {
+    format!("{engine}, {bind}, {addresses} address{}", if addresses == 1 { "" } else { "es" })
+}
+
+/// Where the passes are, and what the rest takes.
+struct Passes<'a> {
+    show: &'a mut (dyn FnMut(ResponseProgress) + Send),
+    done: u64,
+    all: u64,
+    /// Those that were really made, and since when.
+    made: u64,
+    began: Instant,
+    /// What one takes as long as none was made.
+    guess: Duration,
+}
+
+impl<'a> Passes<'a> {
+    fn new(profile: &ResponseProfile, show: &'a mut (dyn FnMut(ResponseProgress) + Send)) -> Self {
+        let rates = profile.rates.all();
+        let seconds = |rate: u64| profile.requests_at(rate) as f64 / rate as f64 + 0.2;
+        let guess: f64 = match profile.way {
+            Approach::Grid => rates.iter().copied().map(seconds).sum(),
+            // Halving looks at some ten of them, in the middle.
+            Approach::Bisect => 10.0 * rates.get(rates.len() / 2).copied().map_or(1.0, seconds),
+        };
+        let all = profile.cells().len() as u64 * u64::from(profile.runs);
+        Self { show, done: 0, all, made: 0, began: Instant::now(), guess: Duration::from_secs_f64(guess) }
+    }
+
+    fn doing(&mut self, doing: String) {
+        let each = match u32::try_from(self.made) {
+            Ok(made) if made > 0 => self.began.elapsed() / made,
+            _ => self.guess,
+        };
+        let left = each.saturating_mul(u32::try_from(self.all - self.done).unwrap_or(u32::MAX));
+        (self.show)(ResponseProgress { done: self.done, all: self.all, doing, left });
+    }
+
+    fn pass(&mut self) {
+        self.done += 1;
+        self.made += 1;
+    }
+
+    fn skip(&mut self, passes: u64) {
+        self.done += passes;
+        if self.made == 0 {
+            self.began = Instant::now();
+        }
+    }
+}

@@ -1,0 +1,248 @@
+//! WHAT THIS MACHINE IS, and what its processors did: read from /proc, /sys and the driver, changes nothing but what the thread
+//! that reads it sees of /sys.
+
+use std::fs;
+use std::path::Path;
+use std::thread;
+
+use anyhow::{Context, Result};
+use nix::errno::Errno;
+use nix::mount::{MsFlags, mount};
+use nix::sched::{CloneFlags, unshare};
+use serde::{Deserialize, Serialize};
+
+use crate::netlink::Link;
+use crate::xdp::ethtool;
+
+/// What is needed to doubt a figure: on what, and by what, it was measured. `None` and empty stand for what the machine does not
+/// say.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Environment {
+    /// Version of sixhop.
+    pub sixhop: String,
+    /// Git revision of its source; ends in `-dirty` where the source was changed since.
+    pub revision: String,
+    /// The command line.
+    pub command: Vec<String>,
+    /// The kernel's release.
+    pub kernel: String,
+    /// The processor's name.
+    pub cpu: String,
+    /// How many processors there are.
+    pub processors: usize,
+    /// Those that the thread may use which did the work; for a server, its [`Modes`](crate::engine::Modes) say more.
+    pub cores: Vec<usize>,
+    /// Who sets the frequency of the first of those, and how.
+    pub governor: Option<String>,
+    /// The network interface.
+    pub nic: Nic,
+}
+
+/// A network interface, as it was set when it was measured.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Nic {
+    /// Its name.
+    pub interface: String,
+    /// Its driver.
+    pub driver: String,
+    /// PCI identity of the card, vendor and device, as in `8086:153a`.
+    pub device: Option<String>,
+    /// Where it is plugged in.
+    pub bus: String,
+    /// Version of its firmware.
+    pub firmware: String,
+    /// Speed of the link in Mbit/s, as the driver states it. A veth states 10,000, and has none.
+    pub speed_mbps: Option<u32>,
+    /// Largest packet without the Ethernet header, in bytes.
+    pub mtu: u32,
+    /// Receive queues in use.
+    pub queues: u32,
+    /// Descriptors in the card's own receive and transmit rings.
+    pub rings: Option<(u32, u32)>,
+    /// The offloads that are switched on, by the kernel's names.
+    pub offloads: Vec<String>,
+    /// Where and when the kernel takes what has come.
+    pub napi: Napi,
+}
+
+/// The NAPI arrangement of an interface (Documentation/networking/napi.rst).
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Napi {
+    /// Whether a kernel thread does it, rather than a softirq on the processor that took the interrupt. With a veth pair that is
+    /// the sender's.
+    pub threaded: Option<bool>,
+    /// Nanoseconds that it waits for more.
+    pub gro_flush_timeout_ns: Option<u64>,
+    /// How often it polls in vain before it arms the interrupt again.
+    pub defer_hard_irqs: Option<u32>,
+}
+
+impl Nic {
+    /// Where the kernel does the receive work of this interface, in words.
+    #[must_use]
+    pub fn receive_work(&self) -> &'static str {
+        match (self.napi.threaded, self.driver.as_str()) {
+            (Some(true), _) => "in a kernel thread",
+            (Some(false), "veth") => "in the sender's context",
+            (Some(false), _) => "in softirqs",
+            (None, _) => "somewhere",
+        }
+    }
+}
+
+impl Environment {
+    /// That of this process, and of the calling thread, which works on `link` in its namespace.
+    #[must_use]
+    pub fn of(link: &Link) -> Self {
+        let cores = allowed();
+        let own_sys = |read: &(dyn Fn() -> (Nic, Option<String>) + Sync)| {
+            thread::scope(|scope| {
+                let reader = scope.spawn(|| {
+                    // Where that is not allowed, /sys may show another namespace: `nic` looks.
+                    let _ = mount_own_sys();
+                    read()
+                });
+                reader.join().unwrap_or_default()
+            })
+        };
+        let (nic, governor) = own_sys(&|| (nic(link), cores.first().and_then(|core| governor(*core))));
+        Self {
+            sixhop: env!("CARGO_PKG_VERSION").to_owned(),
+            revision: env!("SIXHOP_REVISION").to_owned(),
+            command: std::env::args_os().map(|word| word.to_string_lossy().into_owned()).collect(),
+            kernel: file("/proc/sys/kernel/osrelease").unwrap_or_default(),
+            cpu: processor(&fs::read_to_string("/proc/cpuinfo").unwrap_or_default()),
+            processors: thread::available_parallelism().map_or(0, usize::from).max(cores.len()),
+            cores,
+            governor,
+            nic,
+        }
+    }
+}
+
+/// The processors that the calling thread may use.
+fn allowed() -> Vec<usize> {
+    core_affinity::get_core_ids().unwrap_or_default().iter().map(|core| core.id).collect()
+}
+
+fn nic(link: &Link) -> Nic {
+    let name = &link.name;
+    let card = ethtool::card(name).unwrap_or_default();
+    let directory = Path::new("/sys/class/net").join(name);
+    let is_ours = file(directory.join("ifindex")).is_some_and(|index| index == link.index.to_string());
+    let setting = |path: &str| file(directory.join(path)).filter(|_| is_ours);
+    let id = |path: &str| setting(path).map(|id| id.trim_start_matches("0x").to_owned());
+    Nic {
+        interface: name.clone(),
+        driver: card.driver,
+        device: id("device/vendor")
+            .zip(id("device/device"))
+            .map(|(vendor, device)| format!("{vendor}:{device}")),
+        bus: card.bus,
+        firmware: card.firmware,
+        speed_mbps: ethtool::speed(name),
+        mtu: link.mtu,
+        queues: ethtool::queues(name).unwrap_or(0),
+        rings: ethtool::card_rings(name),
+        offloads: ethtool::offloads(name).unwrap_or_default(),
+        napi: Napi {
+            threaded: setting("threaded").map(|value| value != "0"),
+            gro_flush_timeout_ns: setting("gro_flush_timeout").and_then(|value| value.parse().ok()),
+            defer_hard_irqs: setting("napi_defer_hard_irqs").and_then(|value| value.parse().ok()),
+        },
+    }
+}
+
+fn governor(core: usize) -> Option<String> {
+    file(format!("/sys/devices/system/cpu/cpu{core}/cpufreq/scaling_governor"))
+}
+
+/// The processor's name; empty where the kernel does not tell it.
+fn processor(info: &str) -> String {
+    let name = info.lines().find_map(|line| line.strip_prefix("model name")?.split_once(':'));
+    name.map_or(String::new(), |(_, name)| name.trim().to_owned())
+}
+
+fn file(path: impl AsRef<Path>) -> Option<String> {
+    Some(fs::read_to_string(path).ok()?.trim().to_owned())
+}
+
+/// Gives the calling thread, and the processes that it starts, a /sys that shows the interfaces of its network namespace.
+pub(crate) fn mount_own_sys() -> Result<(), Errno> {
+    unshare(CloneFlags::CLONE_NEWNS)?;
+    // Slaves hear of a namespace that is removed outside, and do not keep it alive.
+    let slave = MsFlags::MS_SLAVE | MsFlags::MS_REC;
+    mount(None::<&str>, "/", None::<&str>, slave, None::<&str>)?;
+    mount(Some("sysfs"), "/sys", Some("sysfs"), MsFlags::empty(), None::<&str>)
+}
+
+/// What some processors have done since the machine was started, in ticks (10 ms as a rule).
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Ticks {
+    busy: u64,
+    all: u64,
+}
+
+impl Ticks {
+    /// The counts of `cores` now, added up.
+    ///
+    /// # Errors
+    /// When /proc is not mounted.
+    pub fn of(cores: &[usize]) -> Result<Self> {
+        let stat = fs::read_to_string("/proc/stat").context("cannot read /proc/stat")?;
+        Ok(Self::parse(&stat, cores))
+    }
+
+    fn parse(stat: &str, cores: &[usize]) -> Self {
+        let mut sum = Self::default();
+        for line in stat.lines() {
+            let mut fields = line.split_ascii_whitespace();
+            let core = fields.next().and_then(|name| name.strip_prefix("cpu")?.parse().ok());
+            if !core.is_some_and(|core| cores.contains(&core)) {
+                continue;
+            }
+            // proc_stat(5): user, nice, system, idle, iowait, irq, softirq, steal; guest time is within user time. Stolen
+            // time was neither ours nor idle: it is left out of both.
+            let ticks: Vec<u64> = fields.map_while(|field| field.parse().ok()).collect();
+            let at = |index: usize| ticks.get(index).copied().unwrap_or(0);
+            let busy = at(0) + at(1) + at(2) + at(5) + at(6);
+            sum.busy += busy;
+            sum.all += busy + at(3) + at(4);
+        }
+        sum
+    }
+
+    /// Share of the time since `before` that was busy, 0 to 1.
+    pub fn busy_since(self, before: Self) -> f64 {
+        let all = self.all.saturating_sub(before.all);
+        if all == 0 { 0.0 } else { self.busy.saturating_sub(before.busy) as f64 / all as f64 }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_environment_says_what_it_is_of() {
+        let loopback = crate::netlink::link("lo").unwrap();
+        let environment = Environment::of(&loopback);
+        assert_eq!(environment.nic.interface, "lo");
+        assert!(!environment.kernel.is_empty() && !environment.cores.is_empty());
+        assert!(environment.processors >= environment.cores.len());
+        assert_eq!(environment.command.len(), std::env::args_os().count());
+        assert_eq!(processor("flags\t: x\nmodel name\t: A B\nmodel name\t: C\n"), "A B");
+        let text = serde_json::to_string(&environment).unwrap();
+        assert_eq!(serde_json::from_str::<Environment>(&text).unwrap(), environment);
+    }
+
+    #[test]
+    fn only_the_named_processors_count_and_stolen_time_does_not() {
+        let stat =
+            "cpu  9 9 9 9 9 9 9 9 0 0\ncpu0 10 0 20 60 10 0 0 500 0 0\ncpu1 5 0 0 95 0 0 0 0 0 0\nintr 1 2\n";
+        let zero = Ticks::default();
+        assert_eq!(Ticks::parse(stat, &[0]).busy_since(zero), 0.3);
+        assert_eq!(Ticks::parse(stat, &[0, 1]).busy_since(zero), 0.175);
+        assert_eq!(Ticks::parse(stat, &[7]).busy_since(zero), 0.0);
+    }
+}

@@ -1,0 +1,469 @@
+//! Figure 2 from its runs: which rate each server sustained under each threshold, as a table for other programs, and as charts
+//! beside what the paper states.
+
+use std::collections::HashMap;
+
+use anyhow::{Context, Result, anyhow};
+use base64::prelude::{BASE64_STANDARD, Engine};
+use hdrhistogram::Histogram;
+use hdrhistogram::serialization::Deserializer;
+
+use super::chart::{Axis, Line, Panel, microseconds, short};
+use super::results::{Cell, Event, Limit, Percentiles, Spread, Sustained, ThresholdSummary, Trial};
+use crate::experiment::ResponseProfile;
+
+/// A run in which fewer of the requests were answered is a failure, as in the paper.
+pub const ANSWERED: f64 = 0.9;
+
+/// A generator that sent a smaller share of the rate proves nothing about the server.
+pub const ON_TIME: f64 = 0.99;
+
+/// Why the rate of `trial` was not sustained with a mean of `threshold_ms` at most; `None` where it was.
+#[must_use]
+pub fn held(trial: &Trial, threshold_ms: f64) -> Option<Limit> {
+    let load = &trial.load;
+    if load.achieved_rate < ON_TIME * load.offered_rate {
+        Some(Limit::Generator)
+    } else if (load.outcome.answered as f64) < ANSWERED * load.sent as f64 {
+        Some(Limit::Lost)
+    } else if load.outcome.first.mean_us > threshold_ms * 1000.0 {
+        Some(Limit::Slow)
+    } else {
+        None
+    }
+}
+
+/// The trials among `events`, in their order.
+pub fn trials(events: &[Event]) -> impl Iterator<Item = &Trial> {
+    events.iter().filter_map(|event| match event {
+        Event::Trial(trial) => Some(trial),
+        _ => None,
+    })
+}
+
+/// The servers that were asked, in the order of their first run.
+#[must_use]
+pub fn cells(events: &[Event]) -> Vec<Cell> {
+    let mut cells = Vec::new();
+    for trial in trials(events) {
+        if !cells.contains(&trial.cell) {
+            cells.push(trial.cell);
+        }
+    }
+    cells
+}
+
+/// Sums up the runs of each server for each threshold of `profile`.
+#[must_use]
+pub fn summarize(profile: &ResponseProfile, events: &[Event]) -> Vec<ThresholdSummary> {
+    let grid_trials = profile.rates.all().len() * profile.runs as usize;
+    let mut summaries = Vec::new();
+    for cell in cells(events) {
+        let of_cell: Vec<_> = trials(events).filter(|trial| trial.cell == cell).collect();
+        for &threshold_ms in &profile.thresholds_ms {
+            let mut runs = Vec::new();
+            for run in 1..=profile.runs {
+                let of_run: Vec<_> = of_cell.iter().copied().filter(|trial| trial.run == run).collect();
+                if !of_run.is_empty() {
+                    runs.push(sustained(&of_run, threshold_ms));
+                }
+            }
+            let rates = runs.iter().filter_map(|run| run.rate).map(|rate| rate as f64);
+            summaries.push(ThresholdSummary {
+                cell,
+                threshold_ms,
+                rate: Spread::of(rates),
+                limit: most_frequent(runs.iter().map(|run| run.limit)),
+                runs,
+                trials: of_cell.len(),
+                grid_trials,
+            });
+        }
+    }
+    summaries
+}
+
+/// The highest rate of one pass that held, and why no higher one did.
+fn sustained(of_run: &[&Trial], threshold_ms: f64) -> Sustained {
+    let rate =
+        of_run.iter().filter(|trial| held(trial, threshold_ms).is_none()).map(|trial| trial.rate).max();
+    let above = of_run.iter().filter(|trial| rate.is_none_or(|rate| trial.rate > rate));
+    let next = above.min_by_key(|trial| trial.rate);
+    Sustained { rate, limit: next.and_then(|trial| held(trial, threshold_ms)).unwrap_or(Limit::Highest) }
+}
+
+/// The first of those that occur most often.
+fn most_frequent(limits: impl Iterator<Item = Limit> + Clone) -> Limit {
+    let mut counts: HashMap<Limit, usize> = HashMap::new();
+    for limit in limits.clone() {
+        *counts.entry(limit).or_default() += 1;
+    }
+    let most = counts.values().max().copied().unwrap_or(0);
+    limits.into_iter().find(|limit| counts.get(limit) == Some(&most)).unwrap_or(Limit::Highest)
+}
+
+/// The summaries as CSV, with a line of names first. Rates are in requests per second.
+///
+/// # Errors
+/// When there is no memory for it.
+pub fn csv(summaries: &[ThresholdSummary]) -> Result<String> {
+    let mut writer = csv::Writer::from_writer(Vec::new());
+    writer.write_record([
+        "engine",
+        "bind",
+        "addresses",
+        "threshold_ms",
+        "rate_min",
+        "rate_median",
+        "rate_max",
+        "runs",
+        "runs_that_held",
+        "limit",
+        "trials",
+        "grid_trials",
+    ])?;
+    for summary in summaries {
+        let rate = |figure: fn(Spread) -> f64| {
+            summary.rate.map_or(String::new(), |spread| figure(spread).to_string())
+        };
+        writer.write_record([
+            summary.cell.engine.to_string(),
+            summary.cell.bind.to_string(),
+            summary.cell.addresses.to_string(),
+            summary.threshold_ms.to_string(),
+            rate(|spread| spread.min),
+            rate(|spread| spread.median),
+            rate(|spread| spread.max),
+            summary.runs.len().to_string(),
+            summary.runs.iter().filter(|run| run.rate.is_some()).count().to_string(),
+            limit_name(summary.limit).to_owned(),
+            summary.trials.to_string(),
+            summary.grid_trials.to_string(),
+        ])?;
+    }
+    into_text(writer)
+}
+
+/// Every run as CSV, with a line of names first: what other programs draw or doubt.
+///
+/// # Errors
+/// When there is no memory for it.
+pub fn trials_csv(events: &[Event]) -> Result<String> {
+    let mut writer = csv::Writer::from_writer(Vec::new());
+    writer.write_record([
+        "engine",
+        "bind",
+        "addresses",
+        "run",
+        "rate",
+        "sent",
+        "answered",
+        "complete",
+        "achieved_rate",
+        "late",
+        "server_cpu",
+        "mean_us",
+        "p50_us",
+        "p90_us",
+        "p99_us",
+        "p999_us",
+        "max_us",
+    ])?;
+    for Trial { cell, run, rate, server_cpu, load } in trials(events) {
+        let Percentiles { mean_us, p50_us, p90_us, p99_us, p999_us, max_us, .. } = &load.outcome.first;
+        let mut record = vec![cell.engine.to_string(), cell.bind.to_string(), cell.addresses.to_string()];
+        record.extend([run.to_string(), rate.to_string(), load.sent.to_string()]);
+        record.extend([load.outcome.answered.to_string(), load.outcome.complete.to_string()]);
+        record.extend([load.achieved_rate.to_string(), load.late.to_string()]);
+        record.push(server_cpu.map_or(String::new(), |share| share.to_string()));
+        record.extend([mean_us, p50_us, p90_us, p99_us, p999_us, max_us].map(|time| time.to_string()));
+        writer.write_record(record)?;
+    }
+    into_text(writer)
+}
+
+fn into_text(writer: csv::Writer<Vec<u8>>) -> Result<String> {
+    String::from_utf8(writer.into_inner().map_err(|error| anyhow!("{error}"))?).context("CSV is text")
+}
+
+/// A limit as the schema names it.
+#[must_use]
+pub fn limit_name(limit: Limit) -> &'static str {
+    match limit {
+        Limit::Slow => "slow",
+        Limit::Lost => "lost",
+        Limit::Generator => "generator",
+        Limit::Highest => "highest",
+    }
+}
+
+/// Whether the server may sustain more than was found.
+#[must_use]
+pub fn is_at_least(limit: Limit) -> bool {
+    matches!(limit, Limit::Generator | Limit::Highest)
+}
+
+/// What the paper states of its Figure 2 (the curves themselves are only in pictures): addresses, and requests per second. That
+/// 150,000 were sustained up to 10,000 addresses, and 2,000 at most with 55,000, at a mean of 5 ms.
+const PAPER: [(f64, f64); 3] = [(1.0, 150e3), (10e3, 150e3), (55e3, 2e3)];
+
+/// A name for a series of cells: engine and binding.
+#[must_use]
+pub fn series_name(cell: Cell) -> String {
+    format!("{}, {}", cell.engine, cell.bind)
+}
+
+/// The series: cells that differ in their number of addresses alone, by the first of each.
+fn series(summaries: &[ThresholdSummary]) -> Vec<Cell> {
+    let mut series: Vec<Cell> = Vec::new();
+    for ThresholdSummary { cell, .. } in summaries {
+        if !series.iter().any(|other| (other.engine, other.bind) == (cell.engine, cell.bind)) {
+            series.push(*cell);
+        }
+    }
+    series
+}
+
+/// The charts: one for each engine and binding with a line for each threshold, then all of them under the first threshold.
+#[must_use]
+pub fn panels(summaries: &[ThresholdSummary]) -> Vec<Panel> {
+    let series = series(summaries);
+    let mut thresholds: Vec<f64> = Vec::new();
+    for summary in summaries {
+        if !thresholds.contains(&summary.threshold_ms) {
+            thresholds.push(summary.threshold_ms);
+        }
+    }
+    let line = |of: Cell, threshold: f64, name: String, colour: usize, width: u32| {
+        let mut line = Line { width, ..Line::new(name, colour, Vec::new()) };
+        for summary in summaries {
+            let is_of = (summary.cell.engine, summary.cell.bind) == (of.engine, of.bind);
+            if let (true, Some(rate)) = (is_of && summary.threshold_ms == threshold, summary.rate) {
+                let x = summary.cell.addresses as f64;
+                line.points.push((x, rate));
+                if is_at_least(summary.limit) {
+                    line.at_least.push((x, rate.median));
+                }
+            }
+        }
+        line
+    };
+    let panel = |title: String, lines: Vec<Line>| Panel {
+        title,
+        x: Axis { name: "addresses", words: short },
+        y: Axis { name: "requests/s sustained", words: short },
+        lines,
+        bands: Vec::new(),
+        marks: PAPER.to_vec(),
+        marks_name: "stated in the paper, 2014".to_owned(),
+    };
+    let mut panels = Vec::new();
+    if let (Some(&first), true) = (thresholds.first(), series.len() > 1) {
+        let lines = series.iter().enumerate();
+        let lines = lines.map(|(index, &of)| line(of, first, series_name(of), index, 2)).collect();
+        panels.push(panel(format!("All engines: mean response under {first} ms"), lines));
+    }
+    for &of in &series {
+        let lines = thresholds.iter().enumerate().map(|(index, &threshold)| {
+            // Above a server's limit all thresholds are passed almost at once: the lines lie on each other.
+            line(of, threshold, format!("under {threshold} ms"), index, 2 + 3 * index as u32 / 2)
+        });
+        panels.push(panel(series_name(of), lines.collect()));
+    }
+    panels
+}
+
+/// All times to the first reply of some runs together.
+#[must_use]
+pub fn merged<'a>(trials: impl Iterator<Item = &'a Trial>) -> Option<Histogram<u64>> {
+    let mut all: Option<Histogram<u64>> = None;
+    for trial in trials {
+        let bytes = BASE64_STANDARD.decode(&trial.load.outcome.first.histogram).ok()?;
+        let one: Histogram<u64> = Deserializer::new().deserialize(&mut bytes.as_slice()).ok()?;
+        match &mut all {
+            None => all = Some(one),
+            Some(all) => all.add(&one).ok()?,
+        }
+    }
+    all.filter(|all| !all.is_empty())
+}
+
+/// The chart of times to the first reply: how many requests were no slower, for each of `named`.
+#[must_use]
+pub fn latency_panel(title: String, named: &[(String, Histogram<u64>)]) -> Panel {
+    let line = |(index, (name, histogram)): (usize, &(String, Histogram<u64>))| {
+        let mut points = Vec::new();
+        // A tenth of a decade at a time, as far as there are requests to tell.
+        let mut slower = 1.0f64;
+        while slower <= histogram.len() as f64 {
+            let value = histogram.value_at_quantile(1.0 - 1.0 / slower) as f64 / 1000.0;
+            points.push((slower, Spread { min: value, median: value, max: value }));
+            slower *= 10f64.powf(0.1);
+        }
+        Line { dots: false, ..Line::new(name.clone(), index, points) }
+    };
+    Panel {
+        title,
+        x: Axis { name: "share of the requests that were no slower", words: share },
+        y: Axis { name: "time to the first reply", words: microseconds },
+        lines: named.iter().enumerate().map(line).collect(),
+        ..Panel::default()
+    }
+}
+
+/// One in `slower` is slower: that share is not.
+fn share(slower: f64) -> String {
+    let digits = (slower.log10().round() as usize).saturating_sub(2);
+    format!("{:.digits$} %", 100.0 - 100.0 / slower)
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+    use crate::bind::Method;
+    use crate::engine::EngineKind;
+    use crate::experiment::Profile;
+    use crate::load::{Client, Outcome};
+    use crate::report::LoadResult;
+    use crate::report::chart::svg;
+
+    pub fn trial(engine: EngineKind, addresses: u64, run: u32, rate: u64, mean_us: f64) -> Event {
+        let mut times = hdrhistogram::Histogram::<u64>::new_with_bounds(1, 3_600_000_000_000, 3).unwrap();
+        times.record_n((mean_us * 1000.0) as u64, 1000).unwrap();
+        let mut bytes = Vec::new();
+        use hdrhistogram::serialization::{Serializer, V2DeflateSerializer};
+        V2DeflateSerializer::new().serialize(&times, &mut bytes).unwrap();
+        let first =
+            Percentiles { mean_us, histogram: BASE64_STANDARD.encode(bytes), ..Percentiles::default() };
+        let load = LoadResult {
+            client: Client::Afxdp,
+            sent: 1000,
+            outcome: Outcome { answered: 1000, complete: 1000, first, ..Outcome::default() },
+            late: 0,
+            offered_rate: rate as f64,
+            achieved_rate: rate as f64,
+            attach: None,
+            copy: None,
+            rings: None,
+            environment: None,
+        };
+        let bind = Method::NetlinkDown;
+        Event::Trial(Trial { cell: Cell { engine, bind, addresses }, run, rate, server_cpu: Some(0.5), load })
+    }
+
+    fn with(event: Event, change: impl FnOnce(&mut LoadResult)) -> Event {
+        let Event::Trial(mut trial) = event else { panic!("a trial") };
+        change(&mut trial.load);
+        Event::Trial(trial)
+    }
+
+    pub fn profile() -> ResponseProfile {
+        Profile::load("quick").unwrap().response.unwrap()
+    }
+
+    /// Two passes over 1,000 to 5,000 requests/s, mean times in ms as given; 0 for half lost, -1 for a late generator.
+    fn events(passes: &[[f64; 5]]) -> Vec<Event> {
+        let mut events = Vec::new();
+        for (run, means) in (1..).zip(passes) {
+            for (rate, mean) in (1..).zip(means) {
+                let event = trial(EngineKind::Afxdp, 10, run, 1000 * rate, mean.abs() * 1000.0);
+                events.push(match *mean {
+                    0.0 => with(event, |load| load.outcome.answered = 899),
+                    -1.0 => with(event, |load| load.achieved_rate = load.offered_rate * 0.98),
+                    _ => event,
+                });
+            }
+        }
+        events
+    }
+
+    #[test]
+    fn the_highest_rate_that_held_is_found_with_the_reason_for_no_higher() {
+        let summaries =
+            summarize(&profile(), &events(&[[0.5, 0.9, 3.0, 20.0, 0.0], [0.5, 2.0, 4.0, 0.0, 0.0]]));
+        let found: Vec<_> = summaries
+            .iter()
+            .map(|summary| (summary.threshold_ms, summary.runs.iter().map(|run| run.rate.unwrap()).collect()))
+            .collect::<Vec<(f64, Vec<u64>)>>();
+        let expected = [
+            (1.0, vec![2000, 1000]),
+            (5.0, vec![3000, 3000]),
+            (50.0, vec![4000, 3000]),
+            (100.0, vec![4000, 3000]),
+        ];
+        assert_eq!(found, expected);
+        assert_eq!(summaries[0].rate, Some(Spread { min: 1000.0, median: 1500.0, max: 2000.0 }));
+        assert_eq!(
+            [0, 1, 2, 3].map(|index| summaries[index].limit),
+            [Limit::Slow, Limit::Slow, Limit::Lost, Limit::Lost]
+        );
+        assert_eq!((summaries[0].trials, summaries[0].runs.len()), (10, 2));
+        assert!(summaries[0].grid_trials > 100);
+    }
+
+    #[test]
+    fn what_the_generator_or_the_grid_ended_is_at_least_that() {
+        let summaries = summarize(&profile(), &events(&[[0.5, 0.6, 0.7, -1.0, -1.0]]));
+        assert_eq!(summaries[0].runs, [Sustained { rate: Some(3000), limit: Limit::Generator }]);
+        let summaries = summarize(&profile(), &events(&[[0.5; 5]]));
+        assert_eq!(summaries[0].runs, [Sustained { rate: Some(5000), limit: Limit::Highest }]);
+        assert!(is_at_least(summaries[0].limit));
+        let summaries = summarize(&profile(), &events(&[[70.0; 5]]));
+        assert_eq!((summaries[0].rate, summaries[0].limit), (None, Limit::Slow));
+        assert_eq!(summaries[3].rate.map(|rate| rate.median), Some(5000.0));
+        // A rate that was spoilt does not hide a higher one that held.
+        let summaries = summarize(&profile(), &events(&[[0.5, 9.0, 0.6, 9.0, 9.0]]));
+        assert_eq!(summaries[0].runs[0].rate, Some(3000));
+    }
+
+    #[test]
+    fn exactly_nine_tenths_and_the_very_threshold_hold() {
+        let Event::Trial(mut trial) = trial(EngineKind::Socket, 1, 1, 1000, 5000.0) else {
+            panic!("a trial")
+        };
+        trial.load.outcome.answered = 900;
+        assert_eq!((held(&trial, 5.0), held(&trial, 4.999)), (None, Some(Limit::Slow)));
+        trial.load.outcome.answered = 899;
+        assert_eq!(held(&trial, 5.0), Some(Limit::Lost));
+    }
+
+    #[test]
+    fn csv_has_a_line_of_names_and_one_of_as_many_figures_for_each() {
+        let events = events(&[[0.5, 0.9, 3.0, 20.0, 0.0]]);
+        for (text, lines) in
+            [(csv(&summarize(&profile(), &events)).unwrap(), 5), (trials_csv(&events).unwrap(), 6)]
+        {
+            let rows: Vec<Vec<_>> = text.lines().map(|line| line.split(',').collect()).collect();
+            assert_eq!(rows.len(), lines);
+            assert!(rows.iter().all(|row| row.len() == rows[0].len()), "{text}");
+        }
+        let text = csv(&summarize(&profile(), &events)).unwrap();
+        assert!(text.contains("afxdp,netlink-down,10,1,2000,2000,2000,1,1,slow,5,"), "{text}");
+    }
+
+    #[test]
+    fn charts_have_a_panel_for_each_engine_and_one_for_all() {
+        let mut two = events(&[[0.5, 0.9, 3.0, 20.0, 0.0]]);
+        two.push(trial(EngineKind::Socket, 10, 1, 1000, 100.0));
+        let panels = panels(&summarize(&profile(), &two));
+        assert_eq!(panels.len(), 3);
+        let picture = svg(&panels, 2).unwrap();
+        for words in ["socket, netlink-down", "afxdp, netlink-down", "under 50 ms", "stated in the paper"] {
+            assert!(picture.contains(words), "{words}");
+        }
+    }
+
+    #[test]
+    fn histograms_of_runs_are_added_up() {
+        let both =
+            [trial(EngineKind::Socket, 1, 1, 1000, 10.0), trial(EngineKind::Socket, 1, 2, 1000, 1000.0)];
+        let all = merged(trials(&both)).unwrap();
+        assert_eq!(all.len(), 2000);
+        assert!((all.value_at_quantile(0.4) as f64 / 10_000.0 - 1.0).abs() < 0.001);
+        assert!((all.value_at_quantile(0.9) as f64 / 1_000_000.0 - 1.0).abs() < 0.001);
+        assert!(merged(trials(&[])).is_none());
+        let panel = latency_panel("times".to_owned(), &[("socket".to_owned(), all)]);
+        assert!(svg(&[panel], 1).unwrap().contains("99 %"));
+        assert_eq!([1.0, 10.0, 100.0, 1e3, 1e4].map(share), ["0 %", "90 %", "99 %", "99.9 %", "99.99 %"]);
+    }
+}

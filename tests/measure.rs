@@ -1,0 +1,655 @@
+//! What is measured is right, and is kept: the generator against servers whose delays are known, experiments that are killed and
+//! go on, and the page that is made of them. One test at a time, since they measure.
+//!
+//! ```text
+//!   sixhop load, one side of a lab ═══ veth ═══ a stub: a UDP socket that answers late, and notes how late
+//! ```
+//!
+//! | test | what it shows |
+//! |---|---|
+//! | `uneven_delays_*` | mean and percentiles are those that the stub made |
+//! | `a_freeze_*` | every request that was due in the meantime counts with its whole wait |
+//! | `a_killed_experiment_*` | the result file is that of one that was not killed |
+//! | `a_server_by_way_of_*` | the server's side started by words before its command |
+//! | the others | what the command line says and writes |
+
+mod common;
+
+use std::collections::BinaryHeap;
+use std::fs;
+use std::io::IoSliceMut;
+use std::net::{SocketAddr, SocketAddrV6, UdpSocket};
+use std::os::fd::AsRawFd;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode, Output, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant, SystemTime};
+
+use anyhow::{Context, Result, ensure};
+use common::server::{PATIENCE, PREFIX, SIXHOP, sixhop};
+use common::{TestLab, ip, link, trial};
+use nix::sys::socket::{ControlMessageOwned, MsgFlags, SockaddrIn6, recvmsg, setsockopt, sockopt};
+use serde_json::Value;
+use sixhop::address::Pool;
+use sixhop::lab::Side;
+
+fn main() -> ExitCode {
+    common::main_one_at_a_time(vec![
+        trial("uneven_delays_are_measured_by_rings", || uneven_delays("afxdp")),
+        trial("uneven_delays_are_measured_by_sockets", || uneven_delays("socket")),
+        trial("a_freeze_counts_for_all_that_were_due_by_rings", || freeze("afxdp")),
+        trial("a_freeze_counts_for_all_that_were_due_by_sockets", || freeze("socket")),
+        trial("a_killed_experiment_goes_on_to_the_same_file", killed_response),
+        trial("a_killed_bind_experiment_goes_on_to_the_same_file", killed_bind),
+        trial("a_server_by_way_of_another_command_is_measured", server_by_way_of),
+        trial("an_interrupted_experiment_says_how_to_go_on", interrupted),
+        trial("a_page_has_what_was_measured_and_needs_no_network", page),
+        trial("what_makes_no_sense_gets_one_line", what_makes_no_sense),
+        trial("completions_and_manual_know_every_subcommand", completions_and_manual),
+    ])
+}
+
+// Servers whose delays are known.
+
+/// A server that is none of ours: one reply to each request, `delay` after it arrived. Returns, in milliseconds, what it really made
+/// of each: the time from the kernel's stamp of the arrival until the reply was handed to it.
+struct Stub<'a> {
+    delay: &'a (dyn Fn(usize) -> Duration + Sync),
+    /// Before this request it does nothing for that long.
+    freeze: Option<(usize, Duration)>,
+}
+
+/// What a stub did.
+struct Made {
+    delays_ms: Vec<f64>,
+    frozen: Duration,
+}
+
+impl Stub<'_> {
+    /// Answers at the only address of the pool until `stop`.
+    fn answer(&self, lab: &TestLab, stop: &AtomicBool, ready: &AtomicBool) -> Result<Made> {
+        let address = Pool::new(PREFIX.parse()?, 1, 1)?.address(0);
+        ip(&format!("-n {} address add {address}/128 dev server0 nodad", lab.namespace(Side::Server)))?;
+        lab.run_in(Side::Server, || {
+            let socket = UdpSocket::bind(SocketAddrV6::new(address, 3540, 0, 0))?;
+            socket.set_nonblocking(true)?;
+            setsockopt(&socket, sockopt::RcvBufForce, &(8 << 20))?;
+            setsockopt(&socket, sockopt::ReceiveTimestampns, &true)?;
+            ready.store(true, Ordering::Release);
+            let mut made = Made { delays_ms: Vec::new(), frozen: Duration::ZERO };
+            // The earliest first; what was asked is in the same place of the others.
+            let mut due = BinaryHeap::new();
+            let mut asked: Vec<(Duration, SocketAddr, Vec<u8>)> = Vec::new();
+            while !stop.load(Ordering::Relaxed) {
+                while let Some((arrived, peer, payload)) = receive(&socket)? {
+                    if let Some((_, length)) = self.freeze.filter(|(before, _)| *before == asked.len()) {
+                        let start = Instant::now();
+                        thread::sleep(length);
+                        made.frozen = start.elapsed();
+                    }
+                    let at = arrived + (self.delay)(asked.len());
+                    due.push(std::cmp::Reverse((at, asked.len())));
+                    asked.push((arrived, peer, payload));
+                    if self.freeze.is_some() {
+                        break; // answered before the next is looked at
+                    }
+                }
+                let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH)?;
+                while due.peek().is_some_and(|next| next.0.0 <= now) {
+                    let Some(std::cmp::Reverse((_, index))) = due.pop() else { break };
+                    let (arrived, peer, payload) = &asked[index];
+                    socket.send_to(payload, peer)?;
+                    let sent = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH)?;
+                    made.delays_ms.push((sent.saturating_sub(*arrived)).as_secs_f64() * 1e3);
+                }
+                if self.freeze.is_none() {
+                    thread::sleep(Duration::from_micros(50));
+                }
+            }
+            Ok(made)
+        })
+    }
+
+    /// Puts a load on it and returns what the client measured and what the stub made.
+    fn measure(&self, client: &str, rate: u64, requests: u64) -> Result<(Value, Made)> {
+        let lab = TestLab::up()?;
+        let (stop, ready) = (AtomicBool::new(false), AtomicBool::new(false));
+        thread::scope(|scope| {
+            let stub = scope.spawn(|| self.answer(&lab, &stop, &ready));
+            while !ready.load(Ordering::Acquire) && !stub.is_finished() {
+                thread::yield_now();
+            }
+            let flags = format!(
+                "load --interface client0 --prefix {PREFIX} --addresses 1 --client {client} --rate {rate} --requests {requests} \
+                 --replies 1 --json"
+            );
+            let output = sixhop(&lab, Side::Client, &flags).output();
+            stop.store(true, Ordering::Relaxed);
+            let made = stub.join().expect("the stub does not panic")?;
+            let output = output?;
+            ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+            let result: Value = serde_json::from_slice(&output.stdout)?;
+            ensure!(result["complete"] == requests, "{result}");
+            Ok((result, made))
+        })
+    }
+}
+
+/// The next datagram, with the time at which it arrived.
+fn receive(socket: &UdpSocket) -> Result<Option<(Duration, SocketAddr, Vec<u8>)>> {
+    let mut payload = [0; 2000];
+    let mut control = nix::cmsg_space!(libc::timespec);
+    let mut slices = [IoSliceMut::new(&mut payload)];
+    let flags = MsgFlags::MSG_DONTWAIT;
+    let received = match recvmsg::<SockaddrIn6>(socket.as_raw_fd(), &mut slices, Some(&mut control), flags) {
+        Err(nix::errno::Errno::EAGAIN) => return Ok(None),
+        received => received?,
+    };
+    let arrived = received.cmsgs()?.find_map(|message| match message {
+        ControlMessageOwned::ScmTimestampns(time) => Some(time),
+        _ => None,
+    });
+    let arrived = arrived.context("no timestamp")?;
+    let peer = received.address.context("no sender")?;
+    let (length, peer) = (received.bytes, SocketAddrV6::new(peer.ip(), peer.port(), 0, peer.scope_id()));
+    Ok(Some((Duration::from(arrived), peer.into(), payload[..length].to_vec())))
+}
+
+fn is_near(what: &str, found: f64, expected: f64, share: f64) -> Result<()> {
+    ensure!((found / expected - 1.0).abs() <= share, "{what} is {found}, not {expected} to within {share}");
+    Ok(())
+}
+
+fn uneven_delays(client: &str) -> Result<()> {
+    // 55 % take 50 ms, 33 % 150 ms, 12 % 400 ms: 125 ms in the mean, which hardly any request takes.
+    let delay = |index: usize| {
+        Duration::from_millis(match index * 37 % 100 {
+            0..55 => 50,
+            55..88 => 150,
+            _ => 400,
+        })
+    };
+    let (result, made) = Stub { delay: &delay, freeze: None }.measure(client, 500, 1000)?;
+    let mut delays = made.delays_ms;
+    ensure!(delays.len() == 1000, "the stub answered {}", delays.len());
+    delays.sort_by(f64::total_cmp);
+    let first = &result["first"];
+    let measured = |name: &str| first[name].as_f64().context("a time").map(|time| time / 1000.0);
+    let mean = delays.iter().sum::<f64>() / 1000.0;
+    ensure!((120.0..200.0).contains(&mean), "the stub was to delay by 125 ms, and did by {mean}");
+    is_near("the mean", measured("mean_us")?, mean, 0.05)?;
+    for (name, place) in [("p50_us", 500), ("p90_us", 900), ("p99_us", 990), ("max_us", 1000)] {
+        is_near(name, measured(name)?, delays[place - 1], 0.05)?;
+    }
+    // One reply each: the last is the first.
+    is_near(
+        "the mean to the last reply",
+        result["last"]["mean_us"].as_f64().context("a time")? / 1e3,
+        mean,
+        0.05,
+    )
+}
+
+fn freeze(client: &str) -> Result<()> {
+    const RATE: u64 = 4000;
+    const REQUESTS: u64 = 8000;
+    let stub = Stub { delay: &|_| Duration::ZERO, freeze: Some((2000, Duration::from_millis(200))) };
+    let (result, made) = stub.measure(client, RATE, REQUESTS)?;
+    let frozen = made.frozen.as_secs_f64() * 1e6; // µs
+    // Those due in the meantime wait from the whole of it down to nothing, evenly.
+    let waited = RATE as f64 * frozen / 1e6;
+    let mean = waited * frozen / 2.0 / REQUESTS as f64;
+    let time = |name: &str| result["first"][name].as_f64().context("a time");
+    let without = time("p50_us")?;
+    ensure!(
+        without < mean / 10.0,
+        "half of the requests took {without} µs, though the server was not frozen"
+    );
+    is_near("the mean", time("mean_us")?, mean + without, 0.15)?;
+    // One in a thousand of all is one in some hundred of those.
+    is_near("p99.9", time("p999_us")?, frozen * (1.0 - REQUESTS as f64 / 1000.0 / waited), 0.05)?;
+    is_near("p99", time("p99_us")?, frozen * (1.0 - REQUESTS as f64 / 100.0 / waited), 0.05)?;
+    is_near("the longest", time("max_us")?, frozen, 0.05)
+}
+
+// Experiments.
+
+/// A directory of a test's own, removed with this.
+struct Directory(PathBuf);
+
+impl Directory {
+    fn new(name: &str) -> Result<Self> {
+        let path = std::env::temp_dir().join(format!("sixhop-measure-{}-{name}", std::process::id()));
+        fs::create_dir_all(&path)?;
+        Ok(Self(path))
+    }
+
+    fn lines(&self, name: &str) -> Result<Vec<Value>> {
+        let text = fs::read_to_string(self.0.join(name))?;
+        Ok(text.lines().map(serde_json::from_str).collect::<Result<_, _>>()?)
+    }
+}
+
+impl Drop for Directory {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+/// Three rates, two passes, four servers.
+const RESPONSE: &str = "[response]
+way = \"grid\"
+rates = { from = 1000, to = 4000, step = 2 }
+requests = 200
+runs = 2
+thresholds_ms = [1000, 2000]
+replies = 10
+payload = 32
+budget = 60
+[[response.series]]
+engines = [\"socket\", \"afxdp\"]
+bind = \"netlink-down\"
+addresses = [1]
+[[response.series]]
+engines = [\"afxdp\"]
+bind = \"live-map\"
+addresses = [1, 50]
+";
+
+const BIND: &str = "[bind]
+runs = 3
+budget = 60
+[[bind.series]]
+methods = [\"netlink\", \"netlink-down\", \"live-map\"]
+addresses = [1, 300]
+";
+
+/// The experiment with `profile`, whose results go to `results` in the directory: a name that every directory has, so that command
+/// lines are the same.
+fn experiment(directory: &Directory, figure: &str, profile: &str) -> Result<Command> {
+    experiment_into(directory, figure, profile, ".")
+}
+
+fn experiment_into(directory: &Directory, figure: &str, profile: &str, out: &str) -> Result<Command> {
+    fs::write(directory.0.join("profile.toml"), profile)?;
+    let mut command = Command::new(SIXHOP);
+    command.current_dir(&directory.0);
+    command.args(["experiment", figure, "--profile", "profile.toml", "--out", out]);
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    Ok(command)
+}
+
+fn succeeds(output: Output) -> Result<String> {
+    ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    Ok(String::from_utf8(output.stdout)?)
+}
+
+/// A document without what differs from one run to the next: times, and what follows from them.
+fn without_times(mut document: Value) -> Value {
+    const TIMES: [&str; 24] = [
+        "started",
+        "first",
+        "last",
+        "achieved_rate",
+        "late",
+        "server_cpu",
+        "generate_seconds",
+        "open_seconds",
+        "bind_seconds",
+        "bind_phases",
+        "unbind_phases",
+        "generate_ns",
+        "bind_ns",
+        "unbind_ns",
+        "seconds",
+        "bytes_per_address",
+        "kernel_memory",
+        "faster_than_netlink",
+        "cores",
+        "answered",
+        "complete",
+        "replies",
+        "stragglers",
+        "revision",
+    ];
+    match &mut document {
+        Value::Object(fields) => {
+            fields.retain(|name, _| !TIMES.contains(&name.as_str()));
+            for value in fields.values_mut() {
+                *value = without_times(value.take());
+            }
+        }
+        Value::Array(values) => values.iter_mut().for_each(|value| *value = without_times(value.take())),
+        _ => {}
+    }
+    document
+}
+
+/// Kills the experiment at several lines of its file, each time starts it again, and returns the file with that of one that was not
+/// killed.
+fn killed(figure: &str, profile: &str, kills: &[usize]) -> Result<[Vec<Value>; 2]> {
+    let name = format!("{figure}.jsonl");
+    let [killed, whole] =
+        [Directory::new(&format!("{figure}-killed"))?, Directory::new(&format!("{figure}-whole"))?];
+    for &lines in kills {
+        let mut child = experiment(&killed, figure, profile)?.spawn()?;
+        let file = killed.0.join(&name);
+        let give_up = Instant::now() + PATIENCE;
+        while fs::read_to_string(&file).unwrap_or_default().lines().count() < lines {
+            ensure!(
+                child.try_wait()?.is_none(),
+                "it ended before line {lines}: {}",
+                succeeds(child.wait_with_output()?)?
+            );
+            ensure!(Instant::now() < give_up, "no line {lines}");
+            thread::sleep(Duration::from_millis(1));
+        }
+        child.kill()?;
+        child.wait()?;
+    }
+    let before = fs::read_to_string(killed.0.join(&name))?;
+    succeeds(experiment(&killed, figure, profile)?.output()?)?;
+    let after = fs::read_to_string(killed.0.join(&name))?;
+    let whole_lines = before.rfind('\n').map_or("", |end| &before[..=end]);
+    ensure!(after.starts_with(whole_lines), "what was found before was not kept");
+    succeeds(experiment(&whole, figure, profile)?.output()?)?;
+    // Once more: all is there, and nothing changes.
+    let printed = succeeds(experiment(&killed, figure, profile)?.output()?)?;
+    ensure!(printed.contains("Linux"), "{printed}");
+    ensure!(fs::read_to_string(killed.0.join(&name))? == after, "a finished experiment was changed");
+    Ok([killed.lines(&name)?, whole.lines(&name)?])
+}
+
+fn same_but_for_times([killed, whole]: [Vec<Value>; 2], lines: usize) -> Result<()> {
+    ensure!(whole.len() == lines, "{} lines, not {lines}", whole.len());
+    ensure!(killed.len() == lines, "{} lines, not {lines}", killed.len());
+    for (killed, whole) in killed.into_iter().zip(whole) {
+        ensure!(killed["schema"] == 1, "{killed}");
+        let (killed, whole) = (without_times(killed), without_times(whole));
+        ensure!(killed == whole, "{killed}\nis not\n{whole}");
+    }
+    Ok(())
+}
+
+fn killed_response() -> Result<()> {
+    // What was to be measured; of each of four servers what it got and six runs; of each two thresholds.
+    same_but_for_times(killed("response", RESPONSE, &[1, 6, 17, 24])?, 1 + 4 * (1 + 6) + 4 * 2)
+}
+
+fn killed_bind() -> Result<()> {
+    same_but_for_times(killed("bind", BIND, &[1, 5, 12])?, 1 + 6 * 3 + 6)
+}
+
+fn interrupted() -> Result<()> {
+    let directory = Directory::new("interrupted")?;
+    let long = RESPONSE.replace("requests = 200", "requests = 100000");
+    let child = experiment(&directory, "response", &long)?.spawn()?;
+    let give_up = Instant::now() + PATIENCE;
+    while fs::read_to_string(directory.0.join("response.jsonl")).unwrap_or_default().lines().count() < 2 {
+        ensure!(Instant::now() < give_up, "no server");
+        thread::sleep(Duration::from_millis(1));
+    }
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(child.id() as i32), nix::sys::signal::Signal::SIGINT)?;
+    let output = child.wait_with_output()?;
+    let words = String::from_utf8(output.stderr)?;
+    let last = words.lines().last().unwrap_or_default();
+    ensure!(
+        output.status.code() == Some(1) && last.contains("the same command goes on from there"),
+        "{words}"
+    );
+    // Another plan is not mixed with it.
+    let other = experiment(&directory, "response", RESPONSE)?.output()?;
+    let words = String::from_utf8(other.stderr)?;
+    ensure!(other.status.code() == Some(1) && words.contains("is of another profile"), "{words}");
+    Ok(())
+}
+
+fn server_by_way_of() -> Result<()> {
+    let lab = TestLab::up()?;
+    let directory = Directory::new("via")?;
+    let profile = directory.0.join("profile.toml");
+    let bisect = RESPONSE.replace("\"grid\"", "\"bisect\"").replace("runs = 2", "runs = 1");
+    fs::write(&profile, bisect)?;
+    let via = format!("ip netns exec {}", lab.namespace(Side::Server));
+    let output = sixhop(
+        &lab,
+        Side::Client,
+        "experiment response --json --interface client0 --server-interface server0",
+    )
+    .args(["--prefix", PREFIX, "--server-program", SIXHOP, "--server-via", &via, "--profile"])
+    .arg(&profile)
+    .output()?;
+    let printed = succeeds(output)?;
+    let events: Vec<Value> = printed.lines().map(serde_json::from_str).collect::<Result<_, _>>()?;
+    let of = |name: &str| events.iter().filter(|event| event["event"] == name).collect::<Vec<_>>();
+    ensure!(of("experiment").len() == 1 && of("ready").len() == 4 && of("threshold").len() == 8, "{printed}");
+    for ready in of("ready") {
+        ensure!(
+            ready["interface"] == "server0" && ready["environment"]["nic"]["driver"] == "veth",
+            "{ready}"
+        );
+    }
+    for trial in of("trial") {
+        ensure!(trial["load"]["complete"] == 200 && trial["server_cpu"].is_null(), "{trial}");
+    }
+    for threshold in of("threshold") {
+        // All of three rates hold: the lowest and the highest are tried at least.
+        ensure!(threshold["rate"]["median"] == 4000.0 && threshold["limit"] == "highest", "{threshold}");
+        ensure!(threshold["grid_trials"] == 3 && threshold["trials"].as_u64() <= Some(3), "{threshold}");
+    }
+    // It ended with its input.
+    let give_up = Instant::now() + PATIENCE;
+    while link(&lab, Side::Server)?.xdp.is_some() {
+        ensure!(Instant::now() < give_up, "a server is left");
+        thread::sleep(Duration::from_millis(5));
+    }
+    // One that cannot be started is a result, with its own words.
+    let output =
+        sixhop(&lab, Side::Client, "experiment response --interface client0 --server-interface eth9")
+            .args(["--prefix", PREFIX, "--server-program", SIXHOP, "--server-via", &via, "--profile"])
+            .arg(&profile)
+            .output()?;
+    let printed = succeeds(output)?;
+    ensure!(printed.contains("no interface 'eth9'"), "{printed}");
+    Ok(())
+}
+
+fn page() -> Result<()> {
+    let directory = Directory::new("page")?;
+    succeeds(experiment(&directory, "response", &format!("{RESPONSE}{BIND}"))?.output()?)?;
+    succeeds(experiment(&directory, "bind", &format!("{RESPONSE}{BIND}"))?.output()?)?;
+    let output = Command::new(SIXHOP)
+        .args(["compare", "--addresses", "20", "--trial", "0.02", "--json", "--out"])
+        .arg(&directory.0)
+        .stdin(Stdio::null())
+        .output()?;
+    succeeds(output)?;
+    let report = |directory: &Path| Command::new(SIXHOP).arg("report").arg(directory).output();
+    let printed = succeeds(report(&directory.0)?)?;
+    ensure!(printed.trim_end() == directory.0.join("report.html").to_string_lossy(), "{printed}");
+    let html = fs::read_to_string(directory.0.join("report.html"))?;
+    for words in [
+        "Figure 1",
+        "Figure 2",
+        "stated in the paper, 2014",
+        "socket, netlink-down",
+        "afxdp, live-map",
+        "≤ 1000 ms",
+        "p99.9",
+        "Compared in one run",
+        "copy mode: zero-copy was not to be had on veth",
+        "in the sender&#39;s context",
+        "prefers-color-scheme: dark",
+        "@media print",
+        "rx-checksum",
+        "experiment response --profile profile.toml",
+    ] {
+        ensure!(
+            html.contains(words) || html.contains(&words.replace("&#39;", "'")),
+            "no '{words}' on the page"
+        );
+    }
+    for reference in ["src=", "href=", "url(", "@import", "<script", "https:"] {
+        ensure!(!html.contains(reference), "the page refers to others by '{reference}'");
+    }
+    for (name, start) in [
+        ("figure-1-1.svg", "<svg"),
+        ("figure-2-4.svg", "<svg"),
+        ("latency-1.svg", "<svg"),
+        ("response.svg", "<svg"),
+        ("bind.svg", "<svg"),
+        ("bind.csv", "method,addresses"),
+        ("response.csv", "engine,bind,addresses,threshold_ms"),
+        ("response-runs.csv", "engine,bind,addresses,run,rate"),
+    ] {
+        let text = fs::read_to_string(directory.0.join(name)).with_context(|| name.to_owned())?;
+        ensure!(text.starts_with(start), "{name} begins with {}", &text[..20]);
+    }
+    // Each result has what is needed to doubt it.
+    let lines = directory.lines("response.jsonl")?;
+    let start = &lines[0]["environment"];
+    for field in ["sixhop", "command", "kernel", "cpu", "cores"] {
+        ensure!(!start[field].is_null() && start[field] != "", "no {field}: {start}");
+    }
+    ensure!(start["nic"]["napi"]["threaded"] == false && start["nic"]["mtu"] == 1500, "{start}");
+    let comparison = directory.lines("compare.jsonl")?;
+    for result in &comparison {
+        ensure!(result["sustained"].as_array().map(Vec::len) == Some(3), "{result}");
+        ensure!(
+            result["environment"]["nic"]["interface"] == "client0"
+                && result["server"]["interface"] == "server0"
+        );
+    }
+    // A directory without results, and one with others' lines.
+    let empty = Directory::new("empty")?;
+    let words = String::from_utf8(report(&empty.0)?.stderr)?;
+    ensure!(words.contains("has no results: make some with 'sixhop experiment response --out"), "{words}");
+    fs::write(empty.0.join("bind.jsonl"), "{\"event\":\"cell\"}\n")?;
+    let words = String::from_utf8(report(&empty.0)?.stderr)?;
+    ensure!(words.contains("bind.jsonl, line 1") && words.lines().count() == 1, "{words}");
+    fs::write(empty.0.join("bind.jsonl"), "{\"event\":\"marvel\",\"schema\":99}\n")?;
+    let words = String::from_utf8(report(&empty.0)?.stderr)?;
+    ensure!(words.contains("schema 99 is newer than 1"), "{words}");
+    Ok(())
+}
+
+// The command line.
+
+fn what_makes_no_sense() -> Result<()> {
+    let directory = Directory::new("wrong")?;
+    let taken = directory.0.join("taken");
+    fs::write(&taken, "")?;
+    let taken = taken.to_string_lossy().into_owned();
+    let profile = "profile.toml: ";
+    for (figure, from, to, out, status, words) in [
+        ("response", "way = ", "way: ", ".", 2, vec![profile, "line 2: ", "expected"]),
+        (
+            "response",
+            "requests = ",
+            "request = ",
+            ".",
+            2,
+            vec![profile, "line 4: ", "unknown field `request`, expected one of `way`"],
+        ),
+        (
+            "response",
+            "from = 1000",
+            "from = 0",
+            ".",
+            2,
+            vec![profile, "response.rates.from is 0: allowed are 1 to 10000000"],
+        ),
+        ("response", "from = 1000", "from = -5", ".", 2, vec![profile, "line 3: ", "response.rates", "-5"]),
+        (
+            "response",
+            "runs = 2",
+            "runs = 0",
+            ".",
+            2,
+            vec![profile, "response.runs is 0: allowed are 1 to 1000"],
+        ),
+        (
+            "response",
+            "[\"afxdp\"]",
+            "[\"socket\"]",
+            ".",
+            2,
+            vec![profile, "response.series.bind is 'live-map'", "allowed"],
+        ),
+        ("bind", "", "", ".", 2, vec![profile, "there is no table [bind]"]),
+        ("response", "", "", &taken, 1, vec![&taken, "name a directory for --out that can be written"]),
+        (
+            "response",
+            "",
+            "",
+            "/proc/sixhop",
+            1,
+            vec!["/proc/sixhop", "name a directory for --out that can be written"],
+        ),
+        ("response", "", "", "/proc", 1, vec!["/proc", "name a directory for --out that can be written"]),
+    ] {
+        let text = RESPONSE.replacen(from, to, 1);
+        let output = experiment_into(&directory, figure, &text, out)?.output()?;
+        let said = String::from_utf8(output.stderr)?;
+        ensure!(output.status.code() == Some(status), "{figure} {to}: {:?}, {said}", output.status);
+        ensure!(said.lines().count() == 1, "not one line: {said}");
+        for words in words {
+            ensure!(said.contains(words), "no '{words}' in: {said}");
+        }
+    }
+    ensure!(!directory.0.join("response.jsonl").exists());
+    let usage = |arguments: &[&str]| -> Result<String> {
+        let output = Command::new(SIXHOP).args(["experiment", "response"]).args(arguments).output()?;
+        ensure!(output.status.code() == Some(2), "{arguments:?}");
+        Ok(String::from_utf8(output.stderr)?)
+    };
+    ensure!(usage(&["--profile", "nowhere.toml"])?.contains("there are quick and paper"));
+    ensure!(usage(&["--server-via", "ssh host"])?.contains("--server-interface"));
+    let words = usage(&[
+        "--server-via",
+        "ssh 'host",
+        "--server-interface",
+        "a",
+        "--interface",
+        "b",
+        "--prefix",
+        PREFIX,
+    ])?;
+    ensure!(words.contains("--server-via has a quotation mark without its other"), "{words}");
+    Ok(())
+}
+
+fn completions_and_manual() -> Result<()> {
+    let run =
+        |arguments: &[&str]| succeeds(Command::new(SIXHOP).args(arguments).env("NO_COLOR", "1").output()?);
+    let help = run(&["--help"])?;
+    let listed = help.lines().skip_while(|line| !line.starts_with("Commands:")).skip(1);
+    // A description that goes on in the next line is indented more.
+    let names = listed
+        .take_while(|line| !line.is_empty())
+        .filter_map(|line| line.strip_prefix("  ")?.split(' ').next());
+    let subcommands: Vec<_> = names.filter(|name| !name.is_empty()).collect();
+    ensure!(subcommands.contains(&"experiment") && subcommands.contains(&"man"), "{help}");
+    for shell in ["bash", "zsh", "fish"] {
+        let script = run(&["completions", shell])?;
+        ensure!(
+            subcommands.iter().all(|name| script.contains(name)),
+            "{shell} does not know all of {subcommands:?}"
+        );
+    }
+    let directory = Directory::new("man")?;
+    run(&["man", "--out", &directory.0.to_string_lossy()])?;
+    for name in subcommands.iter().filter(|name| **name != "help") {
+        let page = fs::read_to_string(directory.0.join(format!("sixhop-{name}.1")))?;
+        ensure!(page.contains(".SH SYNOPSIS"), "{name}: {page}");
+        // And each has help, in 80 columns, without a colour where there is no terminal.
+        let help = run(&[name, "--help"])?;
+        ensure!(!help.contains('\u{1b}') && help.contains("Usage:"), "{name}");
+        for line in help.lines().filter(|line| !line.starts_with("Usage:")) {
+            ensure!(line.chars().count() <= 80, "{name}: {line}");
+        }
+    }
+    ensure!(run(&["man"])?.contains(".TH sixhop 1"));
+    Ok(())
+}
