@@ -3,13 +3,17 @@
 #   make demo   compare the paper's socket server with the AF_XDP engine, on this machine
 #   make test   formatting, clippy, and all tests
 #
+# and one more puts the program, its manual and its completions where others find them:
+#
+#   make install   into PREFIX, /usr/local by default
+#
 # Each installs the system packages that are missing, and says which. Root is got by sudo where it is not there already,
 # and only for what needs it: installing packages, and running on network namespaces.
 
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo test bench packages
+.PHONY: help demo test bench install packages
 
 CARGO ?= cargo
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
@@ -60,3 +64,14 @@ test: packages
 
 bench: packages
 	$(CARGO) bench --locked
+
+PREFIX ?= /usr/local
+SHARE := $(DESTDIR)$(PREFIX)/share
+install: packages
+	$(CARGO) build --release --locked
+	$(SUDO) install -D target/release/sixhop $(DESTDIR)$(PREFIX)/bin/sixhop
+	$(SUDO) target/release/sixhop man --out $(SHARE)/man/man1
+	$(SUDO) install -d $(SHARE)/bash-completion/completions $(SHARE)/zsh/site-functions $(SHARE)/fish/vendor_completions.d
+	target/release/sixhop completions bash | $(SUDO) tee $(SHARE)/bash-completion/completions/sixhop >/dev/null
+	target/release/sixhop completions zsh | $(SUDO) tee $(SHARE)/zsh/site-functions/_sixhop >/dev/null
+	target/release/sixhop completions fish | $(SUDO) tee $(SHARE)/fish/vendor_completions.d/sixhop.fish >/dev/null

@@ -106,7 +106,7 @@ fn binds_and_unbinds(method: Method) -> Result<()> {
     for address in [wanted[0], wanted[150], wanted[299], Side::Server.address()] {
         ensure!(resolve(&lab, address)? == server.mac);
     }
-    bound.release()?;
+    bound.release(&mut |_| {})?;
     ensure!(addresses(&lab)? == before);
     // Dropping does the same, also on a thread that is not in the namespace.
     drop(bind(&lab, Method::NetlinkDown, &wanted, &mut go_on)?);
@@ -524,7 +524,7 @@ fn leftovers_are_replaced() -> Result<()> {
     let bound = bind(&lab, Method::Ioctl, &wanted, &mut go_on)?;
     let now: HashSet<_> = addresses(&lab)?.difference(&before).copied().collect();
     ensure!(now == wanted.into_iter().collect(), "{now:?}");
-    bound.release()?;
+    bound.release(&mut |_| {})?;
     Ok(())
 }
 
@@ -559,7 +559,7 @@ fn link_that_was_down_is_set_up() -> Result<()> {
     let bound = bind(&lab, Method::NetlinkDown, &wanted, &mut go_on)?;
     ensure!(link(&lab, Side::Server)?.carrier);
     ensure!(resolve(&lab, wanted[42])? == server.mac);
-    bound.release()?;
+    bound.release(&mut |_| {})?;
     Ok(())
 }
 
@@ -577,7 +577,7 @@ fn live_at_once() -> Result<()> {
             Ok(std::fs::read_to_string("/proc/sys/net/ipv6/conf/server0/accept_dad")?)
         })?;
         ensure!(setting == "1\n", "{method} did not put accept_dad back");
-        bound.release()?;
+        bound.release(&mut |_| {})?;
     }
     Ok(())
 }
@@ -619,7 +619,7 @@ fn anyip_answers_where_a_route_leads() -> Result<()> {
         let mut buffer = [0; 10];
         ensure!(socket.recv(&mut buffer)? == 5);
     }
-    bound.release()?;
+    bound.release(&mut |_| {})?;
     ensure!(routes()?.is_empty(), "{}", routes()?);
     // What a killed run left is known by its metric, and that of others stays.
     let namespace = lab.namespace(Side::Server);
@@ -628,7 +628,7 @@ fn anyip_answers_where_a_route_leads() -> Result<()> {
             "-n {namespace} -6 route add local {prefix} dev lo table local proto 102 metric {metric}"
         ))?;
     }
-    bind(wanted.to_vec())?.release()?;
+    bind(wanted.to_vec())?.release(&mut |_| {})?;
     let left = routes()?;
     ensure!(left.lines().count() == 1 && left.contains("2001:db8:4::/64"), "{left}");
     Ok(())

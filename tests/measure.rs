@@ -46,6 +46,7 @@ fn main() -> ExitCode {
         trial("an_interrupted_experiment_says_how_to_go_on", interrupted),
         trial("a_page_has_what_was_measured_and_needs_no_network", page),
         trial("what_makes_no_sense_gets_one_line", what_makes_no_sense),
+        trial("colours_are_for_terminals_alone", colours),
         trial("completions_and_manual_know_every_subcommand", completions_and_manual),
     ])
 }
@@ -617,6 +618,29 @@ fn what_makes_no_sense() -> Result<()> {
         PREFIX,
     ])?;
     ensure!(words.contains("--server-via has a quotation mark without its other"), "{words}");
+    Ok(())
+}
+
+fn colours() -> Result<()> {
+    // script(1) gives it a terminal.
+    let on_terminal = |no_colour: bool| -> Result<String> {
+        let mut command = Command::new("script");
+        command
+            .args(["-qec", &format!("{SIXHOP} lab --name UPPER status"), "/dev/null"])
+            .env("TERM", "xterm");
+        command.env_remove("NO_COLOR").stdin(Stdio::null());
+        if no_colour {
+            command.env("NO_COLOR", "1");
+        }
+        Ok(String::from_utf8(command.output()?.stdout)?)
+    };
+    let coloured = on_terminal(false)?;
+    ensure!(coloured.contains("\u{1b}[31m") && coloured.contains("UPPER"), "{coloured:?}");
+    let plain = on_terminal(true)?;
+    ensure!(plain.starts_with("sixhop: ") && !plain.contains('\u{1b}'), "{plain:?}");
+    let elsewhere =
+        Command::new(SIXHOP).args(["lab", "--name", "UPPER", "status"]).env_remove("NO_COLOR").output()?;
+    ensure!(!String::from_utf8(elsewhere.stderr)?.contains('\u{1b}'));
     Ok(())
 }
 

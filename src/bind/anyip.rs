@@ -8,7 +8,7 @@ use std::net::Ipv6Addr;
 
 use anyhow::{Context, Result, bail, ensure};
 
-use super::{Binder, Interrupted, Phases, Step};
+use super::{Binder, Interrupted, Phases, Step, Told};
 use crate::address::Prefix;
 use crate::netlink::{Link, Socket};
 
@@ -67,9 +67,10 @@ impl Binder for AnyIp {
         Ok(phases)
     }
 
-    fn unbind(&mut self, _: &[Ipv6Addr]) -> Result<Phases> {
+    fn unbind(&mut self, addresses: &[Ipv6Addr], told: &mut Told) -> Result<Phases> {
         let mut phases = Phases::default();
         phases.time("route", || self.socket.remove_local_route(self.prefix, self.index))?;
+        told(addresses.len());
         Ok(phases)
     }
 }

@@ -12,7 +12,7 @@ use std::time::Duration;
 use anyhow::{Error, Result, ensure};
 
 use super::setting::Setting;
-use super::{Binder, Interrupted, Phases, Step, failed};
+use super::{Binder, Interrupted, Phases, Step, Told, failed};
 use crate::netlink::{Link, Socket};
 
 /// How the kernel is told.
@@ -58,6 +58,9 @@ const CARRIER_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Without Duplicate Address Detection the kernel's worker has little to do for each address; this is for very many.
 const SETTLE_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// Addresses removed before that is told: a hundredth of a second or so.
+const TELL: usize = 64;
 
 impl<W: Way> Kernel<W> {
     pub fn new(link: &Link, way: W) -> Result<Self> {
@@ -116,7 +119,7 @@ impl<W: Way> Kernel<W> {
             let added = if step(bound) { self.way.add(batch) } else { Err((0, Interrupted.into())) };
             if let Err((more, why)) = added {
                 // The whole batch: what was not added need not be removed, but may be.
-                let undone = self.remove(&addresses[..bound + batch.len()]);
+                let undone = self.remove(&addresses[..bound + batch.len()], &mut |_| {});
                 return Err(failed(why, bound + more, addresses.len(), undone));
             }
             bound += batch.len();
@@ -126,14 +129,21 @@ impl<W: Way> Kernel<W> {
     }
 
     /// Removes those of `addresses` that are still there: with the interface, all of them are gone.
-    fn remove(&mut self, addresses: &[Ipv6Addr]) -> Result<()> {
+    fn remove(&mut self, addresses: &[Ipv6Addr], told: &mut Told) -> Result<()> {
         if self.socket.links()?.iter().all(|link| link.index != self.index) {
             return Ok(());
         }
         let present = self.socket.addresses(self.index)?;
         let present: HashSet<_> = present.into_iter().map(|address| address.ip).collect();
         let left: Vec<_> = addresses.iter().copied().filter(|address| present.contains(address)).collect();
-        self.way.remove(&left)
+        let mut gone = addresses.len() - left.len();
+        let mut done = Ok(());
+        for some in left.chunks(self.way.batch().max(TELL)) {
+            done = done.and(self.way.remove(some));
+            gone += some.len();
+            told(gone);
+        }
+        done
     }
 }
 
@@ -154,7 +164,7 @@ impl<W: Way> Binder for Kernel<W> {
                     let live =
                         phases.time("settle", || self.socket.wait_for_addresses(self.index, SETTLE_TIMEOUT));
                     live.map_err(|why| {
-                        let undone = self.remove(addresses);
+                        let undone = self.remove(addresses, &mut |_| {});
                         failed(why, addresses.len(), addresses.len(), undone)
                     })
                 });
@@ -170,13 +180,13 @@ impl<W: Way> Binder for Kernel<W> {
         Ok(phases)
     }
 
-    fn unbind(&mut self, addresses: &[Ipv6Addr]) -> Result<Phases> {
+    fn unbind(&mut self, addresses: &[Ipv6Addr], told: &mut Told) -> Result<Phases> {
         let mut phases = Phases::default();
         // All go with the link, so that is only for all.
         if addresses.len() >= DOWN_PAYS && addresses.len() == self.bound {
             self.flush(&mut phases)?;
         }
-        phases.time("remove", || self.remove(addresses))?;
+        phases.time("remove", || self.remove(addresses, told))?;
         self.bound = self.bound.saturating_sub(addresses.len());
         Ok(phases)
     }
@@ -216,7 +226,7 @@ impl<W: Way> Kernel<W> {
         });
         match (bound, up) {
             (Ok(()), Err(why)) => {
-                let undone = self.remove(addresses);
+                let undone = self.remove(addresses, &mut |_| {});
                 Err(failed(why, addresses.len(), addresses.len(), undone))
             }
             (bound, _) => bound,

@@ -7,7 +7,7 @@ use std::net::Ipv6Addr;
 
 use anyhow::{Result, bail};
 
-use super::{Binder, Interrupted, Phases, Step, failed};
+use super::{Binder, Interrupted, Phases, Step, Told, failed};
 use crate::netlink::{Link, Socket};
 use crate::xdp::LiveAddresses;
 
@@ -67,9 +67,18 @@ impl Binder for LiveMap {
         Ok(phases)
     }
 
-    fn unbind(&mut self, addresses: &[Ipv6Addr]) -> Result<Phases> {
+    fn unbind(&mut self, addresses: &[Ipv6Addr], told: &mut Told) -> Result<Phases> {
         let mut phases = Phases::default();
-        phases.time("remove", || self.live.remove(addresses))?;
+        let mut gone = 0;
+        phases.time("remove", || {
+            let mut done = Ok(());
+            for stride in addresses.chunks(STRIDE) {
+                done = done.and(self.live.remove(stride));
+                gone += stride.len();
+                told(gone);
+            }
+            done
+        })?;
         Ok(phases)
     }
 

@@ -39,6 +39,9 @@ use kernel::Kernel;
 /// Called between the steps of a bind with how many addresses are bound so far; returns whether to go on.
 pub type Step<'a> = dyn FnMut(usize) -> bool + 'a;
 
+/// Told between the steps of an unbind how many addresses are gone so far.
+pub type Told<'a> = dyn FnMut(usize) + 'a;
+
 /// A way to make addresses live on one interface, in the namespace in which it was made.
 pub trait Binder: Send {
     /// Makes all `addresses` live, besides those that are already, and returns what took how long.
@@ -52,7 +55,7 @@ pub trait Binder: Send {
     ///
     /// # Errors
     /// When the kernel refuses. It took back what it could.
-    fn unbind(&mut self, addresses: &[Ipv6Addr]) -> Result<Phases>;
+    fn unbind(&mut self, addresses: &[Ipv6Addr], told: &mut Told) -> Result<Phases>;
 
     /// Bytes of kernel memory that the addresses take, where it is known.
     fn kernel_memory(&self) -> Option<u64> {
@@ -217,20 +220,20 @@ impl Bound {
         self.binder.kernel_memory()
     }
 
-    /// Takes the addresses back and returns what that took. Dropping does the same, but cannot say that it failed.
+    /// Takes the addresses back, tells how far it is, and returns what that took. Dropping does the same, but cannot say that it failed.
     ///
     /// # Errors
     /// When the kernel refuses.
-    pub fn release(mut self) -> Result<Phases> {
+    pub fn release(mut self, told: &mut Told) -> Result<Phases> {
         let addresses = std::mem::take(&mut self.addresses);
-        self.binder.unbind(&addresses)
+        self.binder.unbind(&addresses, told)
     }
 }
 
 impl Drop for Bound {
     fn drop(&mut self) {
         // A destructor has nobody to tell; who wants to know calls `release`.
-        let _ = self.binder.unbind(&self.addresses);
+        let _ = self.binder.unbind(&self.addresses, &mut |_| {});
     }
 }
 
@@ -266,8 +269,8 @@ impl Binder for Claimed {
         self.inner.bind(addresses, step)
     }
 
-    fn unbind(&mut self, addresses: &[Ipv6Addr]) -> Result<Phases> {
-        self.inner.unbind(addresses)
+    fn unbind(&mut self, addresses: &[Ipv6Addr], told: &mut Told) -> Result<Phases> {
+        self.inner.unbind(addresses, told)
     }
 
     fn kernel_memory(&self) -> Option<u64> {
@@ -283,7 +286,7 @@ impl Binder for Nothing {
         Ok(Phases::default())
     }
 
-    fn unbind(&mut self, _: &[Ipv6Addr]) -> Result<Phases> {
+    fn unbind(&mut self, _: &[Ipv6Addr], _: &mut Told) -> Result<Phases> {
         Ok(Phases::default())
     }
 }
@@ -309,7 +312,7 @@ mod tests {
         let address = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 0x77);
         let bound = bind(Method::None, place, vec![address], &mut |_| false).unwrap();
         assert_eq!(bound.addresses(), [address]);
-        bound.release().unwrap();
+        bound.release(&mut |_| {}).unwrap();
     }
 
     #[test]

@@ -3,9 +3,9 @@
 use std::process::ExitCode;
 
 use anyhow::Result;
-use comfy_table::{CellAlignment, Table, presets};
+use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
 
-use super::{Addresses, Usage, binding, print_json, stop_at_end_of_input, stop_on_signal};
+use super::{Addresses, Usage, binding, print_json, running, stop_at_end_of_input, stop_on_signal};
 use crate::bind::Method;
 use crate::engine::ServerConfig;
 use crate::experiment::bound;
@@ -52,7 +52,7 @@ pub fn run(args: Args) -> Result<ExitCode> {
     }
     // Only from here on: a bind is measured to its end also where there never was any input.
     stop_at_end_of_input(stop.clone());
-    let totals = server.run(&stop, |_| {})?;
+    let totals = running(server, &stop, |_| {})?;
     let result = bound(&ready, &totals);
     if args.json {
         print_json(&Event::Bound(Box::new(result)))?;
@@ -64,7 +64,7 @@ pub fn run(args: Args) -> Result<ExitCode> {
 
 fn describe(result: &BindResult) -> String {
     let mut table = Table::new();
-    table.load_preset(presets::NOTHING);
+    table.load_preset(presets::NOTHING).set_content_arrangement(ContentArrangement::Dynamic).set_width(80);
     table.set_header(["", "an address", "all", "of which"]);
     let all = |nanoseconds: f64| nanoseconds * result.addresses as f64 / 1e9;
     let phases = |phases: &crate::bind::Phases| {
@@ -88,7 +88,7 @@ fn describe(result: &BindResult) -> String {
     let mut text = table.to_string();
     if result.open_seconds > 0.0 {
         text += &format!(
-            "\n{} before, once: the program loaded and attached, its hash made, its rings armed",
+            "\n{} before, once: program attached, its hash made, its rings armed",
             seconds(result.open_seconds)
         );
     }
@@ -107,5 +107,36 @@ pub(super) fn seconds(seconds: f64) -> String {
         s if s < 1e-3 => format!("{:.1} µs", s * 1e6),
         s if s < 1.0 => format!("{:.1} ms", s * 1e3),
         s => format!("{s:.2} s"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::bind::{Phase, Phases};
+
+    #[test]
+    fn the_table_fits_a_terminal() {
+        let phases = Phases(
+            ["check", "down", "add", "up", "settle"]
+                .map(|name| Phase { name: name.to_owned(), seconds: 123.456 })
+                .to_vec(),
+        );
+        let result = BindResult {
+            method: Method::NetlinkDown,
+            addresses: 1_000_000,
+            generate_ns: 999.9,
+            bind_ns: 123_456_789.0,
+            unbind_ns: 123_456_789.0,
+            seconds: 1.0,
+            open_seconds: 1.0,
+            bytes_per_address: Some(105.0),
+            bind_phases: phases.clone(),
+            unbind_phases: phases,
+            environment: Default::default(),
+        };
+        let text = describe(&result);
+        assert!(text.lines().all(|line| line.trim_end().chars().count() <= 80), "{text}");
+        assert!(text.contains("123.46 s, down") && text.contains("settle"), "{text}");
     }
 }

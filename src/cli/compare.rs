@@ -3,9 +3,11 @@
 use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use comfy_table::{CellAlignment, Table, presets};
+use indicatif::HumanDuration;
 
 use super::{Usage, make, print_json, progress, stop_on_signal, write};
 use crate::bind::Method;
@@ -92,7 +94,9 @@ pub fn run(args: Args) -> Result<ExitCode> {
         trial: args.trial,
     };
     let stop = stop_on_signal()?;
-    let bar = progress(0, "{bar:20} {elapsed} {msg}");
+    let bar = progress(0, "{bar:20} {wide_msg}");
+    // A search takes some ten trials, as long as none was made to know better.
+    let (began, guess) = (Instant::now(), Duration::from_secs_f64(10.0 * config.trial + 1.0));
     let mut last = String::new();
     let results = compare(&config, &stop, |step| {
         bar.set_length(step.steps);
@@ -103,7 +107,10 @@ pub fn run(args: Args) -> Result<ExitCode> {
             eprintln!("{step_name}");
             last = step_name;
         }
-        bar.set_message(step.doing);
+        let each = u32::try_from(step.done).ok().filter(|done| *done > 0);
+        let each = each.map_or(guess, |done| began.elapsed() / done);
+        let left = each.saturating_mul(u32::try_from(step.steps - step.done).unwrap_or(u32::MAX));
+        bar.set_message(format!("about {} left: {}", HumanDuration(left), step.doing));
     });
     bar.finish_and_clear();
     let results: Vec<_> = results?.into_iter().map(|result| Event::Engine(Box::new(result))).collect();

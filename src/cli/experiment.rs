@@ -164,13 +164,13 @@ struct Meter {
 
 impl Meter {
     fn new() -> Self {
-        Self { bar: progress(0, "{bar:15} {pos}/{len} {msg}"), step: String::new() }
+        Self { bar: progress(0, "{bar:20} {wide_msg}"), step: String::new() }
     }
 
     fn show(&mut self, done: u64, all: u64, step: String, detail: &str, left: &str) {
         self.bar.set_length(all);
         self.bar.set_position(done);
-        self.bar.set_message(format!("{step}{detail}; {left} left"));
+        self.bar.set_message(format!("{left} left: {step}{detail}"));
         if !std::io::stderr().is_terminal() && self.step != step {
             eprintln!("{step}; {left} left");
             self.step = step;
@@ -293,9 +293,7 @@ fn describe_bind(summaries: &[BindSummary], events: &[Event]) -> String {
             summary.faster_than_netlink.map_or("–".to_owned(), |ratio| format!("{ratio:.2} ×")),
         ]);
     }
-    for column in table.column_iter_mut().skip(1) {
-        column.set_cell_alignment(CellAlignment::Right);
-    }
+    align(&mut table);
     let mut text = table.to_string();
     text += "\ngenerate, bind, unbind: mean time for each address, median of the runs;\n\
              each run on a fresh veth\n\
@@ -337,9 +335,7 @@ fn describe_response(summaries: &[ThresholdSummary], events: &[Event]) -> String
         let names = [series_name(cell), cell.addresses.to_string()];
         table.add_row(names.into_iter().chain(thresholds.iter().map(figure)));
     }
-    for column in table.column_iter_mut().skip(1) {
-        column.set_cell_alignment(CellAlignment::Right);
-    }
+    align(&mut table);
     let mut text = table.to_string();
     text += "\nrequests/s sustained with that mean time to the first reply: median of the runs";
     text += "\n–: not even at the lowest rate; ≥: the generator or the profile ended it";
@@ -357,6 +353,16 @@ fn describe_response(summaries: &[ThresholdSummary], events: &[Event]) -> String
         }
     }
     text + &machine(events)
+}
+
+/// Names to the left, figures to the right, and no wider than needed.
+fn align(table: &mut Table) {
+    for column in table.column_iter_mut() {
+        column.set_padding((0, 1));
+    }
+    for column in table.column_iter_mut().skip(1) {
+        column.set_cell_alignment(CellAlignment::Right);
+    }
 }
 
 /// On what it was measured, and in which mode.
@@ -386,4 +392,44 @@ fn machine(events: &[Event]) -> String {
         text += &format!("\n{mode}");
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::EngineKind;
+    use crate::report::{BindSummary, Cell, Limit, Spread, Sustained};
+
+    #[test]
+    fn tables_fit_a_terminal() {
+        let spread = |median: f64| Spread { min: median, median, max: median };
+        let summary = BindSummary {
+            method: Method::NetlinkBatch,
+            addresses: 10_000_000,
+            runs: 5,
+            generate_ns: spread(999.9),
+            bind_ns: spread(999_999.9),
+            unbind_ns: spread(999_999.9),
+            seconds: spread(12_345.67),
+            bytes_per_address: None,
+            faster_than_netlink: Some(1_296_257.0),
+        };
+        let text = describe_bind(&[summary], &[]);
+        assert!(text.lines().all(|line| line.chars().count() <= 80), "{text}");
+
+        let cell = Cell { engine: EngineKind::Socket, bind: Method::NetlinkDown, addresses: 1_000_000 };
+        let trial = report::response::tests::trial(cell.engine, cell.addresses, 1, 1_000_000, 10.0);
+        let summaries = [1.0, 5.0, 50.0, 100.0].map(|threshold_ms| ThresholdSummary {
+            cell,
+            threshold_ms,
+            runs: vec![Sustained { rate: Some(1_000_000), limit: Limit::Highest }],
+            rate: Some(spread(1_000_000.0)),
+            limit: Limit::Highest,
+            trials: 10,
+            grid_trials: 1000,
+        });
+        let text = describe_response(&summaries, &[trial]);
+        assert!(text.lines().all(|line| line.chars().count() <= 80), "{text}");
+        assert!(text.contains("≥ 1000000") && text.contains("10 runs, of 1000"), "{text}");
+    }
 }

@@ -100,7 +100,8 @@ fn describe(result: &LoadResult) -> String {
     let mut text = format!(
         "sent {} requests: {} answered, {} complete\n\
          {} replies: {} duplicates, {} from a wrong source, {} corrupt\n\
-         offered {:.0}/s, achieved {:.0}/s, {} late; client: {}\n",
+         offered {:.0}/s, achieved {:.0}/s, {} late\n\
+         client: {}\n",
         result.sent,
         result.outcome.answered,
         result.outcome.complete,
@@ -118,12 +119,53 @@ fn describe(result: &LoadResult) -> String {
     table.set_header(["µs to the", "mean", "p50", "p90", "p99", "p99.9", "max"]);
     for (name, times) in [("first reply", &result.outcome.first), ("last reply", &result.outcome.last)] {
         let Percentiles { mean_us, p50_us, p90_us, p99_us, p999_us, max_us, .. } = times;
-        let times = [mean_us, p50_us, p90_us, p99_us, p999_us, max_us].map(|time| format!("{time:.1}"));
+        let times = [mean_us, p50_us, p90_us, p99_us, p999_us, max_us].map(|time| microseconds(*time));
         table.add_row(std::iter::once(name.to_owned()).chain(times));
     }
     for column in table.column_iter_mut().skip(1) {
+        column.set_padding((0, 1));
         column.set_cell_alignment(CellAlignment::Right);
     }
     text += &table.to_string();
     text
+}
+
+/// A time in microseconds, to a tenth as long as that says something.
+fn microseconds(time: f64) -> String {
+    if time < 100_000.0 { format!("{time:.1}") } else { format!("{time:.0}") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::load::Outcome;
+
+    #[test]
+    fn the_table_fits_a_terminal() {
+        let slow = 9_999_999.0;
+        let times = Percentiles {
+            mean_us: 12_345.6,
+            p50_us: slow,
+            p90_us: slow,
+            p99_us: slow,
+            p999_us: slow,
+            max_us: slow,
+            histogram: String::new(),
+        };
+        let result = LoadResult {
+            client: Client::Afxdp,
+            sent: 1_000_000_000,
+            outcome: Outcome { first: times.clone(), last: times, ..Outcome::default() },
+            late: 1_000_000_000,
+            offered_rate: 1_000_000.0,
+            achieved_rate: 1_000_000.0,
+            attach: Some(AttachMode::Native),
+            copy: Some(CopyMode::Copy),
+            rings: None,
+            environment: None,
+        };
+        let text = describe(&result);
+        assert!(text.lines().skip(2).all(|line| line.chars().count() <= 80), "{text}");
+        assert!(text.contains("12345.6") && text.contains("9999999"), "{text}");
+    }
 }

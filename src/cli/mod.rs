@@ -16,14 +16,16 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use indicatif::{HumanDuration, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use signal_hook::consts::{SIGINT, SIGTERM};
 
 use crate::address::{Pool, PoolError, Prefix};
-use crate::engine::{Server, ServerConfig};
-use crate::report::Event;
+use crate::bind::Method;
+use crate::engine::{Server, ServerConfig, Totals};
+use crate::report::{Event, Stats};
 
 /// Answers IPv6 requests on very many addresses from AF_XDP rings, and measures what that is worth
 #[derive(clap::Parser)]
@@ -125,13 +127,38 @@ fn stop_at_end_of_input(stop: Arc<AtomicBool>) {
 
 /// Starts the server, with a bar while its addresses are bound.
 fn binding(config: &ServerConfig, stop: &AtomicBool) -> Result<Server> {
-    let bar = progress(config.pool.count(), "binding {bar:40} {human_pos}/{human_len} addresses, {elapsed}");
+    let all = config.pool.count();
+    let bar = progress(all, "binding   {bar:20} {human_pos}/{human_len} addresses, {msg} left");
+    let began = Instant::now();
     let server = Server::start(config, &mut |bound| {
+        let left = left(config.bind, began.elapsed(), bound as f64 / all as f64);
+        bar.set_message(HumanDuration(left).to_string());
         bar.set_position(bound as u64);
         !stop.load(Ordering::Relaxed)
     });
     bar.finish_and_clear();
     server
+}
+
+/// What binding the rest takes when `share` of the addresses took `elapsed`. What the kernel takes for each grows with their
+/// number, and what it takes for all with its square.
+fn left(method: Method, elapsed: Duration, share: f64) -> Duration {
+    let power = if method == Method::LiveMap { 1 } else { 2 };
+    Duration::try_from_secs_f64(elapsed.as_secs_f64() * (share.powi(-power) - 1.0)).unwrap_or(elapsed)
+}
+
+/// Runs the server, with a bar while its addresses are taken back.
+fn running(server: Server, stop: &AtomicBool, show: impl FnMut(&Stats)) -> Result<Totals> {
+    let all = server.ready().addresses;
+    let mut bar = None;
+    let totals = server.run(stop, show, &mut |gone| {
+        let words = "unbinding {bar:20} {human_pos}/{human_len} addresses, {eta} left";
+        bar.get_or_insert_with(|| progress(all, words)).set_position(gone as u64);
+    });
+    if let Some(bar) = bar {
+        bar.finish_and_clear();
+    }
+    totals
 }
 
 /// Prints `event` as one line on standard output, and at once.
@@ -159,9 +186,30 @@ fn write(directory: &Path, name: &str, text: &str) -> Result<()> {
     fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))
 }
 
-/// A bar on standard error; none where that is not a terminal.
+/// A bar on standard error, with a colour where NO_COLOR is not set; none where that is not a terminal.
 fn progress(length: u64, template: &str) -> ProgressBar {
     let bar = ProgressBar::with_draw_target(Some(length), ProgressDrawTarget::stderr());
-    let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
+    let template = template.replace("{bar:20}", "{bar:20.cyan/dim}");
+    let style = ProgressStyle::with_template(&template).unwrap_or_else(|_| ProgressStyle::default_bar());
     bar.with_style(style)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn flags_are_those_of_one_command_line() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn the_rest_takes_what_the_method_lets_expect() {
+        let second = Duration::from_secs(1);
+        assert_eq!(left(Method::LiveMap, second, 0.5), second);
+        assert_eq!(left(Method::Netlink, second, 0.5), 3 * second);
+        assert_eq!(left(Method::Netlink, second, 1.0), Duration::ZERO);
+        assert_eq!(left(Method::Netlink, second, 0.0), second); // nobody knows
+    }
 }

@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 
-use super::{Addresses, Usage, binding, print_json, stop_at_end_of_input, stop_on_signal};
+use super::{Addresses, Usage, binding, print_json, running, stop_at_end_of_input, stop_on_signal};
 use crate::bind::Method;
 use crate::engine::{EngineKind, ServerConfig};
 use crate::report::{Event, Ready, Stats};
@@ -90,7 +90,7 @@ pub fn run(args: Args) -> Result<ExitCode> {
         println!("{}", describe(server.ready()));
     }
     let mut previous = Stats::default();
-    let totals = server.run(&stop, |stats| {
+    let totals = running(server, &stop, |stats| {
         if json {
             // A reader that has gone away will not be told why.
             let _ = print_json(&Event::Stats(stats.clone()));

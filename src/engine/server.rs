@@ -10,7 +10,7 @@ use anyhow::{Context, Result, anyhow, bail, ensure};
 use super::handler::Handler;
 use super::{Engine, EngineConfig, EngineKind};
 use crate::address::Pool;
-use crate::bind::{self, Bound, Method, Phases, Place, Step};
+use crate::bind::{self, Bound, Method, Phases, Place, Step, Told};
 use crate::machine::Environment;
 use crate::netlink::{self, Link};
 use crate::report::{Ready, Stats};
@@ -189,12 +189,13 @@ impl Server {
         &self.ready
     }
 
-    /// Answers until `stop` is set, shows statistics once a second, takes the addresses back, and returns the totals.
+    /// Answers until `stop` is set, shows statistics once a second, takes the addresses back, which `told` is told of, and returns
+    /// the totals.
     ///
     /// # Errors
     /// When the engine cannot go on, the interface has gone, or an address cannot be taken back. Everything else was taken back
     /// then.
-    pub fn run(mut self, stop: &AtomicBool, mut show: impl FnMut(&Stats)) -> Result<Totals> {
+    pub fn run(mut self, stop: &AtomicBool, mut show: impl FnMut(&Stats), told: &mut Told) -> Result<Totals> {
         let counters = self.engine.as_ref().map(|engine| engine.counters()).transpose()?;
         let started = Instant::now();
         let stats = || Stats {
@@ -220,7 +221,7 @@ impl Server {
             engine.map_or(Ok(()), |engine| engine.join().map_err(|_| anyhow!("the engine panicked"))?)
         });
         let stats = stats();
-        let released = self.bound.release().context("some addresses stay");
+        let released = self.bound.release(told).context("some addresses stay");
         ensure!(
             !gone,
             "{} has gone, and its {} addresses with it",

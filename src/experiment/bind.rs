@@ -147,7 +147,7 @@ fn once(lab: &Lab, method: Method, addresses: u64, budget: f64, stop: &AtomicBoo
             !over && !stop.load(Ordering::Relaxed)
         })?;
         let ready = server.ready().clone();
-        let totals = server.run(&AtomicBool::new(true), |_| {})?;
+        let totals = server.run(&AtomicBool::new(true), |_| {}, &mut |_| {})?;
         Ok(self::bound(&ready, &totals))
     });
     lab.down()?;

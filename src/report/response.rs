@@ -318,7 +318,7 @@ fn share(slower: f64) -> String {
 }
 
 #[cfg(test)]
-pub(super) mod tests {
+pub(crate) mod tests {
     use super::*;
     use crate::bind::Method;
     use crate::engine::EngineKind;
