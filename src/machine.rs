@@ -106,13 +106,15 @@ impl Environment {
             })
         };
         let (nic, governor) = own_sys(&|| (nic(link), cores.first().and_then(|core| governor(*core))));
+        let info = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
         Self {
             sixhop: env!("CARGO_PKG_VERSION").to_owned(),
             revision: env!("SIXHOP_REVISION").to_owned(),
             command: std::env::args_os().map(|word| word.to_string_lossy().into_owned()).collect(),
             kernel: file("/proc/sys/kernel/osrelease").unwrap_or_default(),
-            cpu: processor(&fs::read_to_string("/proc/cpuinfo").unwrap_or_default()),
-            processors: thread::available_parallelism().map_or(0, usize::from).max(cores.len()),
+            cpu: processor(&info),
+            // Those that the machine has: the thread, or the whole process, may be pinned to fewer.
+            processors: info.lines().filter(|line| line.starts_with("processor")).count(),
             cores,
             governor,
             nic,
@@ -230,6 +232,13 @@ mod tests {
         assert_eq!(environment.nic.interface, "lo");
         assert!(!environment.kernel.is_empty() && !environment.cores.is_empty());
         assert!(environment.processors >= environment.cores.len());
+        let pinned = thread::spawn(move || {
+            let last = core_affinity::get_core_ids().unwrap().pop().unwrap();
+            core_affinity::set_for_current(last);
+            (Environment::of(&loopback), last.id)
+        });
+        let (pinned, last) = pinned.join().unwrap();
+        assert_eq!((pinned.processors, pinned.cores), (environment.processors, vec![last]));
         assert_eq!(environment.command.len(), std::env::args_os().count());
         assert_eq!(processor("flags\t: x\nmodel name\t: A B\nmodel name\t: C\n"), "A B");
         let text = serde_json::to_string(&environment).unwrap();

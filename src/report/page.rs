@@ -198,22 +198,25 @@ impl<'a> Summed<'a> {
         Self { profile, response, finished, thresholds, bind: bind::summarize(&data.bind), starts }
     }
 
+    /// What was measured when, on which machine.
     fn lead(&self) -> String {
-        let mut text = String::new();
+        let mut text: Vec<String> = Vec::new();
+        let mut machines: Vec<String> = Vec::new();
         for start in &self.starts {
             let Environment { kernel, cpu, nic, .. } = &start.environment;
-            let place = format!("Linux {kernel}, {cpu}, {}", driver(&nic.driver));
+            let machine = format!("Linux {kernel}, {cpu}, {}", driver(&nic.driver));
             let date = start.started.split('T').next().unwrap_or_default();
-            let what = match start.plan {
-                Plan::Bind(_) => "Figure 1",
-                Plan::Response(_) => "Figure 2",
+            let figure = match start.plan {
+                Plan::Bind(_) => 1,
+                Plan::Response(_) => 2,
             };
-            if !text.is_empty() {
-                text += " · ";
+            text.push(format!("Figure {figure}: {date}"));
+            if !machines.contains(&machine) {
+                machines.push(machine);
             }
-            text += &format!("{what}: {place}, {date}");
         }
-        text
+        text.extend(machines);
+        text.join(" · ")
     }
 
     /// The rate of a server under a threshold.
@@ -571,7 +574,7 @@ fn compare_table(events: &[Event]) -> Option<Markup> {
                 p.note {
                             (format!(
                                 "The most that is sustained with 99.9 % of the requests complete and a mean of 1 ms: median of {} searches. Times \
-                                 in µs to the first reply, at that rate and at half of it. {} replies of {} bytes. {}, {}; receive work {}.",
+                                 in µs to the first reply, at that rate and at half of it. {} replies of {} bytes. Linux {}, {}; receive work {}.",
                                 first.runs.len(), first.replies, first.payload, first.environment.kernel, first.environment.cpu,
                                 first.environment.nic.receive_work(),
                             ))
