@@ -479,7 +479,7 @@ fn page() -> Result<()> {
         "≤ 1000 ms",
         "p99.9",
         "Compared in one run",
-        "copy mode: zero-copy was not to be had on veth",
+        "copy mode, though auto was asked for: zero-copy was not to be had on veth",
         "in the sender&#39;s context",
         "prefers-color-scheme: dark",
         "@media print",

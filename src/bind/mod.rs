@@ -26,9 +26,10 @@ use std::io;
 use std::net::Ipv6Addr;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
-use std::time::Instant;
+use std::thread;
+use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, Serialize};
 
 use crate::address::Prefix;
@@ -258,11 +259,25 @@ struct Claimed {
 /// for leftovers.
 fn claim(link: &Link) -> Result<UnixDatagram> {
     let name = SocketAddr::from_abstract_name(format!("sixhop-bind-{}", link.index))?;
-    UnixDatagram::bind_addr(&name).map_err(|error| match error.kind() {
-        io::ErrorKind::AddrInUse => anyhow!("another sixhop binds addresses to {}: stop it first", link.name),
-        _ => anyhow!("cannot claim {}: {error}", link.name),
-    })
+    let give_up = Instant::now() + RELEASE;
+    loop {
+        match UnixDatagram::bind_addr(&name) {
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
+                ensure!(
+                    Instant::now() < give_up,
+                    "another sixhop binds addresses to {}: stop it first",
+                    link.name
+                );
+                thread::sleep(Duration::from_millis(5));
+            }
+            claimed => return claimed.with_context(|| format!("cannot claim {}", link.name)),
+        }
+    }
 }
+
+/// A name that was given back is taken for as long as another thread starts a process: until that has become another program it
+/// has a copy of every descriptor.
+const RELEASE: Duration = Duration::from_millis(200);
 
 impl Binder for Claimed {
     fn bind(&mut self, addresses: &[Ipv6Addr], step: &mut Step) -> Result<Phases> {
@@ -294,6 +309,7 @@ impl Binder for Nothing {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use anyhow::anyhow;
     use clap::ValueEnum;
 
     #[test]

@@ -128,11 +128,15 @@ fn stop_at_end_of_input(stop: Arc<AtomicBool>) {
 /// Starts the server, with a bar while its addresses are bound.
 fn binding(config: &ServerConfig, stop: &AtomicBool) -> Result<Server> {
     let all = config.pool.count();
-    let bar = progress(all, "binding   {bar:20} {human_pos}/{human_len} addresses, {msg} left");
+    let bar = progress(all, "binding   {bar:20} {human_pos}/{human_len} addresses, {msg}");
+    bar.set_message("opening");
+    if !bar.is_hidden() {
+        bar.enable_steady_tick(Duration::from_millis(100));
+    }
     let began = Instant::now();
     let server = Server::start(config, &mut |bound| {
         let left = left(config.bind, began.elapsed(), bound as f64 / all as f64);
-        bar.set_message(HumanDuration(left).to_string());
+        bar.set_message(format!("{} left", HumanDuration(left)));
         bar.set_position(bound as u64);
         !stop.load(Ordering::Relaxed)
     });

@@ -338,6 +338,9 @@ mod tests {
 
     #[test]
     fn the_built_in_ones_are_right() {
+        for file in ["binding", "figure2"] {
+            Profile::load(&format!("{}/bench/profiles/{file}.toml", env!("CARGO_MANIFEST_DIR"))).unwrap();
+        }
         let paper = Profile::load("paper").unwrap().bind.unwrap();
         assert_eq!(paper.runs, 5);
         let cells = paper.cells();

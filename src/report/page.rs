@@ -14,6 +14,7 @@ use super::results::{
 use crate::engine::EngineKind;
 use crate::experiment::{Approach, ResponseProfile};
 use crate::machine::Environment;
+use crate::netlink::AttachMode;
 use crate::xdp::{CopyMode, CopyRequest};
 
 /// Runs that differ by more than this share of their median are named.
@@ -414,15 +415,17 @@ impl<'a> Summed<'a> {
         for ready in readies(data) {
             let Some(engine) = ready.engine else { continue };
             let nic = driver(&ready.driver);
-            if let (Some(CopyMode::Copy), CopyRequest::Auto) = (ready.modes.copy, ready.copy_asked) {
-                let words = format!(
-                    "{engine} ran in copy mode: zero-copy was not to be had on {nic}. These are no zero-copy figures."
-                );
-                copied.push(words);
-            }
-            if let Some(attach) = ready.modes.attach.filter(|mode| mode.to_string() == "generic") {
+            if let Some(CopyMode::Copy) = ready.modes.copy.filter(|_| ready.copy_asked != CopyRequest::Copy) {
                 copied.push(format!(
-                    "{engine} ran its XDP program in {attach} mode, after a socket buffer was made."
+                    "{engine} ran in copy mode, though {} was asked for: zero-copy was not to be had on {nic}. These are no \
+                     zero-copy figures.",
+                    ready.copy_asked
+                ));
+            }
+            if let Some(attach) = ready.modes.attach.filter(|mode| *mode == AttachMode::Generic) {
+                copied.push(format!(
+                    "{engine} ran its XDP program in {attach} mode, after a socket buffer was made; {} was asked for.",
+                    ready.attach_asked
                 ));
             }
         }
@@ -908,6 +911,40 @@ mod tests {
         }
         let said = warnings(&data);
         assert!(said.contains("was changed when") && said.contains("governor 'powersave'"), "{said}");
+    }
+
+    #[test]
+    fn a_mode_that_was_not_asked_for_is_said() {
+        let ready = |attach: &str, copy: &str, attach_asked: &str, copy_asked: &str| {
+            let mut ready = serde_json::json!({
+                "event": "ready", "engine": "afxdp", "interface": "eth1", "driver": "e1000e", "port": 3540, "replies": 10,
+                "addresses": 10, "bind": "netlink-down", "generate_seconds": 0, "open_seconds": 0, "bind_seconds": 0,
+                "bind_phases": [], "kernel_memory": null, "list_memory": 0, "queues": [0], "cores": [0], "schema": 1
+            });
+            let modes = [
+                ("attach", attach),
+                ("copy", copy),
+                ("attach_asked", attach_asked),
+                ("copy_asked", copy_asked),
+            ];
+            for (name, mode) in modes {
+                ready[name] = mode.into();
+            }
+            let mut data = data();
+            data.response.insert(1, Event::parse(&ready.to_string()).unwrap());
+            warnings(&data)
+        };
+        assert!(!ready("native", "zero", "auto", "auto").contains("mode"));
+        assert!(!ready("native", "copy", "auto", "copy").contains("mode"));
+        assert!(
+            ready("native", "copy", "auto", "auto")
+                .contains("copy mode, though auto was asked for: zero-copy was not")
+        );
+        assert!(ready("native", "copy", "auto", "zero").contains("though zero was asked for"));
+        assert!(
+            ready("generic", "copy", "native", "copy")
+                .contains("generic mode, after a socket buffer was made; native was")
+        );
     }
 
     #[test]
