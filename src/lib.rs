@@ -9,12 +9,14 @@
 //! number    load (open loop, ledger) ─► experiment (searches, runs) ─► report (one schema, charts)
 //! ```
 //!
-//! [`address`], [`wire`] and [`report`] are pure. `unsafe` is in [`xdp`] and in single system calls of [`engine`] and [`bind`].
+//! [`address`], [`wire`] and [`report`] are pure. `unsafe` is in [`xdp`], in `datagrams`, and in single system calls of [`engine`] and
+//! [`bind`].
 //! [`cli`] turns flags into calls of the rest.
 
 pub mod address;
 pub mod bind;
 pub mod cli;
+mod datagrams;
 pub mod engine;
 pub mod experiment;
 pub mod lab;

@@ -31,20 +31,32 @@ use sixhop::address::Pool;
 use sixhop::lab::Side;
 use sixhop::netlink;
 
+/// All that there are.
+const ENGINES: [&str; 4] = ["afxdp", "socket", "socket-batch", "socket-gso"];
+
 fn main() -> ExitCode {
     common::main(vec![
         trial("afxdp_answers_everything", || answers_everything("afxdp", 2_000, 10_000)),
         trial("afxdp_answers_everything_of_a_million_addresses", a_million_addresses),
-        trial("both_engines_answer_under_a_prefix_that_is_routed", both_answer_under_a_routed_prefix),
-        trial("both_clients_ask_both_engines", both_clients_ask_both_engines),
+        trial(
+            "every_engine_answers_under_a_prefix_that_is_routed",
+            every_engine_answers_under_a_routed_prefix,
+        ),
+        trial("both_clients_ask_every_engine", both_clients_ask_every_engine),
         trial("afxdp_answers_everything_in_generic_mode", afxdp_answers_in_generic_mode),
         trial("socket_answers_everything", || answers_everything("socket", 1_000, 2_000)),
+        trial("socket_batch_answers_everything", || answers_everything("socket-batch", 1_000, 2_000)),
+        trial("socket_gso_answers_everything", || answers_everything("socket-gso", 1_000, 2_000)),
+        trial("workers_share_a_port_and_the_sum_is_right", workers_share_a_port),
+        trial("as_many_replies_as_can_be_asked_for_are_cut", as_many_replies_as_can_be),
         trial("afxdp_answers_one_at_a_time", || answers_everything("afxdp", 10, 8)),
         trial("socket_answers_one_at_a_time", || answers_everything("socket", 10, 8)),
+        trial("socket_gso_answers_one_at_a_time", || answers_everything("socket-gso", 10, 8)),
+        trial("a_port_that_is_taken_is_not_shared", taken_port_is_not_shared),
         trial("two_queues_are_both_served", two_queues_are_both_served),
         trial(
-            "a_plain_socket_gets_the_same_from_both_engines",
-            a_plain_socket_gets_the_same_from_both_engines,
+            "a_plain_socket_gets_the_same_from_every_engine",
+            a_plain_socket_gets_the_same_from_every_engine,
         ),
         trial("ping_and_neighbour_discovery_work_on_bound_addresses", ping_and_neighbour_discovery_work),
         trial(
@@ -55,7 +67,7 @@ fn main() -> ExitCode {
         trial("after_sigkill_no_program_is_left_and_the_next_server_starts", after_sigkill),
         trial("a_second_program_is_refused", a_second_program_is_refused),
         trial("bad_input_gets_one_clear_line", bad_input_gets_one_clear_line),
-        trial("compare_finds_figures_for_both_engines", compare_finds_figures),
+        trial("compare_finds_figures_for_each_engine", compare_finds_figures),
     ])
 }
 
@@ -133,9 +145,54 @@ fn a_million_addresses() -> Result<()> {
     Ok(())
 }
 
-fn both_clients_ask_both_engines() -> Result<()> {
+fn workers_share_a_port() -> Result<()> {
+    for engine in ["socket-batch", "socket-gso"] {
+        let lab = TestLab::up()?;
+        let server = Server::start(&lab, &format!("--addresses 50 --engine {engine} --cores 0,0,0"))?;
+        ensure!(server.ready["cores"] == serde_json::json!([0, 0, 0]), "{}", server.ready);
+        check_load(&load(&lab, 50, 1000, 1000)?, 1000)?;
+        let totals = server.stop()?;
+        ensure!(totals["answered"] == 1000 && totals["replies"] == 10_000, "{totals}");
+    }
+    Ok(())
+}
+
+/// More, and larger, than one datagram can be cut into.
+fn as_many_replies_as_can_be() -> Result<()> {
     let lab = TestLab::up()?;
-    for engine in ["afxdp", "socket"] {
+    let server = Server::start(&lab, "--addresses 5 --engine socket-gso --replies 255")?;
+    for payload in [16, 1452] {
+        let flags = format!("{} --rate 20 --requests 10 --replies 255 --payload {payload}", load_flags(5));
+        let output = sixhop(&lab, Side::Client, &flags).output()?;
+        ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let result: Value = serde_json::from_slice(&output.stdout)?;
+        ensure!(
+            result["complete"] == 10 && result["replies"] == 2550 && result["duplicates"] == 0,
+            "{result}"
+        );
+    }
+    server.stop()?;
+    Ok(())
+}
+
+fn taken_port_is_not_shared() -> Result<()> {
+    let lab = TestLab::up()?;
+    let first = Server::start(&lab, "--addresses 10 --engine socket-batch")?;
+    for engine in ["socket", "socket-batch", "socket-gso"] {
+        let flags = format!(
+            "serve --interface server0 --prefix {PREFIX} --addresses 10 --bind none --engine {engine}"
+        );
+        let (status, words) = failure(sixhop(&lab, Side::Server, &flags).output()?)?;
+        ensure!(status == 1 && words.contains("UDP port 3540 is taken by another program"), "{words}");
+    }
+    check_load(&load(&lab, 10, 1000, 100)?, 100)?;
+    first.stop()?;
+    Ok(())
+}
+
+fn both_clients_ask_every_engine() -> Result<()> {
+    let lab = TestLab::up()?;
+    for engine in ENGINES {
         let server = Server::start(&lab, &format!("--addresses 100 --bind netlink-down --engine {engine}"))?;
         for (client, attach) in [("afxdp", Value::from("native")), ("socket", Value::Null)] {
             let flags = format!("{} --rate 1000 --requests 1500 --client {client}", load_flags(100));
@@ -151,8 +208,8 @@ fn both_clients_ask_both_engines() -> Result<()> {
     Ok(())
 }
 
-fn both_answer_under_a_routed_prefix() -> Result<()> {
-    for engine in ["afxdp", "socket"] {
+fn every_engine_answers_under_a_routed_prefix() -> Result<()> {
+    for engine in ENGINES {
         let lab = TestLab::up()?;
         ip(&format!("-n {} route add 2001:db8:2::/64 via 2001:db8:1::2", lab.namespace(Side::Client)))?;
         let flags = format!("--prefix 2001:db8:2::/64 --addresses 1000000 --bind anyip --engine {engine}");
@@ -202,10 +259,10 @@ fn ask(lab: &TestLab, to: Ipv6Addr, payload: &[u8]) -> Result<Vec<(Vec<u8>, std:
     })
 }
 
-fn a_plain_socket_gets_the_same_from_both_engines() -> Result<()> {
+fn a_plain_socket_gets_the_same_from_every_engine() -> Result<()> {
     let lab = TestLab::up()?;
     let pool = pool(30)?;
-    for engine in ["afxdp", "socket"] {
+    for engine in ENGINES {
         let server = Server::start(&lab, &format!("--addresses 30 --engine {engine}"))?;
         for (index, size) in [(0, 0), (3, 1), (17, 32), (29, 1452)] {
             let address = pool.address(index);
@@ -254,7 +311,7 @@ fn ping_and_neighbour_discovery_work() -> Result<()> {
 
 fn a_request_from_the_service_port_is_not_answered() -> Result<()> {
     let address = pool(10)?.address(4);
-    for engine in ["afxdp", "socket"] {
+    for engine in ENGINES {
         let lab = TestLab::up()?;
         let mut server = Server::start(&lab, &format!("--addresses 10 --engine {engine}"))?;
         let silent = lab.run_in(Side::Client, || {
@@ -390,7 +447,7 @@ fn compare_finds_figures() -> Result<()> {
     let results: Vec<Value> = text.lines().map(serde_json::from_str).collect::<Result<_, _>>()?;
     let engines: Vec<_> =
         results.iter().map(|result| result["engine"].as_str().unwrap_or_default()).collect();
-    ensure!(engines == ["socket", "afxdp"], "{engines:?}");
+    ensure!(engines == ["socket", "socket-gso", "afxdp"], "{engines:?}");
     for result in &results {
         let number = |field: &str| result[field].as_f64().unwrap_or_default();
         ensure!(result["event"] == "engine" && result["addresses"] == 50 && result["replies"] == 10);
@@ -399,6 +456,6 @@ fn compare_finds_figures() -> Result<()> {
         ensure!((number("half_rps") * 2.0 / number("sustained_rps") - 1.0).abs() < 1e-9, "{result}");
         ensure!(number("ratio_to_socket") > 0.0, "{result}");
     }
-    ensure!(results[0]["attach"].is_null() && results[1]["attach"] == "native", "{text}");
+    ensure!(results[1]["attach"].is_null() && results[2]["attach"] == "native", "{text}");
     Ok(())
 }

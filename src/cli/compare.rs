@@ -28,7 +28,7 @@ is searched for three times, to 2 %. The table has the median, and what was
 measured there; JSON has every run.")]
 pub struct Args {
     /// Engines, as in socket,afxdp
-    #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "socket,afxdp")]
+    #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "socket,socket-gso,afxdp")]
     engines: Vec<EngineKind>,
     /// How many addresses, or several numbers, as in 1,1000000
     #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "2000",

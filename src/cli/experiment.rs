@@ -56,7 +56,7 @@ struct Bind {
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example:
   sudo sixhop experiment response --profile quick --out results
-  sixhop report results
+  sudo sixhop report results
 
 Between two machines, started on the client's:
   sudo sixhop experiment response --profile paper --out results \\

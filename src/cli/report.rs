@@ -16,7 +16,7 @@ use crate::report::{Event, bind, response};
 #[command(after_help = "Example:
   sudo sixhop experiment response --out results
   sudo sixhop experiment bind --out results
-  sixhop report results
+  sudo sixhop report results
 
 Reads bind.jsonl, response.jsonl and compare.jsonl of DIR, those that are
 there, and writes report.html, which needs no network, each chart as an SVG

@@ -1,9 +1,11 @@
 //! ANSWERING: requests come in, replies go out. Several engines do it in different ways by the same rules.
 //!
 //! ```text
-//!   afxdp    rings ─► worker ─► rings                                          one worker a queue
-//!   socket   listener thread ─► POSIX message queue ─► worker, sendmsg × n     the paper's server
-//!                 └────────────── Handler ──────────────┘ decides for both
+//!   afxdp          rings ─► worker ─► rings                                       one worker a queue
+//!   socket         listener thread ─► POSIX message queue ─► worker, sendmsg × n  the paper's server
+//!   socket-batch   recvmmsg ─► worker ─► sendmmsg of all replies                  one worker a processor
+//!   socket-gso     recvmmsg ─► worker ─► sendmmsg, equal replies as one (GSO)     one worker a processor
+//!                                 └ Handler decides for all
 //! ```
 //!
 //! An engine opens what it needs, says what the kernel granted, and answers until it is told to stop. It makes no
@@ -11,10 +13,12 @@
 
 mod advertiser;
 mod afxdp;
+mod batch;
 mod handler;
 mod server;
 mod socket;
 mod statistics;
+mod udp;
 mod worker;
 
 use std::fmt;
@@ -42,6 +46,10 @@ pub enum EngineKind {
     Afxdp,
     /// The paper's server: a UDP socket, a message queue, and ten calls of sendmsg
     Socket,
+    /// Sockets with many datagrams to a system call, a worker for each processor
+    SocketBatch,
+    /// The same, with all replies to a request as one datagram that the kernel cuts: the best of the socket servers
+    SocketGso,
 }
 
 impl EngineKind {
@@ -57,6 +65,8 @@ impl fmt::Display for EngineKind {
         f.pad(match self {
             Self::Afxdp => "afxdp",
             Self::Socket => "socket",
+            Self::SocketBatch => "socket-batch",
+            Self::SocketGso => "socket-gso",
         })
     }
 }
@@ -144,6 +154,8 @@ pub fn open(kind: EngineKind, config: &EngineConfig) -> Result<Box<dyn Engine>> 
     Ok(match kind {
         EngineKind::Afxdp => Box::new(afxdp::AfXdp::open(config)?),
         EngineKind::Socket => Box::new(socket::SocketServer::open(config)?),
+        EngineKind::SocketBatch => Box::new(batch::Batch::open(config, false)?),
+        EngineKind::SocketGso => Box::new(batch::Batch::open(config, true)?),
     })
 }
 

@@ -4,31 +4,26 @@
 //! Morrell, Ransbottom, Marchany, Tront, "Scaling IPv6 Address Bindings in Support of a Moving Target Defense", section IV.
 
 use std::ffi::CString;
-use std::io::{self, IoSlice, IoSliceMut};
+use std::io::{IoSlice, IoSliceMut};
 use std::net::Ipv6Addr;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::thread;
-use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow};
 use nix::errno::Errno;
 use nix::mqueue::{MQ_OFlag, MqAttr, MqdT, mq_open, mq_send, mq_timedreceive, mq_unlink};
 use nix::sys::resource::{Resource, setrlimit};
-use nix::sys::socket::{
-    AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType, SockaddrIn6, bind,
-    getsockopt, recvmsg, sendmsg, setsockopt, socket, sockopt,
-};
+use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, SockaddrIn6, recvmsg, sendmsg};
 use nix::sys::stat::Mode;
-use nix::sys::time::{TimeSpec, TimeVal, TimeValLike};
+use nix::sys::time::TimeSpec;
 use nix::time::{ClockId, clock_gettime};
 
 use super::handler::Handler;
 use super::statistics::{Shown, Tally};
+use super::udp::{self, DOZE, SocketCounters};
 use super::{CounterSet, Engine, EngineConfig, Modes, pin};
-use crate::bind::Method;
-use crate::report::Counters;
 use crate::wire::MAX_PAYLOAD;
 
 /// Messages that the queue is asked to hold. The system's default of 10 (fs.mqueue.msg_max) loses requests at once;
@@ -41,13 +36,6 @@ const SOURCE_PORT: usize = 16;
 const DESTINATION: usize = 18;
 const PAYLOAD: usize = 34;
 const MESSAGE: usize = PAYLOAD + MAX_PAYLOAD;
-
-/// Bytes of memory that requests may take which wait for the listener. The default (net.core.rmem_default, 212,992) holds a
-/// few hundred small ones: a moment without the processor would lose requests that the server has the time to answer.
-const RECEIVE_BUFFER: usize = 4 << 20;
-
-/// Both threads look up this often whether they are to stop.
-const DOZE: Duration = Duration::from_millis(100);
 
 pub(super) struct SocketServer {
     socket: Arc<OwnedFd>,
@@ -62,31 +50,8 @@ pub(super) struct SocketServer {
 
 impl SocketServer {
     pub fn open(config: &EngineConfig) -> Result<Self> {
-        let port = config.handler.port();
-        let flags = SockFlag::SOCK_CLOEXEC;
-        let socket =
-            socket(AddressFamily::Inet6, SockType::Datagram, flags, None).context("no UDP socket")?;
-        setsockopt(&socket, sockopt::Ipv6V6Only, &true)?;
-        setsockopt(&socket, sockopt::Ipv6RecvPacketInfo, &true)?;
-        if matches!(config.bind, Method::Anyip | Method::None) {
-            // The source of a reply may be no address that the kernel has, only one that it receives for.
-            set_freebind(&socket).context("no replies from addresses that the kernel has not")?;
-        }
-        setsockopt(&socket, sockopt::BindToDevice, &config.link.name.clone().into())
-            .with_context(|| format!("cannot bind a socket to {}", config.link.name))?;
-        setsockopt(&socket, sockopt::ReceiveTimeout, &TimeVal::milliseconds(DOZE.as_millis() as i64))?;
-        // Beyond net.core.rmem_max needs CAP_NET_ADMIN; without it, as much as is allowed.
-        if setsockopt(&socket, sockopt::RcvBufForce, &RECEIVE_BUFFER).is_err() {
-            setsockopt(&socket, sockopt::RcvBuf, &RECEIVE_BUFFER)?;
-        }
-        let any = SockaddrIn6::from(std::net::SocketAddrV6::new(Ipv6Addr::UNSPECIFIED, port, 0, 0));
-        bind(socket.as_raw_fd(), &any).map_err(|error| match error {
-            Errno::EADDRINUSE => {
-                anyhow!("UDP port {port} is taken by another program: stop it, or use --port")
-            }
-            other => anyhow!("cannot bind UDP port {port}: {other}"),
-        })?;
-        let receive_buffer = getsockopt(&socket, sockopt::RcvBuf).ok();
+        let socket = udp::open(config, false)?;
+        let receive_buffer = udp::receive_buffer(&socket);
         let (queue, depth) = open_queue()?;
         let first = config.cores[0];
         let second = config.cores.get(1).copied().unwrap_or(first);
@@ -212,11 +177,8 @@ impl Engine for SocketServer {
     }
 
     fn counters(&self) -> Result<Box<dyn CounterSet>> {
-        Ok(Box::new(SocketCounters {
-            socket: self.socket.clone(),
-            listener: self.listener.clone(),
-            worker: self.worker.clone(),
-        }))
+        let shown = vec![self.listener.clone(), self.worker.clone()];
+        Ok(Box::new(SocketCounters { sockets: vec![self.socket.clone()], shown }))
     }
 
     fn run(self: Box<Self>, stop: &AtomicBool) -> Result<()> {
@@ -237,62 +199,6 @@ impl Engine for SocketServer {
             worker.join().map_err(|_| anyhow!("the worker panicked"))?
         })
     }
-}
-
-struct SocketCounters {
-    socket: Arc<OwnedFd>,
-    listener: Arc<Shown>,
-    worker: Arc<Shown>,
-}
-
-impl CounterSet for SocketCounters {
-    fn read(&self) -> Counters {
-        let mut tally = self.listener.load();
-        tally.add(&self.worker.load());
-        Counters {
-            answered: tally.answered,
-            replies: tally.replies,
-            unsent: tally.unsent,
-            refused: tally.refused_by_name(),
-            socket_dropped: dropped(&self.socket).ok(),
-            ..Counters::default()
-        }
-    }
-}
-
-/// Allows any source address (IPV6_FREEBIND, which nix does not know).
-fn set_freebind(socket: &OwnedFd) -> io::Result<()> {
-    let on: libc::c_int = 1;
-    let length = size_of_val(&on) as libc::socklen_t;
-    // SAFETY: `on` is valid for reads of its size.
-    let result = unsafe {
-        libc::setsockopt(
-            socket.as_raw_fd(),
-            libc::SOL_IPV6,
-            libc::IPV6_FREEBIND,
-            (&raw const on).cast(),
-            length,
-        )
-    };
-    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
-}
-
-/// Datagrams that the kernel dropped for want of room in the socket's buffer.
-fn dropped(socket: &OwnedFd) -> io::Result<u64> {
-    const SK_MEMINFO_DROPS: usize = 8; // index into the array, linux/sock_diag.h
-    let mut info = [0u32; SK_MEMINFO_DROPS + 1];
-    let mut length = size_of_val(&info) as libc::socklen_t;
-    // SAFETY: `info` is valid for writes of the length that the kernel is told.
-    let result = unsafe {
-        libc::getsockopt(
-            socket.as_raw_fd(),
-            libc::SOL_SOCKET,
-            libc::SO_MEMINFO,
-            info.as_mut_ptr().cast(),
-            &raw mut length,
-        )
-    };
-    if result == 0 { Ok(info[SK_MEMINFO_DROPS].into()) } else { Err(io::Error::last_os_error()) }
 }
 
 /// A POSIX message queue without a name left in the system, as deep as is allowed up to [`QUEUE_DEPTH`].

@@ -249,7 +249,8 @@ impl<'a> Summed<'a> {
                     profile.payload,
                     profile.replies,
                 ))
-                "Lines go through medians; whiskers go from the lowest pass to the highest. ▲ stands where the server may be able to do \
+                "The paper states 150,000/s for up to 10,000 addresses, no mean under 1 ms at any rate past 30,000, and at most 2,000/s \
+                 with 55,000, at 5 ms. Lines go through medians; whiskers go from the lowest pass to the highest. ▲ stands where the server may be able to do \
                  more: the generator, or the highest rate, ended the search."
             }
         }
