@@ -6,10 +6,10 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
-use comfy_table::{CellAlignment, Table, presets};
+use comfy_table::{Table, presets};
 use indicatif::HumanDuration;
 
-use super::{Usage, make, print_json, progress, stop_on_signal, write};
+use super::{Usage, align, make, print_json, progress, stop_on_signal, write};
 use crate::bind::Method;
 use crate::engine::EngineKind;
 use crate::experiment::{CompareConfig, compare};
@@ -138,24 +138,19 @@ type Column<'a> = (&'a str, &'a dyn Fn(&EngineResult) -> String);
 
 fn describe(results: &[EngineResult]) -> String {
     let mut table = Table::new();
-    table.load_preset(presets::UTF8_HORIZONTAL_ONLY);
-    let several = results.iter().any(|result| result.addresses != results[0].addresses);
-    // Each column's name beside its figure. There is no room for both of the fourth, and replies/s follows from requests/s.
+    table.load_preset(presets::NOTHING);
+    // Each column's name beside its figure.
     let columns: [Column; 9] = [
         ("engine", &|result| result.engine.to_string()),
         ("XDP, copy", &|result| match (result.attach, result.copy) {
             (Some(attach), Some(copy)) => format!("{attach}, {copy}"),
             _ => "–".to_owned(),
         }),
+        ("addresses", &|result| result.addresses.to_string()),
         ("requests/s", &|result| format!("{:.0}", result.sustained_rps)),
-        if several {
-            ("addresses", &|result| result.addresses.to_string())
-        } else {
-            ("replies/s", &|result| format!("{:.0}", result.replies_pps))
-        },
         ("mean", &|result| format!("{:.0}", result.mean_us)),
         ("p99", &|result| format!("{:.0}", result.p99_us)),
-        ("CPU", &|result| format!("{:.0} %", result.server_cpu * 100.0)),
+        ("CPU", &|result| format!("{:.0}%", result.server_cpu * 100.0)),
         ("mean ½", &|result| format!("{:.0}", result.half_mean_us)),
         ("ratio", &|result| result.ratio_to_socket.map_or("–".to_owned(), |ratio| format!("{ratio:.2}"))),
     ];
@@ -163,22 +158,16 @@ fn describe(results: &[EngineResult]) -> String {
     for result in results {
         table.add_row(columns.map(|(_, figure)| figure(result)));
     }
-    for column in table.column_iter_mut() {
-        column.set_padding((0, 1));
-    }
-    for column in table.column_iter_mut().skip(2) {
-        column.set_cell_alignment(CellAlignment::Right);
-    }
+    align(&mut table, 2);
     let mut text = table.to_string();
     if let Some(first) = results.first() {
         text += &format!(
-            "\n{}bound by {}; {} replies of {} bytes to each request\n\
+            "\nbound by {}; {} replies of {} bytes to each request\n\
              requests/s: the most that was sustained, median of {} searches; ratio: to socket\n\
              mean, p99 (µs to the first reply), CPU of the server's core: at that rate\n\
              mean ½: at half of it\n\
              client: {}; veth receive work {}\n\
              Linux {}, {}",
-            if several { String::new() } else { format!("{} addresses, ", first.addresses) },
             first.bind,
             first.replies,
             first.payload,
@@ -197,6 +186,8 @@ mod tests {
     use super::*;
     use crate::load::Client;
     use crate::machine::Environment;
+    use crate::netlink::AttachMode;
+    use crate::xdp::CopyMode;
 
     fn result(engine: EngineKind, addresses: u64) -> EngineResult {
         EngineResult {
@@ -236,32 +227,29 @@ mod tests {
     /// The figure that stands under `name` in the row of the first result: right-aligned, both end at the same place.
     fn under(table: &str, name: &str) -> String {
         let lines: Vec<Vec<char>> = table.lines().map(|line| line.chars().collect()).collect();
-        let header: String = lines[1].iter().collect();
+        let header: String = lines[0].iter().collect();
         let end = header.split(name).next().unwrap().chars().count() + name.chars().count();
-        let row: String = lines[3][..end].iter().collect();
-        row.split("  ").last().unwrap().trim().to_owned()
+        let row: String = lines[1][..end].iter().collect();
+        row.split(' ').next_back().unwrap().trim().to_owned()
     }
 
     #[test]
     fn every_figure_stands_under_its_name_and_fits_a_terminal() {
-        let table = describe(&[result(EngineKind::Afxdp, 2000)]);
+        let mut widest = result(EngineKind::SocketBatch, 1_000_000);
+        (widest.attach, widest.copy) = (Some(AttachMode::Generic), Some(CopyMode::Copy));
+        let table = describe(&[widest, result(EngineKind::Afxdp, 1)]);
         for (name, figure) in [
+            ("addresses", "1000000"),
             ("requests/s", "11111"),
-            ("replies/s", "222222"),
             ("mean", "333"),
             ("p99", "4444"),
-            ("CPU", "55 %"),
+            ("CPU", "55%"),
             ("mean ½", "66"),
             ("ratio", "7.77"),
         ] {
             assert_eq!(under(&table, name), figure, "{name}:\n{table}");
         }
-        assert!(table.contains("2000 addresses") && table.contains("bound by netlink-down"));
-        let table = describe(&[result(EngineKind::Afxdp, 1), result(EngineKind::Afxdp, 1_000_000)]);
-        assert_eq!(
-            (under(&table, "addresses"), under(&table, "requests/s")),
-            ("1".to_owned(), "11111".to_owned())
-        );
+        assert!(table.contains("bound by netlink-down"));
         assert!(table.lines().all(|line| line.chars().count() <= 80), "{table}");
     }
 }

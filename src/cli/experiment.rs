@@ -7,11 +7,11 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use comfy_table::{CellAlignment, Table, presets};
+use comfy_table::{Table, presets};
 use indicatif::{HumanDuration, ProgressBar};
 
 use super::bind::seconds;
-use super::{Usage, make, print_json, progress, stop_on_signal, write};
+use super::{Usage, align, make, print_json, progress, stop_on_signal, write};
 use crate::address::Prefix;
 use crate::bind::{Interrupted, Method};
 use crate::experiment::{self, BindProgress, Host, Place, Profile, ResponseConfig};
@@ -293,7 +293,7 @@ fn describe_bind(summaries: &[BindSummary], events: &[Event]) -> String {
             summary.faster_than_netlink.map_or("–".to_owned(), |ratio| format!("{ratio:.2} ×")),
         ]);
     }
-    align(&mut table);
+    align(&mut table, 1);
     let mut text = table.to_string();
     text += "\ngenerate, bind, unbind: mean time for each address, median of the runs;\n\
              each run on a fresh veth\n\
@@ -335,7 +335,7 @@ fn describe_response(summaries: &[ThresholdSummary], events: &[Event]) -> String
         let names = [series_name(cell), cell.addresses.to_string()];
         table.add_row(names.into_iter().chain(thresholds.iter().map(figure)));
     }
-    align(&mut table);
+    align(&mut table, 1);
     let mut text = table.to_string();
     text += "\nrequests/s sustained with that mean time to the first reply: median of the runs";
     text += "\n–: not even at the lowest rate; ≥: the generator or the profile ended it";
@@ -353,16 +353,6 @@ fn describe_response(summaries: &[ThresholdSummary], events: &[Event]) -> String
         }
     }
     text + &machine(events)
-}
-
-/// Names to the left, figures to the right, and no wider than needed.
-fn align(table: &mut Table) {
-    for column in table.column_iter_mut() {
-        column.set_padding((0, 1));
-    }
-    for column in table.column_iter_mut().skip(1) {
-        column.set_cell_alignment(CellAlignment::Right);
-    }
 }
 
 /// On what it was measured, and in which mode.

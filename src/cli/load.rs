@@ -3,9 +3,9 @@
 use std::process::ExitCode;
 
 use anyhow::Result;
-use comfy_table::{CellAlignment, Table, presets};
+use comfy_table::{Table, presets};
 
-use super::{Addresses, Usage, print_json, progress, stop_on_signal};
+use super::{Addresses, Usage, align, print_json, progress, stop_on_signal};
 use crate::load::{Client, Generator, LoadConfig, Run};
 use crate::netlink::AttachMode;
 use crate::report::{Event, LoadResult, Percentiles};
@@ -122,10 +122,7 @@ fn describe(result: &LoadResult) -> String {
         let times = [mean_us, p50_us, p90_us, p99_us, p999_us, max_us].map(|time| microseconds(*time));
         table.add_row(std::iter::once(name.to_owned()).chain(times));
     }
-    for column in table.column_iter_mut().skip(1) {
-        column.set_padding((0, 1));
-        column.set_cell_alignment(CellAlignment::Right);
-    }
+    align(&mut table, 1);
     text += &table.to_string();
     text
 }

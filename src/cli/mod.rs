@@ -19,6 +19,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
+use comfy_table::{CellAlignment, Table};
 use indicatif::{HumanDuration, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use signal_hook::consts::{SIGINT, SIGTERM};
 
@@ -188,6 +189,14 @@ fn make(directory: &Path) -> Result<()> {
 fn write(directory: &Path, name: &str, text: &str) -> Result<()> {
     let path = directory.join(name);
     fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))
+}
+
+/// The first `names` columns of a table to the left, figures to the right, and none wider than needed.
+fn align(table: &mut Table, names: usize) {
+    for (index, column) in table.column_iter_mut().enumerate() {
+        column.set_padding((0, 1));
+        column.set_cell_alignment(if index < names { CellAlignment::Left } else { CellAlignment::Right });
+    }
 }
 
 /// A bar on standard error, with a colour where NO_COLOR is not set; none where that is not a terminal.

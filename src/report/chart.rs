@@ -6,9 +6,9 @@ use plotters::style::text_anchor::{HPos, Pos, VPos};
 
 use super::results::Spread;
 
-/// Colours that are told apart also by people who see fewer (Okabe and Ito 2008, its yellow and black replaced: both are lost on
-/// one background or the other).
-pub const PALETTE: [RGBColor; 9] = [
+/// Colours, the first six told apart also by people who see fewer (Okabe and Ito 2008, without its yellow and black, which are lost
+/// on one background or the other).
+pub const PALETTE: [RGBColor; 11] = [
     RGBColor(213, 94, 0),
     RGBColor(0, 114, 178),
     RGBColor(0, 158, 115),
@@ -18,6 +18,8 @@ pub const PALETTE: [RGBColor; 9] = [
     RGBColor(120, 120, 120),
     RGBColor(150, 110, 70),
     RGBColor(110, 80, 190),
+    RGBColor(170, 30, 60),
+    RGBColor(90, 160, 40),
 ];
 
 const INK: RGBColor = BLACK;
