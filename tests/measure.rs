@@ -19,17 +19,19 @@ use std::collections::BinaryHeap;
 use std::fs;
 use std::io::IoSliceMut;
 use std::net::{SocketAddr, SocketAddrV6, UdpSocket};
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsFd, AsRawFd};
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Output, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use common::server::{PATIENCE, PREFIX, SIXHOP, sixhop};
 use common::{TestLab, ip, link, trial};
+use nix::poll::{PollFd, PollFlags, ppoll};
 use nix::sys::socket::{ControlMessageOwned, MsgFlags, SockaddrIn6, recvmsg, setsockopt, sockopt};
+use nix::sys::time::TimeSpec;
 use serde_json::Value;
 use sixhop::address::Pool;
 use sixhop::lab::Side;
@@ -104,16 +106,33 @@ impl Stub<'_> {
                     let sent = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH)?;
                     made.delays_ms.push((sent.saturating_sub(*arrived)).as_secs_f64() * 1e3);
                 }
-                if self.freeze.is_none() {
-                    thread::sleep(Duration::from_micros(50));
-                }
+                // Until the next is due or comes: the processors are for who measures.
+                let limit = Duration::from_millis(10);
+                let wait = due.peek().map_or(limit, |next| next.0.0.saturating_sub(now).min(limit));
+                let mut fds = [PollFd::new(socket.as_fd(), PollFlags::POLLIN)];
+                ppoll(&mut fds, Some(TimeSpec::from_duration(wait)), None)?;
             }
             Ok(made)
         })
     }
 
-    /// Puts a load on it and returns what the client measured and what the stub made.
+    /// Puts a load on it and returns what the client measured and what the stub made. Where the client says that it was late itself,
+    /// since the machine had other things to do, that says nothing: it is asked again.
     fn measure(&self, client: &str, rate: u64, requests: u64) -> Result<(Value, Made)> {
+        let mut late = Vec::new();
+        for _ in 0..8 {
+            let (result, made) = self.measure_once(client, rate, requests)?;
+            match result["late"].as_u64() {
+                Some(few) if few <= requests / 100 => return Ok((result, made)),
+                many => late.push(many),
+            }
+        }
+        bail!(
+            "this machine is too busy to measure anything: of {requests} requests so many were late: {late:?}"
+        )
+    }
+
+    fn measure_once(&self, client: &str, rate: u64, requests: u64) -> Result<(Value, Made)> {
         let lab = TestLab::up()?;
         let (stop, ready) = (AtomicBool::new(false), AtomicBool::new(false));
         thread::scope(|scope| {
