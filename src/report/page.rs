@@ -228,8 +228,12 @@ impl<'a> Summed<'a> {
     fn method_2(&self) -> Markup {
         let Some(profile) = self.profile else { return html! {} };
         let way = match profile.way {
-            Approach::Grid => "every rate was measured",
-            Approach::Bisect => "halving found the highest",
+            Approach::Grid => {
+                "every rate was measured, and the highest that held counts, though a lower one failed"
+            }
+            Approach::Bisect => {
+                "halving found the highest; where rates hold in one run and fail in the next, it ends at the lowest of them"
+            }
         };
         let length = match profile.seconds {
             Some(seconds) => format!("{} requests, or {seconds} s of them", thousands(profile.requests)),
