@@ -105,7 +105,7 @@ struct Response {
 
 #[derive(Debug, clap::Args)]
 struct Common {
-    /// What to measure: quick (minutes), paper (hours), or a TOML file
+    /// What to measure: quick (minutes), paper (hours to days), or a TOML file
     #[arg(long, value_name = "NAME|FILE", default_value = "quick")]
     profile: String,
     /// Directory for the results
