@@ -22,6 +22,10 @@ pub struct Environment {
     pub sixhop: String,
     /// Git revision of its source; ends in `-dirty` where the source was changed since.
     pub revision: String,
+    /// The virtual machine of [`lab::vm`](crate::lab::vm) that it was measured in, as in `QEMU-10.0.2-tcg-igb`. With tcg, instructions
+    /// are translated: such figures are good for ratios within one guest, and for nothing else.
+    #[serde(default)]
+    pub guest: Option<String>,
     /// The command line.
     pub command: Vec<String>,
     /// The kernel's release.
@@ -110,6 +114,7 @@ impl Environment {
         Self {
             sixhop: env!("CARGO_PKG_VERSION").to_owned(),
             revision: env!("SIXHOP_REVISION").to_owned(),
+            guest: crate::lab::vm::label(),
             command: std::env::args_os().map(|word| word.to_string_lossy().into_owned()).collect(),
             kernel: file("/proc/sys/kernel/osrelease").unwrap_or_default(),
             cpu: processor(&info),

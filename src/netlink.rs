@@ -566,6 +566,28 @@ impl Socket {
         }
     }
 
+    /// Moves an interface, which is down, into another namespace, with another name and the alias `alias`.
+    ///
+    /// # Errors
+    /// When it cannot be moved: it is up, gone, or the name is taken there.
+    pub fn move_link(
+        &mut self,
+        index: u32,
+        name: &str,
+        namespace: BorrowedFd<'_>,
+        alias: &str,
+    ) -> Result<()> {
+        let mut change = LinkMessage::default();
+        change.header.index = index;
+        change.attributes = vec![
+            LinkAttribute::IfName(name.to_owned()),
+            LinkAttribute::IfAlias(alias.to_owned()),
+            LinkAttribute::NetNsFd(namespace.as_raw_fd()),
+        ];
+        self.tell_one(RouteNetlinkMessage::SetLink(change), 0)
+            .map_err(|refusal| refusal.explain(format_args!("move interface {index} and name it {name}")))
+    }
+
     /// Removes an interface, unless it is gone already. Of a veth pair, both ends go.
     pub fn delete_link(&mut self, index: u32) -> Result<()> {
         let mut message = LinkMessage::default();

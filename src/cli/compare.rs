@@ -13,6 +13,7 @@ use super::{Usage, align, make, print_json, progress, stop_on_signal, write};
 use crate::bind::Method;
 use crate::engine::EngineKind;
 use crate::experiment::{CompareConfig, compare};
+use crate::lab::Lab;
 use crate::report::{EngineResult, Event};
 use crate::wire::{MAX_PAYLOAD, MIN_PAYLOAD};
 
@@ -22,7 +23,7 @@ use crate::wire::{MAX_PAYLOAD, MIN_PAYLOAD};
   sudo sixhop compare --addresses 2000 --out results
 
 A rate is sustained when 99.9 % of the requests have all their replies, the
-mean time to the first reply is at most 1 ms, and the generator itself sent
+mean time to the first reply is at most --mean, and the generator itself sent
 99 % of the rate; a rate that fails is tried once more. The highest such rate
 is searched for three times, to 2 %. The table has the median, and what was
 measured there; JSON has every run.")]
@@ -50,6 +51,12 @@ pub struct Args {
     /// How long each rate is tried, in seconds
     #[arg(long, value_name = "SECONDS", default_value_t = 1.0, value_parser = trial)]
     trial: f64,
+    /// The mean time to the first reply up to which a rate is sustained, in milliseconds
+    #[arg(long, value_name = "MS", default_value_t = 1.0, value_parser = mean)]
+    mean: f64,
+    /// A lab that is up, to be used as it is, such as 'sixhop' in the guest of 'lab vm' [default: one is made]
+    #[arg(long, value_name = "NAME")]
+    lab: Option<String>,
     /// Directory for the results: compare.jsonl, a line for each engine
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
@@ -63,6 +70,14 @@ fn trial(text: &str) -> Result<f64, String> {
     match text.parse() {
         Ok(seconds) if (0.01..=600.0).contains(&seconds) => Ok(seconds),
         _ => Err("a trial takes 0.01 to 600 seconds".into()),
+    }
+}
+
+/// Milliseconds, as a flag.
+fn mean(text: &str) -> Result<f64, String> {
+    match text.parse() {
+        Ok(limit) if (0.001..=10_000.0).contains(&limit) => Ok(limit),
+        _ => Err("a mean is 0.001 to 10000 milliseconds".into()),
     }
 }
 
@@ -92,6 +107,8 @@ pub fn run(args: Args) -> Result<ExitCode> {
         replies: args.replies,
         payload: args.payload as usize,
         trial: args.trial,
+        mean: args.mean * 1000.0,
+        lab: args.lab.map(|name| Lab::named(&name)).transpose().map_err(|error| Usage(error.to_string()))?,
     };
     let stop = stop_on_signal()?;
     let bar = progress(0, "{bar:20} {wide_msg}");
@@ -163,20 +180,26 @@ fn describe(results: &[EngineResult]) -> String {
     if let Some(first) = results.first() {
         text += &format!(
             "\nbound by {}; {} replies of {} bytes to each request\n\
-             requests/s: the most that was sustained, median of {} searches; ratio: to socket\n\
+             requests/s: the most that was sustained with a mean of at most {} ms,\n\
+             median of {} searches; ratio: to socket\n\
              mean, p99 (µs to the first reply), CPU of the server's core: at that rate\n\
              mean ½: at half of it\n\
-             client: {}; veth receive work {}\n\
+             client: {}; {} receive work {}\n\
              Linux {}, {}",
             first.bind,
             first.replies,
             first.payload,
+            first.mean_limit_us / 1000.0,
             first.runs.len(),
             super::load::client(first.client, first.client_attach, first.client_copy),
+            first.environment.nic.driver,
             first.environment.nic.receive_work(),
             first.environment.kernel,
             first.environment.cpu,
         );
+        if let Some(guest) = &first.environment.guest {
+            text += &format!("\nin a virtual machine, {guest}: only the ratios mean anything");
+        }
     }
     text
 }
@@ -198,6 +221,7 @@ mod tests {
             bind: Method::NetlinkDown,
             replies: 10,
             payload: 32,
+            mean_limit_us: 1000.0,
             sustained_rps: 11111.0,
             replies_pps: 222_222.0,
             mean_us: 333.0,

@@ -14,7 +14,7 @@ use super::{Advertiser, CounterSet, Engine, EngineConfig, Modes, pin};
 use crate::address::Prefix;
 use crate::bind::Method;
 use crate::netlink::{self, KernelAddresses};
-use crate::report::Counters;
+use crate::report::{Counters, QueueCounters};
 use crate::xdp::{
     AllMulticast, Attachment, CopyMode, CounterSource, Doorbell, KernelCounters, LiveAddresses, Program,
     ProgramConfig, Rings, Socket, SocketConfig, Verdict, VerdictSource,
@@ -60,6 +60,7 @@ struct Hidden {
 }
 
 struct Queue {
+    number: u32,
     core: usize,
     worker: Worker,
     rings: Rings,
@@ -119,6 +120,7 @@ impl AfXdp {
             }
             let worker = Worker::new(handler.clone(), config.replies);
             queues.push(Queue {
+                number: queue,
                 core: config.cores[index % config.cores.len()],
                 worker: if is_hidden { worker.with_advertiser(Advertiser::new(link.mac)) } else { worker },
                 rings,
@@ -151,7 +153,11 @@ impl Engine for AfXdp {
     fn counters(&self) -> Result<Box<dyn CounterSet>> {
         Ok(Box::new(AfXdpCounters {
             verdicts: self.program.verdicts()?,
-            queues: self.queues.iter().map(|queue| (queue.shown.clone(), queue.socket.counters())).collect(),
+            queues: self
+                .queues
+                .iter()
+                .map(|queue| (queue.number, queue.shown.clone(), queue.socket.counters()))
+                .collect(),
         }))
     }
 
@@ -232,15 +238,19 @@ impl Queue {
 
 struct AfXdpCounters {
     verdicts: VerdictSource,
-    queues: Vec<(Arc<Shown>, CounterSource)>,
+    /// Number, what its worker shows, and what the kernel counts.
+    queues: Vec<(u32, Arc<Shown>, CounterSource)>,
 }
 
 impl CounterSet for AfXdpCounters {
     fn read(&self) -> Counters {
         let mut tally = Tally::default();
         let mut xdp = KernelCounters::default();
-        for (shown, kernel) in &self.queues {
-            tally.add(&shown.load());
+        let mut queues = Vec::with_capacity(self.queues.len());
+        for (queue, shown, kernel) in &self.queues {
+            let own = shown.load();
+            queues.push(QueueCounters { queue: *queue, answered: own.answered, replies: own.replies });
+            tally.add(&own);
             xdp.add(&kernel.read());
         }
         let verdicts = self.verdicts.read().unwrap_or_default();
@@ -258,6 +268,7 @@ impl CounterSet for AfXdpCounters {
                 .map(|(v, count)| (v.name().to_owned(), count))
                 .collect(),
             xdp: Some(xdp),
+            queues,
             socket_dropped: None,
         }
     }

@@ -12,6 +12,7 @@
 //! of its name, it refuses. It needs root, and a kernel with veth, network namespaces and IPv6.
 
 mod namespace;
+pub mod vm;
 
 use std::convert::Infallible;
 use std::ffi::OsString;
@@ -220,6 +221,32 @@ impl Lab {
             let _ = self.find_own().and_then(|found| self.remove(found));
         }
         made.map(|()| outcome)
+    }
+
+    /// Makes a lab of two cards that are joined, known by their Ethernet addresses: each goes into a namespace of its own, with
+    /// the name that a lab's interface has. Their settings stay as they are.
+    ///
+    /// # Errors
+    /// When there is a lab of that name, or no such card.
+    pub fn adopt(&self, server: [u8; 6], client: [u8; 6]) -> Result<()> {
+        need_root("vm")?;
+        let _lock = self.lock()?;
+        let sides = [(Side::Server, server), (Side::Client, client)];
+        let mut made = Vec::new();
+        for (side, mac) in sides {
+            let namespace = Namespace::create(&self.namespace(side))?;
+            namespace.run(quieten)?;
+            let mut socket = Socket::open()?;
+            let card = socket.links()?.into_iter().find(|link| link.mac == mac);
+            let card = card.with_context(|| format!("no card for the {side}"))?;
+            socket.move_link(card.index, side.interface(), namespace.as_fd(), ALIAS)?;
+            namespace.run(|| set_up(side))?;
+            made.push((side, namespace));
+        }
+        for (side, namespace) in made {
+            namespace.run(|| netlink::wait_for_carrier(side.interface(), CARRIER_TIMEOUT))?;
+        }
+        Ok(())
     }
 
     /// Removes the lab, or what there is of it. True if there was anything. Processes inside it keep running, without
@@ -481,6 +508,10 @@ fn quieten() -> Result<()> {
 fn configure(side: Side) -> Result<()> {
     // A veth leaves checksums to nobody. What comes out of it must be as on a wire, for a server that verifies them.
     ethtool::set_tx_checksum(side.interface(), false)?;
+    set_up(side)
+}
+
+fn set_up(side: Side) -> Result<()> {
     let mut socket = Socket::open()?;
     let link = socket.link(side.interface())?;
     socket.add_address(link.index, side.address(), PREFIX_LENGTH)?;

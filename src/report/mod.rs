@@ -11,5 +11,6 @@ mod results;
 
 pub use results::{
     BindCell, BindOutcome, BindResult, BindSummary, Cell, Counters, EngineResult, Event, Experiment, Failed,
-    Limit, LoadResult, Percentiles, Plan, Ready, SCHEMA, Spread, Stats, Sustained, ThresholdSummary, Trial,
+    Limit, LoadResult, Percentiles, Plan, QueueCounters, Ready, SCHEMA, Spread, Stats, Sustained,
+    ThresholdSummary, Trial,
 };

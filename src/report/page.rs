@@ -581,9 +581,10 @@ fn compare_table(events: &[Event]) -> Option<Markup> {
                 h2 { "Compared in one run" }
                 p.note {
                             (format!(
-                                "The most that is sustained with 99.9 % of the requests complete and a mean of 1 ms: median of {} searches. Times \
+                                "The most that is sustained with 99.9 % of the requests complete and a mean of {} ms: median of {} searches. Times \
                                  in µs to the first reply, at that rate and at half of it. {} replies of {} bytes. Linux {}, {}; receive work {}.",
-                                first.runs.len(), first.replies, first.payload, first.environment.kernel, first.environment.cpu,
+                                first.mean_limit_us / 1000.0, first.runs.len(), first.replies, first.payload, first.environment.kernel,
+                                first.environment.cpu,
                                 first.environment.nic.receive_work(),
                             ))
                         }
@@ -729,7 +730,7 @@ fn environment(data: &Data) -> Markup {
 }
 
 fn machine(environment: &Environment) -> Markup {
-    let Environment { sixhop, revision, command, kernel, cpu, processors, cores, governor, nic } =
+    let Environment { sixhop, revision, guest, command, kernel, cpu, processors, cores, governor, nic } =
         environment;
     let unknown = || "not stated".to_owned();
     let nanoseconds = nic.napi.gro_flush_timeout_ns.map_or_else(unknown, |value| value.to_string());
@@ -737,6 +738,9 @@ fn machine(environment: &Environment) -> Markup {
     html! {
         dl {
             (pair("sixhop", &format!("{sixhop}, revision {}", if revision.is_empty() { "unknown" } else { revision })))
+            @if let Some(guest) = guest {
+                (pair("virtual machine", &format!("{guest}: good for ratios within it, and for nothing else")))
+            }
             (pair("kernel", kernel))
             (pair("processor", &format!("{cpu}, {processors} of them; used here: {cores:?}")))
             (pair("governor", &governor.clone().unwrap_or_else(unknown)))

@@ -165,8 +165,22 @@ pub struct Counters {
     pub steering: BTreeMap<String, u64>,
     /// The kernel's counters of the AF_XDP sockets, added up over the queues.
     pub xdp: Option<KernelCounters>,
+    /// What each queue did, where the engine has a worker for each.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub queues: Vec<QueueCounters>,
     /// Datagrams that the kernel dropped because the socket's buffer was full.
     pub socket_dropped: Option<u64>,
+}
+
+/// What the worker of one queue counted.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct QueueCounters {
+    /// The queue's number.
+    pub queue: u32,
+    /// Requests that were answered.
+    pub answered: u64,
+    /// Replies handed to the kernel.
+    pub replies: u64,
 }
 
 /// What it took to make addresses live and to take them back.
@@ -452,6 +466,9 @@ pub struct EngineResult {
     pub replies: u16,
     /// Bytes of payload in a request.
     pub payload: usize,
+    /// The mean time to the first reply up to which a rate counts as sustained.
+    #[serde(default = "one_millisecond")]
+    pub mean_limit_us: f64,
     /// Median of `runs`.
     pub sustained_rps: f64,
     /// Replies received per second at the sustained rate.
@@ -488,4 +505,9 @@ pub struct EngineResult {
     pub server: Ready,
     /// The client's machine.
     pub environment: Environment,
+}
+
+/// The limit of results from before it was kept.
+fn one_millisecond() -> f64 {
+    1000.0
 }

@@ -12,15 +12,21 @@ const ETHTOOL_GDRVINFO: u32 = 0x03;
 const ETHTOOL_GRINGPARAM: u32 = 0x10;
 const ETHTOOL_STXCSUM: u32 = 0x17;
 const ETHTOOL_GSTRINGS: u32 = 0x1b;
+const ETHTOOL_GSTATS: u32 = 0x1d;
 const ETHTOOL_GSSET_INFO: u32 = 0x37;
 const ETHTOOL_GFEATURES: u32 = 0x3a;
 const ETHTOOL_GCHANNELS: u32 = 0x3c;
+const ETHTOOL_SCHANNELS: u32 = 0x3d;
 
-/// The set of the names of offloads (ETH_SS_FEATURES).
+/// The sets of names of a driver's counters (ETH_SS_STATS), and of offloads (ETH_SS_FEATURES).
+const STATISTICS: u32 = 1;
 const FEATURES: u32 = 4;
 
 /// More offloads than any kernel knows: 65 in Linux 6.18. 32 to a block.
 const MAX_FEATURES: usize = 256;
+
+/// More counters than a card with 64 queues has.
+const MAX_NAMES: usize = 4096;
 
 #[repr(C)]
 #[derive(Default)]
@@ -86,7 +92,14 @@ struct Strings {
     command: u32,
     set: u32,
     count: u32,
-    data: [[u8; 32]; MAX_FEATURES],
+    data: [[u8; 32]; MAX_NAMES],
+}
+
+#[repr(C)]
+struct Statistics {
+    command: u32,
+    count: u32,
+    data: [u64; MAX_NAMES],
 }
 
 #[repr(C)]
@@ -129,6 +142,26 @@ pub fn queues(interface: &str) -> Result<u32> {
         Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => Ok(1),
         Err(error) => Err(anyhow!("cannot ask {interface} for its queues: {error}")),
     }
+}
+
+/// Has `interface` use `count` queues each way, which some drivers change by a reset of the link.
+///
+/// # Errors
+/// When it cannot.
+pub fn set_queues(interface: &str, count: u32) -> Result<()> {
+    if queues(interface)? == count {
+        return Ok(());
+    }
+    let cannot = |error| anyhow!("{interface} does not use {count} queue(s): {error}");
+    let mut channels = Channels { command: ETHTOOL_GCHANNELS, ..Default::default() };
+    ioctl(interface, &mut channels).map_err(cannot)?;
+    channels.command = ETHTOOL_SCHANNELS;
+    if channels.combined > 0 {
+        channels.combined = count;
+    } else {
+        (channels.rx, channels.tx) = (count, count);
+    }
+    ioctl(interface, &mut channels).map_err(cannot)
 }
 
 /// What the card behind `interface` says of itself.
@@ -182,16 +215,8 @@ pub fn card_rings(interface: &str) -> Option<(u32, u32)> {
 /// When the kernel does not say.
 pub fn offloads(interface: &str) -> Result<Vec<String>> {
     let cannot = |error| anyhow!("cannot ask {interface} for its offloads: {error}");
-    let mut info = SetInfo { command: ETHTOOL_GSSET_INFO, reserved: 0, mask: 1 << FEATURES, count: 0 };
-    ioctl(interface, &mut info).map_err(cannot)?;
-    ensure!(info.count as usize <= MAX_FEATURES, "{interface} has {} offloads, too many", info.count);
-    let mut names = Strings {
-        command: ETHTOOL_GSTRINGS,
-        set: FEATURES,
-        count: info.count,
-        data: [[0; 32]; MAX_FEATURES],
-    };
-    ioctl(interface, &mut names).map_err(cannot)?;
+    let names = names(interface, FEATURES).map_err(cannot)?;
+    ensure!(names.len() <= MAX_FEATURES, "{interface} has {} offloads, too many", names.len());
     let mut features = Features {
         command: ETHTOOL_GFEATURES,
         blocks: (MAX_FEATURES / 32) as u32,
@@ -199,8 +224,40 @@ pub fn offloads(interface: &str) -> Result<Vec<String>> {
     };
     ioctl(interface, &mut features).map_err(cannot)?;
     let is_on = |index: usize| features.data[index / 32].active & 1 << (index % 32) != 0;
-    let named = names.data.iter().take(info.count as usize).enumerate();
-    Ok(named.filter(|(index, _)| is_on(*index)).map(|(_, name)| text(name)).collect())
+    Ok(names.into_iter().enumerate().filter(|(index, _)| is_on(*index)).map(|(_, name)| name).collect())
+}
+
+/// The driver's own counters by name, as `ethtool -S` has them; none where it has none.
+///
+/// # Errors
+/// When there is no such interface.
+pub fn statistics(interface: &str) -> Result<Vec<(String, u64)>> {
+    let cannot = |error| anyhow!("cannot ask {interface} for its counters: {error}");
+    let names = match names(interface, STATISTICS) {
+        Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => return Ok(Vec::new()),
+        names => names.map_err(cannot)?,
+    };
+    let mut statistics =
+        Box::new(Statistics { command: ETHTOOL_GSTATS, count: names.len() as u32, data: [0; MAX_NAMES] });
+    ioctl(interface, &mut *statistics).map_err(cannot)?;
+    Ok(names.into_iter().zip(statistics.data).collect())
+}
+
+/// The names of a set.
+fn names(interface: &str, set: u32) -> io::Result<Vec<String>> {
+    let mut info = SetInfo { command: ETHTOOL_GSSET_INFO, reserved: 0, mask: 1 << set, count: 0 };
+    ioctl(interface, &mut info)?;
+    if info.mask == 0 {
+        return Err(io::Error::from_raw_os_error(libc::EOPNOTSUPP)); // the driver has no such set
+    }
+    let count = info.count as usize;
+    if count > MAX_NAMES {
+        return Err(io::Error::from_raw_os_error(libc::E2BIG)); // the kernel would write past the end
+    }
+    let mut names =
+        Box::new(Strings { command: ETHTOOL_GSTRINGS, set, count: info.count, data: [[0; 32]; MAX_NAMES] });
+    ioctl(interface, &mut *names)?;
+    Ok(names.data.iter().take(count).map(|name| text(name)).collect())
 }
 
 fn text(bytes: &[u8]) -> String {
@@ -256,6 +313,7 @@ mod tests {
         assert!(offloads.iter().any(|name| name == "loopback"), "{offloads:?}");
         assert!(offloads.iter().all(|name| !name.is_empty()));
         assert!(super::offloads("no-such-if").is_err());
+        assert_eq!(statistics("lo").unwrap(), []);
         assert_eq!((speed("lo"), card_rings("lo")), (None, None));
     }
 

@@ -8,9 +8,7 @@ use anyhow::{Context, Result, bail, ensure};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
-use sixhop::lab::Side;
-
-use super::TestLab;
+use sixhop::lab::{Lab, Side};
 
 pub const SIXHOP: &str = env!("CARGO_BIN_EXE_sixhop");
 pub const PREFIX: &str = "2001:db8:1::/64";
@@ -19,7 +17,7 @@ pub const PREFIX: &str = "2001:db8:1::/64";
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
 /// `sixhop` with these arguments, separated by blanks, in one side of the lab.
-pub fn sixhop(lab: &TestLab, side: Side, arguments: &str) -> Command {
+pub fn sixhop(lab: &Lab, side: Side, arguments: &str) -> Command {
     let mut command = Command::new(SIXHOP);
     command.args(["lab", "--name", lab.name(), "exec", &side.to_string(), "--", SIXHOP]);
     command.args(arguments.split_whitespace()).stdin(Stdio::null()).stderr(Stdio::piped());
@@ -34,12 +32,12 @@ pub struct Server {
 }
 
 impl Server {
-    pub fn start(lab: &TestLab, flags: &str) -> Result<Self> {
+    pub fn start(lab: &Lab, flags: &str) -> Result<Self> {
         Self::start_with(lab, &format!("--prefix {PREFIX} {flags}"))
     }
 
     /// One under another prefix, which is among the flags.
-    pub fn start_with(lab: &TestLab, flags: &str) -> Result<Self> {
+    pub fn start_with(lab: &Lab, flags: &str) -> Result<Self> {
         let flags = format!("serve --interface server0 --json {flags}");
         let mut child = sixhop(lab, Side::Server, &flags).stdout(Stdio::piped()).spawn()?;
         let output = BufReader::new(child.stdout.take().context("a pipe")?);

@@ -1,0 +1,423 @@
+//! A LAB WITH REAL DRIVERS: a virtual machine with two network cards, joined back to back, each in a namespace of its own.
+//!
+//! ```text
+//!   host      sixhop lab vm ──► QEMU ── console, stdout, stderr, how it ended ◄──┐
+//!   guest     init (guest.rs) ─► the machine's root, read-only, under an overlay ─► CMD
+//!             namespace sixhop-client                  namespace sixhop-server
+//!             client0  card ═══════ QEMU's hub ═══════ card  server0
+//! ```
+//!
+//! The guest sees the files of the machine that starts it and can change none but those of one directory. What a card grants there,
+//! its driver grants; how fast it is says nothing of a real one, since QEMU translates the guest's instructions: figures say so
+//! ([`Environment::guest`](crate::machine::Environment)), and are good for ratios within one guest alone.
+
+mod guest;
+mod parts;
+
+use std::ffi::OsString;
+use std::fmt;
+use std::fs::{self, File};
+use std::io::{self, BufRead, BufReader, BufWriter, Read, Write};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use serde::{Deserialize, Serialize};
+
+pub use guest::be_init;
+pub use parts::{Kernel, Qemu};
+
+/// The cards that a guest can have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Nic {
+    /// Intel 82576; its driver is that of the I210 and I350 as well, and has zero-copy since Linux 6.14
+    Igb,
+    /// virtio-net as it has zero-copy: with IOMMU platform, without legacy
+    Virtio,
+    /// virtio-net without IOMMU platform: it advertises zero-copy and refuses it
+    VirtioPlain,
+    /// Intel 82574L, by the driver of the I217: no native XDP
+    E1000e,
+    /// VMware's: native XDP without zero-copy
+    Vmxnet3,
+}
+
+impl Nic {
+    /// The name of its driver in the kernel.
+    #[must_use]
+    pub fn driver(self) -> &'static str {
+        match self {
+            Self::Igb => "igb",
+            Self::Virtio | Self::VirtioPlain => "virtio_net",
+            Self::E1000e => "e1000e",
+            Self::Vmxnet3 => "vmxnet3",
+        }
+    }
+
+    /// What QEMU calls it, with what it is to be told of it.
+    fn device(self) -> &'static str {
+        match self {
+            Self::Igb => "igb",
+            Self::Virtio => "virtio-net-pci,disable-legacy=on,iommu_platform=on",
+            Self::VirtioPlain => "virtio-net-pci,disable-legacy=on",
+            Self::E1000e => "e1000e",
+            Self::Vmxnet3 => "vmxnet3",
+        }
+    }
+}
+
+impl fmt::Display for Nic {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Igb => "igb",
+            Self::Virtio => "virtio",
+            Self::VirtioPlain => "virtio-plain",
+            Self::E1000e => "e1000e",
+            Self::Vmxnet3 => "vmxnet3",
+        })
+    }
+}
+
+/// What executes the guest's instructions.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Accelerator {
+    /// QEMU, by translation: works everywhere
+    #[default]
+    Tcg,
+    /// The processor itself, by /dev/kvm
+    Kvm,
+}
+
+impl fmt::Display for Accelerator {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Tcg => "tcg",
+            Self::Kvm => "kvm",
+        })
+    }
+}
+
+/// A guest, and what it is to do.
+#[derive(Debug, Clone)]
+pub struct VmConfig {
+    /// Its two cards.
+    pub nic: Nic,
+    /// Its kernel: see [`Kernel::find`].
+    pub kernel: Option<String>,
+    /// What executes it.
+    pub accelerator: Accelerator,
+    /// Its processors.
+    pub processors: u32,
+    /// Queues that each of its cards uses.
+    pub queues: u32,
+    /// Its memory in MiB.
+    pub memory: u32,
+    /// The command that it runs, as if on this machine, in the working directory of this process.
+    pub command: Vec<OsString>,
+    /// The directory that it may write to; it exists.
+    pub out: Option<PathBuf>,
+    /// It is ended when it takes longer.
+    pub limit: Duration,
+}
+
+/// What the guest is told, in a file of its initramfs.
+#[derive(Debug, Serialize, Deserialize)]
+struct Order {
+    command: Vec<String>,
+    directory: PathBuf,
+    variables: Vec<(String, String)>,
+    out: Option<PathBuf>,
+    queues: u32,
+    /// Files of the initramfs, in the order in which they are to be loaded.
+    modules: Vec<PathBuf>,
+}
+
+/// What the guest says, a line each.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum Said {
+    /// The command runs now.
+    Started,
+    /// The command ended with this exit status.
+    Status(i32),
+    /// Why it could not be run.
+    Error(String),
+}
+
+/// Where the guest finds its order.
+const ORDER: &str = "/order.json";
+
+/// The names of its ways out.
+const PORTS: [&str; 3] = ["sixhop.control", "sixhop.stdout", "sixhop.stderr"];
+
+/// Ethernet addresses of its cards, locally administered: the server's, the client's.
+const MACS: [[u8; 6]; 2] = [[0x52, 0x54, 0, 0, 0, 2], [0x52, 0x54, 0, 0, 0, 1]];
+
+/// Variables of the environment that the command has in the guest as well.
+const VARIABLES: [&str; 6] = ["PATH", "HOME", "LANG", "NO_COLOR", "RUST_BACKTRACE", "TMPDIR"];
+
+/// Besides the driver of its cards: for the machine's files.
+const MODULES: [&str; 5] = ["virtio_pci", "virtio_console", "9pnet_virtio", "9p", "overlay"];
+
+/// What its kernel is told besides, so that every process in it can know where it is.
+const LABEL: &str = "sixhop.guest=";
+
+/// The guest, in the words that stand in results: `QEMU-10.0.2-tcg-igb`. `None` outside of one.
+#[must_use]
+pub fn label() -> Option<String> {
+    let line = fs::read_to_string("/proc/cmdline").ok()?;
+    line.split_ascii_whitespace().find_map(|word| Some(word.strip_prefix(LABEL)?.to_owned()))
+}
+
+/// Boots a guest, runs the command in it, and returns its exit status. `show` is told what takes long before the command starts, and
+/// `None` when it does. The guest ends with this process, and when `stop` is set.
+///
+/// # Errors
+/// When there is no kernel or QEMU, the guest does not boot, takes too long, or ends without a word.
+pub fn run(config: &VmConfig, stop: &AtomicBool, show: &mut dyn FnMut(Option<&str>)) -> Result<i32> {
+    ensure!(!config.command.is_empty(), "no command to run: name one");
+    let kernel = Kernel::find(config.kernel.as_deref(), &mut |what| show(Some(what)))?;
+    let qemu = Qemu::find(&mut |what| show(Some(what)))?;
+    show(Some(&format!("booting Linux {} with two {} cards", kernel.release, config.nic)));
+    let work = tempfile::tempdir().context("no temporary directory")?;
+    let initramfs = work.path().join("initramfs");
+    write_initramfs(&initramfs, &kernel, config)?;
+    let console = work.path().join("console");
+    let listeners = PORTS
+        .iter()
+        .map(|port| UnixListener::bind(work.path().join(port)).context("no socket for the guest"))
+        .collect::<Result<Vec<_>>>()?;
+    let label = format!("{LABEL}QEMU-{}-{}-{}", qemu.version, config.accelerator, config.nic);
+    let mut command = qemu.command();
+    arguments(&mut command, config, work.path());
+    command.arg("-kernel").arg(&kernel.image).arg("-initrd").arg(&initramfs);
+    command.arg("-append").arg(format!("console=ttyS0 quiet panic=-1 rdinit=/init {label} -- lab guest"));
+    let output = work.path().join("qemu");
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(File::create(&output)?);
+    let mut child = command.spawn().context("cannot start QEMU: setpriv of util-linux does it")?;
+    let ended = thread::scope(|scope| {
+        let mut ports = Vec::new();
+        for listener in &listeners {
+            ports.push(accept(listener, &mut child, &output)?);
+        }
+        let [control, stdout, stderr] = ports.try_into().map_err(|_| anyhow::anyhow!("a port is missing"))?;
+        let copies = [
+            scope.spawn(move || copy(stdout, &mut io::stdout())),
+            scope.spawn(move || copy(stderr, &mut io::stderr())),
+        ];
+        let (sender, said) = mpsc::channel();
+        scope.spawn(move || {
+            let lines = BufReader::new(control).lines().map_while(Result::ok);
+            lines.filter_map(|line| serde_json::from_str(&line).ok()).try_for_each(|said| sender.send(said))
+        });
+        let mut last = None;
+        let give_up = Instant::now() + config.limit;
+        let end = loop {
+            for said in said.try_iter() {
+                show(None);
+                last = Some(said);
+            }
+            if let Some(status) = child.try_wait().context("cannot wait for QEMU")? {
+                break Ok(status);
+            }
+            let why = if stop.load(Ordering::Relaxed) {
+                "interrupted".to_owned()
+            } else if Instant::now() >= give_up {
+                format!("the guest did not end within {} s: --limit allows it more", config.limit.as_secs())
+            } else {
+                thread::sleep(Duration::from_millis(10));
+                continue;
+            };
+            child.kill().context("cannot end QEMU")?;
+            child.wait().context("cannot wait for QEMU")?;
+            break Err(anyhow::anyhow!(why));
+        };
+        for copy in copies {
+            let _ = copy.join();
+        }
+        end?;
+        said.iter().last().or(last).with_context(|| last_words(&console, &output))
+    });
+    if ended.is_err() {
+        let _ = child.kill();
+        let _ = child.wait();
+    }
+    match ended? {
+        Said::Status(status) => Ok(status),
+        Said::Error(why) => bail!("in the guest: {why}"),
+        Said::Started => bail!(last_words(&console, &output)),
+    }
+}
+
+/// Waits until QEMU has opened a port.
+fn accept(listener: &UnixListener, child: &mut Child, output: &Path) -> Result<UnixStream> {
+    listener.set_nonblocking(true)?;
+    loop {
+        match listener.accept() {
+            Ok((stream, _)) => {
+                stream.set_nonblocking(false)?;
+                return Ok(stream);
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(error) => return Err(error).context("no way to the guest"),
+        }
+        if let Some(status) = child.try_wait()? {
+            let words = fs::read_to_string(output).unwrap_or_default();
+            bail!("QEMU ended with {status}: {}", words.trim().replace('\n', "; "));
+        }
+        thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// As it comes, so that a reader sees lines when they are written.
+fn copy(mut from: UnixStream, to: &mut dyn Write) {
+    let mut buffer = [0; 1 << 16];
+    while let Ok(length @ 1..) = from.read(&mut buffer) {
+        // A reader that has gone away will not be told why.
+        let _ = to.write_all(&buffer[..length]).and_then(|()| to.flush());
+    }
+}
+
+/// Why a guest ended that did not say how.
+fn last_words(console: &Path, output: &Path) -> String {
+    let lines = |path| {
+        let text = String::from_utf8_lossy(&fs::read(path).unwrap_or_default()).into_owned();
+        let lines: Vec<_> =
+            text.lines().map(str::trim).filter(|line| !line.is_empty()).map(str::to_owned).collect();
+        lines[lines.len().saturating_sub(4)..].join("; ")
+    };
+    format!(
+        "the guest ended without a word; QEMU said '{}', its console at last '{}'",
+        lines(output),
+        lines(console)
+    )
+}
+
+/// All but the kernel.
+fn arguments(qemu: &mut Command, config: &VmConfig, work: &Path) {
+    let accelerator = match config.accelerator {
+        Accelerator::Tcg => ["tcg,thread=multi", "max"],
+        Accelerator::Kvm => ["kvm", "host"],
+    };
+    qemu.args(["-M", "q35", "-accel", accelerator[0], "-cpu", accelerator[1]]);
+    qemu.args(["-smp", &config.processors.to_string(), "-m", &format!("{}M", config.memory)]);
+    qemu.args(["-nodefaults", "-display", "none", "-no-reboot"]);
+    qemu.arg("-serial").arg(option("file:", &work.join("console")));
+    qemu.args(["-device", "virtio-serial-pci"]);
+    for port in PORTS {
+        qemu.arg("-chardev").arg(option(&format!("socket,id={port},path="), &work.join(port)));
+        qemu.arg("-device").arg(format!("virtserialport,chardev={port},name={port}"));
+    }
+    qemu.args(["-fsdev", "local,id=root,path=/,readonly=on,security_model=none,multidevs=remap"]);
+    qemu.args(["-device", "virtio-9p-pci,fsdev=root,mount_tag=root"]);
+    if let Some(out) = &config.out {
+        qemu.arg("-fsdev").arg(option("local,id=out,security_model=none,path=", out));
+        qemu.args(["-device", "virtio-9p-pci,fsdev=out,mount_tag=out"]);
+    }
+    for (index, mac) in MACS.iter().enumerate() {
+        let mac = mac.map(|byte| format!("{byte:02x}")).join(":");
+        // Other ways to join two cards (stream, socket) deadlock under flood when both ends are in one QEMU. An igb has to have
+        // a port of its own.
+        qemu.arg("-netdev").arg(format!("hubport,id=net{index},hubid=0"));
+        qemu.arg("-device").arg(format!("pcie-root-port,id=port{index},chassis={}", index + 1));
+        let card = config.nic.device();
+        qemu.arg("-device").arg(format!("{card},netdev=net{index},bus=port{index},mac={mac},romfile="));
+    }
+}
+
+/// An option of QEMU's with a path in it, in which a comma is written twice.
+fn option(name: &str, path: &Path) -> String {
+    format!("{name}{}", path.to_string_lossy().replace(',', ",,"))
+}
+
+/// What the guest has before it has anything else: this program as its init, with its libraries, modules, and the order.
+fn write_initramfs(path: &Path, kernel: &Kernel, config: &VmConfig) -> Result<()> {
+    let file = File::create(path).with_context(|| format!("cannot make {}", path.display()))?;
+    let mut archive = Archive { out: BufWriter::new(file), made: Vec::new() };
+    for directory in ["dev", "proc", "sys", "host", "upper", "root"] {
+        archive.directory(Path::new(directory))?;
+    }
+    let program = std::env::current_exe().context("cannot find this program's own file")?;
+    archive.file(Path::new("init"), &fs::read(&program)?)?;
+    for library in libraries(&program)? {
+        archive.file(library.strip_prefix("/").unwrap_or(&library), &fs::read(&library)?)?;
+    }
+    let mut modules: Vec<PathBuf> = Vec::new();
+    for name in MODULES.iter().copied().chain([config.nic.driver(), "veth"]) {
+        for file in kernel.modules(name)? {
+            let place = Path::new("modules").join(file.file_stem().unwrap_or_default());
+            if !modules.contains(&place) {
+                archive.file(&place, &parts::unpacked(&file)?)?;
+                modules.push(place);
+            }
+        }
+    }
+    let text = |words: &OsString| {
+        words.to_str().map(str::to_owned).with_context(|| format!("{} is not UTF-8", words.to_string_lossy()))
+    };
+    let variable = |name: &&str| Some(((*name).to_owned(), std::env::var(name).ok()?));
+    let order = Order {
+        command: config.command.iter().map(text).collect::<Result<_>>()?,
+        directory: std::env::current_dir().context("no working directory")?,
+        variables: VARIABLES.iter().filter_map(variable).collect(),
+        out: config.out.clone(),
+        queues: config.queues,
+        modules,
+    };
+    archive.file(Path::new(ORDER.trim_start_matches('/')), &serde_json::to_vec(&order)?)?;
+    let mut out = cpio::newc::trailer(archive.out)?;
+    out.flush().with_context(|| format!("cannot write {}", path.display()))
+}
+
+/// Files of the shared libraries of `program`, by ldd.
+fn libraries(program: &Path) -> Result<Vec<PathBuf>> {
+    let output = Command::new("ldd").arg(program).output().context("cannot run ldd")?;
+    let words = String::from_utf8_lossy(&output.stdout).into_owned();
+    Ok(words.split_ascii_whitespace().filter(|word| word.starts_with('/')).map(PathBuf::from).collect())
+}
+
+/// A cpio archive as the kernel unpacks it (Documentation/driver-api/early-userspace/buffer-format.rst).
+struct Archive {
+    out: BufWriter<File>,
+    /// Directories that are in it.
+    made: Vec<PathBuf>,
+}
+
+impl Archive {
+    fn file(&mut self, path: &Path, bytes: &[u8]) -> Result<()> {
+        if let Some(parent) = path.parent() {
+            self.directory(parent)?;
+        }
+        self.entry(path, libc::S_IFREG | 0o755, bytes)
+    }
+
+    /// With those that it is in.
+    fn directory(&mut self, path: &Path) -> Result<()> {
+        let mut ancestors: Vec<_> = path.ancestors().filter(|path| !path.as_os_str().is_empty()).collect();
+        ancestors.reverse();
+        for directory in ancestors {
+            if !self.made.iter().any(|made| made == directory) {
+                self.entry(directory, libc::S_IFDIR | 0o755, &[])?;
+                self.made.push(directory.to_owned());
+            }
+        }
+        Ok(())
+    }
+
+    fn entry(&mut self, path: &Path, mode: u32, bytes: &[u8]) -> Result<()> {
+        let inode = 0; // no two of them are one file: the kernel need not tell them apart
+        let header = cpio::newc::Builder::new(&path.to_string_lossy()).ino(inode).mode(mode).nlink(1);
+        let length = u32::try_from(bytes.len()).context("a file of 4 GiB or more")?;
+        let mut writer = header.write(&mut self.out, length);
+        writer.write_all(bytes)?;
+        writer.finish()?;
+        Ok(())
+    }
+}

@@ -1,0 +1,208 @@
+//! The emulated cards: what their drivers grant, and that it works. Each test boots a guest of `lab vm`, in which this program runs
+//! again and does the checking.
+//!
+//! ```text
+//!   this test ──► sixhop lab vm --nic N ──► guest: this program, 'in-guest N' ──► serve, load, probe on its two cards
+//! ```
+//!
+//! | test | what must be so |
+//! |---|---|
+//! | `igb_*`, `virtio_*` | zero-copy, native copy and generic, each as the kernel says and as its functions show that ran |
+//! | `e1000e_*`, `vmxnet3_*`, `virtio_plain_*` | no more than they can: what is forced beyond it is refused, with the reason |
+//!
+//! Two queues, two workers: igb. Without QEMU or a kernel to be had all are reported as ignored, with the reason.
+
+mod common;
+
+use std::fs;
+use std::process::{Command, ExitCode, Stdio};
+
+use anyhow::{Context, Result, bail, ensure};
+use common::server::{PREFIX, SIXHOP, Server, sixhop};
+use libtest_mimic::Trial;
+use serde_json::Value;
+use sixhop::lab::vm::{self, Kernel, Qemu};
+use sixhop::lab::{DEFAULT_NAME, Lab, Side};
+use sixhop::xdp::ethtool;
+
+/// A guest that is not done by then hangs.
+const LIMIT: &str = "600";
+
+fn main() -> ExitCode {
+    let arguments: Vec<_> = std::env::args().collect();
+    if let [_, what, nic] = &arguments[..] {
+        if what == "in-guest" {
+            return match in_guest(nic) {
+                Ok(()) => ExitCode::SUCCESS,
+                Err(error) => {
+                    eprintln!("{error:#}");
+                    ExitCode::FAILURE
+                }
+            };
+        }
+    }
+    let cannot = cannot();
+    let test = |name: &str, nic: &'static str, queues: u32| match (&cannot, common::root()) {
+        (None, true) => common::trial(name, move || boot(nic, queues)),
+        (Some(why), true) => Trial::test(name, || Ok(())).with_ignored_flag(true).with_kind(why),
+        (_, false) => common::trial(name, || Ok(())), // which says why not
+    };
+    // One after the other: each has as many processors as this machine.
+    common::main_one_at_a_time(vec![
+        test("igb_has_every_mode_and_two_queues", "igb", 2),
+        test("virtio_has_every_mode", "virtio", 1),
+        test("virtio_plain_advertises_zero_copy_and_has_none", "virtio-plain", 1),
+        test("e1000e_is_generic", "e1000e", 1),
+        test("vmxnet3_copies", "vmxnet3", 1),
+    ])
+}
+
+/// Why no guest can be booted here.
+fn cannot() -> Option<String> {
+    let mut show = |what: &str| eprintln!("{what}");
+    let found = common::root().then(|| Kernel::find(None, &mut show).and(Qemu::find(&mut show)));
+    let why = format!("{:#}", found?.err()?);
+    eprintln!("no guest can be booted: {why}");
+    Some(why)
+}
+
+fn boot(nic: &str, queues: u32) -> Result<()> {
+    let this = std::env::current_exe()?;
+    let output = Command::new(SIXHOP)
+        .args(["lab", "vm", "--nic", nic, "--queues", &queues.to_string(), "--limit", LIMIT, "--"])
+        .arg(this)
+        .args(["in-guest", nic])
+        .stdin(Stdio::null())
+        .output()?;
+    ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr).trim());
+    Ok(())
+}
+
+/// What a server is to get.
+struct Mode {
+    flags: &'static str,
+    attach: &'static str,
+    copy: &'static str,
+}
+
+const ZERO: Mode = Mode { flags: "--copy zero", attach: "native", copy: "zero" };
+const COPY: Mode = Mode { flags: "--copy copy", attach: "native", copy: "copy" };
+const GENERIC: Mode = Mode { flags: "--attach generic", attach: "generic", copy: "copy" };
+/// What comes without being asked for.
+const AUTO_ZERO: Mode = Mode { flags: "", ..ZERO };
+const AUTO_COPY: Mode = Mode { flags: "", ..COPY };
+const AUTO_GENERIC: Mode = Mode { flags: "", ..GENERIC };
+
+fn in_guest(nic: &str) -> Result<()> {
+    let lab = Lab::named(DEFAULT_NAME)?;
+    ensure!(vm::label().is_some_and(|label| label.ends_with(&format!("-{nic}"))), "which guest is this?");
+    let (modes, refused) = match nic {
+        "igb" | "virtio" => (vec![ZERO, AUTO_ZERO, COPY, GENERIC], vec!["--attach generic --copy zero"]),
+        "virtio-plain" | "vmxnet3" => (vec![AUTO_COPY, GENERIC], vec!["--copy zero"]),
+        "e1000e" => (vec![AUTO_GENERIC], vec!["--attach native", "--copy zero"]),
+        _ => bail!("no such card: {nic}"),
+    };
+    for flags in refused {
+        let serve = format!("serve --interface server0 --prefix {PREFIX} --addresses 10 --bind none {flags}");
+        let output = sixhop(&lab, Side::Server, &serve).stdout(Stdio::null()).output()?;
+        let words = String::from_utf8_lossy(&output.stderr).into_owned();
+        ensure!(output.status.code() == Some(1) && words.contains("auto"), "{nic}, {flags}: {words}");
+    }
+    let probes = Probes::set()?;
+    for mode in &modes {
+        let flags = format!("--addresses 300 --bind netlink-down {}", mode.flags);
+        serves(&lab, &flags, mode, &probes).with_context(|| format!("{nic}, '{flags}'"))?;
+    }
+    // A card delivers no multicast that it has not joined: neighbour discovery for addresses that the kernel has not must work too.
+    let flags = format!("--addresses 20000 --bind live-map {}", modes[0].flags);
+    serves(&lab, &flags, &modes[0], &probes).with_context(|| format!("{nic}, '{flags}'"))
+}
+
+const REQUESTS: u64 = 600;
+
+fn serves(lab: &Lab, flags: &str, mode: &Mode, probes: &Probes) -> Result<()> {
+    let addresses = flags.split(' ').nth(1).unwrap_or_default();
+    let server = Server::start(lab, flags)?;
+    let ready = server.ready.clone();
+    ensure!(ready["attach"] == mode.attach && ready["copy"] == mode.copy, "{ready}");
+    let before = (probes.read()?, packets(lab)?);
+    let load = format!(
+        "load --interface client0 --prefix {PREFIX} --addresses {addresses} --rate 300 --requests {REQUESTS} --json"
+    );
+    let output = sixhop(lab, Side::Client, &load).output()?;
+    ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr).trim());
+    let result: Value = serde_json::from_slice(&output.stdout)?;
+    ensure!(result["complete"] == REQUESTS && result["replies"] == 10 * REQUESTS, "{result}");
+    for nothing in ["duplicates", "wrong_source", "corrupt"] {
+        ensure!(result[nothing] == 0, "{result}");
+    }
+    let after = (probes.read()?, packets(lab)?);
+    let totals = server.stop()?;
+    ensure!(totals["answered"] == REQUESTS && totals["replies"] == 10 * REQUESTS, "{totals}");
+    let queues = totals["queues"].as_array().context("counters of each queue")?;
+    let sum: u64 = queues.iter().filter_map(|queue| queue["answered"].as_u64()).sum();
+    ensure!(sum == REQUESTS && Some(queues.len()) == ready["queues"].as_array().map(Vec::len), "{totals}");
+    ensure!(
+        queues.iter().all(|queue| queue["answered"].as_u64() > Some(0)),
+        "a queue had nothing to do: {totals}"
+    );
+    for nothing in ["rx_dropped", "rx_ring_full", "rx_invalid", "tx_invalid"] {
+        ensure!(totals["xdp"][nothing] == 0, "{totals}");
+    }
+    // What the card counted, where its driver counts by queue: as many as there were, and what else was on the link.
+    let ((received, sent), (received_before, sent_before)) = (after.1, before.1);
+    if received > 0 {
+        ensure!(received - received_before >= REQUESTS, "the card received {received_before} to {received}");
+        ensure!(sent - sent_before >= 10 * REQUESTS, "the card sent {sent_before} to {sent}");
+    }
+    // The client has the best that there is. In zero-copy neither of these runs; where one copies, both do.
+    let copies = mode.copy == "copy";
+    let ran = after.0.iter().zip(&before.0).map(|(after, before)| after - before).collect::<Vec<_>>();
+    ensure!(
+        ran.iter().all(|ran| (*ran > 0) == copies),
+        "{:?} ran {ran:?} times in mode {}",
+        Probes::OF,
+        mode.copy
+    );
+    Ok(())
+}
+
+/// Packets that the queues of the server's card received and sent, by the driver's own count.
+fn packets(lab: &Lab) -> Result<(u64, u64)> {
+    let counters = lab.run_in(Side::Server, || ethtool::statistics("server0"))?;
+    let sum = |way: &str| {
+        let of_queues =
+            counters.iter().filter(|(name, _)| name.starts_with(way) && name.ends_with("_packets"));
+        of_queues
+            .filter(|(name, _)| name.bytes().any(|byte| byte.is_ascii_digit()))
+            .map(|(_, count)| count)
+            .sum()
+    };
+    Ok((sum("rx"), sum("tx")))
+}
+
+/// Counts how often functions of the kernel ran (Documentation/trace/kprobetrace.rst).
+struct Probes;
+
+impl Probes {
+    /// The two that only copy mode has: packets into a socket buffer's way out, and out of one into the ring.
+    const OF: [&'static str; 2] = ["__xsk_generic_xmit", "__xsk_rcv"];
+    const TRACING: &'static str = "/sys/kernel/tracing";
+
+    fn set() -> Result<Self> {
+        let probes = Self::OF.map(|function| format!("p:sixhop/{function} {function}\n")).concat();
+        fs::write(format!("{}/kprobe_events", Self::TRACING), probes).context("no kernel probes")?;
+        fs::write(format!("{}/events/sixhop/enable", Self::TRACING), "1")?;
+        Ok(Self)
+    }
+
+    fn read(&self) -> Result<Vec<u64>> {
+        let profile = fs::read_to_string(format!("{}/kprobe_profile", Self::TRACING))?;
+        let hits = |function: &&str| {
+            let mut lines = profile.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
+            let line = lines.find(|words| words.first() == Some(function)).context("a probe is gone")?;
+            Ok(line.get(1).context("no count")?.parse()?)
+        };
+        Self::OF.iter().map(hits).collect()
+    }
+}
