@@ -7,6 +7,7 @@
 //! packet    NIC queue ─► bpf/steer ─► xdp ─► wire::validate ─► engine ─► wire (in place) ─► xdp ─► NIC
 //! address   address (which) ─► bind (make it live: kernel | steering map) ─► live set, seen by bpf and by the kernel
 //! number    load (open loop, ledger) ─► experiment (searches, runs) ─► report (one schema, charts)
+//! ability   xdp::capability (what an interface can do) ─► probe (what a server would get on it, and why not more)
 //! ```
 //!
 //! [`address`], [`wire`] and [`report`] are pure. `unsafe` is in [`xdp`], in `datagrams`, and in single system calls of [`engine`] and
@@ -23,6 +24,7 @@ pub mod lab;
 pub mod load;
 pub mod machine;
 pub mod netlink;
+pub mod probe;
 pub mod report;
 pub mod wire;
 pub mod xdp;

@@ -2,7 +2,7 @@
 //! that reads it sees of /sys.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::thread;
 
 use anyhow::{Context, Result};
@@ -99,17 +99,8 @@ impl Environment {
     #[must_use]
     pub fn of(link: &Link) -> Self {
         let cores = allowed();
-        let own_sys = |read: &(dyn Fn() -> (Nic, Option<String>) + Sync)| {
-            thread::scope(|scope| {
-                let reader = scope.spawn(|| {
-                    // Where that is not allowed, /sys may show another namespace: `nic` looks.
-                    let _ = mount_own_sys();
-                    read()
-                });
-                reader.join().unwrap_or_default()
-            })
-        };
-        let (nic, governor) = own_sys(&|| (nic(link), cores.first().and_then(|core| governor(*core))));
+        let governed = cores.first().copied();
+        let (nic, governor) = with_own_sys(|| (nic(link), governed.and_then(governor)));
         let info = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
         Self {
             sixhop: env!("CARGO_PKG_VERSION").to_owned(),
@@ -127,17 +118,36 @@ impl Environment {
     }
 }
 
+/// Runs `read` with a /sys that shows the interfaces of the calling thread's network namespace, on a thread of its own. Where that
+/// is not allowed, /sys may show another namespace: [`directory`] looks.
+pub(crate) fn with_own_sys<T: Default + Send>(read: impl FnOnce() -> T + Send) -> T {
+    thread::scope(|scope| {
+        let reader = scope.spawn(|| {
+            let _ = mount_own_sys();
+            read()
+        });
+        reader.join().unwrap_or_default()
+    })
+}
+
+/// What /sys has of `link`; `None` where it shows another namespace, or is not there.
+pub(crate) fn directory(link: &Link) -> Option<PathBuf> {
+    let directory = Path::new("/sys/class/net").join(&link.name);
+    let is_ours = file(directory.join("ifindex")).is_some_and(|index| index == link.index.to_string());
+    is_ours.then_some(directory)
+}
+
 /// The processors that the calling thread may use.
-fn allowed() -> Vec<usize> {
+pub(crate) fn allowed() -> Vec<usize> {
     core_affinity::get_core_ids().unwrap_or_default().iter().map(|core| core.id).collect()
 }
 
-fn nic(link: &Link) -> Nic {
+/// To be called in [`with_own_sys`].
+pub(crate) fn nic(link: &Link) -> Nic {
     let name = &link.name;
     let card = ethtool::card(name).unwrap_or_default();
-    let directory = Path::new("/sys/class/net").join(name);
-    let is_ours = file(directory.join("ifindex")).is_some_and(|index| index == link.index.to_string());
-    let setting = |path: &str| file(directory.join(path)).filter(|_| is_ours);
+    let directory = directory(link);
+    let setting = |path: &str| file(directory.as_ref()?.join(path));
     let id = |path: &str| setting(path).map(|id| id.trim_start_matches("0x").to_owned());
     Nic {
         interface: name.clone(),
@@ -151,7 +161,11 @@ fn nic(link: &Link) -> Nic {
         mtu: link.mtu,
         queues: ethtool::queues(name).unwrap_or(0),
         rings: ethtool::card_rings(name),
-        offloads: ethtool::offloads(name).unwrap_or_default(),
+        offloads: ethtool::offloads(name)
+            .unwrap_or_default()
+            .into_iter()
+            .filter_map(|offload| offload.on.then_some(offload.name))
+            .collect(),
         napi: Napi {
             threaded: setting("threaded").map(|value| value != "0"),
             gro_flush_timeout_ns: setting("gro_flush_timeout").and_then(|value| value.parse().ok()),
@@ -170,7 +184,8 @@ fn processor(info: &str) -> String {
     name.map_or(String::new(), |(_, name)| name.trim().to_owned())
 }
 
-fn file(path: impl AsRef<Path>) -> Option<String> {
+/// A file of one value; `None` where it is not there, or not to be read.
+pub(crate) fn file(path: impl AsRef<Path>) -> Option<String> {
     Some(fs::read_to_string(path).ok()?.trim().to_owned())
 }
 

@@ -137,6 +137,13 @@ pub fn links() -> Result<Vec<Link>> {
     Socket::open()?.links()
 }
 
+/// The interface that the one with that index is paired with or lies on, in whatever namespace: of a veth, its other end. `None`
+/// where there is none, or it may not be seen: another namespace takes CAP_NET_ADMIN.
+#[must_use]
+pub fn peer(index: u32) -> Option<Link> {
+    Socket::open().ok()?.peer(index)
+}
+
 /// Sets the interface with that index up or down. Down, it loses its routes and, unless `keep_addr_on_down` is set, its
 /// IPv6 addresses.
 ///
@@ -315,6 +322,27 @@ impl Socket {
         let answers =
             self.ask(query, NLM_F_DUMP).map_err(|refusal| refusal.explain("list the interfaces"))?;
         Ok(answers.into_iter().filter_map(new_link).collect())
+    }
+
+    fn peer(&mut self, index: u32) -> Option<Link> {
+        let mut query = LinkMessage::default();
+        query.header.index = index;
+        let answers = self.ask(RouteNetlinkMessage::GetLink(query), 0).ok()?;
+        let mut query = LinkMessage::default();
+        for answer in answers {
+            let RouteNetlinkMessage::NewLink(link) = answer else { continue };
+            for attribute in link.attributes {
+                match attribute {
+                    LinkAttribute::Link(index) => query.header.index = index,
+                    LinkAttribute::LinkNetNsId(id) => query.attributes.push(LinkAttribute::IfNetnsId(id)),
+                    _ => {}
+                }
+            }
+        }
+        if query.header.index == 0 {
+            return None;
+        }
+        self.ask(RouteNetlinkMessage::GetLink(query), 0).ok()?.into_iter().find_map(new_link)
     }
 
     pub fn set_up(&mut self, index: u32, up: bool) -> Result<()> {
@@ -949,6 +977,12 @@ mod tests {
             let error = link(name).unwrap_err().to_string();
             assert!(error.starts_with(&format!("no interface '{name}' here: there are lo")), "{error}");
         }
+    }
+
+    #[test]
+    fn loopback_has_no_peer() {
+        assert_eq!(peer(link("lo").unwrap().index), None);
+        assert_eq!(peer(i32::MAX as u32), None);
     }
 
     #[test]

@@ -6,6 +6,7 @@ pub mod experiment;
 pub mod lab;
 pub mod load;
 pub mod manual;
+pub mod probe;
 pub mod report;
 pub mod serve;
 
@@ -51,6 +52,7 @@ pub struct Cli {
 #[derive(clap::Subcommand)]
 #[expect(missing_docs, reason = "each has its own where it is defined, which is what --help shows")]
 pub enum Command {
+    Probe(probe::Args),
     Serve(serve::Args),
     Load(load::Args),
     Bind(bind::Args),
@@ -69,6 +71,7 @@ impl Command {
     /// Those of the subcommand; [`Usage`] where flags make no sense together.
     pub fn run(self) -> Result<ExitCode> {
         match self {
+            Self::Probe(args) => probe::run(args),
             Self::Serve(args) => serve::run(args),
             Self::Load(args) => load::run(args),
             Self::Bind(args) => bind::run(args),

@@ -22,7 +22,7 @@ use crate::xdp::{
 
 /// Frames of each queue. They are the queue of requests that wait while the worker is kept from its processor: at
 /// 100,000 requests/s they hold 40 ms of them, which is more than a scheduler takes away at a time.
-const FRAMES: u32 = 4096;
+pub const FRAMES: u32 = 4096;
 
 /// Descriptors of the tx and completion rings. As many as frames: 409 requests of ten replies in flight, and the
 /// kernel's budget of one system call.
@@ -40,6 +40,11 @@ const NAP: Duration = Duration::from_millis(1);
 
 /// Bytes that the kernel takes of each frame before the packet (XDP_PACKET_HEADROOM), Ethernet header and VLAN tags.
 const FRAME_OVERHEAD: u32 = 256 + 14 + 8;
+
+/// Bytes of a frame that holds packets of `mtu` bytes, as far as any does: there are none larger than 4,096.
+pub fn frame_size(mtu: u32) -> u32 {
+    if mtu.saturating_add(FRAME_OVERHEAD) <= 2048 { 2048 } else { 4096 }
+}
 
 pub(super) struct AfXdp {
     // Fields are dropped in this order: first nothing is steered any more, then the sockets go.
@@ -111,7 +116,7 @@ impl AfXdp {
                 queue,
                 copy: config.copy,
                 frames: FRAMES,
-                frame_size: if link.mtu + FRAME_OVERHEAD <= 2048 { 2048 } else { 4096 },
+                frame_size: frame_size(link.mtu),
                 send_ring: SEND_RING,
                 fill: FRAMES,
             })?;

@@ -33,6 +33,7 @@ use crate::report::Counters;
 use crate::xdp::{AttachRequest, CopyMode, CopyRequest, LiveAddresses, RingSizes};
 
 pub use advertiser::Advertiser;
+pub use afxdp::{FRAMES, frame_size};
 pub use handler::Handler;
 pub use server::{Server, ServerConfig, Totals};
 pub use statistics::{Shown, Tally};

@@ -12,6 +12,7 @@ use crate::experiment::{BindProfile, ResponseProfile};
 use crate::load::{Client, Outcome};
 use crate::machine::Environment;
 use crate::netlink::AttachMode;
+use crate::probe::Probe;
 use crate::xdp::{AttachRequest, CopyMode, CopyRequest, KernelCounters, RingSizes};
 
 /// Version of the schema, on every line as `schema`. It grows when a field goes or changes its meaning; new fields alone do not
@@ -48,6 +49,8 @@ pub enum Event {
     Failed(Failed),
     /// `experiment response`: which rate all runs sustained below a threshold.
     Threshold(ThresholdSummary),
+    /// `probe`: what was found out about one interface.
+    Probe(Box<Probe>),
 }
 
 #[derive(Serialize, Deserialize)]

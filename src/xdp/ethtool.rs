@@ -13,7 +13,9 @@ const ETHTOOL_GRINGPARAM: u32 = 0x10;
 const ETHTOOL_STXCSUM: u32 = 0x17;
 const ETHTOOL_GSTRINGS: u32 = 0x1b;
 const ETHTOOL_GSTATS: u32 = 0x1d;
+const ETHTOOL_GRXCLSRLCNT: u32 = 0x2e;
 const ETHTOOL_GSSET_INFO: u32 = 0x37;
+const ETHTOOL_GRXFHINDIR: u32 = 0x38;
 const ETHTOOL_GFEATURES: u32 = 0x3a;
 const ETHTOOL_GCHANNELS: u32 = 0x3c;
 const ETHTOOL_SCHANNELS: u32 = 0x3d;
@@ -118,6 +120,37 @@ struct FeatureBlock {
     never_changed: u32,
 }
 
+#[repr(C)]
+struct FlowRules {
+    command: u32,
+    flow_type: u32,
+    data: u64,
+    rule: [u64; 21],
+    count: u32,
+}
+
+/// How many queues there are. A combined channel has a queue of each kind, and counts as one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct QueueCounts {
+    /// Receive queues in use.
+    pub in_use: u32,
+    /// As many as there can be in use.
+    pub possible: u32,
+    /// Whether the number is set for both kinds at once (`ethtool -L IF combined N`).
+    pub combined: bool,
+}
+
+/// An offload, as `ethtool -k` has it in detail.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Offload {
+    /// The kernel's name for it.
+    pub name: String,
+    /// Whether it is switched on.
+    pub on: bool,
+    /// Whether `ethtool -K` can switch it.
+    pub changeable: bool,
+}
+
 /// What a card says of itself; empty where it does not.
 #[derive(Debug, Clone, Default)]
 pub struct CardInfo {
@@ -135,11 +168,26 @@ pub struct CardInfo {
 /// # Errors
 /// When there is no such interface.
 pub fn queues(interface: &str) -> Result<u32> {
+    Ok(queue_counts(interface)?.in_use)
+}
+
+/// How many receive queues `interface` has; one where the driver has no notion of them.
+///
+/// # Errors
+/// When there is no such interface.
+pub fn queue_counts(interface: &str) -> Result<QueueCounts> {
     let mut channels = Channels { command: ETHTOOL_GCHANNELS, ..Default::default() };
     match ioctl(interface, &mut channels) {
-        // The numbers in use, not the possible ones. A combined channel has a queue of each kind.
-        Ok(()) => Ok((channels.combined + channels.rx).max(1)),
-        Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => Ok(1),
+        Ok(()) => {
+            let [max_rx, _tx, _other, max_combined] = channels.max;
+            let in_use = (channels.combined + channels.rx).max(1);
+            // A driver that has both kinds of channel has them in place of each other.
+            let possible = max_combined.max(max_rx).max(in_use);
+            Ok(QueueCounts { in_use, possible, combined: max_combined > 0 })
+        }
+        Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => {
+            Ok(QueueCounts { in_use: 1, possible: 1, combined: false })
+        }
         Err(error) => Err(anyhow!("cannot ask {interface} for its queues: {error}")),
     }
 }
@@ -204,16 +252,41 @@ pub fn speed(interface: &str) -> Option<u32> {
 
 /// Descriptors in the card's own receive and transmit rings; `None` where the driver has none, or does not say.
 pub fn card_rings(interface: &str) -> Option<(u32, u32)> {
-    let mut rings = RingParameters { command: ETHTOOL_GRINGPARAM, ..Default::default() };
-    ioctl(interface, &mut rings).ok()?;
-    Some((rings.rx, rings.tx))
+    ring_parameters(interface).map(|rings| (rings.rx, rings.tx))
 }
 
-/// Names of the offloads that are switched on, as `ethtool -k` has them in detail.
+/// As many descriptors as the card's own receive and transmit rings can have.
+pub fn largest_card_rings(interface: &str) -> Option<(u32, u32)> {
+    ring_parameters(interface).map(|rings| (rings.max[0], rings.max[3]))
+}
+
+fn ring_parameters(interface: &str) -> Option<RingParameters> {
+    let mut rings = RingParameters { command: ETHTOOL_GRINGPARAM, ..Default::default() };
+    ioctl(interface, &mut rings).ok()?;
+    Some(rings)
+}
+
+/// Entries of the table by which the card spreads packets over its queues (RSS); `None` where it does not.
+pub fn rss_entries(interface: &str) -> Option<u32> {
+    // With room for none, the kernel answers with their number.
+    let mut table = Value { command: ETHTOOL_GRXFHINDIR, data: 0 };
+    ioctl(interface, &mut table).ok()?;
+    Some(table.data)
+}
+
+/// How many rules the card has that send packets to a queue (`ethtool -n`); `None` where it takes none.
+pub fn flow_rules(interface: &str) -> Option<u32> {
+    let mut rules =
+        FlowRules { command: ETHTOOL_GRXCLSRLCNT, flow_type: 0, data: 0, rule: [0; 21], count: 0 };
+    ioctl(interface, &mut rules).ok()?;
+    Some(rules.count)
+}
+
+/// The offloads that the kernel knows, in its order.
 ///
 /// # Errors
 /// When the kernel does not say.
-pub fn offloads(interface: &str) -> Result<Vec<String>> {
+pub fn offloads(interface: &str) -> Result<Vec<Offload>> {
     let cannot = |error| anyhow!("cannot ask {interface} for its offloads: {error}");
     let names = names(interface, FEATURES).map_err(cannot)?;
     ensure!(names.len() <= MAX_FEATURES, "{interface} has {} offloads, too many", names.len());
@@ -223,8 +296,13 @@ pub fn offloads(interface: &str) -> Result<Vec<String>> {
         data: [FeatureBlock::default(); MAX_FEATURES / 32],
     };
     ioctl(interface, &mut features).map_err(cannot)?;
-    let is_on = |index: usize| features.data[index / 32].active & 1 << (index % 32) != 0;
-    Ok(names.into_iter().enumerate().filter(|(index, _)| is_on(*index)).map(|(_, name)| name).collect())
+    let offload = |(index, name): (usize, String)| {
+        let FeatureBlock { available, active, never_changed, .. } = features.data[index / 32];
+        let bit = 1 << (index % 32);
+        Offload { name, on: active & bit != 0, changeable: available & !never_changed & bit != 0 }
+    };
+    // A bit that is in no use has no name.
+    Ok(names.into_iter().enumerate().filter(|(_, name)| !name.is_empty()).map(offload).collect())
 }
 
 /// The driver's own counters by name, as `ethtool -S` has them; none where it has none.
@@ -303,6 +381,7 @@ mod tests {
     #[test]
     fn loopback_has_one_queue_and_what_does_not_exist_is_an_error() {
         assert_eq!(queues("lo").unwrap(), 1);
+        assert_eq!(queue_counts("lo").unwrap(), QueueCounts { in_use: 1, possible: 1, combined: false });
         assert!(queues("no-such-if").is_err());
         assert!(driver("a-name-that-is-much-too-long").is_err());
     }
@@ -310,11 +389,15 @@ mod tests {
     #[test]
     fn offloads_have_names_and_what_loopback_has_not_is_none() {
         let offloads = offloads("lo").unwrap();
-        assert!(offloads.iter().any(|name| name == "loopback"), "{offloads:?}");
-        assert!(offloads.iter().all(|name| !name.is_empty()));
+        let is =
+            |name: &str| offloads.iter().find(|offload| offload.name == name).map(|o| (o.on, o.changeable));
+        assert_eq!(is("loopback"), Some((true, false)), "{offloads:?}");
+        assert_eq!(is("rx-gro").map(|(_, changeable)| changeable), Some(true), "{offloads:?}");
+        assert!(offloads.iter().all(|offload| !offload.name.is_empty()));
         assert!(super::offloads("no-such-if").is_err());
         assert_eq!(statistics("lo").unwrap(), []);
-        assert_eq!((speed("lo"), card_rings("lo")), (None, None));
+        assert_eq!((speed("lo"), card_rings("lo"), largest_card_rings("lo")), (None, None, None));
+        assert_eq!((rss_entries("lo"), flow_rules("lo")), (None, None));
     }
 
     #[test]
@@ -322,5 +405,6 @@ mod tests {
         assert_eq!(size_of::<DriverInfo>(), 196);
         assert_eq!(size_of::<LinkSettings>(), 44);
         assert_eq!(size_of::<RingParameters>(), 36);
+        assert_eq!(size_of::<FlowRules>(), 192);
     }
 }

@@ -6,16 +6,19 @@
 
 mod memory;
 mod multicast;
+mod netdev;
 mod program;
 mod ring;
 mod rings;
 mod socket;
 mod umem;
 
+pub mod capability;
 pub mod ethtool;
 pub mod model;
 
 pub use multicast::AllMulticast;
+pub use netdev::XdpFeatures;
 pub use program::{
     AttachRequest, Attachment, LiveAddresses, Program, ProgramConfig, Verdict, VerdictSource, occupied,
 };

@@ -481,7 +481,7 @@ pub fn occupied(link: &Link) -> anyhow::Error {
 fn explain_load(error: libbpf_rs::Error) -> anyhow::Error {
     match error.kind() {
         libbpf_rs::ErrorKind::PermissionDenied => {
-            anyhow!("loading an XDP program needs CAP_BPF and CAP_NET_ADMIN: run as root")
+            anyhow!("loading the XDP program needs CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN: run as root")
         }
         libbpf_rs::ErrorKind::OutOfMemory => {
             anyhow!("no memory for the maps of the XDP program: fewer addresses?")

@@ -176,19 +176,14 @@ impl Socket {
     }
 
     fn try_open(config: &SocketConfig) -> Result<(Self, Rings, Vec<super::Frame>), OpenError> {
-        // SAFETY: makes a descriptor, touches no memory.
-        let fd = unsafe { libc::socket(libc::AF_XDP, libc::SOCK_RAW | libc::SOCK_CLOEXEC, 0) };
-        if fd < 0 {
-            let error = io::Error::last_os_error();
+        let fd = Arc::new(unbound().map_err(|error| {
             let cure = match error.raw_os_error() {
                 Some(libc::EAFNOSUPPORT) => "this kernel is built without CONFIG_XDP_SOCKETS",
                 Some(libc::EPERM) => "it needs CAP_NET_RAW: run as root",
                 _ => "socket(AF_XDP) failed",
             };
-            return Err(anyhow::Error::new(error).context(format!("no AF_XDP socket: {cure}")).into());
-        }
-        // SAFETY: a fresh descriptor that nobody else owns.
-        let fd = Arc::new(unsafe { OwnedFd::from_raw_fd(fd) });
+            anyhow::Error::new(error).context(format!("no AF_XDP socket: {cure}"))
+        })?);
 
         let (umem, frames) = Umem::new(config.frames, config.frame_size).context("no memory for the UMEM")?;
         let registration = libc::xdp_umem_reg {
@@ -343,6 +338,17 @@ impl From<anyhow::Error> for OpenError {
     fn from(error: anyhow::Error) -> Self {
         Self::Other(error)
     }
+}
+
+/// An AF_XDP socket that is bound to nothing.
+pub(super) fn unbound() -> io::Result<OwnedFd> {
+    // SAFETY: makes a descriptor, touches no memory.
+    let fd = unsafe { libc::socket(libc::AF_XDP, libc::SOCK_RAW | libc::SOCK_CLOEXEC, 0) };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: a fresh descriptor that nobody else owns.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
 fn bind(fd: &OwnedFd, config: &SocketConfig) -> io::Result<()> {

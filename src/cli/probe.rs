@@ -1,0 +1,297 @@
+//! `sixhop probe`: says what `serve` would get on an interface, and why not more.
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use comfy_table::{ColumnConstraint, ContentArrangement, Table, presets};
+
+use super::{align, print_json};
+use crate::netlink;
+use crate::probe::{Probe, Tried};
+use crate::report::Event;
+use crate::xdp::capability::{CAPABILITIES, Host, Interface, NTUPLE, OFFLOADS};
+
+/// Say what serve would get on an interface, and why not more
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Example:
+  sixhop probe
+  sudo sixhop probe eth0
+  sudo sixhop probe eth0 --try
+
+It needs no privilege, and says what it cannot see without. Nothing is
+disturbed unless --try is given. Then the program is attached and all queues
+are bound as serve does it, and let go at once: no packet is steered, but
+some drivers reset their link, and it is down for some seconds.")]
+pub struct Args {
+    /// Interface to look at [default: a short table of all]
+    #[arg(value_name = "IFACE")]
+    interface: Option<String>,
+    /// Attach and bind for a moment, and say whether that gives what was expected
+    #[arg(long = "try", requires = "interface")]
+    try_out: bool,
+    /// Print one line of JSON for each interface
+    #[arg(long)]
+    json: bool,
+}
+
+/// Runs the subcommand.
+///
+/// # Errors
+/// When there is no such interface, or its link does not come back.
+pub fn run(args: Args) -> Result<ExitCode> {
+    let is_long = args.interface.is_some();
+    let links = match args.interface {
+        Some(name) => vec![netlink::link(&name)?],
+        None => netlink::links()?,
+    };
+    let mut probes: Vec<_> = links.iter().map(Probe::of).collect();
+    if args.try_out {
+        probes.iter_mut().try_for_each(Probe::try_out)?;
+    }
+    if args.json {
+        probes.into_iter().try_for_each(|probe| print_json(&Event::Probe(Box::new(probe))))?;
+    } else if is_long {
+        probes.iter().for_each(|probe| println!("{}", long(probe)));
+    } else {
+        println!("{}", short(&probes));
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn short(probes: &[Probe]) -> String {
+    let mut table = Table::new();
+    table.load_preset(presets::NOTHING).set_content_arrangement(ContentArrangement::Dynamic).set_width(80);
+    table.set_header(["interface", "driver", "state", "queues", "XDP of the driver", "serve gets"]);
+    for probe in probes {
+        let Interface { nic, queues_possible, .. } = &probe.interface;
+        table.add_row([
+            nic.interface.clone(),
+            or_none(&nic.driver),
+            state(&probe.interface).to_owned(),
+            format!("{} of {queues_possible}", nic.queues),
+            xdp(&probe.interface),
+            expected(probe),
+        ]);
+    }
+    align(&mut table, usize::MAX);
+    // What fits is not to be broken.
+    for column in table.column_iter_mut().take(4) {
+        column.set_constraint(ColumnConstraint::ContentWidth);
+    }
+    trimmed(&table)
+}
+
+fn long(probe: &Probe) -> String {
+    let Probe { interface, host, verdict, tried } = probe;
+    let nic = &interface.nic;
+    let mut table = Table::new();
+    table.load_preset(presets::NOTHING).set_content_arrangement(ContentArrangement::Dynamic).set_width(80);
+    let mut row = |name: &str, text: String| {
+        table.add_row([name.to_owned(), text]);
+    };
+    row("interface", nic.interface.clone());
+    row("driver", driver(interface));
+    row("link", link(interface));
+    row("queues", format!("{} in use, {} possible", nic.queues, interface.queues_possible));
+    row("spreading", spreading(interface));
+    row("XDP", xdp_detail(interface));
+    row("program", interface.program.map_or("none".to_owned(), |p| format!("id {}, {}", p.id, p.mode)));
+    row("card's rings", rings(interface));
+    row("offloads", offloads(interface));
+    row("kernel", kernel(host));
+    row("huge pages", hugepages(host));
+    row("may lock", locked_memory(host));
+    row("lacks", missing(host));
+    if !interface.sys_seen {
+        let why =
+            "/sys shows another namespace: the card's identity, its NUMA node and what a virtio device takes";
+        row("not seen", why.to_owned());
+    }
+    if nic.driver == "veth" && interface.peer.is_none() {
+        row("not seen", "its other end, whose MTU counts: that takes CAP_NET_ADMIN".to_owned());
+    }
+    row("", String::new());
+    row("serve gets", expected(probe));
+    let findings = verdict.obstacles.iter().map(|finding| ("not before", finding));
+    for (name, finding) in findings.chain(verdict.why_not_more.iter().map(|finding| ("not more", finding))) {
+        row(name, finding.why.clone());
+        if let Some(cure) = &finding.cure {
+            row("  cure", cure.clone());
+        }
+    }
+    if let Some(tried) = tried {
+        row("tried", truth(tried));
+    }
+    if !verdict.flags.is_empty() {
+        row("flags", format!("sixhop serve --interface {}\n{}", nic.interface, verdict.flags.join(" ")));
+    }
+    for advice in &verdict.advice {
+        row("recommended", format!("{}\n{}", advice.command, advice.why));
+    }
+    align(&mut table, usize::MAX);
+    if let Some(names) = table.column_mut(0) {
+        names.set_constraint(ColumnConstraint::ContentWidth);
+    }
+    trimmed(&table)
+}
+
+/// Without the blanks that fill the last column.
+fn trimmed(table: &Table) -> String {
+    table.lines().map(|line| line.trim_end().to_owned()).collect::<Vec<_>>().join("\n")
+}
+
+fn or_none(text: &str) -> String {
+    if text.is_empty() { "none".to_owned() } else { text.to_owned() }
+}
+
+fn listed(names: &[String]) -> String {
+    or_none(&names.join(" "))
+}
+
+fn state(interface: &Interface) -> &'static str {
+    match (interface.up, interface.carrier) {
+        (false, _) => "down",
+        (true, false) => "no carrier",
+        (true, true) => "up",
+    }
+}
+
+fn driver(interface: &Interface) -> String {
+    let nic = &interface.nic;
+    let mut text = or_none(&nic.driver);
+    for (name, value) in [("firmware", &nic.firmware), ("at", &nic.bus)] {
+        if !value.is_empty() {
+            text += &format!(", {name} {value}");
+        }
+    }
+    if let Some(device) = &nic.device {
+        text += &format!(", PCI {device}");
+    }
+    if let Some(node) = interface.numa_node {
+        text += &format!(", NUMA node {node}");
+    }
+    if let Some(virtio) = interface.virtio {
+        text += if virtio.access_platform { ", takes DMA addresses" } else { ", takes no DMA addresses" };
+    }
+    text
+}
+
+fn link(interface: &Interface) -> String {
+    let speed = interface.nic.speed_mbps.map_or("no speed".to_owned(), |mbps| format!("{mbps} Mbit/s"));
+    let mut text = format!("{}, {speed}, MTU {}", state(interface), interface.nic.mtu);
+    if let Some(peer) = &interface.peer {
+        text += &format!("; its other end {}, MTU {}", peer.name, peer.mtu);
+    }
+    text
+}
+
+fn spreading(interface: &Interface) -> String {
+    let rss = match interface.rss_entries {
+        Some(entries) => format!("RSS by a table of {entries} entries"),
+        None => "no RSS that can be set".to_owned(),
+    };
+    let rules = match (interface.is_on(NTUPLE), interface.is_changeable(NTUPLE), interface.flow_rules) {
+        (true, _, count) => format!("flow rules on, {} set", count.unwrap_or(0)),
+        (false, true, _) => {
+            format!("flow rules to be had (ethtool -K {} ntuple on)", interface.nic.interface)
+        }
+        (false, false, Some(count)) => format!("flow rules, {count} set"),
+        (false, false, None) => "no flow rules".to_owned(),
+    };
+    format!("{rss}; {rules}")
+}
+
+fn xdp(interface: &Interface) -> String {
+    match &interface.xdp {
+        Some(xdp) => listed(&xdp.features),
+        None => "unknown to this kernel".to_owned(),
+    }
+}
+
+fn xdp_detail(interface: &Interface) -> String {
+    let mut text = xdp(interface);
+    if let Some(xdp) = &interface.xdp {
+        if let Some(segments) = xdp.zero_copy_segments {
+            text += &format!("; zero-copy in at most {segments} frames a packet");
+        }
+        for (name, abilities) in [("rx metadata", &xdp.rx_metadata), ("AF_XDP", &xdp.xsk)] {
+            if !abilities.is_empty() {
+                text += &format!("; {name}: {}", listed(abilities));
+            }
+        }
+    }
+    text
+}
+
+fn rings(interface: &Interface) -> String {
+    match (interface.nic.rings, interface.rings_possible) {
+        (Some((rx, tx)), Some((most_rx, most_tx))) => {
+            format!("rx {rx} of {most_rx}, tx {tx} of {most_tx} descriptors")
+        }
+        _ => "none".to_owned(),
+    }
+}
+
+fn offloads(interface: &Interface) -> String {
+    let switch = |name: &&str| {
+        let position = if interface.is_on(name) { "on" } else { "off" };
+        let fixed = if interface.is_changeable(name) { "" } else { " (fixed)" };
+        format!("{name} {position}{fixed}")
+    };
+    OFFLOADS.iter().map(switch).collect::<Vec<_>>().join(", ")
+}
+
+fn kernel(host: &Host) -> String {
+    let af_xdp = match host.af_xdp {
+        Some(true) => "AF_XDP sockets",
+        Some(false) => "no AF_XDP sockets",
+        None => "AF_XDP sockets not seen without CAP_NET_RAW",
+    };
+    format!("Linux {}, {af_xdp}, {} processors", host.kernel, host.processors)
+}
+
+fn hugepages(host: &Host) -> String {
+    let pages = &host.hugepages;
+    format!("{} free of {}, {} KiB each", pages.free, pages.total, pages.size >> 10)
+}
+
+fn locked_memory(host: &Host) -> String {
+    match host.locked_memory {
+        _ if host.has("CAP_IPC_LOCK") => "any memory (CAP_IPC_LOCK)".to_owned(),
+        None => "any memory".to_owned(),
+        Some(limit) => format!("{} KiB of memory", limit >> 10),
+    }
+}
+
+fn missing(host: &Host) -> String {
+    let missing = CAPABILITIES.iter().filter(|(name, ..)| !host.has(name));
+    let lines: Vec<_> = missing.map(|(name, _, use_of)| format!("{name} ({use_of})")).collect();
+    if lines.is_empty() { "no capability".to_owned() } else { lines.join("\n") }
+}
+
+fn expected(probe: &Probe) -> String {
+    let verdict = &probe.verdict;
+    let mut text = match (verdict.attach, verdict.copy) {
+        (Some(attach), Some(copy)) => format!("{attach}, {copy}"),
+        (Some(attach), None) => format!("{attach}, copy or zero"),
+        (None, _) => "unknown".to_owned(),
+    };
+    let obstacles: Vec<_> = verdict.obstacles.iter().map(|finding| finding.name.as_str()).collect();
+    if !obstacles.is_empty() {
+        text += &format!("; not now: {}", obstacles.join(", "));
+    }
+    text
+}
+
+fn truth(tried: &Tried) -> String {
+    let agrees = match tried.agrees {
+        Some(true) => "as expected",
+        Some(false) => "NOT as expected",
+        None => "which could not be foreseen",
+    };
+    match (&tried.error, tried.attach, tried.copy) {
+        (Some(error), ..) => format!("refused, {agrees}: {error}"),
+        (None, Some(attach), Some(copy)) => format!("{attach}, {copy}, {agrees}; queues {:?}", tried.queues),
+        (None, ..) => format!("started, but in no mode; {agrees}"),
+    }
+}

@@ -1,0 +1,581 @@
+//! From facts to what `serve` would get, why not more, and what to do about it. Pure.
+
+use serde::{Deserialize, Serialize};
+
+use crate::engine::{FRAMES, frame_size};
+use crate::netlink::AttachMode;
+use crate::xdp::CopyMode;
+use crate::xdp::capability::{Host, Interface, LRO, VLAN, Virtio};
+
+/// What `serve` would get on an interface.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Verdict {
+    /// How its program would be attached; `None` where that cannot be said.
+    pub attach: Option<AttachMode>,
+    /// How packets would get into and out of its rings; `None` where that cannot be said.
+    pub copy: Option<CopyMode>,
+    /// What keeps it from starting at all. The modes above are for when these are out of the way.
+    pub obstacles: Vec<Finding>,
+    /// Why it does not get native XDP and zero-copy, or why that cannot be said.
+    pub why_not_more: Vec<Finding>,
+    /// Flags for `serve` that insist on what it would get, so that anything less is an error.
+    pub flags: Vec<String>,
+    /// What else to do before.
+    pub advice: Vec<Advice>,
+}
+
+/// A reason.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Finding {
+    /// One word for programs.
+    pub name: String,
+    /// A sentence for people.
+    pub why: String,
+    /// What to do about it, where something helps.
+    pub cure: Option<String>,
+}
+
+/// A command that makes things better.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Advice {
+    /// The command.
+    pub command: String,
+    /// What it is good for.
+    pub why: String,
+}
+
+impl Finding {
+    fn new(name: &str, why: String, cure: impl Into<Option<String>>) -> Self {
+        Self { name: name.to_owned(), why, cure: cure.into() }
+    }
+}
+
+impl Verdict {
+    /// What follows from the facts.
+    #[must_use]
+    pub fn on(interface: &Interface, host: &Host) -> Self {
+        let (attach, mut why_not_more) = attach(interface, host);
+        let (copy, reason) = copy(interface, host, attach);
+        why_not_more.extend(reason);
+        Self {
+            attach,
+            copy,
+            obstacles: obstacles(interface, host),
+            why_not_more,
+            flags: flags(interface, attach, copy),
+            advice: advice(interface, host),
+        }
+    }
+}
+
+/// Cards whose drivers have both native XDP and zero-copy (docs/hardware.md).
+const BETTER_CARDS: &str = "take a card of igb, igc, ixgbe, i40e, ice or mlx5_core";
+
+/// Largest MTU at which packets of a program without fragments fit a page of 4 KiB, after XDP_PACKET_HEADROOM (256), struct
+/// skb_shared_info (320) and the Ethernet header (14). veth and virtio_net refuse a program beyond it, and a driver that has a page
+/// for each packet cannot take more.
+const PAGE_MTU: u32 = 4096 - 256 - 320 - 14;
+
+/// Every driver with native XDP takes a program at this one.
+const ETHERNET_MTU: u32 = 1500;
+
+/// Up to which MTU a driver takes a program, and from which on it does not. What is between is not known here.
+fn mtu_limits(driver: &str) -> (u32, u32) {
+    match driver {
+        "veth" | "virtio_net" => (PAGE_MTU, PAGE_MTU),
+        "igc" => (ETHERNET_MTU, ETHERNET_MTU), // igc_xdp_set_prog: no jumbo frames
+        _ => (ETHERNET_MTU, PAGE_MTU),
+    }
+}
+
+/// Linux from which on a driver has zero-copy, where kernels in use do not have it yet.
+fn zero_copy_since(driver: &str) -> Option<&'static str> {
+    match driver {
+        "igb" => Some("6.14"),
+        "virtio_net" => Some("6.13"),
+        _ => None,
+    }
+}
+
+fn attach(interface: &Interface, host: &Host) -> (Option<AttachMode>, Vec<Finding>) {
+    let name = &interface.nic.interface;
+    let driver = interface.nic.driver.as_str();
+    let Some(xdp) = &interface.xdp else {
+        let why = format!("Linux {} does not tell what a driver can do: 6.3 and newer do", host.kernel);
+        return (None, vec![Finding::new("kernel", why, format!("sixhop probe {name} --try"))]);
+    };
+    if !xdp.has("basic") {
+        let (why, cure) = no_native(interface, host);
+        return (Some(AttachMode::Generic), vec![Finding::new("driver", why, cure)]);
+    }
+
+    let mut attach = Some(AttachMode::Native);
+    let mut reasons = Vec::new();
+    // A veth looks at what its peer may send.
+    let (whose, mtu) = match &interface.peer {
+        Some(peer) => (format!("its other end {}", peer.name), peer.mtu),
+        None => (name.clone(), interface.nic.mtu),
+    };
+    let (accepted, limit) = mtu_limits(driver);
+    if mtu > accepted {
+        attach = (mtu > limit).then_some(AttachMode::Generic);
+        let why = if mtu > limit {
+            format!("the MTU of {whose} is {mtu}, and native XDP takes {limit} at most here")
+        } else {
+            format!("the MTU of {whose} is {mtu}: whether {driver} takes native XDP then is not known here")
+        };
+        let device = interface.peer.as_ref().map_or(name, |peer| &peer.name);
+        reasons.push(Finding::new("mtu", why, format!("ip link set dev {device} mtu {ETHERNET_MTU}")));
+    }
+    // vmxnet3 switches it off by itself.
+    if interface.is_on(LRO) && driver != "vmxnet3" {
+        attach = Some(AttachMode::Generic);
+        let why = "large receive offload merges packets before XDP could see them".to_owned();
+        reasons.push(Finding::new("lro", why, format!("ethtool -K {name} lro off")));
+    }
+    if interface.virtio.is_some_and(|virtio| virtio.guest_offloads && !virtio.ctrl_guest_offloads) {
+        attach = Some(AttachMode::Generic);
+        let why = "the host merges packets or leaves out checksums, and the guest may not switch that off";
+        let cure = "start the guest with ctrl_guest_offloads=on for this device";
+        reasons.push(Finding::new("guest-offloads", why.to_owned(), cure.to_owned()));
+    }
+    (attach, reasons)
+}
+
+/// Why there is no native XDP, and what to do about it.
+fn no_native(interface: &Interface, host: &Host) -> (String, Option<String>) {
+    match interface.nic.driver.as_str() {
+        "e1000e" => (
+            "e1000e, the driver of the I217 and its relatives, has no native XDP in any kernel".to_owned(),
+            Some(BETTER_CARDS.to_owned()),
+        ),
+        "veth" => (
+            format!(
+                "this end has {} receive queues in use, and its other end sends from more: native XDP wants one for each",
+                interface.nic.queues
+            ),
+            Some("ethtool -L: as many rx here as tx there".to_owned()),
+        ),
+        "" => (
+            format!("{} is no card, and has no driver that could run a program", interface.nic.interface),
+            None,
+        ),
+        driver => (
+            format!("{driver} has no native XDP in Linux {}", host.kernel),
+            Some(format!("a newer kernel where its {driver} has it, or {BETTER_CARDS}")),
+        ),
+    }
+}
+
+/// The copy mode, where the program is attached so.
+fn copy(
+    interface: &Interface,
+    host: &Host,
+    attach: Option<AttachMode>,
+) -> (Option<CopyMode>, Option<Finding>) {
+    let (Some(_), Some(attach)) = (&interface.xdp, attach) else {
+        return (None, None); // the reason is that of `attach`
+    };
+    match (attach, zero_copy(interface, host)) {
+        (AttachMode::Generic, (Some(false), _)) => {
+            let why = "the generic hook has a copy of the packet, made before";
+            (Some(CopyMode::Copy), Some(Finding::new("generic", why.to_owned(), None)))
+        }
+        (AttachMode::Generic, _) => {
+            let why = format!(
+                "the generic hook has a copy of the packet, made before; {} may grant zero-copy all the same, which \
+                 would be none",
+                interface.nic.driver
+            );
+            (None, Some(Finding::new("generic", why, "ask for --copy copy".to_owned())))
+        }
+        (_, (granted, reason)) => {
+            (granted.map(|granted| if granted { CopyMode::Zero } else { CopyMode::Copy }), reason)
+        }
+    }
+}
+
+/// Whether the driver grants zero-copy, and why not. `None` where that cannot be said, and why.
+fn zero_copy(interface: &Interface, host: &Host) -> (Option<bool>, Option<Finding>) {
+    let driver = interface.nic.driver.as_str();
+    // The kernel wants both (NETDEV_XDP_ACT_XSK).
+    let offered = interface.xdp.as_ref().is_some_and(|xdp| xdp.has("xsk-zerocopy") && xdp.has("redirect"));
+    if !offered {
+        let (why, cure) = match (driver, zero_copy_since(driver)) {
+            ("veth", _) => ("a veth has no card that could write into the rings".to_owned(), None),
+            (_, Some(since)) => (
+                format!("{driver} has zero-copy from Linux {since} on, and this is {}", host.kernel),
+                Some(format!("Linux {since} or newer")),
+            ),
+            _ => {
+                (format!("{driver} has no zero-copy in Linux {}", host.kernel), Some(BETTER_CARDS.to_owned()))
+            }
+        };
+        return (Some(false), Some(Finding::new("driver", why, cure)));
+    }
+    let (granted, why, cure) = match (driver, interface.virtio) {
+        ("virtio_net", Some(Virtio { access_platform: false, .. })) => (
+            Some(false),
+            "virtio_net offers zero-copy, but this device takes no DMA addresses (VIRTIO_F_ACCESS_PLATFORM), and the \
+             bind will be refused",
+            "start the guest with disable-legacy=on,iommu_platform=on for this device",
+        ),
+        ("virtio_net", None) => (
+            None,
+            "whether this device takes DMA addresses is not seen: /sys shows another namespace",
+            "run as root",
+        ),
+        _ => return (Some(true), None),
+    };
+    (granted, Some(Finding::new("access-platform", why.to_owned(), cure.to_owned())))
+}
+
+/// The capabilities without any one of which `serve` does not start (tried on Linux 6.18).
+const NEEDED: [&str; 4] = ["CAP_NET_ADMIN", "CAP_NET_RAW", "CAP_BPF", "CAP_PERFMON"];
+
+/// What keeps `serve` from starting.
+fn obstacles(interface: &Interface, host: &Host) -> Vec<Finding> {
+    let name = &interface.nic.interface;
+    let mut obstacles = Vec::new();
+    if host.af_xdp == Some(false) {
+        let why = format!("Linux {} was built without AF_XDP sockets", host.kernel);
+        let cure = "a kernel with CONFIG_XDP_SOCKETS".to_owned();
+        obstacles.push(Finding::new("af-xdp", why, cure));
+    }
+    let missing: Vec<_> = NEEDED.into_iter().filter(|name| !host.has(name)).collect();
+    if !missing.is_empty() {
+        let why = format!("this process lacks {}", missing.join(", "));
+        obstacles.push(Finding::new("capabilities", why, "run as root".to_owned()));
+    }
+    if !host.initial_user_namespace {
+        let why = "this process is in a user namespace, whose root may not load programs".to_owned();
+        obstacles.push(Finding::new("user-namespace", why, "run on the machine itself".to_owned()));
+    }
+    let memory = memory(interface);
+    if let Some(limit) = host.locked_memory.filter(|limit| memory > *limit && !host.has("CAP_IPC_LOCK")) {
+        let why = format!(
+            "the frames of {} queues take {} KiB, and {} KiB may be locked",
+            interface.nic.queues,
+            memory >> 10,
+            limit >> 10
+        );
+        let cure = format!("ulimit -l {}, or CAP_IPC_LOCK", memory >> 10);
+        obstacles.push(Finding::new("locked-memory", why, cure));
+    }
+    if let Some(program) = interface.program {
+        let why = format!("another XDP program ({}, id {}) is attached to {name}", program.mode, program.id);
+        let cure = format!("stop what put it there, or ip link set dev {name} xdp off");
+        obstacles.push(Finding::new("occupied", why, cure));
+    }
+    if !interface.up {
+        obstacles.push(Finding::new("down", format!("{name} is down"), format!("ip link set {name} up")));
+    } else if !interface.carrier {
+        let why = format!("{name} has no carrier");
+        obstacles.push(Finding::new("no-carrier", why, "connect it, or set its other end up".to_owned()));
+    }
+    obstacles
+}
+
+/// Bytes of the frames of all queues.
+fn memory(interface: &Interface) -> u64 {
+    u64::from(interface.nic.queues) * u64::from(FRAMES) * u64::from(frame_size(interface.nic.mtu))
+}
+
+fn flags(interface: &Interface, attach: Option<AttachMode>, copy: Option<CopyMode>) -> Vec<String> {
+    let mut flags = Vec::new();
+    if let Some(attach) = attach {
+        flags.extend(["--attach".to_owned(), attach.to_string()]);
+        // With a generic program anything else would be so in name only.
+        let copy = copy.or((attach == AttachMode::Generic).then_some(CopyMode::Copy));
+        flags.extend(copy.into_iter().flat_map(|copy| ["--copy".to_owned(), copy.to_string()]));
+    }
+    // All in use are the default, which is easier to read than a long list.
+    if (2..=8).contains(&interface.nic.queues) {
+        let queues: Vec<_> = (0..interface.nic.queues).map(|queue| queue.to_string()).collect();
+        flags.extend(["--queues".to_owned(), queues.join(",")]);
+    }
+    flags
+}
+
+fn advice(interface: &Interface, host: &Host) -> Vec<Advice> {
+    let name = &interface.nic.interface;
+    let queues = interface.nic.queues;
+    let mut advice = Vec::new();
+    let mut advise = |command: String, why: String| advice.push(Advice { command, why });
+
+    let is_veth = interface.nic.driver == "veth"; // whose queues are a matter of both ends
+    if is_veth {
+        let peer = interface.peer.as_ref().map_or("PEER", |peer| &peer.name);
+        let why =
+            "at the other end, where it is on: its packets come without checksums, and are not answered";
+        advise(format!("ethtool -K {peer} tx off"), why.to_owned());
+    }
+    let wanted = interface.queues_possible.min(u32::try_from(host.processors).unwrap_or(u32::MAX));
+    if wanted != queues && wanted > 0 && !is_veth {
+        let kind = if interface.queues_combined { "combined" } else { "rx" };
+        let why = format!("a queue for each of {} processors: {queues} in use", host.processors);
+        advise(format!("ethtool -L {name} {kind} {wanted}"), why);
+    }
+    if let (Some((rx, tx)), Some((most_rx, most_tx))) = (interface.nic.rings, interface.rings_possible) {
+        // No more than half the frames: the others are on their way meanwhile.
+        let (wanted_rx, wanted_tx) = (most_rx.min(FRAMES / 2), most_tx.min(FRAMES / 2));
+        if rx < wanted_rx || tx < wanted_tx {
+            let command = format!("ethtool -G {name} rx {} tx {}", wanted_rx.max(rx), wanted_tx.max(tx));
+            advise(command, format!("room for bursts: {rx} and {tx} descriptors now"));
+        }
+    }
+    let is_card = !interface.nic.bus.is_empty();
+    if is_card && interface.is_on(VLAN) && interface.is_changeable(VLAN) {
+        let why = "only where VLANs are in use: without its tag a request looks like one of the link itself";
+        advise(format!("ethtool -K {name} rxvlan off"), why.to_owned());
+    }
+    if host.hugepages.size > 0 {
+        let needed =
+            u64::from(queues) * (memory(interface) / u64::from(queues.max(1))).div_ceil(host.hugepages.size);
+        if needed > host.hugepages.free {
+            let total = host.hugepages.total + needed - host.hugepages.free;
+            let why = format!("frames on huge pages: {needed} needed, {} free", host.hugepages.free);
+            advise(format!("sysctl vm.nr_hugepages={total}"), why);
+        }
+    }
+    advice
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::machine::Nic;
+    use crate::netlink::AttachedProgram;
+    use crate::xdp::XdpFeatures;
+    use crate::xdp::capability::{CAPABILITIES, Hugepages, Peer};
+
+    /// Flags as FACTS of real cards and guests have them.
+    const NONE: &[&str] = &[];
+    const VETH: &[&str] = &["basic", "redirect", "rx-sg"];
+    const VMXNET3: &[&str] = &["basic", "redirect", "ndo-xmit"];
+    const OLD_IGB: &[&str] = &["basic", "redirect"];
+    const IGB: &[&str] = &["basic", "redirect", "xsk-zerocopy"];
+    const VIRTIO: &[&str] = &["basic", "redirect", "xsk-zerocopy", "rx-sg"];
+
+    fn interface(driver: &str, features: &[&str]) -> Interface {
+        let features = features.iter().map(|name| (*name).to_owned()).collect();
+        Interface {
+            nic: Nic {
+                interface: "if0".to_owned(),
+                driver: driver.to_owned(),
+                mtu: 1500,
+                queues: 1,
+                ..Nic::default()
+            },
+            up: true,
+            carrier: true,
+            queues_possible: 1,
+            xdp: Some(XdpFeatures { features, ..XdpFeatures::default() }),
+            ..Interface::default()
+        }
+    }
+
+    fn root(kernel: &str) -> Host {
+        Host {
+            kernel: kernel.to_owned(),
+            af_xdp: Some(true),
+            locked_memory: Some(8 << 20),
+            capabilities: CAPABILITIES.iter().map(|(name, ..)| (*name).to_owned()).collect(),
+            initial_user_namespace: true,
+            processors: 1,
+            ..Host::default()
+        }
+    }
+
+    fn virtio(access_platform: bool) -> Interface {
+        let virtio = Virtio { access_platform, ctrl_guest_offloads: true, guest_offloads: true };
+        Interface { virtio: Some(virtio), ..interface("virtio_net", VIRTIO) }
+    }
+
+    fn with_mtu(interface: Interface, mtu: u32) -> Interface {
+        Interface { nic: Nic { mtu, ..interface.nic }, ..interface }
+    }
+
+    fn names(findings: &[Finding]) -> Vec<&str> {
+        findings.iter().map(|finding| finding.name.as_str()).collect()
+    }
+
+    #[test]
+    fn each_card_gets_what_it_gives() {
+        use AttachMode::{Generic, Native};
+        use CopyMode::{Copy, Zero};
+        let lro = |driver, features| {
+            let mut with = interface(driver, features);
+            with.nic.offloads.push(LRO.to_owned());
+            with
+        };
+        let peer =
+            |mtu| Interface { peer: Some(Peer { name: "peer0".to_owned(), mtu }), ..interface("veth", VETH) };
+        let unseen = Interface { virtio: None, ..virtio(true) };
+        let bound = Virtio { guest_offloads: true, ..Virtio::default() };
+        let bound = Interface { virtio: Some(bound), ..interface("virtio_net", VIRTIO) };
+        let silent = Interface { xdp: None, ..interface("igb", NONE) };
+        let cases: [(&str, Interface, &str, _, _, &[&str]); 22] = [
+            (
+                "lo",
+                with_mtu(interface("", NONE), 65536),
+                "6.18",
+                Some(Generic),
+                Some(Copy),
+                &["driver", "generic"],
+            ),
+            ("veth", interface("veth", VETH), "6.18", Some(Native), Some(Copy), &["driver"]),
+            (
+                "veth, too few queues",
+                interface("veth", NONE),
+                "6.18",
+                Some(Generic),
+                Some(Copy),
+                &["driver", "generic"],
+            ),
+            ("veth, large peer", peer(9000), "6.18", Some(Generic), Some(Copy), &["mtu", "generic"]),
+            ("veth, large itself", with_mtu(peer(3506), 9000), "6.18", Some(Native), Some(Copy), &["driver"]),
+            ("e1000e", interface("e1000e", NONE), "6.18", Some(Generic), Some(Copy), &["driver", "generic"]),
+            ("r8169", interface("r8169", NONE), "6.18", Some(Generic), Some(Copy), &["driver", "generic"]),
+            ("igb, old", interface("igb", OLD_IGB), "6.12.95", Some(Native), Some(Copy), &["driver"]),
+            ("igb", interface("igb", IGB), "6.16.3", Some(Native), Some(Zero), &[]),
+            ("igb, silent kernel", silent, "6.1", None, None, &["kernel"]),
+            (
+                "igb, large MTU",
+                with_mtu(interface("igb", IGB), 9000),
+                "6.16",
+                Some(Generic),
+                None,
+                &["mtu", "generic"],
+            ),
+            ("igb, larger MTU", with_mtu(interface("igb", IGB), 2000), "6.16", None, None, &["mtu"]),
+            (
+                "igc, larger MTU",
+                with_mtu(interface("igc", IGB), 1501),
+                "6.16",
+                Some(Generic),
+                None,
+                &["mtu", "generic"],
+            ),
+            ("ixgbe, LRO", lro("ixgbe", IGB), "6.16", Some(Generic), None, &["lro", "generic"]),
+            ("vmxnet3, LRO", lro("vmxnet3", VMXNET3), "6.16", Some(Native), Some(Copy), &["driver"]),
+            ("vmxnet3", interface("vmxnet3", VMXNET3), "6.16", Some(Native), Some(Copy), &["driver"]),
+            ("virtio", virtio(true), "6.16", Some(Native), Some(Zero), &[]),
+            ("virtio, legacy", virtio(false), "6.16", Some(Native), Some(Copy), &["access-platform"]),
+            ("virtio, old", interface("virtio_net", VETH), "6.12.95", Some(Native), Some(Copy), &["driver"]),
+            ("virtio, unseen", unseen, "6.16", Some(Native), None, &["access-platform"]),
+            (
+                "virtio, host's offloads",
+                bound,
+                "6.16",
+                Some(Generic),
+                Some(Copy),
+                &["guest-offloads", "generic"],
+            ),
+            (
+                "virtio, large MTU",
+                with_mtu(virtio(true), 3507),
+                "6.16",
+                Some(Generic),
+                None,
+                &["mtu", "generic"],
+            ),
+        ];
+        for (what, interface, kernel, attach, copy, reasons) in cases {
+            let verdict = Verdict::on(&interface, &root(kernel));
+            assert_eq!((verdict.attach, verdict.copy), (attach, copy), "{what}: {verdict:?}");
+            assert_eq!(names(&verdict.why_not_more), reasons, "{what}: {verdict:?}");
+            assert_eq!(verdict.obstacles, [], "{what}");
+            let has_all = verdict.attach == Some(Native) && verdict.copy == Some(Zero);
+            assert_eq!(verdict.why_not_more.is_empty(), has_all, "{what}");
+        }
+    }
+
+    #[test]
+    fn reasons_name_the_cure() {
+        let said = |interface: Interface, kernel: &str| {
+            let verdict = Verdict::on(&interface, &root(kernel));
+            let words = verdict.why_not_more.iter();
+            words.map(|f| format!("{}: {}\n", f.why, f.cure.as_deref().unwrap_or("none"))).collect::<String>()
+        };
+        let text = said(interface("igb", OLD_IGB), "6.12.95");
+        assert!(text.contains("from Linux 6.14 on, and this is 6.12.95: Linux 6.14 or newer"), "{text}");
+        let text = said(interface("e1000e", NONE), "6.18");
+        assert!(text.contains("I217") && text.contains("a card of igb"), "{text}");
+        let text = said(virtio(false), "6.18");
+        assert!(text.contains("iommu_platform=on"), "{text}");
+        let text = said(with_mtu(interface("igb", IGB), 9000), "6.18");
+        assert!(text.contains("ip link set dev if0 mtu 1500") && text.contains("--copy copy"), "{text}");
+    }
+
+    #[test]
+    fn what_keeps_a_server_from_starting_is_named() {
+        let igb = || interface("igb", IGB);
+        let obstacles = |interface: &Interface, host: &Host| {
+            let verdict = Verdict::on(interface, host);
+            // The modes are still those of when the obstacles are gone.
+            assert_eq!((verdict.attach, verdict.copy), (Some(AttachMode::Native), Some(CopyMode::Zero)));
+            names(&verdict.obstacles).join(" ")
+        };
+        let host = root("6.18");
+        assert_eq!(obstacles(&Interface { up: false, carrier: false, ..igb() }, &host), "down");
+        assert_eq!(obstacles(&Interface { carrier: false, ..igb() }, &host), "no-carrier");
+        let program = Some(AttachedProgram { mode: AttachMode::Native, id: 7 });
+        assert_eq!(obstacles(&Interface { program, ..igb() }, &host), "occupied");
+        assert_eq!(obstacles(&igb(), &Host { af_xdp: Some(false), ..host.clone() }), "af-xdp");
+        let contained = Host { initial_user_namespace: false, ..host.clone() };
+        assert_eq!(obstacles(&igb(), &contained), "user-namespace");
+
+        let with = |capabilities: &[&str]| Host {
+            capabilities: capabilities.iter().map(|name| (*name).to_owned()).collect(),
+            ..host.clone()
+        };
+        assert_eq!(obstacles(&igb(), &with(&["CAP_NET_ADMIN", "CAP_NET_RAW", "CAP_BPF", "CAP_PERFMON"])), "");
+        assert_eq!(obstacles(&igb(), &with(&["CAP_NET_ADMIN", "CAP_NET_RAW", "CAP_SYS_ADMIN"])), "");
+        let few = Verdict::on(&igb(), &with(&["CAP_NET_ADMIN", "CAP_BPF"]));
+        assert_eq!(few.obstacles[0].why, "this process lacks CAP_NET_RAW, CAP_PERFMON");
+
+        // 4,096 frames of 2 KiB a queue: one fits into 8 MiB, two do not.
+        let mut two = igb();
+        two.nic.queues = 2;
+        assert_eq!(obstacles(&two, &host), "");
+        let unlocked = with(&["CAP_NET_ADMIN", "CAP_NET_RAW", "CAP_SYS_ADMIN"]);
+        assert_eq!(obstacles(&two, &unlocked), "locked-memory");
+        assert_eq!(obstacles(&two, &Host { locked_memory: None, ..unlocked }), "");
+    }
+
+    #[test]
+    fn recommendations_are_commands() {
+        let mut card = interface("igb", IGB);
+        card.nic.bus = "0000:01:00.0".to_owned();
+        card.nic.queues = 2;
+        card.nic.rings = Some((256, 256));
+        card.nic.offloads = vec![VLAN.to_owned()];
+        card.queues_possible = 8;
+        card.queues_combined = true;
+        card.rings_possible = Some((4096, 4096));
+        card.offloads_changeable = vec![VLAN.to_owned()];
+        let host =
+            Host { processors: 4, hugepages: Hugepages { size: 2 << 20, total: 3, free: 1 }, ..root("6.18") };
+        let verdict = Verdict::on(&card, &host);
+        assert_eq!(verdict.flags.join(" "), "--attach native --copy zero --queues 0,1");
+        let commands: Vec<_> = verdict.advice.iter().map(|advice| advice.command.as_str()).collect();
+        assert_eq!(
+            commands,
+            [
+                "ethtool -L if0 combined 4",
+                "ethtool -G if0 rx 2048 tx 2048",
+                "ethtool -K if0 rxvlan off",
+                "sysctl vm.nr_hugepages=10", // 8 needed
+            ]
+        );
+        let veth = Verdict::on(&interface("veth", VETH), &root("6.18"));
+        assert_eq!(veth.flags.join(" "), "--attach native --copy copy");
+        assert_eq!(veth.advice[0].command, "ethtool -K PEER tx off");
+        // What cannot be said is not insisted on.
+        let silent = Interface { xdp: None, ..interface("igb", NONE) };
+        assert_eq!(Verdict::on(&silent, &root("6.1")).flags, [""; 0]);
+        let generic = Verdict::on(&with_mtu(interface("igb", IGB), 9000), &root("6.16"));
+        assert_eq!(generic.flags.join(" "), "--attach generic --copy copy");
+    }
+}

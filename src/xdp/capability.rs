@@ -1,0 +1,297 @@
+//! What an interface, its card, this process and its kernel can do, found out without disturbing any of them: nothing is
+//! attached, bound or set. What follows from it is the business of [`crate::probe`].
+
+use std::fs;
+
+use nix::sys::resource::{Resource, getrlimit};
+use serde::{Deserialize, Serialize};
+
+use super::netdev::{self, XdpFeatures};
+use super::{ethtool, socket};
+use crate::machine::{self, Nic};
+use crate::netlink::{self, AttachedProgram, Link};
+
+/// The offload by which a driver merges packets before XDP could see them.
+pub const LRO: &str = "rx-lro";
+/// The offload that takes the VLAN tag out of a packet before XDP sees it.
+pub const VLAN: &str = "rx-vlan-hw-parse";
+/// The switch for rules that send packets to a queue.
+pub const NTUPLE: &str = "rx-ntuple-filter";
+/// The offloads that matter to what this project does.
+pub const OFFLOADS: [&str; 8] = [
+    VLAN,
+    "rx-gro",
+    "rx-gro-hw",
+    LRO,
+    "rx-checksum",
+    "tx-checksum-ip-generic",
+    "tx-checksum-ipv6",
+    "rx-udp-gro-forwarding",
+];
+
+/// What an interface can do, and how it is set.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Interface {
+    /// What results say of it as well.
+    #[serde(flatten)]
+    pub nic: Nic,
+    /// Whether it is set up.
+    pub up: bool,
+    /// Whether something is at the other end of the cable.
+    pub carrier: bool,
+    /// As many queues as there can be in use.
+    pub queues_possible: u32,
+    /// Whether their number is set for both directions at once.
+    pub queues_combined: bool,
+    /// As many descriptors as the card's receive and transmit rings can have.
+    pub rings_possible: Option<(u32, u32)>,
+    /// Entries of the table that spreads packets over the queues (RSS); `None` where the card does not.
+    pub rss_entries: Option<u32>,
+    /// Rules that send packets to a queue; `None` where the card takes none.
+    pub flow_rules: Option<u32>,
+    /// Those of [`OFFLOADS`], and [`NTUPLE`], that can be switched.
+    pub offloads_changeable: Vec<String>,
+    /// What its driver says it can do; `None` where the kernel cannot be asked that (before 6.3).
+    pub xdp: Option<XdpFeatures>,
+    /// The XDP program on it.
+    pub program: Option<AttachedProgram>,
+    /// The NUMA node that the card is at; `None` where there is but one, or it is not seen.
+    pub numa_node: Option<u32>,
+    /// The other end of a veth; `None` where it is none, or it is not seen.
+    pub peer: Option<Peer>,
+    /// What the host lets a virtio device do; `None` where it is none, or it is not seen.
+    pub virtio: Option<Virtio>,
+    /// Whether /sys shows it: without CAP_SYS_ADMIN, and in a namespace of its own, it may not.
+    pub sys_seen: bool,
+}
+
+/// The other end of a veth.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Peer {
+    /// Its name, in its own namespace.
+    pub name: String,
+    /// Its largest packet without the Ethernet header, in bytes.
+    pub mtu: u32,
+}
+
+/// Feature bits that a virtio network device and its driver agreed on (Virtual I/O Device 1.2, sections 5.1.3 and 6).
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Virtio {
+    /// VIRTIO_F_ACCESS_PLATFORM: the device takes DMA addresses, and not those of the guest's memory.
+    pub access_platform: bool,
+    /// VIRTIO_NET_F_CTRL_GUEST_OFFLOADS: the guest may switch off that the host merges packets and leaves out checksums.
+    pub ctrl_guest_offloads: bool,
+    /// Whether the host does any of that.
+    pub guest_offloads: bool,
+}
+
+/// What this process may do, and on what kernel.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Host {
+    /// The kernel's release.
+    pub kernel: String,
+    /// Whether it has AF_XDP sockets; `None` where this process may not have one.
+    pub af_xdp: Option<bool>,
+    /// Memory in huge pages.
+    pub hugepages: Hugepages,
+    /// How many bytes this process may have locked; `None` where that is without limit.
+    pub locked_memory: Option<u64>,
+    /// The capabilities that it has, of those that matter here ([`CAPABILITIES`]).
+    pub capabilities: Vec<String>,
+    /// Whether those are capabilities over the machine, and not only in a user namespace of a container.
+    pub initial_user_namespace: bool,
+    /// Processors that it may use.
+    pub processors: usize,
+}
+
+/// Huge pages of the default size.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hugepages {
+    /// Bytes in one.
+    pub size: u64,
+    /// How many the kernel keeps (vm.nr_hugepages).
+    pub total: u64,
+    /// How many of them are free.
+    pub free: u64,
+}
+
+/// The capabilities that matter here, their numbers (linux/capability.h), and what needs them.
+pub const CAPABILITIES: [(&str, u32, &str); 6] = [
+    ("CAP_NET_ADMIN", 12, "serve and load attach their program, bind adds addresses"),
+    ("CAP_NET_RAW", 13, "serve and load open AF_XDP sockets"),
+    ("CAP_BPF", 39, "serve and load load their program"),
+    ("CAP_PERFMON", 38, "serve and load load their program"),
+    ("CAP_SYS_ADMIN", 21, "lab makes and enters namespaces"),
+    ("CAP_IPC_LOCK", 14, "serve and load exceed the locked-memory limit"),
+];
+
+impl Interface {
+    /// Asks the kernel about `link`, in the namespace of the calling thread.
+    #[must_use]
+    pub fn of(link: &Link) -> Self {
+        let name = &link.name;
+        let queues = ethtool::queue_counts(name).ok();
+        let offloads = ethtool::offloads(name).unwrap_or_default();
+        let matters =
+            |offload: &ethtool::Offload| offload.name == NTUPLE || OFFLOADS.contains(&offload.name.as_str());
+        let changeable = offloads.into_iter().filter(|offload| matters(offload) && offload.changeable);
+        let seen = machine::with_own_sys(|| {
+            let directory = machine::directory(link);
+            let file = |path: &str| machine::file(directory.as_ref()?.join(path));
+            Seen {
+                nic: machine::nic(link),
+                sys: directory.is_some(),
+                numa_node: file("device/numa_node"),
+                virtio: file("device/features"),
+            }
+        });
+        let is_virtio = seen.nic.driver == "virtio_net";
+        let peer = if seen.nic.driver == "veth" { netlink::peer(link.index) } else { None };
+        Self {
+            up: link.up,
+            carrier: link.carrier,
+            queues_possible: queues.map_or(0, |queues| queues.possible),
+            queues_combined: queues.is_some_and(|queues| queues.combined),
+            rings_possible: ethtool::largest_card_rings(name),
+            rss_entries: ethtool::rss_entries(name),
+            flow_rules: ethtool::flow_rules(name),
+            offloads_changeable: changeable.map(|offload| offload.name).collect(),
+            xdp: netdev::xdp_features(link.index).ok().flatten(),
+            program: link.xdp,
+            numa_node: seen.numa_node.and_then(|node| node.parse().ok()), // -1: there is but one
+            peer: peer.map(|peer| Peer { name: peer.name, mtu: peer.mtu }),
+            virtio: seen.virtio.filter(|_| is_virtio).map(|bits| Virtio::parse(&bits)),
+            sys_seen: seen.sys,
+            nic: seen.nic,
+        }
+    }
+
+    /// Whether that offload is switched on.
+    #[must_use]
+    pub fn is_on(&self, offload: &str) -> bool {
+        self.nic.offloads.iter().any(|name| name == offload)
+    }
+
+    /// Whether `ethtool -K` can switch that offload.
+    #[must_use]
+    pub fn is_changeable(&self, offload: &str) -> bool {
+        self.offloads_changeable.iter().any(|name| name == offload)
+    }
+}
+
+/// What /sys shows.
+#[derive(Default)]
+struct Seen {
+    nic: Nic,
+    sys: bool,
+    numa_node: Option<String>,
+    virtio: Option<String>,
+}
+
+impl Virtio {
+    /// From the bits as /sys has them, in zeros and ones, the lowest first.
+    fn parse(bits: &str) -> Self {
+        let has = |bit: usize| bits.as_bytes().get(bit) == Some(&b'1');
+        Self {
+            access_platform: has(33),
+            ctrl_guest_offloads: has(2),
+            // GUEST_CSUM, _TSO4, _TSO6, _ECN, _UFO, _USO4, _USO6
+            guest_offloads: [1, 7, 8, 9, 10, 54, 55].into_iter().any(has),
+        }
+    }
+}
+
+impl Host {
+    /// Asks the kernel about this process.
+    #[must_use]
+    pub fn of_this_process() -> Self {
+        let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+        let user_ids = fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
+        let limit = getrlimit(Resource::RLIMIT_MEMLOCK).map_or(0, |(soft, _hard)| soft);
+        Self {
+            kernel: machine::file("/proc/sys/kernel/osrelease").unwrap_or_default(),
+            af_xdp: match socket::unbound() {
+                Ok(_) => Some(true),
+                Err(error) if error.raw_os_error() == Some(libc::EPERM) => None,
+                Err(_) => Some(false),
+            },
+            hugepages: Hugepages::parse(&fs::read_to_string("/proc/meminfo").unwrap_or_default()),
+            locked_memory: (limit != libc::RLIM_INFINITY).then_some(limit),
+            capabilities: capabilities(&status),
+            // All identities are their own there.
+            initial_user_namespace: user_ids.split_ascii_whitespace().eq(["0", "0", "4294967295"]),
+            processors: machine::allowed().len(),
+        }
+    }
+
+    /// Whether this process may do what that capability allows.
+    #[must_use]
+    pub fn has(&self, capability: &str) -> bool {
+        let held = |name: &str| self.capabilities.iter().any(|held| held == name);
+        // These were split off it in Linux 5.8, and it still contains them.
+        let is_part = matches!(capability, "CAP_BPF" | "CAP_PERFMON");
+        held(capability) || is_part && held("CAP_SYS_ADMIN")
+    }
+}
+
+/// Those in effect, from /proc/self/status.
+fn capabilities(status: &str) -> Vec<String> {
+    let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
+    let effective = effective.and_then(|bits| u64::from_str_radix(bits.trim(), 16).ok()).unwrap_or(0);
+    let held = CAPABILITIES.iter().filter(|(_, number, _)| effective & 1 << number != 0);
+    held.map(|(name, ..)| (*name).to_owned()).collect()
+}
+
+impl Hugepages {
+    /// From /proc/meminfo.
+    fn parse(text: &str) -> Self {
+        let number = |field: &str| {
+            let line = text.lines().find_map(|line| line.strip_prefix(field));
+            line.and_then(|rest| rest.split_ascii_whitespace().next()?.parse().ok()).unwrap_or(0)
+        };
+        Self {
+            size: number("Hugepagesize:") * 1024,
+            total: number("HugePages_Total:"),
+            free: number("HugePages_Free:"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn loopback_and_this_process_are_found_out_about() {
+        let interface = Interface::of(&crate::netlink::link("lo").unwrap());
+        assert_eq!(
+            (interface.nic.interface.as_str(), interface.nic.queues, interface.queues_possible),
+            ("lo", 1, 1)
+        );
+        assert_eq!((interface.rings_possible, interface.rss_entries, interface.virtio), (None, None, None));
+        assert!(interface.is_changeable("rx-gro") && !interface.is_changeable("tx-checksum-ip-generic"));
+        let host = Host::of_this_process();
+        assert!(!host.kernel.is_empty() && host.processors > 0);
+    }
+
+    #[test]
+    fn what_the_kernel_writes_is_read() {
+        let held = capabilities("Name:\tx\nCapPrm:\tffffffffffffffff\nCapEff:\t0000008000003000\n");
+        assert_eq!(held, ["CAP_NET_ADMIN", "CAP_NET_RAW", "CAP_BPF"]);
+        assert!(capabilities("").is_empty() && capabilities("CapEff:\tx\n").is_empty());
+        let text = "MemTotal: 1 kB\nHugePages_Total:      16\nHugePages_Free:        9\nHugepagesize:       2048 kB\n";
+        assert_eq!(Hugepages::parse(text), Hugepages { size: 2 << 20, total: 16, free: 9 });
+        assert_eq!(Hugepages::parse(""), Hugepages::default());
+    }
+
+    #[test]
+    fn virtio_bits_count_from_the_left() {
+        let bits =
+            |set: &[usize]| (0..64).map(|bit| if set.contains(&bit) { '1' } else { '0' }).collect::<String>();
+        let virtio = |set: &[usize]| Virtio::parse(&bits(set));
+        assert_eq!(virtio(&[0, 32]), Virtio::default());
+        assert!(virtio(&[33]).access_platform && virtio(&[2]).ctrl_guest_offloads);
+        assert!(virtio(&[8]).guest_offloads && virtio(&[55]).guest_offloads);
+        assert_eq!(Virtio::parse(""), Virtio::default());
+    }
+}
