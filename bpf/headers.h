@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT OR Apache-2.0 OR GPL-2.0-only */
 /*
- * What the programs share: the headers of the two kinds of packet that they look at, and the verdicts that they count.
+ * What the programs share: the headers of the two kinds of packet that they look at, and what they count.
  * Built on the kernel's own user-space headers (linux-libc-dev), which are stable; no vmlinux.h is needed.
  */
 #pragma once
@@ -57,6 +57,8 @@ struct change {
 
 /* Index into the map `verdicts`. src/xdp/program.rs names them in the same order. */
 enum verdict {
+	REFLECTED,       /* a request, answered by the program itself */
+	REFUSED,         /* a request that the program does not answer: `refusals` says why */
 	STEERED,         /* a request, into the ring of the queue that it arrived on */
 	SOLICITED,       /* a Neighbour Solicitation for a live address, into the ring as well; only where hidden */
 	PASSED_OTHER,    /* to the kernel: not UDP directly over IPv6 over Ethernet */
@@ -67,4 +69,28 @@ enum verdict {
 	DROPPED_HIDDEN,  /* under a bound prefix, and nothing that a live address answers; only where hidden */
 	NO_RING,         /* ours, but no socket sits on this queue: to the kernel, or dropped where hidden */
 	VERDICTS,
+};
+
+/* Why a request is not answered: index into the map `refusals`, in the order of Refusal in src/wire/request.rs. The program finds
+ * those that it names. */
+enum refusal {
+	NOT_UDP,
+	BAD_LENGTH,
+	NO_CHECKSUM,
+	BAD_CHECKSUM,
+	OTHER_PORT,
+	SOURCE_MULTICAST,
+	SOURCE_UNSPECIFIED,
+	SOURCE_LOOPBACK,
+	SOURCE_OWN,
+	SOURCE_SERVICE_PORT,
+	SOURCE_PORT_ZERO,
+	REFUSALS = 15,
+};
+
+/* Index into the map `frames`. */
+enum frames {
+	SENT,   /* the driver took it */
+	UNSENT, /* it did not */
+	FRAMES,
 };

@@ -13,87 +13,24 @@
 //                           │  that is not one of the kernel's ────────────► nowhere: no answer, no ICMPv6 error
 //                           └─ everything else, untouched ─────────────────► kernel
 //
-// It reads packets and never writes them. What the maps hold is decided by src/xdp/program.rs; the load generator uses
-// the same program with its own port and address to take its replies.
-#include "headers.h"
+// Where there are `replies`, requests to live addresses go no further than this program:
+//
+//   NIC queue q ──► steer ──► reflect ──┬─ by the answering rules ──► rewritten, and out by the interface, `replies` times
+//                                       └─ against them ────────────► nowhere, counted by reason
+//
+// Otherwise it reads packets and never writes them. What the maps hold is decided by src/xdp/program.rs; the load generator
+// uses the same program with its own port and address to take its replies.
+#include "maps.h"
+#include "reflect.h"
 
 // The kernel insists on a licence it knows for the helpers that need one.
 char LICENSE[] SEC("license") = "Dual MIT/GPL";
 
-// Constants: set before the program is loaded, so that the verifier takes out what they rule out.
-const volatile __be16 service_port = 0; // network byte order; 0, which is no port, steers no UDP at all
-const volatile bool hidden = false;
-
-// Decided first, by prefix: a packet for a stranger costs one short trie walk and no hash.
-struct {
-	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
-	__uint(map_flags, BPF_F_NO_PREALLOC); // the only kind of trie there is
-	__uint(max_entries, 1024);
-	__type(key, struct prefix_key);
-	__type(value, __u32);
-} bound_prefixes SEC(".maps");
-
-// Decided second, exactly: a hash, so that the cost does not grow with the number of addresses.
-// Sized by user space before it is loaded.
-struct {
-	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(max_entries, 1);
-	__type(key, struct in6_addr);
-	__type(value, __u32);
-} live_addresses SEC(".maps");
-
-// Addresses on their way into `live_addresses` or out of it, written by user space, which has this mapped.
-struct {
-	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(map_flags, BPF_F_MMAPABLE);
-	__uint(max_entries, 1);
-	__type(key, __u32);
-	__type(value, struct staged);
-} staged SEC(".maps");
-
-// Where hidden: the addresses under bound prefixes that the kernel answers for, such as the machine's own.
-struct {
-	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(max_entries, 1024);
-	__type(key, struct in6_addr);
-	__type(value, __u32);
-} kernel_addresses SEC(".maps");
-
-// Queue number to the socket bound to that queue. Sized by user space.
-struct {
-	__uint(type, BPF_MAP_TYPE_XSKMAP);
-	__uint(max_entries, 1);
-	__type(key, __u32);
-	__type(value, __u32);
-} xsks SEC(".maps");
-
-struct {
-	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
-	__uint(max_entries, VERDICTS);
-	__type(key, __u32);
-	__type(value, __u64);
-} verdicts SEC(".maps");
-
-static __always_inline int count(__u32 verdict, int action)
-{
-	__u64 *counter = bpf_map_lookup_elem(&verdicts, &verdict);
-	if (counter)
-		*counter += 1; // per CPU, and a program is not preempted by itself
-	return action;
-}
-
-static __always_inline int into_ring(struct xdp_md *ctx, __u32 verdict)
+static __always_inline int into_ring(struct xdp_md *ctx, enum verdict verdict)
 {
 	// The flag is what is returned where no socket sits on this queue.
 	int action = bpf_redirect_map(&xsks, ctx->rx_queue_index, hidden ? XDP_DROP : XDP_PASS);
 	return count(action == XDP_REDIRECT ? verdict : NO_RING, action);
-}
-
-// By value: the headers are packed, and no pointer may be taken into them.
-static __always_inline bool equal(struct in6_addr a, struct in6_addr b)
-{
-	return a.s6_addr32[0] == b.s6_addr32[0] && a.s6_addr32[1] == b.s6_addr32[1] &&
-	       a.s6_addr32[2] == b.s6_addr32[2] && a.s6_addr32[3] == b.s6_addr32[3];
 }
 
 SEC("xdp")
@@ -127,8 +64,11 @@ int steer(struct xdp_md *ctx)
 	}
 	if (!bpf_map_lookup_elem(&bound_prefixes, &key))
 		return count(PASSED_PREFIX, XDP_PASS);
-	if ((request || solicitation) && bpf_map_lookup_elem(&live_addresses, &key.address))
+	if ((request || solicitation) && bpf_map_lookup_elem(&live_addresses, &key.address)) {
+		if (request && replies)
+			return reflect(ctx);
 		return into_ring(ctx, request ? STEERED : SOLICITED);
+	}
 	if (!hidden)
 		return count(PASSED_NOT_LIVE, XDP_PASS);
 	if (bpf_map_lookup_elem(&kernel_addresses, &key.address))

@@ -12,11 +12,12 @@ use std::time::Instant;
 use anyhow::{Context, Result, ensure};
 use common::packet::PacketSocket;
 use common::server::{PATIENCE, PREFIX, Server};
-use common::{TestLab, fails_with, ip, link, resolve, trial};
+use common::{TestLab, fails_with, have_client_poll, ip, link, resolve, trial};
 use etherparse::PacketBuilder;
 use sixhop::address::Pool;
 use sixhop::lab::Side;
 use sixhop::netlink;
+use sixhop::xdp::Attachment;
 
 /// Live addresses, of which [`DRAWN`] are tried.
 const LIVE: u64 = 100_000;
@@ -26,9 +27,17 @@ const MLD_ROUTERS: Ipv6Addr = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 0x16);
 
 fn main() -> ExitCode {
     common::main(vec![
-        trial("live_addresses_answer_and_all_others_are_silent", live_answer_and_others_are_silent),
+        trial("live_addresses_answer_and_all_others_are_silent", || {
+            live_answer_and_others_are_silent("afxdp")
+        }),
+        trial("live_addresses_of_reflect_answer_and_all_others_are_silent", || {
+            live_answer_and_others_are_silent("reflect")
+        }),
         trial("a_neighbour_that_wants_a_live_address_finds_it_taken", a_live_address_is_taken),
-        trial("the_kernel_keeps_its_own_addresses", the_kernel_keeps_its_own_addresses),
+        trial("the_kernel_keeps_its_own_addresses", || the_kernel_keeps_its_own_addresses("afxdp")),
+        trial("the_kernel_keeps_its_own_addresses_beside_reflect", || {
+            the_kernel_keeps_its_own_addresses("reflect")
+        }),
     ])
 }
 
@@ -42,10 +51,11 @@ fn drawn() -> impl Iterator<Item = u64> {
     (0..DRAWN).map(|number| number * 7919 % LIVE) // a prime that does not divide it: none comes twice
 }
 
-fn start(lab: &TestLab) -> Result<Server> {
-    let server = Server::start(lab, &format!("--addresses {LIVE} --bind live-map"))?;
-    ensure!(server.ready["bind"] == "live-map" && server.ready["engine"] == "afxdp", "{}", server.ready);
-    Ok(server)
+fn start(lab: &TestLab, engine: &str) -> Result<(Server, Attachment)> {
+    let polling = have_client_poll(lab)?;
+    let server = Server::start(lab, &format!("--addresses {LIVE} --bind live-map --engine {engine}"))?;
+    ensure!(server.ready["bind"] == "live-map" && server.ready["engine"] == engine, "{}", server.ready);
+    Ok((server, polling))
 }
 
 /// Has the client's kernel give up on who does not answer after some 30 ms instead of 3 s.
@@ -130,9 +140,9 @@ fn probes(macs: ([u8; 6], [u8; 6]), address: Ipv6Addr) -> Result<Vec<Vec<u8>>> {
     Ok(probes)
 }
 
-fn live_answer_and_others_are_silent() -> Result<()> {
+fn live_answer_and_others_are_silent(engine: &str) -> Result<()> {
     let lab = TestLab::up()?;
-    let server = start(&lab)?;
+    let (server, _polling) = start(&lab, engine)?;
     hasten(&lab)?;
     let pool = pool()?;
     let live: Vec<_> = drawn().map(|number| pool.address(number)).collect();
@@ -218,7 +228,7 @@ fn live_answer_and_others_are_silent() -> Result<()> {
 /// not live is free.
 fn a_live_address_is_taken() -> Result<()> {
     let lab = TestLab::up()?;
-    let server = start(&lab)?;
+    let (server, _polling) = start(&lab, "afxdp")?;
     let pool = pool()?;
     let namespace = lab.namespace(Side::Client);
     lab.run_in(Side::Client, || Ok(std::fs::write("/proc/sys/net/ipv6/conf/client0/accept_dad", "1")?))?;
@@ -241,10 +251,10 @@ fn a_live_address_is_taken() -> Result<()> {
     Ok(())
 }
 
-fn the_kernel_keeps_its_own_addresses() -> Result<()> {
+fn the_kernel_keeps_its_own_addresses(engine: &str) -> Result<()> {
     let lab = TestLab::up()?;
     hasten(&lab)?;
-    let mut server = start(&lab)?;
+    let (mut server, _polling) = start(&lab, engine)?;
     let mac = link(&lab, Side::Server)?.mac;
     // What was there before answers, by way of the kernel.
     ensure!(resolve(&lab, Side::Server.address())? == mac);

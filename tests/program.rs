@@ -1,4 +1,5 @@
-//! The steering program, run by the kernel on single packets (BPF_PROG_TEST_RUN): which verdict each kind gets.
+//! The steering program, run by the kernel on single packets (BPF_PROG_TEST_RUN): which verdict each kind gets, and what it makes
+//! of those that it answers itself.
 
 mod common;
 
@@ -8,9 +9,16 @@ use std::process::ExitCode;
 use anyhow::{Result, ensure};
 use common::{TestLab, trial};
 use etherparse::PacketBuilder;
+use proptest::prelude::*;
+use proptest::test_runner::{Config, TestRunner};
+use sixhop::address::Pool;
+use sixhop::engine::Handler;
 use sixhop::lab::Side;
 use sixhop::netlink;
-use sixhop::xdp::{CopyRequest, LiveAddresses, Program, ProgramConfig, Socket, SocketConfig, Verdict};
+use sixhop::wire::{MAX_PAYLOAD, OVERHEAD, Refusal};
+use sixhop::xdp::{
+    CopyRequest, LiveAddresses, Program, ProgramConfig, Reflect, Socket, SocketConfig, Verdict, VerdictSource,
+};
 
 /// Actions of linux/bpf.h.
 const XDP_DROP: u32 = 1;
@@ -31,10 +39,14 @@ fn main() -> ExitCode {
         trial("many_addresses_are_all_live_and_cease_to_be", many_addresses_are_all_live_and_cease_to_be),
         trial("where_hidden_nobody_else_is_heard", where_hidden_nobody_else_is_heard),
         trial("without_a_port_no_request_is_steered", without_a_port_no_request_is_steered),
+        trial("a_program_that_answers_refuses_by_the_same_rules", refuses_by_the_same_rules),
+        trial("a_program_that_answers_does_what_the_handler_does", does_what_the_handler_does),
+        trial("where_hidden_solicitations_are_still_steered", solicitations_are_still_steered),
     ])
 }
 
-const CONFIG: ProgramConfig = ProgramConfig { port: PORT, addresses: 10, queues: 1, hidden: false };
+const CONFIG: ProgramConfig =
+    ProgramConfig { port: PORT, addresses: 10, queues: 1, hidden: false, reflect: None };
 
 /// A program with one live address.
 fn program(config: &ProgramConfig) -> Result<(Program, LiveAddresses)> {
@@ -264,5 +276,278 @@ fn without_a_port_no_request_is_steered() -> Result<()> {
             ensure!(verdict(&program, &udp(LIVE, port)?)? == expected);
         }
     }
+    Ok(())
+}
+
+/// A program that answers, and who has the last word on what it should do.
+struct Reflection {
+    program: Program,
+    _live: LiveAddresses,
+    counters: VerdictSource,
+    handler: Handler,
+}
+
+/// What happens to a packet.
+#[derive(Debug, PartialEq)]
+enum Fate {
+    Passed,
+    Refused(Refusal),
+    /// The length of the reply.
+    Answered(usize),
+}
+
+impl Reflection {
+    const OWN: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 1, 0, 0, 0, 0, 2);
+    /// Outside the prefix.
+    const OWN_ELSEWHERE: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 2);
+
+    fn load() -> Result<Self> {
+        let pool = Pool::new("2001:db8:1::/64".parse()?, 10, 1)?;
+        let own = vec![Self::OWN, Self::OWN_ELSEWHERE];
+        // Nothing leaves in a test run: any interface will do.
+        let reflect = Some(Reflect { replies: 10, interface: 1 });
+        let mut program = Program::load(&ProgramConfig { reflect, ..CONFIG })?;
+        program.add_prefix(pool.prefix())?;
+        program.set_kernel_addresses(&own)?;
+        let mut live = program.live_addresses()?;
+        live.add(&pool.to_vec(1)).map_err(|(_, error)| error)?;
+        let counters = program.verdicts()?;
+        Ok(Self { program, _live: live, counters, handler: Handler::new(PORT, pool, own) })
+    }
+
+    /// What is to be, and what is to become of the bytes: what steers is simple, and the rest is the handler's.
+    fn expected(&self, packet: &mut [u8]) -> Fate {
+        let is_steered = packet.len() >= OVERHEAD
+            && packet[12..14] == [0x86, 0xdd]
+            && packet[20] == 17
+            && packet[56..58] == PORT.to_be_bytes()
+            && packet[38..].first_chunk::<16>().is_some_and(|to| self.handler.pool().contains((*to).into()));
+        if !is_steered {
+            return Fate::Passed;
+        }
+        self.handler.answer(packet).map_or_else(Fate::Refused, Fate::Answered)
+    }
+
+    /// Has the kernel run the program, and finds that it does as it should. Returns what that is.
+    fn check(&self, packet: &[u8]) -> Result<Fate> {
+        let mut wanted = packet.to_vec();
+        let fate = self.expected(&mut wanted);
+        let (refusals, verdicts) = (self.counters.refusals()?, self.counters.read()?);
+        let (action, after) = self.program.test_run(packet)?;
+        let refused: Vec<_> = Refusal::ALL
+            .into_iter()
+            .zip(self.counters.refusals()?.iter().zip(refusals))
+            .flat_map(|(refusal, (now, before))| vec![refusal; (now - before) as usize])
+            .collect();
+        let counted: Vec<_> = Verdict::ALL
+            .into_iter()
+            .zip(self.counters.read()?.iter().zip(verdicts))
+            .flat_map(|(verdict, (now, before))| vec![verdict; (now - before) as usize])
+            .collect();
+        let agrees = match fate {
+            Fate::Passed => {
+                action == XDP_PASS && counted != [Verdict::Refused] && counted != [Verdict::Reflected]
+            }
+            Fate::Refused(refusal) => {
+                action == XDP_DROP && counted == [Verdict::Refused] && refused == [refusal]
+            }
+            Fate::Answered(length) => {
+                wanted.truncate(length);
+                action == XDP_REDIRECT && counted == [Verdict::Reflected]
+            }
+        };
+        let refused_right = matches!(fate, Fate::Refused(_)) || refused.is_empty();
+        ensure!(
+            agrees && counted.len() == 1 && refused_right && after == wanted,
+            "{fate:?}, but action {action}, {counted:?}, {refused:?}\nof   {packet:x?}\nmade {after:x?}\nnot  {wanted:x?}"
+        );
+        Ok(fate)
+    }
+}
+
+/// Who asks whom, and with what.
+#[derive(Debug, Clone)]
+struct Question {
+    source: Ipv6Addr,
+    destination: Ipv6Addr,
+    ports: (u16, u16),
+    payload: Vec<u8>,
+    padding: usize,
+}
+
+impl Question {
+    fn right(to: Ipv6Addr) -> Self {
+        Self { source: CLIENT, destination: to, ports: (50_000, PORT), payload: vec![7; 33], padding: 0 }
+    }
+
+    fn packet(&self) -> Vec<u8> {
+        let mut packet = Vec::new();
+        PacketBuilder::ethernet2([2; 6], [4; 6])
+            .ipv6(self.source.octets(), self.destination.octets(), 33)
+            .udp(self.ports.0, self.ports.1)
+            .write(&mut packet, &self.payload)
+            .expect("a vector takes it");
+        packet[15] = 0x5a; // some of traffic class and flow label
+        packet.resize(packet.len() + self.padding, 0xee);
+        packet
+    }
+}
+
+/// Makes the checksum right again, as far as the lengths make sense.
+fn repair(packet: &mut [u8]) {
+    let Some(length) = packet.get(58..60).map(|bytes| u16::from_be_bytes([bytes[0], bytes[1]])) else {
+        return;
+    };
+    packet[60..62].fill(0);
+    let Some(datagram) = packet.get(54..54 + usize::from(length)) else {
+        return;
+    };
+    let words = packet[22..54].chunks(2).chain(datagram.chunks(2));
+    let sum = words.map(|word| u64::from(word[0]) << 8 | u64::from(*word.get(1).unwrap_or(&0))).sum::<u64>();
+    let sum = sum + u64::from(length) + 17;
+    let folded = (0..4).fold(sum, |sum, _| (sum & 0xffff) + (sum >> 16));
+    let checksum = if folded == 0xffff { 0xffff } else { !folded as u16 };
+    packet[60..62].copy_from_slice(&checksum.to_be_bytes());
+}
+
+fn refuses_by_the_same_rules() -> Result<()> {
+    let reflection = Reflection::load()?;
+    let live = reflection.handler.pool().address(3);
+    let right = Question::right(live);
+    let damaged = |change: fn(&mut Vec<u8>)| {
+        let mut packet = right.packet();
+        change(&mut packet);
+        packet
+    };
+    let from = |source| Question { source, ..right.clone() }.packet();
+    let port = |port| Question { ports: (port, PORT), ..right.clone() }.packet();
+    let cases = [
+        (right.packet(), Fate::Answered(95)),
+        (Question { padding: 9, ..right.clone() }.packet(), Fate::Answered(95)),
+        (Question { payload: vec![], padding: 4, ..right.clone() }.packet(), Fate::Answered(62)),
+        (Question::right(NOT_LIVE).packet(), Fate::Passed),
+        (Question { ports: (50_000, 53), ..right.clone() }.packet(), Fate::Passed),
+        (damaged(|p| p[14] = 0x40), Fate::Refused(Refusal::NotUdp)),
+        (damaged(|p| p.truncate(94)), Fate::Refused(Refusal::BadLength)),
+        (damaged(|p| p.truncate(62)), Fate::Refused(Refusal::BadLength)),
+        (damaged(|p| p[19] += 1), Fate::Refused(Refusal::BadLength)),
+        (damaged(|p| p[19] = 7), Fate::Refused(Refusal::BadLength)),
+        (damaged(|p| p[18..20].fill(0)), Fate::Refused(Refusal::BadLength)),
+        (damaged(|p| p[59] += 1), Fate::Refused(Refusal::BadLength)),
+        (damaged(|p| p[59] = 7), Fate::Refused(Refusal::BadLength)),
+        (damaged(|p| p[58..60].fill(0xff)), Fate::Refused(Refusal::BadLength)),
+        (damaged(|p| p[60..62].fill(0)), Fate::Refused(Refusal::NoChecksum)),
+        (damaged(|p| p[61] ^= 1), Fate::Refused(Refusal::BadChecksum)),
+        (damaged(|p| p[94] ^= 1), Fate::Refused(Refusal::BadChecksum)),
+        (from("ff02::1".parse()?), Fate::Refused(Refusal::SourceMulticast)),
+        (from(Ipv6Addr::UNSPECIFIED), Fate::Refused(Refusal::SourceUnspecified)),
+        (from(Ipv6Addr::LOCALHOST), Fate::Refused(Refusal::SourceLoopback)),
+        (from(reflection.handler.pool().address(4)), Fate::Refused(Refusal::SourceOwn)),
+        (from(live), Fate::Refused(Refusal::SourceOwn)),
+        (from(Reflection::OWN), Fate::Refused(Refusal::SourceOwn)),
+        (from(Reflection::OWN_ELSEWHERE), Fate::Refused(Refusal::SourceOwn)),
+        (port(PORT), Fate::Refused(Refusal::SourceServicePort)),
+        (port(0), Fate::Refused(Refusal::SourcePortZero)),
+    ];
+    for (packet, expected) in cases {
+        let fate = reflection.check(&packet)?;
+        ensure!(fate == expected, "{fate:?}, not {expected:?}: {packet:x?}");
+    }
+    for length in 0..=MAX_PAYLOAD {
+        let payload: Vec<_> = (0..length).map(|byte| (byte * 7919) as u8).collect();
+        let fate = reflection.check(&Question { payload, ..right.clone() }.packet())?;
+        ensure!(fate == Fate::Answered(OVERHEAD + length), "{length} bytes: {fate:?}");
+    }
+    // From an Ethernet header on, which is the least that the kernel runs a program for.
+    let whole = right.packet();
+    (14..whole.len()).try_for_each(|length| reflection.check(&whole[..length]).map(drop))
+}
+
+fn does_what_the_handler_does() -> Result<()> {
+    /// Packets that are tried.
+    const CASES: u32 = 20_000;
+    /// What fits into the page that the kernel gives to a test run.
+    const LONGEST: usize = 3000;
+    let reflection = Reflection::load()?;
+    let pool = reflection.handler.pool().clone();
+    let live = (0..pool.count()).prop_map({
+        let pool = pool.clone();
+        move |index| pool.address(index)
+    });
+    let anybody = any::<u128>().prop_map(Ipv6Addr::from_bits);
+    let special = ["::", "::1", "::2", "1::", "ff02::1", "fe80::2", "2001:db8:1::2", "2001:db8:1::3"]
+        .map(|text| text.parse::<Ipv6Addr>().expect("an address"));
+    let source = prop_oneof![
+        6 => Just(CLIENT),
+        1 => live.clone(),
+        2 => proptest::sample::select(special.to_vec()),
+        1 => anybody,
+    ];
+    let destination = prop_oneof![20 => live, 1 => Just(NOT_LIVE), 1 => Just(STRANGER)];
+    let source_port = prop_oneof![8 => any::<u16>(), 1 => Just(PORT), 1 => Just(0)];
+    let destination_port = prop_oneof![20 => Just(PORT), 1 => any::<u16>()];
+    let payload = prop_oneof![
+        4 => proptest::collection::vec(any::<u8>(), 0..80),
+        1 => proptest::collection::vec(prop_oneof![Just(0), Just(0xff)], 0..80),
+        2 => proptest::collection::vec(any::<u8>(), 0..LONGEST - 200),
+    ];
+    let padding = prop_oneof![2 => Just(0), 1 => 0usize..60];
+    let question = (source, destination, (source_port, destination_port), payload, padding).prop_map(
+        |(source, destination, ports, payload, padding)| Question {
+            source,
+            destination,
+            ports,
+            payload,
+            padding,
+        },
+    );
+    // Of the headers more often than of what they announce; lengths a little off.
+    let flips = proptest::collection::vec((prop_oneof![0..OVERHEAD, 0..LONGEST], 1u8..), 0..3);
+    let lengths = prop_oneof![3 => Just((0, 0)), 1 => (-40i16..40, -40i16..40)];
+    let cut = prop_oneof![5 => Just(LONGEST), 1 => 14..LONGEST];
+    let case = (question, flips, lengths, cut, any::<bool>()).prop_map(
+        |(question, flips, (ip, udp), cut, repaired)| {
+            let mut packet = question.packet();
+            for (place, change) in [(18, ip), (58, udp)] {
+                let length = u16::from_be_bytes([packet[place], packet[place + 1]]);
+                packet[place..place + 2].copy_from_slice(&length.wrapping_add_signed(change).to_be_bytes());
+            }
+            for (place, mask) in flips {
+                if let Some(byte) = packet.get_mut(place) {
+                    *byte ^= mask;
+                }
+            }
+            if repaired {
+                repair(&mut packet);
+            }
+            packet.truncate(cut);
+            packet
+        },
+    );
+    let config = Config { cases: CASES, failure_persistence: None, ..Config::default() };
+    let answered = std::cell::Cell::new(0);
+    TestRunner::new(config).run(&case, |packet| {
+        let fate = reflection.check(&packet).map_err(|error| TestCaseError::fail(error.to_string()))?;
+        answered.set(answered.get() + u32::from(matches!(fate, Fate::Answered(_))));
+        Ok(())
+    })?;
+    let answered = answered.get();
+    ensure!(
+        (CASES / 5..CASES * 4 / 5).contains(&answered),
+        "{answered} of {CASES} are answered: nothing was tried"
+    );
+    Ok(())
+}
+
+fn solicitations_are_still_steered() -> Result<()> {
+    let reflect = Some(Reflect { replies: 1, interface: 1 });
+    let (program, _live) = program(&ProgramConfig { hidden: true, reflect, ..CONFIG })?;
+    ensure!(verdict(&program, &solicitation(group(LIVE), LIVE)?)? == (XDP_DROP, Verdict::NoRing));
+    ensure!(
+        verdict(&program, &solicitation(group(NOT_LIVE), NOT_LIVE)?)? == (XDP_DROP, Verdict::DroppedHidden)
+    );
+    ensure!(verdict(&program, &udp(NOT_LIVE, PORT)?)? == (XDP_DROP, Verdict::DroppedHidden));
+    let (action, _reply) = program.test_run(&udp(LIVE, PORT)?)?;
+    ensure!(action == XDP_REDIRECT && program.verdicts()?.read()?[Verdict::Reflected as usize] == 1);
     Ok(())
 }

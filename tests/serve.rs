@@ -14,12 +14,12 @@ use std::net::{Ipv6Addr, SocketAddrV6, UdpSocket};
 use std::os::fd::AsRawFd;
 use std::os::unix::process::CommandExt;
 use std::process::{Command, ExitCode, Output, Stdio};
-use std::thread;
-use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use common::server::{PATIENCE, PREFIX, SIXHOP, Server, sixhop};
-use common::{TestLab, ip, trial};
+use common::packet::PacketSocket;
+use common::server::{ENGINES, PATIENCE, PREFIX, SIXHOP, Server, sixhop};
+use common::{TestLab, have_client_poll, ip, trial, wait_for_no_program};
+use etherparse::PacketBuilder;
 use nix::sys::signal::Signal;
 use nix::sys::socket::{
     AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, SockaddrIn6, recvfrom, sendto, setsockopt,
@@ -31,9 +31,6 @@ use sixhop::address::Pool;
 use sixhop::lab::Side;
 use sixhop::netlink;
 
-/// All that there are.
-const ENGINES: [&str; 4] = ["afxdp", "socket", "socket-batch", "socket-gso"];
-
 fn main() -> ExitCode {
     common::main(vec![
         trial("afxdp_answers_everything", || answers_everything("afxdp", 2_000, 10_000)),
@@ -44,6 +41,10 @@ fn main() -> ExitCode {
         ),
         trial("both_clients_ask_every_engine", both_clients_ask_every_engine),
         trial("afxdp_answers_everything_in_generic_mode", afxdp_answers_in_generic_mode),
+        trial("reflect_answers_everything", || answers_everything("reflect", 1_000, 2_000)),
+        trial("reflect_answers_everything_in_generic_mode", reflect_answers_in_generic_mode),
+        trial("reflect_answers_where_addresses_are_no_addresses_of_the_kernel", reflect_answers_in_live_map),
+        trial("reflect_counts_what_the_driver_did_not_take", reflect_counts_what_was_not_taken),
         trial("socket_answers_everything", || answers_everything("socket", 1_000, 2_000)),
         trial("socket_batch_answers_everything", || answers_everything("socket-batch", 1_000, 2_000)),
         trial("socket_gso_answers_everything", || answers_everything("socket-gso", 1_000, 2_000)),
@@ -53,7 +54,8 @@ fn main() -> ExitCode {
         trial("socket_answers_one_at_a_time", || answers_everything("socket", 10, 8)),
         trial("socket_gso_answers_one_at_a_time", || answers_everything("socket-gso", 10, 8)),
         trial("a_port_that_is_taken_is_not_shared", taken_port_is_not_shared),
-        trial("two_queues_are_both_served", two_queues_are_both_served),
+        trial("two_queues_are_both_served", || two_queues_are_both_served("afxdp")),
+        trial("two_queues_are_both_served_by_reflect", || two_queues_are_both_served("reflect")),
         trial(
             "a_plain_socket_gets_the_same_from_every_engine",
             a_plain_socket_gets_the_same_from_every_engine,
@@ -64,7 +66,8 @@ fn main() -> ExitCode {
             a_request_from_the_service_port_is_not_answered,
         ),
         trial("what_is_not_ours_reaches_the_kernel", what_is_not_ours_reaches_the_kernel),
-        trial("after_sigkill_no_program_is_left_and_the_next_server_starts", after_sigkill),
+        trial("after_sigkill_no_program_is_left_and_the_next_server_starts", || after_sigkill("afxdp")),
+        trial("after_sigkill_nobody_reflects_and_the_next_server_starts", || after_sigkill("reflect")),
         trial("a_second_program_is_refused", a_second_program_is_refused),
         trial("bad_input_gets_one_clear_line", bad_input_gets_one_clear_line),
         trial("compare_finds_figures_for_each_engine", compare_finds_figures),
@@ -118,15 +121,18 @@ fn check_load(result: &Value, requests: u64) -> Result<()> {
 fn answers_everything(engine: &str, rate: u64, requests: u64) -> Result<()> {
     let lab = TestLab::up()?;
     let server = Server::start(&lab, &format!("--addresses 200 --engine {engine} --bind netlink-down"))?;
-    let (attach, copy) =
-        if engine == "afxdp" { (Value::from("native"), Value::from("copy")) } else { Default::default() };
+    let (attach, copy, verdict) = match engine {
+        "afxdp" => (Value::from("native"), Value::from("copy"), Some("steered")),
+        "reflect" => (Value::from("native"), Value::Null, Some("reflected")),
+        _ => Default::default(),
+    };
     ensure!(server.ready["attach"] == attach && server.ready["copy"] == copy, "{}", server.ready);
     ensure!(server.ready["addresses"] == 200 && bound(&lab, 200)? == 200);
     check_load(&load(&lab, 200, rate, requests)?, requests)?;
     let totals = server.stop()?;
     ensure!(totals["answered"] == requests && totals["replies"] == 10 * requests, "{totals}");
-    if engine == "afxdp" {
-        ensure!(totals["steering"]["steered"] == requests, "{totals}");
+    if let Some(verdict) = verdict {
+        ensure!(totals["steering"][verdict] == requests && totals["unsent"] == 0, "{totals}");
     }
     ensure!(bound(&lab, 200)? == 0, "addresses are left");
     let link = lab.run_in(Side::Server, || netlink::link("server0"))?;
@@ -195,9 +201,12 @@ fn both_clients_ask_every_engine() -> Result<()> {
     for engine in ENGINES {
         let server = Server::start(&lab, &format!("--addresses 100 --bind netlink-down --engine {engine}"))?;
         for (client, attach) in [("afxdp", Value::from("native")), ("socket", Value::Null)] {
+            let polling = (client == "socket").then(|| have_client_poll(&lab)).transpose()?;
             let flags = format!("{} --rate 1000 --requests 1500 --client {client}", load_flags(100));
             let output = sixhop(&lab, Side::Client, &flags).output()?;
             ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+            drop(polling);
+            wait_for_no_program(&lab, Side::Client)?;
             let result = serde_json::from_slice(&output.stdout)?;
             check_load(&result, 1500)?;
             ensure!(result["client"] == client && result["attach"] == attach, "{result}");
@@ -217,8 +226,9 @@ fn every_engine_answers_under_a_routed_prefix() -> Result<()> {
         let flags = format!("{} --rate 1000 --requests 500", load_flags(1_000_000));
         let output = sixhop(&lab, Side::Client, &flags.replace(PREFIX, "2001:db8:2::/64")).output()?;
         ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-        check_load(&serde_json::from_slice(&output.stdout)?, 500)?;
-        server.stop()?;
+        let totals = server.stop()?;
+        check_load(&serde_json::from_slice(&output.stdout)?, 500)
+            .with_context(|| format!("{engine}: {totals}"))?;
     }
     Ok(())
 }
@@ -232,10 +242,64 @@ fn afxdp_answers_in_generic_mode() -> Result<()> {
     Ok(())
 }
 
-fn two_queues_are_both_served() -> Result<()> {
+fn reflect_answers_in_generic_mode() -> Result<()> {
+    let lab = TestLab::up()?;
+    let server = Server::start(&lab, "--addresses 20 --engine reflect --attach generic")?;
+    ensure!(server.ready["attach"] == "generic" && server.ready["copy"].is_null(), "{}", server.ready);
+    check_load(&load(&lab, 20, 1000, 1000)?, 1000)?;
+    let totals = server.stop()?;
+    ensure!(totals["answered"] == 1000 && totals["replies"] == 10_000, "{totals}");
+    Ok(())
+}
+
+/// The program answers requests, and a worker solicitations.
+fn reflect_answers_in_live_map() -> Result<()> {
+    let lab = TestLab::up()?;
+    let server = Server::start(&lab, "--addresses 5000 --engine reflect --bind live-map")?;
+    ensure!(server.ready["engine"] == "reflect" && server.ready["bind"] == "live-map", "{}", server.ready);
+    check_load(&load(&lab, 5000, 1000, 2000)?, 2000)?;
+    let totals = server.stop()?;
+    ensure!(totals["answered"] == 2000 && totals["steering"]["reflected"] == 2000, "{totals}");
+    ensure!(totals["advertised"].as_u64() >= Some(1) && totals["steering"]["steered"] == 0, "{totals}");
+    ensure!(lab.run_in(Side::Server, || netlink::link("server0"))?.xdp.is_none(), "a program is left");
+    Ok(())
+}
+
+/// A veth holds 256 frames that were redirected to it, and this is more at a time than that.
+fn reflect_counts_what_was_not_taken() -> Result<()> {
+    const REQUESTS: u64 = 50;
+    let lab = TestLab::up()?;
+    let _polling = have_client_poll(&lab)?;
+    let mut server = Server::start(&lab, "--addresses 5 --engine reflect --replies 255")?;
+    let [own, client] = [Side::Server, Side::Client].map(|side| common::link(&lab, side));
+    let (own, client) = (own?, client?);
+    let capture = lab.run_in(Side::Client, || PacketSocket::on(client.index))?;
+    let mut frame = Vec::new();
+    PacketBuilder::ethernet2(client.mac, own.mac)
+        .ipv6(Side::Client.address().octets(), pool(5)?.address(0).octets(), 64)
+        .udp(50_000, 3540)
+        .write(&mut frame, &[7; 32])?;
+    for _ in 0..REQUESTS {
+        capture.send(&frame)?;
+    }
+    server.wait_for(|stats| stats["answered"] == REQUESTS)?;
+    let totals = server.stop()?;
+    let number = |field: &str| totals[field].as_u64().unwrap_or_default();
+    ensure!(number("replies") + number("unsent") == 255 * REQUESTS, "{totals}");
+    // What it took has come.
+    let mut replies = 0;
+    while replies < number("replies") {
+        replies +=
+            capture.receive()?.iter().filter(|frame| frame[54..56] == 3540u16.to_be_bytes()).count() as u64;
+    }
+    ensure!(replies == number("replies"), "{replies} came: {totals}");
+    Ok(())
+}
+
+fn two_queues_are_both_served(engine: &str) -> Result<()> {
     let lab = TestLab::new()?;
     lab.up(2)?;
-    let server = Server::start(&lab, "--addresses 50")?;
+    let server = Server::start(&lab, &format!("--addresses 50 --engine {engine}"))?;
     ensure!(server.ready["queues"] == serde_json::json!([0, 1]), "{}", server.ready);
     check_load(&load(&lab, 50, 1000, 1000)?, 1000)?;
     let totals = server.stop()?;
@@ -261,6 +325,7 @@ fn ask(lab: &TestLab, to: Ipv6Addr, payload: &[u8]) -> Result<Vec<(Vec<u8>, std:
 
 fn a_plain_socket_gets_the_same_from_every_engine() -> Result<()> {
     let lab = TestLab::up()?;
+    let _polling = have_client_poll(&lab)?;
     let pool = pool(30)?;
     for engine in ENGINES {
         let server = Server::start(&lab, &format!("--addresses 30 --engine {engine}"))?;
@@ -313,6 +378,7 @@ fn a_request_from_the_service_port_is_not_answered() -> Result<()> {
     let address = pool(10)?.address(4);
     for engine in ENGINES {
         let lab = TestLab::up()?;
+        let _polling = have_client_poll(&lab)?;
         let mut server = Server::start(&lab, &format!("--addresses 10 --engine {engine}"))?;
         let silent = lab.run_in(Side::Client, || {
             let socket = UdpSocket::bind(SocketAddrV6::new(Side::Client.address(), 3540, 0, 0))?;
@@ -359,20 +425,15 @@ fn what_is_not_ours_reaches_the_kernel() -> Result<()> {
     Ok(())
 }
 
-fn after_sigkill() -> Result<()> {
+fn after_sigkill(engine: &str) -> Result<()> {
     let lab = TestLab::up()?;
-    let mut server = Server::start(&lab, "--addresses 100 --bind netlink-down")?;
+    let mut server = Server::start(&lab, &format!("--addresses 100 --bind netlink-down --engine {engine}"))?;
     check_load(&load(&lab, 100, 1000, 100)?, 100)?;
     server.signal(Signal::SIGKILL)?;
     server.child.wait()?;
-    // The kernel takes the program off on its own time.
-    let give_up = Instant::now() + PATIENCE;
-    while lab.run_in(Side::Server, || netlink::link("server0"))?.xdp.is_some() {
-        ensure!(Instant::now() < give_up, "the program stays attached");
-        thread::sleep(Duration::from_millis(5));
-    }
+    wait_for_no_program(&lab, Side::Server)?;
     ensure!(bound(&lab, 100)? == 100, "who took the addresses?");
-    let server = Server::start(&lab, "--addresses 50 --bind netlink-down")?;
+    let server = Server::start(&lab, &format!("--addresses 50 --bind netlink-down --engine {engine}"))?;
     ensure!(bound(&lab, 100)? == 50, "the addresses of the killed server were not recognised");
     check_load(&load(&lab, 50, 1000, 100)?, 100)?;
     server.stop()?;
@@ -408,6 +469,7 @@ fn bad_input_gets_one_clear_line() -> Result<()> {
         (Side::Server, serve.replace(PREFIX, "192.0.2.0/24"), 2, "not an IPv6 prefix"),
         (Side::Server, serve.replace("/64 --addresses 10", "/120 --addresses 500"), 2, "holds 127"),
         (Side::Server, format!("{serve} --queues 7"), 1, "queue 7"),
+        (Side::Server, format!("{serve} --engine reflect --queues 0"), 1, "leave out --queues"),
         (Side::Server, format!("{serve} --cores 4000"), 1, "processor 4000"),
         (Side::Server, format!("{serve} --copy zero"), 1, "--copy auto"),
         (Side::Server, format!("{serve} --bind live-map --engine socket"), 1, "use afxdp"),

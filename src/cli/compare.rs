@@ -161,6 +161,7 @@ fn describe(results: &[EngineResult]) -> String {
         ("engine", &|result| result.engine.to_string()),
         ("XDP, copy", &|result| match (result.attach, result.copy) {
             (Some(attach), Some(copy)) => format!("{attach}, {copy}"),
+            (Some(attach), None) => attach.to_string(),
             _ => "–".to_owned(),
         }),
         ("addresses", &|result| result.addresses.to_string()),

@@ -371,6 +371,7 @@ fn machine(events: &[Event]) -> String {
                 (ready.engine.map_or(String::new(), |engine| engine.to_string()), &ready.modes);
             let mode = match (modes_of.attach, modes_of.copy) {
                 (Some(attach), Some(copy)) => format!("{engine}: XDP {attach}, {copy} mode"),
+                (Some(attach), None) => format!("{engine}: XDP {attach}, no rings"),
                 _ => format!("{engine}: no XDP"),
             };
             if !modes.contains(&mode) {

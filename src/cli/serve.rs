@@ -119,9 +119,13 @@ fn describe(ready: &Ready) -> String {
         ready.bind,
         ready.bind_seconds,
     );
-    if let (Some(attach), Some(copy)) = (ready.modes.attach, ready.modes.copy) {
-        let hugepages = if ready.modes.hugepages == Some(true) { "huge pages" } else { "no huge pages" };
-        text += &format!("; XDP {attach}, {copy} mode, {hugepages}, queues {:?}", ready.modes.queues);
+    if let Some(attach) = ready.modes.attach {
+        text += &format!("; XDP {attach}");
+        if let Some(copy) = ready.modes.copy {
+            let hugepages = if ready.modes.hugepages == Some(true) { "huge pages" } else { "no huge pages" };
+            text += &format!(", {copy} mode, {hugepages}");
+        }
+        text += &format!(", queues {:?}", ready.modes.queues);
     }
     if let Some(depth) = ready.modes.queue_depth {
         text += &format!("; message queue of {depth}");

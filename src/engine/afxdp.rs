@@ -1,6 +1,8 @@
-//! The AF_XDP engine: for each queue a socket, its rings, and a pinned worker that owns both.
+//! The engines that have an XDP program. afxdp: for each queue a socket, its rings, and a pinned worker that owns both. reflect:
+//! the program answers by itself, and there are queues only where neighbour discovery has to be answered.
 
 use std::io;
+use std::net::Ipv6Addr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -17,7 +19,7 @@ use crate::netlink::{self, KernelAddresses};
 use crate::report::{Counters, QueueCounters};
 use crate::xdp::{
     AllMulticast, Attachment, CopyMode, CounterSource, Doorbell, KernelCounters, LiveAddresses, Program,
-    ProgramConfig, Rings, Socket, SocketConfig, Verdict, VerdictSource,
+    ProgramConfig, Reflect, Rings, Socket, SocketConfig, Verdict, VerdictSource,
 };
 
 /// Frames of each queue. They are the queue of requests that wait while the worker is kept from its processor: at
@@ -48,10 +50,12 @@ pub fn frame_size(mtu: u32) -> u32 {
 
 pub(super) struct AfXdp {
     // Fields are dropped in this order: first nothing is steered any more, then the sockets go.
-    _attachment: Attachment,
+    attachment: Attachment,
     program: Program,
     queues: Vec<Queue>,
     hidden: Option<Hidden>,
+    /// Replies to each request that the program itself sends; 0 where it sends none.
+    reflected: u16,
     modes: Modes,
 }
 
@@ -61,6 +65,8 @@ struct Hidden {
     /// The kernel's own, which the program leaves to it where they lie under `prefix`.
     kernel: KernelAddresses,
     prefix: Prefix,
+    /// The interface's own elsewhere, which a program that answers wants to know as well.
+    elsewhere: Vec<Ipv6Addr>,
     _multicast: AllMulticast,
 }
 
@@ -74,7 +80,8 @@ struct Queue {
 }
 
 impl AfXdp {
-    pub fn open(config: &EngineConfig) -> Result<Self> {
+    /// Opens afxdp, or reflect where the program is to answer.
+    pub fn open(config: &EngineConfig, reflects: bool) -> Result<Self> {
         let EngineConfig { link, handler, .. } = config;
         let pool = handler.pool();
         let highest = config.queues.iter().max().copied().unwrap_or(0);
@@ -86,20 +93,26 @@ impl AfXdp {
             addresses: capacity,
             queues: highest + 1,
             hidden: is_hidden,
+            reflect: reflects.then_some(Reflect { replies: config.replies, interface: link.index }),
         })?;
         program.add_prefix(pool.prefix())?;
         let mut live = program.live_addresses()?;
+        // Nobody else may ask from the interface's own addresses; those that steer only leave it to the handler.
+        let mut own = if reflects { handler.interface().to_vec() } else { vec![] };
         let hidden = if is_hidden {
+            own.retain(|address| !pool.prefix().contains(*address));
             let mut hidden = Hidden {
                 live: Some(live),
                 kernel: KernelAddresses::watch()?,
                 prefix: pool.prefix(),
+                elsewhere: own,
                 _multicast: AllMulticast::on(link.index)?,
             };
             hidden.tell(&program)?;
             Some(hidden)
         } else {
             live.add(&pool.to_vec(1)).map_err(|(_, error)| error)?;
+            program.set_kernel_addresses(&own)?;
             None
         };
         // Attached before the sockets are bound: some drivers grant zero-copy only then.
@@ -109,7 +122,8 @@ impl AfXdp {
 
         let mut queues = Vec::new();
         let mut mode = CopyMode::Zero;
-        for (index, &queue) in config.queues.iter().enumerate() {
+        let served = if reflects && !is_hidden { &[][..] } else { &config.queues };
+        for (index, &queue) in served.iter().enumerate() {
             let (socket, rings, _none) = Socket::open(&SocketConfig {
                 interface: &link.name,
                 index: link.index,
@@ -134,19 +148,23 @@ impl AfXdp {
             });
         }
         netlink::wait_for_carrier(&link.name, Duration::from_secs(10))?;
-        for (queue, number) in queues.iter().zip(&config.queues) {
+        for (queue, number) in queues.iter().zip(served) {
             program.add_socket(*number, &queue.socket)?;
         }
-        let modes = Modes {
+        let mut modes = Modes {
             attach: Some(attachment.mode()),
-            copy: Some(mode),
             queues: config.queues.clone(),
             cores: queues.iter().map(|queue| queue.core).collect(),
-            hugepages: Some(queues.iter().all(|queue| queue.rings.umem().hugepages())),
-            rings: queues.first().map(|queue| queue.socket.rings()),
             ..Modes::default()
         };
-        Ok(Self { _attachment: attachment, program, queues, hidden, modes })
+        // Requests do not come into the rings of a program that answers them.
+        if !reflects {
+            modes.copy = Some(mode);
+            modes.hugepages = Some(queues.iter().all(|queue| queue.rings.umem().hugepages()));
+            modes.rings = queues.first().map(|queue| queue.socket.rings());
+        }
+        let reflected = if reflects { config.replies } else { 0 };
+        Ok(Self { attachment, program, queues, hidden, reflected, modes })
     }
 }
 
@@ -158,6 +176,8 @@ impl Engine for AfXdp {
     fn counters(&self) -> Result<Box<dyn CounterSet>> {
         Ok(Box::new(AfXdpCounters {
             verdicts: self.program.verdicts()?,
+            reflected: self.reflected,
+            counts_frames: self.attachment.counts_frames(),
             queues: self
                 .queues
                 .iter()
@@ -171,7 +191,7 @@ impl Engine for AfXdp {
     }
 
     fn run(self: Box<Self>, stop: &AtomicBool) -> Result<()> {
-        let Self { _attachment: attachment, program, queues, hidden, .. } = *self;
+        let Self { attachment, program, queues, hidden, .. } = *self;
         let program = &program;
         thread::scope(|scope| {
             let keeper = hidden.map(|hidden| {
@@ -185,6 +205,11 @@ impl Engine for AfXdp {
                     scope.spawn(move || queue.run(stop).inspect_err(|_| stop.store(true, Ordering::Relaxed)))
                 })
                 .collect();
+            if workers.is_empty() {
+                while !stop.load(Ordering::Relaxed) {
+                    thread::sleep(DOZE);
+                }
+            }
             let results: Vec<_> = workers.into_iter().map(|worker| worker.join()).collect();
             drop(attachment);
             for result in results {
@@ -212,6 +237,7 @@ impl Hidden {
     fn tell(&mut self, program: &Program) -> Result<()> {
         let mut addresses = self.kernel.read()?;
         addresses.retain(|address| self.prefix.contains(*address));
+        addresses.extend(&self.elsewhere);
         program.set_kernel_addresses(&addresses)
     }
 }
@@ -243,8 +269,24 @@ impl Queue {
 
 struct AfXdpCounters {
     verdicts: VerdictSource,
+    reflected: u16,
+    counts_frames: bool,
     /// Number, what its worker shows, and what the kernel counts.
     queues: Vec<(u32, Arc<Shown>, CounterSource)>,
+}
+
+impl AfXdpCounters {
+    /// What the program did that answered so many requests. Where the kernel does not say which of the replies the driver took,
+    /// they count as sent: they were handed to it.
+    fn reflected(&self, answered: u64) -> Tally {
+        let [replies, unsent] = if self.counts_frames {
+            self.verdicts.frames().unwrap_or_default()
+        } else {
+            [answered * u64::from(self.reflected), 0]
+        };
+        let refused = self.verdicts.refusals().unwrap_or_default();
+        Tally { answered, replies, unsent, refused, ..Tally::default() }
+    }
 }
 
 impl CounterSet for AfXdpCounters {
@@ -259,6 +301,7 @@ impl CounterSet for AfXdpCounters {
             xdp.add(&kernel.read());
         }
         let verdicts = self.verdicts.read().unwrap_or_default();
+        tally.add(&self.reflected(verdicts[Verdict::Reflected as usize]));
         Counters {
             answered: tally.answered,
             replies: tally.replies,
@@ -272,7 +315,7 @@ impl CounterSet for AfXdpCounters {
                 .zip(verdicts)
                 .map(|(v, count)| (v.name().to_owned(), count))
                 .collect(),
-            xdp: Some(xdp),
+            xdp: (!self.queues.is_empty()).then_some(xdp),
             queues,
             socket_dropped: None,
         }

@@ -31,6 +31,11 @@ impl Handler {
         self.port
     }
 
+    /// The machine's other addresses.
+    pub fn interface(&self) -> &[Ipv6Addr] {
+        &self.interface
+    }
+
     /// Whether an intact request from `source`, `source_port` to `destination` is answered.
     ///
     /// # Errors

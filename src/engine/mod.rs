@@ -2,10 +2,11 @@
 //!
 //! ```text
 //!   afxdp          rings ─► worker ─► rings                                       one worker a queue
+//!   reflect        XDP program ─► interface                                       no worker: the kernel runs it
 //!   socket         listener thread ─► POSIX message queue ─► worker, sendmsg × n  the paper's server
 //!   socket-batch   recvmmsg ─► worker ─► sendmmsg of all replies                  one worker a processor
 //!   socket-gso     recvmmsg ─► worker ─► sendmmsg, equal replies as one (GSO)     one worker a processor
-//!                                 └ Handler decides for all
+//!                                 └ Handler decides for all, and bpf/reflect.h by the same rules
 //! ```
 //!
 //! An engine opens what it needs, says what the kernel granted, and answers until it is told to stop. It makes no
@@ -45,6 +46,8 @@ pub use worker::Worker;
 pub enum EngineKind {
     /// AF_XDP rings: no socket buffers, no system call per packet
     Afxdp,
+    /// The XDP program answers by itself: nothing comes to user space
+    Reflect,
     /// The paper's server: a UDP socket, a message queue, and ten calls of sendmsg
     Socket,
     /// Sockets with many datagrams to a system call, a worker for each processor
@@ -54,10 +57,16 @@ pub enum EngineKind {
 }
 
 impl EngineKind {
+    /// Whether it has an XDP program on the interface, which steers requests by their addresses, queue by queue.
+    #[must_use]
+    pub fn steers(self) -> bool {
+        matches!(self, Self::Afxdp | Self::Reflect)
+    }
+
     /// Whether it can answer on addresses that are made live by `method`: live-map takes a steering program.
     #[must_use]
     pub fn can(self, method: Method) -> bool {
-        method != Method::LiveMap || self == Self::Afxdp
+        method != Method::LiveMap || self.steers()
     }
 }
 
@@ -65,6 +74,7 @@ impl fmt::Display for EngineKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(match self {
             Self::Afxdp => "afxdp",
+            Self::Reflect => "reflect",
             Self::Socket => "socket",
             Self::SocketBatch => "socket-batch",
             Self::SocketGso => "socket-gso",
@@ -153,7 +163,8 @@ pub trait CounterSet: Send {
 /// When the kernel does not give it what it needs, with what to do about it.
 pub fn open(kind: EngineKind, config: &EngineConfig) -> Result<Box<dyn Engine>> {
     Ok(match kind {
-        EngineKind::Afxdp => Box::new(afxdp::AfXdp::open(config)?),
+        EngineKind::Afxdp => Box::new(afxdp::AfXdp::open(config, false)?),
+        EngineKind::Reflect => Box::new(afxdp::AfXdp::open(config, true)?),
         EngineKind::Socket => Box::new(socket::SocketServer::open(config)?),
         EngineKind::SocketBatch => Box::new(batch::Batch::open(config, false)?),
         EngineKind::SocketGso => Box::new(batch::Batch::open(config, true)?),

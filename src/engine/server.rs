@@ -85,11 +85,13 @@ impl ServerConfig {
     /// Which engine is needed, and whether it has to make the addresses live.
     fn engine(&self) -> Result<(Option<EngineKind>, bool)> {
         match (self.bind, self.engine) {
-            (Method::LiveMap, None | Some(EngineKind::Afxdp)) => Ok((Some(EngineKind::Afxdp), true)),
-            (Method::LiveMap, Some(other)) => {
-                bail!(
-                    "--bind live-map needs an engine that has an XDP program, which {other} has not: use afxdp"
-                )
+            (Method::LiveMap, engine) => {
+                let engine = engine.unwrap_or(EngineKind::Afxdp);
+                ensure!(
+                    engine.can(self.bind),
+                    "--bind live-map needs an engine that has an XDP program, which {engine} has not: use afxdp or reflect"
+                );
+                Ok((Some(engine), true))
             }
             (_, engine) => Ok((engine, false)),
         }
@@ -107,7 +109,7 @@ impl Server {
         let mut link = netlink::link(&config.interface)?;
         let queues = queues(config, kind)?;
         let cores = cores(config, queues.len())?;
-        if kind == Some(EngineKind::Afxdp) && link.xdp.is_some() {
+        if kind.is_some_and(EngineKind::steers) && link.xdp.is_some() {
             // Before thousands of addresses are bound for nothing; `attach` looks again.
             bail!(crate::xdp::occupied(&link));
         }
@@ -236,12 +238,16 @@ impl Server {
 /// The queues to serve, each of which exists.
 fn queues(config: &ServerConfig, engine: Option<EngineKind>) -> Result<Vec<u32>> {
     let count = ethtool::queues(&config.interface)?;
-    if engine != Some(EngineKind::Afxdp) {
+    if !engine.is_some_and(EngineKind::steers) {
         return Ok(vec![]); // the kernel spreads a socket's work
     }
     if config.queues.is_empty() {
         return Ok((0..count).collect());
     }
+    ensure!(
+        engine != Some(EngineKind::Reflect),
+        "reflect answers on whatever queue a request arrives: leave out --queues"
+    );
     for (index, queue) in config.queues.iter().enumerate() {
         ensure!(
             *queue < count,

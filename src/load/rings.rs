@@ -52,8 +52,13 @@ impl RingTransport {
         let template = Template::new(&ends, config.payload).map_err(Error::msg)?;
 
         let count = ethtool::queues(&link.name)?;
-        let mut program =
-            Program::load(&ProgramConfig { port: source_port, addresses: 1, queues: count, hidden: false })?;
+        let mut program = Program::load(&ProgramConfig {
+            port: source_port,
+            addresses: 1,
+            queues: count,
+            hidden: false,
+            reflect: None,
+        })?;
         program.add_prefix(Prefix::new(source, 128)?)?;
         program.live_addresses()?.add(&[source]).map_err(|(_, error)| error)?;
         let attachment = program.attach(&link, AttachRequest::Auto)?;

@@ -782,6 +782,7 @@ fn ring_words(rings: crate::xdp::RingSizes) -> String {
 fn modes(ready: &Ready) -> String {
     match (ready.modes.attach, ready.modes.copy) {
         (Some(attach), Some(copy)) => format!("XDP {attach}, {copy} mode"),
+        (Some(attach), None) => format!("XDP {attach}, no rings"),
         _ => "no XDP".to_owned(),
     }
 }

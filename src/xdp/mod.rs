@@ -2,7 +2,8 @@
 //! that only the card can answer.
 //!
 //! This room makes system calls and maps memory, and has most of the `unsafe` of the crate: what it gives to others is
-//! safe to use, and counts frames so that none is lost unseen. It knows nothing of requests and replies.
+//! safe to use, and counts frames so that none is lost unseen. Only the program in the kernel
+//! knows anything of requests and replies.
 
 mod memory;
 mod multicast;
@@ -20,7 +21,8 @@ pub mod model;
 pub use multicast::AllMulticast;
 pub use netdev::XdpFeatures;
 pub use program::{
-    AttachRequest, Attachment, LiveAddresses, Program, ProgramConfig, Verdict, VerdictSource, occupied,
+    AttachRequest, Attachment, LiveAddresses, Program, ProgramConfig, Reflect, Verdict, VerdictSource,
+    occupied,
 };
 pub use rings::{Census, Doorbell, Rings};
 pub use socket::{CopyMode, CopyRequest, CounterSource, KernelCounters, RingSizes, Socket, SocketConfig};

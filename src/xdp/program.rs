@@ -1,10 +1,14 @@
-//! The steering program: loaded, told what is ours, attached by a link that goes when the process goes, and read out.
+//! The steering program, which may answer as well: loaded, told what is ours, attached by a link that goes when the process
+//! goes, and read out.
 
 use std::fmt;
+use std::fs;
 use std::io;
 use std::mem::MaybeUninit;
 use std::net::Ipv6Addr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 use std::sync::Once;
 
 use anyhow::{Context, Result, anyhow};
@@ -15,6 +19,7 @@ use serde::{Deserialize, Serialize};
 use super::memory::Memory;
 use crate::address::Prefix;
 use crate::netlink::{self, AttachMode, Link};
+use crate::wire::Refusal;
 
 mod skeleton {
     #![allow(missing_docs, clippy::all, clippy::pedantic, clippy::undocumented_unsafe_blocks)]
@@ -25,6 +30,9 @@ mod skeleton {
 /// Flags of linux/if_link.h.
 const XDP_FLAGS_SKB_MODE: u32 = 1 << 1;
 const XDP_FLAGS_DRV_MODE: u32 = 1 << 2;
+
+/// Where a kernel that was built with CONFIG_DEBUG_INFO_BTF describes its structures.
+const KERNEL_TYPES: &str = "/sys/kernel/btf/vmlinux";
 
 /// Where the program is to run.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
@@ -53,6 +61,10 @@ impl fmt::Display for AttachRequest {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(usize)]
 pub enum Verdict {
+    /// A request, answered by the program itself.
+    Reflected,
+    /// A request that the program does not answer; [`VerdictSource::refusals`] say why.
+    Refused,
     /// A request, into the ring of the queue that it arrived on.
     Steered,
     /// A Neighbour Solicitation for a live address, into the ring as well; only where hidden.
@@ -75,7 +87,9 @@ pub enum Verdict {
 
 impl Verdict {
     /// All of them, in the order of their counters.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 11] = [
+        Self::Reflected,
+        Self::Refused,
         Self::Steered,
         Self::Solicited,
         Self::PassedOther,
@@ -90,6 +104,8 @@ impl Verdict {
     /// The name under which it is counted in the statistics.
     pub fn name(self) -> &'static str {
         match self {
+            Self::Reflected => "reflected",
+            Self::Refused => "refused",
             Self::Steered => "steered",
             Self::Solicited => "solicited",
             Self::PassedOther => "passed_other",
@@ -115,6 +131,17 @@ pub struct ProgramConfig {
     /// Whether the kernel is to have no part in the bound prefixes, but for its own addresses there: Neighbour
     /// Solicitations for live addresses are steered as well, and what nobody answers is dropped.
     pub hidden: bool,
+    /// Where the program is to answer requests itself; otherwise it steers them.
+    pub reflect: Option<Reflect>,
+}
+
+/// How the program answers requests.
+#[derive(Debug, Clone, Copy)]
+pub struct Reflect {
+    /// Replies to each, at least 1.
+    pub replies: u16,
+    /// Index of the interface that they leave by, in the namespace of the calling thread.
+    pub interface: u32,
 }
 
 /// A loaded program with its maps, attached to nothing yet.
@@ -127,7 +154,11 @@ pub struct Program {
     change_live: OwnedFd,
     kernel_addresses: MapHandle,
     xsks: MapHandle,
+    /// The program `count_frames`, where it is needed and the kernel takes it.
+    count_frames: Option<OwnedFd>,
     verdicts: MapHandle,
+    refusals: MapHandle,
+    frames: MapHandle,
 }
 
 /// The program's hash of the addresses that are live, to be changed from any thread while it runs.
@@ -148,14 +179,20 @@ struct Change {
     error: u32,
 }
 
-/// Reads the verdict counters, from any thread.
+/// Reads the counters of the program, from any thread.
 #[derive(Debug)]
-pub struct VerdictSource(MapHandle);
+pub struct VerdictSource {
+    verdicts: MapHandle,
+    refusals: MapHandle,
+    frames: MapHandle,
+}
 
 /// The program on an interface. The kernel takes it off when this is dropped or the process ends, however it ends.
 #[derive(Debug)]
 pub struct Attachment {
     _link: OwnedFd,
+    /// The link of `count_frames`.
+    frames: Option<OwnedFd>,
     mode: AttachMode,
 }
 
@@ -175,9 +212,25 @@ impl Program {
         let constants = open.maps.rodata_data.as_deref_mut().context("the program lost its constants")?;
         constants.service_port = config.port.to_be();
         constants.hidden = config.hidden;
+        // It needs to know the kernel's structures; without, the frames are not counted.
+        let counts_frames = config.reflect.is_some() && Path::new(KERNEL_TYPES).exists();
+        open.progs.count_frames.set_autoload(counts_frames);
+        if let Some(Reflect { replies, interface }) = config.reflect {
+            constants.replies = replies.max(1);
+            constants.interface = interface as i32;
+            constants.network = fs::metadata("/proc/thread-self/ns/net")?.ino() as u32;
+            open.maps.ways_out.set_max_entries(replies.max(1).into()).map_err(explain_load)?;
+        }
         open.maps.live_addresses.set_max_entries(config.addresses.max(1)).map_err(explain_load)?;
         open.maps.xsks.set_max_entries(config.queues.max(1)).map_err(explain_load)?;
         let loaded = open.load().map_err(explain_load)?;
+        if let Some(Reflect { replies, interface }) = config.reflect {
+            for way in 0..u32::from(replies.max(1)) {
+                let way = way.to_ne_bytes();
+                let added = loaded.maps.ways_out.update(&way, &interface.to_ne_bytes(), MapFlags::ANY);
+                added.context("cannot have the XDP program send out of the interface")?;
+            }
+        }
         // Handles of our own, so that the skeleton and what it borrows can go.
         let keep = |fd: BorrowedFd| fd.try_clone_to_owned().context("cannot keep the program");
         Ok(Self {
@@ -188,7 +241,10 @@ impl Program {
             staged: Some(MapHandle::try_from(&loaded.maps.staged)?),
             kernel_addresses: MapHandle::try_from(&loaded.maps.kernel_addresses)?,
             xsks: MapHandle::try_from(&loaded.maps.xsks)?,
+            count_frames: counts_frames.then(|| keep(loaded.progs.count_frames.as_fd())).transpose()?,
             verdicts: MapHandle::try_from(&loaded.maps.verdicts)?,
+            refusals: MapHandle::try_from(&loaded.maps.refusals)?,
+            frames: MapHandle::try_from(&loaded.maps.frames)?,
         })
     }
 
@@ -220,7 +276,8 @@ impl Program {
         })
     }
 
-    /// Leaves packets to exactly these addresses to the kernel from now on, where the program is a hidden one.
+    /// Takes exactly these addresses for the kernel's own from now on: a hidden program leaves packets to them to the kernel, and
+    /// one that answers does not answer them.
     ///
     /// # Errors
     /// When there are more than 1,024 of them.
@@ -254,7 +311,11 @@ impl Program {
     /// # Errors
     /// When the process is out of file descriptors.
     pub fn verdicts(&self) -> Result<VerdictSource> {
-        Ok(VerdictSource(MapHandle::try_from(&self.verdicts)?))
+        Ok(VerdictSource {
+            verdicts: MapHandle::try_from(&self.verdicts)?,
+            refusals: MapHandle::try_from(&self.refusals)?,
+            frames: MapHandle::try_from(&self.frames)?,
+        })
     }
 
     /// Attaches the program to `link`, in the best mode that `request` allows, where nothing is attached yet.
@@ -277,7 +338,9 @@ impl Program {
                     // What the kernel made of it, not what was asked for.
                     let attached = netlink::link(&link.name)?.xdp;
                     let mode = attached.context("the program was attached, and is gone again")?.mode;
-                    return Ok(Attachment { _link: fd, mode });
+                    // Generic redirects go another way, which does not pass there.
+                    let frames = if mode == AttachMode::Native { self.trace_frames()? } else { None };
+                    return Ok(Attachment { _link: fd, frames, mode });
                 }
                 Err(error) => refusal = Some(error),
             }
@@ -320,6 +383,19 @@ impl Program {
         }
         // SAFETY: a fresh descriptor that nobody else owns.
         Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+    }
+
+    /// Has the frames counted which the driver takes, if there is a program for that.
+    fn trace_frames(&self) -> Result<Option<OwnedFd>> {
+        let Some(program) = &self.count_frames else { return Ok(None) };
+        // SAFETY: no name is given, because the program says itself where it belongs.
+        let fd = unsafe { libbpf_sys::bpf_raw_tracepoint_open(std::ptr::null(), program.as_raw_fd()) };
+        if fd < 0 {
+            let error = io::Error::from_raw_os_error(-fd);
+            return Err(error).context("cannot count what the driver sends (the tracepoint xdp_devmap_xmit)");
+        }
+        // SAFETY: a fresh descriptor that nobody else owns.
+        Ok(Some(unsafe { OwnedFd::from_raw_fd(fd) }))
     }
 
     /// Runs the program on `packet` without any interface (BPF_PROG_TEST_RUN) and returns its XDP action and the packet
@@ -450,21 +526,47 @@ impl VerdictSource {
     /// # Errors
     /// When the map cannot be read.
     pub fn read(&self) -> Result<[u64; Verdict::ALL.len()]> {
-        let mut totals = [0; Verdict::ALL.len()];
-        for (index, total) in totals.iter_mut().enumerate() {
-            let key = (index as u32).to_ne_bytes();
-            let counts = self.0.lookup_percpu(&key, MapFlags::ANY)?.unwrap_or_default();
-            let counts = counts.iter().filter_map(|bytes| Some(u64::from_ne_bytes(*bytes.first_chunk()?)));
-            *total = counts.sum();
-        }
-        Ok(totals)
+        sums(&self.verdicts)
     }
+
+    /// Requests that the program did not answer, by [`Refusal`].
+    ///
+    /// # Errors
+    /// When the map cannot be read.
+    pub fn refusals(&self) -> Result<[u64; Refusal::ALL.len()]> {
+        sums(&self.refusals)
+    }
+
+    /// Replies of the program that the driver took, and those that it did not; where [`counts_frames`](Attachment::counts_frames).
+    ///
+    /// # Errors
+    /// When the map cannot be read.
+    pub fn frames(&self) -> Result<[u64; 2]> {
+        sums(&self.frames)
+    }
+}
+
+/// The counters of a map, each added up over all processors.
+fn sums<const N: usize>(map: &MapHandle) -> Result<[u64; N]> {
+    let mut totals = [0; N];
+    for (index, total) in totals.iter_mut().enumerate() {
+        let key = (index as u32).to_ne_bytes();
+        let counts = map.lookup_percpu(&key, MapFlags::ANY)?.unwrap_or_default();
+        let counts = counts.iter().filter_map(|bytes| Some(u64::from_ne_bytes(*bytes.first_chunk()?)));
+        *total = counts.sum();
+    }
+    Ok(totals)
 }
 
 impl Attachment {
     /// The mode that the kernel reports.
     pub fn mode(&self) -> AttachMode {
         self.mode
+    }
+
+    /// Whether it is counted which of the program's own replies the driver takes.
+    pub fn counts_frames(&self) -> bool {
+        self.frames.is_some()
     }
 }
 

@@ -19,12 +19,15 @@ use std::ops::Deref;
 use std::path::Path;
 use std::process::{Command, ExitCode};
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::Duration;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail, ensure};
 use libtest_mimic::{Arguments, Failed, Trial};
+use server::PATIENCE;
 use sixhop::lab::{Lab, Side};
 use sixhop::netlink;
+use sixhop::xdp::{AttachRequest, Attachment, Program, ProgramConfig};
 
 /// Whether this runs as root.
 pub fn root() -> bool {
@@ -93,6 +96,26 @@ impl Drop for TestLab {
 pub fn ip(arguments: &str) -> Result<()> {
     let output = Command::new("ip").args(arguments.split_whitespace()).output()?;
     ensure!(output.status.success(), "ip {arguments}: {}", String::from_utf8_lossy(&output.stderr).trim());
+    Ok(())
+}
+
+/// Has the client's end poll for packets (NAPI), by a program there that passes all. A veth takes what an XDP program redirects into it
+/// only where the other end does, and a client with plain sockets does not.
+pub fn have_client_poll(lab: &Lab) -> Result<Attachment> {
+    let config = ProgramConfig { port: 0, addresses: 1, queues: 1, hidden: false, reflect: None };
+    lab.run_in(Side::Client, || {
+        let client = netlink::link(Side::Client.interface())?;
+        Program::load(&config)?.attach(&client, AttachRequest::Native)
+    })
+}
+
+/// Waits until no XDP program is attached any more: the kernel takes it off on its own time.
+pub fn wait_for_no_program(lab: &Lab, side: Side) -> Result<()> {
+    let give_up = Instant::now() + PATIENCE;
+    while link(lab, side)?.xdp.is_some() {
+        ensure!(Instant::now() < give_up, "the program stays attached");
+        thread::sleep(Duration::from_millis(5));
+    }
     Ok(())
 }
 

@@ -1,12 +1,15 @@
 //! Frames as they are on the link: sent as they are given, and everything that comes in from the other end.
 
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 use anyhow::{Context, Result, ensure};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{
     AddressFamily, MsgFlags, SockFlag, SockType, recv, send, setsockopt, socket, sockopt,
 };
+
+use super::server::PATIENCE;
 
 /// A packet socket (packet(7)) on one interface of the namespace in which it was made.
 pub struct PacketSocket(OwnedFd);
@@ -42,6 +45,14 @@ impl PacketSocket {
     pub fn send(&self, frame: &[u8]) -> Result<()> {
         send(self.0.as_raw_fd(), frame, MsgFlags::empty()).context("cannot send a frame")?;
         Ok(())
+    }
+
+    /// Waits for the next frame, and takes all that has come; an error when none comes or something was missed.
+    pub fn receive(&self) -> Result<Vec<Vec<u8>>> {
+        let patience = PollTimeout::try_from(PATIENCE)?;
+        let ready = poll(&mut [PollFd::new(self.0.as_fd(), PollFlags::POLLIN)], patience)?;
+        ensure!(ready == 1, "no frame came");
+        self.drain()
     }
 
     /// All that has come since the last call; an error when something was missed.

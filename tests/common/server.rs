@@ -13,6 +13,9 @@ use sixhop::lab::{Lab, Side};
 pub const SIXHOP: &str = env!("CARGO_BIN_EXE_sixhop");
 pub const PREFIX: &str = "2001:db8:1::/64";
 
+/// All that there are.
+pub const ENGINES: [&str; 5] = ["afxdp", "reflect", "socket", "socket-batch", "socket-gso"];
+
 /// What a test waits for comes within this, or not at all.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 

@@ -1,0 +1,100 @@
+/* SPDX-License-Identifier: MIT OR Apache-2.0 OR GPL-2.0-only */
+/*
+ * What user space tells the programs, and what they tell it: src/xdp/program.rs is the other side.
+ */
+#pragma once
+
+#include "headers.h"
+
+/* Constants: set before the program is loaded, so that the verifier takes out what they rule out. */
+const volatile __be16 service_port = 0; /* network byte order; 0, which is no port, steers no UDP at all */
+const volatile bool hidden = false;
+const volatile __u16 replies = 0; /* to each request, by the program itself; 0 has requests go into the rings */
+const volatile __s32 interface = 0; /* which one the replies go out of, and the inode of its network namespace */
+const volatile __u32 network = 0;
+
+/* Decided first, by prefix: a packet for a stranger costs one short trie walk and no hash. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
+	__uint(map_flags, BPF_F_NO_PREALLOC); /* the only kind of trie there is */
+	__uint(max_entries, 1024);
+	__type(key, struct prefix_key);
+	__type(value, __u32);
+} bound_prefixes SEC(".maps");
+
+/* Decided second, exactly: a hash, so that the cost does not grow with the number of addresses.
+ * Sized by user space before it is loaded. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 1);
+	__type(key, struct in6_addr);
+	__type(value, __u32);
+} live_addresses SEC(".maps");
+
+/* Addresses on their way into `live_addresses` or out of it, written by user space, which has this mapped. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct staged);
+} staged SEC(".maps");
+
+/* Where hidden: the addresses under bound prefixes that the kernel answers for, such as the machine's own. Where the program
+ * answers: the addresses of the interface, which nobody else may ask from. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 1024);
+	__type(key, struct in6_addr);
+	__type(value, __u32);
+} kernel_addresses SEC(".maps");
+
+/* Queue number to the socket bound to that queue. Sized by user space. */
+struct {
+	__uint(type, BPF_MAP_TYPE_XSKMAP);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, __u32);
+} xsks SEC(".maps");
+
+/* As many ways out as there are replies, all by the same interface: a broadcast through them is all replies to one request. */
+struct {
+	__uint(type, BPF_MAP_TYPE_DEVMAP);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, __u32);
+} ways_out SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, VERDICTS);
+	__type(key, __u32);
+	__type(value, __u64);
+} verdicts SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, REFUSALS);
+	__type(key, __u32);
+	__type(value, __u64);
+} refusals SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, FRAMES);
+	__type(key, __u32);
+	__type(value, __u64);
+} frames SEC(".maps");
+
+static __always_inline void add(void *counters, __u32 index, __u64 number)
+{
+	__u64 *counter = bpf_map_lookup_elem(counters, &index);
+	if (counter)
+		*counter += number; /* per CPU, and a program is not preempted by itself */
+}
+
+static __always_inline int count(enum verdict verdict, int action)
+{
+	add(&verdicts, verdict, 1);
+	return action;
+}

@@ -1,0 +1,163 @@
+/* SPDX-License-Identifier: MIT OR Apache-2.0 OR GPL-2.0-only */
+/*
+ * Answering requests in the program itself: the rules of Handler::answer (src/engine/handler.rs) in the same order, with the same
+ * bytes in the end. tests/program.rs holds the two against each other.
+ *
+ *   validate ──► decide ──► rewrite ──► DEVMAP, whose slots all name the interface ──► one copy for each slot
+ */
+#pragma once
+
+#include <bpf/bpf_tracing.h>
+
+#include "maps.h"
+
+/* Longest datagram that is answered, more than a jumbo frame of Ethernet holds; all bits set. The verifier walks the loop that sums
+ * it step by step, and wants offsets into a packet to end somewhere. A driver gives no more than a page anyway. */
+#define LONGEST 0x3fff
+
+/* Bytes summed at a time. */
+#define BLOCK 16
+
+/* By value: the headers are packed, and no pointer may be taken into them. */
+static __always_inline bool equal(struct in6_addr a, struct in6_addr b)
+{
+	return a.s6_addr32[0] == b.s6_addr32[0] && a.s6_addr32[1] == b.s6_addr32[1] &&
+	       a.s6_addr32[2] == b.s6_addr32[2] && a.s6_addr32[3] == b.s6_addr32[3];
+}
+
+/* The one's-complement sum of source, destination and the datagram of `length` bytes behind them, which are next to each other: all
+ * that the checksum covers but for the length and the protocol. Its bytes as they lie in memory, and 0, which is no sum of an
+ * address, if the frame does not hold it.
+ *
+ * A global function, which the verifier looks at on its own, once: not again for each length that it may come back with. */
+__noinline __u32 sum(struct xdp_md *ctx, __u32 length)
+{
+	void *end = (void *)(long)ctx->data_end;
+	void *start = (void *)(long)ctx->data + offsetof(struct headers, ip.saddr);
+	__u64 sum = 0;
+
+	/* The caller knows that no bit is lost, the verifier does not. */
+	length = (length & LONGEST) + 2 * sizeof(struct in6_addr);
+	/* What is behind the last whole block. */
+	void *at = start + length / BLOCK * BLOCK;
+	for (__u32 size = BLOCK / 2; size >= sizeof(__u16); size /= 2) {
+		if (!(length & size))
+			continue;
+		if (at + size > end)
+			return 0;
+		for (__u32 word = 0; word < size / sizeof(__u16); word++)
+			sum += ((__u16 *)at)[word];
+		at += size;
+	}
+	if (length & 1) {
+		if (at + 1 > end)
+			return 0;
+		sum += bpf_htons(*(__u8 *)at << 8); /* a zero behind it */
+	}
+	for (__u32 block = 0; block < (LONGEST + 2 * sizeof(struct in6_addr)) / BLOCK && block < length / BLOCK; block++) {
+		__u32 *words = start + block * BLOCK;
+		if ((void *)(words + 4) > end)
+			return 0;
+		sum += (__u64)words[0] + words[1] + words[2] + words[3];
+	}
+	/* Fewer than 2^44: 4 × 16 bits, of which the carries go around. */
+	for (__u32 fold = 0; fold < 4; fold++)
+		sum = (sum & 0xffff) + (sum >> 16);
+	return sum;
+}
+
+static __always_inline int refuse(enum refusal refusal)
+{
+	add(&refusals, refusal, 1);
+	return count(REFUSED, XDP_DROP);
+}
+
+/* Answers the packet, whose UDP header is known to be there, and which goes to a live address and our port. */
+static __always_inline int reflect(struct xdp_md *ctx)
+{
+	void *data = (void *)(long)ctx->data;
+	void *end = (void *)(long)ctx->data_end;
+	struct headers *h = data;
+	const __u32 ip_payload = offsetof(struct headers, udp);
+
+	if (data + sizeof(*h) > end)
+		return refuse(BAD_LENGTH);
+
+	/* wire::validate */
+	if (h->ip.version != 6)
+		return refuse(NOT_UDP);
+	__u32 frame = ctx->data_end - ctx->data;
+	__u32 packet = bpf_ntohs(h->ip.payload_len);
+	__u32 datagram = bpf_ntohs(h->udp.len);
+	if (ip_payload + packet > frame || datagram > packet || datagram < sizeof(h->udp) || datagram > LONGEST)
+		return refuse(BAD_LENGTH);
+	if (!h->udp.check)
+		return refuse(NO_CHECKSUM);
+	/* The pseudo-header's other two words (RFC 8200 section 8.1). A right sum has all bits set. */
+	__u32 all = sum(ctx, datagram) + h->udp.len + bpf_htons(IPPROTO_UDP);
+	all = (all & 0xffff) + (all >> 16);
+	if (((all & 0xffff) + (all >> 16)) != 0xffff)
+		return refuse(BAD_CHECKSUM);
+
+	/* Handler::decide. That the destination is live is known. */
+	const struct in6_addr unspecified = { 0 };
+	const struct in6_addr loopback = { .s6_addr = { [15] = 1 } };
+	struct in6_addr source = h->ip.saddr;
+	if (h->udp.source == service_port)
+		return refuse(SOURCE_SERVICE_PORT);
+	if (!h->udp.source)
+		return refuse(SOURCE_PORT_ZERO);
+	if (source.s6_addr[0] == 0xff)
+		return refuse(SOURCE_MULTICAST);
+	if (equal(source, unspecified))
+		return refuse(SOURCE_UNSPECIFIED);
+	if (equal(source, loopback))
+		return refuse(SOURCE_LOOPBACK);
+	if (bpf_map_lookup_elem(&live_addresses, &source) || bpf_map_lookup_elem(&kernel_addresses, &source))
+		return refuse(SOURCE_OWN);
+
+	/* Request::into_reply */
+	__u8 station[ETH_ALEN];
+	__builtin_memcpy(station, h->ether.h_source, ETH_ALEN);
+	__builtin_memcpy(h->ether.h_source, h->ether.h_dest, ETH_ALEN);
+	__builtin_memcpy(h->ether.h_dest, station, ETH_ALEN);
+	h->ip.payload_len = h->udp.len;
+	h->ip.hop_limit = 64; /* wire::HOP_LIMIT */
+	h->ip.saddr = h->ip.daddr;
+	h->ip.daddr = source;
+	__be16 port = h->udp.source;
+	h->udp.source = h->udp.dest;
+	h->udp.dest = port;
+	int padding = frame - ip_payload - datagram;
+	if (padding && bpf_xdp_adjust_tail(ctx, -padding))
+		return refuse(BAD_LENGTH);
+
+	return count(REFLECTED, bpf_redirect_map(&ways_out, 0, BPF_F_BROADCAST));
+}
+
+/* As much of the kernel's structures as is needed, wherever the running kernel has it. */
+struct ns_common {
+	__u32 inum;
+} __attribute__((preserve_access_index));
+struct net {
+	struct ns_common ns;
+} __attribute__((preserve_access_index));
+typedef struct {
+	struct net *net;
+} __attribute__((preserve_access_index)) possible_net_t;
+struct net_device {
+	int ifindex;
+	possible_net_t nd_net;
+} __attribute__((preserve_access_index));
+
+/* Called when the driver took some of the frames that were redirected to it in the native mode, and dropped the others because it has
+ * no room: nothing else tells the two apart. It is called for all interfaces of all namespaces. */
+SEC("tp_btf/xdp_devmap_xmit")
+int BPF_PROG(count_frames, const struct net_device *from, const struct net_device *to, int sent, int drops)
+{
+	if (from != to || to->ifindex != interface || to->nd_net.net->ns.inum != network)
+		return 0;
+	add(&frames, SENT, sent);
+	add(&frames, UNSENT, drops);
+	return 0;
+}

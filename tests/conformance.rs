@@ -1,0 +1,210 @@
+//! Every engine, the same requests in, the same replies out: whole frames, as they are on the link, are sent to a server of each, and
+//! what comes back is held against what `wire` makes of them.
+//!
+//! Engines that answer by the kernel's stack differ from the others in two fields only, which are masked: hop limit and flow label.
+
+mod common;
+
+use std::collections::BTreeMap;
+use std::net::Ipv6Addr;
+use std::process::ExitCode;
+
+use anyhow::{Result, anyhow, ensure};
+use clap::ValueEnum;
+use common::packet::PacketSocket;
+use common::server::{ENGINES, PREFIX, Server};
+use common::{TestLab, have_client_poll, ip, link, trial};
+use etherparse::PacketBuilder;
+use sixhop::address::Pool;
+use sixhop::engine::{EngineKind, Handler};
+use sixhop::lab::Side;
+use sixhop::wire::{MAX_PAYLOAD, Refusal};
+
+const ADDRESSES: u64 = 20;
+const PORT: u16 = 3540;
+const REPLIES: usize = 10;
+
+fn main() -> ExitCode {
+    let engines = ENGINES.map(|engine| {
+        let name = format!("{engine}_conforms").replace('-', "_");
+        trial(&name, move || conforms(engine, "--bind netlink-down"))
+    });
+    // Engines with an XDP program have two more ways.
+    let steering = ENGINES
+        .into_iter()
+        .filter(|engine| EngineKind::from_str(engine, false).is_ok_and(EngineKind::steers));
+    let ways = steering.flat_map(|engine| {
+        [("live_map", "--bind live-map"), ("generic", "--bind netlink-down --attach generic")].map(
+            |(way, flags)| trial(&format!("{engine}_conforms_in_{way}"), move || conforms(engine, flags)),
+        )
+    });
+    common::main(engines.into_iter().chain(ways).collect())
+}
+
+/// The two ends of the link, and who is at them.
+struct Ends {
+    client_mac: [u8; 6],
+    server_mac: [u8; 6],
+    pool: Pool,
+    /// The first of the pool that is not live.
+    not_live: Ipv6Addr,
+}
+
+impl Ends {
+    fn request(&self, source: Ipv6Addr, destination: Ipv6Addr, ports: (u16, u16), payload: &[u8]) -> Vec<u8> {
+        let mut frame = Vec::new();
+        PacketBuilder::ethernet2(self.client_mac, self.server_mac)
+            .ipv6(source.octets(), destination.octets(), 33)
+            .udp(ports.0, ports.1)
+            .write(&mut frame, payload)
+            .expect("a vector takes it");
+        frame[15..18].copy_from_slice(&[0x0a, 0xbc, 0xde]); // a flow label
+        frame
+    }
+
+    /// Requests that are answered, from those addresses of the client.
+    fn right(&self, clients: &[Ipv6Addr]) -> Vec<Vec<u8>> {
+        let mut frames = Vec::new();
+        for (index, size) in [0, 1, 2, 7, 8, 15, 16, 17, 31, 32, 33, 63, 64, 511, 1000, 1451, MAX_PAYLOAD]
+            .into_iter()
+            .enumerate()
+        {
+            let payload: Vec<_> = (0..size).map(|byte| (byte * 251 + size) as u8).collect();
+            let (client, destination) = (clients[index % clients.len()], self.pool.address(index as u64));
+            frames.push(self.request(client, destination, (40_000 + index as u16, PORT), &payload));
+        }
+        let plain = |port| self.request(clients[0], self.pool.address(3), (port, PORT), &[7; 32]);
+        frames.extend([1, 53, PORT - 1, PORT + 1, u16::MAX].map(plain));
+        // A sum of zero, which is sent as all ones.
+        let mut zero = self.request(clients[0], self.pool.address(4), (50_000, PORT), &[0; 32]);
+        let [high, low] = [zero[60], zero[61]];
+        zero[62..64].copy_from_slice(&[high, low]);
+        zero[60..62].fill(0xff);
+        frames.push(zero);
+        // Padding of a short frame, and bytes between the end of the datagram and that of the packet.
+        let mut padded = self.request(clients[0], self.pool.address(5), (50_001, PORT), &[1; 3]);
+        padded.resize(90, 0xee);
+        frames.push(padded.clone());
+        padded[19] += 9;
+        frames.push(padded);
+        frames
+    }
+
+    /// Requests that are not, by reason. The reasons are those of the engines that see whole frames: the others never see some.
+    fn wrong(&self, client: Ipv6Addr) -> Result<Vec<(Refusal, Vec<u8>)>> {
+        let (live, own) = (self.pool.address(7), Side::Server.address());
+        let right = self.request(client, live, (50_000, PORT), &[7; 32]);
+        let damaged = |change: fn(&mut Vec<u8>)| {
+            let mut frame = right.clone();
+            change(&mut frame);
+            frame
+        };
+        let from = |source| self.request(source, live, (50_000, PORT), &[7; 32]);
+        let port = |port| self.request(client, live, (port, PORT), &[7; 32]);
+        Ok(vec![
+            (Refusal::NotUdp, damaged(|frame| frame[14] = 0x40)),
+            (Refusal::NotUdp, damaged(|frame| frame[20] = 59)), // no next header
+            (Refusal::BadLength, damaged(|frame| frame.truncate(93))),
+            (Refusal::BadLength, damaged(|frame| frame[19] += 1)),
+            (Refusal::BadLength, damaged(|frame| frame[19] = 7)),
+            (Refusal::BadLength, damaged(|frame| frame[59] += 1)),
+            (Refusal::BadLength, damaged(|frame| frame[59] = 7)),
+            (Refusal::NoChecksum, damaged(|frame| frame[60..62].fill(0))),
+            (Refusal::BadChecksum, damaged(|frame| frame[60] ^= 0x80)),
+            (Refusal::BadChecksum, damaged(|frame| frame[93] ^= 1)),
+            (Refusal::BadChecksum, damaged(|frame| frame[37] ^= 1)), // of the source
+            (Refusal::BadChecksum, damaged(|frame| frame[55] ^= 1)), // of its port
+            (Refusal::OtherPort, self.request(client, live, (50_000, PORT + 1), &[7; 32])),
+            (Refusal::SourceMulticast, from("ff02::1".parse()?)),
+            (Refusal::SourceUnspecified, from(Ipv6Addr::UNSPECIFIED)),
+            (Refusal::SourceLoopback, from(Ipv6Addr::LOCALHOST)),
+            (Refusal::SourceOwn, from(live)),
+            (Refusal::SourceOwn, from(self.pool.address(8))),
+            (Refusal::SourceOwn, from(own)),
+            (Refusal::SourceServicePort, port(PORT)),
+            (Refusal::SourcePortZero, port(0)),
+            (Refusal::DestinationNotOurs, self.request(client, self.not_live, (50_000, PORT), &[7; 32])),
+            (Refusal::DestinationNotOurs, self.request(client, own, (50_000, PORT), &[7; 32])),
+        ])
+    }
+}
+
+/// Whether this is a frame of the service.
+fn is_reply(frame: &[u8]) -> bool {
+    frame.len() >= 62
+        && frame[12..14] == [0x86, 0xdd]
+        && frame[20] == 17
+        && frame[54..56] == PORT.to_be_bytes()
+}
+
+/// Without what engines may choose.
+fn masked(mut frame: Vec<u8>) -> Vec<u8> {
+    frame[15] &= 0xf0;
+    frame[16..18].fill(0);
+    frame[21] = 0;
+    frame
+}
+
+fn conforms(engine: &str, flags: &str) -> Result<()> {
+    let lab = TestLab::up()?;
+    let _polling = have_client_poll(&lab)?;
+    let clients = [Side::Client.address(), "2001:db8:1::a".parse()?, "2001:db8:1::b".parse()?];
+    for client in &clients[1..] {
+        ip(&format!("-n {} address add {client}/64 dev client0 nodad", lab.namespace(Side::Client)))?;
+    }
+    let ends = Ends {
+        client_mac: link(&lab, Side::Client)?.mac,
+        server_mac: link(&lab, Side::Server)?.mac,
+        pool: Pool::new(PREFIX.parse()?, ADDRESSES, 1)?,
+        not_live: Pool::new(PREFIX.parse()?, ADDRESSES + 1, 1)?.address(ADDRESSES),
+    };
+    let handler = Handler::new(PORT, ends.pool.clone(), vec![Side::Server.address()]);
+    let right = ends.right(&clients);
+    let wrong = ends.wrong(clients[0])?;
+    for (refusal, frame) in &wrong {
+        ensure!(handler.answer(&mut frame.clone()) == Err(*refusal), "not {}: {frame:x?}", refusal.name());
+    }
+
+    // One processor: a single worker, which takes requests in the order of the link.
+    let flags = format!("--addresses {ADDRESSES} --engine {engine} --replies {REPLIES} --cores 0 {flags}");
+    let server = Server::start(&lab, &flags)?;
+    let index = link(&lab, Side::Client)?.index;
+    let capture = lab.run_in(Side::Client, || PacketSocket::on(index))?;
+    let mut wrong_ones = wrong.iter();
+    let mut expected = Vec::new();
+    let mut replies = Vec::new();
+    for (index, request) in right.iter().enumerate() {
+        // Before each right one some wrong ones, of which the last right one comes after all.
+        let share = wrong_ones.len().div_ceil(right.len() - index);
+        wrong_ones.by_ref().take(share).try_for_each(|(_, frame)| capture.send(frame))?;
+        capture.send(request)?;
+        let mut reply = request.clone();
+        let length = handler.answer(&mut reply).map_err(|refusal| anyhow!("{}", refusal.name()))?;
+        reply.truncate(length);
+        expected.extend(vec![masked(reply); REPLIES]);
+        while replies.len() < expected.len() {
+            replies.extend(capture.receive()?.into_iter().filter(|frame| is_reply(frame)).map(masked));
+        }
+    }
+    let totals = server.stop()?;
+    replies.extend(capture.drain()?.into_iter().filter(|frame| is_reply(frame)).map(masked));
+    expected.sort();
+    replies.sort();
+    let differs = expected.iter().zip(&replies).find(|(expected, reply)| expected != reply);
+    ensure!(differs.is_none(), "expected and got: {differs:x?}");
+    ensure!(replies.len() == expected.len(), "{} replies, not {}", replies.len(), expected.len());
+    ensure!(totals["answered"] == right.len() && totals["replies"] == expected.len(), "{totals}");
+
+    // Where whole frames are seen, it is known as well that each was refused for its own reason.
+    if EngineKind::from_str(engine, false).is_ok_and(EngineKind::steers) {
+        let steered = wrong.iter().filter(|(refusal, frame)| {
+            frame[20] == 17 && ![Refusal::OtherPort, Refusal::DestinationNotOurs].contains(refusal)
+        });
+        let mut refused = BTreeMap::new();
+        for (refusal, _) in steered {
+            *refused.entry(refusal.name()).or_insert(0) += 1;
+        }
+        ensure!(totals["refused"] == serde_json::json!(refused), "{refused:?} were to be refused: {totals}");
+    }
+    Ok(())
+}
