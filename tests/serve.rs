@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `*_answers_everything` | the generator's requests to a server of each engine |
 //! | `a_plain_socket_*` | requests of a kernel socket, replies into it |
+//! | `packet_sockets_*` | a frame, and all that the server's end says to it |
 //! | `ping_and_neighbour_discovery_*` | ICMPv6 between the kernels |
 //! | `a_request_from_the_service_port_*` | a request that must not be answered |
 //! | `after_sigkill_*`, `bad_input_*` | nothing; what is left behind, and what is said |
@@ -14,11 +15,12 @@ use std::net::{Ipv6Addr, SocketAddrV6, UdpSocket};
 use std::os::fd::AsRawFd;
 use std::os::unix::process::CommandExt;
 use std::process::{Command, ExitCode, Output, Stdio};
+use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
 use common::packet::PacketSocket;
 use common::server::{ENGINES, PATIENCE, PREFIX, SIXHOP, Server, sixhop};
-use common::{TestLab, have_client_poll, ip, trial, wait_for_no_program};
+use common::{TestLab, fails_with, have_client_poll, ip, trial, wait_for_no_program};
 use etherparse::PacketBuilder;
 use nix::sys::signal::Signal;
 use nix::sys::socket::{
@@ -30,6 +32,9 @@ use serde_json::Value;
 use sixhop::address::Pool;
 use sixhop::lab::Side;
 use sixhop::netlink;
+
+/// Those that are taps: the kernel's own stack gets the same requests.
+const TAPS: [&str; 3] = ["raw", "packet-ring", "packet-ring --tpacket v3"];
 
 fn main() -> ExitCode {
     common::main(vec![
@@ -48,11 +53,24 @@ fn main() -> ExitCode {
         trial("socket_answers_everything", || answers_everything("socket", 1_000, 2_000)),
         trial("socket_batch_answers_everything", || answers_everything("socket-batch", 1_000, 2_000)),
         trial("socket_gso_answers_everything", || answers_everything("socket-gso", 1_000, 2_000)),
+        trial("raw_answers_everything", || answers_everything("raw", 1_000, 2_000)),
+        trial("packet_ring_answers_everything", || answers_everything("packet-ring", 2_000, 10_000)),
+        trial("packet_ring_answers_everything_in_blocks", || {
+            answers_everything("packet-ring --tpacket v3", 2_000, 10_000)
+        }),
         trial("workers_share_a_port_and_the_sum_is_right", workers_share_a_port),
         trial("as_many_replies_as_can_be_asked_for_are_cut", as_many_replies_as_can_be),
         trial("afxdp_answers_one_at_a_time", || answers_everything("afxdp", 10, 8)),
         trial("socket_answers_one_at_a_time", || answers_everything("socket", 10, 8)),
         trial("socket_gso_answers_one_at_a_time", || answers_everything("socket-gso", 10, 8)),
+        trial("raw_answers_one_at_a_time", || answers_everything("raw", 10, 8)),
+        trial("packet_ring_answers_one_at_a_time", || answers_everything("packet-ring", 10, 8)),
+        trial("packet_ring_answers_one_at_a_time_in_blocks", || {
+            answers_everything("packet-ring --tpacket v3", 10, 8)
+        }),
+        trial("packet_sockets_say_what_they_got", packet_sockets_say_what_they_got),
+        trial("packet_sockets_reply_and_the_kernel_is_silent", packet_sockets_reply_and_the_kernel_is_silent),
+        trial("packet_sockets_end_with_the_link", packet_sockets_end_with_the_link),
         trial("a_port_that_is_taken_is_not_shared", taken_port_is_not_shared),
         trial("two_queues_are_both_served", || two_queues_are_both_served("afxdp")),
         trial("two_queues_are_both_served_by_reflect", || two_queues_are_both_served("reflect")),
@@ -152,7 +170,7 @@ fn a_million_addresses() -> Result<()> {
 }
 
 fn workers_share_a_port() -> Result<()> {
-    for engine in ["socket-batch", "socket-gso"] {
+    for engine in ["socket-batch", "socket-gso"].into_iter().chain(TAPS) {
         let lab = TestLab::up()?;
         let server = Server::start(&lab, &format!("--addresses 50 --engine {engine} --cores 0,0,0"))?;
         ensure!(server.ready["cores"] == serde_json::json!([0, 0, 0]), "{}", server.ready);
@@ -166,25 +184,28 @@ fn workers_share_a_port() -> Result<()> {
 /// More, and larger, than one datagram can be cut into.
 fn as_many_replies_as_can_be() -> Result<()> {
     let lab = TestLab::up()?;
-    let server = Server::start(&lab, "--addresses 5 --engine socket-gso --replies 255")?;
-    for payload in [16, 1452] {
-        let flags = format!("{} --rate 20 --requests 10 --replies 255 --payload {payload}", load_flags(5));
-        let output = sixhop(&lab, Side::Client, &flags).output()?;
-        ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-        let result: Value = serde_json::from_slice(&output.stdout)?;
-        ensure!(
-            result["complete"] == 10 && result["replies"] == 2550 && result["duplicates"] == 0,
-            "{result}"
-        );
+    for engine in ["socket-gso"].into_iter().chain(TAPS) {
+        let server = Server::start(&lab, &format!("--addresses 5 --replies 255 --engine {engine}"))?;
+        for payload in [16, 1452] {
+            let flags =
+                format!("{} --rate 20 --requests 10 --replies 255 --payload {payload}", load_flags(5));
+            let output = sixhop(&lab, Side::Client, &flags).output()?;
+            ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+            let result: Value = serde_json::from_slice(&output.stdout)?;
+            ensure!(
+                result["complete"] == 10 && result["replies"] == 2550 && result["duplicates"] == 0,
+                "{engine}: {result}"
+            );
+        }
+        server.stop()?;
     }
-    server.stop()?;
     Ok(())
 }
 
 fn taken_port_is_not_shared() -> Result<()> {
     let lab = TestLab::up()?;
     let first = Server::start(&lab, "--addresses 10 --engine socket-batch")?;
-    for engine in ["socket", "socket-batch", "socket-gso"] {
+    for engine in ["socket", "socket-batch", "socket-gso"].into_iter().chain(TAPS) {
         let flags = format!(
             "serve --interface server0 --prefix {PREFIX} --addresses 10 --bind none --engine {engine}"
         );
@@ -304,6 +325,77 @@ fn two_queues_are_both_served(engine: &str) -> Result<()> {
     check_load(&load(&lab, 50, 1000, 1000)?, 1000)?;
     let totals = server.stop()?;
     ensure!(totals["answered"] == 1000, "{totals}");
+    Ok(())
+}
+
+fn packet_sockets_say_what_they_got() -> Result<()> {
+    let lab = TestLab::up()?;
+    for (engine, layout) in TAPS.into_iter().zip([Value::Null, "v2".into(), "v3".into()]) {
+        let server = Server::start(&lab, &format!("--addresses 5 --engine {engine}"))?;
+        let modes = &server.ready;
+        ensure!(modes["tpacket"] == layout && modes["segmentation"].is_boolean(), "{modes}");
+        server.stop()?;
+    }
+    Ok(())
+}
+
+/// A datagram to a port that nobody has comes after one to the service: the kernel's word on the former is in the capture, and
+/// none on the latter.
+fn packet_sockets_reply_and_the_kernel_is_silent() -> Result<()> {
+    const UNREACHABLE: u8 = 1; // RFC 4443
+    let lab = TestLab::up()?;
+    let to = pool(5)?.address(2);
+    for engine in TAPS {
+        let server = Server::start(&lab, &format!("--addresses 5 --engine {engine}"))?;
+        let server_mac = common::link(&lab, Side::Server)?.mac;
+        let client = common::link(&lab, Side::Client)?;
+        let capture = lab.run_in(Side::Client, || PacketSocket::on(client.index))?;
+        let datagram = |from: ([u8; 6], Ipv6Addr, u16), to: ([u8; 6], Ipv6Addr, u16), hops| {
+            let mut frame = Vec::new();
+            let build = PacketBuilder::ethernet2(from.0, to.0).ipv6(from.1.octets(), to.1.octets(), hops);
+            build.udp(from.2, to.2).write(&mut frame, b"what you said").map(|()| frame)
+        };
+        let asking = (client.mac, Side::Client.address(), 50_000);
+        let expected = datagram((server_mac, to, 3540), asking, 64)?;
+        let mut broken = datagram(asking, (server_mac, to, 3540), 9)?;
+        broken[70] ^= 1;
+        capture.send(&broken)?;
+        capture.send(&datagram(asking, (server_mac, to, 3540), 9)?)?;
+        capture.send(&datagram(asking, (server_mac, to, 3541), 9)?)?;
+        let give_up = Instant::now() + PATIENCE;
+        let (mut replies, mut errors) = (0, Vec::new());
+        while replies < 10 || errors.is_empty() {
+            ensure!(Instant::now() < give_up, "{engine}: {replies} replies, {} errors", errors.len());
+            for frame in capture.drain()? {
+                match (frame[20], frame.get(54)) {
+                    (17, _) => {
+                        ensure!(frame == expected, "{engine}: {frame:x?} instead of {expected:x?}");
+                        replies += 1;
+                    }
+                    (58, Some(&UNREACHABLE)) => errors.push(frame),
+                    _ => {}
+                }
+            }
+        }
+        let totals = server.stop()?;
+        ensure!(totals["answered"] == 1 && totals["refused"]["bad_checksum"] == 1, "{engine}: {totals}");
+        // The datagram that an error is about follows its header.
+        let about = errors[0].get(62 + 42..62 + 44);
+        ensure!(
+            replies == 10 && errors.len() == 1 && about == Some(&3541u16.to_be_bytes()),
+            "{engine}: {errors:x?}"
+        );
+    }
+    Ok(())
+}
+
+fn packet_sockets_end_with_the_link() -> Result<()> {
+    for engine in TAPS {
+        let lab = TestLab::up()?;
+        let mut server = Server::start(&lab, &format!("--addresses 5 --engine {engine}"))?;
+        ip(&format!("-n {} link set server0 down", lab.namespace(Side::Server)))?;
+        fails_with(server.wait_for(|_| false), "server0 is down, or has gone")?;
+    }
     Ok(())
 }
 

@@ -6,7 +6,7 @@ use anyhow::Result;
 
 use super::{Addresses, Usage, binding, print_json, running, stop_at_end_of_input, stop_on_signal};
 use crate::bind::Method;
-use crate::engine::{EngineKind, ServerConfig};
+use crate::engine::{EngineKind, ServerConfig, TPacket};
 use crate::report::{Event, Ready, Stats};
 use crate::xdp::{AttachRequest, CopyRequest};
 
@@ -47,6 +47,9 @@ pub struct Args {
     /// Processors to pin the workers to, as in 0,1 [default: one for each worker]
     #[arg(long, value_name = "LIST", value_delimiter = ',')]
     cores: Vec<usize>,
+    /// Layout of the rings of packet-ring
+    #[arg(long, value_name = "VERSION", default_value = "v2")]
+    tpacket: TPacket,
     /// UDP port of the service
     #[arg(long, default_value_t = 3540, value_parser = clap::value_parser!(u16).range(1..))]
     port: u16,
@@ -75,6 +78,7 @@ pub fn run(args: Args) -> Result<ExitCode> {
         copy: args.copy,
         queues: args.queues,
         cores: args.cores,
+        tpacket: args.tpacket,
         port: args.port,
         replies: args.replies,
     };
@@ -129,6 +133,14 @@ fn describe(ready: &Ready) -> String {
     }
     if let Some(depth) = ready.modes.queue_depth {
         text += &format!("; message queue of {depth}");
+    }
+    if let Some(version) = ready.modes.tpacket {
+        text += &format!("; {version}");
+    }
+    match ready.modes.segmentation {
+        Some(true) => text += "; the kernel cuts the replies out of one frame",
+        Some(false) => text += "; a frame for each reply",
+        None => {}
     }
     text + &format!(", cores {:?}", ready.modes.cores)
 }

@@ -28,6 +28,12 @@ const MAX_SEGMENTS: usize = 64;
 /// Bytes that they carry together at most: the largest datagram.
 const MAX_BYTES: usize = u16::MAX as usize - 8 - 40;
 
+/// How many datagrams that carry `length` bytes each the kernel cuts a large one into at most, at least 1.
+pub(super) fn most_segments(length: usize) -> usize {
+    // An empty datagram cannot be cut into empty ones.
+    MAX_BYTES.checked_div(length).map_or(1, |fit| fit.clamp(1, MAX_SEGMENTS))
+}
+
 pub(super) struct Batch {
     workers: Vec<Worker>,
     handler: Handler,
@@ -109,11 +115,7 @@ impl Batch {
         }
         tally.answered += 1;
         let payload = incoming.payload(index);
-        // An empty datagram cannot be cut into empty ones.
-        let most = match (self.segments, payload.len()) {
-            (false, _) | (true, 0) => 1,
-            (true, length) => MAX_SEGMENTS.min(MAX_BYTES / length).max(1),
-        };
+        let most = if self.segments { most_segments(payload.len()) } else { 1 };
         let from = libc::in6_pktinfo { ipi6_addr, ipi6_ifindex: self.interface as _ };
         let mut left = self.replies;
         while left > 0 {

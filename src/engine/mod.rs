@@ -6,6 +6,8 @@
 //!   socket         listener thread ─► POSIX message queue ─► worker, sendmsg × n  the paper's server
 //!   socket-batch   recvmmsg ─► worker ─► sendmmsg of all replies                  one worker a processor
 //!   socket-gso     recvmmsg ─► worker ─► sendmmsg, equal replies as one (GSO)     one worker a processor
+//!   raw            recvmmsg of frames ─► worker ─► sendmmsg, equal replies as one  one worker a processor
+//!   packet-ring    mapped ring ─► worker ─► mapped ring, equal replies as one      one worker a processor
 //!                                 └ Handler decides for all, and bpf/reflect.h by the same rules
 //! ```
 //!
@@ -16,9 +18,13 @@ mod advertiser;
 mod afxdp;
 mod batch;
 mod handler;
+mod packet;
+mod packet_ring;
+mod raw;
 mod server;
 mod socket;
 mod statistics;
+mod tpacket;
 mod udp;
 mod worker;
 
@@ -38,6 +44,7 @@ pub use afxdp::{FRAMES, frame_size};
 pub use handler::Handler;
 pub use server::{Server, ServerConfig, Totals};
 pub use statistics::{Shown, Tally};
+pub use tpacket::TPacket;
 pub use worker::Worker;
 
 /// The engines there are.
@@ -54,6 +61,10 @@ pub enum EngineKind {
     SocketBatch,
     /// The same, with all replies to a request as one datagram that the kernel cuts: the best of the socket servers
     SocketGso,
+    /// Packet sockets: whole frames, with headers of our own, past the kernel's UDP and IPv6
+    Raw,
+    /// The same through memory that is shared with the kernel (PACKET_RX_RING, PACKET_TX_RING): no copy out of it per request
+    PacketRing,
 }
 
 impl EngineKind {
@@ -78,6 +89,8 @@ impl fmt::Display for EngineKind {
             Self::Socket => "socket",
             Self::SocketBatch => "socket-batch",
             Self::SocketGso => "socket-gso",
+            Self::Raw => "raw",
+            Self::PacketRing => "packet-ring",
         })
     }
 }
@@ -99,6 +112,8 @@ pub struct EngineConfig {
     pub queues: Vec<u32>,
     /// The processors to pin to, at least one; workers beyond their number share them in turn.
     pub cores: Vec<usize>,
+    /// How the rings of packet-ring are laid out.
+    pub tpacket: TPacket,
     /// How the addresses are made live. With [`Method::LiveMap`] they are no addresses of the kernel: none is live until it is put
     /// into [`live_addresses`](Engine::live_addresses), and the engine answers neighbour discovery; only engines that have an XDP
     /// program can.
@@ -126,6 +141,12 @@ pub struct Modes {
     /// Bytes of memory that requests may take which wait in its socket, as the kernel reports it (twice what was asked for).
     #[serde(default)]
     pub receive_buffer: Option<usize>,
+    /// Whether the kernel cuts equal replies out of one large frame; otherwise each goes as a frame of its own.
+    #[serde(default)]
+    pub segmentation: Option<bool>,
+    /// How its memory-mapped packet rings are laid out.
+    #[serde(default)]
+    pub tpacket: Option<TPacket>,
 }
 
 /// Something that answers requests, ready to run.
@@ -168,6 +189,8 @@ pub fn open(kind: EngineKind, config: &EngineConfig) -> Result<Box<dyn Engine>> 
         EngineKind::Socket => Box::new(socket::SocketServer::open(config)?),
         EngineKind::SocketBatch => Box::new(batch::Batch::open(config, false)?),
         EngineKind::SocketGso => Box::new(batch::Batch::open(config, true)?),
+        EngineKind::Raw => Box::new(raw::Raw::open(config)?),
+        EngineKind::PacketRing => Box::new(packet_ring::PacketRing::open(config)?),
     })
 }
 

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, anyhow, bail, ensure};
 
 use super::handler::Handler;
-use super::{Engine, EngineConfig, EngineKind};
+use super::{Engine, EngineConfig, EngineKind, TPacket};
 use crate::address::Pool;
 use crate::bind::{self, Bound, Method, Phases, Place, Step, Told};
 use crate::machine::Environment;
@@ -35,6 +35,8 @@ pub struct ServerConfig {
     pub queues: Vec<u32>,
     /// Processors to pin to; empty for as many as there are workers.
     pub cores: Vec<usize>,
+    /// How the rings of packet-ring are to be laid out.
+    pub tpacket: TPacket,
     /// UDP port of the service.
     pub port: u16,
     /// Replies to each request, at least 1.
@@ -77,6 +79,7 @@ impl ServerConfig {
             copy: CopyRequest::Auto,
             queues: Vec::new(),
             cores: Vec::new(),
+            tpacket: TPacket::default(),
             port: 0,
             replies: 1,
         }
@@ -134,6 +137,7 @@ impl Server {
             copy: config.copy,
             queues,
             cores,
+            tpacket: config.tpacket,
             link: link.clone(),
             bind: config.bind,
         };

@@ -41,16 +41,22 @@ pub(super) fn open(config: &EngineConfig, shared: bool) -> Result<OwnedFd> {
     setsockopt(&socket, sockopt::BindToDevice, &config.link.name.clone().into())
         .with_context(|| format!("cannot bind a socket to {}", config.link.name))?;
     setsockopt(&socket, sockopt::ReceiveTimeout, &TimeVal::milliseconds(DOZE.as_millis() as i64))?;
-    // Beyond net.core.rmem_max needs CAP_NET_ADMIN; without it, as much as is allowed.
-    if setsockopt(&socket, sockopt::RcvBufForce, &RECEIVE_BUFFER).is_err() {
-        setsockopt(&socket, sockopt::RcvBuf, &RECEIVE_BUFFER)?;
-    }
+    set_receive_buffer(&socket)?;
     let any = SockaddrIn6::from(SocketAddrV6::new(Ipv6Addr::UNSPECIFIED, port, 0, 0));
     bind(socket.as_raw_fd(), &any).map_err(|error| match error {
         Errno::EADDRINUSE => anyhow!("UDP port {port} is taken by another program: stop it, or use --port"),
         other => anyhow!("cannot bind UDP port {port}: {other}"),
     })?;
     Ok(socket)
+}
+
+/// Gives requests that wait for the engine [`RECEIVE_BUFFER`].
+pub(super) fn set_receive_buffer(socket: &OwnedFd) -> nix::Result<()> {
+    // Beyond net.core.rmem_max needs CAP_NET_ADMIN; without it, as much as is allowed.
+    if setsockopt(socket, sockopt::RcvBufForce, &RECEIVE_BUFFER).is_err() {
+        setsockopt(socket, sockopt::RcvBuf, &RECEIVE_BUFFER)?;
+    }
+    Ok(())
 }
 
 /// Bytes of memory that requests may take which wait, as the kernel reports it.

@@ -9,7 +9,7 @@ mod request;
 mod stamp;
 
 pub use ndp::{ADVERTISEMENT, Solicitation, solicitation};
-pub use reply::HOP_LIMIT;
+pub use reply::{HOP_LIMIT, join};
 pub use request::{MAX_PAYLOAD, OVERHEAD, Refusal, Request, validate};
 pub use stamp::{Endpoints, MIN_PAYLOAD, Stamp, Template};
 

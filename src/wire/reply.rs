@@ -9,7 +9,9 @@
 //! The UDP checksum is a one's-complement sum of 16-bit words, which does not care about their order: swapping the
 //! addresses and the ports leaves it right. It does not cover the hop limit. So nothing needs to be summed again.
 
-use super::request::{IP, IP_PAYLOAD, OVERHEAD, Request};
+use etherparse::IpNumber;
+
+use super::request::{IP, IP_PAYLOAD, OVERHEAD, Request, UDP_HEADER, checksum};
 
 /// Hop limit of a reply: what Linux gives its own packets (`IPV6_DEFAULT_HOPLIMIT`; IANA's recommended default).
 pub const HOP_LIMIT: u8 = 64;
@@ -22,6 +24,7 @@ const PAYLOAD_LENGTH: usize = IP + 4;
 const HOP_LIMIT_AT: usize = IP + 7;
 const SOURCE: usize = IP + 8;
 const UDP_LENGTH: usize = IP_PAYLOAD + 4;
+const UDP_CHECKSUM: usize = IP_PAYLOAD + 6;
 
 impl Request<'_> {
     /// Rewrites the frame into the reply and returns its length in bytes, without any padding the request had.
@@ -38,6 +41,25 @@ impl Request<'_> {
         }
         IP_PAYLOAD + usize::from(self.udp_length)
     }
+}
+
+/// Makes the headers of a reply those of one datagram that carries its payload `copies` times, for whoever cuts it into as many
+/// (UDP generic segmentation offload): the lengths are of the whole, and in place of the checksum stands the sum over the
+/// pseudo-header, from which the checksum of each piece is computed.
+///
+/// Returns whether there can be such a datagram: the headers are as they were when it would be too long.
+pub fn join(headers: &mut [u8; OVERHEAD], copies: usize) -> bool {
+    let length = usize::from(u16::from_be_bytes([headers[UDP_LENGTH], headers[UDP_LENGTH + 1]]));
+    let payload = length.saturating_sub(UDP_HEADER);
+    let Some(length) = payload.checked_mul(copies).and_then(|sum| u16::try_from(sum + UDP_HEADER).ok())
+    else {
+        return false;
+    };
+    headers[PAYLOAD_LENGTH..PAYLOAD_LENGTH + 2].copy_from_slice(&length.to_be_bytes());
+    headers[UDP_LENGTH..UDP_LENGTH + 2].copy_from_slice(&length.to_be_bytes());
+    let sum = !checksum(&headers[SOURCE..IP_PAYLOAD], IpNumber::UDP, length, &[]);
+    headers[UDP_CHECKSUM..UDP_CHECKSUM + 2].copy_from_slice(&sum.to_ne_bytes());
+    true
 }
 
 /// Swaps the two halves of `pair`, each of `N` bytes.
@@ -72,6 +94,34 @@ mod tests {
                 .unwrap();
             prop_assert_eq!(&bytes[..length], &expected[..]);
         }
+    }
+
+    proptest! {
+        #[test]
+        fn joined_replies_are_a_datagram_whose_checksum_is_still_to_be_computed(
+            payload in proptest::collection::vec(any::<u8>(), 1..1400),
+            copies in 2usize..46,
+        ) {
+            let mut bytes = frame(&payload);
+            let mut headers = *bytes.first_chunk::<OVERHEAD>().unwrap();
+            prop_assert!(join(&mut headers, copies));
+            let mut whole = [&headers[..], &payload.repeat(copies)].concat();
+            // What a card does with it: the sum from the UDP header on, with what stands in place of the checksum.
+            let sum = !checksum(&[0; 32], IpNumber(0), 0, &whole[IP_PAYLOAD..]);
+            whole[UDP_CHECKSUM..UDP_CHECKSUM + 2].copy_from_slice(&(!sum).to_ne_bytes());
+            prop_assert!(validate(&mut whole, 3540).is_ok());
+            prop_assert!(validate(&mut bytes, 3540).is_ok());
+        }
+    }
+
+    #[test]
+    fn what_is_too_long_for_a_datagram_is_not_joined() {
+        let bytes = frame(&[1; 1452]);
+        let headers = *bytes.first_chunk::<OVERHEAD>().unwrap();
+        let mut joined = headers;
+        assert!(!join(&mut joined, 46) && joined == headers);
+        assert!(!join(&mut joined, usize::MAX) && joined == headers);
+        assert!(join(&mut joined, 45) && joined != headers);
     }
 
     #[test]

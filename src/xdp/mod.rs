@@ -18,6 +18,7 @@ pub mod capability;
 pub mod ethtool;
 pub mod model;
 
+pub(crate) use memory::Memory;
 pub use multicast::AllMulticast;
 pub use netdev::XdpFeatures;
 pub use program::{

@@ -14,7 +14,16 @@ pub const SIXHOP: &str = env!("CARGO_BIN_EXE_sixhop");
 pub const PREFIX: &str = "2001:db8:1::/64";
 
 /// All that there are.
-pub const ENGINES: [&str; 5] = ["afxdp", "reflect", "socket", "socket-batch", "socket-gso"];
+pub const ENGINES: [&str; 8] = [
+    "afxdp",
+    "reflect",
+    "socket",
+    "socket-batch",
+    "socket-gso",
+    "raw",
+    "packet-ring",
+    "packet-ring --tpacket v3",
+];
 
 /// What a test waits for comes within this, or not at all.
 pub const PATIENCE: Duration = Duration::from_secs(60);

@@ -1,0 +1,352 @@
+//! Packet sockets (packet(7)), as the engines raw and packet-ring have them: which frames come to them, how several share
+//! these, and how replies are handed over.
+//!
+//! ```text
+//!   link ─► tap (filter: UDP to the service port) ─► worker ─► sender ─► link
+//!      └──► the kernel's IPv6 ─► a UDP socket that keeps the port and drops everything
+//! ```
+//!
+//! A packet socket is a tap: the kernel's own stack gets each request as well. Without a socket on the port it would tell
+//! the client that the port is unreachable, so there is one; it also shows that no other server has the port.
+//!
+//! `unsafe` are the system calls.
+
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread;
+
+use anyhow::{Context, Result, anyhow};
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, setsockopt, socket, sockopt};
+use nix::sys::time::{TimeVal, TimeValLike};
+
+use super::batch::most_segments;
+use super::statistics::{Shown, Tally};
+use super::udp::{self, DOZE};
+use super::{CounterSet, EngineConfig};
+use crate::netlink::Link;
+use crate::report::Counters;
+use crate::wire::{OVERHEAD, join};
+
+/// Bytes of the Ethernet header, which an interface's MTU does not count (IEEE 802.3).
+const ETHERNET: usize = 14;
+
+/// Where the UDP header starts in a frame, and where the checksum is in it (RFC 768).
+const UDP: usize = OVERHEAD - 8;
+const CHECKSUM: usize = 6;
+
+/// Bytes of a virtio_net_hdr (linux/virtio_net.h), which says how a frame is to be cut.
+const VNET: usize = 10;
+
+/// What stands before the payload of a frame that is handed over.
+pub(super) const HEAD: usize = VNET + OVERHEAD;
+
+/// Bytes of memory that frames may take which are on their way out: as many as the largest ring of packet-ring holds, with what the
+/// kernel adds to each.
+const SEND_BUFFER: usize = 16 << 20;
+
+/// Bytes of the largest frame on the link.
+pub(super) fn largest_frame(link: &Link) -> usize {
+    link.mtu as usize + ETHERNET
+}
+
+/// Keeps the service port from other programs, and the kernel from telling clients that nobody listens there.
+pub(super) fn hold_port(config: &EngineConfig) -> Result<OwnedFd> {
+    let socket = udp::open(config, false)?;
+    set_filter(&socket, &NOTHING).context("no filter for a UDP socket")?;
+    Ok(socket)
+}
+
+/// A packet socket that requests come to, and nothing else.
+pub(super) struct Tap {
+    pub socket: OwnedFd,
+    dropped: AtomicU64,
+}
+
+impl Tap {
+    /// One to which nothing comes before [`listen`].
+    pub fn open() -> Result<Arc<Self>> {
+        let socket = packet_socket()?;
+        set_filter(&socket, &NOTHING).context("no filter for a packet socket")?;
+        udp::set_receive_buffer(&socket)?;
+        setsockopt(&socket, sockopt::ReceiveTimeout, &TimeVal::milliseconds(DOZE.as_millis() as i64))?;
+        Ok(Arc::new(Self { socket, dropped: AtomicU64::new(0) }))
+    }
+
+    /// Requests that the kernel dropped for want of room, since it was opened.
+    fn dropped(&self) -> u64 {
+        // tpacket_stats: packets, drops. Reading sets both to 0.
+        let [_, dropped] = option(&self.socket, libc::PACKET_STATISTICS).unwrap_or([0u32; 2]);
+        self.dropped.fetch_add(dropped.into(), Ordering::Relaxed) + u64::from(dropped)
+    }
+}
+
+/// Has requests to `port` come to `taps`, each to one of them: which one, addresses and ports decide.
+pub(super) fn listen(taps: &[Arc<Tap>], link: &Link, port: u16) -> Result<()> {
+    for tap in taps {
+        // Of one protocol alone: what the interface sends does not come to such a socket.
+        bind(&tap.socket, link, libc::ETH_P_IPV6 as u16)?;
+    }
+    if taps.len() > 1 {
+        // The first asks for a number that no other group has; the others join what it got.
+        let mut group = (libc::PACKET_FANOUT_HASH | libc::PACKET_FANOUT_FLAG_UNIQUEID) << 16;
+        for tap in taps {
+            set_option(&tap.socket, libc::PACKET_FANOUT, &group)
+                .context("packet sockets cannot share the requests")?;
+            group = option(&tap.socket, libc::PACKET_FANOUT)?;
+        }
+    }
+    // Not before: sockets that do not share yet would get a request each.
+    for tap in taps {
+        set_filter(&tap.socket, &requests(port)).context("no filter for a packet socket")?;
+    }
+    Ok(())
+}
+
+/// A packet socket that only sends, and whether the kernel cuts what it sends: each frame is to begin with a virtio_net_hdr then.
+///
+/// Nothing says whether it does (VIRTIO_NET_HDR_GSO_UDP_L4, Linux 6.2), and to try would put a packet on the link.
+/// PACKET_VNET_HDR_SZ came after (6.5): a kernel that knows it cuts, and does so itself for an interface that cannot.
+pub(super) fn sender(link: &Link) -> Result<(OwnedFd, bool)> {
+    let socket = packet_socket()?;
+    let cuts = set_option(&socket, libc::PACKET_VNET_HDR_SZ, &(VNET as libc::c_int)).is_ok();
+    if setsockopt(&socket, sockopt::SndBufForce, &SEND_BUFFER).is_err() {
+        setsockopt(&socket, sockopt::SndBuf, &SEND_BUFFER)?;
+    }
+    setsockopt(&socket, sockopt::SendTimeout, &TimeVal::milliseconds(DOZE.as_millis() as i64))?;
+    // Protocol 0: nothing comes to it. PACKET_QDISC_BYPASS is no choice: it drops what the kernel has to cut itself.
+    bind(&socket, link, 0)?;
+    Ok((socket, cuts))
+}
+
+/// Equal replies that go as one frame, which the kernel cuts where they are more than one.
+pub(super) struct Bundle<'a> {
+    head: [u8; HEAD],
+    /// Where the head starts: without a virtio_net_hdr where the kernel wants none.
+    start: usize,
+    /// What each carries.
+    pub payload: &'a [u8],
+    /// How many they are.
+    pub copies: usize,
+}
+
+impl Bundle<'_> {
+    /// What comes before the payload.
+    pub fn head(&self) -> &[u8] {
+        &self.head[self.start..]
+    }
+}
+
+/// `count` times `reply`, in frames of at most `room` bytes. `cuts`: as [`sender`] says.
+pub(super) fn bundles(
+    reply: &[u8],
+    count: usize,
+    cuts: bool,
+    room: usize,
+) -> impl Iterator<Item = Bundle<'_>> {
+    let (headers, payload) = reply.split_first_chunk::<OVERHEAD>().unwrap_or((&[0; OVERHEAD], &[]));
+    let most = match (cuts, room.saturating_sub(HEAD).checked_div(payload.len())) {
+        (true, Some(fit)) => most_segments(payload.len()).min(fit).max(1),
+        _ => 1,
+    };
+    let mut left = count;
+    std::iter::from_fn(move || {
+        let copies = left.min(most);
+        left -= copies;
+        (copies > 0).then(|| Bundle {
+            head: head(headers, payload.len(), copies),
+            start: if cuts { 0 } else { VNET },
+            payload,
+            copies,
+        })
+    })
+}
+
+/// A virtio_net_hdr and the headers of `copies` replies in one.
+fn head(headers: &[u8; OVERHEAD], payload: usize, copies: usize) -> [u8; HEAD] {
+    const NEEDS_CSUM: u8 = 1; // VIRTIO_NET_HDR_F_NEEDS_CSUM
+    const GSO_UDP_L4: u8 = 5; // VIRTIO_NET_HDR_GSO_UDP_L4
+    let mut headers = *headers;
+    let mut head = [0; HEAD];
+    // All zero, it says that there is nothing to cut and nothing to sum.
+    if copies > 1 && join(&mut headers, copies) {
+        head[..2].copy_from_slice(&[NEEDS_CSUM, GSO_UDP_L4]);
+        // Length of the headers, of a piece's payload, and where the checksum is.
+        let numbers = [OVERHEAD, payload, UDP, CHECKSUM].map(|number| (number as u16).to_ne_bytes());
+        head[2..VNET].copy_from_slice(numbers.as_flattened());
+    }
+    head[VNET..].copy_from_slice(&headers);
+    head
+}
+
+/// What to tell of an error that ends the work: the interface is down, or gone.
+pub(super) fn fatal(error: io::Error, interface: &str) -> anyhow::Error {
+    match error.raw_os_error() {
+        Some(libc::ENETDOWN | libc::ENXIO) => anyhow!(
+            "{interface} is down, or has gone, and its addresses with it: set it up with 'ip link set {interface} up' and start again"
+        ),
+        _ => anyhow!("a packet socket on {interface} fails: {error}"),
+    }
+}
+
+/// Runs `work` with each worker on a thread of its own. One that fails stops all.
+pub(super) fn run<W: Send>(
+    workers: Vec<W>,
+    stop: &AtomicBool,
+    work: impl Fn(W) -> Result<()> + Sync,
+) -> Result<()> {
+    let work = |worker| work(worker).inspect_err(|_| stop.store(true, Ordering::Relaxed));
+    let work = &work;
+    thread::scope(|scope| {
+        let threads: Vec<_> = workers.into_iter().map(|worker| scope.spawn(move || work(worker))).collect();
+        let results: Vec<_> = threads.into_iter().map(|thread| thread.join()).collect();
+        results.into_iter().try_for_each(|result| result.map_err(|_| anyhow!("a worker panicked"))?)
+    })
+}
+
+/// The counts of an engine on packet sockets.
+pub(super) struct PacketCounters {
+    /// What its requests come to.
+    pub taps: Vec<Arc<Tap>>,
+    /// Where its threads show theirs.
+    pub shown: Vec<Arc<Shown>>,
+}
+
+impl CounterSet for PacketCounters {
+    fn read(&self) -> Counters {
+        let mut tally = Tally::default();
+        self.shown.iter().for_each(|shown| tally.add(&shown.load()));
+        Counters {
+            answered: tally.answered,
+            replies: tally.replies,
+            unsent: tally.unsent,
+            refused: tally.refused_by_name(),
+            invalid: tally.invalid,
+            socket_dropped: Some(self.taps.iter().map(|tap| tap.dropped()).sum()),
+            ..Counters::default()
+        }
+    }
+}
+
+/// Bound to no interface, so that nothing comes before everything is set.
+fn packet_socket() -> Result<OwnedFd> {
+    socket(AddressFamily::Packet, SockType::Raw, SockFlag::SOCK_CLOEXEC, None).context("no packet socket")
+}
+
+fn bind(socket: &OwnedFd, link: &Link, protocol: u16) -> Result<()> {
+    let address = libc::sockaddr_ll {
+        sll_family: libc::AF_PACKET as u16,
+        sll_protocol: protocol.to_be(),
+        sll_ifindex: link.index as i32,
+        sll_hatype: 0,
+        sll_pkttype: 0,
+        sll_halen: 0,
+        sll_addr: [0; 8],
+    };
+    let length = size_of_val(&address) as libc::socklen_t;
+    // SAFETY: the address is valid for reads of its length.
+    let result = unsafe { libc::bind(socket.as_raw_fd(), (&raw const address).cast(), length) };
+    if result == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+            .with_context(|| format!("cannot bind a packet socket to {}", link.name))
+    }
+}
+
+const fn instruction(code: u32, k: u32, jump_unless: u8) -> libc::sock_filter {
+    libc::sock_filter { code: code as u16, jt: 0, jf: jump_unless, k }
+}
+
+/// A filter that lets nothing through.
+const NOTHING: [libc::sock_filter; 1] = [instruction(libc::BPF_RET, 0, 0)];
+
+/// A filter that lets through UDP to `port` directly over IPv6 (of which the socket is) which is for this machine: neither for
+/// another's Ethernet address nor for many, and of no VLAN. What is too short to tell is not let through (bpf(4)).
+fn requests(port: u16) -> [libc::sock_filter; 8] {
+    const NEXT_HEADER: u32 = 14 + 6;
+    const DESTINATION_PORT: u32 = UDP as u32 + 2;
+    const PACKET_TYPE: u32 = (libc::SKF_AD_OFF + libc::SKF_AD_PKTTYPE) as u32;
+    let byte = |at| instruction(libc::BPF_LD | libc::BPF_B | libc::BPF_ABS, at, 0);
+    let half_word = |at| instruction(libc::BPF_LD | libc::BPF_H | libc::BPF_ABS, at, 0);
+    let unless = |value, jump| instruction(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, value, jump);
+    [
+        byte(PACKET_TYPE),
+        unless(libc::PACKET_HOST.into(), 5),
+        byte(NEXT_HEADER),
+        unless(libc::IPPROTO_UDP as u32, 3),
+        half_word(DESTINATION_PORT),
+        unless(port.into(), 1),
+        instruction(libc::BPF_RET, u32::MAX, 0),
+        NOTHING[0],
+    ]
+}
+
+fn set_filter(socket: &OwnedFd, filter: &[libc::sock_filter]) -> io::Result<()> {
+    let program = libc::sock_fprog { len: filter.len() as u16, filter: filter.as_ptr().cast_mut() };
+    set(socket, libc::SOL_SOCKET, libc::SO_ATTACH_FILTER, &program)
+}
+
+/// Sets an option of a packet socket.
+pub(super) fn set_option<T>(socket: &OwnedFd, option: i32, value: &T) -> io::Result<()> {
+    set(socket, libc::SOL_PACKET, option, value)
+}
+
+fn set<T>(socket: &OwnedFd, level: i32, option: i32, value: &T) -> io::Result<()> {
+    let length = size_of::<T>() as libc::socklen_t;
+    // SAFETY: `value` is valid for reads of its size; the kernel copies it, and a filter that it points to.
+    let result =
+        unsafe { libc::setsockopt(socket.as_raw_fd(), level, option, (&raw const *value).cast(), length) };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Words that a packet socket tells.
+trait Words: Default {}
+impl Words for u32 {}
+impl Words for [u32; 2] {}
+
+fn option<T: Words>(socket: &OwnedFd, option: i32) -> io::Result<T> {
+    let mut value = T::default();
+    let mut length = size_of::<T>() as libc::socklen_t;
+    let place = (&raw mut value).cast();
+    // SAFETY: `value` is integers, and valid for writes of its size, which the kernel is told.
+    let result =
+        unsafe { libc::getsockopt(socket.as_raw_fd(), libc::SOL_PACKET, option, place, &raw mut length) };
+    if result == 0 { Ok(value) } else { Err(io::Error::last_os_error()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bundles_hold_as_many_as_fit_and_all_together() {
+        let counts = |payload: usize, count, cuts, room| -> Vec<usize> {
+            let reply = vec![7; OVERHEAD + payload];
+            bundles(&reply, count, cuts, room).map(|bundle| bundle.copies).collect()
+        };
+        assert_eq!(counts(32, 10, true, usize::MAX), [10]);
+        assert_eq!(counts(32, 3, false, usize::MAX), [1, 1, 1]);
+        assert_eq!(counts(0, 3, true, usize::MAX), [1, 1, 1]);
+        assert_eq!(counts(16, 255, true, usize::MAX), [64, 64, 64, 63]);
+        assert_eq!(counts(1452, 100, true, usize::MAX), [45, 45, 10]);
+        assert_eq!(counts(100, 10, true, HEAD + 450), [4, 4, 2]);
+        assert_eq!(counts(1452, 2, true, 100), [1, 1]);
+    }
+
+    #[test]
+    fn a_head_says_how_to_cut_where_there_is_something_to_cut() {
+        let mut reply = [0; OVERHEAD + 32];
+        reply[UDP + 5] = 40;
+        let one: Vec<_> = bundles(&reply, 1, true, usize::MAX).map(|bundle| bundle.head).collect();
+        assert!(one[0][..VNET] == [0; VNET] && one[0][VNET..] == reply[..OVERHEAD]);
+        let ten: Vec<_> = bundles(&reply, 10, true, usize::MAX).map(|bundle| bundle.head).collect();
+        let number = |at: usize| u16::from_ne_bytes([ten[0][at], ten[0][at + 1]]);
+        assert_eq!([number(2), number(4), number(6), number(8)], [62, 32, 54, 6]);
+        assert_eq!(ten[0][..2], [1, 5]);
+        let plain: Vec<_> =
+            bundles(&reply, 1, false, usize::MAX).map(|bundle| bundle.head().to_vec()).collect();
+        assert_eq!(plain[0], reply[..OVERHEAD]);
+    }
+}

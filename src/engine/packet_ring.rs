@@ -1,0 +1,229 @@
+//! Packet sockets through memory that is shared with the kernel: requests are read, and become replies, where the kernel put
+//! them, and one system call sends what a batch of them gave.
+//!
+//! ```text
+//!   RX_RING ─► Handler, in place ─► TX_RING: equal replies as one frame ─► send ─► cut into ten
+//!                              └─► where the kernel cuts none: ten frames ─► send
+//! ```
+
+use std::io::{self, Write};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::socket::{MsgFlags, getsockopt, send, sockopt};
+
+use super::handler::Handler;
+use super::packet::{self, Bundle, HEAD, PacketCounters, Tap};
+use super::statistics::{Shown, Tally};
+use super::tpacket::{RxRing, TxRing};
+use super::udp::DOZE;
+use super::{CounterSet, Engine, EngineConfig, Modes, pin};
+use crate::wire::MAX_PAYLOAD;
+
+/// Requests that are answered before the kernel is asked to send: the first reply of a batch is not to wait long for its last.
+const BATCH: usize = 64;
+
+/// Bytes of payload that a slot of the tx ring has room for where the kernel cuts: ten replies as long as an Ethernet frame allows.
+const SLOT: usize = 10 * MAX_PAYLOAD;
+
+/// A worker that found nothing to do looks again for this long before it sleeps, as one of afxdp does.
+const PATIENCE: Duration = Duration::from_micros(50);
+
+/// A sleeping worker looks up this often while replies wait: nothing announces that there is room for them again.
+const NAP: Duration = Duration::from_millis(1);
+
+pub(super) struct PacketRing {
+    workers: Vec<Worker>,
+    modes: Modes,
+    _port: OwnedFd,
+}
+
+struct Worker {
+    tap: Arc<Tap>,
+    rx: RxRing,
+    sender: Sender,
+    handler: Handler,
+    interface: String,
+    core: usize,
+    tally: Tally,
+    shown: Arc<Shown>,
+}
+
+struct Sender {
+    socket: OwnedFd,
+    tx: TxRing,
+    /// Whether the kernel cuts.
+    cuts: bool,
+    replies: usize,
+}
+
+impl PacketRing {
+    pub fn open(config: &EngineConfig) -> Result<Self> {
+        let EngineConfig { link, handler, tpacket: version, .. } = config;
+        let port = packet::hold_port(config)?;
+        let largest = packet::largest_frame(link);
+        let open = |&core: &usize| {
+            let tap = Tap::open()?;
+            let rx = RxRing::map(&tap.socket, *version, largest)
+                .with_context(|| format!("no receive ring of {version}"))?;
+            let (socket, cuts) = packet::sender(link)?;
+            // Before a frame stands what says how it is to be cut.
+            let room = HEAD + if cuts { largest.max(SLOT) } else { largest };
+            let tx =
+                TxRing::map(&socket, *version, room).with_context(|| format!("no send ring of {version}"))?;
+            Ok(Worker {
+                tap,
+                rx,
+                sender: Sender { socket, tx, cuts, replies: config.replies.into() },
+                handler: handler.clone(),
+                interface: link.name.clone(),
+                core,
+                tally: Tally::default(),
+                shown: Arc::default(),
+            })
+        };
+        let workers: Vec<_> = config.cores.iter().map(open).collect::<Result<_>>()?;
+        let taps: Vec<_> = workers.iter().map(|worker| worker.tap.clone()).collect();
+        packet::listen(&taps, link, handler.port())?;
+        let modes = Modes {
+            cores: config.cores.clone(),
+            segmentation: Some(workers.iter().all(|worker| worker.sender.cuts)),
+            tpacket: Some(*version),
+            ..Modes::default()
+        };
+        Ok(Self { workers, modes, _port: port })
+    }
+}
+
+impl Engine for PacketRing {
+    fn modes(&self) -> &Modes {
+        &self.modes
+    }
+
+    fn counters(&self) -> Result<Box<dyn CounterSet>> {
+        let workers = self.workers.iter();
+        let (taps, shown) = workers.map(|worker| (worker.tap.clone(), worker.shown.clone())).unzip();
+        Ok(Box::new(PacketCounters { taps, shown }))
+    }
+
+    fn run(self: Box<Self>, stop: &AtomicBool) -> Result<()> {
+        packet::run(self.workers, stop, |mut worker| {
+            let interface = worker.interface.clone();
+            worker.work(stop).map_err(|error| packet::fatal(error, &interface))
+        })
+    }
+}
+
+impl Worker {
+    /// Receives and answers until `stop` is set.
+    fn work(&mut self, stop: &AtomicBool) -> io::Result<()> {
+        pin(self.core);
+        let mut idle_since = None;
+        while !stop.load(Ordering::Relaxed) {
+            if self.turn()? {
+                self.tally.invalid = self.rx.invalid() + self.sender.tx.invalid();
+                self.shown.store(&self.tally);
+                idle_since = None;
+                continue;
+            }
+            let since = *idle_since.get_or_insert_with(Instant::now);
+            if since.elapsed() >= PATIENCE {
+                self.sleep()?;
+                idle_since = None;
+            }
+        }
+        if self.sender.tx.is_waiting() {
+            self.sender.kick(MsgFlags::empty())?;
+        }
+        Ok(())
+    }
+
+    /// Answers what has come, and returns whether there was anything.
+    fn turn(&mut self) -> io::Result<bool> {
+        let Self { rx, sender, handler, tally, .. } = self;
+        let mut taken = 0;
+        while taken < BATCH {
+            let Some(mut handed) = rx.next() else { break };
+            while let Some(frame) = handed.packet() {
+                match handler.answer(frame) {
+                    Ok(length) => {
+                        tally.answered += 1;
+                        sender.send(&frame[..length], tally)?;
+                    }
+                    Err(refusal) => tally.refused[refusal as usize] += 1,
+                }
+                taken += 1;
+                // A block may hold many of them.
+                if taken % BATCH == 0 {
+                    sender.kick(MsgFlags::MSG_DONTWAIT)?;
+                }
+            }
+        }
+        if sender.tx.is_waiting() {
+            sender.kick(MsgFlags::MSG_DONTWAIT)?;
+        }
+        Ok(taken > 0)
+    }
+
+    /// Waits for requests.
+    fn sleep(&self) -> io::Result<()> {
+        let limit = if self.sender.tx.is_waiting() { NAP } else { DOZE };
+        let mut tap = [PollFd::new(self.tap.socket.as_fd(), PollFlags::POLLIN)];
+        match poll(&mut tap, PollTimeout::try_from(limit).unwrap_or(PollTimeout::ZERO)) {
+            Ok(_) | Err(Errno::EINTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+        if tap[0].revents().is_some_and(|events| events.contains(PollFlags::POLLERR)) {
+            let error = getsockopt(&self.tap.socket, sockopt::SocketError)?;
+            if error != 0 {
+                return Err(io::Error::from_raw_os_error(error));
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Sender {
+    /// Puts the replies into the ring. When there is no room, it waits until the kernel is through with what is in it.
+    fn send(&mut self, reply: &[u8], tally: &mut Tally) -> io::Result<()> {
+        for bundle in packet::bundles(reply, self.replies, self.cuts, self.tx.room()) {
+            let mut is_in = self.put(&bundle);
+            if !is_in {
+                self.kick(MsgFlags::empty())?;
+                is_in = self.put(&bundle);
+            }
+            *(if is_in { &mut tally.replies } else { &mut tally.unsent }) += bundle.copies as u64;
+        }
+        Ok(())
+    }
+
+    fn put(&mut self, bundle: &Bundle) -> bool {
+        let Some(mut slot) = self.tx.slot() else { return false };
+        let room = slot.bytes();
+        let all = room.len();
+        let mut rest = room;
+        let parts = std::iter::once(bundle.head()).chain(std::iter::repeat_n(bundle.payload, bundle.copies));
+        for part in parts {
+            if rest.write_all(part).is_err() {
+                return false;
+            }
+        }
+        let length = all - rest.len();
+        slot.send(length);
+        true
+    }
+
+    /// Asks the kernel to send what is in the ring. Without MSG_DONTWAIT, waits until it has, or for [`DOZE`].
+    fn kick(&self, flags: MsgFlags) -> io::Result<()> {
+        match send(self.socket.as_raw_fd(), &[], flags) {
+            Err(error @ (Errno::ENETDOWN | Errno::ENXIO)) => Err(error.into()),
+            // What it did not take stays in the ring, and is tried again.
+            _ => Ok(()),
+        }
+    }
+}

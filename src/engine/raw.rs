@@ -1,0 +1,234 @@
+//! Packet sockets by plain system calls: whole frames come by recvmmsg, become replies in place, and go by sendmmsg, past the
+//! kernel's UDP and IPv6.
+//!
+//! ```text
+//!   recvmmsg ─► Handler, in place ─► ten replies as one frame: headers, then the same payload ten times ─► sendmmsg
+//!                                └─► where the kernel cuts none: ten frames ─► sendmmsg
+//! ```
+//!
+//! `unsafe` are the system calls.
+
+use std::io;
+use std::mem;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::ptr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use anyhow::Result;
+
+use super::handler::Handler;
+use super::packet::{self, Bundle, PacketCounters, Tap};
+use super::statistics::{Shown, Tally};
+use super::{CounterSet, Engine, EngineConfig, Modes, pin, udp};
+use crate::datagrams::{BATCH, MAX_MESSAGES};
+
+pub(super) struct Raw {
+    workers: Vec<Worker>,
+    modes: Modes,
+    _port: OwnedFd,
+}
+
+struct Worker {
+    tap: Arc<Tap>,
+    sender: OwnedFd,
+    /// Whether the kernel cuts.
+    cuts: bool,
+    handler: Handler,
+    replies: usize,
+    interface: String,
+    frame_size: usize,
+    core: usize,
+    shown: Arc<Shown>,
+}
+
+impl Raw {
+    pub fn open(config: &EngineConfig) -> Result<Self> {
+        let EngineConfig { link, handler, .. } = config;
+        let port = packet::hold_port(config)?;
+        let open = |&core: &usize| {
+            let (sender, cuts) = packet::sender(link)?;
+            Ok(Worker {
+                tap: Tap::open()?,
+                sender,
+                cuts,
+                handler: handler.clone(),
+                replies: config.replies.into(),
+                interface: link.name.clone(),
+                frame_size: packet::largest_frame(link),
+                core,
+                shown: Arc::default(),
+            })
+        };
+        let workers: Vec<_> = config.cores.iter().map(open).collect::<Result<_>>()?;
+        let taps: Vec<_> = workers.iter().map(|worker| worker.tap.clone()).collect();
+        packet::listen(&taps, link, handler.port())?;
+        let modes = Modes {
+            cores: config.cores.clone(),
+            receive_buffer: taps.first().and_then(|tap| udp::receive_buffer(&tap.socket)),
+            segmentation: Some(workers.iter().all(|worker| worker.cuts)),
+            ..Modes::default()
+        };
+        Ok(Self { workers, modes, _port: port })
+    }
+}
+
+impl Worker {
+    /// Receives and answers until `stop` is set.
+    fn work(self, stop: &AtomicBool) -> Result<()> {
+        pin(self.core);
+        let mut frames = Frames::new(self.frame_size);
+        let mut outgoing = Outgoing::default();
+        let mut tally = Tally::default();
+        while !stop.load(Ordering::Relaxed) {
+            let count = match frames.receive(&self.tap.socket) {
+                Ok(count) => count,
+                Err(error) if matches!(error.raw_os_error(), Some(libc::EAGAIN | libc::EINTR)) => continue,
+                Err(error) => return Err(packet::fatal(error, &self.interface)),
+            };
+            frames.answer(count, &self.handler, &mut tally);
+            // Its size is known only now; to allocate it costs nothing beside the two system calls.
+            let mut bundles = Vec::with_capacity(count * if self.cuts { 1 } else { self.replies });
+            for reply in frames.replies(count) {
+                bundles.extend(packet::bundles(reply, self.replies, self.cuts, usize::MAX));
+            }
+            self.send(&bundles, &mut outgoing, &mut tally)?;
+            self.shown.store(&tally);
+        }
+        Ok(())
+    }
+
+    fn send(&self, bundles: &[Bundle], outgoing: &mut Outgoing, tally: &mut Tally) -> Result<()> {
+        let mut rest = bundles;
+        while !rest.is_empty() {
+            let some = &rest[..rest.len().min(MAX_MESSAGES)];
+            let (count, went) = match outgoing.send(&self.sender, some) {
+                Ok(sent) => (sent.clamp(1, some.len()), true),
+                Err(error) => match error.raw_os_error() {
+                    Some(libc::EINTR) => continue,
+                    Some(libc::ENETDOWN | libc::ENXIO) => return Err(packet::fatal(error, &self.interface)),
+                    // The link takes nothing: those behind it would each wait as long.
+                    Some(libc::EAGAIN) => (rest.len(), false),
+                    // That one does not go; those behind it may.
+                    _ => (1, false),
+                },
+            };
+            let (done, left) = rest.split_at(count);
+            let replies: usize = done.iter().map(|bundle| bundle.copies).sum();
+            *(if went { &mut tally.replies } else { &mut tally.unsent }) += replies as u64;
+            rest = left;
+        }
+        Ok(())
+    }
+}
+
+impl Engine for Raw {
+    fn modes(&self) -> &Modes {
+        &self.modes
+    }
+
+    fn counters(&self) -> Result<Box<dyn CounterSet>> {
+        let workers = self.workers.iter();
+        let (taps, shown) = workers.map(|worker| (worker.tap.clone(), worker.shown.clone())).unzip();
+        Ok(Box::new(PacketCounters { taps, shown }))
+    }
+
+    fn run(self: Box<Self>, stop: &AtomicBool) -> Result<()> {
+        packet::run(self.workers, stop, |worker| worker.work(stop))
+    }
+}
+
+/// Frames that came, and then the replies in their place.
+struct Frames {
+    data: Box<[u8]>,
+    /// Bytes of each. What is longer was cut off, and no longer holds what its headers say.
+    size: usize,
+    lengths: [usize; BATCH],
+}
+
+impl Frames {
+    fn new(size: usize) -> Self {
+        Self { data: vec![0; BATCH * size].into(), size, lengths: [0; BATCH] }
+    }
+
+    /// Waits for the first, takes what else there is, and returns how many they are.
+    fn receive(&mut self, socket: &OwnedFd) -> io::Result<usize> {
+        // SAFETY: integers and pointers, for which zeros are a value.
+        let mut vectors: [libc::iovec; BATCH] = unsafe { mem::zeroed() };
+        // SAFETY: as above.
+        let mut headers: [libc::mmsghdr; BATCH] = unsafe { mem::zeroed() };
+        let places = self.data.chunks_exact_mut(self.size);
+        for ((vector, header), place) in vectors.iter_mut().zip(&mut headers).zip(places) {
+            *vector = libc::iovec { iov_base: place.as_mut_ptr().cast(), iov_len: place.len() };
+            header.msg_hdr.msg_iov = vector;
+            header.msg_hdr.msg_iovlen = 1;
+        }
+        let (socket, flags, none) = (socket.as_raw_fd(), libc::MSG_WAITFORONE, ptr::null_mut());
+        // SAFETY: the headers, and all that they point to, are valid for reads and writes until the call returns.
+        let received =
+            unsafe { libc::recvmmsg(socket, headers.as_mut_ptr(), BATCH as u32, flags as _, none) };
+        for (length, header) in self.lengths.iter_mut().zip(&headers) {
+            *length = self.size.min(header.msg_len as usize);
+        }
+        let received = usize::try_from(received).map_err(|_| io::Error::last_os_error())?;
+        Ok(received.min(BATCH))
+    }
+
+    /// Turns the first `count` into replies; those that get none become empty.
+    fn answer(&mut self, count: usize, handler: &Handler, tally: &mut Tally) {
+        let frames = self.data.chunks_exact_mut(self.size).zip(&mut self.lengths);
+        for (frame, length) in frames.take(count) {
+            match handler.answer(&mut frame[..*length]) {
+                Ok(reply) => {
+                    tally.answered += 1;
+                    *length = reply;
+                }
+                Err(refusal) => {
+                    tally.refused[refusal as usize] += 1;
+                    *length = 0;
+                }
+            }
+        }
+    }
+
+    fn replies(&self, count: usize) -> impl Iterator<Item = &[u8]> {
+        let frames = self.data.chunks_exact(self.size).zip(self.lengths).take(count);
+        frames.filter(|(_, length)| *length > 0).map(|(frame, length)| &frame[..length])
+    }
+}
+
+/// Room for what the kernel is told; nothing is allocated once it is large enough.
+#[derive(Default)]
+struct Outgoing {
+    headers: Vec<libc::mmsghdr>,
+    vectors: Vec<libc::iovec>,
+}
+
+impl Outgoing {
+    /// Sends `bundles`, at most [`MAX_MESSAGES`], and returns how many the kernel took.
+    fn send(&mut self, socket: &OwnedFd, bundles: &[Bundle]) -> io::Result<usize> {
+        let vector =
+            |bytes: &[u8]| libc::iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: bytes.len() };
+        self.headers.clear();
+        self.vectors.clear();
+        for bundle in bundles {
+            self.vectors.push(vector(bundle.head()));
+            self.vectors.extend(std::iter::repeat_n(vector(bundle.payload), bundle.copies));
+        }
+        // All of it lies where it stays: now the headers may point to it.
+        let mut vectors = self.vectors.as_mut_slice();
+        for bundle in bundles {
+            // SAFETY: integers and pointers, for which zeros are a value.
+            let mut header: libc::mmsghdr = unsafe { mem::zeroed() };
+            let (own, rest) = vectors.split_at_mut(1 + bundle.copies);
+            header.msg_hdr.msg_iov = own.as_mut_ptr();
+            header.msg_hdr.msg_iovlen = own.len() as _;
+            self.headers.push(header);
+            vectors = rest;
+        }
+        let (socket, count) = (socket.as_raw_fd(), self.headers.len() as u32);
+        // SAFETY: the headers, and all that they point to, are valid for reads until the call returns.
+        let sent = unsafe { libc::sendmmsg(socket, self.headers.as_mut_ptr(), count, 0) };
+        usize::try_from(sent).map_err(|_| io::Error::last_os_error())
+    }
+}
