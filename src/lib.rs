@@ -24,5 +24,6 @@ pub mod load;
 pub mod machine;
 pub mod netlink;
 pub mod report;
+mod settings;
 pub mod wire;
 pub mod xdp;

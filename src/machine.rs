@@ -95,17 +95,8 @@ impl Environment {
     #[must_use]
     pub fn of(link: &Link) -> Self {
         let cores = allowed();
-        let own_sys = |read: &(dyn Fn() -> (Nic, Option<String>) + Sync)| {
-            thread::scope(|scope| {
-                let reader = scope.spawn(|| {
-                    // Where that is not allowed, /sys may show another namespace: `nic` looks.
-                    let _ = mount_own_sys();
-                    read()
-                });
-                reader.join().unwrap_or_default()
-            })
-        };
-        let (nic, governor) = own_sys(&|| (nic(link), cores.first().and_then(|core| governor(*core))));
+        let seen = with_own_sys(|| (nic(link), cores.first().and_then(|core| governor(*core))));
+        let (nic, governor) = seen.unwrap_or_default();
         let info = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
         Self {
             sixhop: env!("CARGO_PKG_VERSION").to_owned(),
@@ -123,7 +114,7 @@ impl Environment {
 }
 
 /// The processors that the calling thread may use.
-fn allowed() -> Vec<usize> {
+pub(crate) fn allowed() -> Vec<usize> {
     core_affinity::get_core_ids().unwrap_or_default().iter().map(|core| core.id).collect()
 }
 
@@ -131,7 +122,7 @@ fn nic(link: &Link) -> Nic {
     let name = &link.name;
     let card = ethtool::card(name).unwrap_or_default();
     let directory = Path::new("/sys/class/net").join(name);
-    let is_ours = file(directory.join("ifindex")).is_some_and(|index| index == link.index.to_string());
+    let is_ours = shows(link);
     let setting = |path: &str| file(directory.join(path)).filter(|_| is_ours);
     let id = |path: &str| setting(path).map(|id| id.trim_start_matches("0x").to_owned());
     Nic {
@@ -167,6 +158,27 @@ fn processor(info: &str) -> String {
 
 fn file(path: impl AsRef<Path>) -> Option<String> {
     Some(fs::read_to_string(path).ok()?.trim().to_owned())
+}
+
+/// Runs `f` on a thread of its own that sees the interfaces of the calling thread's network namespace in /sys, where that may be
+/// had: otherwise it may be those of another, and `f` has to look ([`shows`]). `None` when it panics.
+pub(crate) fn with_own_sys<T: Send>(f: impl FnOnce() -> T + Send) -> Option<T> {
+    thread::scope(|scope| {
+        let inside = scope.spawn(|| {
+            let _ = mount_own_sys();
+            f()
+        });
+        inside.join().ok()
+    })
+}
+
+/// Whether /sys shows this `link`, rather than one of its name in another namespace.
+pub(crate) fn shows(link: &Link) -> bool {
+    let directory = Path::new("/sys/class/net").join(&link.name);
+    let mac = link.mac.map(|byte| format!("{byte:02x}")).join(":");
+    file(directory.join("ifindex")).is_some_and(|index| index == link.index.to_string())
+        // An interface without one shows nothing here.
+        && file(directory.join("address")).is_some_and(|address| address == mac || address.is_empty())
 }
 
 /// Gives the calling thread, and the processes that it starts, a /sys that shows the interfaces of its network namespace.

@@ -9,8 +9,10 @@ use anyhow::{Result, ensure};
 use common::{TestLab, trial};
 use etherparse::PacketBuilder;
 use sixhop::lab::Side;
-use sixhop::netlink;
-use sixhop::xdp::{CopyRequest, LiveAddresses, Program, ProgramConfig, Socket, SocketConfig, Verdict};
+use sixhop::netlink::{self, AttachMode};
+use sixhop::xdp::{
+    CopyRequest, HugepageRequest, LiveAddresses, Program, ProgramConfig, Socket, SocketConfig, Verdict,
+};
 
 /// Actions of linux/bpf.h.
 const XDP_DROP: u32 = 1;
@@ -129,8 +131,11 @@ fn a_socket_on_the_queue_gets_the_packet() -> Result<()> {
             index: link.index,
             queue: 0,
             copy: CopyRequest::Auto,
+            attach: AttachMode::Native,
             frames: 64,
             frame_size: 2048,
+            hugepages: HugepageRequest::Auto,
+            busy_poll: None,
             send_ring: 64,
             fill: 48,
         })?;

@@ -4,8 +4,10 @@
 //! This room makes system calls and maps memory, and has most of the `unsafe` of the crate: what it gives to others is
 //! safe to use, and counts frames so that none is lost unseen. It knows nothing of requests and replies.
 
+mod fallback;
 mod memory;
 mod multicast;
+mod option;
 mod program;
 mod ring;
 mod rings;
@@ -15,10 +17,15 @@ mod umem;
 pub mod ethtool;
 pub mod model;
 
+pub use fallback::Fallback;
+pub use memory::HugepageRequest;
 pub use multicast::AllMulticast;
+pub use option::namespace_cookie;
 pub use program::{
     AttachRequest, Attachment, LiveAddresses, Program, ProgramConfig, Verdict, VerdictSource, occupied,
 };
 pub use rings::{Census, Doorbell, Rings};
-pub use socket::{CopyMode, CopyRequest, CounterSource, KernelCounters, RingSizes, Socket, SocketConfig};
+pub use socket::{
+    BusyPoll, CopyMode, CopyRequest, CounterSource, KernelCounters, RingSizes, Socket, SocketConfig,
+};
 pub use umem::{Frame, Packet, Umem};
