@@ -1,5 +1,7 @@
-//! WHAT THIS MACHINE IS, and what its processors did: read from /proc, /sys and the driver, changes nothing but what the thread
+//! WHAT THIS MACHINE IS, where its cards interrupt it, and what its processors did: read from /proc, /sys and the driver, changes nothing but what the thread
 //! that reads it sees of /sys.
+
+mod interrupts;
 
 use std::fs;
 use std::path::Path;
@@ -13,6 +15,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::netlink::Link;
 use crate::xdp::ethtool;
+
+pub use interrupts::Nearness;
 
 /// What is needed to doubt a figure: on what, and by what, it was measured. `None` and empty stand for what the machine does not
 /// say.

@@ -35,7 +35,7 @@ pub struct Args {
     /// How requests are answered
     #[arg(long, default_value = "afxdp")]
     engine: EngineKind,
-    /// Processors to pin the workers to, as in 0,1 [default: one for each worker]
+    /// Processors to pin the workers to, as in 0,1 [default: one for each worker, near the interrupt of its queue]
     #[arg(long, value_name = "LIST", value_delimiter = ',')]
     cores: Vec<usize>,
     /// UDP port of the service

@@ -11,7 +11,7 @@ use super::handler::Handler;
 use super::{Engine, EngineConfig, EngineKind, RingRequest, spread};
 use crate::address::Pool;
 use crate::bind::{self, Bound, Method, Phases, Place, Step, Told};
-use crate::machine::{self, Environment};
+use crate::machine::{self, Environment, Nearness};
 use crate::netlink::{self, Link};
 use crate::report::{Ready, Stats};
 use crate::settings::{Changed, Keeper, Setting};
@@ -138,7 +138,7 @@ impl Server {
             "--busy-poll is for AF_XDP sockets: use --engine afxdp"
         );
         let queues = queues(config, kind)?;
-        let cores = cores(config, queues.len())?;
+        let cores = cores(config, &link, &queues)?;
         let served = queues.clone();
         if kind == Some(EngineKind::Afxdp) && link.xdp.is_some() {
             // Before thousands of addresses are bound for nothing; `attach` looks again.
@@ -306,11 +306,13 @@ fn queues(config: &ServerConfig, engine: Option<EngineKind>) -> Result<Vec<u32>>
     Ok(config.queues.clone())
 }
 
-/// The processors to pin to, each of which this process may use.
-fn cores(config: &ServerConfig, workers: usize) -> Result<Vec<usize>> {
+/// The processors to pin to, each of which this process may use: near the interrupts of `queues`, where there are any.
+fn cores(config: &ServerConfig, link: &Link, queues: &[u32]) -> Result<Vec<usize>> {
     let allowed = machine::allowed();
     if config.cores.is_empty() {
-        let cores: Vec<_> = allowed.into_iter().take(workers.max(1)).collect();
+        // Without queues of its own an engine has one worker.
+        let workers = if queues.is_empty() { &[0] } else { queues };
+        let cores = Nearness::of(link).choose(workers, &allowed);
         return Ok(if cores.is_empty() { vec![0] } else { cores });
     }
     for core in &config.cores {
