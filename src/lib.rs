@@ -26,5 +26,6 @@ pub mod machine;
 pub mod netlink;
 pub mod probe;
 pub mod report;
+mod settings;
 pub mod wire;
 pub mod xdp;

@@ -1,5 +1,7 @@
-//! WHAT THIS MACHINE IS, and what its processors did: read from /proc, /sys and the driver, changes nothing but what the thread
+//! WHAT THIS MACHINE IS, where its cards interrupt it, and what its processors did: read from /proc, /sys and the driver, changes nothing but what the thread
 //! that reads it sees of /sys.
+
+mod interrupts;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -13,6 +15,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::netlink::Link;
 use crate::xdp::ethtool;
+
+pub use interrupts::Nearness;
 
 /// What is needed to doubt a figure: on what, and by what, it was measured. `None` and empty stand for what the machine does not
 /// say.
@@ -100,7 +104,8 @@ impl Environment {
     pub fn of(link: &Link) -> Self {
         let cores = allowed();
         let governed = cores.first().copied();
-        let (nic, governor) = with_own_sys(|| (nic(link), governed.and_then(governor)));
+        let seen = with_own_sys(|| (nic(link), governed.and_then(governor)));
+        let (nic, governor) = seen.unwrap_or_default();
         let info = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
         Self {
             sixhop: env!("CARGO_PKG_VERSION").to_owned(),
@@ -118,23 +123,9 @@ impl Environment {
     }
 }
 
-/// Runs `read` with a /sys that shows the interfaces of the calling thread's network namespace, on a thread of its own. Where that
-/// is not allowed, /sys may show another namespace: [`directory`] looks.
-pub(crate) fn with_own_sys<T: Default + Send>(read: impl FnOnce() -> T + Send) -> T {
-    thread::scope(|scope| {
-        let reader = scope.spawn(|| {
-            let _ = mount_own_sys();
-            read()
-        });
-        reader.join().unwrap_or_default()
-    })
-}
-
 /// What /sys has of `link`; `None` where it shows another namespace, or is not there.
 pub(crate) fn directory(link: &Link) -> Option<PathBuf> {
-    let directory = Path::new("/sys/class/net").join(&link.name);
-    let is_ours = file(directory.join("ifindex")).is_some_and(|index| index == link.index.to_string());
-    is_ours.then_some(directory)
+    shows(link).then(|| Path::new("/sys/class/net").join(&link.name))
 }
 
 /// The processors that the calling thread may use.
@@ -187,6 +178,27 @@ fn processor(info: &str) -> String {
 /// A file of one value; `None` where it is not there, or not to be read.
 pub(crate) fn file(path: impl AsRef<Path>) -> Option<String> {
     Some(fs::read_to_string(path).ok()?.trim().to_owned())
+}
+
+/// Runs `f` on a thread of its own that sees the interfaces of the calling thread's network namespace in /sys, where that may be
+/// had: otherwise it may be those of another, and `f` has to look ([`shows`]). `None` when it panics.
+pub(crate) fn with_own_sys<T: Send>(f: impl FnOnce() -> T + Send) -> Option<T> {
+    thread::scope(|scope| {
+        let inside = scope.spawn(|| {
+            let _ = mount_own_sys();
+            f()
+        });
+        inside.join().ok()
+    })
+}
+
+/// Whether /sys shows this `link`, rather than one of its name in another namespace.
+pub(crate) fn shows(link: &Link) -> bool {
+    let directory = Path::new("/sys/class/net").join(&link.name);
+    let mac = link.mac.map(|byte| format!("{byte:02x}")).join(":");
+    file(directory.join("ifindex")).is_some_and(|index| index == link.index.to_string())
+        // An interface without one shows nothing here.
+        && file(directory.join("address")).is_some_and(|address| address == mac || address.is_empty())
 }
 
 /// Gives the calling thread, and the processes that it starts, a /sys that shows the interfaces of its network namespace.

@@ -14,10 +14,11 @@ use proptest::test_runner::{Config, TestRunner};
 use sixhop::address::Pool;
 use sixhop::engine::Handler;
 use sixhop::lab::Side;
-use sixhop::netlink;
+use sixhop::netlink::{self, AttachMode};
 use sixhop::wire::{MAX_PAYLOAD, OVERHEAD, Refusal};
 use sixhop::xdp::{
-    CopyRequest, LiveAddresses, Program, ProgramConfig, Reflect, Socket, SocketConfig, Verdict, VerdictSource,
+    CopyRequest, HugepageRequest, LiveAddresses, Program, ProgramConfig, Reflect, Socket, SocketConfig,
+    Verdict, VerdictSource,
 };
 
 /// Actions of linux/bpf.h.
@@ -141,8 +142,11 @@ fn a_socket_on_the_queue_gets_the_packet() -> Result<()> {
             index: link.index,
             queue: 0,
             copy: CopyRequest::Auto,
+            attach: AttachMode::Native,
             frames: 64,
             frame_size: 2048,
+            hugepages: HugepageRequest::Auto,
+            busy_poll: None,
             send_ring: 64,
             fill: 48,
         })?;

@@ -10,6 +10,7 @@ pub mod probe;
 pub mod report;
 pub mod serve;
 
+use std::fmt::Display;
 use std::fs;
 use std::io::{self, Read, Write};
 use std::path::Path;
@@ -145,7 +146,15 @@ fn binding(config: &ServerConfig, stop: &AtomicBool) -> Result<Server> {
         !stop.load(Ordering::Relaxed)
     });
     bar.finish_and_clear();
+    if let Ok(server) = &server {
+        server.ready().notes.iter().for_each(note);
+    }
     server
+}
+
+/// One line for people, on standard error, of what may not be as they think.
+fn note(what: impl Display) {
+    eprintln!("sixhop: {what}");
 }
 
 /// What binding the rest takes when `share` of the addresses took `elapsed`. What the kernel takes for each grows with their
@@ -166,7 +175,7 @@ fn running(server: Server, stop: &AtomicBool, show: impl FnMut(&Stats)) -> Resul
     if let Some(bar) = bar {
         bar.finish_and_clear();
     }
-    totals
+    totals.inspect(|totals| totals.notes.iter().for_each(note))
 }
 
 /// Prints `event` as one line on standard output, and at once.

@@ -4,11 +4,11 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 
-use super::{Addresses, Usage, binding, print_json, running, stop_at_end_of_input, stop_on_signal};
+use super::{Addresses, Usage, binding, note, print_json, running, stop_at_end_of_input, stop_on_signal};
 use crate::bind::Method;
-use crate::engine::{EngineKind, ServerConfig, TPacket};
+use crate::engine::{EngineKind, RingRequest, ServerConfig, TPacket};
 use crate::report::{Event, Ready, Stats};
-use crate::xdp::{AttachRequest, CopyRequest};
+use crate::xdp::{AttachRequest, CopyRequest, HugepageRequest};
 
 /// Answer requests on many addresses
 #[derive(Debug, clap::Args)]
@@ -35,16 +35,7 @@ pub struct Args {
     /// How requests are answered
     #[arg(long, default_value = "afxdp")]
     engine: EngineKind,
-    /// Where the XDP program runs: in the driver (native), or in the kernel's generic hook
-    #[arg(long, value_name = "MODE", default_value = "auto")]
-    attach: AttachRequest,
-    /// Whether packets are copied between the driver's buffers and the rings
-    #[arg(long, value_name = "MODE", default_value = "auto")]
-    copy: CopyRequest,
-    /// Queues to serve, as in 0,1 [default: all in use]
-    #[arg(long, value_name = "LIST", value_delimiter = ',')]
-    queues: Vec<u32>,
-    /// Processors to pin the workers to, as in 0,1 [default: one for each worker]
+    /// Processors to pin the workers to, as in 0,1 [default: one for each worker, near the interrupt of its queue]
     #[arg(long, value_name = "LIST", value_delimiter = ',')]
     cores: Vec<usize>,
     /// Layout of the rings of packet-ring
@@ -62,6 +53,41 @@ pub struct Args {
     /// Print JSON lines: ready, stats once a second, stopped
     #[arg(long)]
     json: bool,
+    // The last: those behind it would be under its heading.
+    #[command(flatten)]
+    rings: Rings,
+}
+
+/// The ways out of a card. What is left to auto takes the best that can be had, and says what it did not get
+#[derive(Debug, clap::Args)]
+#[command(next_help_heading = "AF_XDP")]
+struct Rings {
+    /// Where the XDP program runs: in the driver (native), or in the kernel's generic hook
+    #[arg(long, value_name = "MODE", default_value = "auto")]
+    attach: AttachRequest,
+    /// Whether packets are copied between the driver's buffers and the rings
+    #[arg(long, value_name = "MODE", default_value = "auto")]
+    copy: CopyRequest,
+    /// Queues to serve, as in 0,1 [default: all in use]
+    #[arg(long, value_name = "LIST", value_delimiter = ',')]
+    queues: Vec<u32>,
+    /// Workers poll the card themselves, and sleep when nothing has come for so many microseconds
+    #[arg(long, value_name = "USECS", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    busy_poll: Option<u32>,
+    /// Bytes in a frame, 2048 or 4096 [default: what a packet fits into]
+    #[arg(long, value_name = "BYTES", value_parser = frame_size)]
+    frame_size: Option<u32>,
+    /// Whether the frames lie on huge pages
+    #[arg(long, value_name = "WHEN", default_value = "auto")]
+    hugepages: HugepageRequest,
+}
+
+/// The sizes that the kernel takes: a power of two, from 2 KiB to a page.
+fn frame_size(text: &str) -> Result<u32, String> {
+    match text.parse() {
+        Ok(size @ (2048 | 4096)) => Ok(size),
+        _ => Err("2048 or 4096".to_owned()),
+    }
 }
 
 /// Runs the subcommand.
@@ -74,9 +100,14 @@ pub fn run(args: Args) -> Result<ExitCode> {
         pool: args.addresses.pool().map_err(|error| Usage(error.to_string()))?,
         bind: args.bind,
         engine: Some(args.engine),
-        attach: args.attach,
-        copy: args.copy,
-        queues: args.queues,
+        attach: args.rings.attach,
+        copy: args.rings.copy,
+        queues: args.rings.queues,
+        rings: RingRequest {
+            frame_size: args.rings.frame_size,
+            hugepages: args.rings.hugepages,
+            busy_poll: args.rings.busy_poll,
+        },
         cores: args.cores,
         tpacket: args.tpacket,
         port: args.port,
@@ -87,6 +118,7 @@ pub fn run(args: Args) -> Result<ExitCode> {
         stop_at_end_of_input(stop.clone());
     }
     let server = binding(&config, &stop)?;
+    server.ready().modes.fallbacks.iter().for_each(note);
     let json = args.json;
     if json {
         print_json(&Event::Ready(server.ready().clone()))?;
@@ -130,6 +162,13 @@ fn describe(ready: &Ready) -> String {
             text += &format!(", {copy} mode, {hugepages}");
         }
         text += &format!(", queues {:?}", ready.modes.queues);
+    }
+    if let Some(poll) = ready.modes.busy_poll {
+        let preferred = if poll.preferred { "preferred " } else { "" };
+        text += &format!(
+            ", {preferred}busy polling for {} us, {} packets a call",
+            poll.microseconds, poll.budget
+        );
     }
     if let Some(depth) = ready.modes.queue_depth {
         text += &format!("; message queue of {depth}");

@@ -8,18 +8,18 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result, anyhow, ensure};
 
 use super::statistics::{Shown, Tally};
 use super::worker::Worker;
 use super::{Advertiser, CounterSet, Engine, EngineConfig, Modes, pin};
 use crate::address::Prefix;
 use crate::bind::Method;
-use crate::netlink::{self, KernelAddresses};
+use crate::netlink::{self, KernelAddresses, Link};
 use crate::report::{Counters, QueueCounters};
 use crate::xdp::{
-    AllMulticast, Attachment, CopyMode, CounterSource, Doorbell, KernelCounters, LiveAddresses, Program,
-    ProgramConfig, Reflect, Rings, Socket, SocketConfig, Verdict, VerdictSource,
+    AllMulticast, Attachment, CopyMode, CounterSource, Doorbell, Frame, KernelCounters, LiveAddresses,
+    Program, ProgramConfig, Reflect, Rings, Socket, SocketConfig, Verdict, VerdictSource,
 };
 
 /// Frames of each queue. They are the queue of requests that wait while the worker is kept from its processor: at
@@ -115,6 +115,7 @@ impl AfXdp {
             program.set_kernel_addresses(&own)?;
             None
         };
+        let frame_size = chosen_frame_size(config)?;
         // Attached before the sockets are bound: some drivers grant zero-copy only then.
         let attachment = program.attach(link, config.attach)?;
         // Some drivers reset the link when a program comes.
@@ -123,24 +124,33 @@ impl AfXdp {
         let mut queues = Vec::new();
         let mut mode = CopyMode::Zero;
         let served = if reflects && !is_hidden { &[][..] } else { &config.queues };
+        let mut fallbacks: Vec<_> = attachment.fallback().cloned().into_iter().collect();
         for (index, &queue) in served.iter().enumerate() {
-            let (socket, rings, _none) = Socket::open(&SocketConfig {
+            let core = config.cores[index % config.cores.len()];
+            let socket_config = SocketConfig {
                 interface: &link.name,
                 index: link.index,
                 queue,
                 copy: config.copy,
+                attach: attachment.mode(),
                 frames: FRAMES,
-                frame_size: frame_size(link.mtu),
+                frame_size,
+                hugepages: config.rings.hugepages,
+                busy_poll: config.rings.busy_poll,
                 send_ring: SEND_RING,
                 fill: FRAMES,
-            })?;
+            };
+            let (socket, rings, _none) = open_on(core, &socket_config)?;
+            // What holds for every queue is said once.
+            let fallback = socket.fallback().filter(|step| !fallbacks.contains(step)).cloned();
+            fallbacks.extend(fallback);
             if socket.mode() == CopyMode::Copy {
                 mode = CopyMode::Copy;
             }
             let worker = Worker::new(handler.clone(), config.replies);
             queues.push(Queue {
                 number: queue,
-                core: config.cores[index % config.cores.len()],
+                core,
                 worker: if is_hidden { worker.with_advertiser(Advertiser::new(link.mac)) } else { worker },
                 rings,
                 socket,
@@ -153,6 +163,8 @@ impl AfXdp {
         }
         let mut modes = Modes {
             attach: Some(attachment.mode()),
+            fallbacks,
+            busy_poll: queues.first().and_then(|queue| queue.socket.busy_poll()),
             queues: config.queues.clone(),
             cores: queues.iter().map(|queue| queue.core).collect(),
             ..Modes::default()
@@ -166,6 +178,32 @@ impl AfXdp {
         let reflected = if reflects { config.replies } else { 0 };
         Ok(Self { attachment, program, queues, hidden, reflected, modes })
     }
+}
+
+/// Bytes in a frame, as they are asked for or as packets need.
+fn chosen_frame_size(config: &EngineConfig) -> Result<u32> {
+    let Link { name, mtu, .. } = &config.link;
+    let needed = frame_size(*mtu);
+    let size = config.rings.frame_size.unwrap_or(needed);
+    ensure!(
+        size >= needed,
+        "a frame of {size} bytes is too small for packets of {name}, whose MTU is {mtu}: use --frame-size {needed}, or set \
+         an MTU of at most {}",
+        size.saturating_sub(FRAME_OVERHEAD)
+    );
+    Ok(size)
+}
+
+/// Opens a socket from processor `core`: the kernel takes the memory of frames and rings from the NUMA node of the processor
+/// that touches it first, which is then the worker's.
+fn open_on(core: usize, config: &SocketConfig) -> Result<(Socket, Rings, Vec<Frame>)> {
+    thread::scope(|scope| {
+        let opener = scope.spawn(|| {
+            pin(core);
+            Socket::open(config)
+        });
+        opener.join().map_err(|_| anyhow!("the thread that opens a socket panicked"))?
+    })
 }
 
 impl Engine for AfXdp {
@@ -245,6 +283,9 @@ impl Hidden {
 impl Queue {
     fn run(mut self, stop: &AtomicBool) -> io::Result<()> {
         pin(self.core);
+        let polling = self.socket.busy_poll();
+        let patience =
+            polling.map_or(PATIENCE, |poll| PATIENCE.max(Duration::from_micros(poll.microseconds.into())));
         let mut idle_since = None;
         while !stop.load(Ordering::Relaxed) {
             if self.worker.turn(&mut self.rings, &mut self.socket)? {
@@ -252,8 +293,12 @@ impl Queue {
                 self.shown.store(self.worker.tally());
                 continue;
             }
+            if polling.is_some() {
+                // Does the card's receive work, and its completions: no interrupt will.
+                self.socket.wake_receiver()?;
+            }
             let since = *idle_since.get_or_insert_with(Instant::now);
-            if since.elapsed() >= PATIENCE {
+            if since.elapsed() >= patience {
                 let limit = if self.rings.census().sending > 0 { NAP } else { DOZE };
                 self.socket.sleep(limit)?;
                 idle_since = None;

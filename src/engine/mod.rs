@@ -23,6 +23,7 @@ mod packet_ring;
 mod raw;
 mod server;
 mod socket;
+mod spread;
 mod statistics;
 mod tpacket;
 mod udp;
@@ -37,7 +38,9 @@ use serde::{Deserialize, Serialize};
 use crate::bind::Method;
 use crate::netlink::{AttachMode, Link};
 use crate::report::Counters;
-use crate::xdp::{AttachRequest, CopyMode, CopyRequest, LiveAddresses, RingSizes};
+use crate::xdp::{
+    AttachRequest, BusyPoll, CopyMode, CopyRequest, Fallback, HugepageRequest, LiveAddresses, RingSizes,
+};
 
 pub use advertiser::Advertiser;
 pub use afxdp::{FRAMES, frame_size};
@@ -108,6 +111,8 @@ pub struct EngineConfig {
     pub attach: AttachRequest,
     /// Which copy mode to ask for.
     pub copy: CopyRequest,
+    /// What its rings are to be like.
+    pub rings: RingRequest,
     /// The queues to serve, all of them in use.
     pub queues: Vec<u32>,
     /// The processors to pin to, at least one; workers beyond their number share them in turn.
@@ -120,6 +125,18 @@ pub struct EngineConfig {
     pub bind: Method,
 }
 
+/// What is asked of AF_XDP rings besides their modes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct RingRequest {
+    /// Bytes in a frame, 2048 or 4096; `None` for the smaller one that a packet fits into.
+    pub frame_size: Option<u32>,
+    /// Whether the frames are to lie on huge pages.
+    pub hugepages: HugepageRequest,
+    /// Preferred busy polling: for how long a worker that finds nothing to do does the card's receive work itself before it
+    /// sleeps, in microseconds. `None` to leave that work to interrupts.
+    pub busy_poll: Option<u32>,
+}
+
 /// What the kernel granted an engine: what it reports, not what was asked for. `None` where the engine has no such thing.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Modes {
@@ -127,6 +144,12 @@ pub struct Modes {
     pub attach: Option<AttachMode>,
     /// How packets get into and out of its rings: `Zero` only when every queue's do.
     pub copy: Option<CopyMode>,
+    /// The steps down that automatic choices took to these two.
+    #[serde(default)]
+    pub fallbacks: Vec<Fallback>,
+    /// How its sockets poll the card, where they do.
+    #[serde(default)]
+    pub busy_poll: Option<BusyPoll>,
     /// Queues that it serves.
     pub queues: Vec<u32>,
     /// Processors that it is pinned to.

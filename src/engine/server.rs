@@ -8,12 +8,13 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, anyhow, bail, ensure};
 
 use super::handler::Handler;
-use super::{Engine, EngineConfig, EngineKind, TPacket};
+use super::{Engine, EngineConfig, EngineKind, RingRequest, TPacket, spread};
 use crate::address::Pool;
 use crate::bind::{self, Bound, Method, Phases, Place, Step, Told};
-use crate::machine::Environment;
+use crate::machine::{self, Environment, Nearness};
 use crate::netlink::{self, Link};
 use crate::report::{Ready, Stats};
+use crate::settings::{Changed, Keeper, Setting};
 use crate::xdp::{AttachRequest, CopyRequest, ethtool};
 
 /// What to serve.
@@ -31,6 +32,8 @@ pub struct ServerConfig {
     pub attach: AttachRequest,
     /// Which copy mode to ask for.
     pub copy: CopyRequest,
+    /// What AF_XDP rings are to be like.
+    pub rings: RingRequest,
     /// Queues to serve; empty for all that are in use.
     pub queues: Vec<u32>,
     /// Processors to pin to; empty for as many as there are workers.
@@ -47,6 +50,7 @@ pub struct ServerConfig {
 pub struct Server {
     // Dropped in this order: the engine stops answering before its addresses go.
     engine: Option<Box<dyn Engine>>,
+    settings: Vec<Changed>,
     bound: Bound,
     ready: Ready,
     /// Of the interface, and the socket to ask for it: nothing tells an idle worker that it has gone.
@@ -61,7 +65,15 @@ pub struct Totals {
     pub stats: Stats,
     /// What taking the addresses back took.
     pub unbind: Phases,
+    /// Lines for people: settings that were not put back, because somebody else has changed them.
+    pub notes: Vec<String>,
 }
+
+/// What leaves the card's receive work to sockets that poll: interrupts stay off until the card was polled twice in vain and
+/// 200 µs have gone by, so that they come back by themselves when the worker sleeps. The values of the kernel's own description
+/// of preferred busy polling (Documentation/networking/napi.rst and the change that made it, Linux 5.11).
+const BUSY_POLL_SETTINGS: [(&str, &str); 2] =
+    [("napi_defer_hard_irqs", "2"), ("gro_flush_timeout", "200000")];
 
 /// Statistics are shown this often.
 const PERIOD: Duration = Duration::from_secs(1);
@@ -77,6 +89,7 @@ impl ServerConfig {
             engine: None,
             attach: AttachRequest::Auto,
             copy: CopyRequest::Auto,
+            rings: RingRequest::default(),
             queues: Vec::new(),
             cores: Vec::new(),
             tpacket: TPacket::default(),
@@ -108,10 +121,30 @@ impl Server {
     /// # Errors
     /// What is missing and what to do about it. Nothing is left behind.
     pub fn start(config: &ServerConfig, step: &mut Step) -> Result<Self> {
+        let link = netlink::link(&config.interface)?;
+        let keeper = Keeper::open()?;
+        let found = keeper.put_right()?;
+        let put_right = found.join("; ");
+        let started = Self::start_on(link, config, &keeper, found, step);
+        // That it did not start is no reason not to say what it did.
+        if put_right.is_empty() { started } else { started.context(put_right) }
+    }
+
+    fn start_on(
+        mut link: Link,
+        config: &ServerConfig,
+        keeper: &Keeper,
+        mut notes: Vec<String>,
+        step: &mut Step,
+    ) -> Result<Self> {
         let (kind, hidden) = config.engine()?;
-        let mut link = netlink::link(&config.interface)?;
+        ensure!(
+            config.rings.busy_poll.is_none() || kind == Some(EngineKind::Afxdp),
+            "--busy-poll is for AF_XDP sockets: use --engine afxdp"
+        );
         let queues = queues(config, kind)?;
-        let cores = cores(config, queues.len())?;
+        let cores = cores(config, &link, &queues)?;
+        let served = queues.clone();
         if kind.is_some_and(EngineKind::steers) && link.xdp.is_some() {
             // Before thousands of addresses are bound for nothing; `attach` looks again.
             bail!(crate::xdp::occupied(&link));
@@ -135,6 +168,7 @@ impl Server {
             replies: config.replies,
             attach: config.attach,
             copy: config.copy,
+            rings: config.rings,
             queues,
             cores,
             tpacket: config.tpacket,
@@ -168,6 +202,19 @@ impl Server {
             link = netlink::link(&config.interface)?;
             (open(kind, &link)?, bound)
         };
+        // After the engine, which may have had the driver set up its queues anew.
+        let mut settings = Vec::new();
+        if config.rings.busy_poll.is_some() {
+            for (name, value) in BUSY_POLL_SETTINGS {
+                let setting = Setting::sysfs(&link, name);
+                let changed = keeper.change(&link, setting, value);
+                settings.push(changed.context("busy polling cannot have what it needs")?);
+            }
+        }
+        let count = ethtool::queues(&link.name)?;
+        let (spread, words) = spread::onto(keeper, &link, config.port, &served, count);
+        settings.extend(spread);
+        notes.extend(words);
         let ready = Ready {
             engine: config.engine,
             driver: ethtool::driver(&link.name)?,
@@ -185,9 +232,10 @@ impl Server {
             attach_asked: config.attach,
             copy_asked: config.copy,
             environment: Environment::of(&link),
+            notes,
             modes: engine.as_ref().map(|engine| engine.modes().clone()).unwrap_or_default(),
         };
-        Ok(Self { engine, bound, ready, index: link.index, socket: netlink::Socket::open()? })
+        Ok(Self { engine, settings, bound, ready, index: link.index, socket: netlink::Socket::open()? })
     }
 
     /// What it really got.
@@ -227,6 +275,7 @@ impl Server {
             engine.map_or(Ok(()), |engine| engine.join().map_err(|_| anyhow!("the engine panicked"))?)
         });
         let stats = stats();
+        let put_back: Vec<_> = self.settings.into_iter().map(Changed::put_back).collect();
         let released = self.bound.release(told).context("some addresses stay");
         ensure!(
             !gone,
@@ -235,7 +284,10 @@ impl Server {
             self.ready.addresses
         );
         result?;
-        Ok(Totals { stats, unbind: released? })
+        let unbind = released?;
+        let put_back: Result<Vec<_>> = put_back.into_iter().collect();
+        let notes = put_back.context("a setting stays changed")?.into_iter().flatten().collect();
+        Ok(Totals { stats, unbind, notes })
     }
 }
 
@@ -264,12 +316,13 @@ fn queues(config: &ServerConfig, engine: Option<EngineKind>) -> Result<Vec<u32>>
     Ok(config.queues.clone())
 }
 
-/// The processors to pin to, each of which this process may use.
-fn cores(config: &ServerConfig, workers: usize) -> Result<Vec<usize>> {
-    let allowed: Vec<_> =
-        core_affinity::get_core_ids().unwrap_or_default().iter().map(|core| core.id).collect();
+/// The processors to pin to, each of which this process may use: near the interrupts of `queues`, where there are any.
+fn cores(config: &ServerConfig, link: &Link, queues: &[u32]) -> Result<Vec<usize>> {
+    let allowed = machine::allowed();
     if config.cores.is_empty() {
-        let cores: Vec<_> = allowed.into_iter().take(workers.max(1)).collect();
+        // Without queues of its own an engine has one worker.
+        let workers = if queues.is_empty() { &[0] } else { queues };
+        let cores = Nearness::of(link).choose(workers, &allowed);
         return Ok(if cores.is_empty() { vec![0] } else { cores });
     }
     for core in &config.cores {

@@ -13,8 +13,8 @@ use crate::address::Prefix;
 use crate::netlink::{self, AttachMode};
 use crate::wire::{self, Endpoints, Template};
 use crate::xdp::{
-    AttachRequest, Attachment, CopyMode, CopyRequest, Doorbell, Frame, Program, ProgramConfig, RingSizes,
-    Rings, Socket, SocketConfig, ethtool,
+    AttachRequest, Attachment, CopyMode, CopyRequest, Doorbell, Frame, HugepageRequest, Program,
+    ProgramConfig, RingSizes, Rings, Socket, SocketConfig, ethtool,
 };
 
 /// Frames of each queue. Ten replies to each request come back; these hold what comes while the generator is kept from its
@@ -72,8 +72,11 @@ impl RingTransport {
                 index: link.index,
                 queue,
                 copy: CopyRequest::Auto,
+                attach: attachment.mode(),
                 frames: FRAMES,
                 frame_size: if link.mtu <= 1500 { 2048 } else { 4096 },
+                hugepages: HugepageRequest::Auto,
+                busy_poll: None,
                 send_ring: SEND_FRAMES,
                 fill: FRAMES - sending,
             })?;

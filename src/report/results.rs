@@ -132,6 +132,9 @@ pub struct Ready {
     /// The server's machine.
     #[serde(default)]
     pub environment: Environment,
+    /// Lines for people: settings that a killed server had left changed, and where requests arrive if not all queues are served.
+    #[serde(default)]
+    pub notes: Vec<String>,
     /// What the kernel granted.
     #[serde(flatten)]
     pub modes: Modes,

@@ -145,6 +145,7 @@ impl Interface {
                 virtio: file("device/features"),
             }
         });
+        let seen = seen.unwrap_or_default();
         let is_virtio = seen.nic.driver == "virtio_net";
         let peer = if seen.nic.driver == "veth" { netlink::peer(link.index) } else { None };
         Self {

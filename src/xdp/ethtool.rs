@@ -1,10 +1,12 @@
 //! The few questions and settings of a card that only the ethtool ioctl knows (linux/ethtool.h).
 
+use std::collections::HashSet;
 use std::io;
 use std::os::fd::AsRawFd;
 
-use anyhow::{Result, anyhow, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
+use serde::{Deserialize, Serialize};
 
 /// Commands of linux/ethtool.h.
 const ETHTOOL_GSET: u32 = 0x01;
@@ -14,8 +16,13 @@ const ETHTOOL_STXCSUM: u32 = 0x17;
 const ETHTOOL_GSTRINGS: u32 = 0x1b;
 const ETHTOOL_GSTATS: u32 = 0x1d;
 const ETHTOOL_GRXCLSRLCNT: u32 = 0x2e;
+const ETHTOOL_GRXCLSRULE: u32 = 0x2f;
+const ETHTOOL_GRXCLSRLALL: u32 = 0x30;
+const ETHTOOL_SRXCLSRLDEL: u32 = 0x31;
+const ETHTOOL_SRXCLSRLINS: u32 = 0x32;
 const ETHTOOL_GSSET_INFO: u32 = 0x37;
 const ETHTOOL_GRXFHINDIR: u32 = 0x38;
+const ETHTOOL_SRXFHINDIR: u32 = 0x39;
 const ETHTOOL_GFEATURES: u32 = 0x3a;
 const ETHTOOL_GCHANNELS: u32 = 0x3c;
 const ETHTOOL_SCHANNELS: u32 = 0x3d;
@@ -23,6 +30,21 @@ const ETHTOOL_SCHANNELS: u32 = 0x3d;
 /// The sets of names of a driver's counters (ETH_SS_STATS), and of offloads (ETH_SS_FEATURES).
 const STATISTICS: u32 = 1;
 const FEATURES: u32 = 4;
+
+/// The kind of flow that is UDP over IPv6.
+const UDP_V6_FLOW: u32 = 0x06;
+
+/// Of the data that ETHTOOL_GRXCLSRLCNT returns: the driver chooses the places of rules itself.
+const RX_CLS_LOC_SPECIAL: u32 = 1 << 31;
+
+/// Where `struct ethtool_tcpip6_spec` has the destination port, in bytes.
+const DESTINATION_PORT: usize = 34;
+
+/// Places for rules that are looked at: more than any driver in Linux 6.18 offers.
+const MAX_RULES: usize = 16_384;
+
+/// Places in a table of queues: more than any driver in Linux 6.18 has.
+const MAX_INDIRECTION: u32 = 65_536;
 
 /// More offloads than any kernel knows: 65 in Linux 6.18. 32 to a block.
 const MAX_FEATURES: usize = 256;
@@ -120,15 +142,6 @@ struct FeatureBlock {
     never_changed: u32,
 }
 
-#[repr(C)]
-struct FlowRules {
-    command: u32,
-    flow_type: u32,
-    data: u64,
-    rule: [u64; 21],
-    count: u32,
-}
-
 /// How many queues there are. A combined channel has a queue of each kind, and counts as one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct QueueCounts {
@@ -149,6 +162,55 @@ pub struct Offload {
     pub on: bool,
     /// Whether `ethtool -K` can switch it.
     pub changeable: bool,
+}
+
+/// `struct ethtool_rx_flow_spec`.
+#[repr(C)]
+struct FlowSpec {
+    kind: u32,
+    value: [u8; 52],
+    value_extension: [u8; 20],
+    mask: [u8; 52],
+    mask_extension: [u8; 20],
+    queue: u64,
+    location: u32,
+}
+
+/// `struct ethtool_rxnfc`, with room for `N` places. The kernel takes it with at least one.
+#[repr(C)]
+struct Classification<const N: usize> {
+    command: u32,
+    kind: u32,
+    data: u64,
+    rule: FlowSpec,
+    count: u32,
+    locations: [u32; N],
+}
+
+impl<const N: usize> Classification<N> {
+    fn new(command: u32, location: u32) -> Self {
+        let rule = FlowSpec {
+            kind: 0,
+            value: [0; 52],
+            value_extension: [0; 20],
+            mask: [0; 52],
+            mask_extension: [0; 20],
+            queue: 0,
+            location,
+        };
+        Self { command, kind: 0, data: 0, rule, count: 0, locations: [0; N] }
+    }
+}
+
+/// A rule by which a card puts the packets to one UDP port, over IPv6, on one queue.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FlowRule {
+    /// Its place among the card's rules.
+    pub location: u32,
+    /// The port.
+    pub port: u16,
+    /// The queue.
+    pub queue: u32,
 }
 
 /// What a card says of itself; empty where it does not.
@@ -268,16 +330,12 @@ fn ring_parameters(interface: &str) -> Option<RingParameters> {
 
 /// Entries of the table by which the card spreads packets over its queues (RSS); `None` where it does not.
 pub fn rss_entries(interface: &str) -> Option<u32> {
-    // With room for none, the kernel answers with their number.
-    let mut table = Value { command: ETHTOOL_GRXFHINDIR, data: 0 };
-    ioctl(interface, &mut table).ok()?;
-    Some(table.data)
+    Some(indirection(interface).ok()?.len() as u32)
 }
 
 /// How many rules the card has that send packets to a queue (`ethtool -n`); `None` where it takes none.
 pub fn flow_rules(interface: &str) -> Option<u32> {
-    let mut rules =
-        FlowRules { command: ETHTOOL_GRXCLSRLCNT, flow_type: 0, data: 0, rule: [0; 21], count: 0 };
+    let mut rules = Classification::<1>::new(ETHTOOL_GRXCLSRLCNT, 0);
     ioctl(interface, &mut rules).ok()?;
     Some(rules.count)
 }
@@ -353,8 +411,89 @@ pub fn set_tx_checksum(interface: &str, on: bool) -> Result<()> {
         .map_err(|error| anyhow!("cannot set the tx checksum offload of {interface}: {error}"))
 }
 
-/// `T` is the structure of linux/ethtool.h that its first field, the command, names.
-fn ioctl<T>(interface: &str, argument: &mut T) -> io::Result<()> {
+/// The table by which RSS chooses a queue: the hash of a packet, modulo the table's length, is the place where its queue stands.
+///
+/// # Errors
+/// When the card has no such table: one queue only, say.
+pub fn indirection(interface: &str) -> io::Result<Vec<u32>> {
+    let mut header = [ETHTOOL_GRXFHINDIR, 0];
+    ioctl(interface, &mut header)?; // asked for none, it says how long the table is
+    if header[1] == 0 || header[1] > MAX_INDIRECTION {
+        return Err(io::Error::from_raw_os_error(libc::EOPNOTSUPP));
+    }
+    let mut table = vec![0; header[1] as usize + 2];
+    table[..2].copy_from_slice(&header);
+    ioctl(interface, table.as_mut_slice())?;
+    Ok(table.split_off(2))
+}
+
+/// Sets that table. Where it is the one that the kernel makes by itself, it is given back to the kernel: a table of somebody's own
+/// would keep the card from having fewer queues later.
+///
+/// # Errors
+/// When the card does not take it.
+pub fn set_indirection(interface: &str, table: &[u32]) -> io::Result<()> {
+    ioctl(interface, &mut [ETHTOOL_SRXFHINDIR, 0])?;
+    if indirection(interface)? == table {
+        return Ok(());
+    }
+    let mut whole = [&[ETHTOOL_SRXFHINDIR, table.len() as u32], table].concat();
+    ioctl(interface, whole.as_mut_slice())
+}
+
+/// A place where the card has no rule, the last there is: those before it go first.
+///
+/// # Errors
+/// When the card has no rules, no place for one, or none that can be chosen.
+pub fn free_rule(interface: &str) -> Result<u32> {
+    let mut known = Classification::<1>::new(ETHTOOL_GRXCLSRLCNT, 0);
+    ioctl(interface, &mut known)?;
+    let mut all = Box::new(Classification::<MAX_RULES>::new(ETHTOOL_GRXCLSRLALL, 0));
+    ensure!(
+        known.data as u32 & RX_CLS_LOC_SPECIAL == 0 && known.count as usize <= MAX_RULES,
+        "its driver chooses where a rule goes"
+    );
+    all.count = known.count;
+    ioctl(interface, all.as_mut())?;
+    let taken: HashSet<_> = all.locations.iter().take(known.count as usize).collect();
+    // What the card has room for, as the driver says with the list.
+    let places = u32::try_from(all.data).unwrap_or(u32::MAX).min(MAX_RULES as u32);
+    (0..places).rev().find(|place| !taken.contains(place)).context("it has no room for one more rule")
+}
+
+/// The rule at `location`; `None` where there is none. One of another kind is shown as a rule for port 0, which is no port.
+pub fn flow_rule(interface: &str, location: u32) -> Option<FlowRule> {
+    let mut found = Classification::<1>::new(ETHTOOL_GRXCLSRULE, location);
+    ioctl(interface, &mut found).ok()?;
+    let rule = &found.rule;
+    let port = u16::from_be_bytes([rule.value[DESTINATION_PORT], rule.value[DESTINATION_PORT + 1]]);
+    let port = if rule.kind == UDP_V6_FLOW { port } else { 0 };
+    Some(FlowRule { location, port, queue: u32::try_from(rule.queue).unwrap_or(u32::MAX) })
+}
+
+/// Gives the card a rule.
+///
+/// # Errors
+/// When it does not take it.
+pub fn insert_flow_rule(interface: &str, rule: &FlowRule) -> io::Result<()> {
+    let mut insertion = Classification::<1>::new(ETHTOOL_SRXCLSRLINS, rule.location);
+    insertion.rule.kind = UDP_V6_FLOW;
+    insertion.rule.value[DESTINATION_PORT..][..2].copy_from_slice(&rule.port.to_be_bytes());
+    insertion.rule.mask[DESTINATION_PORT..][..2].copy_from_slice(&[0xff; 2]);
+    insertion.rule.queue = rule.queue.into();
+    ioctl(interface, &mut insertion)
+}
+
+/// Takes the rule at `location` away.
+///
+/// # Errors
+/// When there is none.
+pub fn delete_flow_rule(interface: &str, location: u32) -> io::Result<()> {
+    ioctl(interface, &mut Classification::<1>::new(ETHTOOL_SRXCLSRLDEL, location))
+}
+
+/// `T` is the structure of linux/ethtool.h that its first field, the command, names, as long as its other fields say.
+fn ioctl<T: ?Sized>(interface: &str, argument: &mut T) -> io::Result<()> {
     // SAFETY: plain integers and a pointer, for which zeros are a value.
     let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
     if interface.len() >= request.ifr_name.len() {
@@ -398,6 +537,8 @@ mod tests {
         assert_eq!(statistics("lo").unwrap(), []);
         assert_eq!((speed("lo"), card_rings("lo"), largest_card_rings("lo")), (None, None, None));
         assert_eq!((rss_entries("lo"), flow_rules("lo")), (None, None));
+        assert_eq!(indirection("lo").unwrap_err().raw_os_error(), Some(libc::EOPNOTSUPP));
+        assert!(free_rule("lo").is_err() && flow_rule("lo", 0).is_none());
     }
 
     #[test]
@@ -405,6 +546,11 @@ mod tests {
         assert_eq!(size_of::<DriverInfo>(), 196);
         assert_eq!(size_of::<LinkSettings>(), 44);
         assert_eq!(size_of::<RingParameters>(), 36);
-        assert_eq!(size_of::<FlowRules>(), 192);
+        assert_eq!(size_of::<FlowSpec>(), 168);
+        assert_eq!(size_of::<Classification<1>>(), 192);
+        assert_eq!(std::mem::offset_of!(FlowSpec, mask), 76);
+        assert_eq!(std::mem::offset_of!(FlowSpec, queue), 152);
+        assert_eq!(std::mem::offset_of!(Classification<1>, rule), 16);
+        assert_eq!(std::mem::offset_of!(Classification<1>, locations), 188);
     }
 }

@@ -1,8 +1,34 @@
 //! Mapped memory: the UMEM that frames lie in, and the rings that the kernel maps for a socket, here and in the engine room.
 
+use std::fmt;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::ptr::{self, NonNull};
+
+use serde::{Deserialize, Serialize};
+
+/// Whether packets are to lie on huge pages.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum HugepageRequest {
+    /// Where enough of them are free.
+    #[default]
+    Auto,
+    /// On huge pages or an error.
+    Yes,
+    /// On pages of the usual size.
+    No,
+}
+
+impl fmt::Display for HugepageRequest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Auto => "auto",
+            Self::Yes => "yes",
+            Self::No => "no",
+        })
+    }
+}
 
 /// A mapping that is readable, writable and shared with the kernel, unmapped when dropped.
 #[derive(Debug)]
@@ -21,14 +47,23 @@ unsafe impl Sync for Memory {}
 const HUGEPAGE: usize = 2 << 20;
 
 impl Memory {
-    /// Zeroed memory of at least `length` bytes, on huge pages where some are free (vm.nr_hugepages).
-    pub fn anonymous_huge(length: usize) -> io::Result<Self> {
+    /// Zeroed memory of at least `length` bytes, on such pages as are asked for.
+    pub fn anonymous_on(pages: HugepageRequest, length: usize) -> io::Result<Self> {
+        if pages == HugepageRequest::No {
+            return Self::anonymous(length);
+        }
         let rounded = length.next_multiple_of(HUGEPAGE);
+        // None is free, or none of that size is known.
         match Self::map(rounded, libc::MAP_ANONYMOUS | libc::MAP_HUGETLB, None, 0) {
             Ok(mut memory) => {
                 memory.hugepages = true;
                 Ok(memory)
             }
+            Err(error) if pages == HugepageRequest::Yes => Err(io::Error::other(format!(
+                "{} huge pages of 2 MiB are not free ({error}): raise vm.nr_hugepages (sysctl -w vm.nr_hugepages=N, for \
+                 all queues), or use --hugepages auto",
+                rounded / HUGEPAGE
+            ))),
             Err(_) => Self::anonymous(length),
         }
     }

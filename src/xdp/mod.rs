@@ -5,9 +5,11 @@
 //! safe to use, and counts frames so that none is lost unseen. Only the program in the kernel
 //! knows anything of requests and replies.
 
+mod fallback;
 mod memory;
 mod multicast;
 mod netdev;
+mod option;
 mod program;
 mod ring;
 mod rings;
@@ -18,13 +20,18 @@ pub mod capability;
 pub mod ethtool;
 pub mod model;
 
+pub use fallback::Fallback;
+pub use memory::HugepageRequest;
 pub(crate) use memory::Memory;
 pub use multicast::AllMulticast;
 pub use netdev::XdpFeatures;
+pub use option::namespace_cookie;
 pub use program::{
     AttachRequest, Attachment, LiveAddresses, Program, ProgramConfig, Reflect, Verdict, VerdictSource,
     occupied,
 };
 pub use rings::{Census, Doorbell, Rings};
-pub use socket::{CopyMode, CopyRequest, CounterSource, KernelCounters, RingSizes, Socket, SocketConfig};
+pub use socket::{
+    BusyPoll, CopyMode, CopyRequest, CounterSource, KernelCounters, RingSizes, Socket, SocketConfig,
+};
 pub use umem::{Frame, Packet, Umem};

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use libc::xdp_desc;
 
-use super::memory::Memory;
+use super::memory::{HugepageRequest, Memory};
 use super::ring::{Consumer, Producer, pair};
 use super::rings::{Doorbell, Rings};
 use super::socket::fill_ring;
@@ -39,7 +39,7 @@ pub struct Model {
 /// Rings of `size` entries each (a power of two) around `frames` frames, with all counters starting at `start`; the
 /// frames' tokens; and the other ends. `None` when the memory cannot be had.
 pub fn rings(frames: u32, frame_size: u32, size: u32, start: u32) -> Option<(Rings, Vec<Frame>, Model)> {
-    let (umem, tokens) = Umem::new(frames, frame_size).ok()?;
+    let (umem, tokens) = Umem::new(frames, frame_size, HugepageRequest::Auto).ok()?;
     let memory = umem.memory.clone();
     let (fill, kernel_fill) = pair(fill_ring(frames), start)?;
     let (kernel_rx, rx) = pair(size, start)?;

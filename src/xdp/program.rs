@@ -16,6 +16,7 @@ use libbpf_rs::skel::{OpenSkel, SkelBuilder};
 use libbpf_rs::{MapCore, MapFlags, MapHandle};
 use serde::{Deserialize, Serialize};
 
+use super::fallback::Fallback;
 use super::memory::Memory;
 use crate::address::Prefix;
 use crate::netlink::{self, AttachMode, Link};
@@ -194,6 +195,7 @@ pub struct Attachment {
     /// The link of `count_frames`.
     frames: Option<OwnedFd>,
     mode: AttachMode,
+    fallback: Option<Fallback>,
 }
 
 impl Program {
@@ -323,44 +325,49 @@ impl Program {
     /// # Errors
     /// When another program is attached, which is left alone, or the mode cannot be had.
     pub fn attach(&self, link: &Link, request: AttachRequest) -> Result<Attachment> {
+        let mut attachment = self.attach_as(link, request)?;
+        // Generic redirects go another way, which does not pass there.
+        if attachment.mode == AttachMode::Native {
+            attachment.frames = self.trace_frames()?;
+        }
+        Ok(attachment)
+    }
+
+    fn attach_as(&self, link: &Link, request: AttachRequest) -> Result<Attachment> {
         if link.xdp.is_some() {
             return Err(occupied(link));
         }
-        let modes: &[_] = match request {
-            AttachRequest::Auto => &[XDP_FLAGS_DRV_MODE, XDP_FLAGS_SKB_MODE],
-            AttachRequest::Native => &[XDP_FLAGS_DRV_MODE],
-            AttachRequest::Generic => &[XDP_FLAGS_SKB_MODE],
-        };
-        let mut refusal = None;
-        for flags in modes {
-            match self.create_link(link.index, *flags) {
-                Ok(fd) => {
-                    // What the kernel made of it, not what was asked for.
-                    let attached = netlink::link(&link.name)?.xdp;
-                    let mode = attached.context("the program was attached, and is gone again")?.mode;
-                    // Generic redirects go another way, which does not pass there.
-                    let frames = if mode == AttachMode::Native { self.trace_frames()? } else { None };
-                    return Ok(Attachment { _link: fd, frames, mode });
+        let (flags, fallback) = match request {
+            AttachRequest::Native => (XDP_FLAGS_DRV_MODE, None),
+            AttachRequest::Generic => (XDP_FLAGS_SKB_MODE, None),
+            AttachRequest::Auto => match self.create_link(link.index, XDP_FLAGS_DRV_MODE) {
+                Ok(fd) => return Attachment::new(fd, link, None),
+                // Then the generic hook would be refused as well.
+                Err(error)
+                    if matches!(error.raw_os_error(), Some(libc::EBUSY | libc::EEXIST | libc::EPERM)) =>
+                {
+                    return Err(explain_attach(link, &error));
                 }
-                Err(error) => refusal = Some(error),
+                Err(error) => {
+                    let why = explain_attach(link, &error).to_string();
+                    let step = Fallback::new("attach", AttachMode::Native, AttachMode::Generic, why);
+                    (XDP_FLAGS_SKB_MODE, Some(step))
+                }
+            },
+        };
+        match self.create_link(link.index, flags) {
+            Ok(fd) => Attachment::new(fd, link, fallback),
+            Err(error) if request == AttachRequest::Native => {
+                let why = explain_attach(link, &error);
+                Err(match error.raw_os_error() {
+                    Some(libc::EOPNOTSUPP) => {
+                        anyhow!("{why}: use --attach generic, or auto to take what there is")
+                    }
+                    _ => why,
+                })
             }
+            Err(error) => Err(explain_attach(link, &error)),
         }
-        let error = refusal.unwrap_or_else(|| io::Error::from_raw_os_error(libc::EOPNOTSUPP));
-        let name = &link.name;
-        Err(match error.raw_os_error() {
-            Some(libc::EBUSY | libc::EEXIST) => occupied(link),
-            Some(libc::EOPNOTSUPP) if request == AttachRequest::Native => anyhow!(
-                "the driver of {name} has no native XDP: use --attach generic, or auto to take what there is"
-            ),
-            Some(libc::EPERM) => {
-                anyhow!("attaching an XDP program needs CAP_NET_ADMIN and CAP_BPF: run as root")
-            }
-            Some(libc::EINVAL) => anyhow!(
-                "{name} takes no XDP program now ({error}): its MTU may be too large for XDP (ip link set dev {name} \
-                 mtu 1500), or large receive offload on (ethtool -K {name} lro off)"
-            ),
-            _ => anyhow!("cannot attach the XDP program to {name}: {error}"),
-        })
     }
 
     fn create_link(&self, interface: u32, flags: u32) -> io::Result<OwnedFd> {
@@ -559,6 +566,13 @@ fn sums<const N: usize>(map: &MapHandle) -> Result<[u64; N]> {
 }
 
 impl Attachment {
+    /// In the mode that the kernel made of it, not the one that was asked for.
+    fn new(fd: OwnedFd, link: &Link, fallback: Option<Fallback>) -> Result<Self> {
+        let attached = netlink::link(&link.name)?.xdp;
+        let mode = attached.context("the program was attached, and is gone again")?.mode;
+        Ok(Self { _link: fd, frames: None, mode, fallback })
+    }
+
     /// The mode that the kernel reports.
     pub fn mode(&self) -> AttachMode {
         self.mode
@@ -567,6 +581,26 @@ impl Attachment {
     /// Whether it is counted which of the program's own replies the driver takes.
     pub fn counts_frames(&self) -> bool {
         self.frames.is_some()
+    }
+
+    /// The step down that was taken to it.
+    pub fn fallback(&self) -> Option<&Fallback> {
+        self.fallback.as_ref()
+    }
+}
+
+/// Says what a refused attachment means.
+fn explain_attach(link: &Link, error: &io::Error) -> anyhow::Error {
+    let name = &link.name;
+    match error.raw_os_error() {
+        Some(libc::EBUSY | libc::EEXIST) => occupied(link),
+        Some(libc::EOPNOTSUPP) => anyhow!("the driver of {name} has no native XDP"),
+        Some(libc::EPERM) => anyhow!("attaching an XDP program needs CAP_NET_ADMIN and CAP_BPF: run as root"),
+        Some(libc::EINVAL) => anyhow!(
+            "{name} takes no XDP program now ({error}): its MTU may be too large for XDP (ip link set dev {name} mtu 1500), \
+             or large receive offload on (ethtool -K {name} lro off)"
+        ),
+        _ => anyhow!("{name} takes no XDP program: {error}"),
     }
 }
 

@@ -5,20 +5,22 @@
 
 use std::fmt;
 use std::io;
-use std::mem;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, anyhow};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use serde::{Deserialize, Serialize};
 
-use super::memory::Memory;
+use super::fallback::Fallback;
+use super::memory::{HugepageRequest, Memory};
+use super::option;
 use super::ring::{Consumer, Entry, Layout, Producer};
 use super::rings::{Doorbell, Rings};
 use super::umem::Umem;
+use crate::netlink::AttachMode;
 
 /// How packets get from the card into the UMEM.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -73,10 +75,16 @@ pub struct SocketConfig<'a> {
     pub queue: u32,
     /// Which copy mode to ask for.
     pub copy: CopyRequest,
+    /// How the program that steers to it is attached.
+    pub attach: AttachMode,
     /// Frames in the UMEM, a power of two. The rx ring is as large, and the fill ring twice, so that neither ever overflows.
     pub frames: u32,
     /// Bytes in a frame, 2048 or 4096.
     pub frame_size: u32,
+    /// Whether the UMEM is to lie on huge pages.
+    pub hugepages: HugepageRequest,
+    /// Preferred busy polling, for so many microseconds.
+    pub busy_poll: Option<u32>,
     /// Descriptors in the tx and completion rings, a power of two.
     pub send_ring: u32,
     /// How many of the frames go into the fill ring; the others are the caller's.
@@ -120,7 +128,21 @@ impl SocketConfig<'_> {
 pub struct Socket {
     fd: Arc<OwnedFd>,
     mode: CopyMode,
+    fallback: Option<Fallback>,
     sizes: RingSizes,
+    busy_poll: Option<BusyPoll>,
+}
+
+/// Busy polling of a socket, as the kernel says that it is set (Documentation/networking/napi.rst): whoever waits for
+/// packets does the card's receive work itself, instead of an interrupt that takes the processor from it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BusyPoll {
+    /// For how long, in microseconds (SO_BUSY_POLL).
+    pub microseconds: u32,
+    /// Whether the card's interrupts stay off meanwhile (SO_PREFER_BUSY_POLL).
+    pub preferred: bool,
+    /// Packets that one call takes from the card at most (SO_BUSY_POLL_BUDGET, which the kernel does not show: what was set).
+    pub budget: u32,
 }
 
 /// Numbers that the kernel keeps for a socket (XDP_STATISTICS), since it was opened.
@@ -160,22 +182,42 @@ impl Socket {
     /// # Errors
     /// When the kernel refuses, with what to do about it.
     pub fn open(config: &SocketConfig) -> Result<(Self, Rings, Vec<super::Frame>)> {
+        // Left to itself the kernel would try zero-copy first as well, and keep the reason why it is not to be had.
+        let best = if config.copy == CopyRequest::Copy { CopyMode::Copy } else { CopyMode::Zero };
+        let why = match Self::open_as(config, best) {
+            Err(OpenError::Bind(error)) if config.copy == CopyRequest::Auto && may_copy(&error) => {
+                no_zero_copy(config, &error)
+            }
+            opened => return opened.map_err(|error| error.explain(config, best)),
+        };
+        let copying = Self::open_as(config, CopyMode::Copy);
+        let (mut socket, rings, frames) = copying.map_err(|error| error.explain(config, CopyMode::Copy))?;
+        socket.fallback = Some(Fallback::new("copy", CopyMode::Zero, CopyMode::Copy, why));
+        Ok((socket, rings, frames))
+    }
+
+    fn open_as(config: &SocketConfig, mode: CopyMode) -> Result<(Self, Rings, Vec<super::Frame>), OpenError> {
+        if mode == CopyMode::Zero && config.attach == AttachMode::Generic {
+            // A driver might grant it all the same. But what its generic hook steers was copied into a socket buffer before.
+            return Err(OpenError::Bind(io::Error::other("generic XDP has no zero-copy")));
+        }
         let give_up = Instant::now() + BUSY_LIMIT;
         loop {
-            match Self::try_open(config) {
+            match Self::try_open(config, mode) {
                 Err(OpenError::Bind(error))
                     if error.raw_os_error() == Some(libc::EBUSY) && Instant::now() < give_up =>
                 {
                     thread::sleep(Duration::from_millis(10));
                 }
-                Err(OpenError::Bind(error)) => return Err(explain(config, &error)),
-                Err(OpenError::Other(error)) => return Err(error),
-                Ok(opened) => return Ok(opened),
+                opened => return opened,
             }
         }
     }
 
-    fn try_open(config: &SocketConfig) -> Result<(Self, Rings, Vec<super::Frame>), OpenError> {
+    fn try_open(
+        config: &SocketConfig,
+        mode: CopyMode,
+    ) -> Result<(Self, Rings, Vec<super::Frame>), OpenError> {
         let fd = Arc::new(unbound().map_err(|error| {
             let cure = match error.raw_os_error() {
                 Some(libc::EAFNOSUPPORT) => "this kernel is built without CONFIG_XDP_SOCKETS",
@@ -185,7 +227,8 @@ impl Socket {
             anyhow::Error::new(error).context(format!("no AF_XDP socket: {cure}"))
         })?);
 
-        let (umem, frames) = Umem::new(config.frames, config.frame_size).context("no memory for the UMEM")?;
+        let (umem, frames) = Umem::new(config.frames, config.frame_size, config.hugepages)
+            .context("no memory for the UMEM")?;
         let registration = libc::xdp_umem_reg {
             addr: umem.memory.start().as_ptr() as u64,
             len: umem.length(),
@@ -194,7 +237,7 @@ impl Socket {
             flags: 0,
             tx_metadata_len: 0,
         };
-        set_option(&fd, libc::XDP_UMEM_REG, &registration).context(
+        option::set(&fd, libc::SOL_XDP, libc::XDP_UMEM_REG, &registration).context(
             "the kernel does not take the UMEM (is the locked-memory limit too low? see ulimit -l)",
         )?;
         let sizes = config.rings();
@@ -204,11 +247,12 @@ impl Socket {
             (libc::XDP_RX_RING, sizes.rx),
             (libc::XDP_TX_RING, sizes.tx),
         ] {
-            set_option(&fd, ring, &size).with_context(|| format!("the kernel refuses a ring of {size}"))?;
+            option::set(&fd, libc::SOL_XDP, ring, &size)
+                .with_context(|| format!("the kernel refuses a ring of {size}"))?;
         }
 
-        let offsets: libc::xdp_mmap_offsets =
-            get_option(&fd, libc::XDP_MMAP_OFFSETS).context("cannot ask where the rings lie")?;
+        let offsets: libc::xdp_mmap_offsets = option::get(&fd, libc::SOL_XDP, libc::XDP_MMAP_OFFSETS)
+            .context("cannot ask where the rings lie")?;
         let fill = producer(&fd, &offsets.fr, libc::XDP_UMEM_PGOFF_FILL_RING as i64, sizes.fill)?;
         let place = libc::XDP_UMEM_PGOFF_COMPLETION_RING as i64;
         let completion = consumer(&fd, &offsets.cr, place, sizes.completion)?;
@@ -218,25 +262,36 @@ impl Socket {
         let mut rings = Rings::new(umem, fill, rx, tx, completion);
         let mut frames = frames.into_iter();
         for frame in frames.by_ref().take(config.fill as usize) {
-            rings.fill(frame).map_err(|_| anyhow::anyhow!("the fill ring is smaller than the UMEM"))?;
+            rings.fill(frame).map_err(|_| anyhow!("the fill ring is smaller than the UMEM"))?;
         }
         rings.publish();
 
-        bind(&fd, config).map_err(OpenError::Bind)?;
+        let busy_poll = config.busy_poll.map(|time| busy_poll(&fd, time)).transpose()?;
+        bind(&fd, config, mode).map_err(OpenError::Bind)?;
         // One system call may send all that the ring holds: the default lets it send 32 packets (Linux 6.17; older
         // kernels do not know the option and keep to 32).
-        let _ = set_option(&fd, XDP_MAX_TX_SKB_BUDGET, &config.send_ring);
+        let _ = option::set(&fd, libc::SOL_XDP, XDP_MAX_TX_SKB_BUDGET, &config.send_ring);
 
         let options: libc::xdp_options =
-            get_option(&fd, libc::XDP_OPTIONS).context("cannot ask for the copy mode")?;
+            option::get(&fd, libc::SOL_XDP, libc::XDP_OPTIONS).context("cannot ask for the copy mode")?;
         let zero = options.flags & libc::XDP_OPTIONS_ZEROCOPY != 0;
         let mode = if zero { CopyMode::Zero } else { CopyMode::Copy };
-        Ok((Self { fd, mode, sizes }, rings, frames.collect()))
+        Ok((Self { fd, mode, fallback: None, sizes, busy_poll }, rings, frames.collect()))
     }
 
     /// The copy mode that the kernel says it uses (XDP_OPTIONS).
     pub fn mode(&self) -> CopyMode {
         self.mode
+    }
+
+    /// The step down that was taken to it.
+    pub fn fallback(&self) -> Option<&Fallback> {
+        self.fallback.as_ref()
+    }
+
+    /// How it polls, if it does.
+    pub fn busy_poll(&self) -> Option<BusyPoll> {
+        self.busy_poll
     }
 
     /// How large its rings are.
@@ -257,7 +312,8 @@ pub struct CounterSource(Arc<OwnedFd>);
 impl CounterSource {
     /// The counters now; zeros when the kernel does not say.
     pub fn read(&self) -> KernelCounters {
-        let Ok(raw) = get_option::<libc::xdp_statistics>(&self.0, libc::XDP_STATISTICS) else {
+        let Ok(raw) = option::get::<libc::xdp_statistics>(&self.0, libc::SOL_XDP, libc::XDP_STATISTICS)
+        else {
             return KernelCounters::default();
         };
         KernelCounters {
@@ -334,6 +390,15 @@ enum OpenError {
     Other(anyhow::Error),
 }
 
+impl OpenError {
+    fn explain(self, config: &SocketConfig, mode: CopyMode) -> anyhow::Error {
+        match self {
+            Self::Bind(error) => explain(config, mode, &error),
+            Self::Other(error) => error,
+        }
+    }
+}
+
 impl From<anyhow::Error> for OpenError {
     fn from(error: anyhow::Error) -> Self {
         Self::Other(error)
@@ -351,11 +416,38 @@ pub(super) fn unbound() -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-fn bind(fd: &OwnedFd, config: &SocketConfig) -> io::Result<()> {
-    let mode = match config.copy {
-        CopyRequest::Auto => 0, // the kernel tries zero-copy first
-        CopyRequest::Zero => libc::XDP_ZEROCOPY,
-        CopyRequest::Copy => libc::XDP_COPY,
+/// Packets that one call takes from the card at most: as many as its driver takes in one go (NAPI_POLL_WEIGHT), where the
+/// kernel's default for busy polling is 8.
+const BUSY_POLL_BUDGET: u32 = 64;
+
+/// Has `fd` poll the card itself, and asks what came of it.
+fn busy_poll(fd: &OwnedFd, microseconds: u32) -> Result<BusyPoll> {
+    let level = libc::SOL_SOCKET;
+    for (option, value) in [
+        (libc::SO_PREFER_BUSY_POLL, 1),
+        (libc::SO_BUSY_POLL, microseconds),
+        (libc::SO_BUSY_POLL_BUDGET, BUSY_POLL_BUDGET),
+    ] {
+        option::set(fd, level, option, &value).map_err(|error| match error.raw_os_error() {
+            Some(libc::ENOPROTOOPT) => {
+                anyhow!("no busy polling: it takes Linux 5.11 or newer with CONFIG_NET_RX_BUSY_POLL")
+            }
+            Some(libc::EPERM) => anyhow!("busy polling needs CAP_NET_ADMIN: run as root"),
+            _ => anyhow!("no busy polling for {microseconds} microseconds: {error}"),
+        })?;
+    }
+    let cannot = "cannot ask how the socket polls";
+    Ok(BusyPoll {
+        microseconds: option::get(fd, level, libc::SO_BUSY_POLL).context(cannot)?,
+        preferred: option::get::<i32>(fd, level, libc::SO_PREFER_BUSY_POLL).context(cannot)? != 0,
+        budget: BUSY_POLL_BUDGET,
+    })
+}
+
+fn bind(fd: &OwnedFd, config: &SocketConfig, mode: CopyMode) -> io::Result<()> {
+    let mode = match mode {
+        CopyMode::Zero => libc::XDP_ZEROCOPY,
+        CopyMode::Copy => libc::XDP_COPY,
     };
     let address = libc::sockaddr_xdp {
         sxdp_family: libc::AF_XDP as u16,
@@ -370,15 +462,30 @@ fn bind(fd: &OwnedFd, config: &SocketConfig) -> io::Result<()> {
     if bound == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
+/// Whether copy mode may be had where zero-copy was refused with `error`.
+fn may_copy(error: &io::Error) -> bool {
+    !matches!(error.raw_os_error(), Some(libc::EBUSY | libc::EPERM | libc::ENODEV | libc::ENETDOWN))
+}
+
+/// Why there is no zero-copy. Drivers without it say EOPNOTSUPP; virtio_net says EINVAL where its queues have no DMA of their
+/// own (no iommu_platform), or are too short.
+fn no_zero_copy(config: &SocketConfig, error: &io::Error) -> String {
+    match error.raw_os_error() {
+        Some(_) => format!("the driver of {} refuses zero-copy ({error})", config.interface),
+        None => error.to_string(),
+    }
+}
+
 /// Says what a refused bind means.
-fn explain(config: &SocketConfig, error: &io::Error) -> anyhow::Error {
+fn explain(config: &SocketConfig, mode: CopyMode, error: &io::Error) -> anyhow::Error {
     let SocketConfig { interface, queue, .. } = config;
+    if mode == CopyMode::Zero && may_copy(error) {
+        let why = no_zero_copy(config, error);
+        return anyhow!("no zero-copy on queue {queue}: {why}: use --copy auto, which falls back to copy");
+    }
     let why = match error.raw_os_error() {
         Some(libc::EBUSY) => format!(
             "queue {queue} of {interface} is taken by another AF_XDP socket: stop it, or use another queue"
-        ),
-        Some(libc::EOPNOTSUPP | libc::EINVAL) if config.copy == CopyRequest::Zero => format!(
-            "the driver of {interface} refuses zero-copy on queue {queue}: use --copy auto, which falls back to copy"
         ),
         Some(libc::EINVAL) => format!("the kernel refuses queue {queue} of {interface}: does it exist?"),
         Some(libc::EPERM) => "binding an AF_XDP socket needs CAP_NET_RAW: run as root".to_owned(),
@@ -386,7 +493,7 @@ fn explain(config: &SocketConfig, error: &io::Error) -> anyhow::Error {
         Some(libc::ENETDOWN) => format!("{interface} is down: set it up first"),
         _ => format!("the kernel refuses queue {queue} of {interface}"),
     };
-    anyhow::anyhow!("{why} ({error})")
+    anyhow!("{why} ({error})")
 }
 
 fn producer<T: Entry>(
@@ -424,29 +531,4 @@ fn map_ring<T: Entry>(
     let length = layout.entries + size as usize * size_of::<T>();
     let memory = Memory::of_file(fd.as_fd(), length, page).context("cannot map a ring")?;
     Ok((Arc::new(memory), layout))
-}
-
-fn set_option<T>(fd: &OwnedFd, option: i32, value: &T) -> io::Result<()> {
-    let length = size_of::<T>() as libc::socklen_t;
-    // SAFETY: `value` is valid for reads of its size.
-    let result = unsafe {
-        libc::setsockopt(fd.as_raw_fd(), libc::SOL_XDP, option, (&raw const *value).cast(), length)
-    };
-    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
-}
-
-/// `T` is one of the kernel's plain structures, for which any bytes are a value.
-fn get_option<T>(fd: &OwnedFd, option: i32) -> io::Result<T> {
-    let mut value = mem::MaybeUninit::<T>::zeroed();
-    let mut length = size_of::<T>() as libc::socklen_t;
-    // SAFETY: `value` is valid for writes of its size, which the kernel is told.
-    let result = unsafe {
-        libc::getsockopt(fd.as_raw_fd(), libc::SOL_XDP, option, value.as_mut_ptr().cast(), &raw mut length)
-    };
-    // An older kernel may know a shorter structure: the rest stays zero.
-    if result != 0 {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: zeroed, then written by the kernel: initialised, and any bytes will do.
-    Ok(unsafe { value.assume_init() })
 }

@@ -12,7 +12,7 @@ use std::ptr::NonNull;
 use std::slice;
 use std::sync::Arc;
 
-use super::memory::Memory;
+use super::memory::{HugepageRequest, Memory};
 
 /// A frame that user space owns and that holds nothing of worth.
 #[derive(Debug)]
@@ -55,13 +55,13 @@ pub struct Umem {
 }
 
 impl Umem {
-    /// `frames` frames of `frame_size` bytes (2048 or 4096: what the kernel takes as aligned chunks), on huge pages
-    /// where there are any, and the tokens of all of them.
+    /// `frames` frames of `frame_size` bytes (2048 or 4096: what the kernel takes as aligned chunks), and the tokens of
+    /// all of them. The memory is touched here, so it is of the NUMA node whose processor the calling thread is on.
     ///
     /// # Errors
-    /// When there is not that much memory.
-    pub fn new(frames: u32, frame_size: u32) -> io::Result<(Self, Vec<Frame>)> {
-        let memory = Memory::anonymous_huge(frames as usize * frame_size as usize)?;
+    /// When there is not that much memory, or not that many huge pages.
+    pub fn new(frames: u32, frame_size: u32, pages: HugepageRequest) -> io::Result<(Self, Vec<Frame>)> {
+        let memory = Memory::anonymous_on(pages, frames as usize * frame_size as usize)?;
         let tokens = (0..frames).map(|frame| Frame { address: u64::from(frame) * u64::from(frame_size) });
         Ok((Self { memory: Arc::new(memory), frame_size, frames }, tokens.collect()))
     }

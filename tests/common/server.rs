@@ -50,7 +50,12 @@ impl Server {
 
     /// One under another prefix, which is among the flags.
     pub fn start_with(lab: &Lab, flags: &str) -> Result<Self> {
-        let flags = format!("serve --interface server0 --json {flags}");
+        Self::start_on(lab, "server0", flags)
+    }
+
+    /// The same on another interface.
+    pub fn start_on(lab: &Lab, interface: &str, flags: &str) -> Result<Self> {
+        let flags = format!("serve --interface {interface} --json {flags}");
         let mut child = sixhop(lab, Side::Server, &flags).stdout(Stdio::piped()).spawn()?;
         let output = BufReader::new(child.stdout.take().context("a pipe")?);
         let mut server = Self { child, output, ready: Value::Null };

@@ -1,0 +1,229 @@
+//! The modes of `serve`: what it asks the kernel for, what it says it got, and that settings are afterwards what they were.
+//! Each test has a lab of its own (see `common`).
+
+mod common;
+
+use std::io::Read;
+use std::process::{Command, ExitCode, Stdio};
+
+use anyhow::{Context, Result, ensure};
+use common::server::{PREFIX, SIXHOP, Server, sixhop};
+use common::{TestLab, fails_with, ip, trial};
+use nix::sys::signal::Signal;
+use serde_json::Value;
+use sixhop::lab::Side;
+
+fn main() -> ExitCode {
+    common::main(vec![
+        trial("each_step_down_is_said", each_step_down_is_said),
+        trial("a_forced_mode_that_cannot_be_had_is_an_error", forced_modes_are_had_or_are_errors),
+        trial("busy_polling_answers_and_its_settings_are_put_back", busy_polling_answers),
+        trial("settings_of_a_killed_server_are_put_right_by_the_next", settings_of_a_killed_server),
+        trial("settings_that_somebody_else_has_changed_are_left", settings_of_somebody_else),
+        trial("frames_of_both_sizes_work_on_either_kind_of_pages", frames_of_both_sizes),
+        trial("queues_that_are_not_served_are_spoken_of", queues_that_are_not_served),
+    ])
+}
+
+/// Both of what busy polling sets.
+const SETTINGS: [&str; 2] = ["napi_defer_hard_irqs", "gro_flush_timeout"];
+
+/// Runs `command` of sh on the server's side, and returns what it prints.
+fn shell(lab: &TestLab, command: &str) -> Result<String> {
+    let output = Command::new(SIXHOP)
+        .args(["lab", "--name", lab.name(), "exec", "server", "--", "sh", "-c", command])
+        .stdin(Stdio::null())
+        .output()?;
+    ensure!(output.status.success(), "{command}: {}", String::from_utf8_lossy(&output.stderr));
+    Ok(String::from_utf8(output.stdout)?.trim().to_owned())
+}
+
+fn settings(lab: &TestLab) -> Result<[String; 2]> {
+    let [defer, flush] = SETTINGS.map(|name| shell(lab, &format!("cat /sys/class/net/server0/{name}")));
+    Ok([defer?, flush?])
+}
+
+/// Asks 20 addresses, each request to be answered ten times. Not faster than a ring of a veth holds what is asked while a busy
+/// machine keeps the server from its processor for a second or two: 256 packets.
+fn ask(lab: &TestLab, rate: u64, requests: u64, payload: usize) -> Result<()> {
+    let flags = format!(
+        "load --interface client0 --prefix {PREFIX} --addresses 20 --json --rate {rate} --requests {requests} --payload {payload}"
+    );
+    let output = sixhop(lab, Side::Client, &flags).output()?;
+    ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let result: Value = serde_json::from_slice(&output.stdout)?;
+    ensure!(result["complete"] == requests && result["replies"] == 10 * requests, "{result}");
+    Ok(())
+}
+
+fn notes(server: &Server) -> Vec<&str> {
+    server.ready["notes"].as_array().into_iter().flatten().filter_map(Value::as_str).collect()
+}
+
+/// Interrupts the server, and returns what it has said on standard error.
+fn last_words(mut server: Server) -> Result<String> {
+    let mut stderr = server.child.stderr.take().context("asked twice")?;
+    server.stop()?;
+    let mut words = String::new();
+    stderr.read_to_string(&mut words)?;
+    Ok(words)
+}
+
+fn each_step_down_is_said() -> Result<()> {
+    let lab = TestLab::up()?;
+    let copy = |why: &str| serde_json::json!({"what": "copy", "from": "zero", "to": "copy", "why": why});
+    // A veth has no zero-copy, loopback no native XDP either, and what is asked for is no step down.
+    let server = Server::start(&lab, "--addresses 20")?;
+    let steps = server.ready["fallbacks"].as_array().cloned().unwrap_or_default();
+    ensure!(steps.len() == 1 && steps[0]["why"].as_str().is_some_and(|why| why.contains("server0")));
+    let words = last_words(server)?;
+    ensure!(words.lines().count() == 1 && words.contains("falls back from zero to copy"), "{words}");
+    let generic = copy("generic XDP has no zero-copy");
+    let server = Server::start(&lab, "--addresses 20 --attach generic")?;
+    ensure!(server.ready["fallbacks"] == serde_json::json!([generic]), "{}", server.ready);
+    server.stop()?;
+    let server = Server::start(&lab, "--addresses 20 --attach generic --copy copy")?;
+    ensure!(server.ready["fallbacks"] == serde_json::json!([]), "{}", server.ready);
+    ensure!(last_words(server)?.is_empty());
+    let server = Server::start_on(&lab, "lo", &format!("--prefix {PREFIX} --addresses 20"))?;
+    let attach = serde_json::json!(
+        {"what": "attach", "from": "native", "to": "generic", "why": "the driver of lo has no native XDP"}
+    );
+    ensure!(server.ready["fallbacks"] == serde_json::json!([attach, generic]), "{}", server.ready);
+    ensure!(server.ready["attach"] == "generic" && server.ready["copy"] == "copy", "{}", server.ready);
+    let words = last_words(server)?;
+    ensure!(words.lines().count() == 2 && words.contains("falls back from native to generic"), "{words}");
+    Ok(())
+}
+
+fn forced_modes_are_had_or_are_errors() -> Result<()> {
+    let lab = TestLab::up()?;
+    for (flags, words) in [
+        ("--copy zero", "no zero-copy on queue 0: the driver of server0 refuses zero-copy"),
+        ("--copy zero --attach generic", "generic XDP has no zero-copy"),
+        ("--engine socket --busy-poll 50", "use --engine afxdp"),
+    ] {
+        fails_with(Server::start(&lab, &format!("--addresses 20 {flags}")), words)?;
+    }
+    let native = Server::start_on(&lab, "lo", &format!("--prefix {PREFIX} --addresses 20 --attach native"));
+    fails_with(native, "the driver of lo has no native XDP: use --attach generic")?;
+    Ok(())
+}
+
+fn busy_polling_answers() -> Result<()> {
+    let lab = TestLab::up()?;
+    let before = settings(&lab)?;
+    ensure!(before == ["0", "0"], "{before:?}");
+    for (attach, time) in [("native", 1), ("native", 1000), ("generic", 100)] {
+        let server = Server::start(&lab, &format!("--addresses 20 --busy-poll {time} --attach {attach}"))?;
+        let granted = serde_json::json!({"microseconds": time, "preferred": true, "budget": 64});
+        ensure!(server.ready["busy_poll"] == granted, "{}", server.ready);
+        ensure!(server.ready["environment"]["nic"]["napi"]["defer_hard_irqs"] == 2, "{}", server.ready);
+        ensure!(settings(&lab)? == ["2", "200000"]);
+        // While it polls, and from sleep, one at a time.
+        ask(&lab, 100, 150, 32)?;
+        ask(&lab, 8, 4, 1452)?;
+        server.stop()?;
+        ensure!(settings(&lab)? == before, "{attach}: {:?}", settings(&lab)?);
+    }
+    Ok(())
+}
+
+fn settings_of_a_killed_server() -> Result<()> {
+    let lab = TestLab::up()?;
+    shell(&lab, "echo 1 > /sys/class/net/server0/napi_defer_hard_irqs")?;
+    let mut server = Server::start(&lab, "--addresses 20 --busy-poll 50")?;
+    server.signal(Signal::SIGKILL)?;
+    server.child.wait()?;
+    ensure!(settings(&lab)? == ["2", "200000"], "who put them back?");
+    // Any server in the namespace does it, and one that cannot start as well.
+    let flags = "--addresses 20 --engine socket --busy-poll 50";
+    let words = "napi_defer_hard_irqs of server0 was left at 2 by a sixhop that was killed; it is 1 again";
+    fails_with(Server::start(&lab, flags), words)?;
+    ensure!(settings(&lab)? == ["1", "0"], "{:?}", settings(&lab)?);
+    let server = Server::start(&lab, "--addresses 20")?;
+    ensure!(notes(&server).is_empty(), "{:?}", notes(&server));
+    server.stop()?;
+    // The same of one that does.
+    let mut server = Server::start(&lab, "--addresses 20 --busy-poll 50")?;
+    server.signal(Signal::SIGKILL)?;
+    server.child.wait()?;
+    let server = Server::start(&lab, "--addresses 20")?;
+    ensure!(notes(&server).len() == 2 && notes(&server).contains(&words), "{:?}", notes(&server));
+    ensure!(settings(&lab)? == ["1", "0"], "{:?}", settings(&lab)?);
+    ask(&lab, 100, 20, 32)?;
+    ensure!(last_words(server)?.contains(words));
+    Ok(())
+}
+
+fn settings_of_somebody_else() -> Result<()> {
+    let lab = TestLab::up()?;
+    let mut server = Server::start(&lab, "--addresses 20 --busy-poll 50")?;
+    server.signal(Signal::SIGKILL)?;
+    server.child.wait()?;
+    shell(&lab, "echo 7 > /sys/class/net/server0/napi_defer_hard_irqs")?;
+    let server = Server::start(&lab, "--addresses 20 --busy-poll 50")?;
+    let said = notes(&server);
+    ensure!(said.iter().any(|words| words.contains("to 7 by somebody else since")), "{said:?}");
+    ensure!(said.iter().any(|words| words.contains("gro_flush_timeout of server0 was left")), "{said:?}");
+    // Now while it runs.
+    shell(&lab, "echo 9 > /sys/class/net/server0/napi_defer_hard_irqs")?;
+    let words = last_words(server)?;
+    ensure!(words.contains("set to 2 by this server, and to 9 by somebody else"), "{words}");
+    ensure!(settings(&lab)? == ["9", "0"], "{:?}", settings(&lab)?);
+    Ok(())
+}
+
+fn frames_of_both_sizes() -> Result<()> {
+    let lab = TestLab::up()?;
+    for (flags, size) in [("", 2048), ("--frame-size 2048 --hugepages no", 2048), ("--frame-size 4096", 4096)]
+    {
+        let server = Server::start(&lab, &format!("--addresses 20 {flags}"))?;
+        ensure!(server.ready["rings"]["frame_size"] == size, "{}", server.ready);
+        if flags.contains("no") {
+            ensure!(server.ready["hugepages"] == false, "{}", server.ready);
+        }
+        ask(&lab, 100, 50, 32)?;
+        ask(&lab, 100, 50, 1452)?;
+        server.stop()?;
+    }
+    for side in [Side::Server, Side::Client] {
+        ip(&format!("-n {} link set dev {} mtu 3000", lab.namespace(side), side.interface()))?;
+    }
+    let small = Server::start(&lab, "--addresses 20 --frame-size 2048");
+    fails_with(small, "a frame of 2048 bytes is too small for packets of server0, whose MTU is 3000")?;
+    let server = Server::start(&lab, "--addresses 20")?;
+    ensure!(server.ready["rings"]["frame_size"] == 4096, "{}", server.ready);
+    ask(&lab, 100, 50, 32)?;
+    server.stop()?;
+    // Where the machine has huge pages to spare they are granted, otherwise that is an error.
+    match Server::start(&lab, "--addresses 20 --hugepages yes") {
+        Ok(server) => {
+            ensure!(server.ready["hugepages"] == true, "{}", server.ready);
+            server.stop()?;
+        }
+        refused => fails_with(refused, "vm.nr_hugepages")?,
+    }
+    Ok(())
+}
+
+fn queues_that_are_not_served() -> Result<()> {
+    let lab = TestLab::new()?;
+    lab.up(2)?;
+    let server = Server::start(&lab, "--addresses 20 --queues 1")?;
+    ensure!(server.ready["queues"] == serde_json::json!([1]), "{}", server.ready);
+    // A veth can neither be given a rule nor a table.
+    let said = notes(&server);
+    ensure!(said.len() == 1 && said[0].contains("counted as no_ring"), "{said:?}");
+    ensure!(said[0].contains("no flow rule") && said[0].contains("no RSS"), "{said:?}");
+    server.stop()?;
+    let server = Server::start(&lab, "--addresses 20 --queues 1,0")?;
+    ensure!(
+        notes(&server).is_empty() && server.ready["queues"] == serde_json::json!([1, 0]),
+        "{}",
+        server.ready
+    );
+    ask(&lab, 100, 50, 32)?;
+    server.stop()?;
+    Ok(())
+}
