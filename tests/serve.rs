@@ -32,7 +32,7 @@ use sixhop::lab::Side;
 use sixhop::netlink;
 
 /// All that there are.
-const ENGINES: [&str; 4] = ["afxdp", "socket", "socket-batch", "socket-gso"];
+const ENGINES: [&str; 5] = ["afxdp", "socket", "socket-batch", "socket-gso", "uring"];
 
 fn main() -> ExitCode {
     common::main(vec![
@@ -47,11 +47,14 @@ fn main() -> ExitCode {
         trial("socket_answers_everything", || answers_everything("socket", 1_000, 2_000)),
         trial("socket_batch_answers_everything", || answers_everything("socket-batch", 1_000, 2_000)),
         trial("socket_gso_answers_everything", || answers_everything("socket-gso", 1_000, 2_000)),
+        trial("uring_answers_everything", || answers_everything("uring", 1_000, 2_000)),
         trial("workers_share_a_port_and_the_sum_is_right", workers_share_a_port),
         trial("as_many_replies_as_can_be_asked_for_are_cut", as_many_replies_as_can_be),
         trial("afxdp_answers_one_at_a_time", || answers_everything("afxdp", 10, 8)),
         trial("socket_answers_one_at_a_time", || answers_everything("socket", 10, 8)),
         trial("socket_gso_answers_one_at_a_time", || answers_everything("socket-gso", 10, 8)),
+        trial("uring_answers_one_at_a_time", || answers_everything("uring", 10, 8)),
+        trial("uring_answers_a_flood_or_the_socket_counts_it", uring_answers_a_flood),
         trial("a_port_that_is_taken_is_not_shared", taken_port_is_not_shared),
         trial("two_queues_are_both_served", two_queues_are_both_served),
         trial(
@@ -146,7 +149,7 @@ fn a_million_addresses() -> Result<()> {
 }
 
 fn workers_share_a_port() -> Result<()> {
-    for engine in ["socket-batch", "socket-gso"] {
+    for engine in ["socket-batch", "socket-gso", "uring"] {
         let lab = TestLab::up()?;
         let server = Server::start(&lab, &format!("--addresses 50 --engine {engine} --cores 0,0,0"))?;
         ensure!(server.ready["cores"] == serde_json::json!([0, 0, 0]), "{}", server.ready);
@@ -159,26 +162,66 @@ fn workers_share_a_port() -> Result<()> {
 
 /// More, and larger, than one datagram can be cut into.
 fn as_many_replies_as_can_be() -> Result<()> {
-    let lab = TestLab::up()?;
-    let server = Server::start(&lab, "--addresses 5 --engine socket-gso --replies 255")?;
-    for payload in [16, 1452] {
-        let flags = format!("{} --rate 20 --requests 10 --replies 255 --payload {payload}", load_flags(5));
-        let output = sixhop(&lab, Side::Client, &flags).output()?;
-        ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-        let result: Value = serde_json::from_slice(&output.stdout)?;
-        ensure!(
-            result["complete"] == 10 && result["replies"] == 2550 && result["duplicates"] == 0,
-            "{result}"
-        );
+    for engine in ["socket-gso", "uring"] {
+        let lab = TestLab::up()?;
+        let server = Server::start(&lab, &format!("--addresses 5 --engine {engine} --replies 255"))?;
+        for payload in [16, 1452] {
+            let flags =
+                format!("{} --rate 20 --requests 10 --replies 255 --payload {payload}", load_flags(5));
+            let output = sixhop(&lab, Side::Client, &flags).output()?;
+            ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+            let result: Value = serde_json::from_slice(&output.stdout)?;
+            ensure!(
+                result["complete"] == 10 && result["replies"] == 2550 && result["duplicates"] == 0,
+                "{engine}: {result}"
+            );
+        }
+        server.stop()?;
     }
-    server.stop()?;
+    Ok(())
+}
+
+/// Many more requests at once than it has buffers, and than its socket holds: while the server stands still, and then while it runs.
+fn uring_answers_a_flood() -> Result<()> {
+    const REQUESTS: u64 = 30_000;
+    let lab = TestLab::up()?;
+    let address = pool(10)?.address(3);
+    let mut server = Server::start(&lab, "--addresses 10 --engine uring")?;
+    let mut asked = 0;
+    for stands in [true, false] {
+        if stands {
+            server.signal(Signal::SIGSTOP)?;
+        }
+        lab.run_in(Side::Client, || {
+            let socket = UdpSocket::bind(SocketAddrV6::new(Side::Client.address(), 0, 0, 0))?;
+            // The first waits for neighbour discovery, which keeps few others waiting with it.
+            let mac = netlink::resolve(netlink::link("client0")?.index, address, PATIENCE)?;
+            ensure!(mac == lab.run_in(Side::Server, || Ok(netlink::link("server0")?.mac))?);
+            for _ in 0..REQUESTS {
+                socket.send_to(&[7; 32], SocketAddrV6::new(address, 3540, 0, 0))?;
+            }
+            Ok(())
+        })?;
+        asked += REQUESTS;
+        if stands {
+            server.signal(Signal::SIGCONT)?;
+        }
+        server.wait_for(|stats| {
+            let count = |name: &str| stats[name].as_u64().unwrap_or_default();
+            count("answered") + count("socket_dropped") == asked && count("replies") == 10 * count("answered")
+        })?;
+        ask(&lab, address, b"and one more")?;
+        asked += 1;
+    }
+    let totals = server.stop()?;
+    ensure!(totals["socket_dropped"].as_u64() > Some(0), "{totals}");
     Ok(())
 }
 
 fn taken_port_is_not_shared() -> Result<()> {
     let lab = TestLab::up()?;
     let first = Server::start(&lab, "--addresses 10 --engine socket-batch")?;
-    for engine in ["socket", "socket-batch", "socket-gso"] {
+    for engine in ["socket", "socket-batch", "socket-gso", "uring"] {
         let flags = format!(
             "serve --interface server0 --prefix {PREFIX} --addresses 10 --bind none --engine {engine}"
         );

@@ -5,6 +5,7 @@
 //!   socket         listener thread ─► POSIX message queue ─► worker, sendmsg × n  the paper's server
 //!   socket-batch   recvmmsg ─► worker ─► sendmmsg of all replies                  one worker a processor
 //!   socket-gso     recvmmsg ─► worker ─► sendmmsg, equal replies as one (GSO)     one worker a processor
+//!   uring          multishot recvmsg ─► worker ─► sendmsg, on one io_uring        one worker a processor
 //!                                 └ Handler decides for all
 //! ```
 //!
@@ -19,6 +20,7 @@ mod server;
 mod socket;
 mod statistics;
 mod udp;
+mod uring;
 mod worker;
 
 use std::fmt;
@@ -50,6 +52,8 @@ pub enum EngineKind {
     SocketBatch,
     /// The same, with all replies to a request as one datagram that the kernel cuts: the best of the socket servers
     SocketGso,
+    /// io_uring: requests come without being asked for one by one, replies leave as with socket-gso
+    Uring,
 }
 
 impl EngineKind {
@@ -67,6 +71,7 @@ impl fmt::Display for EngineKind {
             Self::Socket => "socket",
             Self::SocketBatch => "socket-batch",
             Self::SocketGso => "socket-gso",
+            Self::Uring => "uring",
         })
     }
 }
@@ -156,6 +161,7 @@ pub fn open(kind: EngineKind, config: &EngineConfig) -> Result<Box<dyn Engine>> 
         EngineKind::Socket => Box::new(socket::SocketServer::open(config)?),
         EngineKind::SocketBatch => Box::new(batch::Batch::open(config, false)?),
         EngineKind::SocketGso => Box::new(batch::Batch::open(config, true)?),
+        EngineKind::Uring => Box::new(uring::Uring::open(config)?),
     })
 }
 

@@ -1,4 +1,5 @@
-//! Mapped memory: the UMEM that frames lie in, and the rings that the kernel maps for a socket.
+//! Mapped memory: the UMEM that frames lie in, the rings that the kernel maps for a socket, and what the engine `uring` gives it to
+//! receive into.
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
@@ -6,7 +7,7 @@ use std::ptr::{self, NonNull};
 
 /// A mapping that is readable, writable and shared with the kernel, unmapped when dropped.
 #[derive(Debug)]
-pub(super) struct Memory {
+pub(crate) struct Memory {
     start: NonNull<u8>,
     length: usize,
     hugepages: bool,

@@ -15,6 +15,7 @@ mod umem;
 pub mod ethtool;
 pub mod model;
 
+pub(crate) use memory::Memory;
 pub use multicast::AllMulticast;
 pub use program::{
     AttachRequest, Attachment, LiveAddresses, Program, ProgramConfig, Verdict, VerdictSource, occupied,
