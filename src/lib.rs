@@ -9,8 +9,8 @@
 //! number    load (open loop, ledger) ─► experiment (searches, runs) ─► report (one schema, charts)
 //! ```
 //!
-//! [`address`], [`wire`] and [`report`] are pure. `unsafe` is in [`xdp`], in `datagrams`, and in single system calls of [`engine`] and
-//! [`bind`].
+//! [`address`], [`wire`] and [`report`] are pure. `unsafe` is in [`xdp`], in `datagrams`, in the ring of the engine `uring`, and in
+//! single system calls of [`engine`] and [`bind`].
 //! [`cli`] turns flags into calls of the rest.
 
 pub mod address;

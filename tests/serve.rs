@@ -310,7 +310,8 @@ fn a_plain_socket_gets_the_same_from_every_engine() -> Result<()> {
         for (index, size) in [(0, 0), (3, 1), (17, 32), (29, 1452)] {
             let address = pool.address(index);
             let payload: Vec<u8> = (0..size).map(|byte: u32| byte as u8).collect();
-            for (reply, from) in ask(&lab, address, &payload)? {
+            let replies = ask(&lab, address, &payload).with_context(|| format!("{engine}, {size} bytes"))?;
+            for (reply, from) in replies {
                 ensure!(reply == payload, "{engine}: {size} bytes came back as {}", reply.len());
                 ensure!(from.ip() == address && from.port() == 3540, "{engine}: a reply from {from}");
             }

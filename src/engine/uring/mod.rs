@@ -90,10 +90,12 @@ impl Service {
         Ok(())
     }
 
-    /// Waits for something to happen, and does what is to be done about all that has; `false` when nothing has for a while.
+    /// Waits for something to happen, and does what is to be done about it; `false` when nothing has for a while.
     fn turn(&self, ring: &mut Ring, tally: &mut Tally) -> Result<bool> {
         let happened = ring.wait()?;
-        while let Some(event) = ring.next()? {
+        // More may come meanwhile, without an end: a turn has one.
+        for _ in 0..BUFFERS {
+            let Some(event) = ring.next()? else { break };
             match event {
                 Event::Request(request) => self.answer(request, ring, tally)?,
                 Event::Sent(replies, Ok(())) => tally.replies += replies as u64,

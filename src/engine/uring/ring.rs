@@ -30,7 +30,7 @@ use crate::engine::udp::{self, DOZE, MAX_SEGMENTS};
 use crate::wire::MAX_PAYLOAD;
 use crate::xdp::Memory;
 
-/// Operations that one call submits at most: as many requests are answered before the first reply to one of them leaves.
+/// Operations that one call submits at most: no more requests are decided over before the reply to the first leaves.
 const SUBMISSIONS: u32 = 64;
 
 /// The buffers' group: a ring may have several, and this has one.
@@ -88,8 +88,8 @@ pub(super) enum Event {
 
 /// The ring of one worker. Only the thread that has called [`enable`](Self::enable) may use it from then on.
 pub(super) struct Ring {
-    // Dropped before the memory.
     ring: IoUring,
+    /// All that the kernel is told of, and the pointers below lead to: entries of the buffer ring, `receive`, buffers.
     memory: ManuallyDrop<Memory>,
     socket: Arc<OwnedFd>,
     entries: NonNull<BufRingEntry>,
@@ -122,22 +122,19 @@ impl Ring {
         let (Some(entries), Some(receive), Some(buffers)) = places else {
             return Err(anyhow!("no memory for {count} buffers"));
         };
-        let memory = ManuallyDrop::new(memory);
-        let (tail, out, pending) = (0, count, 0);
-        let (receiving, closing) = (false, false);
         let mut this = Self {
             ring,
-            memory,
+            memory: ManuallyDrop::new(memory),
             socket,
             entries,
             receive,
             buffers,
             count,
-            tail,
-            out,
-            pending,
-            receiving,
-            closing,
+            tail: 0,
+            out: count,
+            pending: 0,
+            receiving: false,
+            closing: false,
         };
         // SAFETY: nobody else has this memory yet; it is zeroed, which is a value of it.
         let receive = unsafe { this.receive.as_mut() };
@@ -148,7 +145,7 @@ impl Ring {
             this.give(buffer);
         }
         let address = this.entries.as_ptr() as u64;
-        // SAFETY: as many entries lie there, on a page of their own, until no operation uses them (see `drop`).
+        // SAFETY: as many entries lie there, from the start of a page on, until no operation uses them (see `drop`).
         unsafe { this.ring.submitter().register_buf_ring_with_flags(address, count, GROUP, 0) }
             .map_err(explain)?;
         Ok(this)
@@ -159,8 +156,7 @@ impl Ring {
         self.ring.submitter().register_enable_rings().context("cannot enable the io_uring")
     }
 
-    /// Submits what is to be done, and waits until something has happened; `false` when nothing has for [`DOZE`]. What had happened
-    /// before must have been taken by [`next`](Self::next).
+    /// Submits what is to be done, and waits until something has happened; `false` when nothing has for [`DOZE`].
     pub fn wait(&mut self) -> Result<bool> {
         // The kernel ends a receive when it has no buffer, for one, and it has none while they are all out: requests wait in the
         // socket then.
@@ -198,18 +194,24 @@ impl Ring {
     }
 
     fn received(&mut self, buffer: Option<u16>, result: i32) -> Result<Option<Event>> {
-        let Some(buffer) = buffer else {
-            return match -result {
-                0.. if result >= 0 => Ok(Some(Event::Invalid)),
-                libc::ENOBUFS | libc::ECANCELED | libc::EAGAIN | libc::EINTR => Ok(None),
-                error => Err(io::Error::from_raw_os_error(error)).context("cannot receive"),
-            };
+        let length = match outcome(result) {
+            Ok(length) => Some(length),
+            // The receive has ended, and is begun anew where that makes sense.
+            Err(error)
+                if matches!(
+                    error.raw_os_error(),
+                    Some(libc::ENOBUFS | libc::ECANCELED | libc::EAGAIN | libc::EINTR)
+                ) =>
+            {
+                None
+            }
+            Err(error) => return Err(error).context("cannot receive"),
         };
-        if buffer >= self.count {
-            return Ok(Some(Event::Invalid));
-        }
+        let Some(buffer) = buffer.filter(|buffer| *buffer < self.count) else {
+            return Ok(length.map(|_| Event::Invalid));
+        };
         self.out += 1;
-        let request = usize::try_from(result).ok().and_then(|length| self.request(buffer, length));
+        let request = length.and_then(|length| self.request(buffer, length));
         if request.is_none() {
             self.give(buffer);
         }
@@ -271,8 +273,7 @@ impl Ring {
         } else {
             self.give(index);
         }
-        let went = if result < 0 { Err(io::Error::from_raw_os_error(-result)) } else { Ok(()) };
-        Ok(Some(Event::Sent(copies, went)))
+        Ok(Some(Event::Sent(copies, outcome(result).map(drop))))
     }
 
     /// Gives the buffer of a request that is not answered back to be received into.
@@ -320,15 +321,13 @@ impl Ring {
     }
 
     fn buffer(&self, index: u16) -> NonNull<Buffer> {
-        debug_assert!(index < self.count);
-        // SAFETY: one of the `count` that lie there.
-        unsafe { self.buffers.add(index.into()) }
+        // SAFETY: masked, so one of the `count` that lie there.
+        unsafe { self.buffers.add((index & (self.count - 1)).into()) }
     }
 
-    /// The byte of a buffer at `offset`, by a pointer that leads to all of it.
+    /// The byte of a buffer at `offset`, which is one of its own.
     fn place(&self, index: u16, offset: usize) -> NonNull<u8> {
-        debug_assert!(offset < size_of::<Buffer>());
-        // SAFETY: within the buffer.
+        // SAFETY: within the buffer: `offset` is that of a field, or of a part of one.
         unsafe { self.buffer(index).cast::<u8>().add(offset) }
     }
 
@@ -389,8 +388,8 @@ impl Drop for Ring {
     /// To close the ring does not end its operations at once: the kernel would write into memory that is something else by then.
     fn drop(&mut self) {
         if self.quiet().is_ok() {
-            // SAFETY: nothing is pending and nothing more is submitted, so that the kernel uses none of it: the page that the buffer
-            // ring lies on it has pinned. Nobody uses `memory` after this. Where operations do not end, it stays for ever.
+            // SAFETY: nothing is pending or will be submitted, so that the kernel writes and reads none of it; the pages of the buffer
+            // ring are its own too (it has pinned them). Nobody uses `memory` after this. Where operations do not end, it stays.
             unsafe { ManuallyDrop::drop(&mut self.memory) };
         }
     }
@@ -408,6 +407,11 @@ fn set_up(count: u16) -> io::Result<IoUring> {
         Err(error) if error.raw_os_error() == Some(libc::EINVAL) => with(Builder::setup_coop_taskrun),
         other => other,
     }
+}
+
+/// What the kernel says of an operation: a number, or what went wrong.
+fn outcome(result: i32) -> io::Result<usize> {
+    usize::try_from(result).map_err(|_| io::Error::from_raw_os_error(result.wrapping_neg()))
 }
 
 /// Whether a call of io_uring_enter brought anything, which may be for want of time. Other failures are no reason to stop either.
