@@ -1,5 +1,6 @@
 //! Many UDP datagrams to a system call: recvmmsg(2) and sendmmsg(2), with what the kernel says of each datagram, or is told,
-//! beside it. The engines and the generator share it; the `unsafe` of those calls is here.
+//! beside it. The engines and the generator share it; the `unsafe` of those calls is here, and the layout of what is beside it, which
+//! io_uring has too.
 
 use std::io;
 use std::mem;
@@ -37,10 +38,29 @@ unsafe impl Plain for u16 {
     const ZERO: Self = 0;
 }
 
+// SAFETY: integers and bytes.
+unsafe impl Plain for libc::sockaddr_in6 {
+    const ZERO: Self = NOBODY;
+}
+
+// SAFETY: integers, and contents of which any bytes are a value.
+unsafe impl<T: Plain> Plain for Control<T> {
+    const ZERO: Self = Self::NONE;
+}
+
+/// The value that `bytes` begin with, however they lie; `None` when they are too few.
+pub(crate) fn read<T: Plain>(bytes: &[u8]) -> Option<T> {
+    if bytes.len() < size_of::<T>() {
+        return None;
+    }
+    // SAFETY: there are as many bytes, and any bytes are a value.
+    Some(unsafe { bytes.as_ptr().cast::<T>().read_unaligned() })
+}
+
 /// A control message, laid out as cmsg(3) has it: a header and, aligned as that is, its contents.
 #[derive(Clone, Copy)]
 #[repr(C, align(8))]
-struct Control<T> {
+pub(crate) struct Control<T> {
     header: libc::cmsghdr,
     value: T,
 }
@@ -52,6 +72,11 @@ impl<T: Plain> Control<T> {
     fn new(level: i32, kind: i32, value: T) -> Self {
         let length = size_of::<libc::cmsghdr>() + size_of::<T>();
         Self { header: libc::cmsghdr { cmsg_len: length as _, cmsg_level: level, cmsg_type: kind }, value }
+    }
+
+    /// What it holds, if it is of this level and kind.
+    pub fn value(&self, level: i32, kind: i32) -> Option<T> {
+        ((self.header.cmsg_level, self.header.cmsg_type) == (level, kind)).then_some(self.value)
     }
 }
 
@@ -67,6 +92,11 @@ const NOBODY: libc::sockaddr_in6 = libc::sockaddr_in6 {
 pub(crate) fn peer(address: Ipv6Addr, port: u16, scope: u32) -> libc::sockaddr_in6 {
     let sin6_addr = libc::in6_addr { s6_addr: address.octets() };
     libc::sockaddr_in6 { sin6_port: port.to_be(), sin6_addr, sin6_scope_id: scope, ..NOBODY }
+}
+
+/// The address and port that the kernel's words mean.
+pub(crate) fn source(peer: &libc::sockaddr_in6) -> (Ipv6Addr, u16) {
+    (Ipv6Addr::from(peer.sin6_addr.s6_addr), u16::from_be(peer.sin6_port))
 }
 
 /// Datagrams that came, each with one control message. The fields of each are at the same index.
@@ -128,14 +158,12 @@ impl<T: Plain> Incoming<T> {
 
     /// The address and port that it came from.
     pub fn source(&self, index: usize) -> (Ipv6Addr, u16) {
-        let peer = &self.peers[index];
-        (Ipv6Addr::from(peer.sin6_addr.s6_addr), u16::from_be(peer.sin6_port))
+        source(&self.peers[index])
     }
 
     /// Its control message, if that is of this level and kind.
     pub fn control(&self, index: usize, level: i32, kind: i32) -> Option<T> {
-        let Control { header, value } = &self.controls[index];
-        ((header.cmsg_level, header.cmsg_type) == (level, kind)).then_some(*value)
+        self.controls[index].value(level, kind)
     }
 }
 
@@ -152,12 +180,27 @@ pub(crate) struct Message<'a> {
     pub copies: usize,
 }
 
-/// The control messages of one that goes.
+/// The control messages of one that goes: from which address, and into what the kernel cuts it.
 #[derive(Clone, Copy)]
 #[repr(C)]
-struct Controls {
+pub(crate) struct Controls {
     source: Control<libc::in6_pktinfo>,
     segment: Control<u16>,
+}
+
+impl Controls {
+    /// For datagrams from `source` that carry `length` bytes each.
+    pub fn new(source: libc::in6_pktinfo, length: usize) -> Self {
+        Self {
+            source: Control::new(libc::IPPROTO_IPV6, libc::IPV6_PKTINFO, source),
+            segment: Control::new(libc::SOL_UDP, libc::UDP_SEGMENT, length as u16),
+        }
+    }
+
+    /// How many of its bytes the kernel is told of where there are `copies`: one alone is not cut.
+    pub fn length(copies: usize) -> usize {
+        if copies == 1 { size_of::<Control<libc::in6_pktinfo>>() } else { size_of::<Self>() }
+    }
 }
 
 /// Room for what the kernel is told; nothing is allocated once it is large enough.
@@ -186,10 +229,7 @@ impl Outgoing {
             self.vectors.extend(std::iter::repeat_n(vector, message.copies));
             self.peers.push(message.peer);
             let source = message.source.unwrap_or(libc::in6_pktinfo::ZERO);
-            self.controls.push(Controls {
-                source: Control::new(libc::IPPROTO_IPV6, libc::IPV6_PKTINFO, source),
-                segment: Control::new(libc::SOL_UDP, libc::UDP_SEGMENT, message.payload.len() as u16),
-            });
+            self.controls.push(Controls::new(source, message.payload.len()));
         }
         // All of it lies where it stays: now the headers may point to it.
         let mut first = 0;
@@ -200,11 +240,7 @@ impl Outgoing {
             header.msg_hdr.msg_namelen = size_of::<libc::sockaddr_in6>() as u32;
             header.msg_hdr.msg_iov = self.vectors[first..].as_mut_ptr();
             header.msg_hdr.msg_iovlen = message.copies as _;
-            let length = match (message.source, message.copies) {
-                (None, _) => 0,
-                (Some(_), 1) => size_of::<Control<libc::in6_pktinfo>>(),
-                (Some(_), _) => size_of::<Controls>(),
-            };
+            let length = message.source.map_or(0, |_| Controls::length(message.copies));
             if length > 0 {
                 header.msg_hdr.msg_control = (&raw mut self.controls[index]).cast();
                 header.msg_hdr.msg_controllen = length as _;

@@ -10,8 +10,8 @@
 //! ability   xdp::capability (what an interface can do) ─► probe (what a server would get on it, and why not more)
 //! ```
 //!
-//! [`address`], [`wire`] and [`report`] are pure. `unsafe` is in [`xdp`], in `datagrams`, and in single system calls of [`engine`] and
-//! [`bind`].
+//! [`address`], [`wire`] and [`report`] are pure. `unsafe` is in [`xdp`], in `datagrams`, in the ring of the engine `uring`, and in
+//! single system calls of [`engine`] and [`bind`].
 //! [`cli`] turns flags into calls of the rest.
 
 pub mod address;

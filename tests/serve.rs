@@ -53,6 +53,7 @@ fn main() -> ExitCode {
         trial("socket_answers_everything", || answers_everything("socket", 1_000, 2_000)),
         trial("socket_batch_answers_everything", || answers_everything("socket-batch", 1_000, 2_000)),
         trial("socket_gso_answers_everything", || answers_everything("socket-gso", 1_000, 2_000)),
+        trial("uring_answers_everything", || answers_everything("uring", 1_000, 2_000)),
         trial("raw_answers_everything", || answers_everything("raw", 1_000, 2_000)),
         trial("packet_ring_answers_everything", || answers_everything("packet-ring", 2_000, 10_000)),
         trial("packet_ring_answers_everything_in_blocks", || {
@@ -71,6 +72,8 @@ fn main() -> ExitCode {
         trial("packet_sockets_say_what_they_got", packet_sockets_say_what_they_got),
         trial("packet_sockets_reply_and_the_kernel_is_silent", packet_sockets_reply_and_the_kernel_is_silent),
         trial("packet_sockets_end_with_the_link", packet_sockets_end_with_the_link),
+        trial("uring_answers_one_at_a_time", || answers_everything("uring", 10, 8)),
+        trial("uring_answers_a_flood_or_the_socket_counts_it", uring_answers_a_flood),
         trial("a_port_that_is_taken_is_not_shared", taken_port_is_not_shared),
         trial("two_queues_are_both_served", || two_queues_are_both_served("afxdp")),
         trial("two_queues_are_both_served_by_reflect", || two_queues_are_both_served("reflect")),
@@ -170,7 +173,7 @@ fn a_million_addresses() -> Result<()> {
 }
 
 fn workers_share_a_port() -> Result<()> {
-    for engine in ["socket-batch", "socket-gso"].into_iter().chain(TAPS) {
+    for engine in ["socket-batch", "socket-gso", "uring"].into_iter().chain(TAPS) {
         let lab = TestLab::up()?;
         let server = Server::start(&lab, &format!("--addresses 50 --engine {engine} --cores 0,0,0"))?;
         ensure!(server.ready["cores"] == serde_json::json!([0, 0, 0]), "{}", server.ready);
@@ -183,8 +186,8 @@ fn workers_share_a_port() -> Result<()> {
 
 /// More, and larger, than one datagram can be cut into.
 fn as_many_replies_as_can_be() -> Result<()> {
-    let lab = TestLab::up()?;
-    for engine in ["socket-gso"].into_iter().chain(TAPS) {
+    for engine in ["socket-gso", "uring"].into_iter().chain(TAPS) {
+        let lab = TestLab::up()?;
         let server = Server::start(&lab, &format!("--addresses 5 --replies 255 --engine {engine}"))?;
         for payload in [16, 1452] {
             let flags =
@@ -202,10 +205,47 @@ fn as_many_replies_as_can_be() -> Result<()> {
     Ok(())
 }
 
+/// Many more requests at once than it has buffers, and than its socket holds: while the server stands still, and then while it runs.
+fn uring_answers_a_flood() -> Result<()> {
+    const REQUESTS: u64 = 30_000;
+    let lab = TestLab::up()?;
+    let address = pool(10)?.address(3);
+    let mut server = Server::start(&lab, "--addresses 10 --engine uring")?;
+    let mut asked = 0;
+    for stands in [true, false] {
+        if stands {
+            server.signal(Signal::SIGSTOP)?;
+        }
+        lab.run_in(Side::Client, || {
+            let socket = UdpSocket::bind(SocketAddrV6::new(Side::Client.address(), 0, 0, 0))?;
+            // The first waits for neighbour discovery, which keeps few others waiting with it.
+            let mac = netlink::resolve(netlink::link("client0")?.index, address, PATIENCE)?;
+            ensure!(mac == lab.run_in(Side::Server, || Ok(netlink::link("server0")?.mac))?);
+            for _ in 0..REQUESTS {
+                socket.send_to(&[7; 32], SocketAddrV6::new(address, 3540, 0, 0))?;
+            }
+            Ok(())
+        })?;
+        asked += REQUESTS;
+        if stands {
+            server.signal(Signal::SIGCONT)?;
+        }
+        server.wait_for(|stats| {
+            let count = |name: &str| stats[name].as_u64().unwrap_or_default();
+            count("answered") + count("socket_dropped") == asked && count("replies") == 10 * count("answered")
+        })?;
+        ask(&lab, address, b"and one more")?;
+        asked += 1;
+    }
+    let totals = server.stop()?;
+    ensure!(totals["socket_dropped"].as_u64() > Some(0), "{totals}");
+    Ok(())
+}
+
 fn taken_port_is_not_shared() -> Result<()> {
     let lab = TestLab::up()?;
     let first = Server::start(&lab, "--addresses 10 --engine socket-batch")?;
-    for engine in ["socket", "socket-batch", "socket-gso"].into_iter().chain(TAPS) {
+    for engine in ["socket", "socket-batch", "socket-gso", "uring"].into_iter().chain(TAPS) {
         let flags = format!(
             "serve --interface server0 --prefix {PREFIX} --addresses 10 --bind none --engine {engine}"
         );
@@ -424,7 +464,8 @@ fn a_plain_socket_gets_the_same_from_every_engine() -> Result<()> {
         for (index, size) in [(0, 0), (3, 1), (17, 32), (29, 1452)] {
             let address = pool.address(index);
             let payload: Vec<u8> = (0..size).map(|byte: u32| byte as u8).collect();
-            for (reply, from) in ask(&lab, address, &payload)? {
+            let replies = ask(&lab, address, &payload).with_context(|| format!("{engine}, {size} bytes"))?;
+            for (reply, from) in replies {
                 ensure!(reply == payload, "{engine}: {size} bytes came back as {}", reply.len());
                 ensure!(from.ip() == address && from.port() == 3540, "{engine}: a reply from {from}");
             }

@@ -12,27 +12,14 @@
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread;
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result};
 
 use super::handler::Handler;
 use super::statistics::{Shown, Tally};
 use super::udp::{self, SocketCounters};
 use super::{CounterSet, Engine, EngineConfig, Modes, pin};
 use crate::datagrams::{BATCH, Incoming, MAX_MESSAGES, Message, Outgoing};
-
-/// Datagrams that the kernel cuts a large one into at most (UDP_MAX_SEGMENTS of Linux before 6.7).
-const MAX_SEGMENTS: usize = 64;
-
-/// Bytes that they carry together at most: the largest datagram.
-const MAX_BYTES: usize = u16::MAX as usize - 8 - 40;
-
-/// How many datagrams that carry `length` bytes each the kernel cuts a large one into at most, at least 1.
-pub(super) fn most_segments(length: usize) -> usize {
-    // An empty datagram cannot be cut into empty ones.
-    MAX_BYTES.checked_div(length).map_or(1, |fit| fit.clamp(1, MAX_SEGMENTS))
-}
 
 pub(super) struct Batch {
     workers: Vec<Worker>,
@@ -52,13 +39,9 @@ struct Worker {
 
 impl Batch {
     pub fn open(config: &EngineConfig, segments: bool) -> Result<Self> {
-        // Sockets that share a port share it with those of any other server of this user: that there is none shows this one.
-        drop(udp::open(config, false)?);
-        let open = |&core: &usize| {
-            let socket = Arc::new(udp::open(config, true)?);
-            Ok(Worker { socket, core, shown: Arc::default() })
-        };
-        let workers: Vec<_> = config.cores.iter().map(open).collect::<Result<_>>()?;
+        let sockets = udp::open_shared(config, config.cores.len())?;
+        let worker = |(socket, &core)| Worker { socket, core, shown: Arc::default() };
+        let workers: Vec<_> = sockets.into_iter().zip(&config.cores).map(worker).collect();
         let modes = Modes {
             cores: config.cores.clone(),
             receive_buffer: workers.first().and_then(|worker| udp::receive_buffer(&worker.socket)),
@@ -115,7 +98,7 @@ impl Batch {
         }
         tally.answered += 1;
         let payload = incoming.payload(index);
-        let most = if self.segments { most_segments(payload.len()) } else { 1 };
+        let most = if self.segments { udp::segments(payload.len()) } else { 1 };
         let from = libc::in6_pktinfo { ipi6_addr, ipi6_ifindex: self.interface as _ };
         let mut left = self.replies;
         while left > 0 {
@@ -139,10 +122,7 @@ impl Batch {
                 Ok(sent) => (sent.min(some.len()), true),
                 Err(error) if error.raw_os_error() == Some(libc::EINTR) => continue,
                 Err(error) if self.segments && error.raw_os_error() == Some(libc::EIO) => {
-                    return Err(error).context(
-                        "this kernel cuts no datagrams on an interface that computes no checksums: switch its tx checksum offload \
-                         on, use Linux 6.11 or newer, or use --engine socket-batch",
-                    );
+                    return Err(error).context(udp::CUTS_NONE);
                 }
                 // That one does not go; those behind it may.
                 Err(_) => (1, false),
@@ -168,17 +148,6 @@ impl Engine for Batch {
     }
 
     fn run(self: Box<Self>, stop: &AtomicBool) -> Result<()> {
-        thread::scope(|scope| {
-            let start = |worker| {
-                let engine = &self;
-                let work =
-                    move || engine.work(worker, stop).inspect_err(|_| stop.store(true, Ordering::Relaxed));
-                scope.spawn(work)
-            };
-            let threads: Vec<_> = self.workers.iter().map(start).collect();
-            threads
-                .into_iter()
-                .try_for_each(|thread| thread.join().map_err(|_| anyhow!("a worker panicked"))?)
-        })
+        udp::run(&self.workers, stop, |worker| self.work(worker, stop))
     }
 }

@@ -6,6 +6,7 @@
 //!   socket         listener thread ─► POSIX message queue ─► worker, sendmsg × n  the paper's server
 //!   socket-batch   recvmmsg ─► worker ─► sendmmsg of all replies                  one worker a processor
 //!   socket-gso     recvmmsg ─► worker ─► sendmmsg, equal replies as one (GSO)     one worker a processor
+//!   uring          multishot recvmsg ─► worker ─► sendmsg, on one io_uring        one worker a processor
 //!   raw            recvmmsg of frames ─► worker ─► sendmmsg, equal replies as one  one worker a processor
 //!   packet-ring    mapped ring ─► worker ─► mapped ring, equal replies as one      one worker a processor
 //!                                 └ Handler decides for all, and bpf/reflect.h by the same rules
@@ -27,6 +28,7 @@ mod spread;
 mod statistics;
 mod tpacket;
 mod udp;
+mod uring;
 mod worker;
 
 use std::fmt;
@@ -64,6 +66,8 @@ pub enum EngineKind {
     SocketBatch,
     /// The same, with all replies to a request as one datagram that the kernel cuts: the best of the socket servers
     SocketGso,
+    /// io_uring: requests come without being asked for one by one, replies leave as with socket-gso
+    Uring,
     /// Packet sockets: whole frames, with headers of our own, past the kernel's UDP and IPv6
     Raw,
     /// The same through memory that is shared with the kernel (PACKET_RX_RING, PACKET_TX_RING): no copy out of it per request
@@ -92,6 +96,7 @@ impl fmt::Display for EngineKind {
             Self::Socket => "socket",
             Self::SocketBatch => "socket-batch",
             Self::SocketGso => "socket-gso",
+            Self::Uring => "uring",
             Self::Raw => "raw",
             Self::PacketRing => "packet-ring",
         })
@@ -212,6 +217,7 @@ pub fn open(kind: EngineKind, config: &EngineConfig) -> Result<Box<dyn Engine>> 
         EngineKind::Socket => Box::new(socket::SocketServer::open(config)?),
         EngineKind::SocketBatch => Box::new(batch::Batch::open(config, false)?),
         EngineKind::SocketGso => Box::new(batch::Batch::open(config, true)?),
+        EngineKind::Uring => Box::new(uring::Uring::open(config)?),
         EngineKind::Raw => Box::new(raw::Raw::open(config)?),
         EngineKind::PacketRing => Box::new(packet_ring::PacketRing::open(config)?),
     })

@@ -14,14 +14,12 @@
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::thread;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use anyhow::{Context, Result, anyhow};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, setsockopt, socket, sockopt};
 use nix::sys::time::{TimeVal, TimeValLike};
 
-use super::batch::most_segments;
 use super::statistics::{Shown, Tally};
 use super::udp::{self, DOZE};
 use super::{CounterSet, EngineConfig};
@@ -147,7 +145,7 @@ pub(super) fn bundles(
 ) -> impl Iterator<Item = Bundle<'_>> {
     let (headers, payload) = reply.split_first_chunk::<OVERHEAD>().unwrap_or((&[0; OVERHEAD], &[]));
     let most = match (cuts, room.saturating_sub(HEAD).checked_div(payload.len())) {
-        (true, Some(fit)) => most_segments(payload.len()).min(fit).max(1),
+        (true, Some(fit)) => udp::segments(payload.len()).min(fit).max(1),
         _ => 1,
     };
     let mut left = count;
@@ -188,21 +186,6 @@ pub(super) fn fatal(error: io::Error, interface: &str) -> anyhow::Error {
         ),
         _ => anyhow!("a packet socket on {interface} fails: {error}"),
     }
-}
-
-/// Runs `work` with each worker on a thread of its own. One that fails stops all.
-pub(super) fn run<W: Send>(
-    workers: Vec<W>,
-    stop: &AtomicBool,
-    work: impl Fn(W) -> Result<()> + Sync,
-) -> Result<()> {
-    let work = |worker| work(worker).inspect_err(|_| stop.store(true, Ordering::Relaxed));
-    let work = &work;
-    thread::scope(|scope| {
-        let threads: Vec<_> = workers.into_iter().map(|worker| scope.spawn(move || work(worker))).collect();
-        let results: Vec<_> = threads.into_iter().map(|thread| thread.join()).collect();
-        results.into_iter().try_for_each(|result| result.map_err(|_| anyhow!("a worker panicked"))?)
-    })
 }
 
 /// The counts of an engine on packet sockets.

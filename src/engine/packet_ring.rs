@@ -21,7 +21,7 @@ use super::handler::Handler;
 use super::packet::{self, Bundle, HEAD, PacketCounters, Tap};
 use super::statistics::{Shown, Tally};
 use super::tpacket::{RxRing, TxRing};
-use super::udp::DOZE;
+use super::udp::{self, DOZE};
 use super::{CounterSet, Engine, EngineConfig, Modes, pin};
 use crate::wire::MAX_PAYLOAD;
 
@@ -112,7 +112,7 @@ impl Engine for PacketRing {
     }
 
     fn run(self: Box<Self>, stop: &AtomicBool) -> Result<()> {
-        packet::run(self.workers, stop, |mut worker| {
+        udp::run(self.workers, stop, |mut worker| {
             let interface = worker.interface.clone();
             worker.work(stop).map_err(|error| packet::fatal(error, &interface))
         })

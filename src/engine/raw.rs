@@ -134,7 +134,7 @@ impl Engine for Raw {
     }
 
     fn run(self: Box<Self>, stop: &AtomicBool) -> Result<()> {
-        packet::run(self.workers, stop, |worker| worker.work(stop))
+        udp::run(self.workers, stop, |worker| worker.work(stop))
     }
 }
 

@@ -1,9 +1,11 @@
-//! The UDP socket that every socket engine answers from.
+//! The UDP socket that every socket engine answers from, and what those share that have several.
 
 use std::io;
 use std::net::{Ipv6Addr, SocketAddrV6};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow};
@@ -57,6 +59,44 @@ pub(super) fn set_receive_buffer(socket: &OwnedFd) -> nix::Result<()> {
         setsockopt(socket, sockopt::RcvBuf, &RECEIVE_BUFFER)?;
     }
     Ok(())
+}
+
+/// A socket for each of `count` workers, over which the kernel spreads the requests.
+pub(super) fn open_shared(config: &EngineConfig, count: usize) -> Result<Vec<Arc<OwnedFd>>> {
+    // Sockets that share a port share it with those of any other server of this user: that there is none shows this one.
+    drop(open(config, false)?);
+    (0..count).map(|_| open(config, true).map(Arc::new)).collect()
+}
+
+/// Datagrams that the kernel cuts a large one into at most (UDP_MAX_SEGMENTS of Linux before 6.7).
+pub(super) const MAX_SEGMENTS: usize = 64;
+
+/// Bytes that they carry together at most: the largest datagram.
+const MAX_BYTES: usize = u16::MAX as usize - 8 - 40;
+
+/// How many datagrams that carry `length` bytes may go as one that the kernel cuts.
+pub(super) fn segments(length: usize) -> usize {
+    // An empty datagram cannot be cut into empty ones.
+    MAX_BYTES.checked_div(length).map_or(1, |fit| fit.clamp(1, MAX_SEGMENTS))
+}
+
+/// What EIO means of one that the kernel is to cut.
+pub(super) const CUTS_NONE: &str = "this kernel cuts no datagrams on an interface that computes no checksums: switch its tx checksum \
+    offload on, use Linux 6.11 or newer, or use --engine socket-batch";
+
+/// Has each of `workers` work on a thread of its own, until `stop` is set: by the first that fails, too.
+pub(super) fn run<W: Send>(
+    workers: impl IntoIterator<Item = W>,
+    stop: &AtomicBool,
+    work: impl Fn(W) -> Result<()> + Sync,
+) -> Result<()> {
+    let work = &work;
+    thread::scope(|scope| {
+        let start =
+            |worker| scope.spawn(move || work(worker).inspect_err(|_| stop.store(true, Ordering::Relaxed)));
+        let threads: Vec<_> = workers.into_iter().map(start).collect();
+        threads.into_iter().try_for_each(|thread| thread.join().map_err(|_| anyhow!("a worker panicked"))?)
+    })
 }
 
 /// Bytes of memory that requests may take which wait, as the kernel reports it.

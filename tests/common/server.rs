@@ -14,12 +14,13 @@ pub const SIXHOP: &str = env!("CARGO_BIN_EXE_sixhop");
 pub const PREFIX: &str = "2001:db8:1::/64";
 
 /// All that there are.
-pub const ENGINES: [&str; 8] = [
+pub const ENGINES: [&str; 9] = [
     "afxdp",
     "reflect",
     "socket",
     "socket-batch",
     "socket-gso",
+    "uring",
     "raw",
     "packet-ring",
     "packet-ring --tpacket v3",
