@@ -12,7 +12,7 @@ use std::net::{IpAddr, Ipv6Addr};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use rtnetlink::MulticastGroup;
@@ -228,6 +228,29 @@ pub fn resolve(interface: u32, neighbour: Ipv6Addr, timeout: Duration) -> Result
     Socket::open()?.resolve(interface, neighbour, timeout)
 }
 
+/// Has the kernel take `mac` for the neighbour's, and ask nobody (NUD_PERMANENT); without one, forget the entry.
+///
+/// # Errors
+/// Without CAP_NET_ADMIN, and when there is no such interface.
+pub fn set_neighbour(interface: u32, neighbour: Ipv6Addr, mac: Option<[u8; 6]>) -> Result<()> {
+    let mut entry = NeighbourMessage::default();
+    entry.header.family = AddressFamily::Inet6;
+    entry.header.ifindex = interface;
+    entry.attributes.push(NeighbourAttribute::Destination(NeighbourAddress::Inet6(neighbour)));
+    let (message, flags) = match mac {
+        Some(mac) => {
+            entry.header.state = NeighbourState::Permanent;
+            entry.attributes.push(NeighbourAttribute::LinkLayerAddress(mac.to_vec()));
+            (RouteNetlinkMessage::NewNeighbour(entry), NLM_F_CREATE | NLM_F_REPLACE)
+        }
+        None => (RouteNetlinkMessage::DelNeighbour(entry), 0),
+    };
+    let told = Socket::open()?.tell_one(message, flags);
+    told.map_err(|refusal| {
+        refusal.explain(format_args!("set neighbour {neighbour} of interface {interface}"))
+    })
+}
+
 /// Why the kernel refused a request: its error number and, where it gave one, its own explanation.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{}{}", code.desc(), words.as_ref().map(|words| format!(" ({words})")).unwrap_or_default())]
@@ -388,17 +411,12 @@ impl Socket {
     }
 
     pub fn route(&mut self, to: Ipv6Addr) -> Result<Route> {
-        let mut query = RouteMessage::default();
-        query.header.address_family = AddressFamily::Inet6;
-        query.header.destination_prefix_length = 128;
-        query.attributes.push(RouteAttribute::Destination(RouteAddress::Inet6(to)));
-        let answers =
-            self.ask(RouteNetlinkMessage::GetRoute(query), 0).map_err(|refusal| match refusal.code {
-                Errno::ENETUNREACH | Errno::EHOSTUNREACH => {
-                    anyhow!("no route to {to}: give an interface an address in its prefix, or add a route")
-                }
-                _ => refusal.explain(format_args!("find a route to {to}")),
-            })?;
+        let answers = self.ask(route_query(to), 0).map_err(|refusal| match refusal.code {
+            Errno::ENETUNREACH | Errno::EHOSTUNREACH => {
+                anyhow!("no route to {to}: give an interface an address in its prefix, or add a route")
+            }
+            _ => refusal.explain(format_args!("find a route to {to}")),
+        })?;
         let (mut interface, mut gateway, mut source) = (None, None, None);
         for answer in answers {
             let RouteNetlinkMessage::NewRoute(route) = answer else {
@@ -486,14 +504,34 @@ impl Socket {
             .map_err(|refusal| refusal.explain(format_args!("add {ip}/{prefix_length}")))
     }
 
-    /// Waits until no address of the interface with that index is tentative any more.
-    pub fn wait_for_addresses(&mut self, index: u32, timeout: Duration) -> Result<()> {
-        let settled = |socket: &mut Self| {
-            let tentative = socket.addresses(index)?.iter().any(|address| address.tentative);
-            anyhow::Ok((!tentative).then_some(()))
-        };
-        self.watch(MulticastGroup::Ipv6Ifaddr, timeout, settled, |_| true)?
-            .with_context(|| format!("some addresses are still tentative after {timeout:?}"))
+    /// Waits until the kernel receives for each of `addresses`. It acknowledges an address before that: the local route is added by a
+    /// worker of its own, after Duplicate Address Detection where there is one (addrconf_dad_work).
+    ///
+    /// # Errors
+    /// When that takes longer than `timeout`.
+    pub fn wait_for_local(&mut self, addresses: &[Ipv6Addr], timeout: Duration) -> Result<()> {
+        let give_up = Instant::now() + timeout;
+        for address in addresses {
+            while !self.is_local(*address)? {
+                ensure!(
+                    Instant::now() < give_up,
+                    "the kernel does not receive for {address} after {timeout:?}"
+                );
+                std::thread::sleep(Duration::from_millis(1)); // nothing announces it
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether packets to `address` are for this machine.
+    fn is_local(&mut self, address: Ipv6Addr) -> Result<bool> {
+        let answers = self.ask(route_query(address), 0);
+        Ok(answers.is_ok_and(|answers| {
+            answers.iter().any(|answer| match answer {
+                RouteNetlinkMessage::NewRoute(route) => route.header.kind == RouteType::Local,
+                _ => false,
+            })
+        }))
     }
 
     /// Has the kernel take all addresses under `prefix` for its own: a route of type `local`, with our mark, to the loopback
@@ -856,6 +894,15 @@ pub(crate) fn address_message(index: u32, ip: Ipv6Addr, prefix_length: u8) -> Ad
     message.header.scope = AddressScope::Universe;
     message.attributes.push(AddressAttribute::Local(IpAddr::V6(ip)));
     message
+}
+
+/// Asks for the way to one destination.
+fn route_query(to: Ipv6Addr) -> RouteNetlinkMessage {
+    let mut query = RouteMessage::default();
+    query.header.address_family = AddressFamily::Inet6;
+    query.header.destination_prefix_length = 128;
+    query.attributes.push(RouteAttribute::Destination(RouteAddress::Inet6(to)));
+    RouteNetlinkMessage::GetRoute(query)
 }
 
 /// The body of a message about local routes with our mark: that for `prefix`, or all; with that metric, or any.

@@ -56,7 +56,7 @@ const DOWN_PAYS: usize = 250;
 /// Setting a link up takes the kernel long when it has many addresses, and a card needs a second or two for its carrier.
 const CARRIER_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Without Duplicate Address Detection the kernel's worker has little to do for each address; this is for very many.
+/// The kernel's worker has little to do for each address without Duplicate Address Detection; this is for very many.
 const SETTLE_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Addresses removed before that is told: a hundredth of a second or so.
@@ -128,6 +128,18 @@ impl<W: Way> Kernel<W> {
         Ok(())
     }
 
+    /// Waits until the kernel receives for all of them; on a link that is down it does for none.
+    fn settle(&mut self, addresses: &[Ipv6Addr], phases: &mut Phases) -> Result<()> {
+        if !self.socket.link(&self.name)?.up {
+            return Ok(());
+        }
+        let live = phases.time("settle", || self.socket.wait_for_local(addresses, SETTLE_TIMEOUT));
+        live.map_err(|why| {
+            let undone = self.remove(addresses, &mut |_| {});
+            failed(why, addresses.len(), addresses.len(), undone)
+        })
+    }
+
     /// Removes those of `addresses` that are still there: with the interface, all of them are gone.
     fn remove(&mut self, addresses: &[Ipv6Addr], told: &mut Told) -> Result<()> {
         if self.socket.links()?.iter().all(|link| link.index != self.index) {
@@ -156,17 +168,12 @@ impl<W: Way> Binder for Kernel<W> {
                 let bound = self.add_while_down(&setting, addresses, step, &mut phases);
                 self.meanwhile = Meanwhile::Down(setting);
                 bound?;
+                self.settle(addresses, &mut phases)?;
             }
             Meanwhile::NoDetection(setting) => {
                 let bound = setting.during("0", || {
                     phases.time("add", || self.add(addresses, step))?;
-                    // The kernel leaves even that to a worker.
-                    let live =
-                        phases.time("settle", || self.socket.wait_for_addresses(self.index, SETTLE_TIMEOUT));
-                    live.map_err(|why| {
-                        let undone = self.remove(addresses, &mut |_| {});
-                        failed(why, addresses.len(), addresses.len(), undone)
-                    })
+                    self.settle(addresses, &mut phases)
                 });
                 self.meanwhile = Meanwhile::NoDetection(setting);
                 bound?;
@@ -174,6 +181,7 @@ impl<W: Way> Binder for Kernel<W> {
             other => {
                 self.meanwhile = other;
                 phases.time("add", || self.add(addresses, step))?;
+                self.settle(addresses, &mut phases)?;
             }
         }
         self.bound += addresses.len();
