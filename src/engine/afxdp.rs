@@ -15,11 +15,12 @@ use super::worker::Worker;
 use super::{Advertiser, CounterSet, Engine, EngineConfig, Modes, pin};
 use crate::address::Prefix;
 use crate::bind::Method;
-use crate::netlink::{self, KernelAddresses, Link};
+use crate::netlink::{self, AttachMode, KernelAddresses, Link};
 use crate::report::{Counters, QueueCounters};
 use crate::xdp::{
     AllMulticast, Attachment, CopyMode, CounterSource, Doorbell, Frame, KernelCounters, LiveAddresses,
-    Program, ProgramConfig, Reflect, Rings, Socket, SocketConfig, Verdict, VerdictSource,
+    Program, ProgramConfig, Reflect, Rings, Socket, SocketConfig, Verdict, VerdictSource, ethtool,
+    xdp_features,
 };
 
 /// Frames of each queue. They are the queue of requests that wait while the worker is kept from its processor: at
@@ -118,6 +119,9 @@ impl AfXdp {
         let frame_size = chosen_frame_size(config)?;
         // Attached before the sockets are bound: some drivers grant zero-copy only then.
         let attachment = program.attach(link, config.attach)?;
+        if reflects && attachment.mode() == AttachMode::Native {
+            can_send_redirected(link)?;
+        }
         // Some drivers reset the link when a program comes.
         netlink::wait_for_carrier(&link.name, Duration::from_secs(10))?;
 
@@ -178,6 +182,19 @@ impl AfXdp {
         let reflected = if reflects { config.replies } else { 0 };
         Ok(Self { attachment, program, queues, hidden, reflected, modes })
     }
+}
+
+/// Refuses a card that takes no frames from a program: the kernel would drop every reply, and say nothing. A veth takes them once its
+/// other end polls, by an XDP program there or GRO, which may come later than this server.
+fn can_send_redirected(link: &Link) -> Result<()> {
+    let features = xdp_features(link.index).ok().flatten();
+    let can = features.is_none_or(|features| features.has("ndo-xmit"));
+    ensure!(
+        can || ethtool::driver(&link.name)? == "veth",
+        "the driver of {} sends no frames for an XDP program: use --attach generic, or another engine",
+        link.name
+    );
+    Ok(())
 }
 
 /// Bytes in a frame, as they are asked for or as packets need.

@@ -24,7 +24,7 @@ pub use fallback::Fallback;
 pub use memory::HugepageRequest;
 pub(crate) use memory::Memory;
 pub use multicast::AllMulticast;
-pub use netdev::XdpFeatures;
+pub use netdev::{XdpFeatures, xdp_features};
 pub use option::namespace_cookie;
 pub use program::{
     AttachRequest, Attachment, LiveAddresses, Program, ProgramConfig, Reflect, Verdict, VerdictSource,
