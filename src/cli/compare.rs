@@ -12,7 +12,7 @@ use indicatif::HumanDuration;
 use super::{Usage, align, make, print_json, progress, stop_on_signal, write};
 use crate::bind::Method;
 use crate::engine::EngineKind;
-use crate::experiment::{CompareConfig, compare};
+use crate::experiment::{CompareConfig, Peer, compare};
 use crate::lab::Lab;
 use crate::report::{EngineResult, Event};
 use crate::wire::{MAX_PAYLOAD, MIN_PAYLOAD};
@@ -31,6 +31,10 @@ pub struct Args {
     /// Engines, as in socket,afxdp
     #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "socket,socket-gso,afxdp")]
     engines: Vec<EngineKind>,
+    /// Another program to compare with, may be given again: in its command {interface}, {address}, {port}, {core} and {client-core}
+    /// are filled in. It has to answer from the address that was asked
+    #[arg(long = "peer", value_name = "NAME=CMD", value_parser = peer)]
+    peers: Vec<Peer>,
     /// How many addresses, or several numbers, as in 1,1000000
     #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "2000",
         value_parser = clap::value_parser!(u64).range(1..))]
@@ -41,6 +45,9 @@ pub struct Args {
     /// Which ones of all that the prefix holds
     #[arg(long, default_value_t = 1)]
     seed: u64,
+    /// UDP port of the service
+    #[arg(long, default_value_t = 3540, value_parser = clap::value_parser!(u16).range(1..))]
+    port: u16,
     /// Replies to each request
     #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u8).range(1..))]
     replies: u8,
@@ -73,6 +80,14 @@ fn trial(text: &str) -> Result<f64, String> {
     }
 }
 
+/// A name and a command, as a flag.
+fn peer(text: &str) -> Result<Peer, String> {
+    let (name, command) = text.split_once('=').ok_or("a peer is NAME=CMD")?;
+    let command = shlex::split(command).filter(|command| !command.is_empty());
+    let command = command.ok_or("a peer needs a command, with its quotes closed")?;
+    Ok(Peer { name: name.to_owned(), command })
+}
+
 /// Milliseconds, as a flag.
 fn mean(text: &str) -> Result<f64, String> {
     match text.parse() {
@@ -91,6 +106,11 @@ pub fn run(args: Args) -> Result<ExitCode> {
             return Err(Usage(format!("engine {engine} is named twice")).into());
         }
     }
+    for (index, peer) in args.peers.iter().enumerate() {
+        if args.peers[..index].iter().any(|other| other.name == peer.name) {
+            return Err(Usage(format!("peer {} is named twice", peer.name)).into());
+        }
+    }
     for (index, addresses) in args.addresses.iter().enumerate() {
         if args.addresses[..index].contains(addresses) {
             return Err(Usage(format!("{addresses} addresses are named twice")).into());
@@ -101,9 +121,11 @@ pub fn run(args: Args) -> Result<ExitCode> {
     }
     let config = CompareConfig {
         engines: args.engines,
+        peers: args.peers,
         addresses: args.addresses,
         bind: args.bind,
         seed: args.seed,
+        port: args.port,
         replies: args.replies,
         payload: args.payload as usize,
         trial: args.trial,
@@ -211,11 +233,12 @@ mod tests {
     use crate::load::Client;
     use crate::machine::Environment;
     use crate::netlink::AttachMode;
+    use crate::report::Contestant;
     use crate::xdp::CopyMode;
 
     fn result(engine: EngineKind, addresses: u64) -> EngineResult {
         EngineResult {
-            engine,
+            engine: Contestant::Engine(engine),
             attach: None,
             copy: None,
             addresses,

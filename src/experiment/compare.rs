@@ -14,6 +14,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 
 use super::only_one;
+use super::peer::{Peer, PeerProcess};
 use super::search::{Trial, highest};
 use super::server::{Host, Order, ServerProcess};
 use crate::address::Pool;
@@ -22,19 +23,23 @@ use crate::engine::EngineKind;
 use crate::lab::{Lab, Side};
 use crate::load::{Client, Generator, LoadConfig, Run};
 use crate::machine::Ticks;
-use crate::report::{Cell, EngineResult, LoadResult};
+use crate::report::{Cell, Contestant, EngineResult, LoadResult, Ready};
 
 /// What to compare, on what work.
 #[derive(Debug, Clone)]
 pub struct CompareConfig {
     /// The engines, in the order of the table.
     pub engines: Vec<EngineKind>,
+    /// Other programs, after them.
+    pub peers: Vec<Peer>,
     /// How many addresses: all engines with the first number, then all with the next.
     pub addresses: Vec<u64>,
     /// How they are made live.
     pub bind: Method,
     /// Which ones.
     pub seed: u64,
+    /// UDP port of the service.
+    pub port: u16,
     /// Replies to each request.
     pub replies: u8,
     /// Bytes of payload in a request.
@@ -101,7 +106,9 @@ pub fn compare(
     };
     for index in 0..results.len() {
         let addresses = results[index].addresses;
-        let socket = results.iter().find(|r| r.engine == EngineKind::Socket && r.addresses == addresses);
+        let socket = results
+            .iter()
+            .find(|r| r.engine == Contestant::Engine(EngineKind::Socket) && r.addresses == addresses);
         results[index].ratio_to_socket =
             socket.map(|socket| results[index].sustained_rps / socket.sustained_rps);
     }
@@ -120,62 +127,69 @@ fn on_lab(
     let (Some(&server_core), Some(&client_core)) = (cores.first(), cores.last()) else {
         bail!("cannot find out which processors there are");
     };
-    let cells = config
-        .addresses
-        .iter()
-        .flat_map(|addresses| config.engines.iter().map(|engine| (*addresses, *engine)));
-    let steps = (config.addresses.len() * config.engines.len()) as u64 * (RUNS + 1);
+    let engines = config.engines.iter().map(|engine| Contestant::Engine(*engine));
+    let contestants: Vec<_> =
+        engines.chain(config.peers.iter().map(|peer| Contestant::Peer(peer.name.clone()))).collect();
+    let steps = (config.addresses.len() * contestants.len()) as u64 * (RUNS + 1);
+    let cells = config.addresses.iter().flat_map(|addresses| contestants.iter().map(|who| (*addresses, who)));
     let mut results = Vec::new();
-    for (addresses, engine) in cells {
+    for (addresses, who) in cells {
         let pool = Pool::new(host.prefix, addresses, config.seed)?;
         let before = results.len() as u64 * (RUNS + 1);
-        show(Progress { done: before, steps, doing: format!("{engine}: binding {addresses} addresses") });
-        let order = Order {
-            cell: Cell { engine, bind: config.bind, addresses },
-            seed: config.seed,
-            replies: config.replies,
-            flags: [OsString::from("--cores"), server_core.to_string().into()].to_vec(),
+        show(Progress { done: before, steps, doing: format!("{who}: binding {addresses} addresses") });
+        let mut running = match who {
+            Contestant::Engine(engine) => {
+                let order = Order {
+                    cell: Cell { engine: *engine, bind: config.bind, addresses },
+                    seed: config.seed,
+                    replies: config.replies,
+                    flags: ["--cores", &server_core.to_string(), "--port", &config.port.to_string()]
+                        .map(OsString::from)
+                        .to_vec(),
+                };
+                Running::Engine(ServerProcess::start(&host, &order, START_LIMIT, stop)?)
+            }
+            Contestant::Peer(name) => {
+                let peer = config.peers.iter().find(|peer| peer.name == *name).context("no such peer")?;
+                let cores = [server_core, client_core];
+                let process = PeerProcess::start(lab, peer, &pool, config.bind, config.port, cores, stop)?;
+                Running::Peer(process, peer)
+            }
         };
-        let server = ServerProcess::start(&host, &order, START_LIMIT, stop)?;
-        let ready = server.ready().clone();
+        let ready = running.ready()?.clone();
+        // An engine without a worker has the kernel do the work where its interface interrupts: on the server's processor.
+        let cores = if ready.modes.cores.is_empty() { vec![server_core] } else { ready.modes.cores.clone() };
         let measured = lab.run_in(Side::Client, || {
             core_affinity::set_for_current(core_affinity::CoreId { id: client_core });
-            let mut bench = Bench {
-                generator: Generator::open(LoadConfig {
-                    client: Client::Afxdp,
-                    interface: Side::Client.interface().to_owned(),
-                    pool: pool.clone(),
-                    port: ready.port,
-                    replies: config.replies,
-                    payload: config.payload,
-                })?,
-                cores: &ready.modes.cores,
-                trial: config.trial,
-                mean: config.mean,
-                stop,
-            };
+            let mut generator = Generator::open(LoadConfig {
+                client: Client::Afxdp,
+                interface: Side::Client.interface().to_owned(),
+                pool: pool.clone(),
+                port: config.port,
+                replies: config.replies,
+                payload: config.payload,
+            })?;
+            if let Running::Peer(process, peer) = &mut running {
+                process.wait(peer, &mut generator, stop)?;
+            }
+            let mut bench = Bench { generator, cores: &cores, trial: config.trial, mean: config.mean, stop };
             let measured = bench.measure(|step, doing| {
-                show(Progress { done: before + step, steps, doing: format!("{engine}: {doing}") });
+                show(Progress { done: before + step, steps, doing: format!("{who}: {doing}") });
             })?;
             Ok((measured, bench.generator.environment()))
         });
-        let totals = server.stop();
+        let stopped = running.stop(who);
         let (Measured { runs, halves }, environment) = measured?;
-        let totals = totals?;
-        let (lost, invalid) = (totals.counters.frames_lost, totals.counters.invalid);
-        ensure!(
-            lost + invalid == 0,
-            "{engine} lost {lost} frames and met {invalid} descriptors that make no sense: its figures are not to be trusted"
-        );
+        stopped?;
         let at = median(&runs, |at| at.load.offered_rate).context("there was no run")?;
         let half = median(&halves, |at| at.load.outcome.first.mean_us).context("there was no run")?;
         results.push(EngineResult {
-            engine,
+            engine: who.clone(),
             attach: ready.modes.attach,
             copy: ready.modes.copy,
             addresses: ready.addresses,
             bind: ready.bind,
-            replies: ready.replies,
+            replies: config.replies.into(),
             payload: config.payload,
             mean_limit_us: config.mean,
             sustained_rps: at.load.offered_rate,
@@ -199,6 +213,33 @@ fn on_lab(
         });
     }
     Ok(results)
+}
+
+/// A server that is being measured.
+enum Running<'a> {
+    Engine(ServerProcess),
+    Peer(PeerProcess<'a>, &'a Peer),
+}
+
+impl Running<'_> {
+    fn ready(&self) -> Result<&Ready> {
+        match self {
+            Self::Engine(server) => Ok(server.ready()),
+            Self::Peer(process, _) => process.ready().context("its addresses are gone"),
+        }
+    }
+
+    /// Ends it, if there is nothing against its figures.
+    fn stop(self, who: &Contestant) -> Result<()> {
+        let Self::Engine(server) = self else { return Ok(()) };
+        let counters = server.stop()?.counters;
+        let (lost, invalid) = (counters.frames_lost, counters.invalid);
+        ensure!(
+            lost + invalid == 0,
+            "{who} lost {lost} frames and met {invalid} descriptors that make no sense: its figures are not to be trusted"
+        );
+        Ok(())
+    }
 }
 
 /// A generator with a server to ask.

@@ -6,6 +6,7 @@
 mod bind;
 mod compare;
 mod journal;
+mod peer;
 mod profile;
 mod response;
 mod search;
@@ -18,6 +19,7 @@ use anyhow::{Context, Result, anyhow};
 
 pub use bind::{BindProgress, bind, bound};
 pub use compare::{CompareConfig, Progress, compare};
+pub use peer::Peer;
 pub use profile::{Approach, BindProfile, BindSeries, Profile, Rates, ResponseProfile, ResponseSeries};
 pub use response::{Place, ResponseConfig, ResponseProgress, response};
 pub use server::Host;

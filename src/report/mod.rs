@@ -10,7 +10,7 @@ pub mod response;
 mod results;
 
 pub use results::{
-    BindCell, BindOutcome, BindResult, BindSummary, Cell, Counters, EngineResult, Event, Experiment, Failed,
-    Limit, LoadResult, Percentiles, Plan, QueueCounters, Ready, SCHEMA, Spread, Stats, Sustained,
-    ThresholdSummary, Trial,
+    BindCell, BindOutcome, BindResult, BindSummary, Cell, Contestant, Counters, EngineResult, Event,
+    Experiment, Failed, Limit, LoadResult, Percentiles, Plan, QueueCounters, Ready, SCHEMA, Spread, Stats,
+    Sustained, ThresholdSummary, Trial,
 };

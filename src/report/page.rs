@@ -587,6 +587,9 @@ fn compare_table(events: &[Event]) -> Option<Markup> {
                                 first.environment.cpu,
                                 first.environment.nic.receive_work(),
                             ))
+                            @if let Some(guest) = &first.environment.guest {
+                                (format!(" In a virtual machine, {guest}: only the ratios mean anything."))
+                            }
                         }
     div.table tabindex="0" role="region" aria-label="Comparison in one run" {
                     table {

@@ -2,6 +2,7 @@
 //! per second, `_pps` packets per second).
 
 use std::collections::BTreeMap;
+use std::fmt;
 
 use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, Serialize};
@@ -458,8 +459,8 @@ pub enum Limit {
 /// What one engine sustained in a comparison.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct EngineResult {
-    /// Which engine.
-    pub engine: EngineKind,
+    /// Which engine, or which other program.
+    pub engine: Contestant,
     /// How its XDP program was attached, as the kernel says.
     pub attach: Option<AttachMode>,
     /// How packets got into its rings, as the kernel says.
@@ -516,4 +517,23 @@ pub struct EngineResult {
 /// The limit of results from before it was kept.
 fn one_millisecond() -> f64 {
     1000.0
+}
+
+/// Whom a comparison measures.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum Contestant {
+    /// An engine of Sixhop's.
+    Engine(EngineKind),
+    /// Another program, by the name that it was given.
+    Peer(String),
+}
+
+impl fmt::Display for Contestant {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Engine(engine) => engine.fmt(f),
+            Self::Peer(name) => f.pad(name),
+        }
+    }
 }

@@ -1,0 +1,144 @@
+//! Another program as the server, for comparison: Sixhop makes the addresses live for it, starts it on the server's side of a lab, and
+//! ends it.
+
+use std::ffi::OsString;
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use super::server::Host;
+use crate::address::Pool;
+use crate::bind::{Interrupted, Method};
+use crate::engine::{Server, ServerConfig};
+use crate::lab::{Lab, Side};
+use crate::load::{Generator, Run};
+use crate::netlink;
+use crate::report::Ready;
+
+/// A program that answers requests.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Peer {
+    /// What it is called in results.
+    pub name: String,
+    /// The command, in which `{interface}`, `{address}` (the first of them), `{port}`, `{core}` (the server's) and `{client-core}` are
+    /// replaced.
+    pub command: Vec<String>,
+}
+
+/// A peer and what it answers on.
+pub(super) struct PeerProcess<'a> {
+    child: Child,
+    addresses: Option<Server>,
+    lab: &'a Lab,
+    target: std::net::Ipv6Addr,
+}
+
+/// A program that is to answer does so within this.
+const START: Duration = Duration::from_secs(60);
+
+/// A program that was interrupted ends within this, or is killed.
+const STOP: Duration = Duration::from_secs(10);
+
+/// What a peer is asked until it answers: slowly, so that nothing of it is under way when the measuring begins.
+const FIRST: Run = Run { rate: 100.0, requests: 10 };
+
+impl<'a> PeerProcess<'a> {
+    /// Starts it on the addresses of `pool`, which are bound by `bind`. Whether it answers, [`wait`](Self::wait) finds out.
+    pub fn start(
+        lab: &'a Lab,
+        peer: &Peer,
+        pool: &Pool,
+        bind: Method,
+        port: u16,
+        [core, client_core]: [usize; 2],
+        stop: &AtomicBool,
+    ) -> Result<Self> {
+        let interface = Side::Server.interface();
+        let target = pool.address(0);
+        let addresses = lab.run_in(Side::Server, || {
+            let config = ServerConfig::hold(interface.to_owned(), pool.clone(), bind);
+            Server::start(&config, &mut |_| !stop.load(Ordering::Relaxed))
+        })?;
+        let mac = lab.run_in(Side::Server, || Ok(netlink::link(interface)?.mac))?;
+        // A peer may take every packet from the kernel, which then answers no solicitation.
+        neighbour(lab, target, Some(mac))?;
+        let values = [
+            ("{interface}", interface.to_owned()),
+            ("{address}", target.to_string()),
+            ("{port}", port.to_string()),
+            ("{core}", core.to_string()),
+            ("{client-core}", client_core.to_string()),
+        ];
+        let fill = |word: &String| {
+            let filled = values.iter().fold(word.clone(), |word, (name, value)| word.replace(name, value));
+            OsString::from(filled)
+        };
+        let host = Host::lab(lab)?;
+        let (program, enter) = host.via.split_first().context("no way into the lab")?;
+        let child = Command::new(program)
+            .args(enter)
+            .args(peer.command.iter().map(fill))
+            .stdin(Stdio::piped()) // kept open: some programs end with it
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .with_context(|| format!("cannot run {}", peer.name))?;
+        Ok(Self { child, addresses: Some(addresses), lab, target })
+    }
+
+    /// What is known of it: how its addresses were bound.
+    pub fn ready(&self) -> Option<&Ready> {
+        self.addresses.as_ref().map(Server::ready)
+    }
+
+    /// Waits until it answers `generator`.
+    pub fn wait(&mut self, peer: &Peer, generator: &mut Generator, stop: &AtomicBool) -> Result<()> {
+        let give_up = Instant::now() + START;
+        loop {
+            if let Some(status) = self.child.try_wait().context("cannot look after a peer")? {
+                anyhow::bail!(
+                    "{} ended at once, with {status}: try '{}' by hand",
+                    peer.name,
+                    peer.command.join(" ")
+                );
+            }
+            let outcome = generator.run(FIRST, stop, |_| {})?.outcome;
+            ensure!(!stop.load(Ordering::Relaxed), Interrupted);
+            if outcome.complete == FIRST.requests {
+                return Ok(());
+            }
+            ensure!(Instant::now() < give_up, "{} answered nothing within {} s", peer.name, START.as_secs());
+        }
+    }
+}
+
+impl Drop for PeerProcess<'_> {
+    fn drop(&mut self) {
+        drop(self.child.stdin.take());
+        let _ = kill(Pid::from_raw(self.child.id() as i32), Signal::SIGINT);
+        let give_up = Instant::now() + STOP;
+        while self.child.try_wait().is_ok_and(|status| status.is_none()) {
+            if Instant::now() >= give_up {
+                let _ = self.child.kill();
+            }
+            thread::sleep(Duration::from_millis(10));
+        }
+        let _ = neighbour(self.lab, self.target, None);
+        if let Some(addresses) = self.addresses.take() {
+            let _ = addresses.run(&AtomicBool::new(true), |_| {}, &mut |_| {});
+        }
+    }
+}
+
+/// Has the client know where `target` is, or forget it.
+fn neighbour(lab: &Lab, target: std::net::Ipv6Addr, mac: Option<[u8; 6]>) -> Result<()> {
+    lab.run_in(Side::Client, || {
+        let client = netlink::link(Side::Client.interface())?;
+        netlink::set_neighbour(client.index, target, mac)
+    })
+}
