@@ -80,9 +80,9 @@ struct Vm {
     /// Its two network cards, joined back to back
     #[arg(long, default_value = "igb")]
     nic: Nic,
-    /// Queues that each card uses; virtio has one here
-    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=8))]
-    queues: u32,
+    /// Queues that each card uses; virtio has one here [default: 1, where the driver can choose]
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=8))]
+    queues: Option<u32>,
     /// Its kernel: a directory like /lib/modules/6.18.0, with a vmlinuz, or a release of Debian's, which is fetched
     /// [default: this machine's, if it is 6.14 or newer, or else one of Debian's]
     #[arg(long, value_name = "RELEASE|DIR")]

@@ -96,7 +96,11 @@ fn work(order: &Order) -> Result<Said> {
     let last = thread::available_parallelism()?.get() - 1;
     for (mac, core) in [(server, 0), (client, last)] {
         let card = links.iter().find(|link| link.mac == mac).context("a card has gone")?;
-        ethtool::set_queues(&card.name, order.queues)?;
+        match order.queues {
+            Some(queues) => ethtool::set_queues(&card.name, queues)?,
+            // One, so that both sides have one worker; a card that cannot choose keeps those that it has.
+            None => ethtool::set_queues(&card.name, 1).unwrap_or_default(),
+        }
         interrupt_on(&card.name, core)?;
     }
     Lab::named(DEFAULT_NAME)?.adopt(server, client)?;

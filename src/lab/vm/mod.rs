@@ -115,8 +115,8 @@ pub struct VmConfig {
     pub accelerator: Accelerator,
     /// Its processors.
     pub processors: u32,
-    /// Queues that each of its cards uses.
-    pub queues: u32,
+    /// Queues that each of its cards uses; without a wish one, where the driver can choose.
+    pub queues: Option<u32>,
     /// Its memory in MiB.
     pub memory: u32,
     /// The command that it runs, as if on this machine, in the working directory of this process.
@@ -134,7 +134,7 @@ struct Order {
     directory: PathBuf,
     variables: Vec<(String, String)>,
     out: Option<PathBuf>,
-    queues: u32,
+    queues: Option<u32>,
     /// Files of the initramfs, in the order in which they are to be loaded.
     modules: Vec<PathBuf>,
 }
