@@ -24,6 +24,7 @@ const ETHTOOL_GSSET_INFO: u32 = 0x37;
 const ETHTOOL_GRXFHINDIR: u32 = 0x38;
 const ETHTOOL_SRXFHINDIR: u32 = 0x39;
 const ETHTOOL_GFEATURES: u32 = 0x3a;
+const ETHTOOL_SFEATURES: u32 = 0x3b;
 const ETHTOOL_GCHANNELS: u32 = 0x3c;
 const ETHTOOL_SCHANNELS: u32 = 0x3d;
 
@@ -140,6 +141,14 @@ struct FeatureBlock {
     requested: u32,
     active: u32,
     never_changed: u32,
+}
+
+/// `struct ethtool_sfeatures`: of each block, which offloads are meant, and which of them are to be on.
+#[repr(C)]
+struct Wishes {
+    command: u32,
+    blocks: u32,
+    data: [[u32; 2]; MAX_FEATURES / 32],
 }
 
 /// How many queues there are. A combined channel has a queue of each kind, and counts as one.
@@ -361,6 +370,22 @@ pub fn offloads(interface: &str) -> Result<Vec<Offload>> {
     };
     // A bit that is in no use has no name.
     Ok(names.into_iter().enumerate().filter(|(_, name)| !name.is_empty()).map(offload).collect())
+}
+
+/// Switches the offload of that name off, if `interface` has it.
+///
+/// # Errors
+/// When it cannot be switched.
+pub fn switch_off(interface: &str, offload: &str) -> Result<()> {
+    let cannot = |error| anyhow!("cannot switch {offload} of {interface} off: {error}");
+    let names = names(interface, FEATURES).map_err(cannot)?;
+    let Some(index) = names.iter().position(|name| name == offload) else { return Ok(()) };
+    // The kernel takes no block that it has not.
+    let blocks = names.len().div_ceil(32).min(MAX_FEATURES / 32);
+    let mut wishes =
+        Wishes { command: ETHTOOL_SFEATURES, blocks: blocks as u32, data: [[0; 2]; MAX_FEATURES / 32] };
+    wishes.data.get_mut(index / 32).context("an offload beyond all blocks")?[0] = 1 << (index % 32);
+    ioctl(interface, &mut wishes).map_err(cannot)
 }
 
 /// The driver's own counters by name, as `ethtool -S` has them; none where it has none.
