@@ -143,6 +143,7 @@ fn a_socket_on_the_queue_gets_the_packet() -> Result<()> {
             queue: 0,
             copy: CopyRequest::Auto,
             attach: AttachMode::Native,
+            elsewhere: 0,
             frames: 64,
             frame_size: 2048,
             hugepages: HugepageRequest::Auto,

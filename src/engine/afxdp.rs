@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, anyhow, ensure};
 
 use super::statistics::{Shown, Tally};
-use super::worker::Worker;
+use super::worker::{BATCH, Worker};
 use super::{Advertiser, CounterSet, Engine, EngineConfig, Modes, pin};
 use crate::address::Prefix;
 use crate::bind::Method;
@@ -20,7 +20,7 @@ use crate::report::{Counters, QueueCounters};
 use crate::xdp::{
     AllMulticast, Attachment, CopyMode, CounterSource, Doorbell, Frame, KernelCounters, LiveAddresses,
     Program, ProgramConfig, Reflect, Rings, Socket, SocketConfig, Verdict, VerdictSource, ethtool,
-    xdp_features,
+    spare_frames, xdp_features,
 };
 
 /// Frames of each queue. They are the queue of requests that wait while the worker is kept from its processor: at
@@ -43,6 +43,16 @@ const NAP: Duration = Duration::from_millis(1);
 
 /// Bytes that the kernel takes of each frame before the packet (XDP_PACKET_HEADROOM), Ethernet header and VLAN tags.
 const FRAME_OVERHEAD: u32 = 256 + 14 + 8;
+
+/// Frames of a queue, for so many replies to each request, where the card's own receive ring is as large as `card_ring`.
+pub fn frames(copy: CopyMode, card_ring: Option<u32>, replies: u16) -> u32 {
+    FRAMES + if copy == CopyMode::Zero { spare_frames(card_ring, elsewhere(replies)) } else { 0 }
+}
+
+/// Frames of a queue that are on their way out, or in the worker's hands, at most.
+fn elsewhere(replies: u16) -> u32 {
+    SEND_RING / u32::from(replies.max(1)) + BATCH as u32
+}
 
 /// Bytes of a frame that holds packets of `mtu` bytes, as far as any does: there are none larger than 4,096.
 pub fn frame_size(mtu: u32) -> u32 {
@@ -138,6 +148,7 @@ impl AfXdp {
                 copy: config.copy,
                 attach: attachment.mode(),
                 frames: FRAMES,
+                elsewhere: elsewhere(config.replies),
                 frame_size,
                 hugepages: config.rings.hugepages,
                 busy_poll: config.rings.busy_poll,

@@ -45,7 +45,7 @@ use crate::xdp::{
 };
 
 pub use advertiser::Advertiser;
-pub use afxdp::{FRAMES, frame_size};
+pub use afxdp::{FRAMES, frame_size, frames};
 pub use handler::Handler;
 pub use server::{Server, ServerConfig, Totals};
 pub use statistics::{Shown, Tally};

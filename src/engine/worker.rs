@@ -22,7 +22,7 @@ use crate::xdp::{Doorbell, Frame, Packet, Rings};
 /// Requests taken in one turn. Enough to spread the cost of a turn (four counters, two flags, one system call), few enough
 /// that the first reply of a batch does not wait long for its last: 64 requests of ten replies are about 4 µs of work
 /// (bench/worker.rs).
-const BATCH: usize = 64;
+pub(super) const BATCH: usize = 64;
 
 /// What a packet that is to be sent answers.
 #[derive(Debug, Clone, Copy)]

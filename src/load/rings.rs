@@ -74,6 +74,7 @@ impl RingTransport {
                 copy: CopyRequest::Auto,
                 attach: attachment.mode(),
                 frames: FRAMES,
+                elsewhere: sending + BATCH as u32,
                 frame_size: if link.mtu <= 1500 { 2048 } else { 4096 },
                 hugepages: HugepageRequest::Auto,
                 busy_poll: None,

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::engine::{FRAMES, frame_size};
+use crate::engine::{FRAMES, frame_size, frames};
 use crate::netlink::AttachMode;
 use crate::xdp::CopyMode;
 use crate::xdp::capability::{Host, Interface, LRO, VLAN, Virtio};
@@ -276,9 +276,12 @@ fn obstacles(interface: &Interface, host: &Host) -> Vec<Finding> {
     obstacles
 }
 
-/// Bytes of the frames of all queues.
+/// Bytes of the frames of all queues, with ten replies to each request.
 fn memory(interface: &Interface) -> u64 {
-    u64::from(interface.nic.queues) * u64::from(FRAMES) * u64::from(frame_size(interface.nic.mtu))
+    let zero = interface.xdp.as_ref().is_some_and(|xdp| xdp.has("xsk-zerocopy"));
+    let copy = if zero { CopyMode::Zero } else { CopyMode::Copy };
+    let frames = frames(copy, interface.nic.rings.map(|(rx, _)| rx), 10);
+    u64::from(interface.nic.queues) * u64::from(frames) * u64::from(frame_size(interface.nic.mtu))
 }
 
 fn flags(interface: &Interface, attach: Option<AttachMode>, copy: Option<CopyMode>) -> Vec<String> {
@@ -317,7 +320,7 @@ fn advice(interface: &Interface, host: &Host) -> Vec<Advice> {
         advise(format!("ethtool -L {name} {kind} {wanted}"), why);
     }
     if let (Some((rx, tx)), Some((most_rx, most_tx))) = (interface.nic.rings, interface.rings_possible) {
-        // No more than half the frames: the others are on their way meanwhile.
+        // Larger ones take frames in turn that no cache holds.
         let (wanted_rx, wanted_tx) = (most_rx.min(FRAMES / 2), most_tx.min(FRAMES / 2));
         if rx < wanted_rx || tx < wanted_tx {
             let command = format!("ethtool -G {name} rx {} tx {}", wanted_rx.max(rx), wanted_tx.max(tx));

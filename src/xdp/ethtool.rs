@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 const ETHTOOL_GSET: u32 = 0x01;
 const ETHTOOL_GDRVINFO: u32 = 0x03;
 const ETHTOOL_GRINGPARAM: u32 = 0x10;
+const ETHTOOL_SRINGPARAM: u32 = 0x11;
 const ETHTOOL_STXCSUM: u32 = 0x17;
 const ETHTOOL_GSTRINGS: u32 = 0x1b;
 const ETHTOOL_GSTATS: u32 = 0x1d;
@@ -329,6 +330,22 @@ pub fn card_rings(interface: &str) -> Option<(u32, u32)> {
 /// As many descriptors as the card's own receive and transmit rings can have.
 pub fn largest_card_rings(interface: &str) -> Option<(u32, u32)> {
     ring_parameters(interface).map(|rings| (rings.max[0], rings.max[3]))
+}
+
+/// Makes the card's own receive and transmit rings as large as the driver lets them be.
+///
+/// # Errors
+/// When it cannot.
+pub fn enlarge_card_rings(interface: &str) -> Result<()> {
+    let cannot = |error| anyhow!("cannot set the rings of {interface}: {error}");
+    let mut rings = RingParameters { command: ETHTOOL_GRINGPARAM, ..Default::default() };
+    ioctl(interface, &mut rings).map_err(cannot)?;
+    let largest = (rings.max[0], rings.max[3]);
+    if (rings.rx, rings.tx) == largest {
+        return Ok(());
+    }
+    (rings.command, rings.rx, rings.tx) = (ETHTOOL_SRINGPARAM, largest.0, largest.1);
+    ioctl(interface, &mut rings).map_err(cannot)
 }
 
 fn ring_parameters(interface: &str) -> Option<RingParameters> {

@@ -33,5 +33,6 @@ pub use program::{
 pub use rings::{Census, Doorbell, Rings};
 pub use socket::{
     BusyPoll, CopyMode, CopyRequest, CounterSource, KernelCounters, RingSizes, Socket, SocketConfig,
+    spare_frames,
 };
 pub use umem::{Frame, Packet, Umem};

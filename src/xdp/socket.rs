@@ -14,6 +14,7 @@ use anyhow::{Context, Result, anyhow};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use serde::{Deserialize, Serialize};
 
+use super::ethtool;
 use super::fallback::Fallback;
 use super::memory::{HugepageRequest, Memory};
 use super::option;
@@ -77,8 +78,11 @@ pub struct SocketConfig<'a> {
     pub copy: CopyRequest,
     /// How the program that steers to it is attached.
     pub attach: AttachMode,
-    /// Frames in the UMEM, a power of two. The rx ring is as large, and the fill ring twice, so that neither ever overflows.
+    /// Frames in the UMEM, a power of two. The rx ring is as large, so that it never overflows. In zero-copy there are
+    /// [`spare_frames`] besides.
     pub frames: u32,
+    /// Frames that are on their way out or in the caller's hands at a time, at most.
+    pub elsewhere: u32,
     /// Bytes in a frame, 2048 or 4096.
     pub frame_size: u32,
     /// Whether the UMEM is to lie on huge pages.
@@ -87,7 +91,7 @@ pub struct SocketConfig<'a> {
     pub busy_poll: Option<u32>,
     /// Descriptors in the tx and completion rings, a power of two.
     pub send_ring: u32,
-    /// How many of the frames go into the fill ring; the others are the caller's.
+    /// How many of the frames go into the fill ring, besides the spare ones; the others are the caller's.
     pub fill: u32,
 }
 
@@ -109,13 +113,18 @@ pub struct RingSizes {
 }
 
 impl SocketConfig<'_> {
+    /// Frames that zero-copy needs besides.
+    fn spare(&self) -> u32 {
+        spare_frames(ethtool::card_rings(self.interface).map(|(rx, _)| rx), self.elsewhere)
+    }
+
     /// What its rings are made as.
-    #[must_use]
-    pub fn rings(&self) -> RingSizes {
+    fn rings(&self, mode: CopyMode) -> RingSizes {
+        let frames = self.frames + if mode == CopyMode::Zero { self.spare() } else { 0 };
         RingSizes {
-            frames: self.frames,
+            frames,
             frame_size: self.frame_size,
-            fill: fill_ring(self.frames),
+            fill: fill_ring(frames),
             rx: self.frames,
             tx: self.send_ring,
             completion: self.send_ring,
@@ -170,6 +179,18 @@ impl KernelCounters {
         self.tx_invalid += other.tx_invalid;
     }
 }
+
+/// Frames that a socket needs in zero-copy besides those for its rx ring: as many as the card's own receive ring holds, `card_ring` where
+/// its driver says, and as are `elsewhere`. Then the driver finds frames in the fill ring also while the rx ring is full. One that finds
+/// none may hand out the same frame twice: igb does, up to Linux 7.3 at least, where it leaves the length of an old packet in the
+/// descriptor behind the last that it could fill (igb_alloc_rx_buffers_zc).
+#[must_use]
+pub fn spare_frames(card_ring: Option<u32>, elsewhere: u32) -> u32 {
+    card_ring.unwrap_or(UNKNOWN_RING) + elsewhere
+}
+
+/// Descriptors in the receive ring of a card whose driver does not say: as many as any has.
+const UNKNOWN_RING: u32 = 8192;
 
 /// Bind retries for this long while the kernel still tears down the last socket of the queue, which it does after the
 /// close, on its own time (RCU grace periods, tens of milliseconds each).
@@ -227,8 +248,9 @@ impl Socket {
             anyhow::Error::new(error).context(format!("no AF_XDP socket: {cure}"))
         })?);
 
-        let (umem, frames) = Umem::new(config.frames, config.frame_size, config.hugepages)
-            .context("no memory for the UMEM")?;
+        let sizes = config.rings(mode);
+        let (umem, frames) =
+            Umem::new(sizes.frames, config.frame_size, config.hugepages).context("no memory for the UMEM")?;
         let registration = libc::xdp_umem_reg {
             addr: umem.memory.start().as_ptr() as u64,
             len: umem.length(),
@@ -240,7 +262,6 @@ impl Socket {
         option::set(&fd, libc::SOL_XDP, libc::XDP_UMEM_REG, &registration).context(
             "the kernel does not take the UMEM (is the locked-memory limit too low? see ulimit -l)",
         )?;
-        let sizes = config.rings();
         for (ring, size) in [
             (libc::XDP_UMEM_FILL_RING, sizes.fill),
             (libc::XDP_UMEM_COMPLETION_RING, sizes.completion),
@@ -261,7 +282,7 @@ impl Socket {
 
         let mut rings = Rings::new(umem, fill, rx, tx, completion);
         let mut frames = frames.into_iter();
-        for frame in frames.by_ref().take(config.fill as usize) {
+        for frame in frames.by_ref().take((config.fill + sizes.frames - config.frames) as usize) {
             rings.fill(frame).map_err(|_| anyhow!("the fill ring is smaller than the UMEM"))?;
         }
         rings.publish();

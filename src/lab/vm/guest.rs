@@ -101,6 +101,8 @@ fn work(order: &Order) -> Result<Said> {
             // One, so that both sides have one worker; a card that cannot choose keeps those that it has.
             None => ethtool::set_queues(&card.name, 1).unwrap_or_default(),
         }
+        // A flood waits in them instead of being dropped.
+        ethtool::enlarge_card_rings(&card.name)?;
         interrupt_on(&card.name, core)?;
         // QEMU (10.0) takes a datagram that an igb is to cut for one to be fragmented, and sends it whole: the kernel cuts it.
         ethtool::switch_off(&card.name, "tx-udp-segmentation")?;
