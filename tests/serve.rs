@@ -633,8 +633,13 @@ fn bad_input_gets_one_clear_line() -> Result<()> {
 }
 
 fn compare_finds_figures() -> Result<()> {
+    // Another program, which answers on addresses that it has not bound.
+    let peer = format!(
+        "another={SIXHOP} serve --interface {{interface}} --prefix {PREFIX} --addresses 50 --bind none --port {{port}} \
+         --cores {{core}} --engine socket-gso"
+    );
     let output = Command::new(SIXHOP)
-        .args(["compare", "--addresses", "50", "--trial", "0.02", "--json"])
+        .args(["compare", "--addresses", "50", "--trial", "0.02", "--json", "--peer", &peer])
         .stdin(Stdio::null())
         .output()?;
     ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
@@ -642,7 +647,7 @@ fn compare_finds_figures() -> Result<()> {
     let results: Vec<Value> = text.lines().map(serde_json::from_str).collect::<Result<_, _>>()?;
     let engines: Vec<_> =
         results.iter().map(|result| result["engine"].as_str().unwrap_or_default()).collect();
-    ensure!(engines == ["socket", "socket-gso", "afxdp"], "{engines:?}");
+    ensure!(engines == ["socket", "socket-gso", "afxdp", "another"], "{engines:?}");
     for result in &results {
         let number = |field: &str| result[field].as_f64().unwrap_or_default();
         ensure!(result["event"] == "engine" && result["addresses"] == 50 && result["replies"] == 10);

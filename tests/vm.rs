@@ -20,6 +20,7 @@ use std::process::{Command, ExitCode, Stdio};
 use anyhow::{Context, Result, bail, ensure};
 use common::server::{PREFIX, SIXHOP, Server, sixhop};
 use libtest_mimic::Trial;
+use nix::sys::signal::Signal;
 use serde_json::Value;
 use sixhop::lab::vm::{self, Kernel, Qemu};
 use sixhop::lab::{DEFAULT_NAME, Lab, Side};
@@ -118,7 +119,34 @@ fn in_guest(nic: &str) -> Result<()> {
     }
     // A card delivers no multicast that it has not joined: neighbour discovery for addresses that the kernel has not must work too.
     let flags = format!("--addresses 20000 --bind live-map {}", modes[0].flags);
-    serves(&lab, &flags, &modes[0], &probes).with_context(|| format!("{nic}, '{flags}'"))
+    serves(&lab, &flags, &modes[0], &probes).with_context(|| format!("{nic}, '{flags}'"))?;
+    if nic == "igb" { one_queue_of_two(&lab) } else { Ok(()) }
+}
+
+/// A card that takes no rule for a port puts all packets on the queue that is served; and what a killed server left so, the next one
+/// puts right.
+fn one_queue_of_two(lab: &Lab) -> Result<()> {
+    let spread = || lab.run_in(Side::Server, || Ok(ethtool::indirection("server0")?));
+    let before = spread()?;
+    ensure!(before.contains(&0) && before.contains(&1), "{before:?}");
+    let mut server =
+        Server::start(lab, "--addresses 50 --bind netlink-down --queues 1 --busy-poll 50 --copy zero")?;
+    ensure!(server.ready["queues"] == serde_json::json!([1]), "{}", server.ready);
+    ensure!(spread()?.iter().all(|queue| *queue == 1), "{:?}", spread()?);
+    let load =
+        format!("load --interface client0 --prefix {PREFIX} --addresses 50 --rate 100 --requests 100 --json");
+    let output = sixhop(lab, Side::Client, &load).output()?;
+    let result: Value = serde_json::from_slice(&output.stdout)?;
+    ensure!(result["complete"] == 100, "{result}");
+    server.signal(Signal::SIGKILL)?;
+    server.child.wait()?;
+    ensure!(spread()? != before, "who put it back?");
+    let server = Server::start(lab, "--addresses 50 --bind netlink-down")?;
+    let notes = server.ready["notes"].to_string();
+    ensure!(notes.contains("napi_defer_hard_irqs") && notes.contains("killed"), "{}", server.ready);
+    ensure!(spread()? == before, "{:?} was {before:?}", spread()?);
+    server.stop()?;
+    Ok(())
 }
 
 /// What it expects, what an attempt gets, and what this card is known to grant are the same.
@@ -159,20 +187,20 @@ fn serves(lab: &Lab, flags: &str, mode: &Mode, probes: &Probes) -> Result<()> {
     let queues = totals["queues"].as_array().context("counters of each queue")?;
     let sum: u64 = queues.iter().filter_map(|queue| queue["answered"].as_u64()).sum();
     ensure!(sum == REQUESTS && Some(queues.len()) == ready["queues"].as_array().map(Vec::len), "{totals}");
-    ensure!(
-        queues.iter().all(|queue| queue["answered"].as_u64() > Some(0)),
-        "a queue had nothing to do: {totals}"
-    );
+    // The other cards have one queue here, or an emulation that spreads nothing.
+    let idle = ready["driver"] == "igb" && queues.iter().any(|queue| queue["answered"] == 0);
+    ensure!(!idle, "a queue had nothing to do: {totals}");
     for nothing in ["rx_dropped", "rx_ring_full", "rx_invalid", "tx_invalid"] {
         ensure!(totals["xdp"][nothing] == 0, "{totals}");
     }
-    // What the cards counted: as many as there were, and what else was on the link.
-    for (before, after) in before.1.iter().zip(&after.1) {
-        let [received, sent] = [after[0] - before[0], after[1] - before[1]];
-        ensure!(
-            received >= REQUESTS && sent >= 10 * REQUESTS,
-            "{received} requests and {sent} replies were counted"
-        );
+    // What the cards counted: as many as there were, and what else was on the link. virtio_net does not count what a zero-copy socket
+    // sends, and igb forgets what it received when one goes, as the client's has.
+    let counted: Vec<_> =
+        before.1.iter().zip(after.1).map(|(before, after)| after.saturating_sub(*before)).collect();
+    let [received, sent, arrived, queues_received, queues_sent] = counted[..] else { bail!("{counted:?}") };
+    ensure!(received >= REQUESTS && sent.max(arrived) >= 10 * REQUESTS, "{counted:?}");
+    if ready["driver"] == "igb" {
+        ensure!(queues_received >= REQUESTS && queues_sent >= 10 * REQUESTS, "{counted:?}");
     }
     // The client has the best that there is. In zero-copy neither of these runs; where one copies, both do.
     let copies = mode.copy == "copy";
@@ -186,16 +214,17 @@ fn serves(lab: &Lab, flags: &str, mode: &Mode, probes: &Probes) -> Result<()> {
     Ok(())
 }
 
-/// Packets that the server's card received, and the client's, by the kernel's count; then what the queues of the server's card received
-/// and sent by its driver's own, where it has one (`ethtool -S`). Not every driver counts what a zero-copy socket sends.
-fn packets(lab: &Lab) -> Result<Vec<[u64; 2]>> {
-    let received = |side: Side| {
+/// Packets by the kernel's count: those that the server's card received and sent, and those that the client's received; then what the
+/// server's driver counts for its queues, where it does (`ethtool -S`).
+fn packets(lab: &Lab) -> Result<[u64; 5]> {
+    let counts = |side: Side| {
         lab.run_in(side, || {
             let all = fs::read_to_string("/proc/thread-self/net/dev")?;
             let line =
                 all.lines().find_map(|line| line.trim().strip_prefix(side.interface())?.strip_prefix(':'));
-            let packets = line.and_then(|line| line.split_whitespace().nth(1)).context("no counts")?;
-            Ok(packets.parse::<u64>()?)
+            let counts: Vec<u64> =
+                line.context("no counts")?.split_whitespace().map(str::parse).collect::<Result<_, _>>()?;
+            Ok([counts[1], counts[9]])
         })
     };
     let own = lab.run_in(Side::Server, || ethtool::statistics("server0"))?;
@@ -203,9 +232,8 @@ fn packets(lab: &Lab) -> Result<Vec<[u64; 2]>> {
         let counters = own.iter().filter(|(name, _)| name.starts_with(way) && name.ends_with("_packets"));
         counters.map(|(_, count)| count).sum()
     };
-    let all = [received(Side::Server)?, received(Side::Client)?];
-    let own = [of_queues("rx_queue_"), of_queues("tx_queue_")];
-    Ok(if own == [0, 0] { vec![all] } else { vec![all, own] })
+    let ([received, sent], [arrived, _]) = (counts(Side::Server)?, counts(Side::Client)?);
+    Ok([received, sent, arrived, of_queues("rx_queue_"), of_queues("tx_queue_")])
 }
 
 /// Counts how often functions of the kernel ran (Documentation/trace/kprobetrace.rst).

@@ -10,19 +10,15 @@
 #   bench/peers/run.sh target/release/sixhop [further flags of compare, such as --out DIR]
 set -eu -o pipefail
 
-sixhop=$(realpath "${1:?usage: bench/peers/run.sh target/release/sixhop [FLAG...]}")
+sixhop=${1:?usage: bench/peers/run.sh target/release/sixhop [FLAG...]}
 shift
 for program in dpdk-testpmd inetd; do
   command -v "$program" >/dev/null || { echo "$program is missing: see the head of $0 for the packages" >&2; exit 1; }
 done
 
-# The service of inetd has the port that /etc/services gives it, 7. It answers from the address that it is bound to.
-config=$(mktemp)
-trap 'rm -f "$config"' EXIT
-echo '[ADDRESS]:echo dgram udp6 wait root internal' > "$config"
-
+# The service of inetd has the port that /etc/services gives it, 7, and answers from the address that it is bound to.
 "$sixhop" compare --addresses 1 --replies 1 --port 7 --engines socket,socket-batch,afxdp \
   --peer "testpmd=dpdk-testpmd --no-huge -m 512 --no-pci -l {core},{client-core} --main-lcore {client-core} \
     --file-prefix sixhop --vdev net_af_xdp0,iface={interface} -- --forward-mode=5tswap -a --nb-cores=1 --total-num-mbufs=16384" \
-  --peer "inetd=sh -c 'sed s/ADDRESS/{address}/ $config | exec taskset -c {core} inetd -d /dev/stdin'" \
+  --peer "inetd=sh -c 'echo [{address}]:echo dgram udp6 wait root internal | exec taskset -c {core} inetd -d /dev/stdin'" \
   "$@"
