@@ -243,6 +243,8 @@ pub fn run(config: &VmConfig, stop: &AtomicBool, show: &mut dyn FnMut(Option<&st
             let _ = copy.join();
         }
         end?;
+        // The signal went to QEMU as well, from a terminal.
+        ensure!(!stop.load(Ordering::Relaxed), "interrupted");
         said.iter().last().or(last).with_context(|| last_words(&console, &output))
     });
     if ended.is_err() {
