@@ -30,7 +30,7 @@ pub struct Environment {
     /// are translated: such figures are good for ratios within one guest, and for nothing else.
     #[serde(default)]
     pub guest: Option<String>,
-    /// The command line.
+    /// The command line, with the program's name in the place of its path.
     pub command: Vec<String>,
     /// The kernel's release.
     pub kernel: String,
@@ -111,7 +111,7 @@ impl Environment {
             sixhop: env!("CARGO_PKG_VERSION").to_owned(),
             revision: env!("SIXHOP_REVISION").to_owned(),
             guest: crate::lab::vm::label(),
-            command: std::env::args_os().map(|word| word.to_string_lossy().into_owned()).collect(),
+            command: command(),
             kernel: file("/proc/sys/kernel/osrelease").unwrap_or_default(),
             cpu: processor(&info),
             // Those that the machine has: the thread, or the whole process, may be pinned to fewer.
@@ -126,6 +126,15 @@ impl Environment {
 /// What /sys has of `link`; `None` where it shows another namespace, or is not there.
 pub(crate) fn directory(link: &Link) -> Option<PathBuf> {
     shows(link).then(|| Path::new("/sys/class/net").join(&link.name))
+}
+
+fn command() -> Vec<String> {
+    let mut words: Vec<_> = std::env::args_os().map(|word| word.to_string_lossy().into_owned()).collect();
+    if let Some(program) = words.first_mut() {
+        // Results are published: where somebody keeps the program is nobody's business.
+        *program = program.rsplit('/').next().unwrap_or_default().to_owned();
+    }
+    words
 }
 
 /// The processors that the calling thread may use.
