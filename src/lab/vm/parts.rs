@@ -81,7 +81,7 @@ const PINNED: [(&str, &str, &str); 6] = [
 
 impl Kernel {
     /// The one that `wanted` names: a directory that holds `vmlinuz` and the modules, as /lib/modules/RELEASE does, or a release of
-    /// Debian's (`6.12.95+deb12-amd64`). Without it the newest that the machine has, if that knows zero-copy, or else [`RELEASE`].
+    /// Debian's (`6.12.95+deb12-amd64`). Without it the newest that the machine has, if that knows zero-copy, or else one of Debian's.
     /// `show` is told of what takes long.
     ///
     /// # Errors
