@@ -513,7 +513,11 @@ mod tests {
 
     #[test]
     fn what_keeps_a_server_from_starting_is_named() {
-        let igb = || interface("igb", IGB);
+        let igb = || {
+            let mut igb = interface("igb", IGB);
+            igb.nic.rings = Some((256, 256));
+            igb
+        };
         let obstacles = |interface: &Interface, host: &Host| {
             let verdict = Verdict::on(interface, host);
             // The modes are still those of when the obstacles are gone.
@@ -531,6 +535,7 @@ mod tests {
 
         let with = |capabilities: &[&str]| Host {
             capabilities: capabilities.iter().map(|name| (*name).to_owned()).collect(),
+            locked_memory: Some(16 << 20),
             ..host.clone()
         };
         assert_eq!(obstacles(&igb(), &with(&["CAP_NET_ADMIN", "CAP_NET_RAW", "CAP_BPF", "CAP_PERFMON"])), "");
@@ -538,7 +543,7 @@ mod tests {
         let few = Verdict::on(&igb(), &with(&["CAP_NET_ADMIN", "CAP_BPF"]));
         assert_eq!(few.obstacles[0].why, "this process lacks CAP_NET_RAW, CAP_PERFMON");
 
-        // 4,096 frames of 2 KiB a queue: one fits into 8 MiB, two do not.
+        // 4,825 frames of 2 KiB a queue: those of one fit into 16 MiB, those of two do not.
         let mut two = igb();
         two.nic.queues = 2;
         assert_eq!(obstacles(&two, &host), "");
@@ -569,7 +574,7 @@ mod tests {
                 "ethtool -L if0 combined 4",
                 "ethtool -G if0 rx 2048 tx 2048",
                 "ethtool -K if0 rxvlan off",
-                "sysctl vm.nr_hugepages=10", // 8 needed
+                "sysctl vm.nr_hugepages=12", // 10 needed
             ]
         );
         let veth = Verdict::on(&interface("veth", VETH), &root("6.18"));
