@@ -9,6 +9,7 @@
 /* Constants: set before the program is loaded, so that the verifier takes out what they rule out. */
 const volatile __be16 service_port = 0; /* network byte order; 0, which is no port, steers no UDP at all */
 const volatile bool hidden = false;
+const volatile bool moving = false; /* user space does not know what is live at the moment: who may not ask is decided here */
 const volatile __u16 replies = 0; /* to each request, by the program itself; 0 has requests go into the rings */
 const volatile __s32 interface = 0; /* which one the replies go out of, and the inode of its network namespace */
 const volatile __u32 network = 0;
@@ -22,8 +23,12 @@ struct {
 	__type(value, __u32);
 } bound_prefixes SEC(".maps");
 
-/* Decided second, exactly: a hash, so that the cost does not grow with the number of addresses.
- * Sized by user space before it is loaded. */
+/* The time step that it is, written by user space, which has this mapped. One store has all addresses of a step live that were
+ * entered ahead of it, and those of another cease to be. Addresses that stay are all entered for step 0, and it is always that. */
+volatile __u32 current_step = 0;
+
+/* Decided second, exactly: a hash, so that the cost does not grow with the number of addresses. The value is the step that an
+ * address is for. Sized by user space before it is loaded. */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(max_entries, 1);
@@ -85,6 +90,13 @@ struct {
 	__type(key, __u32);
 	__type(value, __u64);
 } frames SEC(".maps");
+
+/* Whether `address` is live: entered for the step that it is, for the one before it or the one after it. */
+static __always_inline bool is_live(const struct in6_addr *address)
+{
+	const __u32 *step = bpf_map_lookup_elem(&live_addresses, address);
+	return step && *step - current_step + 1 <= 2;
+}
 
 static __always_inline void add(void *counters, __u32 index, __u64 number)
 {

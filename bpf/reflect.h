@@ -113,7 +113,7 @@ static __always_inline int reflect(struct xdp_md *ctx)
 		return refuse(SOURCE_UNSPECIFIED);
 	if (equal(source, loopback))
 		return refuse(SOURCE_LOOPBACK);
-	if (bpf_map_lookup_elem(&live_addresses, &source) || bpf_map_lookup_elem(&kernel_addresses, &source))
+	if (is_live(&source) || bpf_map_lookup_elem(&kernel_addresses, &source))
 		return refuse(SOURCE_OWN);
 
 	/* Request::into_reply */

@@ -64,9 +64,13 @@ int steer(struct xdp_md *ctx)
 	}
 	if (!bpf_map_lookup_elem(&bound_prefixes, &key))
 		return count(PASSED_PREFIX, XDP_PASS);
-	if ((request || solicitation) && bpf_map_lookup_elem(&live_addresses, &key.address)) {
+	if ((request || solicitation) && is_live(&key.address)) {
 		if (request && replies)
 			return reflect(ctx);
+		// A copy, since the verifier wants to know that a packet's bytes are there.
+		struct in6_addr source = h->ip.saddr;
+		if (request && moving && is_live(&source))
+			return refuse(SOURCE_OWN);
 		return into_ring(ctx, request ? STEERED : SOLICITED);
 	}
 	if (!hidden)
@@ -76,13 +80,18 @@ int steer(struct xdp_md *ctx)
 	return count(DROPPED_HIDDEN, XDP_DROP);
 }
 
-// Called by user space, not by packets: the first `change->count` staged addresses become live, or cease to be. Returns how
-// many did, in order, until one that was live already, or was not. One call for many, the keys not copied, and where it stopped
+// Called by user space, not by packets: the first `change->count` staged addresses are entered for a step, or go. Returns how
+// many did, in order, until one that was there already, or was not. One call for many, the keys not copied, and where it stopped
 // is known: the batch commands of the system call have none of the three.
+//
+// Where they move, two clients or two steps may have the same address: the newer step has it, and only what is there for the
+// step that expires goes.
 SEC("syscall")
 int change_live(struct change *change)
 {
 	const __u32 zero = 0;
+	const __u32 step = change->step;
+	const bool moving = change->moving;
 	struct staged *from = bpf_map_lookup_elem(&staged, &zero);
 	__u32 done;
 
@@ -94,8 +103,16 @@ int change_live(struct change *change)
 		bpf_map_lookup_elem(&live_addresses, &from->addresses[done]);
 	for (done = 0; done < STAGED && done < change->count; done++) {
 		const struct in6_addr *address = &from->addresses[done];
-		long error = change->remove ? bpf_map_delete_elem(&live_addresses, address)
-					    : bpf_map_update_elem(&live_addresses, address, &zero, BPF_NOEXIST);
+		long error;
+		if (moving) {
+			const __u32 *there = bpf_map_lookup_elem(&live_addresses, address);
+			if (change->remove ? !there || *there != step : there && (__s32)(*there - step) > 0)
+				continue;
+		}
+		if (change->remove)
+			error = bpf_map_delete_elem(&live_addresses, address);
+		else
+			error = bpf_map_update_elem(&live_addresses, address, &step, moving ? BPF_ANY : BPF_NOEXIST);
 		if (error) {
 			change->error = -error;
 			break;

@@ -26,6 +26,7 @@ pub mod machine;
 pub mod netlink;
 pub mod probe;
 pub mod report;
+pub mod secret;
 mod settings;
 pub mod wire;
 pub mod xdp;

@@ -228,6 +228,14 @@ pub fn resolve(interface: u32, neighbour: Ipv6Addr, timeout: Duration) -> Result
     Socket::open()?.resolve(interface, neighbour, timeout)
 }
 
+/// The Ethernet address of the first of `neighbours` that answers, as [`resolve`]; `None` where none does within `timeout`.
+///
+/// # Errors
+/// When the kernel cannot ask for them, or not for all at once.
+pub fn resolve_any(interface: u32, neighbours: &[Ipv6Addr], timeout: Duration) -> Result<Option<[u8; 6]>> {
+    Socket::open()?.resolve_any(interface, neighbours, timeout)
+}
+
 /// Has the kernel take `mac` for the neighbour's, and ask nobody (NUD_PERMANENT); without one, forget the entry.
 ///
 /// # Errors
@@ -493,6 +501,48 @@ impl Socket {
                 let name = link.map_or_else(|| format!("interface {interface}"), |link| link.name);
                 bail!("nobody answers for {neighbour} on {name}: is the server up?")
             }
+        }
+    }
+
+    pub fn resolve_any(
+        &mut self,
+        interface: u32,
+        neighbours: &[Ipv6Addr],
+        timeout: Duration,
+    ) -> Result<Option<[u8; 6]>> {
+        const LOOK: Duration = Duration::from_millis(10);
+        let entry = |neighbour: &Ipv6Addr| {
+            let mut entry = NeighbourMessage::default();
+            entry.header.family = AddressFamily::Inet6;
+            entry.header.ifindex = interface;
+            entry.attributes.push(NeighbourAttribute::Destination(NeighbourAddress::Inet6(*neighbour)));
+            entry
+        };
+        let asked = neighbours.iter().map(|neighbour| {
+            let mut entry = entry(neighbour);
+            entry.header.flags = NeighbourFlags::Use;
+            (RouteNetlinkMessage::NewNeighbour(entry), NLM_F_CREATE | NLM_F_REPLACE)
+        });
+        let refused = self.tell(asked).map(|refused| refused.into_iter().next().map(|(_, why)| why));
+        if let Some(refusal) = refused.unwrap_or_else(Some) {
+            return Err(refusal.explain(format_args!("look for neighbours on interface {interface}")));
+        }
+        let give_up = Instant::now() + timeout;
+        loop {
+            for neighbour in neighbours {
+                let answers = self.ask(RouteNetlinkMessage::GetNeighbour(entry(neighbour)), 0);
+                let found = answers.unwrap_or_default().iter().find_map(|answer| match answer {
+                    RouteNetlinkMessage::NewNeighbour(entry) => verdict(entry).flatten(),
+                    _ => None,
+                });
+                if found.is_some() {
+                    return Ok(found);
+                }
+            }
+            if Instant::now() > give_up {
+                return Ok(None);
+            }
+            std::thread::sleep(LOOK);
         }
     }
 

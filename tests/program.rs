@@ -47,7 +47,7 @@ fn main() -> ExitCode {
 }
 
 const CONFIG: ProgramConfig =
-    ProgramConfig { port: PORT, addresses: 10, queues: 1, hidden: false, reflect: None };
+    ProgramConfig { port: PORT, addresses: 10, queues: 1, hidden: false, moving: false, reflect: None };
 
 /// A program with one live address.
 fn program(config: &ProgramConfig) -> Result<(Program, LiveAddresses)> {
@@ -289,6 +289,7 @@ struct Reflection {
     program: Program,
     _live: LiveAddresses,
     counters: VerdictSource,
+    pool: Pool,
     handler: Handler,
 }
 
@@ -317,7 +318,8 @@ impl Reflection {
         let mut live = program.live_addresses()?;
         live.add(&pool.to_vec(1)).map_err(|(_, error)| error)?;
         let counters = program.verdicts()?;
-        Ok(Self { program, _live: live, counters, handler: Handler::new(PORT, pool, own) })
+        let handler = Handler::new(PORT, pool.clone(), own);
+        Ok(Self { program, _live: live, counters, pool, handler })
     }
 
     /// What is to be, and what is to become of the bytes: what steers is simple, and the rest is the handler's.
@@ -326,7 +328,7 @@ impl Reflection {
             && packet[12..14] == [0x86, 0xdd]
             && packet[20] == 17
             && packet[56..58] == PORT.to_be_bytes()
-            && packet[38..].first_chunk::<16>().is_some_and(|to| self.handler.pool().contains((*to).into()));
+            && packet[38..].first_chunk::<16>().is_some_and(|to| self.pool.contains((*to).into()));
         if !is_steered {
             return Fate::Passed;
         }
@@ -417,7 +419,7 @@ fn repair(packet: &mut [u8]) {
 
 fn refuses_by_the_same_rules() -> Result<()> {
     let reflection = Reflection::load()?;
-    let live = reflection.handler.pool().address(3);
+    let live = reflection.pool.address(3);
     let right = Question::right(live);
     let damaged = |change: fn(&mut Vec<u8>)| {
         let mut packet = right.packet();
@@ -447,7 +449,7 @@ fn refuses_by_the_same_rules() -> Result<()> {
         (from("ff02::1".parse()?), Fate::Refused(Refusal::SourceMulticast)),
         (from(Ipv6Addr::UNSPECIFIED), Fate::Refused(Refusal::SourceUnspecified)),
         (from(Ipv6Addr::LOCALHOST), Fate::Refused(Refusal::SourceLoopback)),
-        (from(reflection.handler.pool().address(4)), Fate::Refused(Refusal::SourceOwn)),
+        (from(reflection.pool.address(4)), Fate::Refused(Refusal::SourceOwn)),
         (from(live), Fate::Refused(Refusal::SourceOwn)),
         (from(Reflection::OWN), Fate::Refused(Refusal::SourceOwn)),
         (from(Reflection::OWN_ELSEWHERE), Fate::Refused(Refusal::SourceOwn)),
@@ -474,7 +476,7 @@ fn does_what_the_handler_does() -> Result<()> {
     /// What fits into the page that the kernel gives to a test run.
     const LONGEST: usize = 3000;
     let reflection = Reflection::load()?;
-    let pool = reflection.handler.pool().clone();
+    let pool = reflection.pool.clone();
     let live = (0..pool.count()).prop_map({
         let pool = pool.clone();
         move |index| pool.address(index)

@@ -6,22 +6,78 @@
 pub mod mt6d;
 mod pool;
 mod prefix;
+mod secret;
 
-use std::net::Ipv6Addr;
+use std::fmt;
+use std::sync::Arc;
 use std::thread;
+
+use serde::{Deserialize, Serialize};
 
 pub use pool::{Pool, PoolError};
 pub use prefix::{Prefix, PrefixError};
+pub use secret::{Secret, SecretError};
 
-/// Fills `addresses` with `address(0)`, `address(1)`, …, in equal parts on `threads` threads at once.
-pub fn fill(addresses: &mut [Ipv6Addr], threads: usize, address: impl Fn(u64) -> Ipv6Addr + Sync) {
-    let part = |start: usize, places: &mut [Ipv6Addr]| {
+/// The ways in which addresses move.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum Schedule {
+    /// Each client has an address of its own on the server, and another one in each time step
+    Mt6d,
+}
+
+impl fmt::Display for Schedule {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Mt6d => f.pad("mt6d"),
+        }
+    }
+}
+
+/// The addresses of a service.
+#[derive(Debug, Clone)]
+pub enum Targets {
+    /// They stay.
+    Pool(Pool),
+    /// They move.
+    Moving(Arc<mt6d::Timetable>),
+}
+
+impl Targets {
+    /// The prefix that all of them lie under.
+    #[must_use]
+    pub fn prefix(&self) -> Prefix {
+        match self {
+            Self::Pool(pool) => pool.prefix(),
+            Self::Moving(timetable) => timetable.subnet().prefix(),
+        }
+    }
+
+    /// How many are live at a time.
+    #[must_use]
+    pub fn count(&self) -> u64 {
+        match self {
+            Self::Pool(pool) => pool.count(),
+            Self::Moving(timetable) => mt6d::WINDOW * timetable.clients(),
+        }
+    }
+}
+
+impl From<Pool> for Targets {
+    fn from(pool: Pool) -> Self {
+        Self::Pool(pool)
+    }
+}
+
+/// Fills `places` with `value(0)`, `value(1)`, …, in equal parts on `threads` threads at once.
+pub fn fill<T: Send>(places: &mut [T], threads: usize, value: impl Fn(u64) -> T + Sync) {
+    let part = |start: usize, places: &mut [T]| {
         for (index, place) in (start as u64..).zip(places) {
-            *place = address(index);
+            *place = value(index);
         }
     };
-    let size = addresses.len().div_ceil(threads.max(1)).max(1);
-    let mut parts = addresses.chunks_mut(size).enumerate();
+    let size = places.len().div_ceil(threads.max(1)).max(1);
+    let mut parts = places.chunks_mut(size).enumerate();
     // The first part is the caller's: one thread, or little to do, costs no thread.
     let first = parts.next();
     thread::scope(|scope| {
@@ -38,6 +94,7 @@ pub fn fill(addresses: &mut [Ipv6Addr], threads: usize, address: impl Fn(u64) ->
 mod tests {
     use super::*;
     use proptest::prelude::*;
+    use std::net::Ipv6Addr;
 
     proptest! {
         #[test]

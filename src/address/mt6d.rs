@@ -8,12 +8,33 @@
 //! The definition is that of the paper (Morrell, Ransbottom, Marchany, Tront, 2014, section II) and of MT6D itself (Dunlop,
 //! Groat, Urbanski, Marchany, Tront, 2011); neither says how wide the numbers are. All 64 bits are as the hash gives them:
 //! one identifier in 2^39 is a reserved one (RFC 5453), and is used all the same.
+//!
+//! Of each client three addresses are live at a time, so that clocks may differ by a step:
+//!
+//! ```text
+//!   time ──────┬─────────┬─────────┬─────────┬─────────┬──────►
+//!     step     │   k-2   │   k-1   │    k    │   k+1   │
+//!     live in k    –         live      live      live     –
+//! ```
 
+use std::fmt;
 use std::net::Ipv6Addr;
+use std::ops::RangeInclusive;
+use std::time::Duration;
 
 use sha2::{Digest, Sha256};
+use zeroize::{Zeroize, Zeroizing};
 
-use super::{Prefix, PrefixError};
+use super::{Prefix, PrefixError, Secret, fill};
+
+/// Steps whose addresses are live at a time: the one that it is, and one on either side of it.
+pub const WINDOW: u64 = 3;
+
+/// The steps whose addresses are live in `step`.
+#[must_use]
+pub fn window(step: u64) -> RangeInclusive<u64> {
+    step.saturating_sub(1)..=step.saturating_add(1)
+}
 
 /// The interface identifier in time step `step` of the host with this seed identifier and this key.
 #[inline]
@@ -38,6 +59,12 @@ impl Subnet {
         if prefix.length() == 64 { Ok(Self(prefix)) } else { Err(PrefixError::NotSubnet(prefix)) }
     }
 
+    /// Its prefix.
+    #[must_use]
+    pub fn prefix(&self) -> Prefix {
+        self.0
+    }
+
     /// The address with the [`identifier`] of the same arguments.
     #[inline]
     #[must_use]
@@ -46,9 +73,237 @@ impl Subnet {
     }
 }
 
+/// Which time step it is. Times are in nanoseconds since 1970 (UTC), by the clock of this machine, right or wrong.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Clock {
+    period: u64,
+    offset: i64,
+}
+
+impl Clock {
+    /// Steps of `period`.
+    ///
+    /// # Errors
+    /// When that is less than a second, or more than a year.
+    pub fn new(period: Duration) -> Result<Self, ClockError> {
+        const YEAR: Duration = Duration::from_secs(366 * 86_400);
+        if !(Duration::from_secs(1)..=YEAR).contains(&period) {
+            return Err(ClockError(period));
+        }
+        Ok(Self { period: period.as_nanos() as u64, offset: 0 })
+    }
+
+    /// The same on a machine whose clock is `nanoseconds` ahead of the right time, or behind it.
+    #[must_use]
+    pub fn ahead(self, nanoseconds: i64) -> Self {
+        Self { offset: nanoseconds, ..self }
+    }
+
+    /// How long a step is.
+    #[must_use]
+    pub fn period(&self) -> Duration {
+        Duration::from_nanos(self.period)
+    }
+
+    /// The step that it is at `time`.
+    #[inline]
+    #[must_use]
+    pub fn step(&self, time: u64) -> u64 {
+        time.saturating_add_signed(self.offset) / self.period
+    }
+
+    /// When `step` begins.
+    #[must_use]
+    pub fn start(&self, step: u64) -> u64 {
+        step.saturating_mul(self.period).saturating_add_signed(self.offset.saturating_neg())
+    }
+}
+
+/// A time step that is no time step.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("a time step of {0:?}: it must be one second at least, and a year at most")]
+pub struct ClockError(Duration);
+
+/// What tells one client from another: 40 bytes that nobody else may know.
+#[derive(Clone, PartialEq, Eq, Default)]
+pub struct Identity {
+    /// Its seed identifier.
+    pub(super) seed: u64,
+    /// Its key.
+    pub(super) key: [u8; 32],
+}
+
+impl Zeroize for Identity {
+    fn zeroize(&mut self) {
+        self.seed.zeroize();
+        self.key.zeroize();
+    }
+}
+
+impl fmt::Debug for Identity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Identity(not shown)")
+    }
+}
+
+/// Which address each client has on the server in which time step. Server and client hold the same when they are given the same
+/// subnet, time step and secret.
+pub struct Timetable {
+    subnet: Subnet,
+    clock: Clock,
+    /// 40 bytes a client, overwritten when this goes.
+    identities: Zeroizing<Vec<Identity>>,
+}
+
+impl Timetable {
+    /// That of `clients` clients, derived on `threads` threads at once. The secret is needed no more.
+    #[must_use]
+    pub fn new(subnet: Subnet, clock: Clock, secret: &Secret, clients: u32, threads: usize) -> Self {
+        // Never grown: what is copied to larger memory leaves a copy behind.
+        let mut identities = Zeroizing::new(vec![Identity::default(); clients as usize]);
+        fill(&mut identities, threads, |client| secret.identity(client));
+        Self { subnet, clock, identities }
+    }
+
+    /// The subnet that all addresses are in.
+    #[must_use]
+    pub fn subnet(&self) -> Subnet {
+        self.subnet
+    }
+
+    /// Which step it is.
+    #[must_use]
+    pub fn clock(&self) -> Clock {
+        self.clock
+    }
+
+    /// How many clients there are.
+    #[must_use]
+    pub fn clients(&self) -> u64 {
+        self.identities.len() as u64
+    }
+
+    /// Bytes of memory that it takes.
+    #[must_use]
+    pub fn memory(&self) -> u64 {
+        size_of_val(&self.identities[..]) as u64
+    }
+
+    /// The address of `client`, below [`clients`](Self::clients), in `step`.
+    #[inline]
+    #[must_use]
+    pub fn address(&self, client: u64, step: u64) -> Ipv6Addr {
+        let Identity { seed, key } = &self.identities[client as usize];
+        self.subnet.address(*seed, key, step)
+    }
+}
+
+impl fmt::Debug for Timetable {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { subnet, clock, identities } = self;
+        f.debug_struct("Timetable")
+            .field("subnet", subnet)
+            .field("clock", clock)
+            .field("clients", &identities.len())
+            .finish_non_exhaustive()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
+
+    fn timetable(clients: u32) -> Timetable {
+        let subnet = Subnet::new("2001:db8:1::/64".parse().unwrap()).unwrap();
+        let secret = Secret::new(b"not a secret, since it is here".to_vec()).unwrap();
+        Timetable::new(subnet, Clock::new(Duration::from_secs(10)).unwrap(), &secret, clients, 3)
+    }
+
+    #[test]
+    fn who_looks_at_it_learns_no_key() {
+        let shown = format!("{:?}", timetable(1000));
+        assert!(shown.len() < 200 && shown.contains("clients: 1000"), "{shown}");
+        assert_eq!(format!("{:?}", timetable(1).identities[0]), "Identity(not shown)");
+    }
+
+    proptest! {
+        #[test]
+        fn a_step_is_as_long_as_it_says(period in 1u64..100_000, time in 0..u64::MAX / 4, wrong: i32) {
+            let clock = Clock::new(Duration::from_secs(period)).unwrap().ahead(i64::from(wrong) * 1000);
+            let time = time.max(1 << 50);
+            let step = clock.step(time);
+            prop_assert!(clock.start(step) <= time && time < clock.start(step + 1));
+            prop_assert_eq!(clock.start(step + 1) - clock.start(step), period * 1_000_000_000);
+        }
+    }
+
+    #[test]
+    fn a_clock_that_is_wrong_is_in_another_step() {
+        let clock = Clock::new(Duration::from_secs(10)).unwrap();
+        let second = 1_000_000_000;
+        let now = 1_000_005 * second as u64;
+        assert_eq!(clock.step(now), 100_000);
+        assert_eq!(clock.ahead(50 * second).step(now), 100_005);
+        assert_eq!(clock.ahead(-50 * second).step(now), 99_995);
+        assert_eq!(clock.ahead(5 * second).step(now), 100_001);
+        assert_eq!(clock.ahead(-5 * second).step(now), 100_000);
+        for none in [Duration::ZERO, Duration::from_millis(999), Duration::from_secs(1 << 40)] {
+            assert!(Clock::new(none).unwrap_err().to_string().contains("one second"));
+        }
+    }
+
+    /// The chance that one of these bounds is passed by numbers that are drawn at random is below 1 in a million.
+    #[test]
+    fn nothing_links_the_addresses() {
+        const CLIENTS: u64 = 1000;
+        const STEPS: u64 = 100;
+        const COUNT: f64 = (CLIENTS * STEPS) as f64;
+        // 6.5 standard deviations of a fair coin: 1 in 10^10, and fewer than 10,000 coins are looked at.
+        let fair = |ones: u64, of: f64| (ones as f64 - of / 2.0).abs() < 6.5 * (of / 4.0).sqrt();
+        let timetable = timetable(CLIENTS as u32);
+        let first = 178_000_000;
+        let host = |client, step| timetable.address(client, step).to_bits() as u64;
+        let prefix = 0x2001_0db8_0001_0000_u128;
+        let (mut ones, mut changed, mut between) = ([0u64; 64], [0u64; 64], [0u64; 64]);
+        let (mut pairs, mut carried) = (vec![0u64; 64 * 64], vec![0u64; 64 * 64]);
+        let (mut ascending, mut buckets) = (0, vec![0u64; 1 << 10]);
+        let mut all = std::collections::HashSet::new();
+        for client in 0..CLIENTS {
+            for step in first..first + STEPS {
+                let address = timetable.address(client, step);
+                assert_eq!(address.to_bits() >> 64, prefix);
+                let (now, next) = (host(client, step), host(client, step + 1));
+                let neighbour = host((client + 1) % CLIENTS, step);
+                all.insert(now);
+                ascending += u64::from(next > now);
+                buckets[(now >> 54) as usize] += 1;
+                for bit in 0..64 {
+                    ones[bit] += now >> bit & 1;
+                    changed[bit] += (now ^ next) >> bit & 1;
+                    between[bit] += (now ^ neighbour) >> bit & 1;
+                    // Any bit with any other, of the same address and of the next.
+                    let (own, later) =
+                        (now ^ now.rotate_right(bit as u32), now ^ next.rotate_right(bit as u32));
+                    for place in 0..64 {
+                        pairs[64 * bit + place] += own >> place & 1;
+                        carried[64 * bit + place] += later >> place & 1;
+                    }
+                }
+            }
+        }
+        assert_eq!(all.len() as f64, COUNT, "an address came twice");
+        for counts in [&ones[..], &changed, &between, &pairs[64..], &carried] {
+            assert!(counts.iter().all(|count| fair(*count, COUNT)), "{counts:?}");
+        }
+        // 1,024 equal intervals: chi-square with 1,023 degrees of freedom is about normal, with twice as large a variance.
+        let expected = COUNT / buckets.len() as f64;
+        let chi: f64 = buckets.iter().map(|count| (*count as f64 - expected).powi(2) / expected).sum();
+        let freedom = buckets.len() as f64 - 1.0;
+        assert!((chi - freedom).abs() < 6.5 * (2.0 * freedom).sqrt(), "{chi}");
+        // Pairs of neighbours in time are not independent, and their variance is a third of a coin's: well within.
+        assert!(fair(ascending, COUNT), "{ascending}");
+    }
 
     /// Computed by tests/data/mt6d.py with Python's hashlib.
     const VECTORS: &str = include_str!("../../tests/data/mt6d.txt");

@@ -8,7 +8,7 @@ use std::net::Ipv6Addr;
 
 use anyhow::{Context, Result, bail, ensure};
 
-use super::{Binder, Interrupted, Phases, Step, Told};
+use super::{Binder, Interrupted, Phases, Step, Timed, Told};
 use crate::address::Prefix;
 use crate::netlink::{Link, Socket};
 
@@ -72,5 +72,9 @@ impl Binder for AnyIp {
         phases.time("route", || self.socket.remove_local_route(self.prefix, self.index))?;
         told(addresses.len());
         Ok(phases)
+    }
+
+    fn exchange(&mut self, _: &[Timed], _: &[Timed]) -> Result<()> {
+        bail!("every address of {} is live: none can move", self.prefix)
     }
 }

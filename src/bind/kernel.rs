@@ -12,7 +12,7 @@ use std::time::Duration;
 use anyhow::{Error, Result, ensure};
 
 use super::setting::Setting;
-use super::{Binder, Interrupted, Phases, Step, Told, failed};
+use super::{Binder, Interrupted, Phases, Step, Timed, Told, failed};
 use crate::netlink::{Link, Socket};
 
 /// How the kernel is told.
@@ -58,6 +58,9 @@ const CARRIER_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The kernel's worker has little to do for each address without Duplicate Address Detection; this is for very many.
 const SETTLE_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// Clients whose addresses are exchanged in one go: each takes the kernel a millisecond where there are some thousand.
+const EXCHANGED: usize = 8;
 
 /// Addresses removed before that is told: a hundredth of a second or so.
 const TELL: usize = 64;
@@ -198,9 +201,49 @@ impl<W: Way> Binder for Kernel<W> {
         self.bound = self.bound.saturating_sub(addresses.len());
         Ok(phases)
     }
+
+    /// The link stays up whatever the way: what is sent meanwhile would be lost.
+    fn exchange(&mut self, expired: &[Timed], fresh: &[Timed]) -> Result<()> {
+        for Timed { addresses, .. } in expired {
+            self.way.remove(addresses)?;
+            self.bound = self.bound.saturating_sub(addresses.len());
+        }
+        match std::mem::replace(&mut self.meanwhile, Meanwhile::Nothing) {
+            Meanwhile::NoDetection(setting) => {
+                let added = setting.during("0", || self.add_fresh(fresh));
+                self.meanwhile = Meanwhile::NoDetection(setting);
+                added
+            }
+            other => {
+                self.meanwhile = other;
+                self.add_fresh(fresh)
+            }
+        }
+    }
+
+    fn stride(&self) -> usize {
+        EXCHANGED
+    }
 }
 
 impl<W: Way> Kernel<W> {
+    fn add_fresh(&mut self, fresh: &[Timed]) -> Result<()> {
+        for Timed { addresses, .. } in fresh {
+            for batch in addresses.chunks(self.way.batch()) {
+                if let Err((_, why)) = self.way.add(batch) {
+                    // Where all of them are there, one was there before.
+                    let present = self.socket.addresses(self.index)?;
+                    let present: HashSet<_> = present.into_iter().map(|address| address.ip).collect();
+                    if !batch.iter().all(|address| present.contains(address)) {
+                        return Err(why);
+                    }
+                }
+            }
+            self.bound += addresses.len();
+        }
+        Ok(())
+    }
+
     /// Has all addresses of finite lifetime gone with the link, where that is this binder's way and the link is up.
     fn flush(&mut self, phases: &mut Phases) -> Result<()> {
         let Meanwhile::Down(keep_addresses) = &self.meanwhile else { return Ok(()) };

@@ -18,7 +18,9 @@ mod command;
 mod ioctl;
 mod kernel;
 mod live_map;
+mod live_set;
 mod netlink;
+mod rotation;
 mod setting;
 
 use std::fmt;
@@ -29,13 +31,15 @@ use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
 
 use crate::address::Prefix;
 use crate::netlink::Link;
 use crate::xdp::LiveAddresses;
 use kernel::Kernel;
+pub use live_set::LiveSet;
+pub use rotation::{Rotated, Rotation, unix_time};
 
 /// Called between the steps of a bind with how many addresses are bound so far; returns whether to go on.
 pub type Step<'a> = dyn FnMut(usize) -> bool + 'a;
@@ -58,10 +62,42 @@ pub trait Binder: Send {
     /// When the kernel refuses. It took back what it could.
     fn unbind(&mut self, addresses: &[Ipv6Addr], told: &mut Told) -> Result<Phases>;
 
+    /// Has addresses of some time steps go, and then those of others come, each of which is for another client. That one is there
+    /// already, or is not, is no error: two may be the same.
+    ///
+    /// # Errors
+    /// When the kernel refuses, or such addresses cannot move. Some of them have gone or come then.
+    fn exchange(&mut self, expired: &[Timed], fresh: &[Timed]) -> Result<()>;
+
+    /// How many steps ahead of the live window addresses may come without being live: those that are, [`set_step`](Self::set_step)
+    /// says. With 0, an address is live as soon as it is there.
+    fn ahead(&self) -> u64 {
+        0
+    }
+
+    /// Has it be `step`: addresses of the window around it are live.
+    fn set_step(&mut self, step: u64) {
+        let _ = step;
+    }
+
+    /// Clients whose addresses are to be exchanged in one go, so that whoever else wants the processor need not wait long.
+    fn stride(&self) -> usize {
+        1
+    }
+
     /// Bytes of kernel memory that the addresses take, where it is known.
     fn kernel_memory(&self) -> Option<u64> {
         None
     }
+}
+
+/// Addresses of some clients in one time step.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Timed {
+    /// The step.
+    pub step: u64,
+    /// Their addresses in it.
+    pub addresses: Vec<Ipv6Addr>,
 }
 
 /// What a bind fails with when its [`Step`] said no.
@@ -121,6 +157,20 @@ pub enum Method {
     LiveMap,
     /// Leave the addresses to others
     None,
+}
+
+impl Method {
+    /// Whether addresses that it made live can move.
+    #[must_use]
+    pub fn moves(self) -> bool {
+        !matches!(self, Self::Anyip | Self::None)
+    }
+
+    /// With which power of their number the time grows that it takes for all addresses.
+    #[must_use]
+    pub fn power(self) -> i32 {
+        if self == Self::LiveMap { 1 } else { 2 }
+    }
 }
 
 impl fmt::Display for Method {
@@ -288,6 +338,22 @@ impl Binder for Claimed {
         self.inner.unbind(addresses, told)
     }
 
+    fn exchange(&mut self, expired: &[Timed], fresh: &[Timed]) -> Result<()> {
+        self.inner.exchange(expired, fresh)
+    }
+
+    fn ahead(&self) -> u64 {
+        self.inner.ahead()
+    }
+
+    fn set_step(&mut self, step: u64) {
+        self.inner.set_step(step);
+    }
+
+    fn stride(&self) -> usize {
+        self.inner.stride()
+    }
+
     fn kernel_memory(&self) -> Option<u64> {
         self.inner.kernel_memory()
     }
@@ -303,6 +369,10 @@ impl Binder for Nothing {
 
     fn unbind(&mut self, _: &[Ipv6Addr], _: &mut Told) -> Result<Phases> {
         Ok(Phases::default())
+    }
+
+    fn exchange(&mut self, _: &[Timed], _: &[Timed]) -> Result<()> {
+        bail!("addresses that others make live do not move")
     }
 }
 

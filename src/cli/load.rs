@@ -1,11 +1,12 @@
 //! `sixhop load`: asks at a steady rate and says what came back.
 
 use std::process::ExitCode;
+use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use comfy_table::{Table, presets};
 
-use super::{Addresses, Usage, align, print_json, progress, stop_on_signal};
+use super::{Moving, align, note, print_json, progress, stop_on_signal};
 use crate::load::{Client, Generator, LoadConfig, Run};
 use crate::netlink::AttachMode;
 use crate::report::{Event, LoadResult, Percentiles};
@@ -22,13 +23,24 @@ Times count from when a request was due, not from when it was sent. What
 could not be sent in time makes 'achieved' smaller than 'offered'; 'late'
 counts requests sent more than 1 ms after they were due. The socket client
 takes the kernel's time of arrival; it needs a neighbour entry for each address
-(net.ipv6.neigh.default.gc_thresh3) where the prefix is not routed.")]
+(net.ipv6.neigh.default.gc_thresh3) where the prefix is not routed.
+
+Where the addresses move, each request goes to the one that its client has when
+it is due. The server tolerates a clock that differs by a step; of one that
+differs by more, 'clock_steps' says by how many, and where nothing was answered
+because of that the exit status is 1:
+  sudo sixhop lab exec client -- sixhop load --interface client0 \\
+      --prefix 2001:db8:1::/64 --schedule mt6d --clients 1000000 --rotate 10s \\
+      --secret secret --rate 20000 --requests 200000")]
 pub struct Args {
     /// Interface to ask from
     #[arg(long, value_name = "IF")]
     interface: String,
     #[command(flatten)]
-    addresses: Addresses,
+    addresses: Moving,
+    /// Ask as if this machine's clock were so many seconds ahead, as in 0.5, or behind, as in -5
+    #[arg(long, value_name = "SECONDS", default_value = "0", allow_negative_numbers = true, value_parser = offset)]
+    clock_offset: i64,
     /// How requests are sent
     #[arg(long, default_value = "afxdp")]
     client: Client,
@@ -61,16 +73,26 @@ pub(super) fn rate(text: &str) -> Result<f64, String> {
     }
 }
 
+/// Seconds, as a flag; in nanoseconds.
+fn offset(text: &str) -> Result<i64, String> {
+    const DAY: f64 = 86_400.0;
+    match text.parse() {
+        Ok(seconds) if (-DAY..=DAY).contains(&seconds) => Ok((seconds * 1e9) as i64),
+        _ => Err("an offset is a number of seconds, a day at most".into()),
+    }
+}
+
 /// Runs the subcommand.
 ///
 /// # Errors
-/// When the server cannot be found or the generator cannot run. That the server loses requests is a result, not an error.
+/// When the server cannot be found or the generator cannot run, or where nothing was answered because of a wrong clock. That the server
+/// loses requests is a result, not an error.
 pub fn run(args: Args) -> Result<ExitCode> {
     let stop = stop_on_signal()?;
     let mut generator = Generator::open(LoadConfig {
         client: args.client,
         interface: args.interface,
-        pool: args.addresses.pool().map_err(|error| Usage(error.to_string()))?,
+        targets: args.addresses.targets(args.clock_offset)?,
         port: args.port,
         replies: args.replies,
         payload: args.payload as usize,
@@ -80,12 +102,34 @@ pub fn run(args: Args) -> Result<ExitCode> {
     let mut result = generator.run(run, &stop, |sent| bar.set_position(sent))?;
     result.environment = Some(Box::new(generator.environment()));
     bar.finish_and_clear();
+    let (clock_steps, answered, sent) = (result.clock_steps, result.outcome.answered, result.sent);
     if args.json {
         print_json(&Event::Result(result))?;
     } else {
         println!("{}", describe(&result));
     }
+    let words = clock_steps.map(|steps| uneven(steps, args.addresses.rotate));
+    match words {
+        Some(words) if answered == 0 => bail!(words),
+        Some(words) => note(words),
+        None if answered == 0 && sent > 0 && args.addresses.schedule.is_some() => bail!(
+            "nothing was answered, not even on addresses of other steps: the server may be down, or its --secret, --rotate or --prefix \
+             another"
+        ),
+        None => {}
+    }
     Ok(ExitCode::SUCCESS)
+}
+
+/// What to say of a clock that is so many steps ahead.
+fn uneven(steps: i64, step: Duration) -> String {
+    let count = steps.unsigned_abs();
+    format!(
+        "this clock is {count} step{} ({:?}) {} the server's: set it (the server tolerates one step)",
+        if count == 1 { "" } else { "s" },
+        step * u32::try_from(count).unwrap_or(u32::MAX),
+        if steps > 0 { "ahead of" } else { "behind" },
+    )
 }
 
 /// A client with what the kernel granted it.
@@ -154,6 +198,7 @@ mod tests {
             sent: 1_000_000_000,
             outcome: Outcome { first: times.clone(), last: times, ..Outcome::default() },
             late: 1_000_000_000,
+            clock_steps: None,
             offered_rate: 1_000_000.0,
             achieved_rate: 1_000_000.0,
             attach: Some(AttachMode::Native),

@@ -13,7 +13,7 @@ pub mod serve;
 use std::fmt::Display;
 use std::fs;
 use std::io::{self, Read, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -25,10 +25,11 @@ use comfy_table::{CellAlignment, Table};
 use indicatif::{HumanDuration, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use signal_hook::consts::{SIGINT, SIGTERM};
 
-use crate::address::{Pool, PoolError, Prefix};
+use crate::address::mt6d::{Clock, Subnet, Timetable};
+use crate::address::{Pool, PoolError, Prefix, Schedule, Targets};
 use crate::bind::Method;
-use crate::engine::{Server, ServerConfig, Totals};
-use crate::report::{Event, Stats};
+use crate::engine::{News, Server, ServerConfig, Totals};
+use crate::report::Event;
 
 /// Answers IPv6 requests on very many addresses from AF_XDP rings, and measures what that is worth
 #[derive(clap::Parser)]
@@ -106,6 +107,54 @@ impl Addresses {
     }
 }
 
+/// Which addresses, and whether they move. Server and client derive the same ones from the same flags, or from the same secret and
+/// the time.
+#[derive(Debug, Clone, clap::Args)]
+pub struct Moving {
+    /// Prefix that the addresses lie under
+    #[arg(long)]
+    pub prefix: Prefix,
+    /// How many addresses, where they stay
+    #[arg(long, required_unless_present = "schedule", conflicts_with = "schedule")]
+    pub addresses: Option<u64>,
+    /// Which ones of all that the prefix holds, where they stay
+    #[arg(long, default_value_t = 1, conflicts_with = "schedule")]
+    pub seed: u64,
+    /// Have the addresses move, by this schedule
+    #[arg(long, value_name = "NAME", requires = "clients", requires = "secret")]
+    pub schedule: Option<Schedule>,
+    /// How many clients have an address on the server; of each, three are live at a time
+    #[arg(long, value_name = "N", requires = "schedule", value_parser = clap::value_parser!(u32).range(1..))]
+    pub clients: Option<u32>,
+    /// How long a time step is, after which each client has another address: 1s or more
+    #[arg(long, value_name = "TIME", default_value = "10s", requires = "schedule",
+        value_parser = humantime::parse_duration)]
+    pub rotate: Duration,
+    /// File with the secret that server and clients share: 16 bytes or more, readable by nobody else
+    #[arg(long, value_name = "FILE", requires = "schedule")]
+    pub secret: Option<PathBuf>,
+}
+
+impl Moving {
+    /// The addresses, for a machine whose clock is `ahead` nanoseconds wrong.
+    fn targets(&self, ahead: i64) -> Result<Targets> {
+        let usage = |error: &dyn Display| Usage(error.to_string());
+        match (self.schedule, self.addresses, self.clients, &self.secret) {
+            (None, Some(addresses), ..) => {
+                Ok(Pool::new(self.prefix, addresses, self.seed).map_err(|error| usage(&error))?.into())
+            }
+            (Some(Schedule::Mt6d), _, Some(clients), Some(secret)) => {
+                let subnet = Subnet::new(self.prefix).map_err(|error| usage(&error))?;
+                let clock = Clock::new(self.rotate).map_err(|error| usage(&error))?.ahead(ahead);
+                let secret = crate::secret::read(secret)?;
+                let threads = thread::available_parallelism().map_or(1, |count| count.get());
+                Ok(Targets::Moving(Arc::new(Timetable::new(subnet, clock, &secret, clients, threads))))
+            }
+            _ => Err(Usage("--schedule needs --clients and --secret".into()).into()),
+        }
+    }
+}
+
 /// A flag whose value makes no sense together with others: the exit status is 2, as for one that makes no sense alone.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
@@ -132,7 +181,7 @@ fn stop_at_end_of_input(stop: Arc<AtomicBool>) {
 
 /// Starts the server, with a bar while its addresses are bound.
 fn binding(config: &ServerConfig, stop: &AtomicBool) -> Result<Server> {
-    let all = config.pool.count();
+    let all = config.targets.count();
     let bar = progress(all, "binding   {bar:20} {human_pos}/{human_len} addresses, {msg}");
     bar.set_message("opening");
     if !bar.is_hidden() {
@@ -160,12 +209,12 @@ fn note(what: impl Display) {
 /// What binding the rest takes when `share` of the addresses took `elapsed`. What the kernel takes for each grows with their
 /// number, and what it takes for all with its square.
 fn left(method: Method, elapsed: Duration, share: f64) -> Duration {
-    let power = if method == Method::LiveMap { 1 } else { 2 };
-    Duration::try_from_secs_f64(elapsed.as_secs_f64() * (share.powi(-power) - 1.0)).unwrap_or(elapsed)
+    Duration::try_from_secs_f64(elapsed.as_secs_f64() * (share.powi(-method.power()) - 1.0))
+        .unwrap_or(elapsed)
 }
 
 /// Runs the server, with a bar while its addresses are taken back.
-fn running(server: Server, stop: &AtomicBool, show: impl FnMut(&Stats)) -> Result<Totals> {
+fn running(server: Server, stop: &AtomicBool, show: impl FnMut(News)) -> Result<Totals> {
     let all = server.ready().addresses;
     let mut bar = None;
     let totals = server.run(stop, show, &mut |gone| {

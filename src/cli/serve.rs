@@ -4,9 +4,9 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 
-use super::{Addresses, Usage, binding, note, print_json, running, stop_at_end_of_input, stop_on_signal};
-use crate::bind::Method;
-use crate::engine::{EngineKind, RingRequest, ServerConfig, TPacket};
+use super::{Moving, binding, note, print_json, running, stop_at_end_of_input, stop_on_signal};
+use crate::bind::{Method, Rotated};
+use crate::engine::{EngineKind, News, RingRequest, ServerConfig, TPacket};
 use crate::report::{Event, Ready, Stats};
 use crate::xdp::{AttachRequest, CopyRequest, HugepageRequest};
 
@@ -22,13 +22,21 @@ neighbour discovery and ping. With --bind live-map they are no addresses of
 the kernel: they answer requests and neighbour discovery and nothing else,
 and it costs the same to bind one whatever their number. With --bind anyip
 neighbours need a route to the prefix. SIGINT or SIGTERM stops the server,
-and takes the addresses back.")]
+and takes the addresses back.
+
+Addresses that move, by MT6D: each of a million clients has another one every
+ten seconds, which only who has the secret can compute. Those of the steps
+before and after are live too, so clocks may differ by a step:
+  (umask 077; head -c 32 /dev/urandom > secret)
+  sudo sixhop lab exec server -- sixhop serve --interface server0 \\
+      --prefix 2001:db8:1::/64 --bind live-map --schedule mt6d \\
+      --clients 1000000 --rotate 10s --secret secret")]
 pub struct Args {
     /// Interface to answer on
     #[arg(long, value_name = "IF")]
     interface: String,
     #[command(flatten)]
-    addresses: Addresses,
+    addresses: Moving,
     /// How the addresses are made live
     #[arg(long, value_name = "METHOD", default_value = "netlink")]
     bind: Method,
@@ -50,7 +58,7 @@ pub struct Args {
     /// Stop when standard input closes, so that the server ends with the program that started it
     #[arg(long)]
     stop_on_eof: bool,
-    /// Print JSON lines: ready, stats once a second, stopped
+    /// Print JSON lines: ready, stats once a second, rotation once in each time step, stopped
     #[arg(long)]
     json: bool,
     // The last: those behind it would be under its heading.
@@ -97,7 +105,7 @@ fn frame_size(text: &str) -> Result<u32, String> {
 pub fn run(args: Args) -> Result<ExitCode> {
     let config = ServerConfig {
         interface: args.interface,
-        pool: args.addresses.pool().map_err(|error| Usage(error.to_string()))?,
+        targets: args.addresses.targets(0)?,
         bind: args.bind,
         engine: Some(args.engine),
         attach: args.rings.attach,
@@ -126,14 +134,28 @@ pub fn run(args: Args) -> Result<ExitCode> {
         println!("{}", describe(server.ready()));
     }
     let mut previous = Stats::default();
-    let totals = running(server, &stop, |stats| {
-        if json {
-            // A reader that has gone away will not be told why.
-            let _ = print_json(&Event::Stats(stats.clone()));
-        } else {
-            println!("{}", line(stats, &previous));
+    let totals = running(server, &stop, |news| {
+        // A reader that has gone away will not be told why.
+        match news {
+            News::Stats(stats) => {
+                if json {
+                    let _ = print_json(&Event::Stats(stats.clone()));
+                } else {
+                    println!("{}", line(stats, &previous));
+                }
+                previous = stats.clone();
+            }
+            News::Rotation(rotated) => {
+                if json {
+                    let _ = print_json(&Event::Rotation(*rotated));
+                } else {
+                    println!("{}", rotation(rotated));
+                }
+                if let Some(words) = late(rotated) {
+                    note(words);
+                }
+            }
         }
-        previous = stats.clone();
     })?;
     if json {
         print_json(&Event::Stopped(totals.stats))?;
@@ -155,6 +177,12 @@ fn describe(ready: &Ready) -> String {
         ready.bind,
         ready.bind_seconds,
     );
+    if let Some(moving) = &ready.moving {
+        text += &format!(
+            "; they move by {} every {} s, for {} clients, and it is step {}",
+            moving.schedule, moving.rotate, moving.clients, moving.step
+        );
+    }
     if let Some(attach) = ready.modes.attach {
         text += &format!("; XDP {attach}");
         if let Some(copy) = ready.modes.copy {
@@ -184,6 +212,22 @@ fn describe(ready: &Ready) -> String {
     text + &format!(", cores {:?}", ready.modes.cores)
 }
 
+fn rotation(rotated: &Rotated) -> String {
+    format!(
+        "          step {}: the addresses of {} clients exchanged in {:.3} s of work, {:.3} s of a processor; {} are live",
+        rotated.step, rotated.rotated, rotated.seconds, rotated.cpu_seconds, rotated.live
+    )
+}
+
+/// What to say of a rotation that took longer than its step.
+fn late(rotated: &Rotated) -> Option<String> {
+    let carried = rotated.clients_carried?;
+    Some(format!(
+        "step {} is {:.0} ms late: a step is long enough for {carried} clients; use fewer, a longer --rotate, or --bind live-map",
+        rotated.step, rotated.late_ms
+    ))
+}
+
 fn line(stats: &Stats, previous: &Stats) -> String {
     let seconds = (stats.seconds - previous.seconds).max(f64::EPSILON);
     let rate = |now: u64, before: u64| now.saturating_sub(before) as f64 / seconds;
@@ -201,6 +245,12 @@ fn line(stats: &Stats, previous: &Stats) -> String {
 fn summary(stats: &Stats) -> String {
     let counters = &stats.counters;
     let mut parts = vec![format!("answered {}", counters.answered)];
+    if let Some(moves) = stats.moves {
+        parts.push(format!("step {}, {} live", moves.step, moves.live));
+        if moves.late > 0 {
+            parts.push(format!("late in {} of {} steps", moves.late, moves.late + moves.in_time));
+        }
+    }
     let named = counters.refused.iter().map(|(name, count)| (format!("refused {name}"), *count));
     let steering = counters.steering.iter().map(|(name, count)| (name.clone(), *count));
     let others = [

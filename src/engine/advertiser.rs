@@ -36,7 +36,7 @@ impl Advertiser {
     pub fn decide(&mut self, frame: &[u8], handler: &Handler, now: Instant) -> Result<Solicitation, Refusal> {
         const INTERVAL: Duration = Duration::from_nanos(1_000_000_000 / RATE as u64);
         let solicitation = wire::solicitation(frame)?;
-        if !handler.pool().contains(solicitation.target()) {
+        if !handler.is_live(solicitation.target()) {
             return Err(Refusal::DestinationNotOurs);
         }
         let full = self.full.max(now) + INTERVAL;

@@ -13,7 +13,8 @@ use anyhow::{Context, Result, anyhow, ensure};
 use super::statistics::{Shown, Tally};
 use super::worker::{BATCH, Worker};
 use super::{Advertiser, CounterSet, Engine, EngineConfig, Modes, pin};
-use crate::address::Prefix;
+use crate::address::mt6d::WINDOW;
+use crate::address::{Prefix, Targets};
 use crate::bind::Method;
 use crate::netlink::{self, AttachMode, KernelAddresses, Link};
 use crate::report::{Counters, QueueCounters};
@@ -65,6 +66,8 @@ pub(super) struct AfXdp {
     program: Program,
     queues: Vec<Queue>,
     hidden: Option<Hidden>,
+    /// For who makes addresses live or moves them.
+    live: Option<LiveAddresses>,
     /// Replies to each request that the program itself sends; 0 where it sends none.
     reflected: u16,
     modes: Modes,
@@ -72,7 +75,6 @@ pub(super) struct AfXdp {
 
 /// What there is besides where the addresses are not the kernel's.
 struct Hidden {
-    live: Option<LiveAddresses>,
     /// The kernel's own, which the program leaves to it where they lie under `prefix`.
     kernel: KernelAddresses,
     prefix: Prefix,
@@ -93,36 +95,37 @@ struct Queue {
 impl AfXdp {
     /// Opens afxdp, or reflect where the program is to answer.
     pub fn open(config: &EngineConfig, reflects: bool) -> Result<Self> {
-        let EngineConfig { link, handler, .. } = config;
-        let pool = handler.pool();
+        let EngineConfig { link, handler, targets, .. } = config;
         let highest = config.queues.iter().max().copied().unwrap_or(0);
-        let capacity =
-            u32::try_from(pool.count()).context("the steering program holds at most 2^32 addresses")?;
         let is_hidden = config.bind == Method::LiveMap;
+        let capacity = u32::try_from(entries(targets, is_hidden))
+            .context("the steering program holds at most 2^32 addresses")?;
         let mut program = Program::load(&ProgramConfig {
             port: handler.port(),
             addresses: capacity,
             queues: highest + 1,
             hidden: is_hidden,
+            moving: matches!(targets, Targets::Moving(_)),
             reflect: reflects.then_some(Reflect { replies: config.replies, interface: link.index }),
         })?;
-        program.add_prefix(pool.prefix())?;
+        program.add_prefix(targets.prefix())?;
         let mut live = program.live_addresses()?;
         // Nobody else may ask from the interface's own addresses; those that steer only leave it to the handler.
         let mut own = if reflects { handler.interface().to_vec() } else { vec![] };
         let hidden = if is_hidden {
-            own.retain(|address| !pool.prefix().contains(*address));
+            own.retain(|address| !targets.prefix().contains(*address));
             let mut hidden = Hidden {
-                live: Some(live),
                 kernel: KernelAddresses::watch()?,
-                prefix: pool.prefix(),
+                prefix: targets.prefix(),
                 elsewhere: own,
                 _multicast: AllMulticast::on(link.index)?,
             };
             hidden.tell(&program)?;
             Some(hidden)
         } else {
-            live.add(&pool.to_vec(1)).map_err(|(_, error)| error)?;
+            if let Targets::Pool(pool) = targets {
+                live.add(&pool.to_vec(1)).map_err(|(_, error)| error)?;
+            }
             program.set_kernel_addresses(&own)?;
             None
         };
@@ -191,7 +194,17 @@ impl AfXdp {
             modes.rings = queues.first().map(|queue| queue.socket.rings());
         }
         let reflected = if reflects { config.replies } else { 0 };
-        Ok(Self { attachment, program, queues, hidden, reflected, modes })
+        let live = (is_hidden || matches!(targets, Targets::Moving(_))).then_some(live);
+        Ok(Self { attachment, program, queues, hidden, live, reflected, modes })
+    }
+}
+
+/// Addresses that are entered in the steering program at a time. Where they move, those of one step more than are live may be, if
+/// they are entered ahead of their time; in between, those of a chunk of clients have gone and the next are not there yet.
+fn entries(targets: &Targets, ahead: bool) -> u64 {
+    match targets {
+        Targets::Pool(pool) => pool.count(),
+        Targets::Moving(timetable) => timetable.clients() * (WINDOW + u64::from(ahead)),
     }
 }
 
@@ -253,7 +266,7 @@ impl Engine for AfXdp {
     }
 
     fn live_addresses(&mut self) -> Option<LiveAddresses> {
-        self.hidden.as_mut()?.live.take()
+        self.live.take()
     }
 
     fn run(self: Box<Self>, stop: &AtomicBool) -> Result<()> {

@@ -2,28 +2,64 @@
 //! transport and nothing else.
 
 use std::net::Ipv6Addr;
+use std::sync::Arc;
 
-use crate::address::Pool;
+use crate::address::{Pool, Prefix};
+use crate::bind::LiveSet;
 use crate::wire::{self, Refusal};
+
+/// What the handler knows of the live addresses.
+#[derive(Debug, Clone)]
+pub enum Ours {
+    /// They are those of a pool, and stay.
+    Pool(Pool),
+    /// They move, and this says where they are at the moment.
+    Set(Arc<LiveSet>),
+    /// They move under this prefix, and a steering program has decided: it gives to its engine only what goes to live addresses,
+    /// or asks for them, and nothing that comes from one.
+    Steered(Prefix),
+}
+
+impl From<Pool> for Ours {
+    fn from(pool: Pool) -> Self {
+        Self::Pool(pool)
+    }
+}
 
 /// Decides over requests to one service.
 #[derive(Debug, Clone)]
 pub struct Handler {
     port: u16,
-    pool: Pool,
-    /// Addresses of the interface that are not in the pool: ours too, but the service does not answer on them.
+    ours: Ours,
+    /// Addresses of the interface that are not among those: ours too, but the service does not answer on them.
     interface: Vec<Ipv6Addr>,
 }
 
 impl Handler {
-    /// For the service on UDP `port` of the addresses in `pool`; `interface` are the machine's other addresses.
-    pub fn new(port: u16, pool: Pool, interface: Vec<Ipv6Addr>) -> Self {
-        Self { port, pool, interface }
+    /// For the service on UDP `port` of the live addresses `ours`; `interface` are the machine's other addresses.
+    pub fn new(port: u16, ours: impl Into<Ours>, interface: Vec<Ipv6Addr>) -> Self {
+        Self { port, ours: ours.into(), interface }
     }
 
-    /// The addresses that the service answers on.
-    pub fn pool(&self) -> &Pool {
-        &self.pool
+    /// Whether the service answers on `address`.
+    #[inline]
+    pub fn is_live(&self, address: Ipv6Addr) -> bool {
+        match &self.ours {
+            Ours::Pool(pool) => pool.contains(address),
+            Ours::Set(set) => set.contains(address),
+            Ours::Steered(prefix) => prefix.contains(address),
+        }
+    }
+
+    /// Whether a request from `source` comes from ourselves.
+    #[inline]
+    fn is_own(&self, source: Ipv6Addr) -> bool {
+        let live = match &self.ours {
+            Ours::Pool(pool) => pool.contains(source),
+            Ours::Set(set) => set.contains(source),
+            Ours::Steered(_) => false, // such requests do not come here
+        };
+        live || self.interface.contains(&source)
     }
 
     /// The UDP port of the service.
@@ -52,9 +88,9 @@ impl Handler {
             Err(Refusal::SourceUnspecified)
         } else if source.is_loopback() {
             Err(Refusal::SourceLoopback)
-        } else if self.pool.contains(source) || self.interface.contains(&source) {
+        } else if self.is_own(source) {
             Err(Refusal::SourceOwn)
-        } else if !self.pool.contains(destination) {
+        } else if !self.is_live(destination) {
             Err(Refusal::DestinationNotOurs)
         } else {
             Ok(())

@@ -37,6 +37,7 @@ use std::sync::atomic::AtomicBool;
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
 
+use crate::address::Targets;
 use crate::bind::Method;
 use crate::netlink::{AttachMode, Link};
 use crate::report::Counters;
@@ -46,8 +47,8 @@ use crate::xdp::{
 
 pub use advertiser::Advertiser;
 pub use afxdp::{FRAMES, frame_size, frames};
-pub use handler::Handler;
-pub use server::{Server, ServerConfig, Totals};
+pub use handler::{Handler, Ours};
+pub use server::{News, Server, ServerConfig, Totals};
 pub use statistics::{Shown, Tally};
 pub use tpacket::TPacket;
 pub use worker::Worker;
@@ -108,6 +109,8 @@ impl fmt::Display for EngineKind {
 pub struct EngineConfig {
     /// The interface, in the namespace of the calling thread.
     pub link: Link,
+    /// The addresses.
+    pub targets: Targets,
     /// The answering rules.
     pub handler: Handler,
     /// Replies to each request, at least 1.
@@ -124,7 +127,7 @@ pub struct EngineConfig {
     pub cores: Vec<usize>,
     /// How the rings of packet-ring are laid out.
     pub tpacket: TPacket,
-    /// How the addresses are made live. With [`Method::LiveMap`] they are no addresses of the kernel: none is live until it is put
+    /// How the addresses are made live. A steering program has to be told of those that move; with [`Method::LiveMap`] they are no addresses of the kernel: none is live until it is put
     /// into [`live_addresses`](Engine::live_addresses), and the engine answers neighbour discovery; only engines that have an XDP
     /// program can.
     pub bind: Method,
@@ -188,7 +191,7 @@ pub trait Engine: Send {
     /// When the process is out of file descriptors.
     fn counters(&self) -> Result<Box<dyn CounterSet>>;
 
-    /// Its hash of live addresses, to be had once; `None` where it is not the engine that makes addresses live.
+    /// Its hash of live addresses, to be had once; `None` where nobody else changes what is in it.
     fn live_addresses(&mut self) -> Option<LiveAddresses> {
         None
     }

@@ -2,18 +2,19 @@
 //! taken back.
 
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 
-use super::handler::Handler;
+use super::handler::{Handler, Ours};
 use super::{Engine, EngineConfig, EngineKind, RingRequest, TPacket, spread};
-use crate::address::Pool;
-use crate::bind::{self, Bound, Method, Phases, Place, Step, Told};
+use crate::address::{Pool, Schedule, Targets};
+use crate::bind::{self, Bound, LiveSet, Method, Phases, Place, Rotated, Rotation, Step, Told};
 use crate::machine::{self, Environment, Nearness};
 use crate::netlink::{self, Link};
-use crate::report::{Ready, Stats};
+use crate::report::{Moves, Moving, Ready, Stats};
 use crate::settings::{Changed, Keeper, Setting};
 use crate::xdp::{AttachRequest, CopyRequest, ethtool};
 
@@ -23,7 +24,7 @@ pub struct ServerConfig {
     /// Name of the interface, in the namespace of the calling thread.
     pub interface: String,
     /// The addresses.
-    pub pool: Pool,
+    pub targets: Targets,
     /// How to make them live.
     pub bind: Method,
     /// How to answer; `None` to answer no requests, and only hold the addresses.
@@ -51,11 +52,67 @@ pub struct Server {
     // Dropped in this order: the engine stops answering before its addresses go.
     engine: Option<Box<dyn Engine>>,
     settings: Vec<Changed>,
-    bound: Bound,
+    bound: Held,
     ready: Ready,
     /// Of the interface, and the socket to ask for it: nothing tells an idle worker that it has gone.
     index: u32,
     socket: netlink::Socket,
+}
+
+/// Addresses that are live until this goes.
+enum Held {
+    Still(Bound),
+    Moving(Box<Rotation>),
+}
+
+impl Held {
+    fn phases(&self) -> &Phases {
+        match self {
+            Self::Still(bound) => bound.phases(),
+            Self::Moving(rotation) => rotation.phases(),
+        }
+    }
+
+    fn kernel_memory(&self) -> Option<u64> {
+        match self {
+            Self::Still(bound) => bound.kernel_memory(),
+            Self::Moving(rotation) => rotation.kernel_memory(),
+        }
+    }
+
+    /// Bytes of what this process keeps of them.
+    fn list_memory(&self) -> u64 {
+        match self {
+            Self::Still(bound) => size_of_val(bound.addresses()) as u64,
+            Self::Moving(rotation) => rotation.timetable().memory(),
+        }
+    }
+
+    fn moving(&self) -> Option<Moving> {
+        let Self::Moving(rotation) = self else { return None };
+        Some(Moving {
+            schedule: Schedule::Mt6d,
+            clients: rotation.timetable().clients(),
+            rotate: rotation.timetable().clock().period().as_secs_f64(),
+            step: rotation.step(),
+        })
+    }
+
+    fn release(self, told: &mut Told) -> Result<Phases> {
+        match self {
+            Self::Still(bound) => bound.release(told),
+            Self::Moving(rotation) => rotation.release(told),
+        }
+    }
+}
+
+/// What a server tells while it runs.
+#[derive(Debug, Clone, Copy)]
+pub enum News<'a> {
+    /// Once a second.
+    Stats(&'a Stats),
+    /// Once in each time step, where the addresses move.
+    Rotation(&'a Rotated),
 }
 
 /// What a server leaves behind: numbers.
@@ -84,7 +141,7 @@ impl ServerConfig {
     pub fn hold(interface: String, pool: Pool, bind: Method) -> Self {
         Self {
             interface,
-            pool,
+            targets: pool.into(),
             bind,
             engine: None,
             attach: AttachRequest::Auto,
@@ -151,20 +208,29 @@ impl Server {
         }
         let own: Vec<_> =
             netlink::addresses(link.index)?.into_iter().filter(|a| !a.ours).map(|a| a.ip).collect();
-        if let Some(taken) = own.iter().find(|address| config.pool.contains(**address)) {
-            bail!("{taken} is an address of {} already: use another --seed or --prefix", link.name);
+        if let Targets::Pool(pool) = &config.targets {
+            if let Some(taken) = own.iter().find(|address| pool.contains(**address)) {
+                bail!("{taken} is an address of {} already: use another --seed or --prefix", link.name);
+            }
         }
 
         let started = Instant::now();
-        let addresses = config.pool.to_vec(1);
+        let addresses = match &config.targets {
+            Targets::Pool(pool) => pool.to_vec(1),
+            Targets::Moving(_) => Vec::new(), // each computed when it is its turn
+        };
         let generate_seconds = started.elapsed().as_secs_f64();
+        let set = Arc::new(LiveSet::default());
+        let steers = kind.is_some_and(EngineKind::steers);
+        let ours = match &config.targets {
+            Targets::Pool(pool) => Ours::Pool(pool.clone()),
+            Targets::Moving(_) if steers => Ours::Steered(config.targets.prefix()),
+            Targets::Moving(_) => Ours::Set(set.clone()),
+        };
 
         let engine_config = |link: &Link| EngineConfig {
-            handler: Handler::new(
-                if config.engine.is_some() { config.port } else { 0 },
-                config.pool.clone(),
-                own,
-            ),
+            handler: Handler::new(if config.engine.is_some() { config.port } else { 0 }, ours, own),
+            targets: config.targets.clone(),
             replies: config.replies,
             attach: config.attach,
             copy: config.copy,
@@ -188,8 +254,14 @@ impl Server {
             engine
         };
         let bind = |link: &Link, live_addresses| {
-            let place = Place { link, prefix: config.pool.prefix(), live_addresses };
-            bind::bind(config.bind, place, addresses, step)
+            let place = Place { link, prefix: config.targets.prefix(), live_addresses };
+            Ok::<_, anyhow::Error>(match &config.targets {
+                Targets::Pool(_) => Held::Still(bind::bind(config.bind, place, addresses, step)?),
+                Targets::Moving(timetable) => {
+                    let rotation = Rotation::start(config.bind, place, timetable.clone(), set, step)?;
+                    Held::Moving(Box::new(rotation))
+                }
+            })
         };
         // Addresses that the engine makes live come after it, all others before: nothing is steered that is not live.
         let (engine, bound) = if hidden {
@@ -198,9 +270,14 @@ impl Server {
             let bound = bind(&link, live)?;
             (engine, bound)
         } else {
-            let bound = bind(&link, None)?;
+            let mut bound = bind(&link, None)?;
             link = netlink::link(&config.interface)?;
-            (open(kind, &link)?, bound)
+            let mut engine = open(kind, &link)?;
+            let live = engine.as_mut().and_then(|engine| engine.live_addresses());
+            if let (Held::Moving(rotation), Some(live)) = (&mut bound, live) {
+                rotation.steer(live)?;
+            }
+            (engine, bound)
         };
         // After the engine, which may have had the driver set up its queues anew.
         let mut settings = Vec::new();
@@ -221,14 +298,15 @@ impl Server {
             interface: link.name.clone(),
             port: config.port,
             replies: config.replies,
-            addresses: config.pool.count(),
+            addresses: config.targets.count(),
+            moving: bound.moving(),
             bind: config.bind,
             generate_seconds,
             open_seconds,
             bind_seconds: bound.phases().seconds(),
             bind_phases: bound.phases().clone(),
             kernel_memory: bound.kernel_memory(),
-            list_memory: size_of_val(bound.addresses()) as u64,
+            list_memory: bound.list_memory(),
             attach_asked: config.attach,
             copy_asked: config.copy,
             environment: Environment::of(&link),
@@ -243,38 +321,66 @@ impl Server {
         &self.ready
     }
 
-    /// Answers until `stop` is set, shows statistics once a second, takes the addresses back, which `told` is told of, and returns
-    /// the totals.
+    /// Answers until `stop` is set, shows statistics once a second and how each rotation went, takes the addresses back, which `told`
+    /// is told of, and returns the totals.
     ///
     /// # Errors
     /// When the engine cannot go on, the interface has gone, or an address cannot be taken back. Everything else was taken back
     /// then.
-    pub fn run(mut self, stop: &AtomicBool, mut show: impl FnMut(&Stats), told: &mut Told) -> Result<Totals> {
+    pub fn run(mut self, stop: &AtomicBool, mut show: impl FnMut(News), told: &mut Told) -> Result<Totals> {
         let counters = self.engine.as_ref().map(|engine| engine.counters()).transpose()?;
         let started = Instant::now();
-        let stats = || Stats {
+        let stats = |moves| Stats {
             seconds: started.elapsed().as_secs_f64(),
+            moves,
             counters: counters.as_ref().map(|counters| counters.read()).unwrap_or_default(),
         };
         let mut gone = false;
+        let (teller, rotated) = mpsc::channel();
+        let mut moves = self.ready.moving.as_ref().map(|moving| Moves {
+            step: moving.step,
+            live: self.ready.addresses,
+            ..Moves::default()
+        });
         let result = thread::scope(|scope| {
             let engine = self.engine.map(|engine| scope.spawn(|| engine.run(stop)));
+            let rotation = match &mut self.bound {
+                Held::Still(_) => None,
+                // Who listens is there for as long as it runs.
+                Held::Moving(rotation) => Some(scope.spawn(move || {
+                    let told = rotation.run(stop, |rotated| {
+                        let _ = teller.send(rotated);
+                    });
+                    told.inspect_err(|_| stop.store(true, Ordering::Relaxed))
+                })),
+            };
             let mut next = started + PERIOD;
             // A signal sets `stop` and cannot wake this thread: it looks often enough not to keep anybody waiting.
             while !stop.load(Ordering::Relaxed) && !engine.as_ref().is_some_and(|engine| engine.is_finished())
             {
                 thread::sleep(Duration::from_millis(20));
+                for rotated in rotated.try_iter() {
+                    show(News::Rotation(&rotated));
+                    if let Some(moves) = &mut moves {
+                        moves.add(&rotated);
+                    }
+                }
                 if Instant::now() >= next {
                     next += PERIOD;
-                    show(&stats());
+                    show(News::Stats(&stats(moves)));
                     let links = self.socket.links();
                     gone = links.is_ok_and(|links| links.iter().all(|link| link.index != self.index));
                     stop.fetch_or(gone, Ordering::Relaxed);
                 }
             }
-            engine.map_or(Ok(()), |engine| engine.join().map_err(|_| anyhow!("the engine panicked"))?)
+            let answered =
+                engine.map_or(Ok(()), |engine| engine.join().map_err(|_| anyhow!("the engine panicked"))?);
+            stop.fetch_or(answered.is_err(), Ordering::Relaxed);
+            let moved =
+                rotation.map_or(Ok(()), |moving| moving.join().map_err(|_| anyhow!("a thread panicked"))?);
+            answered.and(moved.context("the addresses cannot be moved"))
         });
-        let stats = stats();
+        let stats = stats(moves);
         let put_back: Vec<_> = self.settings.into_iter().map(Changed::put_back).collect();
         let released = self.bound.release(told).context("some addresses stay");
         ensure!(

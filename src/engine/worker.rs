@@ -174,9 +174,12 @@ mod tests {
     const PORT: u16 = 3540;
     const OURS: [u8; 6] = [4; 6];
 
+    fn pool() -> Pool {
+        Pool::new("2001:db8:1::/64".parse().unwrap(), 100, 1).unwrap()
+    }
+
     fn handler() -> Handler {
-        let pool = Pool::new("2001:db8:1::/64".parse().unwrap(), 100, 1).unwrap();
-        Handler::new(PORT, pool, vec![])
+        Handler::new(PORT, pool(), vec![])
     }
 
     fn request(sequence: u64, payload: usize) -> Vec<u8> {
@@ -187,7 +190,7 @@ mod tests {
             source_port: 50_000,
             service_port: PORT,
         };
-        let destination = handler().pool().address(sequence % 100);
+        let destination = pool().address(sequence % 100);
         let mut frame = vec![0; 1600];
         let stamp = Stamp { run: 7, sequence };
         let length = Template::new(&ends, payload).unwrap().write(&mut frame, destination, stamp).unwrap();
@@ -302,7 +305,7 @@ mod tests {
                             reply.truncate(length);
                             expected.owed.extend(std::iter::repeat_n(reply, replies.into()));
                         } else if let Some(asked) =
-                            solicitation(&reply).ok().filter(|asked| handler.pool().contains(asked.target()))
+                            solicitation(&reply).ok().filter(|asked| handler.is_live(asked.target()))
                         {
                             let mut answer = vec![0; ADVERTISEMENT];
                             asked.advertise(OURS, &mut answer).unwrap();

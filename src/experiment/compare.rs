@@ -164,7 +164,7 @@ fn on_lab(
             let mut generator = Generator::open(LoadConfig {
                 client: Client::Afxdp,
                 interface: Side::Client.interface().to_owned(),
-                pool: pool.clone(),
+                targets: pool.clone().into(),
                 port: config.port,
                 replies: config.replies,
                 payload: config.payload,

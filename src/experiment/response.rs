@@ -314,7 +314,7 @@ impl Bench<'_> {
         let mut generator = Generator::open(LoadConfig {
             client: self.config.client,
             interface: self.interface.to_owned(),
-            pool: Pool::new(self.host.prefix, self.cell.addresses, SEED)?,
+            targets: Pool::new(self.host.prefix, self.cell.addresses, SEED)?.into(),
             port: PORT,
             replies: profile.replies,
             payload: profile.payload,

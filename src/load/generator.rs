@@ -5,6 +5,8 @@ use std::collections::hash_map::RandomState;
 use std::fmt;
 use std::hash::{BuildHasher, Hasher};
 use std::net::{Ipv6Addr, SocketAddrV6, UdpSocket};
+use std::ops::RangeInclusive;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
@@ -12,11 +14,13 @@ use anyhow::{Context, Result, bail, ensure};
 use nix::time::{ClockId, clock_gettime};
 use serde::{Deserialize, Serialize};
 
-use super::ledger::Ledger;
+use super::ledger::{Aim, Ledger};
 use super::rings::RingTransport;
 use super::schedule::Schedule;
 use super::socket::SocketTransport;
-use crate::address::Pool;
+use crate::address::Targets;
+use crate::address::mt6d::Timetable;
+use crate::bind::unix_time;
 use crate::machine::Environment;
 use crate::netlink::{self, AttachMode, Link};
 use crate::report::LoadResult;
@@ -49,7 +53,7 @@ pub struct LoadConfig {
     /// Name of the interface, in the namespace of the calling thread.
     pub interface: String,
     /// The server's addresses.
-    pub pool: Pool,
+    pub targets: Targets,
     /// UDP port of the service.
     pub port: u16,
     /// Replies to expect to each request, at least 1.
@@ -115,6 +119,11 @@ impl Clock {
         self.start.elapsed().as_nanos() as u64
     }
 
+    /// The start, in nanoseconds since 1970.
+    fn unix_start(&self) -> u64 {
+        u64::try_from(self.realtime).unwrap_or(0)
+    }
+
     /// When the kernel's clock showed that; 0 for what was before the start.
     #[inline]
     pub fn at(&self, seconds: i64, nanos: i64) -> u64 {
@@ -143,26 +152,56 @@ impl Way {
         let link = netlink::link(&config.interface)?;
         ensure!(link.up, "{0} is down: set it up with 'ip link set {0} up'", link.name);
         netlink::wait_for_carrier(&link.name, Duration::from_secs(10))?;
-        let target = config.pool.address(0);
+        let target = match &config.targets {
+            Targets::Pool(pool) => pool.address(0),
+            Targets::Moving(timetable) => timetable.address(0, timetable.clock().step(unix_time())),
+        };
         let route = netlink::route(target)?;
         ensure!(
             route.interface == link.index,
             "the route to {target} does not lead through {}: use the interface that it does lead through",
             link.name
         );
-        if config.pool.contains(route.source) {
+        if matches!(&config.targets, Targets::Pool(pool) if pool.contains(route.source)) {
             bail!(
                 "{} is this machine's own address and one of those asked: use another --seed",
                 route.source
             );
         }
-        let server = netlink::resolve(link.index, route.gateway.unwrap_or(target), RESOLVE)?;
+        let server = match (netlink::resolve(link.index, route.gateway.unwrap_or(target), RESOLVE), config) {
+            (Err(why), LoadConfig { targets: Targets::Moving(timetable), .. }) if route.gateway.is_none() => {
+                // Somebody answers for an address of another step, if only the clocks are uneven.
+                let addresses: Vec<_> =
+                    steps_around(timetable).map(|step| timetable.address(0, step)).collect();
+                let found = netlink::resolve_any(link.index, &addresses, RESOLVE)?;
+                found.with_context(|| format!("{why}; {}", nobody(timetable)))?
+            }
+            (resolved, _) => resolved?,
+        };
         let socket =
             UdpSocket::bind(SocketAddrV6::new(route.source, 0, 0, link.index)).context("no UDP port")?;
         let source_port = socket.local_addr().context("no UDP port")?.port();
         ensure!(source_port != config.port, "the kernel chose the service port as ours: try again");
         Ok(Self { link, source: route.source, server, socket, source_port })
     }
+}
+
+/// How many steps before this clock's and after it are tried where the server does not answer.
+const STEPS_TRIED: u64 = 32;
+
+/// Those, and this clock's own.
+fn steps_around(timetable: &Timetable) -> RangeInclusive<u64> {
+    let step = timetable.clock().step(unix_time());
+    step.saturating_sub(STEPS_TRIED)..=step + STEPS_TRIED
+}
+
+/// What it means that none of them is answered.
+fn nobody(timetable: &Timetable) -> String {
+    let around = STEPS_TRIED as u32 * timetable.clock().period();
+    format!(
+        "nor does anybody where this clock is up to {STEPS_TRIED} steps ({around:?}) wrong: the server may be down, or its --secret, \
+         --rotate or --prefix another"
+    )
 }
 
 /// Sends requests and takes replies. May be run any number of times.
@@ -214,37 +253,102 @@ impl Generator {
     /// # Errors
     /// When the interface goes away.
     pub fn run(&mut self, run: Run, stop: &AtomicBool, show: impl FnMut(u64)) -> Result<LoadResult> {
-        let modes = self.modes();
-        let mut result = match &mut self.transport {
-            AnyTransport::Rings(rings) => drive(&mut **rings, &self.config, run, stop, show),
-            AnyTransport::Socket(socket) => drive(&mut **socket, &self.config, run, stop, show),
-        }?;
-        (result.attach, result.copy) = modes.unzip();
-        if let AnyTransport::Rings(rings) = &self.transport {
-            result.rings = rings.sizes();
-        }
-        Ok(result)
+        let clock = Clock::start()?;
+        let aim = match &self.config.targets {
+            Targets::Pool(pool) => Aim::Pool(pool.clone()),
+            Targets::Moving(timetable) => Aim::Moving(timetable.clone(), clock.unix_start()),
+        };
+        let (ledger, sent) = self.drive(aim, &clock, run, stop, show)?;
+        let outcome = ledger.close();
+        let clock_steps = match self.config.targets.clone() {
+            // Some are always lost where a server is asked too much.
+            Targets::Moving(timetable) if sent.sent > 0 && outcome.answered < sent.sent - sent.sent / 10 => {
+                self.compare_clocks(&timetable, stop)?
+            }
+            _ => None,
+        };
+        let (attach, copy) = self.modes().unzip();
+        let rings = match &self.transport {
+            AnyTransport::Rings(rings) => rings.sizes(),
+            AnyTransport::Socket(_) => None,
+        };
+        // The interval after the last request belongs to it: then a generator in time achieves what was offered.
+        let seconds = sent.last as f64 / 1e9 + 1.0 / run.rate;
+        Ok(LoadResult {
+            client: self.config.client,
+            sent: sent.sent,
+            outcome,
+            late: sent.late,
+            clock_steps,
+            offered_rate: run.rate,
+            achieved_rate: if sent.sent == 0 { 0.0 } else { sent.sent as f64 / seconds },
+            attach,
+            copy,
+            rings,
+            environment: None,
+        })
     }
+
+    /// Asks once on the addresses that the first client has in the steps around this clock's, and returns how many steps that is
+    /// ahead of the server's, if anything is answered and the two differ.
+    fn compare_clocks(&mut self, timetable: &Arc<Timetable>, stop: &AtomicBool) -> Result<Option<i64>> {
+        const RATE: f64 = 200.0; // per second: slow enough for any server, and all are asked within a short step
+        let steps = steps_around(timetable);
+        let own = timetable.clock().step(unix_time());
+        let requests = steps.clone().count() as u64;
+        let aim = Aim::Steps(timetable.clone(), *steps.start());
+        let run = Run { rate: RATE, requests };
+        let (ledger, _) = self.drive(aim, &Clock::start()?, run, stop, |_| {})?;
+        let mut answered = (0..requests).filter(|sequence| ledger.is_answered(*sequence));
+        let Some(first) = answered.next() else { return Ok(None) };
+        let last = answered.last().unwrap_or(first);
+        // The server's step is in the middle of those that it answers in.
+        let servers = steps.start() + (first + last) / 2;
+        Ok(Some(own as i64 - servers as i64).filter(|steps| *steps != 0))
+    }
+
+    /// One run.
+    fn drive(
+        &mut self,
+        aim: Aim,
+        clock: &Clock,
+        run: Run,
+        stop: &AtomicBool,
+        show: impl FnMut(u64),
+    ) -> Result<(Ledger, Sent)> {
+        match &mut self.transport {
+            AnyTransport::Rings(rings) => drive(&mut **rings, &self.config, aim, clock, run, stop, show),
+            AnyTransport::Socket(socket) => drive(&mut **socket, &self.config, aim, clock, run, stop, show),
+        }
+    }
+}
+
+/// What left.
+struct Sent {
+    sent: u64,
+    late: u64,
+    /// When the last did, in nanoseconds after the start.
+    last: u64,
 }
 
 /// One run, by whatever transport.
 fn drive(
     transport: &mut impl Transport,
     config: &LoadConfig,
+    aim: Aim,
+    clock: &Clock,
     run: Run,
     stop: &AtomicBool,
     mut show: impl FnMut(u64),
-) -> Result<LoadResult> {
+) -> Result<(Ledger, Sent)> {
     const SHOW: u64 = 100_000_000; // ns: smooth to the eye
     let Run { rate, requests } = run;
     let schedule = Schedule::new(rate, requests);
     let id = RandomState::new().build_hasher().finish(); // drawn by the standard library from the system's randomness
-    let pool = config.pool.clone();
-    let mut ledger = Ledger::new(id, pool, schedule, requests, config.replies, config.payload);
+    let mut ledger = Ledger::new(id, aim, schedule, requests, config.replies, config.payload);
     let give_up = (2 * schedule.duration() + Duration::from_secs(1)).as_nanos() as u64;
     let (mut sent, mut late, mut last_sent, mut last_reply, mut shown) = (0, 0, 0, 0, 0);
     let mut look = 0;
-    let clock = Clock::start()?;
     loop {
         let now = clock.now();
         let sending = sent < requests && now < give_up && !stop.load(Ordering::Relaxed);
@@ -262,7 +366,7 @@ fn drive(
         }
         if now >= look {
             look = now + LOOK.as_nanos() as u64;
-            if transport.receive(&mut ledger, &clock, sent)? {
+            if transport.receive(&mut ledger, clock, sent)? {
                 last_reply = now;
             }
         }
@@ -272,20 +376,7 @@ fn drive(
             break;
         }
     }
-    // The interval after the last request belongs to it: then a generator in time achieves what was offered.
-    let seconds = last_sent as f64 / 1e9 + 1.0 / rate;
-    Ok(LoadResult {
-        client: config.client,
-        sent,
-        outcome: ledger.close(),
-        late,
-        offered_rate: rate,
-        achieved_rate: if sent == 0 { 0.0 } else { sent as f64 / seconds },
-        attach: None,
-        copy: None,
-        rings: None,
-        environment: None,
-    })
+    Ok((ledger, Sent { sent, late, last: last_sent }))
 }
 
 #[cfg(test)]

@@ -4,6 +4,7 @@
 //! and when it was due from the schedule.
 
 use std::net::Ipv6Addr;
+use std::sync::Arc;
 
 use base64::prelude::{BASE64_STANDARD, Engine};
 use hdrhistogram::Histogram;
@@ -12,13 +13,32 @@ use serde::{Deserialize, Serialize};
 
 use super::schedule::Schedule;
 use crate::address::Pool;
+use crate::address::mt6d::Timetable;
 use crate::report::Percentiles;
 use crate::wire::Stamp;
+
+/// Where requests go.
+#[derive(Debug, Clone)]
+pub enum Aim {
+    /// Each to an address that is drawn from the pool, all with the same probability.
+    Pool(Pool),
+    /// Each client asks in its turn, on the address that it has when the request is due. The run starts so many nanoseconds after
+    /// 1970, by this machine's clock.
+    Moving(Arc<Timetable>, u64),
+    /// The first client asks on its address in that step, and in each after it.
+    Steps(Arc<Timetable>, u64),
+}
+
+impl From<Pool> for Aim {
+    fn from(pool: Pool) -> Self {
+        Self::Pool(pool)
+    }
+}
 
 /// The books of one run.
 pub struct Ledger {
     run: u64,
-    pool: Pool,
+    aim: Aim,
     schedule: Schedule,
     replies: u8,
     payload: usize,
@@ -53,12 +73,19 @@ pub struct Outcome {
 }
 
 impl Ledger {
-    /// For the requests of `schedule` with `payload` bytes to addresses of `pool`, each of which is to have `replies` (at
+    /// For the requests of `schedule` with `payload` bytes to where `aim` says, each of which is to have `replies` (at
     /// least 1) replies. `run` tells this run from others.
-    pub fn new(run: u64, pool: Pool, schedule: Schedule, requests: u64, replies: u8, payload: usize) -> Self {
+    pub fn new(
+        run: u64,
+        aim: impl Into<Aim>,
+        schedule: Schedule,
+        requests: u64,
+        replies: u8,
+        payload: usize,
+    ) -> Self {
         Self {
             run,
-            pool,
+            aim: aim.into(),
             schedule,
             replies: replies.max(1),
             payload,
@@ -75,16 +102,28 @@ impl Ledger {
         Stamp { run: self.run, sequence }
     }
 
-    /// Where request `sequence` goes: an address drawn from the pool, each with the same probability.
+    /// Where request `sequence` goes. It is computed again for each reply, not stored.
     #[inline]
     pub fn destination(&self, sequence: u64) -> Ipv6Addr {
-        // The finalizer of MurmurHash3 scatters the sequence number, and a multiplication maps it onto the pool.
+        match &self.aim {
+            Aim::Pool(pool) => pool.address(self.draw(sequence, pool.count())),
+            Aim::Moving(timetable, start) => {
+                let step = timetable.clock().step(start + self.schedule.due(sequence));
+                timetable.address(sequence % timetable.clients(), step)
+            }
+            Aim::Steps(timetable, first) => timetable.address(0, first + sequence),
+        }
+    }
+
+    /// A number below `count` that belongs to request `sequence`.
+    #[inline]
+    fn draw(&self, sequence: u64, count: u64) -> u64 {
+        // The finalizer of MurmurHash3 scatters the sequence number, and a multiplication maps it onto all.
         let mut x = sequence ^ self.run;
         x = (x ^ (x >> 33)).wrapping_mul(0xff51_afd7_ed55_8ccd);
         x = (x ^ (x >> 33)).wrapping_mul(0xc4ce_b9fe_1a85_ec53);
         x ^= x >> 33;
-        let index = (u128::from(x) * u128::from(self.pool.count())) >> 64;
-        self.pool.address(index as u64)
+        ((u128::from(x) * u128::from(count)) >> 64) as u64
     }
 
     /// Enters an intact datagram that came from the service port of `source` at `now`, nanoseconds after the start. `sent`
@@ -138,6 +177,11 @@ impl Ledger {
     #[inline]
     pub fn complete(&self) -> u64 {
         self.outcome.complete
+    }
+
+    /// Whether request `sequence` has had a reply.
+    pub fn is_answered(&self, sequence: u64) -> bool {
+        self.counts.get(sequence as usize).is_some_and(|count| *count > 0)
     }
 
     /// The run, summed up.
@@ -197,7 +241,10 @@ fn encode(histogram: &Histogram<u64>) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::address::Secret;
+    use crate::address::mt6d::{Clock, Subnet};
     use hdrhistogram::serialization::Deserializer;
+    use std::time::Duration;
 
     fn ledger() -> Ledger {
         let pool = Pool::new("2001:db8:1::/64".parse().unwrap(), 50, 1).unwrap();
@@ -271,11 +318,28 @@ mod tests {
     #[test]
     fn destinations_are_drawn_evenly() {
         let ledger = ledger();
+        let Aim::Pool(pool) = &ledger.aim else { panic!("{:?}", ledger.aim) };
         let mut drawn = [0u32; 50];
         for sequence in 0..50_000 {
-            drawn[ledger.pool.index_of(ledger.destination(sequence)).unwrap() as usize] += 1;
+            drawn[pool.index_of(ledger.destination(sequence)).unwrap() as usize] += 1;
         }
         // 1,000 expected; 7 standard deviations are 221.
         assert!(drawn.iter().all(|count| count.abs_diff(1000) < 221), "{drawn:?}");
+    }
+
+    #[test]
+    fn clients_ask_in_turn_on_the_address_of_the_moment() {
+        let subnet = Subnet::new("2001:db8:1::/64".parse().unwrap()).unwrap();
+        let clock = Clock::new(Duration::from_secs(10)).unwrap();
+        let secret = Secret::new(vec![7; 32]).unwrap();
+        let timetable = Arc::new(Timetable::new(subnet, clock, &secret, 3, 1));
+        // A request a second, from 8 seconds into step 5 on.
+        let aim = Aim::Moving(timetable.clone(), 58_000_000_000);
+        let ledger = Ledger::new(9, aim, Schedule::new(1.0, 100), 100, 1, 32);
+        for (sequence, client, step) in [(0, 0, 5), (1, 1, 5), (2, 2, 6), (3, 0, 6), (11, 2, 6), (12, 0, 7)] {
+            assert_eq!(ledger.destination(sequence), timetable.address(client, step), "{sequence}");
+        }
+        let ledger = Ledger::new(9, Aim::Steps(timetable.clone(), 5), Schedule::new(1.0, 9), 9, 1, 32);
+        assert_eq!(ledger.destination(3), timetable.address(0, 8));
     }
 }

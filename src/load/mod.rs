@@ -17,5 +17,5 @@ mod schedule;
 mod socket;
 
 pub use generator::{Client, Generator, LoadConfig, Run};
-pub use ledger::{Ledger, Outcome};
+pub use ledger::{Aim, Ledger, Outcome};
 pub use schedule::Schedule;

@@ -57,6 +57,7 @@ impl RingTransport {
             addresses: 1,
             queues: count,
             hidden: false,
+            moving: false,
             reflect: None,
         })?;
         program.add_prefix(Prefix::new(source, 128)?)?;

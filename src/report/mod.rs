@@ -11,6 +11,6 @@ mod results;
 
 pub use results::{
     BindCell, BindOutcome, BindResult, BindSummary, Cell, Contestant, Counters, EngineResult, Event,
-    Experiment, Failed, Limit, LoadResult, Percentiles, Plan, QueueCounters, Ready, SCHEMA, Spread, Stats,
-    Sustained, ThresholdSummary, Trial,
+    Experiment, Failed, Limit, LoadResult, Moves, Moving, Percentiles, Plan, QueueCounters, Ready, SCHEMA,
+    Spread, Stats, Sustained, ThresholdSummary, Trial,
 };

@@ -336,6 +336,7 @@ pub(crate) mod tests {
         let first =
             Percentiles { mean_us, histogram: BASE64_STANDARD.encode(bytes), ..Percentiles::default() };
         let load = LoadResult {
+            clock_steps: None,
             client: Client::Afxdp,
             sent: 1000,
             outcome: Outcome { answered: 1000, complete: 1000, first, ..Outcome::default() },

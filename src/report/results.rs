@@ -7,7 +7,8 @@ use std::fmt;
 use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, Serialize};
 
-use crate::bind::{Method, Phases};
+use crate::address::Schedule;
+use crate::bind::{Method, Phases, Rotated};
 use crate::engine::{EngineKind, Modes};
 use crate::experiment::{BindProfile, ResponseProfile};
 use crate::load::{Client, Outcome};
@@ -28,6 +29,8 @@ pub enum Event {
     Ready(Ready),
     /// `serve`: once a second.
     Stats(Stats),
+    /// `serve --schedule`: once in each time step.
+    Rotation(Rotated),
     /// `serve`: the totals, at the end.
     Stopped(Stats),
     /// `load`: what a run measured.
@@ -109,6 +112,9 @@ pub struct Ready {
     pub replies: u16,
     /// How many addresses are live.
     pub addresses: u64,
+    /// How they move, if they do.
+    #[serde(flatten)]
+    pub moving: Option<Moving>,
     /// How they were made live.
     pub bind: Method,
     /// How long it took to compute them, on one processor, in seconds.
@@ -141,11 +147,49 @@ pub struct Ready {
     pub modes: Modes,
 }
 
+/// How addresses move.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Moving {
+    /// By which rule.
+    pub schedule: Schedule,
+    /// How many clients have addresses; each has three that are live.
+    pub clients: u64,
+    /// Seconds of a time step.
+    pub rotate: f64,
+    /// The step that it was.
+    pub step: u64,
+}
+
+/// How they have moved since the server was started.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+pub struct Moves {
+    /// The last step that was told of.
+    pub step: u64,
+    /// Steps whose work was done by their end.
+    pub in_time: u64,
+    /// Steps whose work was not.
+    pub late: u64,
+    /// Addresses that were live at that time.
+    pub live: u64,
+}
+
+impl Moves {
+    /// Counts one more.
+    pub fn add(&mut self, rotated: &Rotated) {
+        self.step = rotated.step;
+        self.live = rotated.live;
+        *(if rotated.late_ms > 0.0 { &mut self.late } else { &mut self.in_time }) += 1;
+    }
+}
+
 /// What a server has done since it was started.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Stats {
     /// Seconds since `ready`.
     pub seconds: f64,
+    /// How its addresses have moved, if they do.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub moves: Option<Moves>,
     /// The counts.
     #[serde(flatten)]
     pub counters: Counters,
@@ -339,6 +383,10 @@ pub struct LoadResult {
     pub outcome: Outcome,
     /// Requests sent more than a millisecond after they were due.
     pub late: u64,
+    /// Where addresses move and requests were lost: how many time steps the client's clock is ahead of the server's, behind it
+    /// where negative. `None` where they agree within a step, and where nothing answered within 32 steps.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub clock_steps: Option<i64>,
     /// Requests per second asked for.
     pub offered_rate: f64,
     /// Requests per second really sent.

@@ -10,6 +10,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::Once;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use anyhow::{Context, Result, anyhow};
 use libbpf_rs::skel::{OpenSkel, SkelBuilder};
@@ -125,13 +126,15 @@ impl Verdict {
 pub struct ProgramConfig {
     /// UDP port of the service; 0, which is no port, steers no UDP at all.
     pub port: u16,
-    /// Most addresses that are live at a time.
+    /// Most addresses that are entered at a time.
     pub addresses: u32,
     /// How many queues may get a socket, from 0 on.
     pub queues: u32,
     /// Whether the kernel is to have no part in the bound prefixes, but for its own addresses there: Neighbour
     /// Solicitations for live addresses are steered as well, and what nobody answers is dropped.
     pub hidden: bool,
+    /// Whether the addresses move: then the program itself refuses requests that come from a live one, since nobody else knows.
+    pub moving: bool,
     /// Where the program is to answer requests itself; otherwise it steers them.
     pub reflect: Option<Reflect>,
 }
@@ -152,6 +155,8 @@ pub struct Program {
     bound_prefixes: MapHandle,
     live_addresses: MapHandle,
     staged: Option<MapHandle>,
+    /// The program's variables, which are `current_step`.
+    variables: MapHandle,
     change_live: OwnedFd,
     kernel_addresses: MapHandle,
     xsks: MapHandle,
@@ -163,6 +168,9 @@ pub struct Program {
 }
 
 /// The program's hash of the addresses that are live, to be changed from any thread while it runs.
+///
+/// Each is entered for a time step, and is live while it is that step, the one before or the one after. Addresses that stay are for
+/// step 0, which it is until [`set_step`](Self::set_step) says otherwise.
 #[derive(Debug)]
 pub struct LiveAddresses {
     map: MapHandle,
@@ -170,13 +178,18 @@ pub struct LiveAddresses {
     change: OwnedFd,
     /// The map `staged`.
     staged: Memory,
+    /// The variable `current_step`.
+    step: Memory,
 }
 
 /// `struct change` of bpf/headers.h.
+#[derive(Default)]
 #[repr(C)]
 struct Change {
     count: u32,
     remove: u32,
+    step: u32,
+    moving: u32,
     error: u32,
 }
 
@@ -214,6 +227,7 @@ impl Program {
         let constants = open.maps.rodata_data.as_deref_mut().context("the program lost its constants")?;
         constants.service_port = config.port.to_be();
         constants.hidden = config.hidden;
+        constants.moving = config.moving;
         // It needs to know the kernel's structures; without, the frames are not counted.
         let counts_frames = config.reflect.is_some() && Path::new(KERNEL_TYPES).exists();
         open.progs.count_frames.set_autoload(counts_frames);
@@ -241,6 +255,7 @@ impl Program {
             bound_prefixes: MapHandle::try_from(&loaded.maps.bound_prefixes)?,
             live_addresses: MapHandle::try_from(&loaded.maps.live_addresses)?,
             staged: Some(MapHandle::try_from(&loaded.maps.staged)?),
+            variables: MapHandle::try_from(&loaded.maps.bss)?,
             kernel_addresses: MapHandle::try_from(&loaded.maps.kernel_addresses)?,
             xsks: MapHandle::try_from(&loaded.maps.xsks)?,
             count_frames: counts_frames.then(|| keep(loaded.progs.count_frames.as_fd())).transpose()?,
@@ -275,6 +290,8 @@ impl Program {
             map: MapHandle::try_from(&self.live_addresses)?,
             change: self.change_live.try_clone()?,
             staged: Memory::of_file(staged.as_fd(), length, 0).context("cannot map the staged addresses")?,
+            step: Memory::of_file(self.variables.as_fd(), size_of::<u32>(), 0)
+                .context("cannot map the program's time step")?,
         })
     }
 
@@ -443,22 +460,74 @@ impl LiveAddresses {
     pub fn add(&mut self, addresses: &[Ipv6Addr]) -> Result<(), (usize, anyhow::Error)> {
         let mut done = 0;
         while done < addresses.len() {
-            let (count, error) = self.change(&addresses[done..], false).map_err(|error| (done, error))?;
+            let change = Change::default();
+            let (count, error) = self.change(&addresses[done..], change).map_err(|error| (done, error))?;
             done += count;
             if let Some(error) = error {
-                return Err((
-                    done,
-                    match error.raw_os_error() {
-                        Some(libc::EEXIST) => anyhow!("{} is live already", addresses[done]),
-                        Some(libc::E2BIG | libc::ENOMEM) => {
-                            anyhow!("the steering program has no room for so many live addresses")
-                        }
-                        _ => anyhow!("cannot make {} live in the steering program: {error}", addresses[done]),
-                    },
-                ));
+                return Err((done, explain_add(addresses[done], &error)));
             }
         }
         Ok(())
+    }
+
+    /// Enters these addresses for time step `step`: they are live from the step before it to the one after it. One that is there
+    /// already is for the newer of both steps then.
+    ///
+    /// # Errors
+    /// When there is no room for more.
+    pub fn enter(&mut self, addresses: &[Ipv6Addr], step: u64) -> Result<()> {
+        let mut done = 0;
+        while done < addresses.len() {
+            let (count, error) = self.change(&addresses[done..], Change::of(step))?;
+            done += count;
+            if let Some(error) = error {
+                return Err(explain_add(addresses[done], &error));
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes those of these addresses out that are entered for `step`.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn expire(&mut self, addresses: &[Ipv6Addr], step: u64) -> Result<()> {
+        let mut done = 0;
+        while done < addresses.len() {
+            let (count, error) = self.change(&addresses[done..], Change { remove: 1, ..Change::of(step) })?;
+            done += count;
+            if let Some(error) = error {
+                return Err(error).with_context(|| cannot_remove(addresses[done]));
+            }
+        }
+        Ok(())
+    }
+
+    /// Has it be `step`, from now on and all at once.
+    pub fn set_step(&mut self, step: u64) {
+        if let Some(place) = self.step.at::<AtomicU32>(0, 1) {
+            // SAFETY: within the mapping, as `at` checked, and only ever read or written whole.
+            unsafe { place.as_ref() }.store(step as u32, Ordering::Release);
+        }
+    }
+
+    /// How many addresses are entered, and how many of those are live: all are looked at.
+    ///
+    /// # Errors
+    /// When the kernel cannot be asked.
+    pub fn census(&self) -> Result<(u64, u64)> {
+        let now = self.step.at::<AtomicU32>(0, 1).map_or(0, |place| {
+            // SAFETY: within the mapping, as `at` checked, and only ever read or written whole.
+            unsafe { place.as_ref() }.load(Ordering::Acquire)
+        });
+        let (mut entered, mut live) = (0, 0);
+        let entries = self.map.lookup_batch(LiveAddresses::BATCH as u32, MapFlags::ANY, MapFlags::ANY);
+        for (_, value) in entries? {
+            entered += 1;
+            let step = value.first_chunk().map_or(0, |step| u32::from_ne_bytes(*step));
+            live += u64::from(step.wrapping_sub(now).wrapping_add(1) <= 2);
+        }
+        Ok((entered, live))
     }
 
     /// Takes these addresses out. Those that are not live are no error.
@@ -468,24 +537,23 @@ impl LiveAddresses {
     pub fn remove(&mut self, addresses: &[Ipv6Addr]) -> Result<()> {
         let mut done = 0;
         while done < addresses.len() {
-            let (count, error) = self.change(&addresses[done..], true)?;
+            let change = Change { remove: 1, ..Change::default() };
+            let (count, error) = self.change(&addresses[done..], change)?;
             done += count;
             match error.map(|error| (error.raw_os_error(), error)) {
                 None => {}
                 Some((Some(libc::ENOENT), _)) => done += 1,
                 Some((_, error)) => {
-                    return Err(error).with_context(|| {
-                        format!("cannot take {} out of the steering program", addresses[done])
-                    });
+                    return Err(error).with_context(|| cannot_remove(addresses[done]));
                 }
             }
         }
         Ok(())
     }
 
-    /// Makes the first of `addresses` live, or has them cease to be. Returns how many, and if that are fewer than
-    /// [`BATCH`](Self::BATCH), why it stopped.
-    fn change(&mut self, addresses: &[Ipv6Addr], remove: bool) -> Result<(usize, Option<io::Error>)> {
+    /// Enters the first of `addresses`, or takes them out, as `change` says but for their number. Returns how many, and if that are
+    /// fewer than [`BATCH`](Self::BATCH), why it stopped.
+    fn change(&mut self, addresses: &[Ipv6Addr], mut change: Change) -> Result<(usize, Option<io::Error>)> {
         let addresses = &addresses[..addresses.len().min(Self::BATCH)];
         for (index, address) in addresses.iter().enumerate() {
             let place = self.staged.at::<[u8; 16]>(16 * index, 1);
@@ -493,7 +561,7 @@ impl LiveAddresses {
             // SAFETY: within the mapping, as `at` checked; `&mut self` and the kernel, in its turn below, are its only users.
             unsafe { place.write(address.octets()) };
         }
-        let mut change = Change { count: addresses.len() as u32, remove: remove.into(), error: 0 };
+        change.count = addresses.len() as u32;
         let mut run = libbpf_sys::bpf_test_run_opts {
             sz: size_of::<libbpf_sys::bpf_test_run_opts>() as libbpf_sys::size_t,
             // What a program of this kind makes of its context is written back to where it came from.
@@ -512,7 +580,7 @@ impl LiveAddresses {
         Ok((run.retval as usize, error))
     }
 
-    /// Whether `address` is live.
+    /// Whether `address` is entered.
     ///
     /// # Errors
     /// When the kernel cannot be asked.
@@ -525,6 +593,28 @@ impl LiveAddresses {
     pub fn kernel_memory(&self) -> Option<u64> {
         self.map.query_fdinfo().ok()?.memlock
     }
+}
+
+impl Change {
+    /// Of addresses that move, for `step`. Steps are compared by their difference: of 2^32 of them no two meet.
+    fn of(step: u64) -> Self {
+        Self { step: step as u32, moving: 1, ..Self::default() }
+    }
+}
+
+/// Says what a refused entry means.
+fn explain_add(address: Ipv6Addr, error: &io::Error) -> anyhow::Error {
+    match error.raw_os_error() {
+        Some(libc::EEXIST) => anyhow!("{address} is live already"),
+        Some(libc::E2BIG | libc::ENOMEM) => {
+            anyhow!("the steering program has no room for so many live addresses")
+        }
+        _ => anyhow!("cannot make {address} live in the steering program: {error}"),
+    }
+}
+
+fn cannot_remove(address: Ipv6Addr) -> String {
+    format!("cannot take {address} out of the steering program")
 }
 
 impl VerdictSource {
