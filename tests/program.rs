@@ -38,6 +38,8 @@ fn main() -> ExitCode {
         trial("no_truncation_is_steered", no_truncation_is_steered),
         trial("a_socket_on_the_queue_gets_the_packet", a_socket_on_the_queue_gets_the_packet),
         trial("many_addresses_are_all_live_and_cease_to_be", many_addresses_are_all_live_and_cease_to_be),
+        trial("an_address_is_live_in_the_window_of_its_step", an_address_is_live_in_its_window),
+        trial("where_they_move_the_newer_step_has_an_address", the_newer_step_has_an_address),
         trial("where_hidden_nobody_else_is_heard", where_hidden_nobody_else_is_heard),
         trial("without_a_port_no_request_is_steered", without_a_port_no_request_is_steered),
         trial("a_program_that_answers_refuses_by_the_same_rules", refuses_by_the_same_rules),
@@ -201,6 +203,66 @@ fn many_addresses_are_all_live_and_cease_to_be() -> Result<()> {
         ensure!(verdict(&program, &udp(*address, PORT)?)? == (XDP_PASS, Verdict::PassedNotLive));
     }
     ensure!(live.contains(LIVE)?);
+    Ok(())
+}
+
+/// One store has a step's addresses live, and another's silent: requests, solicitations, and who may not ask.
+fn an_address_is_live_in_its_window() -> Result<()> {
+    const STEP: u64 = (1 << 32) + 1; // of which the program keeps the lower half
+    for hidden in [false, true] {
+        let config = ProgramConfig { hidden, moving: true, addresses: 1000, ..CONFIG };
+        let (program, mut live) = program(&config)?;
+        let of = |step: u64| Ipv6Addr::from_bits(LIVE.to_bits() + 0x1000 + u128::from(step - STEP + 10));
+        for step in STEP - 10..STEP + 10 {
+            live.enter(&[of(step)], step)?;
+        }
+        let (action, silent) =
+            if hidden { (XDP_DROP, Verdict::DroppedHidden) } else { (XDP_PASS, Verdict::PassedNotLive) };
+        for now in STEP - 8..STEP + 8 {
+            live.set_step(now);
+            for step in STEP - 10..STEP + 10 {
+                let expected =
+                    if step.abs_diff(now) <= 1 { (action, Verdict::NoRing) } else { (action, silent) };
+                let found = verdict(&program, &udp(of(step), PORT)?)?;
+                ensure!(found == expected, "a request to step {step} in {now}: {found:?}");
+                // It comes from ourselves, or from somebody who had the address.
+                let mut packet = udp(of(now), PORT)?;
+                packet[22..38].copy_from_slice(&of(step).octets());
+                let expected = if step.abs_diff(now) <= 1 { Verdict::Refused } else { Verdict::NoRing };
+                let found = verdict(&program, &packet)?.1;
+                ensure!(found == expected, "a request from step {step} in {now}: {found:?}");
+                if hidden {
+                    let expected =
+                        if step.abs_diff(now) <= 1 { Verdict::NoRing } else { Verdict::DroppedHidden };
+                    let found = verdict(&program, &solicitation(group(of(step)), of(step))?)?;
+                    ensure!(
+                        found == (XDP_DROP, expected),
+                        "a solicitation for step {step} in {now}: {found:?}"
+                    );
+                }
+            }
+            ensure!(program.census()? == (21, 3), "{:?}", program.census()?);
+        }
+    }
+    Ok(())
+}
+
+fn the_newer_step_has_an_address() -> Result<()> {
+    let (program, mut live) = program(&ProgramConfig { moving: true, ..CONFIG })?;
+    live.enter(&[NOT_LIVE], 7)?;
+    live.enter(&[NOT_LIVE, NOT_LIVE], 5)?; // later, but older
+    let is_live_in = |live: &mut LiveAddresses, step| {
+        live.set_step(step);
+        Ok::<_, anyhow::Error>(verdict(&program, &udp(NOT_LIVE, PORT)?)?.1 == Verdict::NoRing)
+    };
+    ensure!(!is_live_in(&mut live, 5)? && is_live_in(&mut live, 6)? && is_live_in(&mut live, 8)?);
+    live.enter(&[NOT_LIVE], 9)?;
+    live.expire(&[NOT_LIVE, STRANGER], 7)?; // it is another's by now, and the other never was there
+    ensure!(!is_live_in(&mut live, 7)? && is_live_in(&mut live, 10)?);
+    live.expire(&[NOT_LIVE], 9)?;
+    ensure!(!is_live_in(&mut live, 9)? && !live.contains(NOT_LIVE)?);
+    let full: Vec<_> = (0..10).map(|host| Ipv6Addr::from_bits(LIVE.to_bits() + 0x100 + host)).collect();
+    ensure!(live.enter(&full, 9).is_err_and(|error| error.to_string().contains("no room")));
     Ok(())
 }
 

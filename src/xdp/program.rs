@@ -295,6 +295,23 @@ impl Program {
         })
     }
 
+    /// How many addresses are entered, and how many of those are live: all are looked at. Others may change them meanwhile.
+    ///
+    /// # Errors
+    /// When the kernel cannot be asked.
+    pub fn census(&self) -> Result<(u64, u64)> {
+        let number = |bytes: Option<&[u8; 4]>| bytes.map_or(0, |bytes| u32::from_ne_bytes(*bytes));
+        let variables = self.variables.lookup(&[0; 4], MapFlags::ANY)?.unwrap_or_default();
+        let now = number(variables.first_chunk());
+        let (mut entered, mut live) = (0, 0);
+        let all = self.live_addresses.lookup_batch(LiveAddresses::BATCH as u32, MapFlags::ANY, MapFlags::ANY);
+        for (_, step) in all? {
+            entered += 1;
+            live += u64::from(number(step.first_chunk()).wrapping_sub(now).wrapping_add(1) <= 2);
+        }
+        Ok((entered, live))
+    }
+
     /// Takes exactly these addresses for the kernel's own from now on: a hidden program leaves packets to them to the kernel, and
     /// one that answers does not answer them.
     ///
@@ -509,25 +526,6 @@ impl LiveAddresses {
             // SAFETY: within the mapping, as `at` checked, and only ever read or written whole.
             unsafe { place.as_ref() }.store(step as u32, Ordering::Release);
         }
-    }
-
-    /// How many addresses are entered, and how many of those are live: all are looked at.
-    ///
-    /// # Errors
-    /// When the kernel cannot be asked.
-    pub fn census(&self) -> Result<(u64, u64)> {
-        let now = self.step.at::<AtomicU32>(0, 1).map_or(0, |place| {
-            // SAFETY: within the mapping, as `at` checked, and only ever read or written whole.
-            unsafe { place.as_ref() }.load(Ordering::Acquire)
-        });
-        let (mut entered, mut live) = (0, 0);
-        let entries = self.map.lookup_batch(LiveAddresses::BATCH as u32, MapFlags::ANY, MapFlags::ANY);
-        for (_, value) in entries? {
-            entered += 1;
-            let step = value.first_chunk().map_or(0, |step| u32::from_ne_bytes(*step));
-            live += u64::from(step.wrapping_sub(now).wrapping_add(1) <= 2);
-        }
-        Ok((entered, live))
     }
 
     /// Takes these addresses out. Those that are not live are no error.
