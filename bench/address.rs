@@ -5,8 +5,8 @@ use std::hint::black_box;
 use std::net::Ipv6Addr;
 
 use criterion::{Criterion, Throughput};
-use sixhop::address::mt6d::Subnet;
-use sixhop::address::{Pool, Prefix, fill};
+use sixhop::address::mt6d::{Clock, Subnet, Timetable};
+use sixhop::address::{Pool, Prefix, Secret, fill};
 
 /// Enough that starting a thread does not count, and no more than a core's cache holds: 1 MiB.
 const COUNT: u64 = 1 << 16;
@@ -37,6 +37,16 @@ fn address(criterion: &mut Criterion) {
         // A client each: its number is its seed identifier.
         list("MT6D, 32-byte key", threads, &|client| subnet.address(client, &key, 140_000_000));
     }
+    // All 40 bytes of a client, and not of the same one again.
+    let secret = Secret::new(vec![7; 32]).expect("long enough");
+    let clock = Clock::new(std::time::Duration::from_secs(10)).expect("long enough");
+    group.bench_function("seed identifier and key of a client", |bencher| {
+        bencher.iter_custom(|iterations| {
+            let start = std::time::Instant::now();
+            black_box(Timetable::new(subnet, clock, &secret, iterations as u32, 1));
+            start.elapsed()
+        });
+    });
     group.bench_function("number of a pool's address", |bencher| {
         let address = pool.address(77);
         bencher.iter(|| pool.index_of(black_box(address)));
