@@ -8,6 +8,8 @@
 //!   live_map  entries of the steering program's hash; the engine answers neighbour discovery ──────► O(1) each
 //! ```
 //!
+//! A [`Rotation`] keeps addresses live that move, by any of those but anyip: a few at a time, for as long as a step lasts.
+//!
 //! Touches the addresses of one interface, the steering program's hash, and one route; and only those that it put there
 //! itself. All or nothing: a [`Binder`] that fails or is told to stop takes back what it did, and a [`Bound`] takes its
 //! addresses back when it goes. A run that is killed cannot do so; the next one on that interface recognises what it left by

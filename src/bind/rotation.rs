@@ -39,7 +39,7 @@ const DOZE: Duration = Duration::from_millis(100);
 /// Clients whose addresses are entered in one go before anybody is served.
 const FILL: u64 = 1024;
 
-/// How one step went.
+/// How one step went: told when its work is done, and while it is not, whenever a step ends.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Rotated {
     /// The step in which it was to be done.

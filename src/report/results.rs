@@ -174,11 +174,12 @@ pub struct Moves {
 }
 
 impl Moves {
-    /// Counts one more.
+    /// Counts one more; of a step that is late, however often that is told, once.
     pub fn add(&mut self, rotated: &Rotated) {
+        self.in_time += u64::from(rotated.late_ms == 0.0);
+        self.late += u64::from(rotated.late_ms > 0.0 && rotated.step != self.step);
         self.step = rotated.step;
         self.live = rotated.live;
-        *(if rotated.late_ms > 0.0 { &mut self.late } else { &mut self.in_time }) += 1;
     }
 }
 
