@@ -337,11 +337,8 @@ impl Server {
         };
         let mut gone = false;
         let (teller, rotated) = mpsc::channel();
-        let mut moves = self.ready.moving.as_ref().map(|moving| Moves {
-            step: moving.step,
-            live: self.ready.addresses,
-            ..Moves::default()
-        });
+        let mut moves =
+            self.ready.moving.as_ref().map(|moving| Moves::none(moving.step, self.ready.addresses));
         let result = thread::scope(|scope| {
             let engine = self.engine.map(|engine| scope.spawn(|| engine.run(stop)));
             let rotation = match &mut self.bound {

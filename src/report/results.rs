@@ -171,13 +171,24 @@ pub struct Moves {
     pub late: u64,
     /// Addresses that were live at that time.
     pub live: u64,
+    /// The last step that was counted as late.
+    #[serde(skip)]
+    last_late: Option<u64>,
 }
 
 impl Moves {
+    /// None yet: the addresses are live that are to be in `step`.
+    #[must_use]
+    pub fn none(step: u64, live: u64) -> Self {
+        Self { step, live, ..Self::default() }
+    }
+
     /// Counts one more; of a step that is late, however often that is told, once.
     pub fn add(&mut self, rotated: &Rotated) {
         self.in_time += u64::from(rotated.late_ms == 0.0);
-        self.late += u64::from(rotated.late_ms > 0.0 && rotated.step != self.step);
+        if rotated.late_ms > 0.0 && self.last_late.replace(rotated.step) != Some(rotated.step) {
+            self.late += 1;
+        }
         self.step = rotated.step;
         self.live = rotated.live;
     }
