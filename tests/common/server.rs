@@ -76,7 +76,7 @@ impl Server {
     }
 
     /// Waits for statistics that are as `expected`.
-    pub fn wait_for(&mut self, expected: impl Fn(&Value) -> bool) -> Result<()> {
+    pub fn wait_for(&mut self, mut expected: impl FnMut(&Value) -> bool) -> Result<()> {
         let give_up = Instant::now() + PATIENCE;
         loop {
             let stats = self.event()?;
