@@ -212,7 +212,7 @@ fn an_address_is_live_in_its_window() -> Result<()> {
     for hidden in [false, true] {
         let config = ProgramConfig { hidden, moving: true, addresses: 1000, ..CONFIG };
         let (program, mut live) = program(&config)?;
-        let of = |step: u64| Ipv6Addr::from_bits(LIVE.to_bits() + 0x1000 + u128::from(step - STEP + 10));
+        let of = |step: u64| Ipv6Addr::from_bits(LIVE.to_bits() + 0x1000 + u128::from(step + 10 - STEP));
         for step in STEP - 10..STEP + 10 {
             live.enter(&[of(step)], step)?;
         }

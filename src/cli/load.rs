@@ -75,10 +75,10 @@ pub(super) fn rate(text: &str) -> Result<f64, String> {
 
 /// Seconds, as a flag; in nanoseconds.
 fn offset(text: &str) -> Result<i64, String> {
-    const DAY: f64 = 86_400.0;
+    const YEAR: f64 = 366.0 * 86_400.0;
     match text.parse() {
-        Ok(seconds) if (-DAY..=DAY).contains(&seconds) => Ok((seconds * 1e9) as i64),
-        _ => Err("an offset is a number of seconds, a day at most".into()),
+        Ok(seconds) if (-YEAR..=YEAR).contains(&seconds) => Ok((seconds * 1e9) as i64),
+        _ => Err("an offset is a number of seconds, a year at most".into()),
     }
 }
 
