@@ -304,7 +304,9 @@ impl Program {
         let variables = self.variables.lookup(&[0; 4], MapFlags::ANY)?.unwrap_or_default();
         let now = number(variables.first_chunk());
         let (mut entered, mut live) = (0, 0);
-        let all = self.live_addresses.lookup_batch(LiveAddresses::BATCH as u32, MapFlags::ANY, MapFlags::ANY);
+        // In one batch: libbpf-rs takes one that is not full for the last, and the kernel fills none but by whole buckets.
+        let most = self.live_addresses.max_entries() + 1;
+        let all = self.live_addresses.lookup_batch(most, MapFlags::ANY, MapFlags::ANY);
         for (_, step) in all? {
             entered += 1;
             live += u64::from(number(step.first_chunk()).wrapping_sub(now).wrapping_add(1) <= 2);
