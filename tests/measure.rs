@@ -10,6 +10,7 @@
 //! | `uneven_delays_*` | mean and percentiles are those that the stub made |
 //! | `a_freeze_*` | every request that was due in the meantime counts with its whole wait |
 //! | `a_killed_experiment_*` | the result file is that of one that was not killed |
+//! | `an_experiment_finds_*` | whose addresses move in time, and why no more |
 //! | `a_server_by_way_of_*` | the server's side started by words before its command |
 //! | the others | what the command line says and writes |
 
@@ -45,6 +46,7 @@ fn main() -> ExitCode {
         trial("a_killed_experiment_goes_on_to_the_same_file", killed_response),
         trial("a_killed_bind_experiment_goes_on_to_the_same_file", killed_bind),
         trial("a_server_by_way_of_another_command_is_measured", server_by_way_of),
+        trial("an_experiment_finds_for_how_many_clients_addresses_move", rotation),
         trial("an_interrupted_experiment_says_how_to_go_on", interrupted),
         trial("a_page_has_what_was_measured_and_needs_no_network", page),
         trial("what_makes_no_sense_gets_one_line", what_makes_no_sense),
@@ -399,6 +401,70 @@ fn killed_response() -> Result<()> {
 
 fn killed_bind() -> Result<()> {
     same_but_for_times(killed("bind", BIND, &[1, 5, 12])?, 1 + 6 * 3 + 6)
+}
+
+/// Of two numbers of clients the kernel cannot have the larger in the time that it gets; of a hash that is no number.
+const ROTATION: &str = "
+[rotation]
+rotate = 1.0
+steps = 1
+rate = 1000
+replies = 2
+payload = 32
+budget = 2.0
+[[rotation.series]]
+engine = 'afxdp'
+methods = ['netlink-batch']
+clients = { from = 20, to = 20000, step = 1000.0 }
+[[rotation.series]]
+engine = 'afxdp'
+methods = ['live-map']
+clients = { from = 20, to = 20000, step = 1000.0 }
+";
+
+fn rotation() -> Result<()> {
+    let directory = Directory::new("rotation")?;
+    // Killed after the first server, and started again.
+    let mut child = experiment(&directory, "rotation", ROTATION)?.spawn()?;
+    let give_up = Instant::now() + PATIENCE;
+    while fs::read_to_string(directory.0.join("rotation.jsonl")).unwrap_or_default().lines().count() < 2 {
+        ensure!(child.try_wait()?.is_none() && Instant::now() < give_up, "no server");
+        thread::sleep(Duration::from_millis(1));
+    }
+    child.kill()?;
+    child.wait()?;
+    let first = directory.lines("rotation.jsonl")?[1].clone();
+    let printed = succeeds(experiment(&directory, "rotation", ROTATION)?.output()?)?;
+    let lines = directory.lines("rotation.jsonl")?;
+    ensure!(lines[1] == first, "what was found before was not kept");
+    let measured: Vec<_> = lines.iter().filter(|line| line["event"] == "rotated").collect();
+    ensure!(measured.len() == 4, "{printed}");
+    for trial in measured.iter().filter(|trial| trial["outcome"] == "measured") {
+        let clients = trial["clients"].as_u64();
+        for step in trial["steps"].as_array().context("no steps")? {
+            ensure!(step["late_ms"].as_f64() > Some(0.0) || step["rotated"].as_u64() == clients, "{step}");
+        }
+        for times in ["inside", "outside"] {
+            ensure!(trial[times][0]["answered"].as_u64() > Some(0), "{trial}");
+        }
+    }
+    let carried: Vec<_> = lines.iter().filter(|line| line["event"] == "carried").collect();
+    let [kernel, hash] = carried[..] else { bail!("{printed}") };
+    ensure!(kernel["bind"] == "netlink-batch" && kernel["limit"] == "unready", "{kernel}");
+    ensure!(kernel["cause"].as_str().is_some_and(|cause| cause.starts_with("20000: ")), "{kernel}");
+    ensure!(hash["bind"] == "live-map" && hash["clients"].as_u64() >= kernel["clients"].as_u64(), "{hash}");
+    ensure!(printed.contains("clients are carried") && printed.contains("native, copy mode"), "{printed}");
+    let page = Command::new(SIXHOP).arg("report").arg(&directory.0).output()?;
+    succeeds(page)?;
+    let html = fs::read_to_string(directory.0.join("report.html"))?;
+    ensure!(
+        html.contains("Addresses that move") && html.contains("afxdp, live-map, inside"),
+        "no such section"
+    );
+    for name in ["rotation.csv", "rotation.svg", "rotation-1.svg", "rotation-2.svg"] {
+        ensure!(directory.0.join(name).exists(), "no {name}");
+    }
+    Ok(())
 }
 
 fn interrupted() -> Result<()> {

@@ -14,11 +14,13 @@ use super::bind::seconds;
 use super::{Usage, align, make, print_json, progress, stop_on_signal, write};
 use crate::address::Prefix;
 use crate::bind::{Interrupted, Method};
-use crate::experiment::{self, BindProgress, Host, Place, Profile, ResponseConfig};
+use crate::experiment::{self, BindProgress, Host, Place, Profile, ResponseConfig, RotationProfile};
 use crate::load::Client;
 use crate::report::chart::svg;
 use crate::report::response::{is_at_least, series_name};
-use crate::report::{self, BindCell, BindOutcome, BindSummary, Event, Failed, ThresholdSummary};
+use crate::report::{
+    self, BindCell, BindOutcome, BindSummary, Carried, Event, Failed, RotationOutcome, ThresholdSummary,
+};
 use crate::xdp::{AttachRequest, CopyRequest};
 
 /// Measure a figure of the paper
@@ -32,6 +34,7 @@ pub struct Args {
 enum Figure {
     Bind(Bind),
     Response(Response),
+    Rotation(Rotation),
 }
 
 /// Figure 1: what it takes to compute, bind and unbind n addresses
@@ -103,6 +106,23 @@ struct Response {
     prefix: Option<Prefix>,
 }
 
+/// For how many clients all addresses can move in one time step, while requests are answered
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Example:
+  sudo sixhop experiment rotation --profile quick --out results
+
+Runs in a lab on this machine, each server on fresh interfaces. A number of
+clients is carried when in each measured step the work is done by its end and
+at most 0.1 % of the requests are lost; the largest is looked for among those
+of the profile. Response times are those while addresses are exchanged
+(inside) and while none is (outside). DIR gets rotation.jsonl (every server,
+then what follows from them), rotation.csv and rotation.svg. An experiment
+that was interrupted goes on where it stopped when it is started again.")]
+struct Rotation {
+    #[command(flatten)]
+    common: Common,
+}
+
 #[derive(Debug, clap::Args)]
 struct Common {
     /// What to measure: quick (minutes), paper (hours to days), or a TOML file
@@ -147,6 +167,7 @@ pub fn run(args: Args) -> Result<ExitCode> {
     match args.figure {
         Figure::Bind(bind) => run_bind(&bind)?,
         Figure::Response(response) => run_response(&response)?,
+        Figure::Rotation(rotation) => run_rotation(&rotation)?,
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -237,6 +258,33 @@ fn run_response(args: &Response) -> Result<()> {
     }
     if !args.common.json {
         println!("{}", describe_response(&summaries, &events));
+    }
+    Ok(())
+}
+
+fn run_rotation(args: &Rotation) -> Result<()> {
+    let name = &args.common.profile;
+    let profile = Profile::load(name).and_then(|profile| profile.rotation(name)).map_err(usage)?;
+    let file = args.common.file("rotation.jsonl")?;
+    let stop = stop_on_signal()?;
+    let mut meter = Meter::new();
+    let mut show = |progress: experiment::RotationProgress| {
+        let left = format!("{} of {} servers", progress.all - progress.done, progress.all);
+        meter.show(progress.done, progress.all, progress.doing, "", &left);
+    };
+    let mut found = args.common.found();
+    let events = experiment::rotation(&profile, file.as_deref(), &stop, &mut show, &mut found);
+    meter.bar.finish_and_clear();
+    let events = args.common.check(events)?;
+    if let Some(directory) = &args.common.out {
+        write(directory, "rotation.csv", &report::rotation::csv(&events)?)?;
+        let panels = report::rotation::panels(&events);
+        if !panels.is_empty() {
+            write(directory, "rotation.svg", &svg(&panels, 2)?)?;
+        }
+    }
+    if !args.common.json {
+        println!("{}", describe_rotation(&profile, &events));
     }
     Ok(())
 }
@@ -355,6 +403,46 @@ fn describe_response(summaries: &[ThresholdSummary], events: &[Event]) -> String
     text + &machine(events)
 }
 
+fn describe_rotation(profile: &RotationProfile, events: &[Event]) -> String {
+    let mut table = Table::new();
+    table.load_preset(presets::NOTHING);
+    table.set_header(["engine, bound by", "clients", "work", "late", "lost", "in", "p99", "out", "p99", ""]);
+    for trial in report::rotation::sorted(events) {
+        let name = format!("{}, {}", trial.cell.engine, trial.cell.bind);
+        let mut row = vec![name, trial.cell.clients.to_string()];
+        match report::rotation::figures(trial) {
+            Some(of) => {
+                row.push(seconds(of.seconds));
+                row.push(if of.late_ms > 0.0 { seconds(of.late_ms / 1e3) } else { "–".to_owned() });
+                row.push(of.lost.to_string());
+                let times = of.inside_us.into_iter().chain(of.outside_us);
+                row.extend(times.map(|time| format!("{time:.0}")));
+            }
+            None => row.resize(9, "–".to_owned()),
+        }
+        row.push(if report::rotation::limit(trial).is_none() { "✓" } else { "✗" }.to_owned());
+        table.add_row(row);
+    }
+    align(&mut table, 1);
+    let mut text = table.to_string();
+    text += &format!(
+        "\n{} requests/s, {} replies each, a time step of {} s, three live addresses for each client\n\
+         work: the most that one step took, without its pauses; late: after its end\n\
+         in, out: mean and p99 in µs to the first reply while addresses are exchanged, and\n\
+         while none is; ✓: carried",
+        profile.rate, profile.replies, profile.rotate
+    );
+    for event in events {
+        if let Event::Carried(Carried { engine, bind, clients, cause, .. }) = event {
+            let most = clients.map_or("no number of clients was carried".to_owned(), |most| {
+                format!("{most} clients are carried")
+            });
+            text += &format!("\n{engine}, {bind}: {most}; {cause}");
+        }
+    }
+    text + &machine(events)
+}
+
 /// On what it was measured, and in which mode.
 fn machine(events: &[Event]) -> String {
     let mut text = String::new();
@@ -365,18 +453,24 @@ fn machine(events: &[Event]) -> String {
         }
     }
     let mut modes: Vec<String> = Vec::new();
-    for event in events {
-        if let Event::Ready(ready) = event {
-            let (engine, modes_of) =
-                (ready.engine.map_or(String::new(), |engine| engine.to_string()), &ready.modes);
-            let mode = match (modes_of.attach, modes_of.copy) {
-                (Some(attach), Some(copy)) => format!("{engine}: XDP {attach}, {copy} mode"),
-                (Some(attach), None) => format!("{engine}: XDP {attach}, no rings"),
-                _ => format!("{engine}: no XDP"),
-            };
-            if !modes.contains(&mode) {
-                modes.push(mode);
-            }
+    let readies = events.iter().filter_map(|event| match event {
+        Event::Ready(ready) => Some(ready),
+        Event::Rotated(trial) => match &trial.outcome {
+            RotationOutcome::Measured { ready, .. } => Some(&**ready),
+            RotationOutcome::Failed { .. } => None,
+        },
+        _ => None,
+    });
+    for ready in readies {
+        let (engine, modes_of) =
+            (ready.engine.map_or(String::new(), |engine| engine.to_string()), &ready.modes);
+        let mode = match (modes_of.attach, modes_of.copy) {
+            (Some(attach), Some(copy)) => format!("{engine}: XDP {attach}, {copy} mode"),
+            (Some(attach), None) => format!("{engine}: XDP {attach}, no rings"),
+            _ => format!("{engine}: no XDP"),
+        };
+        if !modes.contains(&mode) {
+            modes.push(mode);
         }
     }
     for mode in modes {
@@ -422,5 +516,12 @@ mod tests {
         let text = describe_response(&summaries, &[trial]);
         assert!(text.lines().all(|line| line.chars().count() <= 80), "{text}");
         assert!(text.contains("≥ 1000000") && text.contains("10 runs, of 1000"), "{text}");
+
+        let events = [report::rotation::tests::trial(1_000_000, 9999.0, 99_999.0, 9_999)];
+        let profile = Profile::load("paper").unwrap().rotation.unwrap();
+        let text = describe_rotation(&profile, &events);
+        let table = text.lines().take_while(|line| !line.contains("requests/s"));
+        assert!(table.into_iter().all(|line| line.chars().count() <= 80), "{text}");
+        assert!(text.contains("9999 ") && text.contains('✗'), "{text}");
     }
 }

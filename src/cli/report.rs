@@ -9,7 +9,7 @@ use anyhow::{Context, Result, bail};
 
 use super::write;
 use crate::report::page::{Data, page};
-use crate::report::{Event, bind, response};
+use crate::report::{Event, bind, response, rotation};
 
 /// Make a page of results: figures, tables, and what to doubt
 #[derive(Debug, clap::Args)]
@@ -18,8 +18,8 @@ use crate::report::{Event, bind, response};
   sudo sixhop experiment bind --out results
   sudo sixhop report results
 
-Reads bind.jsonl, response.jsonl and compare.jsonl of DIR, those that are
-there, and writes report.html, which needs no network, each chart as an SVG
+Reads bind.jsonl, response.jsonl, rotation.jsonl and compare.jsonl of DIR,
+those that are there, and writes report.html, which needs no network, each chart as an SVG
 file of its own, and the tables as CSV.")]
 pub struct Args {
     /// Directory with the results
@@ -35,9 +35,10 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     let data = Data {
         bind: read(&directory.join("bind.jsonl"))?,
         response: read(&directory.join("response.jsonl"))?,
+        rotation: read(&directory.join("rotation.jsonl"))?,
         compare: read(&directory.join("compare.jsonl"))?,
     };
-    if [&data.bind, &data.response, &data.compare].iter().all(|events| events.is_empty()) {
+    if [&data.bind, &data.response, &data.rotation, &data.compare].iter().all(|events| events.is_empty()) {
         bail!(
             "{} has no results: make some with 'sixhop experiment response --out {0}'",
             directory.display()
@@ -49,6 +50,9 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     }
     if !data.response.is_empty() {
         write(directory, "response-runs.csv", &response::trials_csv(&data.response)?)?;
+    }
+    if !data.rotation.is_empty() {
+        write(directory, "rotation.csv", &rotation::csv(&data.rotation)?)?;
     }
     for (name, picture) in &page.charts {
         write(directory, name, picture)?;

@@ -142,6 +142,7 @@ fn on_lab(
                 let order = Order {
                     cell: Cell { engine: *engine, bind: config.bind, addresses },
                     seed: config.seed,
+                    moving: None,
                     replies: config.replies,
                     flags: ["--cores", &server_core.to_string(), "--port", &config.port.to_string()]
                         .map(OsString::from)

@@ -56,7 +56,7 @@ impl<'a> Journal<'a> {
             let event = Event::parse(line).with_context(|| {
                 format!("{name}, line {}: not a result of sixhop: use another --out", number + 1)
             })?;
-            if matches!(event, Event::Summary(_) | Event::Threshold(_)) {
+            if matches!(event, Event::Summary(_) | Event::Threshold(_) | Event::Carried(_)) {
                 break; // what follows from the lines before is made anew
             }
             length += line.len() + 1;

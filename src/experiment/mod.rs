@@ -9,6 +9,7 @@ mod journal;
 mod peer;
 mod profile;
 mod response;
+mod rotation;
 mod search;
 mod server;
 
@@ -20,8 +21,12 @@ use anyhow::{Context, Result, anyhow};
 pub use bind::{BindProgress, bind, bound};
 pub use compare::{CompareConfig, Progress, compare};
 pub use peer::Peer;
-pub use profile::{Approach, BindProfile, BindSeries, Profile, Rates, ResponseProfile, ResponseSeries};
+pub use profile::{
+    Approach, BindProfile, BindSeries, Profile, Rates, ResponseProfile, ResponseSeries, RotationProfile,
+    RotationSeries,
+};
 pub use response::{Place, ResponseConfig, ResponseProgress, response};
+pub use rotation::{RotationProgress, rotation};
 pub use server::Host;
 
 /// Holds a name that only one process can have, and that is free again when it ends, however it ends.
@@ -35,5 +40,12 @@ fn only_one(name: &str) -> Result<UnixDatagram> {
 fn pin_to_first() {
     if let Some(first) = core_affinity::get_core_ids().and_then(|cores| cores.first().copied()) {
         core_affinity::set_for_current(first);
+    }
+}
+
+/// Pins the calling thread to the last processor that it may use.
+fn pin_to_last() {
+    if let Some(last) = core_affinity::get_core_ids().and_then(|cores| cores.last().copied()) {
+        core_affinity::set_for_current(last);
     }
 }

@@ -25,6 +25,8 @@ pub struct Profile {
     pub bind: Option<BindProfile>,
     /// `experiment response`.
     pub response: Option<ResponseProfile>,
+    /// `experiment rotation`.
+    pub rotation: Option<RotationProfile>,
 }
 
 /// What `experiment bind` measures.
@@ -110,6 +112,38 @@ pub struct ResponseSeries {
     pub addresses: Vec<u64>,
 }
 
+/// What `experiment rotation` measures.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RotationProfile {
+    /// Seconds of a time step, at least 1.
+    pub rotate: f64,
+    /// Time steps that are measured of each server, at least 1.
+    pub steps: u32,
+    /// Requests per second meanwhile.
+    pub rate: u64,
+    /// Replies to each request, 1 to 255.
+    pub replies: u8,
+    /// Bytes of payload in a request.
+    pub payload: usize,
+    /// Seconds that a server may need until it is ready, positive.
+    pub budget: f64,
+    /// Which servers.
+    pub series: Vec<RotationSeries>,
+}
+
+/// Ways of binding, and the numbers of clients among which the largest is looked for that each of them carries.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RotationSeries {
+    /// The engine.
+    pub engine: EngineKind,
+    /// How addresses are made live.
+    pub methods: Vec<Method>,
+    /// The numbers.
+    pub clients: Rates,
+}
+
 /// No rate above this is tried: one core does not generate it.
 const MAX_RATE: u64 = 10_000_000;
 
@@ -142,6 +176,16 @@ impl Profile {
             .with_context(|| format!("{name}: there is no table [bind], and 'experiment bind' needs one"))
     }
 
+    /// What it says of `experiment rotation`.
+    ///
+    /// # Errors
+    /// When it says nothing.
+    pub fn rotation(self, name: &str) -> Result<RotationProfile> {
+        self.rotation.with_context(|| {
+            format!("{name}: there is no table [rotation], and 'experiment rotation' needs one")
+        })
+    }
+
     /// What it says of `experiment response`.
     ///
     /// # Errors
@@ -166,11 +210,12 @@ impl Profile {
             anyhow!("line {}: {key}{}", at(&error), words(&error))
         })?;
         ensure!(
-            profile.bind.is_some() || profile.response.is_some(),
-            "it has neither of the tables [bind] and [response]: there is nothing to measure"
+            profile.bind.is_some() || profile.response.is_some() || profile.rotation.is_some(),
+            "it has none of the tables [bind], [response] and [rotation]: there is nothing to measure"
         );
         profile.bind.iter().try_for_each(BindProfile::check)?;
         profile.response.iter().try_for_each(ResponseProfile::check)?;
+        profile.rotation.iter().try_for_each(RotationProfile::check)?;
         Ok(profile)
     }
 }
@@ -252,21 +297,79 @@ impl Rates {
     }
 }
 
-impl ResponseProfile {
-    fn check(&self) -> Result<()> {
-        let Rates { from, to, step } = self.rates;
+impl Rates {
+    fn check(self, key: &str, most: u64, what: &str) -> Result<()> {
+        let Self { from, to, step } = self;
+        ensure!((1..=most).contains(&from), "{key}.from is {from}: allowed are 1 to {most} {what}");
         ensure!(
-            (1..=MAX_RATE).contains(&from),
-            "response.rates.from is {from}: allowed are 1 to {MAX_RATE} requests/s"
-        );
-        ensure!(
-            (from..=MAX_RATE).contains(&to),
-            "response.rates.to is {to}: allowed are {from} (response.rates.from) to {MAX_RATE} requests/s"
+            (from..=most).contains(&to),
+            "{key}.to is {to}: allowed are {from} ({key}.from) to {most} {what}"
         );
         ensure!(
             (1.001..=1000.0).contains(&step),
-            "response.rates.step is {step}: allowed are 1.001 to 1000, the factor from one rate to the next"
+            "{key}.step is {step}: allowed are 1.001 to 1000, the factor from one to the next"
         );
+        Ok(())
+    }
+}
+
+fn check_payload(key: &str, payload: usize) -> Result<()> {
+    ensure!(
+        (MIN_PAYLOAD..=MAX_PAYLOAD).contains(&payload),
+        "{key} is {payload}: allowed are {MIN_PAYLOAD} to {MAX_PAYLOAD} bytes"
+    );
+    Ok(())
+}
+
+impl RotationProfile {
+    fn check(&self) -> Result<()> {
+        ensure!(
+            (1.0..=86_400.0).contains(&self.rotate),
+            "rotation.rotate is {}: allowed are 1 to 86400 seconds",
+            self.rotate
+        );
+        ensure!((1..=1000).contains(&self.steps), "rotation.steps is {}: allowed are 1 to 1000", self.steps);
+        ensure!(
+            (1..=MAX_RATE).contains(&self.rate),
+            "rotation.rate is {}: allowed are 1 to {MAX_RATE} requests/s",
+            self.rate
+        );
+        ensure!(
+            self.rate as f64 * self.rotate <= MAX_REQUESTS as f64,
+            "rotation.rate is {}: allowed are {MAX_REQUESTS} requests in a step",
+            self.rate
+        );
+        ensure!(self.replies > 0, "rotation.replies is 0: allowed are 1 to 255");
+        check_payload("rotation.payload", self.payload)?;
+        check_seconds("rotation.budget", self.budget)?;
+        for RotationSeries { engine, methods, clients } in &self.series {
+            clients.check("rotation.series.clients", u64::from(u32::MAX) / 4, "clients")?;
+            for method in methods {
+                ensure!(
+                    method.moves() && engine.can(*method),
+                    "rotation.series.methods has '{method}', by which no addresses move that engine '{engine}' answers on: allowed is \
+                     live-map for afxdp and reflect, and netlink, netlink-batch, netlink-down, ioctl, command and ifconfig"
+                );
+            }
+        }
+        ensure!(!self.servers().is_empty(), "rotation.series is empty: it needs methods, at least one");
+        Ok(())
+    }
+
+    /// The servers: engine, way of binding, and the numbers of clients to try.
+    #[must_use]
+    pub fn servers(&self) -> Vec<(EngineKind, Method, Vec<u64>)> {
+        let of_series = |series: &RotationSeries| {
+            let RotationSeries { engine, methods, clients } = series.clone();
+            methods.into_iter().map(move |method| (engine, method, clients.all()))
+        };
+        self.series.iter().flat_map(of_series).collect()
+    }
+}
+
+impl ResponseProfile {
+    fn check(&self) -> Result<()> {
+        self.rates.check("response.rates", MAX_RATE, "requests/s")?;
         ensure!(
             (1..=MAX_REQUESTS).contains(&self.requests),
             "response.requests is {}: allowed are 1 to {MAX_REQUESTS}",
@@ -282,11 +385,7 @@ impl ResponseProfile {
             "response.thresholds_ms is {thresholds:?}: allowed are milliseconds above 0, at least one, each larger than the one before"
         );
         ensure!(self.replies > 0, "response.replies is 0: allowed are 1 to 255");
-        ensure!(
-            (MIN_PAYLOAD..=MAX_PAYLOAD).contains(&self.payload),
-            "response.payload is {}: allowed are {MIN_PAYLOAD} to {MAX_PAYLOAD} bytes",
-            self.payload
-        );
+        check_payload("response.payload", self.payload)?;
         check_seconds("response.budget", self.budget)?;
         check_addresses(
             "response.series.addresses",

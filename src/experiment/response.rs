@@ -16,11 +16,10 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, ensure};
 
 use super::journal::{Found, Journal};
-
-use super::only_one;
 use super::profile::{Approach, ResponseProfile};
 use super::search::bisect;
 use super::server::{Host, Order, ServerProcess};
+use super::{only_one, pin_to_last};
 use crate::address::Pool;
 use crate::bind::Interrupted;
 use crate::lab::{Lab, Side};
@@ -166,13 +165,6 @@ fn finish(mut journal: Journal, profile: &ResponseProfile) -> Result<Vec<Event>>
     Ok(journal.events().to_vec())
 }
 
-/// Pins the calling thread to the last processor that it may use.
-fn pin_to_last() {
-    if let Some(last) = core_affinity::get_core_ids().and_then(|cores| cores.last().copied()) {
-        core_affinity::set_for_current(last);
-    }
-}
-
 /// One server, and who asks it: on a thread of its own.
 struct Bench<'a> {
     config: &'a ResponseConfig,
@@ -301,8 +293,13 @@ impl Bench<'_> {
 
     fn start(&self) -> Result<ServerProcess> {
         let profile = &self.config.profile;
-        let order =
-            Order { cell: self.cell, seed: SEED, replies: profile.replies, flags: self.config.flags.clone() };
+        let order = Order {
+            cell: self.cell,
+            seed: SEED,
+            moving: None,
+            replies: profile.replies,
+            flags: self.config.flags.clone(),
+        };
         ServerProcess::start(self.host, &order, Duration::from_secs_f64(profile.budget), self.stop)
     }
 

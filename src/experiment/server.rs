@@ -2,8 +2,10 @@
 //! stopped by closing its input.
 
 use std::ffi::OsString;
+use std::fs;
 use std::io::{BufRead, BufReader, Read};
 use std::net::Ipv6Addr;
+use std::path::PathBuf;
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
@@ -13,7 +15,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 
 use crate::address::Prefix;
-use crate::bind::Interrupted;
+use crate::bind::{Interrupted, Rotated};
 use crate::lab::{Lab, PREFIX_LENGTH, Side};
 use crate::report::{Cell, Event, Ready, Stats};
 
@@ -61,12 +63,25 @@ pub struct Host {
 pub struct Order {
     /// Engine, binding, number of addresses.
     pub cell: Cell,
-    /// Which addresses.
+    /// Which addresses, where they stay.
     pub seed: u64,
+    /// How they move, if they do; then their number follows from that.
+    pub moving: Option<Timing>,
     /// Replies to each request.
     pub replies: u8,
     /// Which modes, and where: flags of `serve` as they are.
     pub flags: Vec<OsString>,
+}
+
+/// How a server's addresses are to move.
+#[derive(Debug, Clone)]
+pub struct Timing {
+    /// How many clients have addresses.
+    pub clients: u64,
+    /// Seconds of a time step.
+    pub rotate: f64,
+    /// The file with the secret, on the server's machine.
+    pub secret: PathBuf,
 }
 
 impl Host {
@@ -90,12 +105,22 @@ impl Host {
     fn command(&self, order: &Order) -> Vec<OsString> {
         let Cell { engine, bind, addresses } = order.cell;
         let serve = format!(
-            "serve --engine {engine} --interface {} --prefix {} --addresses {addresses} --seed {} --bind {bind} --replies {} \
-             --stop-on-eof --json",
-            self.interface, self.prefix, order.seed, order.replies,
+            "serve --engine {engine} --interface {} --prefix {} --bind {bind} --replies {} --stop-on-eof --json",
+            self.interface, self.prefix, order.replies,
         );
-        let serve = serve.split(' ').map(OsString::from).collect();
-        [self.via.clone(), vec![self.program.clone()], serve, order.flags.clone()].concat()
+        let words = |text: String| text.split(' ').map(OsString::from).collect::<Vec<_>>();
+        let which = match &order.moving {
+            None => words(format!("--addresses {addresses} --seed {}", order.seed)),
+            Some(Timing { clients, rotate, secret }) => {
+                let mut which = words(format!(
+                    "--schedule mt6d --clients {clients} --rotate {:.0}ms --secret",
+                    rotate * 1000.0
+                ));
+                which.push(secret.clone().into());
+                which
+            }
+        };
+        [self.via.clone(), vec![self.program.clone()], words(serve), which, order.flags.clone()].concat()
     }
 }
 
@@ -146,6 +171,20 @@ impl ServerProcess {
     /// What the server said it got.
     pub fn ready(&self) -> &Ready {
         &self.ready
+    }
+
+    /// How its addresses have moved since this was asked last, a value for each time step, and again where one was late.
+    pub fn rotated(&self) -> Vec<Rotated> {
+        let news = self.process.events.try_iter();
+        news.filter_map(|event| if let Event::Rotation(rotated) = event { Some(rotated) } else { None })
+            .collect()
+    }
+
+    /// Bytes of memory that its process has, where it runs on this machine.
+    pub fn memory(&self) -> Option<u64> {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.process.child.id())).ok()?;
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
+        line.trim().strip_suffix(" kB")?.parse::<u64>().ok().map(|kilobytes| kilobytes * 1024)
     }
 
     /// Stops the server and returns its totals.

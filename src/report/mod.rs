@@ -8,9 +8,11 @@ pub mod chart;
 pub mod page;
 pub mod response;
 mod results;
+pub mod rotation;
 
 pub use results::{
-    BindCell, BindOutcome, BindResult, BindSummary, Cell, Contestant, Counters, EngineResult, Event,
-    Experiment, Failed, Limit, LoadResult, Moves, Moving, Percentiles, Plan, QueueCounters, Ready, SCHEMA,
-    Spread, Stats, Sustained, ThresholdSummary, Trial,
+    BindCell, BindOutcome, BindResult, BindSummary, Carried, Cell, Contestant, Counters, EngineResult, Event,
+    Experiment, Failed, Limit, LoadResult, Moves, Moving, Percentiles, Plan, QueueCounters, Ready,
+    RotationCell, RotationLimit, RotationOutcome, RotationTrial, SCHEMA, Spread, Stats, Sustained,
+    ThresholdSummary, Trial,
 };

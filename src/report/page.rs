@@ -8,9 +8,10 @@ use super::bind;
 use super::chart::{Panel, for_page, svg};
 use super::response::{self, cells, is_at_least, limit_name, series_name, trials};
 use super::results::{
-    BindOutcome, BindSummary, Cell, EngineResult, Event, Experiment, Plan, Ready, Spread, ThresholdSummary,
-    Trial,
+    BindOutcome, BindSummary, Cell, EngineResult, Event, Experiment, Plan, Ready, RotationOutcome, Spread,
+    ThresholdSummary, Trial,
 };
+use super::rotation;
 use crate::engine::EngineKind;
 use crate::experiment::{Approach, ResponseProfile};
 use crate::machine::Environment;
@@ -27,6 +28,8 @@ pub struct Data {
     pub bind: Vec<Event>,
     /// response.jsonl.
     pub response: Vec<Event>,
+    /// rotation.jsonl.
+    pub rotation: Vec<Event>,
     /// compare.jsonl.
     pub compare: Vec<Event>,
 }
@@ -78,6 +81,10 @@ pub fn page(data: &Data) -> Result<Page> {
     let figure_1 = match summed.bind.as_slice() {
         [] => None,
         summaries => Some(figures("figure-1", &bind::panels(summaries))?),
+    };
+    let moving = match rotation::panels(&data.rotation) {
+        panels if panels.is_empty() => None,
+        panels => Some(figures("rotation", &panels)?),
     };
     let warnings = summed.warnings(data);
     let html = html! {
@@ -131,6 +138,17 @@ pub fn page(data: &Data) -> Result<Page> {
                             (bind_table(&summed.bind, &data.bind))
                         }
                     }
+                    @if let Some(charts) = &moving {
+                        section {
+                            h2 { "Addresses that move: for how many clients" }
+                            p {
+                                "All addresses of all clients are exchanged in each time step while requests are answered. Times are those \
+                                 to the first reply, inside the exchange and outside it."
+                            }
+                            (charts)
+                            (rotation_table(&data.rotation))
+                        }
+                    }
                     (environment(data))
                 }
                 footer {
@@ -177,10 +195,11 @@ impl<'a> Summed<'a> {
             Some(Event::Experiment(start)) => Some(&**start),
             _ => None,
         };
-        let starts: Vec<_> = [start(&data.response), start(&data.bind)].into_iter().flatten().collect();
+        let starts: Vec<_> =
+            [start(&data.response), start(&data.bind), start(&data.rotation)].into_iter().flatten().collect();
         let profile = starts.iter().find_map(|start| match &start.plan {
             Plan::Response(profile) => Some(profile),
-            Plan::Bind(_) => None,
+            Plan::Bind(_) | Plan::Rotation(_) => None,
         });
         let finished = data.response.iter().any(|event| matches!(event, Event::Threshold(_)));
         // Of what is not finished, the last pass says nothing yet.
@@ -208,10 +227,11 @@ impl<'a> Summed<'a> {
             let machine = format!("Linux {kernel}, {cpu}, {}", driver(&nic.driver));
             let date = start.started.split('T').next().unwrap_or_default();
             let figure = match start.plan {
-                Plan::Bind(_) => 1,
-                Plan::Response(_) => 2,
+                Plan::Bind(_) => "Figure 1",
+                Plan::Response(_) => "Figure 2",
+                Plan::Rotation(_) => "Moving addresses",
             };
-            text.push(format!("Figure {figure}: {date}"));
+            text.push(format!("{figure}: {date}"));
             if !machines.contains(&machine) {
                 machines.push(machine);
             }
@@ -401,6 +421,11 @@ impl<'a> Summed<'a> {
         if !data.bind.is_empty() && !data.bind.iter().any(|event| matches!(event, Event::Summary(_))) {
             warnings.push("Figure 1 is not finished: run the same command again, and it goes on.".to_owned());
         }
+        if !data.rotation.is_empty() && !data.rotation.iter().any(|event| matches!(event, Event::Carried(_)))
+        {
+            warnings
+                .push("The rotation is not finished: run the same command again, and it goes on.".to_owned());
+        }
         self.warn_of_runs(&mut warnings);
         self.warn_of_spread(&mut warnings);
         let environments = || self.starts.iter().map(|start| &start.environment);
@@ -533,8 +558,12 @@ impl<'a> Summed<'a> {
 
 /// What the servers said of themselves.
 fn readies(data: &Data) -> impl Iterator<Item = &Ready> {
-    data.response.iter().chain(&data.compare).filter_map(|event| match event {
+    data.response.iter().chain(&data.rotation).chain(&data.compare).filter_map(|event| match event {
         Event::Ready(ready) => Some(ready),
+        Event::Rotated(trial) => match &trial.outcome {
+            RotationOutcome::Measured { ready, .. } => Some(&**ready),
+            RotationOutcome::Failed { .. } => None,
+        },
         Event::Engine(result) => Some(&result.server),
         _ => None,
     })
@@ -664,6 +693,50 @@ fn bind_table(summaries: &[BindSummary], events: &[Event]) -> Markup {
                 }
             }
         }
+}
+
+fn rotation_table(events: &[Event]) -> Markup {
+    let carried = events.iter().filter_map(|event| match event {
+        Event::Carried(carried) => Some(carried),
+        _ => None,
+    });
+    html! {
+        div.table tabindex="0" role="region" aria-label="Moving addresses" {
+            table {
+                thead { tr {
+                    th { "engine, bound by" } th.number { "clients" } th.number { "work in a step" } th.number { "processor" }
+                    th.number { "late" } th.number { "lost" } th.number { "mean inside, µs" } th.number { "p99 inside" }
+                    th.number { "mean outside" } th.number { "p99 outside" } th { "carried" }
+                } }
+                tbody {
+                    @for trial in rotation::sorted(events) { tr {
+                        th scope="row" { (format!("{}, {}", trial.cell.engine, trial.cell.bind)) }
+                        td.number { (thousands(trial.cell.clients)) }
+                        @if let Some(of) = rotation::figures(trial) {
+                            td.number { (time(of.seconds * 1e9)) }
+                            td.number { (time(of.cpu_seconds * 1e9)) }
+                            td.number { (if of.late_ms > 0.0 { time(of.late_ms * 1e6) } else { "–".to_owned() }) }
+                            td.number { (format!("{} of {}", thousands(of.lost), thousands(of.sent))) }
+                            @for figure in of.inside_us.iter().chain(&of.outside_us) { td.number { (format!("{figure:.0}")) } }
+                        } @else if let RotationOutcome::Failed { why } = &trial.outcome {
+                            td colspan="8" { (why) }
+                        } @else {
+                            td colspan="8" { "no step was done in the time of it" }
+                        }
+                        td { (if rotation::limit(trial).is_none() { "yes" } else { "no" }) }
+                    } }
+                }
+            }
+        }
+        ul { @for of in carried { li {
+            (format!("{}, {}, a step of {} s: ", of.engine, of.bind, of.rotate))
+            @match of.clients {
+                Some(clients) => { strong { (thousands(clients)) } " clients are carried; " }
+                None => { "no number of clients was carried; " }
+            }
+            (of.cause) "."
+        } } }
+    }
 }
 
 /// Where and by what it was measured.

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use crate::address::Schedule;
 use crate::bind::{Method, Phases, Rotated};
 use crate::engine::{EngineKind, Modes};
-use crate::experiment::{BindProfile, ResponseProfile};
+use crate::experiment::{BindProfile, ResponseProfile, RotationProfile};
 use crate::load::{Client, Outcome};
 use crate::machine::Environment;
 use crate::netlink::AttachMode;
@@ -53,6 +53,10 @@ pub enum Event {
     Failed(Failed),
     /// `experiment response`: which rate all runs sustained below a threshold.
     Threshold(ThresholdSummary),
+    /// `experiment rotation`: what one server did with its addresses, and with requests meanwhile.
+    Rotated(Box<RotationTrial>),
+    /// `experiment rotation`: how many clients an engine and a way of binding carry.
+    Carried(Carried),
     /// `probe`: what was found out about one interface.
     Probe(Box<Probe>),
 }
@@ -434,6 +438,95 @@ pub enum Plan {
     Bind(BindProfile),
     /// `experiment response`.
     Response(ResponseProfile),
+    /// `experiment rotation`.
+    Rotation(RotationProfile),
+}
+
+/// A server whose addresses move, as an experiment varies it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RotationCell {
+    /// Which engine.
+    pub engine: EngineKind,
+    /// How its addresses are made live.
+    pub bind: Method,
+    /// How many clients have addresses on it, each three at a time.
+    pub clients: u64,
+}
+
+/// What one server of `experiment rotation` did.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct RotationTrial {
+    /// The server.
+    #[serde(flatten)]
+    pub cell: RotationCell,
+    /// What became of it.
+    #[serde(flatten)]
+    pub outcome: RotationOutcome,
+}
+
+/// What became of a server whose addresses move.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase", tag = "outcome")]
+pub enum RotationOutcome {
+    /// It was asked for some time steps.
+    Measured {
+        /// Its work in these steps: more than one value where it was late.
+        steps: Vec<Rotated>,
+        /// What the client measured while addresses were exchanged, step by step.
+        inside: Vec<LoadResult>,
+        /// The same while none was.
+        outside: Vec<LoadResult>,
+        /// Bytes of memory of the server's process at the end (VmRSS).
+        memory: Option<u64>,
+        /// What the server said of itself.
+        ready: Box<Ready>,
+    },
+    /// It could not be had.
+    Failed {
+        /// What happened.
+        why: String,
+    },
+}
+
+impl RotationTrial {
+    /// A server that could not be had.
+    #[must_use]
+    pub fn failed(cell: RotationCell, why: String) -> Self {
+        Self { cell, outcome: RotationOutcome::Failed { why } }
+    }
+}
+
+/// How many clients can have all their addresses exchanged in each time step.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Carried {
+    /// By which engine.
+    pub engine: EngineKind,
+    /// How addresses are made live.
+    pub bind: Method,
+    /// Seconds of a time step.
+    pub rotate: f64,
+    /// The largest number that was carried; `None` where not even the smallest was.
+    pub clients: Option<u64>,
+    /// Why no larger one was.
+    pub limit: RotationLimit,
+    /// The same in words, with figures.
+    pub cause: String,
+}
+
+/// Why a number of clients is the largest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum RotationLimit {
+    /// With more the server could not be had in the time that the profile gives it.
+    Unready,
+    /// With more a step's work was not done by its end.
+    Late,
+    /// With more requests were lost.
+    Lost,
+    /// With more the generator was late itself.
+    Generator,
+    /// More were not tried.
+    Highest,
 }
 
 /// A server, as an experiment varies it.
