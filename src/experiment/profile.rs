@@ -496,6 +496,16 @@ mod tests {
             ("replies = 10", "replies = 256", "response.replies: invalid value: integer `256`"),
             ("payload = 32", "payload = 1", "response.payload is 1: allowed are"),
             ("thresholds_ms = [1, ", "thresholds_ms = [7, ", "response.thresholds_ms is [7.0, 5.0,"),
+            ("rotate = 2.0", "rotate = 0.5", "rotation.rotate is 0.5: allowed are 1 to"),
+            ("rate = 10000", "rate = 0", "rotation.rate is 0: allowed are 1 to"),
+            ("steps = 2", "steps = 0", "rotation.steps is 0"),
+            ("from = 250, to", "from = 0, to", "rotation.series.clients.from is 0: allowed are 1 to"),
+            (
+                "engine = \"afxdp\"\nmethods = [\"live-map\"]",
+                "engine = \"socket\"\nmethods = [\"live-map\"]",
+                "rotation.series.methods has 'live-map', by which no addresses move that engine 'socket' answers on",
+            ),
+            ("methods = [\"netlink-batch\"]", "methods = [\"anyip\"]", "rotation.series.methods has 'anyip'"),
             ("engines = [\"socket\"", "engines = [\"smoke\"", "unknown variant `smoke`"),
         ] {
             let said = error(0, from, to);
@@ -515,7 +525,7 @@ mod tests {
             Profile::parse("")
                 .unwrap_err()
                 .to_string()
-                .contains("neither of the tables [bind] and [response]")
+                .contains("none of the tables [bind], [response] and [rotation]")
         );
         assert!(
             format!("{:#}", Profile::load("nowhere.toml").unwrap_err()).contains("there are quick and paper")
