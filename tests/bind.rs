@@ -449,7 +449,14 @@ fn live_map_that_fails_leaves_nothing() -> Result<()> {
     ];
     for (addresses, limit, why) in cases {
         let room = if why == "no room" { COUNT } else { COUNT + 1 } as u32;
-        let config = ProgramConfig { port: 3540, addresses: room, queues: 1, hidden: true, reflect: None };
+        let config = ProgramConfig {
+            port: 3540,
+            addresses: room,
+            queues: 1,
+            hidden: true,
+            reflect: None,
+            screen: None,
+        };
         let mut program = Program::load(&config)?;
         program.add_prefix("2001:db8:1::/64".parse()?)?;
         let place = Place {

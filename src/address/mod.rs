@@ -1,17 +1,19 @@
-//! WHICH addresses: a prefix; the pool of addresses that server and client derive from the same flags; and the moving
-//! ones of MT6D, which follow from a key and the time.
+//! WHICH addresses: a prefix; the pool of addresses that server and client derive from the same flags; the moving ones of MT6D,
+//! which follow from a key and the time; and the prefixes of those who may ask.
 //!
 //! Pure: no I/O, no clock, no state. It builds and is tested anywhere.
 
 pub mod mt6d;
 mod pool;
 mod prefix;
+mod sources;
 
 use std::net::Ipv6Addr;
 use std::thread;
 
 pub use pool::{Pool, PoolError};
 pub use prefix::{Prefix, PrefixError};
+pub use sources::Sources;
 
 /// Fills `addresses` with `address(0)`, `address(1)`, …, in equal parts on `threads` threads at once.
 pub fn fill(addresses: &mut [Ipv6Addr], threads: usize, address: impl Fn(u64) -> Ipv6Addr + Sync) {

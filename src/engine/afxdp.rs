@@ -10,16 +10,18 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, ensure};
 
+use super::behind::Behind;
 use super::statistics::{Shown, Tally};
+use super::udp::SocketCounters;
 use super::worker::{BATCH, Worker};
 use super::{Advertiser, CounterSet, Engine, EngineConfig, Modes, pin};
 use crate::address::Prefix;
 use crate::bind::Method;
-use crate::netlink::{self, AttachMode, KernelAddresses, Link};
+use crate::netlink::{self, AttachMode, Delivery, KernelAddresses, Link};
 use crate::report::{Counters, QueueCounters};
 use crate::xdp::{
     AllMulticast, Attachment, CopyMode, CounterSource, Doorbell, Frame, KernelCounters, LiveAddresses,
-    Program, ProgramConfig, Reflect, Rings, Socket, SocketConfig, Verdict, VerdictSource, ethtool,
+    Program, ProgramConfig, Reflect, Rings, Screen, Socket, SocketConfig, Verdict, VerdictSource, ethtool,
     spare_frames, xdp_features,
 };
 
@@ -60,11 +62,14 @@ pub fn frame_size(mtu: u32) -> u32 {
 }
 
 pub(super) struct AfXdp {
-    // Fields are dropped in this order: first nothing is steered any more, then the sockets go.
+    // Fields are dropped in this order: first the kernel gets nothing for live addresses, then nothing is steered any more, then the
+    // sockets go.
+    hidden: Option<Hidden>,
     attachment: Attachment,
     program: Program,
     queues: Vec<Queue>,
-    hidden: Option<Hidden>,
+    /// Where there is a service.
+    behind: Option<Behind>,
     /// Replies to each request that the program itself sends; 0 where it sends none.
     reflected: u16,
     modes: Modes,
@@ -73,6 +78,8 @@ pub(super) struct AfXdp {
 /// What there is besides where the addresses are not the kernel's.
 struct Hidden {
     live: Option<LiveAddresses>,
+    /// Has the kernel take what the program passes for live addresses; only while the program is attached.
+    delivery: Option<Delivery>,
     /// The kernel's own, which the program leaves to it where they lie under `prefix`.
     kernel: KernelAddresses,
     prefix: Prefix,
@@ -105,15 +112,22 @@ impl AfXdp {
             queues: highest + 1,
             hidden: is_hidden,
             reflect: reflects.then_some(Reflect { replies: config.replies, interface: link.index }),
+            screen: Some(Screen {
+                station: link.mac,
+                allow_list: !handler.sources().is_all(),
+                limit: config.limit,
+            }),
         })?;
         program.add_prefix(pool.prefix())?;
+        handler.sources().prefixes().iter().try_for_each(|prefix| program.allow(*prefix))?;
         let mut live = program.live_addresses()?;
         // Nobody else may ask from the interface's own addresses; those that steer only leave it to the handler.
         let mut own = if reflects { handler.interface().to_vec() } else { vec![] };
-        let hidden = if is_hidden {
+        let mut hidden = if is_hidden {
             own.retain(|address| !pool.prefix().contains(*address));
             let mut hidden = Hidden {
                 live: Some(live),
+                delivery: None,
                 kernel: KernelAddresses::watch()?,
                 prefix: pool.prefix(),
                 elsewhere: own,
@@ -127,6 +141,7 @@ impl AfXdp {
             None
         };
         let frame_size = chosen_frame_size(config)?;
+        let behind = (handler.port() != 0).then(|| Behind::program(config)).transpose()?;
         // Attached before the sockets are bound: some drivers grant zero-copy only then.
         let attachment = program.attach(link, config.attach)?;
         if reflects && attachment.mode() == AttachMode::Native {
@@ -191,7 +206,11 @@ impl AfXdp {
             modes.rings = queues.first().map(|queue| queue.socket.rings());
         }
         let reflected = if reflects { config.replies } else { 0 };
-        Ok(Self { attachment, program, queues, hidden, reflected, modes })
+        // The last: without the program the kernel would answer for the whole prefix.
+        if let (Some(hidden), true) = (&mut hidden, behind.is_some()) {
+            hidden.delivery = Some(Delivery::begin(link, pool.prefix())?);
+        }
+        Ok(Self { hidden, attachment, program, queues, behind, reflected, modes })
     }
 }
 
@@ -244,6 +263,7 @@ impl Engine for AfXdp {
             verdicts: self.program.verdicts()?,
             reflected: self.reflected,
             counts_frames: self.attachment.counts_frames(),
+            behind: self.behind.as_ref().map(Behind::counters),
             queues: self
                 .queues
                 .iter()
@@ -257,8 +277,24 @@ impl Engine for AfXdp {
     }
 
     fn run(self: Box<Self>, stop: &AtomicBool) -> Result<()> {
-        let Self { attachment, program, queues, hidden, .. } = *self;
-        let program = &program;
+        let Self { attachment, program, queues, hidden, behind, .. } = *self;
+        let work = || Self::work(attachment, &program, queues, hidden, stop);
+        match behind {
+            Some(behind) => behind.beside(stop, work),
+            None => work(),
+        }
+    }
+}
+
+impl AfXdp {
+    /// Has each queue answered until `stop` is set, and the program told what it needs.
+    fn work(
+        attachment: Attachment,
+        program: &Program,
+        queues: Vec<Queue>,
+        hidden: Option<Hidden>,
+        stop: &AtomicBool,
+    ) -> Result<()> {
         thread::scope(|scope| {
             let keeper = hidden.map(|hidden| {
                 scope.spawn(move || {
@@ -277,13 +313,16 @@ impl Engine for AfXdp {
                 }
             }
             let results: Vec<_> = workers.into_iter().map(|worker| worker.join()).collect();
+            // Before the program goes: it ends the delivery to the kernel.
+            let kept =
+                keeper.map_or(Ok(()), |keeper| keeper.join().map_err(|_| anyhow!("a thread panicked"))?);
             drop(attachment);
             for result in results {
                 result
                     .map_err(|_| anyhow!("a worker panicked"))?
                     .context("the interface or its socket is gone")?;
             }
-            keeper.map_or(Ok(()), |keeper| keeper.join().map_err(|_| anyhow!("a thread panicked"))?)
+            kept
         })
     }
 }
@@ -295,6 +334,10 @@ impl Hidden {
         while !stop.load(Ordering::Relaxed) {
             if self.kernel.changed(DOZE)? {
                 self.tell(program)?;
+            }
+            if let Some(delivery) = &mut self.delivery {
+                // It fails while the link is down, and is tried again.
+                let _ = delivery.renew();
             }
         }
         Ok(())
@@ -344,12 +387,13 @@ struct AfXdpCounters {
     verdicts: VerdictSource,
     reflected: u16,
     counts_frames: bool,
+    behind: Option<SocketCounters>,
     /// Number, what its worker shows, and what the kernel counts.
     queues: Vec<(u32, Arc<Shown>, CounterSource)>,
 }
 
 impl AfXdpCounters {
-    /// What the program did that answered so many requests. Where the kernel does not say which of the replies the driver took,
+    /// What the program did that answered so many requests, and refused others. Where the kernel does not say which of the replies the driver took,
     /// they count as sent: they were handed to it.
     fn reflected(&self, answered: u64) -> Tally {
         let [replies, unsent] = if self.counts_frames {
@@ -375,8 +419,12 @@ impl CounterSet for AfXdpCounters {
         }
         let verdicts = self.verdicts.read().unwrap_or_default();
         tally.add(&self.reflected(verdicts[Verdict::Reflected as usize]));
+        let behind = self.behind.as_ref().map(SocketCounters::tally).unwrap_or_default();
+        tally.add(&behind);
         Counters {
             answered: tally.answered,
+            answered_behind: behind.answered,
+            refused_behind: behind.refused.iter().sum(),
             replies: tally.replies,
             advertised: tally.advertised,
             unsent: tally.unsent,
@@ -390,7 +438,7 @@ impl CounterSet for AfXdpCounters {
                 .collect(),
             xdp: (!self.queues.is_empty()).then_some(xdp),
             queues,
-            socket_dropped: None,
+            socket_dropped: self.behind.as_ref().and_then(SocketCounters::dropped),
         }
     }
 }

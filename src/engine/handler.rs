@@ -3,7 +3,7 @@
 
 use std::net::Ipv6Addr;
 
-use crate::address::Pool;
+use crate::address::{Pool, Sources};
 use crate::wire::{self, Refusal};
 
 /// Decides over requests to one service.
@@ -13,12 +13,25 @@ pub struct Handler {
     pool: Pool,
     /// Addresses of the interface that are not in the pool: ours too, but the service does not answer on them.
     interface: Vec<Ipv6Addr>,
+    /// Who may ask.
+    sources: Sources,
 }
 
 impl Handler {
-    /// For the service on UDP `port` of the addresses in `pool`; `interface` are the machine's other addresses.
+    /// For the service on UDP `port` of the addresses in `pool`; `interface` are the machine's other addresses. Everybody may ask.
     pub fn new(port: u16, pool: Pool, interface: Vec<Ipv6Addr>) -> Self {
-        Self { port, pool, interface }
+        Self { port, pool, interface, sources: Sources::all() }
+    }
+
+    /// The same for those alone who are among `sources`.
+    #[must_use]
+    pub fn only_for(self, sources: Sources) -> Self {
+        Self { sources, ..self }
+    }
+
+    /// Who may ask.
+    pub fn sources(&self) -> &Sources {
+        &self.sources
     }
 
     /// The addresses that the service answers on.
@@ -36,12 +49,13 @@ impl Handler {
         &self.interface
     }
 
-    /// Whether an intact request from `source`, `source_port` to `destination` is answered.
+    /// Whether anything from `source`, `source_port` is answered, as far as it can be told without knowing our own addresses: what
+    /// the XDP program decides first (bpf/sources.h), in the same order.
     ///
     /// # Errors
     /// Why it is not.
     #[inline]
-    pub fn decide(&self, source: Ipv6Addr, source_port: u16, destination: Ipv6Addr) -> Result<(), Refusal> {
+    pub fn screen(&self, source: Ipv6Addr, source_port: u16) -> Result<(), Refusal> {
         if source_port == self.port {
             Err(Refusal::SourceServicePort)
         } else if source_port == 0 {
@@ -52,8 +66,24 @@ impl Handler {
             Err(Refusal::SourceUnspecified)
         } else if source.is_loopback() {
             Err(Refusal::SourceLoopback)
-        } else if self.pool.contains(source) || self.interface.contains(&source) {
+        } else if !self.sources.contains(source) {
+            Err(Refusal::SourceNotAllowed)
+        } else {
+            Ok(())
+        }
+    }
+
+    /// Whether an intact request from `source`, `source_port` to `destination` is answered.
+    ///
+    /// # Errors
+    /// Why it is not.
+    #[inline]
+    pub fn decide(&self, source: Ipv6Addr, source_port: u16, destination: Ipv6Addr) -> Result<(), Refusal> {
+        self.screen(source, source_port)?;
+        if self.pool.contains(source) || self.interface.contains(&source) {
             Err(Refusal::SourceOwn)
+        } else if destination.is_multicast() {
+            Err(Refusal::DestinationMulticast)
         } else if !self.pool.contains(destination) {
             Err(Refusal::DestinationNotOurs)
         } else {
@@ -76,6 +106,7 @@ impl Handler {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::address::Prefix;
 
     #[test]
     fn each_rule_has_its_name() {
@@ -84,7 +115,11 @@ mod tests {
         let address = |text: &str| text.parse::<Ipv6Addr>().unwrap();
         let own = address("2001:db8:1::2");
         let client = address("2001:db8:1::1");
-        let handler = Handler::new(3540, pool, vec![own]);
+        let sources = ["2001:db8:1::/64", "::/120", "ff00::/8"].map(|text| {
+            let (network, length) = text.split_once('/').unwrap();
+            Prefix::around(network.parse().unwrap(), length.parse().unwrap())
+        });
+        let handler = Handler::new(3540, pool, vec![own]).only_for(Sources::new(sources));
         assert_eq!(handler.decide(client, 50_000, ours), Ok(()));
         let refused = [
             (client, 3540, ours, Refusal::SourceServicePort),
@@ -94,6 +129,9 @@ mod tests {
             (address("::1"), 50_000, ours, Refusal::SourceLoopback),
             (other, 50_000, ours, Refusal::SourceOwn),
             (own, 50_000, ours, Refusal::SourceOwn),
+            (address("2001:db8:2::1"), 50_000, ours, Refusal::SourceNotAllowed),
+            (address("fe80::1"), 50_000, ours, Refusal::SourceNotAllowed),
+            (client, 50_000, address("ff02::1"), Refusal::DestinationMulticast),
             (client, 50_000, own, Refusal::DestinationNotOurs),
             (client, 50_000, address("2001:db8:2::1"), Refusal::DestinationNotOurs),
         ];

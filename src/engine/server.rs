@@ -9,7 +9,7 @@ use anyhow::{Context, Result, anyhow, bail, ensure};
 
 use super::handler::Handler;
 use super::{Engine, EngineConfig, EngineKind, RingRequest, TPacket, spread};
-use crate::address::Pool;
+use crate::address::{Pool, Sources};
 use crate::bind::{self, Bound, Method, Phases, Place, Step, Told};
 use crate::machine::{self, Environment, Nearness};
 use crate::netlink::{self, Link};
@@ -44,6 +44,10 @@ pub struct ServerConfig {
     pub port: u16,
     /// Replies to each request, at least 1.
     pub replies: u16,
+    /// Who may ask; `None` for those on the interface's own link.
+    pub allow: Option<Sources>,
+    /// Requests of one source that are answered in a second; `None` for any number.
+    pub limit: Option<u32>,
 }
 
 /// Ready to answer.
@@ -95,6 +99,8 @@ impl ServerConfig {
             tpacket: TPacket::default(),
             port: 0,
             replies: 1,
+            allow: None,
+            limit: None,
         }
     }
 
@@ -142,6 +148,22 @@ impl Server {
             config.rings.busy_poll.is_none() || kind == Some(EngineKind::Afxdp),
             "--busy-poll is for AF_XDP sockets: use --engine afxdp"
         );
+        ensure!(
+            config.limit.is_none() || kind.is_some_and(EngineKind::steers),
+            "--limit is kept by the XDP program: use --engine afxdp or reflect"
+        );
+        let sources = match &config.allow {
+            Some(sources) => sources.clone(),
+            // Before the addresses are bound: while that sets the link down, its routes are gone.
+            None => Sources::new(netlink::on_link_prefixes(link.index)?),
+        };
+        if config.engine.is_some() && sources.prefixes().is_empty() {
+            notes.push(format!(
+                "{} has no on-link prefix: nobody is answered unless --allow names who",
+                link.name
+            ));
+        }
+        let allowed = sources.prefixes().iter().map(ToString::to_string).collect();
         let queues = queues(config, kind)?;
         let cores = cores(config, &link, &queues)?;
         let served = queues.clone();
@@ -164,13 +186,15 @@ impl Server {
                 if config.engine.is_some() { config.port } else { 0 },
                 config.pool.clone(),
                 own,
-            ),
+            )
+            .only_for(sources),
             replies: config.replies,
             attach: config.attach,
             copy: config.copy,
             rings: config.rings,
             queues,
             cores,
+            limit: config.limit,
             tpacket: config.tpacket,
             link: link.clone(),
             bind: config.bind,
@@ -231,6 +255,8 @@ impl Server {
             list_memory: size_of_val(bound.addresses()) as u64,
             attach_asked: config.attach,
             copy_asked: config.copy,
+            allowed,
+            limit: config.limit,
             environment: Environment::of(&link),
             notes,
             modes: engine.as_ref().map(|engine| engine.modes().clone()).unwrap_or_default(),

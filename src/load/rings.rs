@@ -58,6 +58,7 @@ impl RingTransport {
             queues: count,
             hidden: false,
             reflect: None,
+            screen: None,
         })?;
         program.add_prefix(Prefix::new(source, 128)?)?;
         program.live_addresses()?.add(&[source]).map_err(|(_, error)| error)?;
