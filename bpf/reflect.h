@@ -1,15 +1,15 @@
 /* SPDX-License-Identifier: MIT OR Apache-2.0 OR GPL-2.0-only */
 /*
- * Answering requests in the program itself: the rules of Handler::answer (src/engine/handler.rs) in the same order, with the same
- * bytes in the end. tests/program.rs holds the two against each other.
+ * Answering requests in the program itself: the rules of Handler::screen and then of Handler::answer (src/engine/handler.rs) in the same
+ * order, with the same bytes in the end. tests/program.rs holds the two against each other.
  *
- *   validate ──► decide ──► rewrite ──► DEVMAP, whose slots all name the interface ──► one copy for each slot
+ *   screen (sources.h) ──► validate ──► decide ──► rewrite ──► DEVMAP, whose slots all name the interface ──► one copy for each slot
  */
 #pragma once
 
 #include <bpf/bpf_tracing.h>
 
-#include "maps.h"
+#include "sources.h"
 
 /* Longest datagram that is answered, more than a jumbo frame of Ethernet holds; all bits set. The verifier walks the loop that sums
  * it step by step, and wants offsets into a packet to end somewhere. A driver gives no more than a page anyway. */
@@ -17,13 +17,6 @@
 
 /* Bytes summed at a time. */
 #define BLOCK 16
-
-/* By value: the headers are packed, and no pointer may be taken into them. */
-static __always_inline bool equal(struct in6_addr a, struct in6_addr b)
-{
-	return a.s6_addr32[0] == b.s6_addr32[0] && a.s6_addr32[1] == b.s6_addr32[1] &&
-	       a.s6_addr32[2] == b.s6_addr32[2] && a.s6_addr32[3] == b.s6_addr32[3];
-}
 
 /* The one's-complement sum of source, destination and the datagram of `length` bytes behind them, which are next to each other: all
  * that the checksum covers but for the length and the protocol. Its bytes as they lie in memory, and 0, which is no sum of an
@@ -66,12 +59,6 @@ __noinline __u32 sum(struct xdp_md *ctx, __u32 length)
 	return sum;
 }
 
-static __always_inline int refuse(enum refusal refusal)
-{
-	add(&refusals, refusal, 1);
-	return count(REFUSED, XDP_DROP);
-}
-
 /* Answers the packet, whose UDP header is known to be there, and which goes to a live address and our port. */
 static __always_inline int reflect(struct xdp_md *ctx)
 {
@@ -99,20 +86,8 @@ static __always_inline int reflect(struct xdp_md *ctx)
 	if (((all & 0xffff) + (all >> 16)) != 0xffff)
 		return refuse(BAD_CHECKSUM);
 
-	/* Handler::decide. That the destination is live is known. */
-	const struct in6_addr unspecified = { 0 };
-	const struct in6_addr loopback = { .s6_addr = { [15] = 1 } };
+	/* Handler::decide, of which Handler::screen was before. That the destination is live is known. */
 	struct in6_addr source = h->ip.saddr;
-	if (h->udp.source == service_port)
-		return refuse(SOURCE_SERVICE_PORT);
-	if (!h->udp.source)
-		return refuse(SOURCE_PORT_ZERO);
-	if (source.s6_addr[0] == 0xff)
-		return refuse(SOURCE_MULTICAST);
-	if (equal(source, unspecified))
-		return refuse(SOURCE_UNSPECIFIED);
-	if (equal(source, loopback))
-		return refuse(SOURCE_LOOPBACK);
 	if (is_live(&source) || bpf_map_lookup_elem(&kernel_addresses, &source))
 		return refuse(SOURCE_OWN);
 

@@ -2,12 +2,16 @@
 //
 // Steering: which packets leave the kernel's way and go into a ring.
 //
-//   NIC queue q ──► steer ──┬─ UDP, our port, bound prefix, live address ──► xsks[q], the AF_XDP ring of q
+//   NIC queue q ──► steer ──┬─ UDP, our port, bound prefix, from one who
+//                           │  may ask, live address ──────────────────────► xsks[q], the AF_XDP ring of q
+//                           ├─ the same behind extension headers, fragments ► kernel, for the socket behind
+//                           ├─ from one who may not ask ───────────────────► nowhere, counted by reason
 //                           └─ everything else, untouched ─────────────────► kernel (NDP, ping, ssh, …)
 //
 // Where `hidden`, the live addresses are no addresses of the kernel, and it is to have no part in their prefixes:
 //
 //   NIC queue q ──► steer ──┬─ UDP, our port, live address ────────────────► xsks[q]
+//                           ├─ the same behind extension headers, fragments ► kernel, for the socket behind
 //                           ├─ Neighbour Solicitation for a live address ──► xsks[q]
 //                           ├─ else to or for an address under a bound prefix
 //                           │  that is not one of the kernel's ────────────► nowhere: no answer, no ICMPv6 error
@@ -20,8 +24,10 @@
 //
 // Otherwise it reads packets and never writes them. What the maps hold is decided by src/xdp/program.rs; the load generator
 // uses the same program with its own port and address to take its replies.
+#include "behind.h"
 #include "maps.h"
 #include "reflect.h"
+#include "sources.h"
 
 // The kernel insists on a licence it knows for the helpers that need one.
 char LICENSE[] SEC("license") = "Dual MIT/GPL";
@@ -42,13 +48,21 @@ int steer(struct xdp_md *ctx)
 	struct solicitation *s = data;
 
 	// VLAN tags, extension headers and fragments are never steered: only UDP and ICMPv6 directly over IPv6 are.
-	if (data + sizeof(h->ether) + sizeof(h->ip) > end || h->ether.h_proto != bpf_htons(ETH_P_IPV6))
+	if (data + sizeof(h->ether) + sizeof(h->ip) > end)
 		return count(PASSED_OTHER, XDP_PASS);
+	if (h->ether.h_proto != bpf_htons(ETH_P_IPV6)) {
+		if (h->ether.h_proto == bpf_htons(ETH_P_8021Q) || h->ether.h_proto == bpf_htons(ETH_P_8021AD))
+			return tagged(ctx);
+		return count(PASSED_OTHER, XDP_PASS);
+	}
 	bool request = false;
 	if (h->ip.nexthdr == IPPROTO_UDP && data + sizeof(*h) <= end) {
 		request = service_port && h->udp.dest == service_port;
 		if (!request && !hidden)
 			return count(PASSED_PORT, XDP_PASS);
+	} else if (h->ip.nexthdr == IPPROTO_HOPOPTS || h->ip.nexthdr == IPPROTO_ROUTING ||
+		   h->ip.nexthdr == IPPROTO_FRAGMENT || h->ip.nexthdr == IPPROTO_DSTOPTS) {
+		return behind(ctx, sizeof(h->ether));
 	} else if (!hidden) {
 		return count(PASSED_OTHER, XDP_PASS);
 	}
@@ -62,12 +76,31 @@ int steer(struct xdp_md *ctx)
 		solicitation = true;
 		key.address = s->target;
 	}
+	if (request && screened) {
+		// Another station's, which the kernel does not take. In a frame for many it may be ours, and goes the kernel's way: no
+		// reply of ours comes from a group.
+		if (!is_for_us(h->ether.h_dest))
+			return h->ether.h_dest[0] & 1 ? behind(ctx, sizeof(h->ether)) : count(PASSED_OTHER, XDP_PASS);
+		if (key.address.s6_addr[0] == 0xff)
+			return refuse(DESTINATION_MULTICAST);
+		// That of a jumbogram (RFC 2675), for which the kernel takes the length of the packet, however short.
+		if (!h->udp.len)
+			return behind(ctx, sizeof(h->ether));
+	}
 	if (!bpf_map_lookup_elem(&bound_prefixes, &key))
 		return count(PASSED_PREFIX, XDP_PASS);
+	if (request) {
+		enum refusal refusal = screen(h->ip.saddr, h->udp.source);
+		if (refusal != REFUSALS)
+			return refuse(refusal);
+	}
 	if ((request || solicitation) && is_live(&key.address)) {
+		if (request && !is_within_limit(h->ip.saddr))
+			return refuse(SOURCE_OVER_LIMIT);
 		if (request && replies)
 			return reflect(ctx);
-		// A copy, since the verifier wants to know that a packet's bytes are there.
+		// Whether it comes from an address of our own the worker knows without asking another hash (Handler::decide), unless they
+		// move. A copy, since the verifier wants to know that a packet's bytes are there.
 		struct in6_addr source = h->ip.saddr;
 		if (request && moving && is_live(&source))
 			return refuse(SOURCE_OWN);

@@ -30,6 +30,7 @@ use rtnetlink::packet_route::neighbour::{
     NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
 };
 use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteProtocol, RouteType};
+use rtnetlink::packet_route::rule::{RuleAction, RuleAttribute, RuleMessage};
 use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
 use rtnetlink::sys;
 use serde::{Deserialize, Serialize};
@@ -209,6 +210,128 @@ impl KernelAddresses {
             .wait_for(any, Instant::now() + limit)
             .map_err(|refusal| refusal.explain("listen to the kernel"))
     }
+}
+
+/// Has the kernel take what comes from one interface for addresses under a prefix for its own, without having them: a rule for packets
+/// from there, and a table of its own with a `local` route. What the machine itself sends there still goes to the neighbours, and no
+/// Neighbour Solicitation is answered for it.
+///
+/// The route lives for some seconds and is renewed: after a process that was killed the kernel forgets it, and a rule without a route
+/// does nothing. Dropping this takes both back.
+#[derive(Debug)]
+pub struct Delivery {
+    socket: Socket,
+    interface: String,
+    index: u32,
+    prefix: Prefix,
+    table: u32,
+    renew: Instant,
+}
+
+impl Delivery {
+    /// How long the route lives, in seconds, and how often it is renewed.
+    const LIFETIME: u32 = 10;
+    const PERIOD: Duration = Duration::from_secs(2);
+
+    /// Begins it. What an earlier run left is removed.
+    ///
+    /// # Errors
+    /// Without CAP_NET_ADMIN, and when the kernel has no policy routing (CONFIG_IPV6_MULTIPLE_TABLES).
+    pub fn begin(link: &Link, prefix: Prefix) -> Result<Self> {
+        let socket = Socket::open()?;
+        // A number that nobody else will have thought of, and another for each interface.
+        let table = u32::from(OUR_PROTOCOL) << 24 | link.index;
+        let mut delivery = Self {
+            socket,
+            interface: link.name.clone(),
+            index: link.index,
+            prefix,
+            table,
+            renew: Instant::now(),
+        };
+        delivery.end();
+        delivery.renew()?;
+        let rule = RouteNetlinkMessage::NewRule(delivery.rule());
+        delivery.socket.tell_one(rule, NLM_F_CREATE | NLM_F_EXCL).map_err(|refusal| match refusal.code {
+            Errno::EOPNOTSUPP | Errno::EAFNOSUPPORT => {
+                anyhow!(
+                    "this kernel has no policy routing (CONFIG_IPV6_MULTIPLE_TABLES), which live-map needs"
+                )
+            }
+            _ => refusal.explain(format_args!("have packets from {} delivered", link.name)),
+        })?;
+        Ok(delivery)
+    }
+
+    /// Renews the route where it is time to. To be called at least once a second.
+    ///
+    /// # Errors
+    /// When the kernel refuses: while the link is down, say.
+    pub fn renew(&mut self) -> Result<()> {
+        let now = Instant::now();
+        if now < self.renew {
+            return Ok(());
+        }
+        self.renew = now + Self::PERIOD;
+        let route = RouteNetlinkMessage::NewRoute(self.route());
+        self.socket
+            .tell_one(route, NLM_F_CREATE | NLM_F_REPLACE)
+            .map_err(|refusal| refusal.explain(format_args!("have packets for {} delivered", self.prefix)))
+    }
+
+    fn route(&self) -> RouteMessage {
+        let mut route = local_route(Some(self.prefix), Some(1));
+        route.header.table = 0;
+        route.attributes.extend([
+            RouteAttribute::Table(self.table),
+            RouteAttribute::Oif(self.index),
+            RouteAttribute::Expires(Self::LIFETIME),
+        ]);
+        route
+    }
+
+    fn rule(&self) -> RuleMessage {
+        let mut rule = RuleMessage::default();
+        rule.header.family = AddressFamily::Inet6;
+        rule.header.action = RuleAction::ToTable;
+        rule.attributes = vec![
+            RuleAttribute::Iifname(self.interface.clone()),
+            RuleAttribute::Table(self.table),
+            RuleAttribute::Priority(OUR_PROTOCOL.into()),
+            RuleAttribute::Protocol(RouteProtocol::from(OUR_PROTOCOL)),
+        ];
+        rule
+    }
+
+    /// Removes both, where they are.
+    fn end(&mut self) {
+        // Whoever has them gone already is welcome, and a destructor has nobody to tell of the rest.
+        let rule = RouteNetlinkMessage::DelRule(self.rule());
+        while self.socket.tell_one(rule.clone(), 0).is_ok() {}
+        let route = RouteNetlinkMessage::DelRoute(self.route());
+        let _ = self.socket.tell_one(route, 0);
+    }
+}
+
+impl Drop for Delivery {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+/// The prefixes whose hosts are on the link of the interface with that index, without a router between: those of its addresses, and
+/// those of its routes that name no router. A default route is none.
+///
+/// # Errors
+/// When there is no such interface.
+pub fn on_link_prefixes(index: u32) -> Result<Vec<Prefix>> {
+    let mut socket = Socket::open()?;
+    let addresses = socket.addresses(index)?.into_iter();
+    let of_addresses = addresses
+        .filter(|address| address.prefix_length < 128)
+        .map(|address| Prefix::around(address.ip, address.prefix_length));
+    let routes = socket.on_link_routes(index)?;
+    Ok(of_addresses.chain(routes).filter(|prefix| prefix.length() > 0).collect())
 }
 
 /// How the kernel would send to `to`.
@@ -624,6 +747,39 @@ impl Socket {
                 _ => None,
             });
             Prefix::new(destination?, route.header.destination_prefix_length).ok().filter(|_| ours)
+        };
+        Ok(answers.into_iter().filter_map(prefix).collect())
+    }
+
+    /// Destinations of the main table's routes out of the interface with that index to which no router leads.
+    fn on_link_routes(&mut self, index: u32) -> Result<Vec<Prefix>> {
+        const RT_TABLE_MAIN: u8 = 254; // linux/rtnetlink.h
+        let mut query = RouteMessage::default();
+        query.header.address_family = AddressFamily::Inet6;
+        query.header.table = RT_TABLE_MAIN;
+        let answers = match self.ask(RouteNetlinkMessage::GetRoute(query), NLM_F_DUMP) {
+            Err(refusal) if refusal.code == Errno::ENOENT => return Ok(Vec::new()), // no such table yet
+            answers => answers.map_err(|refusal| refusal.explain("list the routes"))?,
+        };
+        let prefix = |answer| {
+            let RouteNetlinkMessage::NewRoute(route) = answer else { return None };
+            let (mut here, mut direct, mut destination) = (false, true, Ipv6Addr::UNSPECIFIED);
+            for attribute in route.attributes {
+                match attribute {
+                    RouteAttribute::Oif(interface) => here = interface == index,
+                    RouteAttribute::Gateway(_) | RouteAttribute::Via(_) | RouteAttribute::MultiPath(_) => {
+                        direct = false;
+                    }
+                    RouteAttribute::Destination(RouteAddress::Inet6(address)) => destination = address,
+                    _ => {}
+                }
+            }
+            let is_on_link = here
+                && direct
+                && route.header.table == RT_TABLE_MAIN
+                && route.header.kind == RouteType::Unicast
+                && !destination.is_multicast();
+            is_on_link.then(|| Prefix::around(destination, route.header.destination_prefix_length))
         };
         Ok(answers.into_iter().filter_map(prefix).collect())
     }

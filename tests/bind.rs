@@ -456,6 +456,7 @@ fn live_map_that_fails_leaves_nothing() -> Result<()> {
             hidden: true,
             moving: false,
             reflect: None,
+            screen: None,
         };
         let mut program = Program::load(&config)?;
         program.add_prefix("2001:db8:1::/64".parse()?)?;

@@ -127,18 +127,56 @@ fn probes(macs: ([u8; 6], [u8; 6]), address: Ipv6Addr) -> Result<Vec<Vec<u8>>> {
         anyhow::Ok(udp)
     };
     probes.push(udp(53)?);
-    // The first fragment of two, and a datagram behind a hop-by-hop header: a kernel that has no socket for them says so.
-    let whole = udp(3540)?;
-    for (next_header, extension) in [(44, [17, 0, 0, 1, 0, 0, 0, 9]), (0, [17, 0, 1, 4, 0, 0, 0, 0])] {
-        let mut packet = whole[..54].to_vec();
-        packet[20] = next_header;
-        packet[19] += 8;
-        packet.extend(extension);
-        packet.extend(&whole[54..]);
-        probes.push(packet);
+    // Behind extension headers, and in fragments of which this is the first, or all: a ping, a connection, a datagram to another port.
+    for packet in [probes[0].clone(), probes[1].clone(), udp(53)?] {
+        for (number, extension) in [FIRST_FRAGMENT, ONLY_FRAGMENT, HOP_BY_HOP, DESTINATION_OPTIONS] {
+            probes.push(behind(&packet, number, extension));
+        }
     }
+    // The first fragment of a request, of which the others do not come.
+    probes.push(behind(&udp(3540)?, FIRST_FRAGMENT.0, FIRST_FRAGMENT.1));
     Ok(probes)
 }
+
+/// Headers with their numbers.
+const FIRST_FRAGMENT: (u8, [u8; 8]) = (44, [0, 0, 0, 1, 0, 0, 0, 9]);
+const LAST_FRAGMENT: (u8, [u8; 8]) = (44, [0, 0, 0, 16, 0, 0, 0, 7]);
+const ONLY_FRAGMENT: (u8, [u8; 8]) = (44, [0, 0, 0, 0, 0, 0, 0, 9]);
+const HOP_BY_HOP: (u8, [u8; 8]) = (0, [0, 0, 1, 4, 0, 0, 0, 0]);
+const DESTINATION_OPTIONS: (u8, [u8; 8]) = (60, [0, 0, 1, 4, 0, 0, 0, 0]);
+
+/// The packet with a header before what it carries.
+fn behind(packet: &[u8], number: u8, mut header: [u8; 8]) -> Vec<u8> {
+    header[0] = packet[20];
+    let mut longer = [&packet[..54], &header, &packet[54..]].concat();
+    longer[20] = number;
+    longer[19] += 8;
+    longer
+}
+
+/// A request in ways that no ring takes: whoever is asked answers each, or says nothing at all.
+fn requests_behind(macs: ([u8; 6], [u8; 6]), address: Ipv6Addr) -> Result<Vec<Vec<u8>>> {
+    let mut plain = Vec::new();
+    PacketBuilder::ethernet2(macs.0, macs.1)
+        .ipv6(Side::Client.address().octets(), address.octets(), 64)
+        .udp(50_000, 3540)
+        .write(&mut plain, &[7; 32])?;
+    let mut first = behind(&plain, FIRST_FRAGMENT.0, [0, 0, 0, 1, 0, 0, 0, 7]);
+    first.truncate(54 + 8 + 16);
+    first[19] = 8 + 16;
+    let mut last = behind(&plain, LAST_FRAGMENT.0, LAST_FRAGMENT.1);
+    last.drain(54 + 8..54 + 8 + 16);
+    last[19] -= 16;
+    Ok(vec![
+        behind(&plain, HOP_BY_HOP.0, HOP_BY_HOP.1),
+        behind(&plain, DESTINATION_OPTIONS.0, DESTINATION_OPTIONS.1),
+        first,
+        last,
+    ])
+}
+
+/// How many requests those are.
+const BEHIND: u64 = 3;
 
 fn live_answer_and_others_are_silent(engine: &str) -> Result<()> {
     let lab = TestLab::up()?;
@@ -185,11 +223,26 @@ fn live_answer_and_others_are_silent(engine: &str) -> Result<()> {
             .udp(50_000, 3540)
             .write(&mut request, &[7; 32])?;
         capture.send(&request)?;
+        requests_behind(macs, *address)?.iter().try_for_each(|request| capture.send(request))?;
         probes(macs, *address)?.iter().try_for_each(|probe| capture.send(probe))?;
     }
     // A live address answers what it answers, and nothing else.
-    for address in &live {
-        probes(macs, *address)?.iter().try_for_each(|probe| capture.send(probe))?;
+    let mut heard = Vec::new();
+    for addresses in live.chunks(100) {
+        for address in addresses {
+            probes(macs, *address)?.iter().try_for_each(|probe| capture.send(probe))?;
+            requests_behind(macs, *address)?.iter().try_for_each(|request| capture.send(request))?;
+        }
+        // The socket behind takes its time: no more than it has room for. The port is that of those requests.
+        let wanted = 10 * BEHIND as usize * addresses.len();
+        let mut answered = 0;
+        while answered < wanted {
+            let frames = capture.receive()?;
+            answered +=
+                frames.iter().filter(|frame| frame[20] == 17 && frame[56..58] == [0xc3, 0x50]).count();
+            heard.extend(frames);
+        }
+        ensure!(answered == wanted, "{answered} replies to {wanted}");
     }
     // The link keeps the order: with this answer, all that was to come has come.
     forget(&lab)?;
@@ -198,7 +251,8 @@ fn live_answer_and_others_are_silent(engine: &str) -> Result<()> {
     let mut advertised = HashSet::new();
     let mut replies = 0;
     let live_set: HashSet<_> = live.iter().copied().collect();
-    for frame in capture.drain()? {
+    heard.extend(capture.drain()?);
+    for frame in heard {
         let ip =
             etherparse::Ipv6HeaderSlice::from_slice(&frame[14..]).with_context(|| format!("{frame:x?}"))?;
         let (source, payload) = (ip.source_addr(), &frame[54..]);
@@ -218,9 +272,14 @@ fn live_answer_and_others_are_silent(engine: &str) -> Result<()> {
         }
     }
     ensure!(advertised == live_set, "{} of {DRAWN} were advertised", advertised.len());
-    ensure!(replies == 10 * (DRAWN + 1), "{replies} replies");
+    let behind = BEHIND * DRAWN;
+    ensure!(replies == 10 * (DRAWN + 1 + behind), "{replies} replies");
     let totals = server.stop()?;
-    ensure!(totals["answered"] == DRAWN + 1 && totals["refused"] == serde_json::json!({}), "{totals}");
+    ensure!(
+        totals["answered"] == DRAWN + 1 + behind && totals["answered_behind"] == behind,
+        "{behind} were to come from behind: {totals}"
+    );
+    ensure!(totals["refused"] == serde_json::json!({}), "{totals}");
     Ok(())
 }
 

@@ -11,14 +11,14 @@ use common::{TestLab, trial};
 use etherparse::PacketBuilder;
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
-use sixhop::address::Pool;
+use sixhop::address::{Pool, Sources};
 use sixhop::engine::Handler;
 use sixhop::lab::Side;
 use sixhop::netlink::{self, AttachMode};
 use sixhop::wire::{MAX_PAYLOAD, OVERHEAD, Refusal};
 use sixhop::xdp::{
-    CopyRequest, HugepageRequest, LiveAddresses, Program, ProgramConfig, Reflect, Socket, SocketConfig,
-    Verdict, VerdictSource,
+    CopyRequest, HugepageRequest, LiveAddresses, Program, ProgramConfig, Reflect, Screen, Socket,
+    SocketConfig, Verdict, VerdictSource,
 };
 
 /// Actions of linux/bpf.h.
@@ -27,6 +27,8 @@ const XDP_PASS: u32 = 2;
 const XDP_REDIRECT: u32 = 4;
 
 const PORT: u16 = 3540;
+/// The Ethernet address of the interface.
+const STATION: [u8; 6] = [4; 6];
 const CLIENT: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 1, 0, 0, 0, 0, 1);
 const LIVE: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 1, 0, 0, 0, 0, 0x10);
 const NOT_LIVE: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 1, 0, 0, 0, 0, 0x11);
@@ -41,6 +43,8 @@ fn main() -> ExitCode {
         trial("an_address_is_live_in_the_window_of_its_step", an_address_is_live_in_its_window),
         trial("where_they_move_the_newer_step_has_an_address", the_newer_step_has_an_address),
         trial("where_hidden_nobody_else_is_heard", where_hidden_nobody_else_is_heard),
+        trial("only_what_a_socket_answers_goes_behind", only_what_a_socket_answers_goes_behind),
+        trial("a_source_has_its_limit", a_source_has_its_limit),
         trial("without_a_port_no_request_is_steered", without_a_port_no_request_is_steered),
         trial("a_program_that_answers_refuses_by_the_same_rules", refuses_by_the_same_rules),
         trial("a_program_that_answers_does_what_the_handler_does", does_what_the_handler_does),
@@ -48,13 +52,28 @@ fn main() -> ExitCode {
     ])
 }
 
-const CONFIG: ProgramConfig =
-    ProgramConfig { port: PORT, addresses: 10, queues: 1, hidden: false, moving: false, reflect: None };
+const CONFIG: ProgramConfig = ProgramConfig {
+    port: PORT,
+    addresses: 10,
+    queues: 1,
+    hidden: false,
+    moving: false,
+    reflect: None,
+    screen: Some(Screen { station: STATION, allow_list: true, limit: None }),
+};
+
+/// Who may ask.
+const ALLOWED: [&str; 2] = ["2001:db8:1::/64", "fe80::/64"];
+
+fn allowed() -> Sources {
+    Sources::new(ALLOWED.map(|text| Sources::parse(text).expect("a prefix")))
+}
 
 /// A program with one live address.
 fn program(config: &ProgramConfig) -> Result<(Program, LiveAddresses)> {
     let mut program = Program::load(config)?;
     program.add_prefix("2001:db8:1::/64".parse()?)?;
+    allowed().prefixes().iter().try_for_each(|prefix| program.allow(*prefix))?;
     let mut live = program.live_addresses()?;
     live.add(&[LIVE]).map_err(|(_, error)| error)?;
     Ok((program, live))
@@ -114,8 +133,10 @@ fn every_kind_of_packet_has_its_verdict() -> Result<()> {
         ("IPv4", ipv4, Verdict::PassedOther),
         ("a VLAN tag", vlan, Verdict::PassedOther),
         ("ICMPv6", changed(|packet| packet[20] = 58), Verdict::PassedOther),
-        ("a fragment", changed(|packet| packet[20] = 44), Verdict::PassedOther),
-        ("hop-by-hop options", changed(|packet| packet[20] = 0), Verdict::PassedOther),
+        ("a fragment", changed(|packet| packet[20] = 44), Verdict::PassedBehind),
+        ("an unknown next header", changed(|packet| packet[20] = 59), Verdict::PassedOther),
+        ("another station's", changed(|packet| packet[5] = 7), Verdict::PassedOther),
+        ("for many", changed(|packet| packet[..6].fill(0xff)), Verdict::PassedBehind),
         ("ARP", changed(|packet| packet[12..14].copy_from_slice(&[8, 6])), Verdict::PassedOther),
     ];
     for (name, packet, expected) in cases {
@@ -232,6 +253,19 @@ fn an_address_is_live_in_its_window() -> Result<()> {
                 let expected = if step.abs_diff(now) <= 1 { Verdict::Refused } else { Verdict::NoRing };
                 let found = verdict(&program, &packet)?.1;
                 ensure!(found == expected, "a request from step {step} in {now}: {found:?}");
+                // The same behind an extension header, to it and from it.
+                let expected = if step.abs_diff(now) <= 1 {
+                    (XDP_PASS, Verdict::PassedBehind)
+                } else {
+                    (action, silent)
+                };
+                let found = verdict(&program, &behind(of(step), PORT, &[(0, &OPTIONS)])?)?;
+                ensure!(found == expected, "a request behind options to step {step} in {now}: {found:?}");
+                let mut packet = behind(of(now), PORT, &[(0, &OPTIONS)])?;
+                packet[22..38].copy_from_slice(&of(step).octets());
+                let expected = if step.abs_diff(now) <= 1 { Verdict::Refused } else { Verdict::PassedBehind };
+                let found = verdict(&program, &packet)?.1;
+                ensure!(found == expected, "a request behind options from step {step} in {now}: {found:?}");
                 if hidden {
                     let expected =
                         if step.abs_diff(now) <= 1 { Verdict::NoRing } else { Verdict::DroppedHidden };
@@ -312,8 +346,7 @@ fn where_hidden_nobody_else_is_heard() -> Result<()> {
         ("a ping", icmpv6(LIVE, 128, &[0; 16])?, hidden),
         ("a ping to the kernel's address", icmpv6(KERNEL, 128, &[0; 16])?, kernel),
         ("TCP", next_header(6), hidden),
-        ("a fragment", next_header(44), hidden),
-        ("hop-by-hop options", next_header(0), hidden),
+        ("a fragment", next_header(44), (XDP_PASS, Verdict::PassedBehind)),
         ("who has a live address", solicitation(group(LIVE), LIVE)?, no_ring),
         ("is the live address still there", solicitation(LIVE, LIVE)?, no_ring),
         ("who has an address that is not live", solicitation(group(NOT_LIVE), NOT_LIVE)?, hidden),
@@ -332,6 +365,154 @@ fn where_hidden_nobody_else_is_heard() -> Result<()> {
         let found = verdict(&program, &packet)?;
         ensure!(found == expected, "{name}: {found:?}, not {expected:?}");
     }
+    Ok(())
+}
+
+/// A packet with these headers before its UDP header, each with the number that it has.
+fn behind(to: Ipv6Addr, port: u16, headers: &[(u8, &[u8])]) -> Result<Vec<u8>> {
+    let plain = udp(to, port)?;
+    let mut packet = plain[..54].to_vec();
+    packet[20] = headers.first().map_or(17, |(number, _)| *number);
+    for (index, (_, header)) in headers.iter().enumerate() {
+        packet.push(headers.get(index + 1).map_or(17, |(number, _)| *number));
+        packet.extend(&header[1..]);
+    }
+    packet.extend(&plain[54..]);
+    let length = (packet.len() - 54) as u16;
+    packet[18..20].copy_from_slice(&length.to_be_bytes());
+    Ok(packet)
+}
+
+const OPTIONS: [u8; 8] = [0, 0, 1, 4, 0, 0, 0, 0];
+const LONG_OPTIONS: [u8; 16] = [0, 1, 1, 12, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+const ROUTED: [u8; 8] = [0, 0, 2, 0, 0, 0, 0, 0];
+const NOT_ROUTED_YET: [u8; 8] = [0, 0, 2, 1, 0, 0, 0, 0];
+const FIRST: [u8; 8] = [0, 0, 0, 1, 0, 0, 0, 9];
+const LATER: [u8; 8] = [0, 0, 0, 8, 0, 0, 0, 9];
+const WHOLE: [u8; 8] = [0, 0, 0, 0, 0, 0, 0, 9];
+
+fn only_what_a_socket_answers_goes_behind() -> Result<()> {
+    const KERNEL: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 1, 0, 0, 0, 0, 2);
+    let ours: [&[(u8, &[u8])]; 9] = [
+        &[(0, &OPTIONS)],
+        &[(0, &LONG_OPTIONS), (60, &OPTIONS)],
+        &[(43, &ROUTED)],
+        &[(60, &LONG_OPTIONS)],
+        &[(44, &FIRST)],
+        &[(44, &LATER)],
+        &[(44, &WHOLE)],
+        &[(0, &OPTIONS), (60, &OPTIONS), (43, &ROUTED), (44, &FIRST), (60, &LONG_OPTIONS)],
+        &[(60, &OPTIONS), (60, &OPTIONS), (60, &OPTIONS), (60, &OPTIONS), (60, &OPTIONS), (60, &OPTIONS)],
+    ];
+    let not_ours: [&[(u8, &[u8])]; 4] = [
+        &[(60, &OPTIONS), (0, &OPTIONS)],
+        &[(43, &NOT_ROUTED_YET)],
+        &[(60, &OPTIONS), (51, &OPTIONS)],
+        &[
+            (60, &OPTIONS),
+            (60, &OPTIONS),
+            (60, &OPTIONS),
+            (60, &OPTIONS),
+            (60, &OPTIONS),
+            (60, &OPTIONS),
+            (60, &OPTIONS),
+        ],
+    ];
+    for hidden in [false, true] {
+        let (program, _live) = program(&ProgramConfig { hidden, ..CONFIG })?;
+        program.set_kernel_addresses(&[KERNEL])?;
+        let silent =
+            if hidden { (XDP_DROP, Verdict::DroppedHidden) } else { (XDP_PASS, Verdict::PassedOther) };
+        let not_live = if hidden { silent } else { (XDP_PASS, Verdict::PassedNotLive) };
+        let stranger = (XDP_DROP, Verdict::Refused);
+        let tcp = |mut packet: Vec<u8>, at: usize| {
+            packet[at] = 6;
+            packet
+        };
+        let check = |packet: &[u8], expected| {
+            let found = verdict(&program, packet)?;
+            ensure!(found == expected, "hidden {hidden}: {found:?}, not {expected:?}: {packet:x?}");
+            anyhow::Ok(())
+        };
+        for headers in ours {
+            check(&behind(LIVE, PORT, headers)?, (XDP_PASS, Verdict::PassedBehind))?;
+            check(&behind(NOT_LIVE, PORT, headers)?, not_live)?;
+            check(&behind(STRANGER, PORT, headers)?, (XDP_PASS, Verdict::PassedPrefix))?;
+            let kernel = (XDP_PASS, if hidden { Verdict::PassedKernel } else { Verdict::PassedNotLive });
+            check(&behind(KERNEL, PORT, headers)?, kernel)?;
+            let mut from_stranger = behind(LIVE, PORT, headers)?;
+            from_stranger[22..38].copy_from_slice(&STRANGER.octets());
+            let may_be_other = !hidden && *headers == [(44, &LATER[..])];
+            check(&from_stranger, if may_be_other { (XDP_PASS, Verdict::PassedBehind) } else { stranger })?;
+            if *headers != [(44, &LATER[..])] {
+                check(&behind(LIVE, PORT + 1, headers)?, silent)?;
+            }
+        }
+        for headers in not_ours {
+            check(&behind(LIVE, PORT, headers)?, silent)?;
+        }
+        // Neither TCP nor a ping, whatever stands before it.
+        check(&tcp(behind(LIVE, PORT, &[(0, &OPTIONS)])?, 54), silent)?;
+        check(&tcp(behind(LIVE, PORT, &[(44, &WHOLE)])?, 54), silent)?;
+        check(&tcp(behind(LIVE, PORT, &[(0, &OPTIONS), (60, &OPTIONS)])?, 62), silent)?;
+        // Nor what was cut off, wherever.
+        let whole = behind(LIVE, PORT, &[(0, &OPTIONS), (44, &FIRST)])?;
+        (54..whole.len() - 32).try_for_each(|length| check(&whole[..length], silent))?;
+        // A tag that only says a priority is none; one of a VLAN is another interface's.
+        for (tags, expected) in [
+            (&[(0x8100u16, 0xa000u16)][..], (XDP_PASS, Verdict::PassedBehind)),
+            (&[(0x88a8, 0), (0x8100, 0)], (XDP_PASS, Verdict::PassedBehind)),
+            (&[(0x8100, 5)], (XDP_PASS, Verdict::PassedOther)),
+            (&[(0x88a8, 5), (0x8100, 6)], (XDP_PASS, Verdict::PassedOther)),
+            (&[(0x8100, 0), (0x8100, 6)], (XDP_PASS, Verdict::PassedOther)),
+            (&[(0x8100, 0), (0x8100, 0), (0x8100, 0), (0x8100, 0)], silent),
+        ] {
+            check(&tag(&udp(LIVE, PORT)?, tags), expected)?;
+            check(&tag(&behind(LIVE, PORT, &[(44, &FIRST)])?, tags), expected)?;
+        }
+        check(&tag(&udp(LIVE, PORT + 1)?, &[(0x8100, 0)]), silent)?;
+    }
+    Ok(())
+}
+
+/// The same frame with tags, each with its EtherType and control information.
+fn tag(frame: &[u8], tags: &[(u16, u16)]) -> Vec<u8> {
+    let mut tagged = frame[..12].to_vec();
+    for (kind, control) in tags {
+        tagged.extend(kind.to_be_bytes());
+        tagged.extend(control.to_be_bytes());
+    }
+    tagged.extend(&frame[12..]);
+    tagged
+}
+
+/// Who asks too often is not answered, and others are.
+fn a_source_has_its_limit() -> Result<()> {
+    let screen = Screen { station: STATION, allow_list: false, limit: Some(50) };
+    let (program, _live) = program(&ProgramConfig { screen: Some(screen), ..CONFIG })?;
+    let ask = |packet: &[u8], times: usize| -> Result<usize> {
+        let before = program.verdicts()?.refusals()?[Refusal::SourceOverLimit as usize];
+        for _ in 0..times {
+            program.test_run(packet)?;
+        }
+        Ok((program.verdicts()?.refusals()?[Refusal::SourceOverLimit as usize] - before) as usize)
+    };
+    let plain = udp(LIVE, PORT)?;
+    let mut other = plain.clone();
+    other[37] ^= 0x80;
+    let started = std::time::Instant::now();
+    // A tenth of a second's worth at once, and then one in 20 ms, whatever it looks like.
+    let refused = ask(&plain, 100)? + ask(&behind(LIVE, PORT, &[(0, &OPTIONS)])?, 100)?;
+    let most = 5 + started.elapsed().as_millis() as usize / 20 + 1;
+    ensure!(
+        (200 - most..=195).contains(&refused),
+        "{refused} of 200 were refused, {most} may have been answered"
+    );
+    ensure!(ask(&other, 5)? == 0, "another source suffers");
+    // To addresses that are not live it costs nothing.
+    other[36] ^= 0x80;
+    let to_nobody = [&other[..53], &[0x11], &other[54..]].concat();
+    ensure!(ask(&to_nobody, 100)? == 0 && ask(&other, 5)? == 0);
     Ok(())
 }
 
@@ -377,11 +558,12 @@ impl Reflection {
         let reflect = Some(Reflect { replies: 10, interface: 1 });
         let mut program = Program::load(&ProgramConfig { reflect, ..CONFIG })?;
         program.add_prefix(pool.prefix())?;
+        allowed().prefixes().iter().try_for_each(|prefix| program.allow(*prefix))?;
         program.set_kernel_addresses(&own)?;
         let mut live = program.live_addresses()?;
         live.add(&pool.to_vec(1)).map_err(|(_, error)| error)?;
         let counters = program.verdicts()?;
-        let handler = Handler::new(PORT, pool.clone(), own);
+        let handler = Handler::new(PORT, pool.clone(), own).only_for(allowed());
         Ok(Self { program, _live: live, counters, pool, handler })
     }
 
@@ -390,9 +572,31 @@ impl Reflection {
         let is_steered = packet.len() >= OVERHEAD
             && packet[12..14] == [0x86, 0xdd]
             && packet[20] == 17
-            && packet[56..58] == PORT.to_be_bytes()
-            && packet[38..].first_chunk::<16>().is_some_and(|to| self.pool.contains((*to).into()));
+            && packet[56..58] == PORT.to_be_bytes();
         if !is_steered {
+            return Fate::Passed;
+        }
+        let address =
+            |at| packet[at..].first_chunk::<16>().map_or(Ipv6Addr::UNSPECIFIED, |bytes| (*bytes).into());
+        let (source, destination) = (address(22), address(38));
+        let port = u16::from_be_bytes([packet[54], packet[55]]);
+        let is_live = self.pool.contains(destination);
+        if packet[..6] != STATION || (packet[58..60] == [0, 0] && !destination.is_multicast()) {
+            // The kernel's, unless it costs it something for nothing.
+            let is_ours = (packet[..6] == STATION || packet[0] & 1 == 1) && packet[14] >> 4 == 6;
+            let is_stranger = is_ours && is_live && !self.handler.sources().contains(source);
+            return if is_stranger { Fate::Refused(Refusal::SourceNotAllowed) } else { Fate::Passed };
+        }
+        if destination.is_multicast() {
+            return Fate::Refused(Refusal::DestinationMulticast);
+        }
+        if destination.segments()[..4] != CLIENT.segments()[..4] {
+            return Fate::Passed;
+        }
+        if let Err(refusal) = self.handler.screen(source, port) {
+            return Fate::Refused(refusal);
+        }
+        if !is_live {
             return Fate::Passed;
         }
         self.handler.answer(packet).map_or_else(Fate::Refused, Fate::Answered)
@@ -495,7 +699,10 @@ fn refuses_by_the_same_rules() -> Result<()> {
         (right.packet(), Fate::Answered(95)),
         (Question { padding: 9, ..right.clone() }.packet(), Fate::Answered(95)),
         (Question { payload: vec![], padding: 4, ..right.clone() }.packet(), Fate::Answered(62)),
+        (damaged(|p| p[..6].fill(0x33)), Fate::Passed),
+        (damaged(|p| p[5] = 5), Fate::Passed),
         (Question::right(NOT_LIVE).packet(), Fate::Passed),
+        (Question::right("ff02::1".parse()?).packet(), Fate::Refused(Refusal::DestinationMulticast)),
         (Question { ports: (50_000, 53), ..right.clone() }.packet(), Fate::Passed),
         (damaged(|p| p[14] = 0x40), Fate::Refused(Refusal::NotUdp)),
         (damaged(|p| p.truncate(94)), Fate::Refused(Refusal::BadLength)),
@@ -516,6 +723,10 @@ fn refuses_by_the_same_rules() -> Result<()> {
         (from(live), Fate::Refused(Refusal::SourceOwn)),
         (from(Reflection::OWN), Fate::Refused(Refusal::SourceOwn)),
         (from(Reflection::OWN_ELSEWHERE), Fate::Refused(Refusal::SourceOwn)),
+        (from("2001:db8:2::1".parse()?), Fate::Refused(Refusal::SourceNotAllowed)),
+        (from("fe80:0:0:1::1".parse()?), Fate::Refused(Refusal::SourceNotAllowed)),
+        (from("::2".parse()?), Fate::Refused(Refusal::SourceNotAllowed)),
+        (from("fe80::1".parse()?), Fate::Answered(95)),
         (port(PORT), Fate::Refused(Refusal::SourceServicePort)),
         (port(0), Fate::Refused(Refusal::SourcePortZero)),
     ];
@@ -545,11 +756,23 @@ fn does_what_the_handler_does() -> Result<()> {
         move |index| pool.address(index)
     });
     let anybody = any::<u128>().prop_map(Ipv6Addr::from_bits);
-    let special = ["::", "::1", "::2", "1::", "ff02::1", "fe80::2", "2001:db8:1::2", "2001:db8:1::3"]
-        .map(|text| text.parse::<Ipv6Addr>().expect("an address"));
+    let special = [
+        "::",
+        "::1",
+        "::2",
+        "1::",
+        "ff02::1",
+        "fe80::2",
+        "fe80::3",
+        "2001:db8:1::2",
+        "2001:db8:1::3",
+        "2001:db8:2::1",
+    ]
+    .map(|text| text.parse::<Ipv6Addr>().expect("an address"));
     let source = prop_oneof![
         6 => Just(CLIENT),
         1 => live.clone(),
+        1 => any::<u64>().prop_map(|host| Ipv6Addr::from_bits(CLIENT.to_bits() >> 64 << 64 | u128::from(host))),
         2 => proptest::sample::select(special.to_vec()),
         1 => anybody,
     ];
@@ -597,6 +820,11 @@ fn does_what_the_handler_does() -> Result<()> {
     let config = Config { cases: CASES, failure_persistence: None, ..Config::default() };
     let answered = std::cell::Cell::new(0);
     TestRunner::new(config).run(&case, |packet| {
+        // What becomes of tags and extension headers, another test says.
+        if packet[12..14] != [0x86, 0xdd] || packet.get(20).is_some_and(|next| [0, 43, 44, 60].contains(next))
+        {
+            return Ok(());
+        }
         let fate = reflection.check(&packet).map_err(|error| TestCaseError::fail(error.to_string()))?;
         answered.set(answered.get() + u32::from(matches!(fate, Fate::Answered(_))));
         Ok(())

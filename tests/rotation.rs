@@ -148,6 +148,7 @@ fn three_are_live() -> Result<()> {
         hidden: true,
         moving: true,
         reflect: None,
+        screen: None,
     })?;
     program.add_prefix(PREFIX.parse()?)?;
     let live_addresses = Some(program.live_addresses()?);

@@ -1,5 +1,5 @@
-//! WHICH addresses: a prefix; the pool of addresses that server and client derive from the same flags; and the moving
-//! ones of MT6D, which follow from a key and the time.
+//! WHICH addresses: a prefix; the pool of addresses that server and client derive from the same flags; the moving ones of MT6D,
+//! which follow from a key and the time; and the prefixes of those who may ask.
 //!
 //! Pure: no I/O, no clock, no state. It builds and is tested anywhere.
 
@@ -7,6 +7,7 @@ pub mod mt6d;
 mod pool;
 mod prefix;
 mod secret;
+mod sources;
 
 use std::fmt;
 use std::sync::Arc;
@@ -17,6 +18,7 @@ use serde::{Deserialize, Serialize};
 pub use pool::{Pool, PoolError};
 pub use prefix::{Prefix, PrefixError};
 pub use secret::{Secret, SecretError};
+pub use sources::Sources;
 
 /// The ways in which addresses move.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]

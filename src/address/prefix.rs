@@ -56,6 +56,14 @@ impl Prefix {
         Ok(prefix)
     }
 
+    /// The prefix of `length` bits (at most 128) that `address` lies under, whatever its kind: of neighbours, say, not of addresses
+    /// to bind.
+    #[must_use]
+    pub fn around(address: Ipv6Addr, length: u8) -> Self {
+        let length = length.min(128);
+        Self { network: address.to_bits() & mask(length), length }
+    }
+
     /// The address with all host bits zero (which is the subnet-router anycast address, RFC 4291 section 2.6.1).
     pub fn network(&self) -> Ipv6Addr {
         self.network.into()

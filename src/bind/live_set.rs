@@ -77,7 +77,7 @@ mod tests {
         assert_eq!(live(), [10, 11, 12]);
         // The same address in two steps: the newer has it, whichever goes and comes first.
         let again = Timed { step: 13, ..of(10) };
-        set.enter(&[again.clone()]);
+        set.enter(std::slice::from_ref(&again));
         set.enter(&[of(10)]);
         set.expire(&[of(10)]);
         set.set_step(12);

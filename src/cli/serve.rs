@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 
 use super::{Moving, binding, note, print_json, running, stop_at_end_of_input, stop_on_signal};
+use crate::address::{Prefix, Sources};
 use crate::bind::{Method, Rotated};
 use crate::engine::{EngineKind, News, RingRequest, ServerConfig, TPacket};
 use crate::report::{Event, Ready, Stats};
@@ -23,6 +24,10 @@ the kernel: they answer requests and neighbour discovery and nothing else,
 and it costs the same to bind one whatever their number. With --bind anyip
 neighbours need a route to the prefix. SIGINT or SIGTERM stops the server,
 and takes the addresses back.
+
+Only those who may ask are answered: by default whoever is on the link of
+the interface. Others are dropped by the XDP program, where the engine has
+one, before they cost anything, and counted.
 
 Addresses that move, by MT6D: each of a million clients has another one every
 ten seconds, which only who has the secret can compute. Those of the steps
@@ -55,6 +60,13 @@ pub struct Args {
     /// Replies to each request
     #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u16).range(1..=255))]
     replies: u16,
+    /// Prefixes whose sources are answered, as in 2001:db8::/32,fe80::/10; ::/0 for everybody [default: those on the interface's link]
+    #[arg(long, value_name = "PREFIX", value_delimiter = ',', value_parser = Sources::parse)]
+    allow: Vec<Prefix>,
+    /// Requests of one source that are answered in a second, a tenth of them at once; takes an engine that has an XDP program
+    /// [default: any number]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    limit: Option<u32>,
     /// Stop when standard input closes, so that the server ends with the program that started it
     #[arg(long)]
     stop_on_eof: bool,
@@ -120,6 +132,8 @@ pub fn run(args: Args) -> Result<ExitCode> {
         tpacket: args.tpacket,
         port: args.port,
         replies: args.replies,
+        allow: (!args.allow.is_empty()).then(|| Sources::new(args.allow)),
+        limit: args.limit,
     };
     let stop = stop_on_signal()?;
     if args.stop_on_eof {
@@ -182,6 +196,14 @@ fn describe(ready: &Ready) -> String {
             "; they move by {} every {} s, for {} clients, and it is step {}",
             moving.schedule, moving.rotate, moving.clients, moving.step
         );
+    }
+    let allowed = match ready.allowed.join(", ") {
+        none if none.is_empty() => "nobody".to_owned(),
+        some => some,
+    };
+    text += &format!("; answers {allowed}");
+    if let Some(limit) = ready.limit {
+        text += &format!(", {limit} requests/s of each");
     }
     if let Some(attach) = ready.modes.attach {
         text += &format!("; XDP {attach}");
@@ -254,6 +276,7 @@ fn summary(stats: &Stats) -> String {
     let named = counters.refused.iter().map(|(name, count)| (format!("refused {name}"), *count));
     let steering = counters.steering.iter().map(|(name, count)| (name.clone(), *count));
     let others = [
+        ("of them by the socket behind".to_owned(), counters.answered_behind),
         ("advertised".to_owned(), counters.advertised),
         ("unsent".to_owned(), counters.unsent),
         ("frames lost".to_owned(), counters.frames_lost),

@@ -10,17 +10,19 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, ensure};
 
+use super::behind::Behind;
 use super::statistics::{Shown, Tally};
+use super::udp::SocketCounters;
 use super::worker::{BATCH, Worker};
 use super::{Advertiser, CounterSet, Engine, EngineConfig, Modes, pin};
 use crate::address::mt6d::WINDOW;
 use crate::address::{Prefix, Targets};
 use crate::bind::Method;
-use crate::netlink::{self, AttachMode, KernelAddresses, Link};
+use crate::netlink::{self, AttachMode, Delivery, KernelAddresses, Link};
 use crate::report::{Counters, QueueCounters};
 use crate::xdp::{
     AllMulticast, Attachment, CopyMode, CounterSource, Doorbell, Frame, KernelCounters, LiveAddresses,
-    Program, ProgramConfig, Reflect, Rings, Socket, SocketConfig, Verdict, VerdictSource, ethtool,
+    Program, ProgramConfig, Reflect, Rings, Screen, Socket, SocketConfig, Verdict, VerdictSource, ethtool,
     spare_frames, xdp_features,
 };
 
@@ -61,13 +63,16 @@ pub fn frame_size(mtu: u32) -> u32 {
 }
 
 pub(super) struct AfXdp {
-    // Fields are dropped in this order: first nothing is steered any more, then the sockets go.
+    // Fields are dropped in this order: first the kernel gets nothing for live addresses, then nothing is steered any more, then the
+    // sockets go.
+    hidden: Option<Hidden>,
     attachment: Attachment,
     program: Program,
     queues: Vec<Queue>,
-    hidden: Option<Hidden>,
     /// For who makes addresses live or moves them.
     live: Option<LiveAddresses>,
+    /// Where there is a service.
+    behind: Option<Behind>,
     /// Replies to each request that the program itself sends; 0 where it sends none.
     reflected: u16,
     modes: Modes,
@@ -75,6 +80,8 @@ pub(super) struct AfXdp {
 
 /// What there is besides where the addresses are not the kernel's.
 struct Hidden {
+    /// Has the kernel take what the program passes for live addresses; only while the program is attached.
+    delivery: Option<Delivery>,
     /// The kernel's own, which the program leaves to it where they lie under `prefix`.
     kernel: KernelAddresses,
     prefix: Prefix,
@@ -107,14 +114,21 @@ impl AfXdp {
             hidden: is_hidden,
             moving: matches!(targets, Targets::Moving(_)),
             reflect: reflects.then_some(Reflect { replies: config.replies, interface: link.index }),
+            screen: Some(Screen {
+                station: link.mac,
+                allow_list: !handler.sources().is_all(),
+                limit: config.limit,
+            }),
         })?;
         program.add_prefix(targets.prefix())?;
+        handler.sources().prefixes().iter().try_for_each(|prefix| program.allow(*prefix))?;
         let mut live = program.live_addresses()?;
         // Nobody else may ask from the interface's own addresses; those that steer only leave it to the handler.
         let mut own = if reflects { handler.interface().to_vec() } else { vec![] };
-        let hidden = if is_hidden {
+        let mut hidden = if is_hidden {
             own.retain(|address| !targets.prefix().contains(*address));
             let mut hidden = Hidden {
+                delivery: None,
                 kernel: KernelAddresses::watch()?,
                 prefix: targets.prefix(),
                 elsewhere: own,
@@ -130,6 +144,7 @@ impl AfXdp {
             None
         };
         let frame_size = chosen_frame_size(config)?;
+        let behind = (handler.port() != 0).then(|| Behind::program(config)).transpose()?;
         // Attached before the sockets are bound: some drivers grant zero-copy only then.
         let attachment = program.attach(link, config.attach)?;
         if reflects && attachment.mode() == AttachMode::Native {
@@ -194,8 +209,12 @@ impl AfXdp {
             modes.rings = queues.first().map(|queue| queue.socket.rings());
         }
         let reflected = if reflects { config.replies } else { 0 };
+        // The last: without the program the kernel would answer for the whole prefix.
+        if let (Some(hidden), true) = (&mut hidden, behind.is_some()) {
+            hidden.delivery = Some(Delivery::begin(link, targets.prefix())?);
+        }
         let live = (is_hidden || matches!(targets, Targets::Moving(_))).then_some(live);
-        Ok(Self { attachment, program, queues, hidden, live, reflected, modes })
+        Ok(Self { hidden, attachment, program, queues, live, behind, reflected, modes })
     }
 }
 
@@ -257,6 +276,7 @@ impl Engine for AfXdp {
             verdicts: self.program.verdicts()?,
             reflected: self.reflected,
             counts_frames: self.attachment.counts_frames(),
+            behind: self.behind.as_ref().map(Behind::counters),
             queues: self
                 .queues
                 .iter()
@@ -270,8 +290,24 @@ impl Engine for AfXdp {
     }
 
     fn run(self: Box<Self>, stop: &AtomicBool) -> Result<()> {
-        let Self { attachment, program, queues, hidden, .. } = *self;
-        let program = &program;
+        let Self { attachment, program, queues, hidden, behind, .. } = *self;
+        let work = || Self::work(attachment, &program, queues, hidden, stop);
+        match behind {
+            Some(behind) => behind.beside(stop, work),
+            None => work(),
+        }
+    }
+}
+
+impl AfXdp {
+    /// Has each queue answered until `stop` is set, and the program told what it needs.
+    fn work(
+        attachment: Attachment,
+        program: &Program,
+        queues: Vec<Queue>,
+        hidden: Option<Hidden>,
+        stop: &AtomicBool,
+    ) -> Result<()> {
         thread::scope(|scope| {
             let keeper = hidden.map(|hidden| {
                 scope.spawn(move || {
@@ -290,13 +326,16 @@ impl Engine for AfXdp {
                 }
             }
             let results: Vec<_> = workers.into_iter().map(|worker| worker.join()).collect();
+            // Before the program goes: it ends the delivery to the kernel.
+            let kept =
+                keeper.map_or(Ok(()), |keeper| keeper.join().map_err(|_| anyhow!("a thread panicked"))?);
             drop(attachment);
             for result in results {
                 result
                     .map_err(|_| anyhow!("a worker panicked"))?
                     .context("the interface or its socket is gone")?;
             }
-            keeper.map_or(Ok(()), |keeper| keeper.join().map_err(|_| anyhow!("a thread panicked"))?)
+            kept
         })
     }
 }
@@ -308,6 +347,10 @@ impl Hidden {
         while !stop.load(Ordering::Relaxed) {
             if self.kernel.changed(DOZE)? {
                 self.tell(program)?;
+            }
+            if let Some(delivery) = &mut self.delivery {
+                // It fails while the link is down, and is tried again.
+                let _ = delivery.renew();
             }
         }
         Ok(())
@@ -357,12 +400,13 @@ struct AfXdpCounters {
     verdicts: VerdictSource,
     reflected: u16,
     counts_frames: bool,
+    behind: Option<SocketCounters>,
     /// Number, what its worker shows, and what the kernel counts.
     queues: Vec<(u32, Arc<Shown>, CounterSource)>,
 }
 
 impl AfXdpCounters {
-    /// What the program did that answered so many requests. Where the kernel does not say which of the replies the driver took,
+    /// What the program did that answered so many requests, and refused others. Where the kernel does not say which of the replies the driver took,
     /// they count as sent: they were handed to it.
     fn reflected(&self, answered: u64) -> Tally {
         let [replies, unsent] = if self.counts_frames {
@@ -388,8 +432,12 @@ impl CounterSet for AfXdpCounters {
         }
         let verdicts = self.verdicts.read().unwrap_or_default();
         tally.add(&self.reflected(verdicts[Verdict::Reflected as usize]));
+        let behind = self.behind.as_ref().map(SocketCounters::tally).unwrap_or_default();
+        tally.add(&behind);
         Counters {
             answered: tally.answered,
+            answered_behind: behind.answered,
+            refused_behind: behind.refused.iter().sum(),
             replies: tally.replies,
             advertised: tally.advertised,
             unsent: tally.unsent,
@@ -403,7 +451,7 @@ impl CounterSet for AfXdpCounters {
                 .collect(),
             xdp: (!self.queues.is_empty()).then_some(xdp),
             queues,
-            socket_dropped: None,
+            socket_dropped: self.behind.as_ref().and_then(SocketCounters::dropped),
         }
     }
 }

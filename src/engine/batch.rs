@@ -33,33 +33,59 @@ pub(super) struct Batch {
 
 struct Worker {
     socket: Arc<OwnedFd>,
-    core: usize,
+    /// The processor that it is pinned to.
+    core: Option<usize>,
     shown: Arc<Shown>,
 }
 
 impl Batch {
     pub fn open(config: &EngineConfig, segments: bool) -> Result<Self> {
         let sockets = udp::open_shared(config, config.cores.len())?;
-        let worker = |(socket, &core)| Worker { socket, core, shown: Arc::default() };
-        let workers: Vec<_> = sockets.into_iter().zip(&config.cores).map(worker).collect();
+        let cores = config.cores.iter().copied().map(Some);
+        Ok(Self::of(config, sockets.into_iter().zip(cores), segments))
+    }
+
+    /// One worker on whatever processor, on a socket that no other shares, behind an engine that looks at frames.
+    pub fn alone(config: &EngineConfig) -> Result<Self> {
+        let socket = Arc::new(udp::open(config, false)?);
+        let batch = Self::of(config, [(socket, None)], false);
+        Ok(Self { handler: config.handler.clone().behind(), ..batch })
+    }
+
+    fn of(
+        config: &EngineConfig,
+        sockets: impl IntoIterator<Item = (Arc<OwnedFd>, Option<usize>)>,
+        segments: bool,
+    ) -> Self {
+        let worker = |(socket, core)| Worker { socket, core, shown: Arc::default() };
+        let workers: Vec<_> = sockets.into_iter().map(worker).collect();
         let modes = Modes {
             cores: config.cores.clone(),
             receive_buffer: workers.first().and_then(|worker| udp::receive_buffer(&worker.socket)),
             ..Modes::default()
         };
-        Ok(Self {
+        Self {
             workers,
             handler: config.handler.clone(),
             replies: config.replies.into(),
             interface: config.link.index,
             segments,
             modes,
-        })
+        }
+    }
+
+    /// What it counts.
+    pub fn socket_counters(&self) -> SocketCounters {
+        let workers = self.workers.iter();
+        let (sockets, shown) = workers.map(|worker| (worker.socket.clone(), worker.shown.clone())).unzip();
+        SocketCounters { sockets, shown }
     }
 
     /// Receives and answers until `stop` is set.
     fn work(&self, worker: &Worker, stop: &AtomicBool) -> Result<()> {
-        pin(worker.core);
+        if let Some(core) = worker.core {
+            pin(core);
+        }
         let mut incoming = Incoming::<libc::in6_pktinfo>::new();
         let mut outgoing = Outgoing::default();
         let mut tally = Tally::default();
@@ -142,9 +168,7 @@ impl Engine for Batch {
     }
 
     fn counters(&self) -> Result<Box<dyn CounterSet>> {
-        let workers = self.workers.iter();
-        let (sockets, shown) = workers.map(|worker| (worker.socket.clone(), worker.shown.clone())).unzip();
-        Ok(Box::new(SocketCounters { sockets, shown }))
+        Ok(Box::new(self.socket_counters()))
     }
 
     fn run(self: Box<Self>, stop: &AtomicBool) -> Result<()> {

@@ -4,7 +4,7 @@
 use std::net::Ipv6Addr;
 use std::sync::Arc;
 
-use crate::address::{Pool, Prefix};
+use crate::address::{Pool, Prefix, Sources};
 use crate::bind::LiveSet;
 use crate::wire::{self, Refusal};
 
@@ -15,9 +15,14 @@ pub enum Ours {
     Pool(Pool),
     /// They move, and this says where they are at the moment.
     Set(Arc<LiveSet>),
-    /// They move under this prefix, and a steering program has decided: it gives to its engine only what goes to live addresses,
-    /// or asks for them, and nothing that comes from one.
-    Steered(Prefix),
+    /// They move, and a steering program has decided: it gives to its engine only what goes to live addresses, or asks for them, and
+    /// nothing that comes from one.
+    Steered {
+        /// All of them lie under it.
+        prefix: Prefix,
+        /// Where they are, if the kernel has them too: it then gets what goes to others as well.
+        passed: Option<Arc<LiveSet>>,
+    },
 }
 
 impl From<Pool> for Ours {
@@ -33,12 +38,34 @@ pub struct Handler {
     ours: Ours,
     /// Addresses of the interface that are not among those: ours too, but the service does not answer on them.
     interface: Vec<Ipv6Addr>,
+    /// Who may ask.
+    sources: Sources,
 }
 
 impl Handler {
-    /// For the service on UDP `port` of the live addresses `ours`; `interface` are the machine's other addresses.
+    /// For the service on UDP `port` of the live addresses `ours`; `interface` are the machine's other addresses. Everybody may ask.
     pub fn new(port: u16, ours: impl Into<Ours>, interface: Vec<Ipv6Addr>) -> Self {
-        Self { port, ours: ours.into(), interface }
+        Self { port, ours: ours.into(), interface, sources: Sources::all() }
+    }
+
+    /// The same for those alone who are among `sources`.
+    #[must_use]
+    pub fn only_for(self, sources: Sources) -> Self {
+        Self { sources, ..self }
+    }
+
+    /// The same for what a steering program passes, which is not always for a live address.
+    #[must_use]
+    pub fn behind(self) -> Self {
+        match self.ours {
+            Ours::Steered { passed: Some(set), .. } => Self { ours: Ours::Set(set), ..self },
+            _ => self,
+        }
+    }
+
+    /// Who may ask.
+    pub fn sources(&self) -> &Sources {
+        &self.sources
     }
 
     /// Whether the service answers on `address`.
@@ -47,7 +74,7 @@ impl Handler {
         match &self.ours {
             Ours::Pool(pool) => pool.contains(address),
             Ours::Set(set) => set.contains(address),
-            Ours::Steered(prefix) => prefix.contains(address),
+            Ours::Steered { prefix, .. } => prefix.contains(address) && !self.interface.contains(&address),
         }
     }
 
@@ -57,7 +84,7 @@ impl Handler {
         let live = match &self.ours {
             Ours::Pool(pool) => pool.contains(source),
             Ours::Set(set) => set.contains(source),
-            Ours::Steered(_) => false, // such requests do not come here
+            Ours::Steered { .. } => false, // such requests do not come here
         };
         live || self.interface.contains(&source)
     }
@@ -72,12 +99,13 @@ impl Handler {
         &self.interface
     }
 
-    /// Whether an intact request from `source`, `source_port` to `destination` is answered.
+    /// Whether anything from `source`, `source_port` is answered, as far as it can be told without knowing our own addresses: what
+    /// the XDP program decides first (bpf/sources.h), in the same order.
     ///
     /// # Errors
     /// Why it is not.
     #[inline]
-    pub fn decide(&self, source: Ipv6Addr, source_port: u16, destination: Ipv6Addr) -> Result<(), Refusal> {
+    pub fn screen(&self, source: Ipv6Addr, source_port: u16) -> Result<(), Refusal> {
         if source_port == self.port {
             Err(Refusal::SourceServicePort)
         } else if source_port == 0 {
@@ -88,8 +116,24 @@ impl Handler {
             Err(Refusal::SourceUnspecified)
         } else if source.is_loopback() {
             Err(Refusal::SourceLoopback)
-        } else if self.is_own(source) {
+        } else if !self.sources.contains(source) {
+            Err(Refusal::SourceNotAllowed)
+        } else {
+            Ok(())
+        }
+    }
+
+    /// Whether an intact request from `source`, `source_port` to `destination` is answered.
+    ///
+    /// # Errors
+    /// Why it is not.
+    #[inline]
+    pub fn decide(&self, source: Ipv6Addr, source_port: u16, destination: Ipv6Addr) -> Result<(), Refusal> {
+        self.screen(source, source_port)?;
+        if self.is_own(source) {
             Err(Refusal::SourceOwn)
+        } else if destination.is_multicast() {
+            Err(Refusal::DestinationMulticast)
         } else if !self.is_live(destination) {
             Err(Refusal::DestinationNotOurs)
         } else {
@@ -112,6 +156,7 @@ impl Handler {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::address::Prefix;
 
     #[test]
     fn each_rule_has_its_name() {
@@ -120,7 +165,11 @@ mod tests {
         let address = |text: &str| text.parse::<Ipv6Addr>().unwrap();
         let own = address("2001:db8:1::2");
         let client = address("2001:db8:1::1");
-        let handler = Handler::new(3540, pool, vec![own]);
+        let sources = ["2001:db8:1::/64", "::/120", "ff00::/8"].map(|text| {
+            let (network, length) = text.split_once('/').unwrap();
+            Prefix::around(network.parse().unwrap(), length.parse().unwrap())
+        });
+        let handler = Handler::new(3540, pool, vec![own]).only_for(Sources::new(sources));
         assert_eq!(handler.decide(client, 50_000, ours), Ok(()));
         let refused = [
             (client, 3540, ours, Refusal::SourceServicePort),
@@ -130,6 +179,9 @@ mod tests {
             (address("::1"), 50_000, ours, Refusal::SourceLoopback),
             (other, 50_000, ours, Refusal::SourceOwn),
             (own, 50_000, ours, Refusal::SourceOwn),
+            (address("2001:db8:2::1"), 50_000, ours, Refusal::SourceNotAllowed),
+            (address("fe80::1"), 50_000, ours, Refusal::SourceNotAllowed),
+            (client, 50_000, address("ff02::1"), Refusal::DestinationMulticast),
             (client, 50_000, own, Refusal::DestinationNotOurs),
             (client, 50_000, address("2001:db8:2::1"), Refusal::DestinationNotOurs),
         ];

@@ -9,8 +9,10 @@
 //!   uring          multishot recvmsg ─► worker ─► sendmsg, on one io_uring        one worker a processor
 //!   raw            recvmmsg of frames ─► worker ─► sendmmsg, equal replies as one  one worker a processor
 //!   packet-ring    mapped ring ─► worker ─► mapped ring, equal replies as one      one worker a processor
-//!                                 └ Handler decides for all, and bpf/reflect.h by the same rules
+//!                                 └ Handler decides for all, and bpf/sources.h and reflect.h by the same rules
 //! ```
+//!
+//! Behind those that look at frames themselves is a UDP socket for what they do not take apart (behind).
 //!
 //! An engine opens what it needs, says what the kernel granted, and answers until it is told to stop. It makes no
 //! address live: that is the business of `bind`, which [`Server`] does first.
@@ -18,6 +20,7 @@
 mod advertiser;
 mod afxdp;
 mod batch;
+mod behind;
 mod handler;
 mod packet;
 mod packet_ring;
@@ -125,6 +128,8 @@ pub struct EngineConfig {
     pub queues: Vec<u32>,
     /// The processors to pin to, at least one; workers beyond their number share them in turn.
     pub cores: Vec<usize>,
+    /// Requests of one source that are answered in a second; `None` for any number. Only engines that have an XDP program can.
+    pub limit: Option<u32>,
     /// How the rings of packet-ring are laid out.
     pub tpacket: TPacket,
     /// How the addresses are made live. A steering program has to be told of those that move; with [`Method::LiveMap`] they are no addresses of the kernel: none is live until it is put

@@ -3,11 +3,12 @@
 //!
 //! ```text
 //!   link ─► tap (filter: UDP to the service port) ─► worker ─► sender ─► link
-//!      └──► the kernel's IPv6 ─► a UDP socket that keeps the port and drops everything
+//!      └──► the kernel's IPv6 ─► a UDP socket that keeps the port and drops what came to the tap (behind)
 //! ```
 //!
 //! A packet socket is a tap: the kernel's own stack gets each request as well. Without a socket on the port it would tell
-//! the client that the port is unreachable, so there is one; it also shows that no other server has the port.
+//! the client that the port is unreachable, so there is one; it also shows that no other server has the port, and answers what
+//! does not come to the tap.
 //!
 //! `unsafe` are the system calls.
 
@@ -20,9 +21,9 @@ use anyhow::{Context, Result, anyhow};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, setsockopt, socket, sockopt};
 use nix::sys::time::{TimeVal, TimeValLike};
 
-use super::statistics::{Shown, Tally};
-use super::udp::{self, DOZE};
-use super::{CounterSet, EngineConfig};
+use super::CounterSet;
+use super::statistics::Shown;
+use super::udp::{self, DOZE, SocketCounters};
 use crate::netlink::Link;
 use crate::report::Counters;
 use crate::wire::{OVERHEAD, join};
@@ -49,11 +50,9 @@ pub(super) fn largest_frame(link: &Link) -> usize {
     link.mtu as usize + ETHERNET
 }
 
-/// Keeps the service port from other programs, and the kernel from telling clients that nobody listens there.
-pub(super) fn hold_port(config: &EngineConfig) -> Result<OwnedFd> {
-    let socket = udp::open(config, false)?;
-    set_filter(&socket, &NOTHING).context("no filter for a UDP socket")?;
-    Ok(socket)
+/// Has a UDP socket on the service port take only what does not come to taps.
+pub(super) fn leave_to_taps(socket: &OwnedFd, mtu: u32) -> Result<()> {
+    set_filter(socket, &all_but_requests(mtu)).context("no filter for a UDP socket")
 }
 
 /// A packet socket that requests come to, and nothing else.
@@ -194,14 +193,19 @@ pub(super) struct PacketCounters {
     pub taps: Vec<Arc<Tap>>,
     /// Where its threads show theirs.
     pub shown: Vec<Arc<Shown>>,
+    /// Those of the socket behind.
+    pub behind: SocketCounters,
 }
 
 impl CounterSet for PacketCounters {
     fn read(&self) -> Counters {
-        let mut tally = Tally::default();
+        let behind = self.behind.tally();
+        let mut tally = behind.clone();
         self.shown.iter().for_each(|shown| tally.add(&shown.load()));
         Counters {
             answered: tally.answered,
+            answered_behind: behind.answered,
+            refused_behind: behind.refused.iter().sum(),
             replies: tally.replies,
             unsent: tally.unsent,
             refused: tally.refused_by_name(),
@@ -246,21 +250,46 @@ const fn instruction(code: u32, k: u32, jump_unless: u8) -> libc::sock_filter {
 const NOTHING: [libc::sock_filter; 1] = [instruction(libc::BPF_RET, 0, 0)];
 
 /// A filter that lets through UDP to `port` directly over IPv6 (of which the socket is) which is for this machine: neither for
-/// another's Ethernet address nor for many, and of no VLAN. What is too short to tell is not let through (bpf(4)).
-fn requests(port: u16) -> [libc::sock_filter; 8] {
+/// another's Ethernet address nor for many, and of no VLAN. What is too short to tell is not let through (bpf(4)), nor a UDP length of 0,
+/// that of a jumbogram, for which the kernel takes the length of the packet.
+fn requests(port: u16) -> [libc::sock_filter; 10] {
     const NEXT_HEADER: u32 = 14 + 6;
     const DESTINATION_PORT: u32 = UDP as u32 + 2;
     const PACKET_TYPE: u32 = (libc::SKF_AD_OFF + libc::SKF_AD_PKTTYPE) as u32;
     let byte = |at| instruction(libc::BPF_LD | libc::BPF_B | libc::BPF_ABS, at, 0);
     let half_word = |at| instruction(libc::BPF_LD | libc::BPF_H | libc::BPF_ABS, at, 0);
-    let unless = |value, jump| instruction(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, value, jump);
+    let unless = |how, value, jump| instruction(libc::BPF_JMP | how | libc::BPF_K, value, jump);
     [
         byte(PACKET_TYPE),
-        unless(libc::PACKET_HOST.into(), 5),
+        unless(libc::BPF_JEQ, libc::PACKET_HOST.into(), 7),
         byte(NEXT_HEADER),
-        unless(libc::IPPROTO_UDP as u32, 3),
+        unless(libc::BPF_JEQ, libc::IPPROTO_UDP as u32, 5),
         half_word(DESTINATION_PORT),
-        unless(port.into(), 1),
+        unless(libc::BPF_JEQ, port.into(), 3),
+        half_word(UDP as u32 + 4),
+        unless(libc::BPF_JGT, 0, 1),
+        instruction(libc::BPF_RET, u32::MAX, 0),
+        NOTHING[0],
+    ]
+}
+
+/// A filter for a UDP socket that lets through what [`requests`] does not: what is for many on the link, what has more than an IPv6
+/// header before its UDP header, and what has no length. What the kernel has put together from fragments looks as if it had never been any. That it is
+/// too large for the link gives it away; of smaller ones nothing can be known.
+fn all_but_requests(mtu: u32) -> [libc::sock_filter; 10] {
+    const IP: u32 = libc::SKF_NET_OFF as u32;
+    const PACKET_TYPE: u32 = (libc::SKF_AD_OFF + libc::SKF_AD_PKTTYPE) as u32;
+    let load = |size, at| instruction(libc::BPF_LD | size | libc::BPF_ABS, at, 0);
+    let unless = |how, value, jump| instruction(libc::BPF_JMP | how | libc::BPF_K, value, jump);
+    [
+        load(libc::BPF_B, PACKET_TYPE),
+        unless(libc::BPF_JEQ, libc::PACKET_HOST.into(), 6),
+        load(libc::BPF_B, IP + 6), // next header
+        unless(libc::BPF_JEQ, libc::IPPROTO_UDP as u32, 4),
+        load(libc::BPF_H, IP + 44), // length of the datagram
+        unless(libc::BPF_JGT, 0, 2),
+        load(libc::BPF_H, IP + 4), // length of the payload
+        unless(libc::BPF_JGT, mtu.saturating_sub(40), 1),
         instruction(libc::BPF_RET, u32::MAX, 0),
         NOTHING[0],
     ]

@@ -17,6 +17,7 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{MsgFlags, getsockopt, send, sockopt};
 
+use super::behind::Behind;
 use super::handler::Handler;
 use super::packet::{self, Bundle, HEAD, PacketCounters, Tap};
 use super::statistics::{Shown, Tally};
@@ -40,7 +41,7 @@ const NAP: Duration = Duration::from_millis(1);
 pub(super) struct PacketRing {
     workers: Vec<Worker>,
     modes: Modes,
-    _port: OwnedFd,
+    behind: Behind,
 }
 
 struct Worker {
@@ -65,7 +66,7 @@ struct Sender {
 impl PacketRing {
     pub fn open(config: &EngineConfig) -> Result<Self> {
         let EngineConfig { link, handler, tpacket: version, .. } = config;
-        let port = packet::hold_port(config)?;
+        let behind = Behind::taps(config)?;
         let largest = packet::largest_frame(link);
         let open = |&core: &usize| {
             let tap = Tap::open()?;
@@ -96,7 +97,7 @@ impl PacketRing {
             tpacket: Some(*version),
             ..Modes::default()
         };
-        Ok(Self { workers, modes, _port: port })
+        Ok(Self { workers, modes, behind })
     }
 }
 
@@ -108,14 +109,16 @@ impl Engine for PacketRing {
     fn counters(&self) -> Result<Box<dyn CounterSet>> {
         let workers = self.workers.iter();
         let (taps, shown) = workers.map(|worker| (worker.tap.clone(), worker.shown.clone())).unzip();
-        Ok(Box::new(PacketCounters { taps, shown }))
+        Ok(Box::new(PacketCounters { taps, shown, behind: self.behind.counters() }))
     }
 
     fn run(self: Box<Self>, stop: &AtomicBool) -> Result<()> {
-        udp::run(self.workers, stop, |mut worker| {
+        let Self { workers, behind, .. } = *self;
+        let work = |mut worker: Worker| {
             let interface = worker.interface.clone();
             worker.work(stop).map_err(|error| packet::fatal(error, &interface))
-        })
+        };
+        behind.beside(stop, || udp::run(workers, stop, work))
     }
 }
 

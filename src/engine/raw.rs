@@ -17,6 +17,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::Result;
 
+use super::behind::Behind;
 use super::handler::Handler;
 use super::packet::{self, Bundle, PacketCounters, Tap};
 use super::statistics::{Shown, Tally};
@@ -26,7 +27,7 @@ use crate::datagrams::{BATCH, MAX_MESSAGES};
 pub(super) struct Raw {
     workers: Vec<Worker>,
     modes: Modes,
-    _port: OwnedFd,
+    behind: Behind,
 }
 
 struct Worker {
@@ -45,7 +46,7 @@ struct Worker {
 impl Raw {
     pub fn open(config: &EngineConfig) -> Result<Self> {
         let EngineConfig { link, handler, .. } = config;
-        let port = packet::hold_port(config)?;
+        let behind = Behind::taps(config)?;
         let open = |&core: &usize| {
             let (sender, cuts) = packet::sender(link)?;
             Ok(Worker {
@@ -69,7 +70,7 @@ impl Raw {
             segmentation: Some(workers.iter().all(|worker| worker.cuts)),
             ..Modes::default()
         };
-        Ok(Self { workers, modes, _port: port })
+        Ok(Self { workers, modes, behind })
     }
 }
 
@@ -130,11 +131,12 @@ impl Engine for Raw {
     fn counters(&self) -> Result<Box<dyn CounterSet>> {
         let workers = self.workers.iter();
         let (taps, shown) = workers.map(|worker| (worker.tap.clone(), worker.shown.clone())).unzip();
-        Ok(Box::new(PacketCounters { taps, shown }))
+        Ok(Box::new(PacketCounters { taps, shown, behind: self.behind.counters() }))
     }
 
     fn run(self: Box<Self>, stop: &AtomicBool) -> Result<()> {
-        udp::run(self.workers, stop, |worker| worker.work(stop))
+        let Self { workers, behind, .. } = *self;
+        behind.beside(stop, || udp::run(workers, stop, |worker| worker.work(stop)))
     }
 }
 

@@ -10,7 +10,7 @@ use anyhow::{Context, Result, anyhow, bail, ensure};
 
 use super::handler::{Handler, Ours};
 use super::{Engine, EngineConfig, EngineKind, RingRequest, TPacket, spread};
-use crate::address::{Pool, Schedule, Targets};
+use crate::address::{Pool, Schedule, Sources, Targets};
 use crate::bind::{self, Bound, LiveSet, Method, Phases, Place, Rotated, Rotation, Step, Told};
 use crate::machine::{self, Environment, Nearness};
 use crate::netlink::{self, Link};
@@ -45,6 +45,10 @@ pub struct ServerConfig {
     pub port: u16,
     /// Replies to each request, at least 1.
     pub replies: u16,
+    /// Who may ask; `None` for those on the interface's own link.
+    pub allow: Option<Sources>,
+    /// Requests of one source that are answered in a second; `None` for any number.
+    pub limit: Option<u32>,
 }
 
 /// Ready to answer.
@@ -152,6 +156,8 @@ impl ServerConfig {
             tpacket: TPacket::default(),
             port: 0,
             replies: 1,
+            allow: None,
+            limit: None,
         }
     }
 
@@ -199,6 +205,22 @@ impl Server {
             config.rings.busy_poll.is_none() || kind == Some(EngineKind::Afxdp),
             "--busy-poll is for AF_XDP sockets: use --engine afxdp"
         );
+        ensure!(
+            config.limit.is_none() || kind.is_some_and(EngineKind::steers),
+            "--limit is kept by the XDP program: use --engine afxdp or reflect"
+        );
+        let sources = match &config.allow {
+            Some(sources) => sources.clone(),
+            // Before the addresses are bound: while that sets the link down, its routes are gone.
+            None => Sources::new(netlink::on_link_prefixes(link.index)?),
+        };
+        if config.engine.is_some() && sources.prefixes().is_empty() {
+            notes.push(format!(
+                "{} has no on-link prefix: nobody is answered unless --allow names who",
+                link.name
+            ));
+        }
+        let allowed = sources.prefixes().iter().map(ToString::to_string).collect();
         let queues = queues(config, kind)?;
         let cores = cores(config, &link, &queues)?;
         let served = queues.clone();
@@ -224,12 +246,15 @@ impl Server {
         let steers = kind.is_some_and(EngineKind::steers);
         let ours = match &config.targets {
             Targets::Pool(pool) => Ours::Pool(pool.clone()),
-            Targets::Moving(_) if steers => Ours::Steered(config.targets.prefix()),
+            Targets::Moving(_) if steers => {
+                Ours::Steered { prefix: config.targets.prefix(), passed: (!hidden).then(|| set.clone()) }
+            }
             Targets::Moving(_) => Ours::Set(set.clone()),
         };
 
         let engine_config = |link: &Link| EngineConfig {
-            handler: Handler::new(if config.engine.is_some() { config.port } else { 0 }, ours, own),
+            handler: Handler::new(if config.engine.is_some() { config.port } else { 0 }, ours, own)
+                .only_for(sources),
             targets: config.targets.clone(),
             replies: config.replies,
             attach: config.attach,
@@ -237,6 +262,7 @@ impl Server {
             rings: config.rings,
             queues,
             cores,
+            limit: config.limit,
             tpacket: config.tpacket,
             link: link.clone(),
             bind: config.bind,
@@ -309,6 +335,8 @@ impl Server {
             list_memory: bound.list_memory(),
             attach_asked: config.attach,
             copy_asked: config.copy,
+            allowed,
+            limit: config.limit,
             environment: Environment::of(&link),
             notes,
             modes: engine.as_ref().map(|engine| engine.modes().clone()).unwrap_or_default(),

@@ -36,7 +36,7 @@ pub(super) fn open(config: &EngineConfig, shared: bool) -> Result<OwnedFd> {
     setsockopt(&socket, sockopt::Ipv6V6Only, &true)?;
     setsockopt(&socket, sockopt::Ipv6RecvPacketInfo, &true)?;
     setsockopt(&socket, sockopt::ReusePort, &shared)?;
-    if matches!(config.bind, Method::Anyip | Method::None) {
+    if matches!(config.bind, Method::Anyip | Method::LiveMap | Method::None) {
         // The source of a reply may be no address that the kernel has, only one that it receives for.
         set_freebind(&socket).context("no replies from addresses that the kernel has not")?;
     }
@@ -112,17 +112,29 @@ pub(super) struct SocketCounters {
     pub shown: Vec<Arc<Shown>>,
 }
 
-impl CounterSet for SocketCounters {
-    fn read(&self) -> Counters {
+impl SocketCounters {
+    /// What its threads did.
+    pub fn tally(&self) -> Tally {
         let mut tally = Tally::default();
         self.shown.iter().for_each(|shown| tally.add(&shown.load()));
-        let dropped: io::Result<Vec<u64>> = self.sockets.iter().map(|socket| dropped(socket)).collect();
+        tally
+    }
+
+    /// Datagrams that the kernel did not put into its sockets; `None` where it does not say.
+    pub fn dropped(&self) -> Option<u64> {
+        self.sockets.iter().map(|socket| dropped(socket).ok()).sum()
+    }
+}
+
+impl CounterSet for SocketCounters {
+    fn read(&self) -> Counters {
+        let tally = self.tally();
         Counters {
             answered: tally.answered,
             replies: tally.replies,
             unsent: tally.unsent,
             refused: tally.refused_by_name(),
-            socket_dropped: dropped.ok().map(|dropped| dropped.iter().sum()),
+            socket_dropped: self.dropped(),
             ..Counters::default()
         }
     }

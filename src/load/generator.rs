@@ -301,7 +301,7 @@ impl Generator {
         let (ledger, _) = self.drive(aim, &Clock::start()?, run, stop, |_| {})?;
         let mut answered = (0..requests).filter(|sequence| ledger.is_answered(*sequence));
         let Some(first) = answered.next() else { return Ok(None) };
-        let last = answered.last().unwrap_or(first);
+        let last = answered.next_back().unwrap_or(first);
         // The server's step is in the middle of those that it answers in.
         let servers = steps.start() + (first + last) / 2;
         Ok(Some(own as i64 - servers as i64).filter(|steps| *steps != 0))

@@ -59,6 +59,7 @@ impl RingTransport {
             hidden: false,
             moving: false,
             reflect: None,
+            screen: None,
         })?;
         program.add_prefix(Prefix::new(source, 128)?)?;
         program.live_addresses()?.add(&[source]).map_err(|(_, error)| error)?;

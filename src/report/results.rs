@@ -140,6 +140,12 @@ pub struct Ready {
     /// Which copy mode was asked for; `copy` is what was granted.
     #[serde(default)]
     pub copy_asked: CopyRequest,
+    /// The prefixes whose sources are answered; empty in results of versions that answered everybody.
+    #[serde(default)]
+    pub allowed: Vec<String>,
+    /// Requests of one source that are answered in a second, where there is a limit.
+    #[serde(default)]
+    pub limit: Option<u32>,
     /// The server's machine.
     #[serde(default)]
     pub environment: Environment,
@@ -216,6 +222,13 @@ pub struct Stats {
 pub struct Counters {
     /// Requests that were answered.
     pub answered: u64,
+    /// Of those, the ones answered by the socket behind an engine that looks at frames: they came in fragments, or behind extension
+    /// headers.
+    #[serde(default)]
+    pub answered_behind: u64,
+    /// Of all in `refused`, the ones refused there.
+    #[serde(default)]
+    pub refused_behind: u64,
     /// Replies handed to the kernel.
     pub replies: u64,
     /// Replies that the kernel did not take.

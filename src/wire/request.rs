@@ -23,7 +23,8 @@ pub(super) const UDP_HEADER: usize = 8;
 /// Why a packet is not answered. One counter each in the statistics.
 ///
 /// The first five are a matter of the bytes, found by [`validate`]; the kernel finds them for a socket. Then come the answering
-/// rules, decided by [`Handler`](crate::engine::Handler) for every engine alike. The last three are for solicitations.
+/// rules, decided by [`Handler`](crate::engine::Handler) for every engine alike, and where there is an XDP program, there first. Three
+/// more are for solicitations.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[repr(usize)]
 pub enum Refusal {
@@ -57,11 +58,17 @@ pub enum Refusal {
     BadSolicitation,
     /// More solicitations than are answered in a second.
     TooManySolicitations,
+    /// The source is none of those that may ask.
+    SourceNotAllowed,
+    /// The source asks more often than it may; found by the XDP program alone.
+    SourceOverLimit,
+    /// The destination is a multicast address.
+    DestinationMulticast,
 }
 
 impl Refusal {
     /// All of them, in the order of their counters.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 18] = [
         Self::NotUdp,
         Self::BadLength,
         Self::NoChecksum,
@@ -77,6 +84,9 @@ impl Refusal {
         Self::BadHopLimit,
         Self::BadSolicitation,
         Self::TooManySolicitations,
+        Self::SourceNotAllowed,
+        Self::SourceOverLimit,
+        Self::DestinationMulticast,
     ];
 
     /// The name under which it is counted in the statistics.
@@ -97,6 +107,9 @@ impl Refusal {
             Self::BadHopLimit => "bad_hop_limit",
             Self::BadSolicitation => "bad_solicitation",
             Self::TooManySolicitations => "too_many_solicitations",
+            Self::SourceNotAllowed => "source_not_allowed",
+            Self::SourceOverLimit => "source_over_limit",
+            Self::DestinationMulticast => "destination_multicast",
         }
     }
 }

@@ -11,6 +11,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::Once;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow};
 use libbpf_rs::skel::{OpenSkel, SkelBuilder};
@@ -32,6 +33,15 @@ mod skeleton {
 /// Flags of linux/if_link.h.
 const XDP_FLAGS_SKB_MODE: u32 = 1 << 1;
 const XDP_FLAGS_DRV_MODE: u32 = 1 << 2;
+
+/// Nanoseconds.
+const SECOND: u64 = 1_000_000_000;
+
+/// A source that has been quiet may ask for as much at once as in a second divided by this.
+const BURSTS: u64 = 10;
+
+/// Sources whose requests are counted where there is a limit. Of more the kernel forgets those that asked longest ago.
+const BUDGETS: u32 = 1 << 16;
 
 /// Where a kernel that was built with CONFIG_DEBUG_INFO_BTF describes its structures.
 const KERNEL_TYPES: &str = "/sys/kernel/btf/vmlinux";
@@ -65,7 +75,7 @@ impl fmt::Display for AttachRequest {
 pub enum Verdict {
     /// A request, answered by the program itself.
     Reflected,
-    /// A request that the program does not answer; [`VerdictSource::refusals`] say why.
+    /// A request that is not answered, dropped by the program; [`VerdictSource::refusals`] say why.
     Refused,
     /// A request, into the ring of the queue that it arrived on.
     Steered,
@@ -79,6 +89,8 @@ pub enum Verdict {
     PassedPrefix,
     /// To the kernel: our port, under a bound prefix, but no live address.
     PassedNotLive,
+    /// To the kernel, for the socket behind the program: a request behind extension headers, or part of one.
+    PassedBehind,
     /// To the kernel: under a bound prefix, but to an address of the kernel's own; only where hidden.
     PassedKernel,
     /// Under a bound prefix, and nothing that a live address answers; only where hidden.
@@ -89,7 +101,7 @@ pub enum Verdict {
 
 impl Verdict {
     /// All of them, in the order of their counters.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::Reflected,
         Self::Refused,
         Self::Steered,
@@ -98,6 +110,7 @@ impl Verdict {
         Self::PassedPort,
         Self::PassedPrefix,
         Self::PassedNotLive,
+        Self::PassedBehind,
         Self::PassedKernel,
         Self::DroppedHidden,
         Self::NoRing,
@@ -114,6 +127,7 @@ impl Verdict {
             Self::PassedPort => "passed_port",
             Self::PassedPrefix => "passed_prefix",
             Self::PassedNotLive => "passed_not_live",
+            Self::PassedBehind => "passed_behind",
             Self::PassedKernel => "passed_kernel",
             Self::DroppedHidden => "dropped_hidden",
             Self::NoRing => "no_ring",
@@ -137,6 +151,19 @@ pub struct ProgramConfig {
     pub moving: bool,
     /// Where the program is to answer requests itself; otherwise it steers them.
     pub reflect: Option<Reflect>,
+    /// Which sources may ask, and how often; `None` to look at no source at all, as for a load generator.
+    pub screen: Option<Screen>,
+}
+
+/// How the program looks at who asks.
+#[derive(Debug, Clone, Copy)]
+pub struct Screen {
+    /// Ethernet address of the interface: what is sent to another is not for us.
+    pub station: [u8; 6],
+    /// Whether only those may ask that [`Program::allow`] names.
+    pub allow_list: bool,
+    /// Requests of one source in a second, at least 1; `None` for any number.
+    pub limit: Option<u32>,
 }
 
 /// How the program answers requests.
@@ -159,6 +186,7 @@ pub struct Program {
     variables: MapHandle,
     change_live: OwnedFd,
     kernel_addresses: MapHandle,
+    allowed_sources: MapHandle,
     xsks: MapHandle,
     /// The program `count_frames`, where it is needed and the kernel takes it.
     count_frames: Option<OwnedFd>,
@@ -237,6 +265,16 @@ impl Program {
             constants.network = fs::metadata("/proc/thread-self/ns/net")?.ino() as u32;
             open.maps.ways_out.set_max_entries(replies.max(1).into()).map_err(explain_load)?;
         }
+        if let Some(Screen { station, allow_list, limit }) = config.screen {
+            constants.screened = true;
+            constants.station = station;
+            constants.allow_list = allow_list;
+            if let Some(limit) = limit {
+                constants.interval = (SECOND / u64::from(limit.max(1))).max(1);
+                constants.burst = (SECOND / BURSTS).max(constants.interval);
+                open.maps.budgets.set_max_entries(BUDGETS).map_err(explain_load)?;
+            }
+        }
         open.maps.live_addresses.set_max_entries(config.addresses.max(1)).map_err(explain_load)?;
         open.maps.xsks.set_max_entries(config.queues.max(1)).map_err(explain_load)?;
         let loaded = open.load().map_err(explain_load)?;
@@ -257,6 +295,7 @@ impl Program {
             staged: Some(MapHandle::try_from(&loaded.maps.staged)?),
             variables: MapHandle::try_from(&loaded.maps.bss)?,
             kernel_addresses: MapHandle::try_from(&loaded.maps.kernel_addresses)?,
+            allowed_sources: MapHandle::try_from(&loaded.maps.allowed_sources)?,
             xsks: MapHandle::try_from(&loaded.maps.xsks)?,
             count_frames: counts_frames.then(|| keep(loaded.progs.count_frames.as_fd())).transpose()?,
             verdicts: MapHandle::try_from(&loaded.maps.verdicts)?,
@@ -270,12 +309,19 @@ impl Program {
     /// # Errors
     /// When there are 1,024 prefixes already.
     pub fn add_prefix(&self, prefix: Prefix) -> Result<()> {
-        let mut key = [0; 20]; // struct prefix_key: length in the host's order, address in the network's
-        key[..4].copy_from_slice(&u32::from(prefix.length()).to_ne_bytes());
-        key[4..].copy_from_slice(&prefix.network().octets());
         self.bound_prefixes
-            .update(&key, &[0; 4], MapFlags::ANY)
+            .update(&prefix_key(prefix), &[0; 4], MapFlags::ANY)
             .with_context(|| format!("cannot add {prefix} to the steering program"))
+    }
+
+    /// Lets sources under `prefix` ask, where there is a list of those that may.
+    ///
+    /// # Errors
+    /// When there are 1,024 prefixes already.
+    pub fn allow(&self, prefix: Prefix) -> Result<()> {
+        self.allowed_sources.update(&prefix_key(prefix), &[0; 4], MapFlags::ANY).with_context(|| {
+            format!("cannot let {prefix} ask: the steering program has room for 1024 prefixes")
+        })
     }
 
     /// The addresses whose packets are steered, provided that they lie under a prefix that was added. To be had once: two that
@@ -447,6 +493,15 @@ impl Program {
     /// # Errors
     /// When the kernel does not take the packet: it wants at least an Ethernet header.
     pub fn test_run(&self, packet: &[u8]) -> Result<(u32, Vec<u8>)> {
+        let (action, after, _duration) = self.test_runs(packet, 1)?;
+        Ok((action, after))
+    }
+
+    /// The same `repeat` times, the packet as it was left by the run before, with the mean duration of one as well.
+    ///
+    /// # Errors
+    /// When the kernel does not take the packet.
+    pub fn test_runs(&self, packet: &[u8], repeat: u32) -> Result<(u32, Vec<u8>, Duration)> {
         let mut after = vec![0; packet.len() + 256];
         let mut run = libbpf_sys::bpf_test_run_opts {
             sz: size_of::<libbpf_sys::bpf_test_run_opts>() as libbpf_sys::size_t,
@@ -454,7 +509,7 @@ impl Program {
             data_size_in: packet.len() as u32,
             data_out: after.as_mut_ptr().cast(),
             data_size_out: after.len() as u32,
-            repeat: 1,
+            repeat: repeat as i32,
             ..Default::default()
         };
         // SAFETY: both buffers are valid for the sizes given with them.
@@ -463,8 +518,16 @@ impl Program {
             return Err(anyhow!(io::Error::from_raw_os_error(-result)).context("BPF_PROG_TEST_RUN failed"));
         }
         after.truncate(run.data_size_out as usize);
-        Ok((run.retval, after))
+        Ok((run.retval, after, Duration::from_nanos(run.duration.into())))
     }
+}
+
+/// `struct prefix_key`: length in the host's order, address in the network's.
+fn prefix_key(prefix: Prefix) -> [u8; 20] {
+    let mut key = [0; 20];
+    key[..4].copy_from_slice(&u32::from(prefix.length()).to_ne_bytes());
+    key[4..].copy_from_slice(&prefix.network().octets());
+    key
 }
 
 impl LiveAddresses {

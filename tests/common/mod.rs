@@ -102,8 +102,15 @@ pub fn ip(arguments: &str) -> Result<()> {
 /// Has the client's end poll for packets (NAPI), by a program there that passes all. A veth takes what an XDP program redirects into it
 /// only where the other end does, and a client with plain sockets does not.
 pub fn have_client_poll(lab: &Lab) -> Result<Attachment> {
-    let config =
-        ProgramConfig { port: 0, addresses: 1, queues: 1, hidden: false, moving: false, reflect: None };
+    let config = ProgramConfig {
+        port: 0,
+        addresses: 1,
+        queues: 1,
+        hidden: false,
+        moving: false,
+        reflect: None,
+        screen: None,
+    };
     lab.run_in(Side::Client, || {
         let client = netlink::link(Side::Client.interface())?;
         Program::load(&config)?.attach(&client, AttachRequest::Native)

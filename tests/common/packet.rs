@@ -17,7 +17,15 @@ pub struct PacketSocket(OwnedFd);
 impl PacketSocket {
     /// Hears all from now on, as much as fits into 64 MiB.
     pub fn on(index: u32) -> Result<Self> {
-        const ALL: u16 = (libc::ETH_P_ALL as u16).to_be();
+        Self::bound(index, libc::ETH_P_ALL as u16)
+    }
+
+    /// Hears nothing, and only sends.
+    pub fn on_deaf(index: u32) -> Result<Self> {
+        Self::bound(index, 0)
+    }
+
+    fn bound(index: u32, protocol: u16) -> Result<Self> {
         let socket = socket(
             AddressFamily::Packet,
             SockType::Raw,
@@ -28,7 +36,7 @@ impl PacketSocket {
         set_option(&socket, libc::PACKET_IGNORE_OUTGOING, &1i32)?;
         let address = libc::sockaddr_ll {
             sll_family: libc::AF_PACKET as u16,
-            sll_protocol: ALL,
+            sll_protocol: protocol.to_be(),
             sll_ifindex: index as i32,
             sll_hatype: 0,
             sll_pkttype: 0,

@@ -56,8 +56,13 @@ impl Server {
 
     /// The same on another interface.
     pub fn start_on(lab: &Lab, interface: &str, flags: &str) -> Result<Self> {
+        Self::start_in(lab, Side::Server, interface, flags)
+    }
+
+    /// The same on either side.
+    pub fn start_in(lab: &Lab, side: Side, interface: &str, flags: &str) -> Result<Self> {
         let flags = format!("serve --interface {interface} --json {flags}");
-        let mut child = sixhop(lab, Side::Server, &flags).stdout(Stdio::piped()).spawn()?;
+        let mut child = sixhop(lab, side, &flags).stdout(Stdio::piped()).spawn()?;
         let output = BufReader::new(child.stdout.take().context("a pipe")?);
         let mut server = Self { child, output, ready: Value::Null };
         server.ready = server.event()?;

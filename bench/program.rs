@@ -1,0 +1,73 @@
+//! What the XDP program costs for one request, and how much of that is looking at who asks: `cargo bench --bench program`, as root.
+//!
+//! The kernel runs it on the same request many times (BPF_PROG_TEST_RUN), one variant after the other and all of them several times
+//! over, so that what disturbs the machine disturbs all alike. The request goes to a live address of a queue without a socket: all is
+//! done but for what the driver does with it.
+
+use std::time::Duration;
+
+use anyhow::Result;
+use etherparse::PacketBuilder;
+use sixhop::address::{Pool, Sources};
+use sixhop::xdp::{LiveAddresses, Program, ProgramConfig, Screen};
+
+const PREFIX: &str = "2001:db8:1::/64";
+const ADDRESSES: u32 = 10_000;
+const REPEAT: u32 = 1_000_000;
+const ROUNDS: usize = 9;
+
+fn program(screen: Option<Screen>, pool: &Pool) -> Result<(Program, LiveAddresses)> {
+    let config = ProgramConfig {
+        port: 3540,
+        addresses: ADDRESSES,
+        queues: 1,
+        hidden: false,
+        moving: false,
+        reflect: None,
+        screen,
+    };
+    let mut program = Program::load(&config)?;
+    program.add_prefix(PREFIX.parse()?)?;
+    for prefix in [PREFIX, "fe80::/64"] {
+        program.allow(Sources::parse(prefix)?)?;
+    }
+    let mut live = program.live_addresses()?;
+    live.add(&pool.to_vec(1)).map_err(|(_, error)| error)?;
+    Ok((program, live))
+}
+
+fn main() -> Result<()> {
+    let pool = Pool::new(PREFIX.parse()?, ADDRESSES.into(), 1)?;
+    let screen = |allow_list, limit| Some(Screen { station: [4; 6], allow_list, limit });
+    let variants = [
+        ("looks at no source", None),
+        ("--allow ::/0", screen(false, None)),
+        ("a list of two prefixes", screen(true, None)),
+        ("the same and a limit", screen(true, Some(1_000_000_000))),
+    ];
+    let programs: Vec<_> =
+        variants.iter().map(|(_, screen)| program(*screen, &pool)).collect::<Result<_>>()?;
+    let mut request = Vec::new();
+    PacketBuilder::ethernet2([2; 6], [4; 6])
+        .ipv6([0x20, 1, 0xd, 0xb8, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1], pool.address(7).octets(), 64)
+        .udp(50_000, 3540)
+        .write(&mut request, &[7; 32])?;
+    let mut times = vec![Vec::new(); variants.len()];
+    for _ in 0..ROUNDS {
+        for ((program, _live), times) in programs.iter().zip(&mut times) {
+            times.push(program.test_runs(&request, REPEAT)?.2);
+        }
+    }
+    let medians: Vec<Duration> = times
+        .iter_mut()
+        .map(|times| {
+            times.sort();
+            times[ROUNDS / 2]
+        })
+        .collect();
+    for ((name, _), median) in variants.iter().zip(&medians) {
+        let ratio = median.as_secs_f64() / medians[0].as_secs_f64();
+        println!("{name:24} {:4} ns  {ratio:.2}", median.as_nanos());
+    }
+    Ok(())
+}

@@ -1,0 +1,126 @@
+//! Who may ask: the prefixes of the sources that are answered.
+
+use std::fmt;
+use std::net::Ipv6Addr;
+
+use super::{Prefix, PrefixError};
+
+/// Prefixes, and whether an address lies under one of them.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Sources {
+    /// As they were named, sorted, none under another.
+    prefixes: Vec<Prefix>,
+}
+
+impl Sources {
+    /// Those under any of `prefixes`.
+    pub fn new(prefixes: impl IntoIterator<Item = Prefix>) -> Self {
+        let mut prefixes: Vec<_> = prefixes.into_iter().collect();
+        // A prefix comes before all that lie under it, and those come before any other.
+        prefixes.sort_by_key(|prefix| (prefix.network(), prefix.length()));
+        let mut kept: Vec<Prefix> = Vec::with_capacity(prefixes.len());
+        for prefix in prefixes {
+            if !kept.last().is_some_and(|last| last.contains(prefix.network())) {
+                kept.push(prefix);
+            }
+        }
+        Self { prefixes: kept }
+    }
+
+    /// Everybody.
+    #[must_use]
+    pub fn all() -> Self {
+        Self { prefixes: vec![Prefix::around(Ipv6Addr::UNSPECIFIED, 0)] }
+    }
+
+    /// Whether that is everybody.
+    #[must_use]
+    pub fn is_all(&self) -> bool {
+        self.prefixes.first().is_some_and(|prefix| prefix.length() == 0)
+    }
+
+    /// Whether `source` is one of them.
+    #[inline]
+    #[must_use]
+    pub fn contains(&self, source: Ipv6Addr) -> bool {
+        // The last that begins before it is the only one that it can lie under.
+        let after = self.prefixes.partition_point(|prefix| prefix.network() <= source);
+        after > 0 && self.prefixes[after - 1].contains(source)
+    }
+
+    /// The prefixes, sorted, none under another.
+    #[must_use]
+    pub fn prefixes(&self) -> &[Prefix] {
+        &self.prefixes
+    }
+
+    /// A prefix of sources, as in `2001:db8::/32`: unlike one that addresses are bound under it may be link-local.
+    ///
+    /// # Errors
+    /// What is wrong with the text.
+    pub fn parse(text: &str) -> Result<Prefix, PrefixError> {
+        match text.parse() {
+            Err(PrefixError::NotUnicast(prefix, _)) if !prefix.network().is_multicast() => Ok(prefix),
+            parsed => parsed,
+        }
+    }
+}
+
+impl fmt::Display for Sources {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.is_all() {
+            return f.write_str("everybody");
+        }
+        if self.prefixes.is_empty() {
+            return f.write_str("nobody");
+        }
+        for (index, prefix) in self.prefixes.iter().enumerate() {
+            write!(f, "{}{prefix}", if index == 0 { "" } else { ", " })?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn sources(texts: &[&str]) -> Sources {
+        Sources::new(texts.iter().map(|text| Sources::parse(text).unwrap()))
+    }
+
+    #[test]
+    fn prefixes_under_others_go_and_the_rest_is_shown_in_order() {
+        let some = sources(&["fe80::/64", "2001:db8:1::/64", "2001:db8:1::5/128", "2001:db8::/48"]);
+        assert_eq!(some.to_string(), "2001:db8::/48, 2001:db8:1::/64, fe80::/64");
+        assert_eq!(sources(&["2001:db8::/32", "::/0"]), Sources::all());
+        assert_eq!(
+            (Sources::all().to_string(), sources(&[]).to_string()),
+            ("everybody".into(), "nobody".into())
+        );
+        assert!(Sources::all().is_all() && !some.is_all());
+    }
+
+    #[test]
+    fn link_local_sources_can_be_named_and_groups_cannot() {
+        assert_eq!(Sources::parse("fe80::/10").unwrap().length(), 10);
+        assert!(Sources::parse("ff02::/16").unwrap_err().to_string().contains("multicast"));
+        assert!(Sources::parse("2001:db8::5/64").unwrap_err().to_string().contains("did you mean"));
+    }
+
+    proptest! {
+        #[test]
+        fn an_address_is_in_it_when_it_is_under_one(
+            // Few bits, so that they often lie under each other.
+            prefixes in proptest::collection::vec((0u128..64, 122u8..=128), 0..10),
+            address in 0u128..64,
+        ) {
+            let prefixes: Vec<_> =
+                prefixes.into_iter().map(|(bits, length)| Prefix::around(bits.into(), length)).collect();
+            let address = address.into();
+            let expected = prefixes.iter().any(|prefix| prefix.contains(address));
+            prop_assert_eq!(Sources::new(prefixes).contains(address), expected);
+        }
+    }
+}

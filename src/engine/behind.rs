@@ -1,0 +1,53 @@
+//! The socket behind an engine that looks at frames: it answers by the same rules what has more before its UDP header than an IPv6
+//! header, which the kernel takes apart: extension headers and fragments. So no client sees a difference between engines.
+//!
+//! ```text
+//!   XDP program, or tap ─┬─ UDP directly over IPv6 ──► the engine
+//!                        └─ anything else ──► kernel ──► UDP socket ──► Handler ──► the same replies
+//! ```
+//!
+//! One thread that sleeps unless such a request comes. It also keeps the port from other programs, and the kernel from telling
+//! clients that nobody listens there.
+
+use std::sync::atomic::AtomicBool;
+use std::thread;
+
+use anyhow::{Result, anyhow};
+
+use super::batch::Batch;
+use super::udp::SocketCounters;
+use super::{Engine, EngineConfig, packet};
+
+/// The socket, and what answers from it.
+pub(super) struct Behind(Batch);
+
+impl Behind {
+    /// Behind an XDP program, which passes what is for it.
+    pub fn program(config: &EngineConfig) -> Result<Self> {
+        Batch::alone(config).map(Self)
+    }
+
+    /// Beside taps, which get a copy of what the socket gets: it takes only what they do not.
+    pub fn taps(config: &EngineConfig) -> Result<Self> {
+        let batch = Batch::alone(config)?;
+        for socket in &batch.socket_counters().sockets {
+            packet::leave_to_taps(socket, config.link.mtu)?;
+        }
+        Ok(Self(batch))
+    }
+
+    /// What it counts.
+    pub fn counters(&self) -> SocketCounters {
+        self.0.socket_counters()
+    }
+
+    /// Answers on a thread of its own until `stop` is set, while the engine does its `work`.
+    pub fn beside(self, stop: &AtomicBool, work: impl FnOnce() -> Result<()>) -> Result<()> {
+        thread::scope(|scope| {
+            let answering = scope.spawn(|| Box::new(self.0).run(stop));
+            let worked = work();
+            let answered = answering.join().map_err(|_| anyhow!("the thread of the socket behind panicked"));
+            worked.and(answered?)
+        })
+    }
+}
