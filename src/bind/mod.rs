@@ -123,6 +123,20 @@ pub enum Method {
     None,
 }
 
+impl Method {
+    /// Whether it has other programs add and remove addresses.
+    #[must_use]
+    pub fn starts_programs(self) -> bool {
+        matches!(self, Self::Command | Self::Ifconfig)
+    }
+
+    /// Whether taking the addresses back takes a privilege (CAP_NET_ADMIN).
+    #[must_use]
+    pub fn takes_back(self) -> bool {
+        !matches!(self, Self::LiveMap | Self::None)
+    }
+}
+
 impl fmt::Display for Method {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(match self {

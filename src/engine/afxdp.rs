@@ -15,12 +15,13 @@ use super::worker::{BATCH, Worker};
 use super::{Advertiser, CounterSet, Engine, EngineConfig, Modes, pin};
 use crate::address::Prefix;
 use crate::bind::Method;
+use crate::machine::sandbox::{Role, Sandbox};
 use crate::netlink::{self, AttachMode, KernelAddresses, Link};
 use crate::report::{Counters, QueueCounters};
 use crate::xdp::{
-    AllMulticast, Attachment, CopyMode, CounterSource, Doorbell, Frame, KernelCounters, LiveAddresses,
-    Program, ProgramConfig, Reflect, Rings, Socket, SocketConfig, Verdict, VerdictSource, ethtool,
-    spare_frames, xdp_features,
+    AllMulticast, Attachment, CopyMode, CounterSource, Doorbell, Fate, Frame, KernelCounters, LevelSource,
+    LiveAddresses, Program, ProgramConfig, Reflect, Rings, Socket, SocketConfig, Verdict, VerdictSource,
+    ethtool, spare_frames, xdp_features,
 };
 
 /// Frames of each queue. They are the queue of requests that wait while the worker is kept from its processor: at
@@ -68,6 +69,7 @@ pub(super) struct AfXdp {
     /// Replies to each request that the program itself sends; 0 where it sends none.
     reflected: u16,
     modes: Modes,
+    sandbox: Sandbox,
 }
 
 /// What there is besides where the addresses are not the kernel's.
@@ -117,7 +119,7 @@ impl AfXdp {
                 kernel: KernelAddresses::watch()?,
                 prefix: pool.prefix(),
                 elsewhere: own,
-                _multicast: AllMulticast::on(link.index)?,
+                _multicast: AllMulticast::on(link)?,
             };
             hidden.tell(&program)?;
             Some(hidden)
@@ -191,7 +193,7 @@ impl AfXdp {
             modes.rings = queues.first().map(|queue| queue.socket.rings());
         }
         let reflected = if reflects { config.replies } else { 0 };
-        Ok(Self { attachment, program, queues, hidden, reflected, modes })
+        Ok(Self { attachment, program, queues, hidden, reflected, modes, sandbox: config.sandbox })
     }
 }
 
@@ -247,7 +249,12 @@ impl Engine for AfXdp {
             queues: self
                 .queues
                 .iter()
-                .map(|queue| (queue.number, queue.shown.clone(), queue.socket.counters()))
+                .map(|queue| QueueSource {
+                    queue: queue.number,
+                    shown: queue.shown.clone(),
+                    kernel: queue.socket.counters(),
+                    levels: queue.rings.levels(),
+                })
                 .collect(),
         }))
     }
@@ -257,18 +264,25 @@ impl Engine for AfXdp {
     }
 
     fn run(self: Box<Self>, stop: &AtomicBool) -> Result<()> {
-        let Self { attachment, program, queues, hidden, .. } = *self;
+        let Self { attachment, program, queues, hidden, sandbox, .. } = *self;
         let program = &program;
         thread::scope(|scope| {
             let keeper = hidden.map(|hidden| {
                 scope.spawn(move || {
-                    hidden.keep(program, stop).inspect_err(|_| stop.store(true, Ordering::Relaxed))
+                    let entered = sandbox.enter(Role::Addresses);
+                    let kept = entered.and_then(|()| hidden.keep(program, stop));
+                    kept.inspect_err(|_| stop.store(true, Ordering::Relaxed))
                 })
             });
             let workers: Vec<_> = queues
                 .into_iter()
                 .map(|queue| {
-                    scope.spawn(move || queue.run(stop).inspect_err(|_| stop.store(true, Ordering::Relaxed)))
+                    scope.spawn(move || {
+                        let entered = sandbox.enter(Role::Ring);
+                        let ran = entered
+                            .and_then(|()| queue.run(stop).context("the interface or its socket is gone"));
+                        ran.inspect_err(|_| stop.store(true, Ordering::Relaxed))
+                    })
                 })
                 .collect();
             if workers.is_empty() {
@@ -279,9 +293,7 @@ impl Engine for AfXdp {
             let results: Vec<_> = workers.into_iter().map(|worker| worker.join()).collect();
             drop(attachment);
             for result in results {
-                result
-                    .map_err(|_| anyhow!("a worker panicked"))?
-                    .context("the interface or its socket is gone")?;
+                result.map_err(|_| anyhow!("a worker panicked"))??;
             }
             keeper.map_or(Ok(()), |keeper| keeper.join().map_err(|_| anyhow!("a thread panicked"))?)
         })
@@ -327,6 +339,7 @@ impl Queue {
             }
             let since = *idle_since.get_or_insert_with(Instant::now);
             if since.elapsed() >= patience {
+                self.shown.beat();
                 let limit = if self.rings.census().sending > 0 { NAP } else { DOZE };
                 self.socket.sleep(limit)?;
                 idle_since = None;
@@ -344,8 +357,17 @@ struct AfXdpCounters {
     verdicts: VerdictSource,
     reflected: u16,
     counts_frames: bool,
-    /// Number, what its worker shows, and what the kernel counts.
-    queues: Vec<(u32, Arc<Shown>, CounterSource)>,
+    queues: Vec<QueueSource>,
+}
+
+/// What is known of a queue.
+struct QueueSource {
+    queue: u32,
+    /// By its worker.
+    shown: Arc<Shown>,
+    /// By the kernel.
+    kernel: CounterSource,
+    levels: LevelSource,
 }
 
 impl AfXdpCounters {
@@ -367,30 +389,45 @@ impl CounterSet for AfXdpCounters {
         let mut tally = Tally::default();
         let mut xdp = KernelCounters::default();
         let mut queues = Vec::with_capacity(self.queues.len());
-        for (queue, shown, kernel) in &self.queues {
-            let own = shown.load();
-            queues.push(QueueCounters { queue: *queue, answered: own.answered, replies: own.replies });
+        let mut waiting = 0;
+        for QueueSource { queue, shown, kernel, levels } in &self.queues {
+            let (own, kernel, levels) = (shown.load(), kernel.read(), levels.read());
+            waiting += u64::from(levels.rx);
+            queues.push(QueueCounters {
+                queue: *queue,
+                answered: own.answered,
+                replies: own.replies,
+                levels,
+                xdp: kernel,
+            });
             tally.add(&own);
-            xdp.add(&kernel.read());
+            xdp.add(&kernel);
         }
         let verdicts = self.verdicts.read().unwrap_or_default();
         tally.add(&self.reflected(verdicts[Verdict::Reflected as usize]));
-        Counters {
-            answered: tally.answered,
-            replies: tally.replies,
-            advertised: tally.advertised,
-            unsent: tally.unsent,
-            refused: tally.refused_by_name(),
-            frames_lost: tally.frames_lost,
-            invalid: tally.invalid,
-            steering: Verdict::ALL
-                .iter()
-                .zip(verdicts)
-                .map(|(v, count)| (v.name().to_owned(), count))
-                .collect(),
-            xdp: (!self.queues.is_empty()).then_some(xdp),
-            queues,
-            socket_dropped: None,
+        let mut counters = tally.counters();
+        // Not by what came to the workers: the program sees what the kernel then finds no room for.
+        counters.received = 0;
+        for (verdict, count) in Verdict::ALL.into_iter().zip(verdicts) {
+            match verdict.fate() {
+                Fate::Taken => counters.received += count,
+                Fate::Dropped => {
+                    counters.received += count;
+                    counters.drop(verdict.name(), count);
+                }
+                Fate::Passed => {}
+            }
+            counters.steering.insert(verdict.name().to_owned(), count);
         }
+        counters.drop("rx_ring_full", xdp.rx_ring_full);
+        counters.drop("rx_dropped", xdp.rx_dropped);
+        counters.waiting = waiting;
+        counters.xdp = (!self.queues.is_empty()).then_some(xdp);
+        counters.queues = queues;
+        counters
+    }
+
+    fn beats(&self) -> Vec<u64> {
+        self.queues.iter().map(|queue| queue.shown.beats()).collect()
     }
 }

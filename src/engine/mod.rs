@@ -38,6 +38,7 @@ use anyhow::Result;
 use serde::{Deserialize, Serialize};
 
 use crate::bind::Method;
+use crate::machine::sandbox::Sandbox;
 use crate::netlink::{AttachMode, Link};
 use crate::report::Counters;
 use crate::xdp::{
@@ -47,7 +48,7 @@ use crate::xdp::{
 pub use advertiser::Advertiser;
 pub use afxdp::{FRAMES, frame_size, frames};
 pub use handler::Handler;
-pub use server::{Server, ServerConfig, Totals};
+pub use server::{Occasion, Server, ServerConfig, Totals};
 pub use statistics::{Shown, Tally};
 pub use tpacket::TPacket;
 pub use worker::Worker;
@@ -124,6 +125,8 @@ pub struct EngineConfig {
     pub cores: Vec<usize>,
     /// How the rings of packet-ring are laid out.
     pub tpacket: TPacket,
+    /// What its threads enter before they answer.
+    pub sandbox: Sandbox,
     /// How the addresses are made live. With [`Method::LiveMap`] they are no addresses of the kernel: none is live until it is put
     /// into [`live_addresses`](Engine::live_addresses), and the engine answers neighbour discovery; only engines that have an XDP
     /// program can.
@@ -204,6 +207,9 @@ pub trait Engine: Send {
 pub trait CounterSet: Send {
     /// What was counted since the engine was opened.
     fn read(&self) -> Counters;
+
+    /// A number of each worker that changes at least once in two seconds while it is alive.
+    fn beats(&self) -> Vec<u64>;
 }
 
 /// Opens the engine `kind`.

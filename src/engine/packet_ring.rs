@@ -23,6 +23,7 @@ use super::statistics::{Shown, Tally};
 use super::tpacket::{RxRing, TxRing};
 use super::udp::{self, DOZE};
 use super::{CounterSet, Engine, EngineConfig, Modes, pin};
+use crate::machine::sandbox::{Role, Sandbox};
 use crate::wire::MAX_PAYLOAD;
 
 /// Requests that are answered before the kernel is asked to send: the first reply of a batch is not to wait long for its last.
@@ -40,6 +41,7 @@ const NAP: Duration = Duration::from_millis(1);
 pub(super) struct PacketRing {
     workers: Vec<Worker>,
     modes: Modes,
+    sandbox: Sandbox,
     _port: OwnedFd,
 }
 
@@ -96,7 +98,7 @@ impl PacketRing {
             tpacket: Some(*version),
             ..Modes::default()
         };
-        Ok(Self { workers, modes, _port: port })
+        Ok(Self { workers, modes, sandbox: config.sandbox, _port: port })
     }
 }
 
@@ -112,7 +114,7 @@ impl Engine for PacketRing {
     }
 
     fn run(self: Box<Self>, stop: &AtomicBool) -> Result<()> {
-        udp::run(self.workers, stop, |mut worker| {
+        udp::run(self.workers, (self.sandbox, Role::Packet), stop, |mut worker| {
             let interface = worker.interface.clone();
             worker.work(stop).map_err(|error| packet::fatal(error, &interface))
         })
@@ -133,6 +135,7 @@ impl Worker {
             }
             let since = *idle_since.get_or_insert_with(Instant::now);
             if since.elapsed() >= PATIENCE {
+                self.shown.beat();
                 self.sleep()?;
                 idle_since = None;
             }
@@ -150,6 +153,7 @@ impl Worker {
         while taken < BATCH {
             let Some(mut handed) = rx.next() else { break };
             while let Some(frame) = handed.packet() {
+                tally.received += 1;
                 match handler.answer(frame) {
                     Ok(length) => {
                         tally.answered += 1;

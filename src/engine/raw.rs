@@ -22,10 +22,12 @@ use super::packet::{self, Bundle, PacketCounters, Tap};
 use super::statistics::{Shown, Tally};
 use super::{CounterSet, Engine, EngineConfig, Modes, pin, udp};
 use crate::datagrams::{BATCH, MAX_MESSAGES};
+use crate::machine::sandbox::{Role, Sandbox};
 
 pub(super) struct Raw {
     workers: Vec<Worker>,
     modes: Modes,
+    sandbox: Sandbox,
     _port: OwnedFd,
 }
 
@@ -69,7 +71,7 @@ impl Raw {
             segmentation: Some(workers.iter().all(|worker| worker.cuts)),
             ..Modes::default()
         };
-        Ok(Self { workers, modes, _port: port })
+        Ok(Self { workers, modes, sandbox: config.sandbox, _port: port })
     }
 }
 
@@ -83,7 +85,10 @@ impl Worker {
         while !stop.load(Ordering::Relaxed) {
             let count = match frames.receive(&self.tap.socket) {
                 Ok(count) => count,
-                Err(error) if matches!(error.raw_os_error(), Some(libc::EAGAIN | libc::EINTR)) => continue,
+                Err(error) if matches!(error.raw_os_error(), Some(libc::EAGAIN | libc::EINTR)) => {
+                    self.shown.beat();
+                    continue;
+                }
                 Err(error) => return Err(packet::fatal(error, &self.interface)),
             };
             frames.answer(count, &self.handler, &mut tally);
@@ -134,7 +139,7 @@ impl Engine for Raw {
     }
 
     fn run(self: Box<Self>, stop: &AtomicBool) -> Result<()> {
-        udp::run(self.workers, stop, |worker| worker.work(stop))
+        udp::run(self.workers, (self.sandbox, Role::Packet), stop, |worker| worker.work(stop))
     }
 }
 
@@ -178,6 +183,7 @@ impl Frames {
     fn answer(&mut self, count: usize, handler: &Handler, tally: &mut Tally) {
         let frames = self.data.chunks_exact_mut(self.size).zip(&mut self.lengths);
         for (frame, length) in frames.take(count) {
+            tally.received += 1;
             match handler.answer(&mut frame[..*length]) {
                 Ok(reply) => {
                     tally.answered += 1;

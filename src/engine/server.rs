@@ -1,6 +1,7 @@
 //! A server, whole: what it needs is checked, its addresses made live, its engine opened, and in the end all of it is
 //! taken back.
 
+use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -8,9 +9,10 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, anyhow, bail, ensure};
 
 use super::handler::Handler;
-use super::{Engine, EngineConfig, EngineKind, RingRequest, TPacket, spread};
+use super::{CounterSet, Engine, EngineConfig, EngineKind, RingRequest, TPacket, spread};
 use crate::address::Pool;
 use crate::bind::{self, Bound, Method, Phases, Place, Step, Told};
+use crate::machine::sandbox::{Role, Sandbox};
 use crate::machine::{self, Environment, Nearness};
 use crate::netlink::{self, Link};
 use crate::report::{Ready, Stats};
@@ -44,18 +46,34 @@ pub struct ServerConfig {
     pub port: u16,
     /// Replies to each request, at least 1.
     pub replies: u16,
+    /// Whether its threads give up what they do not need once it is ready. That is for good: the thread that calls
+    /// [`Server::start`] is good for nothing else afterwards.
+    pub sandbox: Sandbox,
 }
 
 /// Ready to answer.
 pub struct Server {
     // Dropped in this order: the engine stops answering before its addresses go.
     engine: Option<Box<dyn Engine>>,
+    counters: Option<Box<dyn CounterSet>>,
+    sandbox: Sandbox,
     settings: Vec<Changed>,
     bound: Bound,
     ready: Ready,
     /// Of the interface, and the socket to ask for it: nothing tells an idle worker that it has gone.
     index: u32,
     socket: netlink::Socket,
+}
+
+/// What is told of a server that runs.
+#[derive(Debug)]
+pub enum Occasion<'a> {
+    /// Once a second, what it has done.
+    Stats(&'a Stats),
+    /// Each of its workers has shown since the last time that it is alive. Looked for some times a second.
+    Alive,
+    /// It answers no more, and takes its addresses back.
+    Stopping,
 }
 
 /// What a server leaves behind: numbers.
@@ -95,6 +113,7 @@ impl ServerConfig {
             tpacket: TPacket::default(),
             port: 0,
             replies: 1,
+            sandbox: Sandbox::default(),
         }
     }
 
@@ -174,6 +193,7 @@ impl Server {
             tpacket: config.tpacket,
             link: link.clone(),
             bind: config.bind,
+            sandbox: config.sandbox,
         };
         let mut open_seconds = 0.0;
         let open = |kind: Option<EngineKind>, link: &Link| {
@@ -233,9 +253,26 @@ impl Server {
             copy_asked: config.copy,
             environment: Environment::of(&link),
             notes,
+            metrics: None,
+            sandbox: config.sandbox.is_on(),
             modes: engine.as_ref().map(|engine| engine.modes().clone()).unwrap_or_default(),
         };
-        Ok(Self { engine, settings, bound, ready, index: link.index, socket: netlink::Socket::open()? })
+        let socket = netlink::Socket::open()?;
+        let counters = engine.as_ref().map(|engine| engine.counters()).transpose()?;
+        // From here on nothing is opened that takes a privilege.
+        let role = if config.bind.starts_programs() { Role::Commander } else { Role::Main };
+        let takes_back = config.bind.takes_back() || !settings.is_empty();
+        config.sandbox.enter_main(role, takes_back)?;
+        Ok(Self {
+            engine,
+            counters,
+            sandbox: config.sandbox,
+            settings,
+            bound,
+            ready,
+            index: link.index,
+            socket,
+        })
     }
 
     /// What it really got.
@@ -243,14 +280,25 @@ impl Server {
         &self.ready
     }
 
-    /// Answers until `stop` is set, shows statistics once a second, takes the addresses back, which `told` is told of, and returns
+    /// Says in `ready` where its metrics are to be had.
+    pub fn with_metrics(&mut self, place: SocketAddr) {
+        self.ready.metrics = Some(place);
+    }
+
+    /// Answers until `stop` is set, has `tell` told what there is to tell meanwhile, takes the addresses back, which `told` is told of, and returns
     /// the totals.
     ///
     /// # Errors
     /// When the engine cannot go on, the interface has gone, or an address cannot be taken back. Everything else was taken back
     /// then.
-    pub fn run(mut self, stop: &AtomicBool, mut show: impl FnMut(&Stats), told: &mut Told) -> Result<Totals> {
-        let counters = self.engine.as_ref().map(|engine| engine.counters()).transpose()?;
+    pub fn run(
+        mut self,
+        stop: &AtomicBool,
+        mut tell: impl FnMut(Occasion),
+        told: &mut Told,
+    ) -> Result<Totals> {
+        let (counters, sandbox) = (self.counters, self.sandbox);
+        let beats = || counters.as_ref().map(|counters| counters.beats()).unwrap_or_default();
         let started = Instant::now();
         let stats = || Stats {
             seconds: started.elapsed().as_secs_f64(),
@@ -258,15 +306,28 @@ impl Server {
         };
         let mut gone = false;
         let result = thread::scope(|scope| {
-            let engine = self.engine.map(|engine| scope.spawn(|| engine.run(stop)));
+            let engine = self.engine.map(|engine| {
+                scope.spawn(move || {
+                    let entered = sandbox.enter(Role::Engine);
+                    entered
+                        .and_then(|()| engine.run(stop))
+                        .inspect_err(|_| stop.store(true, Ordering::Relaxed))
+                })
+            });
             let mut next = started + PERIOD;
+            let mut before = beats();
             // A signal sets `stop` and cannot wake this thread: it looks often enough not to keep anybody waiting.
             while !stop.load(Ordering::Relaxed) && !engine.as_ref().is_some_and(|engine| engine.is_finished())
             {
                 thread::sleep(Duration::from_millis(20));
+                let now = beats();
+                if now.iter().zip(&before).all(|(now, before)| now != before) {
+                    tell(Occasion::Alive);
+                    before = now;
+                }
                 if Instant::now() >= next {
                     next += PERIOD;
-                    show(&stats());
+                    tell(Occasion::Stats(&stats()));
                     let links = self.socket.links();
                     gone = links.is_ok_and(|links| links.iter().all(|link| link.index != self.index));
                     stop.fetch_or(gone, Ordering::Relaxed);
@@ -274,6 +335,7 @@ impl Server {
             }
             engine.map_or(Ok(()), |engine| engine.join().map_err(|_| anyhow!("the engine panicked"))?)
         });
+        tell(Occasion::Stopping);
         let stats = stats();
         let put_back: Vec<_> = self.settings.into_iter().map(Changed::put_back).collect();
         let released = self.bound.release(told).context("some addresses stay");
