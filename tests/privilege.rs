@@ -15,6 +15,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Command, ExitCode, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -83,16 +84,19 @@ impl Programs {
         Ok(Self(directory))
     }
 
-    /// `sixhop` with these arguments on one side of the lab, as nobody, with these capabilities and no others.
+    /// `sixhop` with these arguments on one side of the lab, as somebody else, with these capabilities and no others.
     fn run(&self, lab: &TestLab, side: Side, capabilities: &[&str], arguments: &str) -> Command {
         let names: Vec<_> =
             capabilities.iter().map(|name| format!("+{}", &name["CAP_".len()..].to_lowercase())).collect();
         let list = std::iter::once("-all".to_owned()).chain(names).collect::<Vec<_>>().join(",");
         let mut command = Command::new(SIXHOP);
-        command.args(["lab", "--name", lab.name(), "exec", &side.to_string(), "--", "prlimit"]);
-        // The frames of a queue are all that a user may lock by default, and other tests are the same user.
-        command.args(["--memlock=unlimited:unlimited", "setpriv"]);
-        command.args(["--reuid=65534", "--regid=65534", "--clear-groups", "--no-new-privs"]);
+        command.args(["lab", "--name", lab.name(), "exec", &side.to_string(), "--", "setpriv"]);
+        // The frames of a queue are all that a user may lock by default, and the kernel takes its time to let go of them: each
+        // is another user.
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let user = 100_000 + 100 * (std::process::id() % 100_000) + COUNT.fetch_add(1, Ordering::Relaxed);
+        command.args([format!("--reuid={user}"), format!("--regid={user}")]);
+        command.args(["--clear-groups", "--no-new-privs"]);
         command.args([format!("--inh-caps={list}"), format!("--ambient-caps={list}")]);
         command.arg(format!("--bounding-set={list}"));
         command.arg(self.0.join("test")).arg(AS_UNIT).arg(self.0.join("sixhop"));
