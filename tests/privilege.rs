@@ -161,7 +161,7 @@ fn each_engine_answers_with_its_capabilities() -> Result<()> {
             let server = server.with_context(|| format!("{engine} {bind}"))?;
             ensure!(server.ready["sandbox"] == true, "{}", server.ready);
             ask(&lab).with_context(|| format!("{engine} {bind}"))?;
-            server.stop()?;
+            server.stop().with_context(|| format!("{engine} {bind}"))?;
             let left = addresses(&lab)?.len();
             ensure!(left == 1, "{engine} {bind}: {left} addresses");
         }
