@@ -220,7 +220,7 @@ fn threads(pid: u32) -> Result<BTreeMap<u32, BTreeMap<String, String>>> {
     Ok(tasks.flatten().filter_map(status).collect())
 }
 
-/// Waits until all threads of the server but for the first have one filter more than that: all are where they belong.
+/// Waits until all workers have the filters of main, engine and worker (the latter two of two parts): all are where they belong.
 fn settled(server: &Server, workers: usize) -> Result<BTreeMap<u32, BTreeMap<String, String>>> {
     let give_up = Instant::now() + PATIENCE;
     loop {
@@ -230,7 +230,7 @@ fn settled(server: &Server, workers: usize) -> Result<BTreeMap<u32, BTreeMap<Str
         let depths: Vec<_> = threads.values().map(filters).collect();
         // One that was joined may take a moment to be gone.
         let confined = threads.values().all(|fields| fields["Seccomp"] == "2");
-        if confined && depths.iter().filter(|depth| **depth >= 3).count() >= workers {
+        if confined && depths.iter().filter(|depth| **depth >= 5).count() >= workers {
             return Ok(threads);
         }
         ensure!(Instant::now() < give_up, "{depths:?}");

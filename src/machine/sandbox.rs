@@ -110,6 +110,13 @@ const POLL: &[Call] = calls![SYS_poll, SYS_ppoll];
 #[cfg(not(target_arch = "x86_64"))]
 const POLL: &[Call] = calls![SYS_ppoll];
 
+/// What no thread but the main one may do, and what is refused rather than the end of the process: glibc's allocator looks into
+/// /proc/sys/vm/overcommit_memory when it first gives memory back, and into /sys for the number of processors, and does without.
+#[cfg(target_arch = "x86_64")]
+const OPEN: &[Call] = calls![SYS_open, SYS_openat];
+#[cfg(not(target_arch = "x86_64"))]
+const OPEN: &[Call] = calls![SYS_openat];
+
 /// To start a thread, and for that to enter its own role.
 const SPAWN: &[Call] =
     calls![SYS_capget, SYS_capset, SYS_clone, SYS_clone3, SYS_prctl, SYS_seccomp, SYS_uname];
@@ -266,14 +273,14 @@ impl Role {
         let parts: &[&[Call]] = match self {
             Self::Main => return everything(&[]),
             Self::Commander => return everything(&[COMMANDS, COMMANDS_OLD]),
-            Self::Engine => return unique(&[RUNTIME, SPAWN, &workers()]),
-            Self::Ring => &[RUNTIME, POLL, RING],
-            Self::Socket => &[RUNTIME, POLL, SOCKET],
-            Self::Uring => &[RUNTIME, URING],
-            Self::Packet => &[RUNTIME, POLL, PACKET],
-            Self::Addresses | Self::Binding => &[RUNTIME, POLL, BINDING],
-            Self::Metrics => &[RUNTIME, POLL, METRICS],
-            Self::Input => &[RUNTIME, INPUT],
+            Self::Engine => return unique(&[RUNTIME, OPEN, SPAWN, &workers()]),
+            Self::Ring => &[RUNTIME, OPEN, POLL, RING],
+            Self::Socket => &[RUNTIME, OPEN, POLL, SOCKET],
+            Self::Uring => &[RUNTIME, OPEN, URING],
+            Self::Packet => &[RUNTIME, OPEN, POLL, PACKET],
+            Self::Addresses | Self::Binding => &[RUNTIME, OPEN, POLL, BINDING],
+            Self::Metrics => &[RUNTIME, OPEN, POLL, METRICS],
+            Self::Input => &[RUNTIME, OPEN, INPUT],
         };
         unique(parts)
     }
@@ -370,7 +377,11 @@ impl Sandbox {
             restrict(role, kept)?;
             ROLE.set(Some(role));
             explain_violations()?;
-            seccompiler::apply_filter(&filter(role)?).context("cannot install a seccomp filter")
+            let cannot = "cannot install a seccomp filter";
+            if !matches!(role, Role::Main | Role::Commander) {
+                seccompiler::apply_filter(&opens_nothing()?).context(cannot)?;
+            }
+            seccompiler::apply_filter(&filter(role)?).context(cannot)
         };
         enter().with_context(|| {
             format!(
@@ -398,6 +409,15 @@ fn restrict(role: Role, kept: &CapsHashSet) -> Result<()> {
         .iter()
         .try_for_each(|capability| caps::raise(None, CapSet::Ambient, *capability))
         .context(cannot)
+}
+
+/// Refuses [`OPEN`]: of two filters the stricter answer counts.
+fn opens_nothing() -> Result<BpfProgram> {
+    let rules: BTreeMap<_, _> = OPEN.iter().map(|(_, number)| (*number, vec![])).collect();
+    let architecture = std::env::consts::ARCH.try_into().map_err(|error| anyhow!("{error}"))?;
+    let refuse = SeccompAction::Errno(libc::EACCES as u32);
+    let filter = SeccompFilter::new(rules, SeccompAction::Allow, refuse, architecture)?;
+    Ok(filter.try_into()?)
 }
 
 fn filter(role: Role) -> Result<BpfProgram> {
@@ -491,7 +511,7 @@ mod tests {
         for role in [Role::Ring, Role::Socket, Role::Uring, Role::Packet, Role::Metrics, Role::Input] {
             assert!(role.capabilities().is_empty(), "{role:?}");
             for forbidden in
-                [libc::SYS_openat, libc::SYS_socket, libc::SYS_bpf, libc::SYS_capset, libc::SYS_clone]
+                [libc::SYS_execve, libc::SYS_socket, libc::SYS_bpf, libc::SYS_capset, libc::SYS_clone]
             {
                 assert!(!role.calls().iter().any(|(_, number)| *number == forbidden), "{role:?}");
             }
