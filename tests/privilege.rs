@@ -230,7 +230,8 @@ fn settled(server: &Server, workers: usize) -> Result<BTreeMap<u32, BTreeMap<Str
         let depths: Vec<_> = threads.values().map(filters).collect();
         // One that was joined may take a moment to be gone.
         let confined = threads.values().all(|fields| fields["Seccomp"] == "2");
-        if confined && depths.iter().filter(|depth| **depth >= 5).count() >= workers {
+        let started = threads.len() >= workers + 2;
+        if started && confined && depths.iter().filter(|depth| **depth >= 5).count() >= workers {
             return Ok(threads);
         }
         ensure!(Instant::now() < give_up, "{depths:?}");
