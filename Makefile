@@ -1,7 +1,8 @@
-# Two commands do everything on a fresh Debian or Ubuntu machine that has Rust:
+# These commands do everything on a fresh Debian or Ubuntu machine that has Rust:
 #
 #   make demo   compare the paper's socket server with the AF_XDP engine, on this machine
 #   make test   formatting, clippy, and all tests
+#   make audit  licences, sources and known holes of what is built in (takes a network)
 #
 # and one more puts the program, its manual and its completions where others find them:
 #
@@ -13,7 +14,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo test bench install packages
+.PHONY: help demo test audit bench install packages
 
 CARGO ?= cargo
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
@@ -62,6 +63,11 @@ test: packages
 	host=$$(rustc -vV | sed -n 's/^host: //p' | tr 'a-z-' 'A-Z_'); \
 	  env "CARGO_TARGET_$${host}_RUNNER=$(if $(SUDO),sudo -E,env)" $(CARGO) test --locked
 
+# The database of advisories comes from the network, and cargo-deny is built where it is not there: that is no part of the tests.
+audit:
+	@$(CARGO) deny --version >/dev/null 2>&1 || $(CARGO) install --locked cargo-deny
+	$(CARGO) deny --locked check
+
 bench: packages
 	$(CARGO) bench --locked
 
@@ -70,6 +76,8 @@ SHARE := $(DESTDIR)$(PREFIX)/share
 install: packages
 	$(CARGO) build --release --locked
 	$(SUDO) install -D target/release/sixhop $(DESTDIR)$(PREFIX)/bin/sixhop
+	sed 's|/usr/local/bin|$(PREFIX)/bin|' dist/sixhop@.service | $(SUDO) install -D -m 644 /dev/stdin $(DESTDIR)$(PREFIX)/lib/systemd/system/sixhop@.service
+	$(SUDO) install -d $(DESTDIR)/etc/sixhop
 	$(SUDO) target/release/sixhop man --out $(SHARE)/man/man1
 	$(SUDO) install -d $(SHARE)/bash-completion/completions $(SHARE)/zsh/site-functions $(SHARE)/fish/vendor_completions.d
 	target/release/sixhop completions bash | $(SUDO) tee $(SHARE)/bash-completion/completions/sixhop >/dev/null

@@ -11,7 +11,7 @@
 //! ```
 //!
 //! [`address`], [`wire`] and [`report`] are pure. `unsafe` is in [`xdp`], in `datagrams`, in the ring of the engine `uring`, and in
-//! single system calls of [`engine`] and [`bind`].
+//! single system calls of [`engine`], [`bind`] and [`machine`].
 //! [`cli`] turns flags into calls of the rest.
 
 pub mod address;
@@ -23,6 +23,7 @@ pub mod experiment;
 pub mod lab;
 pub mod load;
 pub mod machine;
+pub mod metrics;
 pub mod netlink;
 pub mod probe;
 pub mod report;

@@ -1,7 +1,8 @@
 //! WHAT THIS MACHINE IS, where its cards interrupt it, and what its processors did: read from /proc, /sys and the driver, changes nothing but what the thread
-//! that reads it sees of /sys.
+//! that reads it sees of /sys; and what the threads of a server may do of it ([`sandbox`]).
 
 mod interrupts;
+pub mod sandbox;
 
 use std::fs;
 use std::path::{Path, PathBuf};

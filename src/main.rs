@@ -21,8 +21,14 @@ fn main() -> ExitCode {
             return fail(problem, "see sixhop --help", 2);
         }
     };
-    cli.command.run().unwrap_or_else(|error| match error.downcast_ref::<Usage>() {
+    let json = cli.log.is_json();
+    let done = cli.log.start().map_err(anyhow::Error::from).and_then(|()| cli.command.run());
+    done.unwrap_or_else(|error| match error.downcast_ref::<Usage>() {
         Some(usage) => fail(&usage.to_string(), "", 2),
+        None if json => {
+            tracing::error!("{error:#}");
+            ExitCode::FAILURE
+        }
         None => fail(&format!("{error:#}"), "", 1),
     })
 }

@@ -61,6 +61,8 @@ pub struct Link {
     pub up: bool,
     /// Whether something is at the other end of the cable (IFF_LOWER_UP).
     pub carrier: bool,
+    /// Whether it is told to receive all multicast (IFF_ALLMULTI), rather than asked for it by sockets.
+    pub all_multicast: bool,
     /// Text that its maker gave it.
     pub alias: Option<String>,
     /// The XDP program on it.
@@ -394,7 +396,9 @@ impl Refusal {
     /// One line that says what could not be done, why, and where it helps, what to do.
     pub fn explain(self, what: impl fmt::Display) -> anyhow::Error {
         match self.code {
-            Errno::EPERM => anyhow!("cannot {what}: it needs CAP_NET_ADMIN; run as root"),
+            Errno::EPERM => {
+                anyhow!("cannot {what}: it needs CAP_NET_ADMIN; run as root, or as sixhop probe says")
+            }
             Errno::ENODEV => anyhow!("cannot {what}: there is no such interface here"),
             _ => anyhow!("cannot {what}: {self}"),
         }
@@ -1152,6 +1156,7 @@ fn new_link(message: RouteNetlinkMessage) -> Option<Link> {
         rx_queues: 1,
         up: message.header.flags.contains(LinkFlags::Up),
         carrier: message.header.flags.contains(LinkFlags::LowerUp),
+        all_multicast: message.header.flags.contains(LinkFlags::Allmulti),
         alias: None,
         xdp: None,
     };

@@ -6,6 +6,7 @@ use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
+use nix::sys::resource::{Resource, setrlimit};
 use zeroize::Zeroizing;
 
 use crate::address::Secret;
@@ -16,12 +17,14 @@ const LARGEST: usize = 4096;
 /// Bits of a file's mode by which group and others may read, write or execute it.
 const OTHERS: u32 = 0o077;
 
-/// Reads the secret in the file at `path`, all of it.
+/// Reads the secret in the file at `path`, all of it. From then on this process leaves no core dump, which would hold it.
 ///
 /// # Errors
 /// When others may read or change the file, it is no regular file, or what it holds is no secret.
 pub fn read(path: &Path) -> Result<Secret> {
     let name = path.display();
+    setrlimit(Resource::RLIMIT_CORE, 0, 0)
+        .context("cannot rule out core dumps, which would hold the secret")?;
     // A pipe that nobody writes to would be waited for.
     let mut options = File::options();
     let mut file = options

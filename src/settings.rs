@@ -97,6 +97,17 @@ impl Setting {
         }
     }
 
+    /// Its file, open for reading and writing, where it is one in /sys.
+    fn open(&self, link: &Link) -> Result<Option<File>> {
+        match self {
+            Self::File(path) if path.starts_with("/sys") => {
+                let open = at(path, link, || File::options().read(true).write(true).open(path));
+                Ok(Some(open.with_context(|| format!("cannot open {}", path.display()))?))
+            }
+            _ => Ok(None),
+        }
+    }
+
     fn write(&self, link: &Link, value: &str) -> Result<()> {
         let cannot = || format!("cannot set {} of {} to {}", self.name(), link.name, self.show(value));
         match self {
@@ -157,15 +168,23 @@ enum Outcome {
 }
 
 impl Note {
-    fn put_back(&self, link: &Link) -> Result<Outcome> {
-        let now = self.setting.read(link)?;
+    /// `open`: its file, where that is open.
+    fn put_back(&self, link: &Link, open: Option<&File>) -> Result<Outcome> {
+        let cannot = || format!("cannot put {} of {} back", self.setting.name(), link.name);
+        let now = match open {
+            Some(file) => read_whole(file).with_context(cannot)?,
+            None => self.setting.read(link)?,
+        };
         if now == self.before {
             return Ok(Outcome::AsBefore);
         }
         if now != self.set {
             return Ok(Outcome::Left(now));
         }
-        self.setting.write(link, &self.before)?;
+        match open {
+            Some(file) => file.write_all_at(self.before.as_bytes(), 0).with_context(cannot)?,
+            None => self.setting.write(link, &self.before)?,
+        }
         Ok(Outcome::PutBack)
     }
 
@@ -227,7 +246,12 @@ impl Keeper {
     fn change_here(&self, link: &Link, setting: Setting, value: &str) -> Result<Changed> {
         let name = setting.name();
         let path = self.directory.join(format!("{}-{}-{name}", self.namespace, link.index));
-        let cannot = || format!("cannot note in {} what is to be put back", path.display());
+        let cannot = || {
+            format!(
+                "cannot note in {} what is to be put back (it takes root, or a /run/sixhop of this user, as the unit file makes)",
+                path.display()
+            )
+        };
         DirBuilder::new().recursive(true).mode(0o755).create(&self.directory).with_context(cannot)?;
         let Some(mut file) = lock(&path, true).with_context(cannot)? else {
             bail!("{name} of {} is changed by another sixhop, which still runs: stop it first", link.name);
@@ -249,8 +273,19 @@ impl Keeper {
         file.set_len(0).with_context(cannot)?;
         let text = serde_json::to_vec(&note)?;
         file.write_all_at(&text, 0).with_context(cannot)?;
+        let open = note.setting.open(link).with_context(|| {
+            format!("{name} of {} can be seen but not set: that takes CAP_NET_ADMIN, and for a file in /sys to be root or to have CAP_DAC_OVERRIDE", link.name)
+        });
+        let open = match open {
+            Ok(open) => open,
+            Err(error) => {
+                let _ = fs::remove_file(&path);
+                return Err(error);
+            }
+        };
         // From here on it is put back.
-        let changed = Changed { keeper: self.clone(), link: link.clone(), note, path, file: Some(file) };
+        let changed =
+            Changed { keeper: self.clone(), link: link.clone(), note, path, open, file: Some(file) };
         changed.note.setting.write(link, value)?;
         Ok(changed)
     }
@@ -282,7 +317,7 @@ impl Keeper {
                     // Its settings went with the interface.
                     None => Ok(None),
                     Some(link) => note
-                        .put_back(link)
+                        .put_back(link, None)
                         .map(|outcome| note.words(link, &outcome, "a sixhop that was killed"))
                         .map_err(|error| unable(&note, link, &error)),
                 },
@@ -331,6 +366,13 @@ fn lock(path: &Path, make: bool) -> io::Result<Option<Flock<File>>> {
     }
 }
 
+/// What a file of one value holds now.
+fn read_whole(file: &File) -> io::Result<String> {
+    let mut value = [0; 256];
+    let length = file.read_at(&mut value, 0)?;
+    Ok(String::from_utf8_lossy(&value[..length]).trim().to_owned())
+}
+
 fn parse(file: &mut File) -> Option<Note> {
     let mut text = String::new();
     file.read_to_string(&mut text).ok()?;
@@ -344,6 +386,8 @@ pub(crate) struct Changed {
     link: Link,
     note: Note,
     path: PathBuf,
+    /// A file in /sys, held open: to put it back takes neither to find it nor to be allowed to open it again.
+    open: Option<File>,
     /// The lock on the note; none once the setting is put back.
     file: Option<Flock<File>>,
 }
@@ -360,7 +404,7 @@ impl Changed {
         let outcome = self.keeper.inside(|| {
             // With the interface its settings are gone.
             let is_there = netlink::links()?.iter().any(|link| link.index == self.note.interface);
-            if is_there { self.note.put_back(&self.link) } else { Ok(Outcome::AsBefore) }
+            if is_there { self.note.put_back(&self.link, self.open.as_ref()) } else { Ok(Outcome::AsBefore) }
         })?;
         let _ = fs::remove_file(&self.path);
         drop(file);

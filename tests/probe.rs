@@ -178,6 +178,9 @@ fn without_privileges() -> Result<()> {
     ensure!(names(&verdict["obstacles"]).contains(&"capabilities"), "{verdict}");
     let lacking = "this process lacks CAP_NET_ADMIN, CAP_NET_RAW, CAP_BPF, CAP_PERFMON";
     ensure!(verdict["obstacles"][0]["why"] == lacking, "{verdict}");
+    let line =
+        "run as root, or setcap cap_net_admin,cap_net_raw,cap_bpf,cap_perfmon=ep \"$(command -v sixhop)\"";
+    ensure!(verdict["obstacles"][0]["cure"] == line, "{verdict}");
     let tried = &probe["tried"];
     ensure!(tried["error"].as_str().is_some_and(|error| error.contains("run as root")), "{tried}");
     ensure!(tried["agrees"] == true, "{tried}");

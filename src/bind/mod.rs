@@ -37,6 +37,7 @@ use anyhow::{Context, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
 
 use crate::address::Prefix;
+use crate::machine::sandbox::Role;
 use crate::netlink::Link;
 use crate::xdp::LiveAddresses;
 use kernel::Kernel;
@@ -172,6 +173,35 @@ impl Method {
     #[must_use]
     pub fn power(self) -> i32 {
         if self == Self::LiveMap { 1 } else { 2 }
+    }
+
+    /// Whether it has other programs add and remove addresses.
+    #[must_use]
+    pub fn starts_programs(self) -> bool {
+        matches!(self, Self::Command | Self::Ifconfig)
+    }
+
+    /// Whether it changes settings of the interface while it adds addresses.
+    #[must_use]
+    pub fn changes_settings(self) -> bool {
+        !matches!(self, Self::Netlink | Self::NetlinkBatch | Self::LiveMap | Self::None)
+    }
+
+    /// What a thread is that moves addresses.
+    pub(crate) fn rotates_as(self) -> Role {
+        if self.starts_programs() {
+            Role::Commander
+        } else if self.changes_settings() {
+            Role::Main
+        } else {
+            Role::Binding
+        }
+    }
+
+    /// Whether taking the addresses back takes a privilege (CAP_NET_ADMIN).
+    #[must_use]
+    pub fn takes_back(self) -> bool {
+        !matches!(self, Self::LiveMap | Self::None)
     }
 }
 

@@ -9,6 +9,7 @@ use super::{Addresses, Usage, binding, print_json, running, stop_at_end_of_input
 use crate::bind::Method;
 use crate::engine::ServerConfig;
 use crate::experiment::bound;
+use crate::machine::sandbox::Sandbox;
 use crate::report::{BindResult, Event};
 
 /// Make addresses live, hold them, and measure what that takes
@@ -51,7 +52,7 @@ pub fn run(args: Args) -> Result<ExitCode> {
         println!("live: {} addresses of {}, by {}", ready.addresses, ready.interface, ready.bind);
     }
     // Only from here on: a bind is measured to its end also where there never was any input.
-    stop_at_end_of_input(stop.clone());
+    stop_at_end_of_input(stop.clone(), Sandbox::default());
     let totals = running(server, &stop, |_| {})?;
     let result = bound(&ready, &totals);
     if args.json {

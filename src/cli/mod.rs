@@ -5,6 +5,7 @@ pub mod compare;
 pub mod experiment;
 pub mod lab;
 pub mod load;
+pub mod log;
 pub mod manual;
 pub mod probe;
 pub mod report;
@@ -28,7 +29,8 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 use crate::address::mt6d::{Clock, Subnet, Timetable};
 use crate::address::{Pool, PoolError, Prefix, Schedule, Targets};
 use crate::bind::Method;
-use crate::engine::{News, Server, ServerConfig, Totals};
+use crate::engine::{Occasion, Server, ServerConfig, Totals};
+use crate::machine::sandbox::{Role, Sandbox};
 use crate::report::Event;
 
 /// Answers IPv6 requests on very many addresses from AF_XDP rings, and measures what that is worth
@@ -48,6 +50,9 @@ pub struct Cli {
     /// What to do.
     #[command(subcommand)]
     pub command: Command,
+    /// What to say meanwhile.
+    #[command(flatten)]
+    pub log: log::Args,
 }
 
 /// The subcommands.
@@ -170,9 +175,12 @@ fn stop_on_signal() -> Result<Arc<AtomicBool>> {
 }
 
 /// Sets `stop` when standard input ends.
-fn stop_at_end_of_input(stop: Arc<AtomicBool>) {
+fn stop_at_end_of_input(stop: Arc<AtomicBool>, sandbox: Sandbox) {
     // Never joined: it waits for input for as long as the process lives.
     thread::spawn(move || {
+        if let Err(error) = sandbox.enter(Role::Input) {
+            note(format_args!("{error:#}"));
+        }
         let mut rest = [0; 256];
         while io::stdin().read(&mut rest).is_ok_and(|length| length > 0) {}
         stop.store(true, Ordering::Relaxed);
@@ -203,7 +211,7 @@ fn binding(config: &ServerConfig, stop: &AtomicBool) -> Result<Server> {
 
 /// One line for people, on standard error, of what may not be as they think.
 fn note(what: impl Display) {
-    eprintln!("sixhop: {what}");
+    tracing::warn!("{what}");
 }
 
 /// What binding the rest takes when `share` of the addresses took `elapsed`. What the kernel takes for each grows with their
@@ -214,10 +222,10 @@ fn left(method: Method, elapsed: Duration, share: f64) -> Duration {
 }
 
 /// Runs the server, with a bar while its addresses are taken back.
-fn running(server: Server, stop: &AtomicBool, show: impl FnMut(News)) -> Result<Totals> {
+fn running(server: Server, stop: &AtomicBool, tell: impl FnMut(Occasion)) -> Result<Totals> {
     let all = server.ready().addresses;
     let mut bar = None;
-    let totals = server.run(stop, show, &mut |gone| {
+    let totals = server.run(stop, tell, &mut |gone| {
         let words = "unbinding {bar:20} {human_pos}/{human_len} addresses, {eta} left";
         bar.get_or_insert_with(|| progress(all, words)).set_position(gone as u64);
     });

@@ -1,13 +1,19 @@
 //! `sixhop serve`: answers requests until it is told to stop.
 
+use std::net::SocketAddr;
+use std::panic;
 use std::process::ExitCode;
+use std::time::{Duration, Instant};
 
 use anyhow::Result;
+use sd_notify::NotifyState;
 
 use super::{Moving, binding, note, print_json, running, stop_at_end_of_input, stop_on_signal};
 use crate::address::{Prefix, Sources};
 use crate::bind::{Method, Rotated};
-use crate::engine::{EngineKind, News, RingRequest, ServerConfig, TPacket};
+use crate::engine::{EngineKind, Occasion, RingRequest, ServerConfig, TPacket};
+use crate::machine::sandbox::Sandbox;
+use crate::metrics::{self, Board, Listener};
 use crate::report::{Event, Ready, Stats};
 use crate::xdp::{AttachRequest, CopyRequest, HugepageRequest};
 
@@ -22,7 +28,9 @@ Every address answers requests to the UDP port and, through the kernel,
 neighbour discovery and ping. With --bind live-map they are no addresses of
 the kernel: they answer requests and neighbour discovery and nothing else,
 and it costs the same to bind one whatever their number. With --bind anyip
-neighbours need a route to the prefix. SIGINT or SIGTERM stops the server,
+neighbours need a route to the prefix. Once it is ready, its threads have
+only the capabilities and system calls that they need, unless --no-sandbox
+is given. SIGINT or SIGTERM stops the server,
 and takes the addresses back.
 
 Only those who may ask are answered: by default whoever is on the link of
@@ -70,6 +78,12 @@ pub struct Args {
     /// Stop when standard input closes, so that the server ends with the program that started it
     #[arg(long)]
     stop_on_eof: bool,
+    /// Serve metrics for Prometheus over HTTP at this address and port, or port of [::1]: /metrics
+    #[arg(long, value_name = "ADDR", value_parser = metrics::place)]
+    metrics: Option<SocketAddr>,
+    /// Keep all capabilities and make any system call, for debuggers and profilers
+    #[arg(long)]
+    no_sandbox: bool,
     /// Print JSON lines: ready, stats once a second, rotation once in each time step, stopped
     #[arg(long)]
     json: bool,
@@ -134,12 +148,26 @@ pub fn run(args: Args) -> Result<ExitCode> {
         replies: args.replies,
         allow: (!args.allow.is_empty()).then(|| Sources::new(args.allow)),
         limit: args.limit,
+        sandbox: Sandbox::new(!args.no_sandbox),
     };
     let stop = stop_on_signal()?;
     if args.stop_on_eof {
-        stop_at_end_of_input(stop.clone());
+        stop_at_end_of_input(stop.clone(), config.sandbox);
     }
-    let server = binding(&config, &stop)?;
+    let listener = args.metrics.map(Listener::open).transpose()?;
+    let mut manager = Manager::default();
+    if config.sandbox.is_on() {
+        // The usual words come with a backtrace where one is asked for, and that reads files.
+        panic::set_hook(Box::new(|panic| tracing::error!("{panic}")));
+    }
+    let mut server = binding(&config, &stop)?;
+    if let Some(listener) = &listener {
+        server.with_metrics(listener.place()?);
+    }
+    let board = Board::new(server.ready().clone());
+    if let Some(listener) = listener {
+        listener.answer(board.clone(), config.sandbox);
+    }
     server.ready().modes.fallbacks.iter().for_each(note);
     let json = args.json;
     if json {
@@ -147,36 +175,81 @@ pub fn run(args: Args) -> Result<ExitCode> {
     } else {
         println!("{}", describe(server.ready()));
     }
+    manager.ready(server.ready());
     let mut previous = Stats::default();
-    let totals = running(server, &stop, |news| {
-        // A reader that has gone away will not be told why.
-        match news {
-            News::Stats(stats) => {
-                if json {
-                    let _ = print_json(&Event::Stats(stats.clone()));
-                } else {
-                    println!("{}", line(stats, &previous));
-                }
-                previous = stats.clone();
+    // A reader that has gone away will not be told why.
+    let totals = running(server, &stop, |occasion| match occasion {
+        Occasion::Stats(stats) => {
+            board.show(stats);
+            if json {
+                let _ = print_json(&Event::Stats(stats.clone()));
+            } else {
+                println!("{}", line(stats, &previous));
             }
-            News::Rotation(rotated) => {
-                if json {
-                    let _ = print_json(&Event::Rotation(*rotated));
-                } else {
-                    println!("{}", rotation(rotated));
-                }
-                if let Some(words) = late(rotated) {
-                    note(words);
-                }
+            previous = stats.clone();
+        }
+        Occasion::Rotation(rotated) => {
+            if json {
+                let _ = print_json(&Event::Rotation(*rotated));
+            } else {
+                println!("{}", rotation(rotated));
+            }
+            if let Some(words) = late(rotated) {
+                note(words);
             }
         }
+        Occasion::Alive => manager.alive(),
+        Occasion::Stopping => manager.stopping(),
     })?;
+    tracing::info!(answered = totals.stats.counters.answered, "stopped");
     if json {
         print_json(&Event::Stopped(totals.stats))?;
     } else {
         println!("stopped: {}", summary(&totals.stats));
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// The service manager that has started this, if one has (sd_notify(3)).
+struct Manager {
+    /// How often it wants to hear that the workers are alive.
+    watchdog: Option<Duration>,
+    heard: Instant,
+}
+
+impl Default for Manager {
+    fn default() -> Self {
+        Self { watchdog: sd_notify::watchdog_enabled(), heard: Instant::now() }
+    }
+}
+
+impl Manager {
+    fn tell(states: &[NotifyState]) {
+        // Who asked to be told and cannot be is no reason to stop.
+        if let Err(error) = sd_notify::notify(states) {
+            note(format_args!("the service manager cannot be told: {error}"));
+        }
+    }
+
+    fn ready(&self, ready: &Ready) {
+        let engine = ready.engine.map(|engine| engine.to_string()).unwrap_or_default();
+        let status = format!("{engine} answers on {} addresses of {}", ready.addresses, ready.interface);
+        tracing::info!(sandbox = ready.sandbox, "ready: {status}");
+        Self::tell(&[NotifyState::Ready, NotifyState::Status(&status)]);
+    }
+
+    /// Twice as often as it wants to hear, as it advises.
+    fn alive(&mut self) {
+        if self.watchdog.is_some_and(|watchdog| self.heard.elapsed() >= watchdog / 2) {
+            self.heard = Instant::now();
+            Self::tell(&[NotifyState::Watchdog]);
+        }
+    }
+
+    fn stopping(&self) {
+        tracing::info!("stopping");
+        Self::tell(&[NotifyState::Stopping, NotifyState::Status("takes its addresses back")]);
+    }
 }
 
 fn describe(ready: &Ready) -> String {
@@ -231,7 +304,11 @@ fn describe(ready: &Ready) -> String {
         Some(false) => text += "; a frame for each reply",
         None => {}
     }
-    text + &format!(", cores {:?}", ready.modes.cores)
+    text += &format!(", cores {:?}", ready.modes.cores);
+    if let Some(place) = ready.metrics {
+        text += &format!("; metrics at http://{place}/metrics");
+    }
+    if ready.sandbox { text } else { text + "; no sandbox" }
 }
 
 fn rotation(rotated: &Rotated) -> String {
@@ -266,14 +343,14 @@ fn line(stats: &Stats, previous: &Stats) -> String {
 /// What has occurred, and only that.
 fn summary(stats: &Stats) -> String {
     let counters = &stats.counters;
-    let mut parts = vec![format!("answered {}", counters.answered)];
+    let mut parts = vec![format!("received {}, answered {}", counters.received, counters.answered)];
     if let Some(moves) = stats.moves {
         parts.push(format!("step {}, {} live", moves.step, moves.live));
         if moves.late > 0 {
             parts.push(format!("late in {} of {} steps", moves.late, moves.late + moves.in_time));
         }
     }
-    let named = counters.refused.iter().map(|(name, count)| (format!("refused {name}"), *count));
+    let named = counters.dropped.iter().map(|(name, count)| (format!("dropped {name}"), *count));
     let steering = counters.steering.iter().map(|(name, count)| (name.clone(), *count));
     let others = [
         ("of them by the socket behind".to_owned(), counters.answered_behind),
@@ -281,9 +358,7 @@ fn summary(stats: &Stats) -> String {
         ("unsent".to_owned(), counters.unsent),
         ("frames lost".to_owned(), counters.frames_lost),
         ("descriptors that make no sense".to_owned(), counters.invalid),
-        ("dropped by the socket".to_owned(), counters.socket_dropped.unwrap_or(0)),
-        ("rx ring full".to_owned(), counters.xdp.map_or(0, |xdp| xdp.rx_ring_full)),
-        ("rx dropped".to_owned(), counters.xdp.map_or(0, |xdp| xdp.rx_dropped)),
+        ("waiting".to_owned(), counters.waiting),
         ("fill ring empty".to_owned(), counters.xdp.map_or(0, |xdp| xdp.fill_ring_empty)),
         (
             "descriptors that the kernel refused".to_owned(),

@@ -5,7 +5,8 @@ use std::io;
 use std::net::Ipv6Addr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread;
+use std::sync::mpsc;
+use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, ensure};
@@ -18,12 +19,13 @@ use super::{Advertiser, CounterSet, Engine, EngineConfig, Modes, pin};
 use crate::address::mt6d::WINDOW;
 use crate::address::{Prefix, Targets};
 use crate::bind::Method;
+use crate::machine::sandbox::{Role, Sandbox};
 use crate::netlink::{self, AttachMode, Delivery, KernelAddresses, Link};
 use crate::report::{Counters, QueueCounters};
 use crate::xdp::{
-    AllMulticast, Attachment, CopyMode, CounterSource, Doorbell, Frame, KernelCounters, LiveAddresses,
-    Program, ProgramConfig, Reflect, Rings, Screen, Socket, SocketConfig, Verdict, VerdictSource, ethtool,
-    spare_frames, xdp_features,
+    AllMulticast, Attachment, CopyMode, CounterSource, Doorbell, Fate, Frame, KernelCounters, LevelSource,
+    LiveAddresses, Program, ProgramConfig, Reflect, Rings, Screen, Socket, SocketConfig, Verdict,
+    VerdictSource, ethtool, spare_frames, xdp_features,
 };
 
 /// Frames of each queue. They are the queue of requests that wait while the worker is kept from its processor: at
@@ -65,6 +67,7 @@ pub fn frame_size(mtu: u32) -> u32 {
 pub(super) struct AfXdp {
     // Fields are dropped in this order: first the kernel gets nothing for live addresses, then nothing is steered any more, then the
     // sockets go.
+    delivering: Option<Delivering>,
     hidden: Option<Hidden>,
     attachment: Attachment,
     program: Program,
@@ -76,12 +79,11 @@ pub(super) struct AfXdp {
     /// Replies to each request that the program itself sends; 0 where it sends none.
     reflected: u16,
     modes: Modes,
+    sandbox: Sandbox,
 }
 
 /// What there is besides where the addresses are not the kernel's.
 struct Hidden {
-    /// Has the kernel take what the program passes for live addresses; only while the program is attached.
-    delivery: Option<Delivery>,
     /// The kernel's own, which the program leaves to it where they lie under `prefix`.
     kernel: KernelAddresses,
     prefix: Prefix,
@@ -125,14 +127,13 @@ impl AfXdp {
         let mut live = program.live_addresses()?;
         // Nobody else may ask from the interface's own addresses; those that steer only leave it to the handler.
         let mut own = if reflects { handler.interface().to_vec() } else { vec![] };
-        let mut hidden = if is_hidden {
+        let hidden = if is_hidden {
             own.retain(|address| !targets.prefix().contains(*address));
             let mut hidden = Hidden {
-                delivery: None,
                 kernel: KernelAddresses::watch()?,
                 prefix: targets.prefix(),
                 elsewhere: own,
-                _multicast: AllMulticast::on(link.index)?,
+                _multicast: AllMulticast::on(link)?,
             };
             hidden.tell(&program)?;
             Some(hidden)
@@ -210,11 +211,14 @@ impl AfXdp {
         }
         let reflected = if reflects { config.replies } else { 0 };
         // The last: without the program the kernel would answer for the whole prefix.
-        if let (Some(hidden), true) = (&mut hidden, behind.is_some()) {
-            hidden.delivery = Some(Delivery::begin(link, targets.prefix())?);
-        }
+        let delivering = if is_hidden && behind.is_some() {
+            Some(Delivering::start(Delivery::begin(link, targets.prefix())?, config.sandbox)?)
+        } else {
+            None
+        };
         let live = (is_hidden || matches!(targets, Targets::Moving(_))).then_some(live);
-        Ok(Self { hidden, attachment, program, queues, live, behind, reflected, modes })
+        let sandbox = config.sandbox;
+        Ok(Self { hidden, delivering, attachment, program, queues, live, behind, reflected, modes, sandbox })
     }
 }
 
@@ -280,7 +284,12 @@ impl Engine for AfXdp {
             queues: self
                 .queues
                 .iter()
-                .map(|queue| (queue.number, queue.shown.clone(), queue.socket.counters()))
+                .map(|queue| QueueSource {
+                    queue: queue.number,
+                    shown: queue.shown.clone(),
+                    kernel: queue.socket.counters(),
+                    levels: queue.rings.levels(),
+                })
                 .collect(),
         }))
     }
@@ -290,8 +299,8 @@ impl Engine for AfXdp {
     }
 
     fn run(self: Box<Self>, stop: &AtomicBool) -> Result<()> {
-        let Self { attachment, program, queues, hidden, behind, .. } = *self;
-        let work = || Self::work(attachment, &program, queues, hidden, stop);
+        let Self { attachment, program, queues, hidden, delivering, behind, sandbox, .. } = *self;
+        let work = || Self::work((attachment, delivering), &program, queues, hidden, sandbox, stop);
         match behind {
             Some(behind) => behind.beside(stop, work),
             None => work(),
@@ -302,22 +311,30 @@ impl Engine for AfXdp {
 impl AfXdp {
     /// Has each queue answered until `stop` is set, and the program told what it needs.
     fn work(
-        attachment: Attachment,
+        (attachment, delivering): (Attachment, Option<Delivering>),
         program: &Program,
         queues: Vec<Queue>,
         hidden: Option<Hidden>,
+        sandbox: Sandbox,
         stop: &AtomicBool,
     ) -> Result<()> {
         thread::scope(|scope| {
             let keeper = hidden.map(|hidden| {
                 scope.spawn(move || {
-                    hidden.keep(program, stop).inspect_err(|_| stop.store(true, Ordering::Relaxed))
+                    let entered = sandbox.enter(Role::Addresses);
+                    let kept = entered.and_then(|()| hidden.keep(program, stop));
+                    kept.inspect_err(|_| stop.store(true, Ordering::Relaxed))
                 })
             });
             let workers: Vec<_> = queues
                 .into_iter()
                 .map(|queue| {
-                    scope.spawn(move || queue.run(stop).inspect_err(|_| stop.store(true, Ordering::Relaxed)))
+                    scope.spawn(move || {
+                        let entered = sandbox.enter(Role::Ring);
+                        let ran = entered
+                            .and_then(|()| queue.run(stop).context("the interface or its socket is gone"));
+                        ran.inspect_err(|_| stop.store(true, Ordering::Relaxed))
+                    })
                 })
                 .collect();
             if workers.is_empty() {
@@ -326,17 +343,49 @@ impl AfXdp {
                 }
             }
             let results: Vec<_> = workers.into_iter().map(|worker| worker.join()).collect();
-            // Before the program goes: it ends the delivery to the kernel.
             let kept =
                 keeper.map_or(Ok(()), |keeper| keeper.join().map_err(|_| anyhow!("a thread panicked"))?);
+            drop(delivering);
             drop(attachment);
             for result in results {
-                result
-                    .map_err(|_| anyhow!("a worker panicked"))?
-                    .context("the interface or its socket is gone")?;
+                result.map_err(|_| anyhow!("a worker panicked"))??;
             }
             kept
         })
+    }
+}
+
+/// Has the kernel take what the program passes for live addresses; only while the program is attached. A thread keeps it, which is
+/// started while everything is still allowed, and keeps what that takes.
+struct Delivering {
+    /// Until this goes.
+    stop: Option<mpsc::Sender<()>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Delivering {
+    fn start(mut delivery: Delivery, sandbox: Sandbox) -> Result<Self> {
+        let (stop, stopped) = mpsc::channel();
+        let (entered, has_entered) = mpsc::channel();
+        let thread = thread::spawn(move || {
+            let is_in = sandbox.enter(Role::Binding);
+            let goes_on = is_in.is_ok();
+            let _ = entered.send(is_in);
+            while goes_on && stopped.recv_timeout(DOZE) == Err(mpsc::RecvTimeoutError::Timeout) {
+                // It fails while the link is down, and is tried again.
+                let _ = delivery.renew();
+            }
+        });
+        let delivering = Self { stop: Some(stop), thread: Some(thread) };
+        has_entered.recv().context("a thread panicked")??;
+        Ok(delivering)
+    }
+}
+
+impl Drop for Delivering {
+    fn drop(&mut self) {
+        drop(self.stop.take());
+        self.thread.take().map(JoinHandle::join);
     }
 }
 
@@ -347,10 +396,6 @@ impl Hidden {
         while !stop.load(Ordering::Relaxed) {
             if self.kernel.changed(DOZE)? {
                 self.tell(program)?;
-            }
-            if let Some(delivery) = &mut self.delivery {
-                // It fails while the link is down, and is tried again.
-                let _ = delivery.renew();
             }
         }
         Ok(())
@@ -383,6 +428,7 @@ impl Queue {
             }
             let since = *idle_since.get_or_insert_with(Instant::now);
             if since.elapsed() >= patience {
+                self.shown.beat();
                 let limit = if self.rings.census().sending > 0 { NAP } else { DOZE };
                 self.socket.sleep(limit)?;
                 idle_since = None;
@@ -401,8 +447,17 @@ struct AfXdpCounters {
     reflected: u16,
     counts_frames: bool,
     behind: Option<SocketCounters>,
-    /// Number, what its worker shows, and what the kernel counts.
-    queues: Vec<(u32, Arc<Shown>, CounterSource)>,
+    queues: Vec<QueueSource>,
+}
+
+/// What is known of a queue.
+struct QueueSource {
+    queue: u32,
+    /// By its worker.
+    shown: Arc<Shown>,
+    /// By the kernel.
+    kernel: CounterSource,
+    levels: LevelSource,
 }
 
 impl AfXdpCounters {
@@ -424,34 +479,53 @@ impl CounterSet for AfXdpCounters {
         let mut tally = Tally::default();
         let mut xdp = KernelCounters::default();
         let mut queues = Vec::with_capacity(self.queues.len());
-        for (queue, shown, kernel) in &self.queues {
-            let own = shown.load();
-            queues.push(QueueCounters { queue: *queue, answered: own.answered, replies: own.replies });
+        let mut waiting = 0;
+        for QueueSource { queue, shown, kernel, levels } in &self.queues {
+            let (own, kernel, levels) = (shown.load(), kernel.read(), levels.read());
+            waiting += u64::from(levels.rx);
+            queues.push(QueueCounters {
+                queue: *queue,
+                answered: own.answered,
+                replies: own.replies,
+                levels,
+                xdp: kernel,
+            });
             tally.add(&own);
-            xdp.add(&kernel.read());
+            xdp.add(&kernel);
         }
         let verdicts = self.verdicts.read().unwrap_or_default();
         tally.add(&self.reflected(verdicts[Verdict::Reflected as usize]));
         let behind = self.behind.as_ref().map(SocketCounters::tally).unwrap_or_default();
         tally.add(&behind);
-        Counters {
-            answered: tally.answered,
-            answered_behind: behind.answered,
-            refused_behind: behind.refused.iter().sum(),
-            replies: tally.replies,
-            advertised: tally.advertised,
-            unsent: tally.unsent,
-            refused: tally.refused_by_name(),
-            frames_lost: tally.frames_lost,
-            invalid: tally.invalid,
-            steering: Verdict::ALL
-                .iter()
-                .zip(verdicts)
-                .map(|(v, count)| (v.name().to_owned(), count))
-                .collect(),
-            xdp: (!self.queues.is_empty()).then_some(xdp),
-            queues,
-            socket_dropped: self.behind.as_ref().and_then(SocketCounters::dropped),
+        let mut counters = tally.counters();
+        // Not by what came to the workers: the program sees what the kernel then finds no room for.
+        counters.received = behind.received;
+        for (verdict, count) in Verdict::ALL.into_iter().zip(verdicts) {
+            match verdict.fate() {
+                Fate::Taken => counters.received += count,
+                Fate::Dropped => {
+                    counters.received += count;
+                    counters.drop(verdict.name(), count);
+                }
+                Fate::Passed => {}
+            }
+            counters.steering.insert(verdict.name().to_owned(), count);
         }
+        counters.drop("rx_ring_full", xdp.rx_ring_full);
+        counters.drop("rx_dropped", xdp.rx_dropped);
+        counters.waiting = waiting;
+        counters.xdp = (!self.queues.is_empty()).then_some(xdp);
+        counters.queues = queues;
+        counters.answered_behind = behind.answered;
+        counters.refused_behind = behind.refused.iter().sum();
+        match &self.behind {
+            Some(behind) => counters.with_socket_dropped(behind.dropped()),
+            None => counters,
+        }
+    }
+
+    fn beats(&self) -> Vec<u64> {
+        let behind = self.behind.iter().flat_map(|behind| behind.beats());
+        self.queues.iter().map(|queue| queue.shown.beats()).chain(behind).collect()
     }
 }

@@ -20,6 +20,7 @@ use super::statistics::{Shown, Tally};
 use super::udp::{self, SocketCounters};
 use super::{CounterSet, Engine, EngineConfig, Modes, pin};
 use crate::datagrams::{BATCH, Incoming, MAX_MESSAGES, Message, Outgoing};
+use crate::machine::sandbox::{Role, Sandbox};
 
 pub(super) struct Batch {
     workers: Vec<Worker>,
@@ -29,6 +30,7 @@ pub(super) struct Batch {
     /// Whether equal replies go as one that the kernel cuts.
     segments: bool,
     modes: Modes,
+    sandbox: Sandbox,
 }
 
 struct Worker {
@@ -71,6 +73,7 @@ impl Batch {
             interface: config.link.index,
             segments,
             modes,
+            sandbox: config.sandbox,
         }
     }
 
@@ -93,10 +96,14 @@ impl Batch {
             // Waits for the first, and takes what else there is.
             let count = match incoming.receive(&*worker.socket, libc::MSG_WAITFORONE) {
                 Ok(count) => count,
-                Err(error) if matches!(error.raw_os_error(), Some(libc::EAGAIN | libc::EINTR)) => continue,
+                Err(error) if matches!(error.raw_os_error(), Some(libc::EAGAIN | libc::EINTR)) => {
+                    worker.shown.beat();
+                    continue;
+                }
                 Err(error) => return Err(error).context("cannot receive"),
             };
             // Its size is known only now; to allocate it costs nothing beside the two system calls.
+            tally.received += count.min(BATCH) as u64;
             let mut messages = Vec::with_capacity(count * if self.segments { 1 } else { self.replies });
             for index in 0..count.min(BATCH) {
                 self.answer(&incoming, index, &mut messages, &mut tally);
@@ -116,7 +123,10 @@ impl Batch {
         tally: &mut Tally,
     ) {
         let asked = incoming.control(index, libc::IPPROTO_IPV6, libc::IPV6_PKTINFO);
-        let Some(libc::in6_pktinfo { ipi6_addr, .. }) = asked else { return };
+        let Some(libc::in6_pktinfo { ipi6_addr, .. }) = asked else {
+            tally.invalid += 1;
+            return;
+        };
         let (source, port) = incoming.source(index);
         if let Err(refusal) = self.handler.decide(source, port, ipi6_addr.s6_addr.into()) {
             tally.refused[refusal as usize] += 1;
@@ -172,6 +182,6 @@ impl Engine for Batch {
     }
 
     fn run(self: Box<Self>, stop: &AtomicBool) -> Result<()> {
-        udp::run(&self.workers, stop, |worker| self.work(worker, stop))
+        udp::run(&self.workers, (self.sandbox, Role::Socket), stop, |worker| self.work(worker, stop))
     }
 }

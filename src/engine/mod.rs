@@ -42,6 +42,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::address::Targets;
 use crate::bind::Method;
+use crate::machine::sandbox::Sandbox;
 use crate::netlink::{AttachMode, Link};
 use crate::report::Counters;
 use crate::xdp::{
@@ -51,7 +52,7 @@ use crate::xdp::{
 pub use advertiser::Advertiser;
 pub use afxdp::{FRAMES, frame_size, frames};
 pub use handler::{Handler, Ours};
-pub use server::{News, Server, ServerConfig, Totals};
+pub use server::{Occasion, Server, ServerConfig, Totals};
 pub use statistics::{Shown, Tally};
 pub use tpacket::TPacket;
 pub use worker::Worker;
@@ -132,6 +133,8 @@ pub struct EngineConfig {
     pub limit: Option<u32>,
     /// How the rings of packet-ring are laid out.
     pub tpacket: TPacket,
+    /// What its threads enter before they answer.
+    pub sandbox: Sandbox,
     /// How the addresses are made live. A steering program has to be told of those that move; with [`Method::LiveMap`] they are no addresses of the kernel: none is live until it is put
     /// into [`live_addresses`](Engine::live_addresses), and the engine answers neighbour discovery; only engines that have an XDP
     /// program can.
@@ -212,6 +215,9 @@ pub trait Engine: Send {
 pub trait CounterSet: Send {
     /// What was counted since the engine was opened.
     fn read(&self) -> Counters;
+
+    /// A number of each worker that changes at least once in two seconds while it is alive.
+    fn beats(&self) -> Vec<u64>;
 }
 
 /// Opens the engine `kind`.

@@ -202,23 +202,24 @@ impl CounterSet for PacketCounters {
         let behind = self.behind.tally();
         let mut tally = behind.clone();
         self.shown.iter().for_each(|shown| tally.add(&shown.load()));
-        Counters {
-            answered: tally.answered,
-            answered_behind: behind.answered,
-            refused_behind: behind.refused.iter().sum(),
-            replies: tally.replies,
-            unsent: tally.unsent,
-            refused: tally.refused_by_name(),
-            invalid: tally.invalid,
-            socket_dropped: Some(self.taps.iter().map(|tap| tap.dropped()).sum()),
-            ..Counters::default()
-        }
+        let mut counters = tally.counters();
+        // A slot of a ring that made no sense brought no packet.
+        counters.dropped.remove("invalid");
+        counters.drop("invalid", behind.invalid);
+        counters.answered_behind = behind.answered;
+        counters.refused_behind = behind.refused.iter().sum();
+        counters.with_socket_dropped(Some(self.taps.iter().map(|tap| tap.dropped()).sum()))
+    }
+
+    fn beats(&self) -> Vec<u64> {
+        self.shown.iter().map(|shown| shown.beats()).chain(self.behind.beats()).collect()
     }
 }
 
 /// Bound to no interface, so that nothing comes before everything is set.
 fn packet_socket() -> Result<OwnedFd> {
-    socket(AddressFamily::Packet, SockType::Raw, SockFlag::SOCK_CLOEXEC, None).context("no packet socket")
+    socket(AddressFamily::Packet, SockType::Raw, SockFlag::SOCK_CLOEXEC, None)
+        .context("no packet socket, which takes CAP_NET_RAW: run as root, or as sixhop probe says")
 }
 
 fn bind(socket: &OwnedFd, link: &Link, protocol: u16) -> Result<()> {

@@ -24,6 +24,7 @@ use super::statistics::{Shown, Tally};
 use super::tpacket::{RxRing, TxRing};
 use super::udp::{self, DOZE};
 use super::{CounterSet, Engine, EngineConfig, Modes, pin};
+use crate::machine::sandbox::{Role, Sandbox};
 use crate::wire::MAX_PAYLOAD;
 
 /// Requests that are answered before the kernel is asked to send: the first reply of a batch is not to wait long for its last.
@@ -41,6 +42,7 @@ const NAP: Duration = Duration::from_millis(1);
 pub(super) struct PacketRing {
     workers: Vec<Worker>,
     modes: Modes,
+    sandbox: Sandbox,
     behind: Behind,
 }
 
@@ -97,7 +99,7 @@ impl PacketRing {
             tpacket: Some(*version),
             ..Modes::default()
         };
-        Ok(Self { workers, modes, behind })
+        Ok(Self { workers, modes, sandbox: config.sandbox, behind })
     }
 }
 
@@ -113,12 +115,12 @@ impl Engine for PacketRing {
     }
 
     fn run(self: Box<Self>, stop: &AtomicBool) -> Result<()> {
-        let Self { workers, behind, .. } = *self;
+        let Self { workers, behind, sandbox, .. } = *self;
         let work = |mut worker: Worker| {
             let interface = worker.interface.clone();
             worker.work(stop).map_err(|error| packet::fatal(error, &interface))
         };
-        behind.beside(stop, || udp::run(workers, stop, work))
+        behind.beside(stop, || udp::run(workers, (sandbox, Role::Packet), stop, work))
     }
 }
 
@@ -136,6 +138,7 @@ impl Worker {
             }
             let since = *idle_since.get_or_insert_with(Instant::now);
             if since.elapsed() >= PATIENCE {
+                self.shown.beat();
                 self.sleep()?;
                 idle_since = None;
             }
@@ -153,6 +156,7 @@ impl Worker {
         while taken < BATCH {
             let Some(mut handed) = rx.next() else { break };
             while let Some(frame) = handed.packet() {
+                tally.received += 1;
                 match handler.answer(frame) {
                     Ok(length) => {
                         tally.answered += 1;

@@ -23,10 +23,12 @@ use super::packet::{self, Bundle, PacketCounters, Tap};
 use super::statistics::{Shown, Tally};
 use super::{CounterSet, Engine, EngineConfig, Modes, pin, udp};
 use crate::datagrams::{BATCH, MAX_MESSAGES};
+use crate::machine::sandbox::{Role, Sandbox};
 
 pub(super) struct Raw {
     workers: Vec<Worker>,
     modes: Modes,
+    sandbox: Sandbox,
     behind: Behind,
 }
 
@@ -70,7 +72,7 @@ impl Raw {
             segmentation: Some(workers.iter().all(|worker| worker.cuts)),
             ..Modes::default()
         };
-        Ok(Self { workers, modes, behind })
+        Ok(Self { workers, modes, sandbox: config.sandbox, behind })
     }
 }
 
@@ -84,7 +86,10 @@ impl Worker {
         while !stop.load(Ordering::Relaxed) {
             let count = match frames.receive(&self.tap.socket) {
                 Ok(count) => count,
-                Err(error) if matches!(error.raw_os_error(), Some(libc::EAGAIN | libc::EINTR)) => continue,
+                Err(error) if matches!(error.raw_os_error(), Some(libc::EAGAIN | libc::EINTR)) => {
+                    self.shown.beat();
+                    continue;
+                }
                 Err(error) => return Err(packet::fatal(error, &self.interface)),
             };
             frames.answer(count, &self.handler, &mut tally);
@@ -135,8 +140,9 @@ impl Engine for Raw {
     }
 
     fn run(self: Box<Self>, stop: &AtomicBool) -> Result<()> {
-        let Self { workers, behind, .. } = *self;
-        behind.beside(stop, || udp::run(workers, stop, |worker| worker.work(stop)))
+        let Self { workers, behind, sandbox, .. } = *self;
+        let work = || udp::run(workers, (sandbox, Role::Packet), stop, |worker| worker.work(stop));
+        behind.beside(stop, work)
     }
 }
 
@@ -180,6 +186,7 @@ impl Frames {
     fn answer(&mut self, count: usize, handler: &Handler, tally: &mut Tally) {
         let frames = self.data.chunks_exact_mut(self.size).zip(&mut self.lengths);
         for (frame, length) in frames.take(count) {
+            tally.received += 1;
             match handler.answer(&mut frame[..*length]) {
                 Ok(reply) => {
                     tally.answered += 1;

@@ -1,6 +1,7 @@
 //! A server, whole: what it needs is checked, its addresses made live, its engine opened, and in the end all of it is
 //! taken back.
 
+use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, mpsc};
 use std::thread;
@@ -9,12 +10,13 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, anyhow, bail, ensure};
 
 use super::handler::{Handler, Ours};
-use super::{Engine, EngineConfig, EngineKind, RingRequest, TPacket, spread};
+use super::{CounterSet, Engine, EngineConfig, EngineKind, RingRequest, TPacket, spread};
 use crate::address::{Pool, Schedule, Sources, Targets};
 use crate::bind::{self, Bound, LiveSet, Method, Phases, Place, Rotated, Rotation, Step, Told};
+use crate::machine::sandbox::{Role, Sandbox};
 use crate::machine::{self, Environment, Nearness};
 use crate::netlink::{self, Link};
-use crate::report::{Moves, Moving, Ready, Stats};
+use crate::report::{Counters, Moves, Moving, Ready, Stats};
 use crate::settings::{Changed, Keeper, Setting};
 use crate::xdp::{AttachRequest, CopyRequest, ethtool};
 
@@ -49,12 +51,17 @@ pub struct ServerConfig {
     pub allow: Option<Sources>,
     /// Requests of one source that are answered in a second; `None` for any number.
     pub limit: Option<u32>,
+    /// Whether its threads give up what they do not need once it is ready. That is for good: the thread that calls
+    /// [`Server::start`] is good for nothing else afterwards.
+    pub sandbox: Sandbox,
 }
 
 /// Ready to answer.
 pub struct Server {
     // Dropped in this order: the engine stops answering before its addresses go.
     engine: Option<Box<dyn Engine>>,
+    counters: Option<Box<dyn CounterSet>>,
+    sandbox: Sandbox,
     settings: Vec<Changed>,
     bound: Held,
     ready: Ready,
@@ -110,13 +117,17 @@ impl Held {
     }
 }
 
-/// What a server tells while it runs.
-#[derive(Debug, Clone, Copy)]
-pub enum News<'a> {
-    /// Once a second.
+/// What is told of a server that runs.
+#[derive(Debug)]
+pub enum Occasion<'a> {
+    /// Once a second, what it has done.
     Stats(&'a Stats),
-    /// Once in each time step, where the addresses move.
+    /// Once in each time step, where the addresses move, how that went.
     Rotation(&'a Rotated),
+    /// Each of its workers has shown since the last time that it is alive. Looked for some times a second.
+    Alive,
+    /// It answers no more, and takes its addresses back.
+    Stopping,
 }
 
 /// What a server leaves behind: numbers.
@@ -158,6 +169,7 @@ impl ServerConfig {
             replies: 1,
             allow: None,
             limit: None,
+            sandbox: Sandbox::default(),
         }
     }
 
@@ -266,6 +278,7 @@ impl Server {
             tpacket: config.tpacket,
             link: link.clone(),
             bind: config.bind,
+            sandbox: config.sandbox,
         };
         let mut open_seconds = 0.0;
         let open = |kind: Option<EngineKind>, link: &Link| {
@@ -339,9 +352,26 @@ impl Server {
             limit: config.limit,
             environment: Environment::of(&link),
             notes,
+            metrics: None,
+            sandbox: config.sandbox.is_on(),
             modes: engine.as_ref().map(|engine| engine.modes().clone()).unwrap_or_default(),
         };
-        Ok(Self { engine, settings, bound, ready, index: link.index, socket: netlink::Socket::open()? })
+        let socket = netlink::Socket::open()?;
+        let counters = engine.as_ref().map(|engine| engine.counters()).transpose()?;
+        // From here on nothing is opened that takes a privilege.
+        let role = if config.bind.starts_programs() { Role::Commander } else { Role::Main };
+        let takes_back = config.bind.takes_back() || !settings.is_empty();
+        config.sandbox.enter_main(role, takes_back)?;
+        Ok(Self {
+            engine,
+            counters,
+            sandbox: config.sandbox,
+            settings,
+            bound,
+            ready,
+            index: link.index,
+            socket,
+        })
     }
 
     /// What it really got.
@@ -349,50 +379,82 @@ impl Server {
         &self.ready
     }
 
-    /// Answers until `stop` is set, shows statistics once a second and how each rotation went, takes the addresses back, which `told`
-    /// is told of, and returns the totals.
+    /// Says in `ready` where its metrics are to be had.
+    pub fn with_metrics(&mut self, place: SocketAddr) {
+        self.ready.metrics = Some(place);
+    }
+
+    /// Answers until `stop` is set, has `tell` told what there is to tell meanwhile, takes the addresses back, which `told` is told of,
+    /// and returns the totals.
     ///
     /// # Errors
     /// When the engine cannot go on, the interface has gone, or an address cannot be taken back. Everything else was taken back
     /// then.
-    pub fn run(mut self, stop: &AtomicBool, mut show: impl FnMut(News), told: &mut Told) -> Result<Totals> {
-        let counters = self.engine.as_ref().map(|engine| engine.counters()).transpose()?;
+    pub fn run(
+        mut self,
+        stop: &AtomicBool,
+        mut tell: impl FnMut(Occasion),
+        told: &mut Told,
+    ) -> Result<Totals> {
+        let (counters, sandbox) = (self.counters, self.sandbox);
+        let beats = || counters.as_ref().map(|counters| counters.beats()).unwrap_or_default();
         let started = Instant::now();
-        let stats = |moves| Stats {
+        let stats = |moves, lag| Stats {
             seconds: started.elapsed().as_secs_f64(),
             moves,
-            counters: counters.as_ref().map(|counters| counters.read()).unwrap_or_default(),
+            counters: Counters {
+                rotation_lag_seconds: lag,
+                ..counters.as_ref().map(|counters| counters.read()).unwrap_or_default()
+            },
         };
+        let mut lag = self.ready.moving.as_ref().map(|_| 0.0);
         let mut gone = false;
         let (teller, rotated) = mpsc::channel();
         let mut moves =
             self.ready.moving.as_ref().map(|moving| Moves::none(moving.step, self.ready.addresses));
         let result = thread::scope(|scope| {
-            let engine = self.engine.map(|engine| scope.spawn(|| engine.run(stop)));
+            let role = self.ready.bind.rotates_as();
             let rotation = match &mut self.bound {
                 Held::Still(_) => None,
-                // Who listens is there for as long as it runs.
+                // Who listens is there for as long as it runs. Started by this thread, which may do what that has to do.
                 Held::Moving(rotation) => Some(scope.spawn(move || {
-                    let told = rotation.run(stop, |rotated| {
-                        let _ = teller.send(rotated);
+                    let moved = sandbox.enter(role).and_then(|()| {
+                        rotation.run(stop, |rotated| {
+                            let _ = teller.send(rotated);
+                        })
                     });
-                    told.inspect_err(|_| stop.store(true, Ordering::Relaxed))
+                    moved.inspect_err(|_| stop.store(true, Ordering::Relaxed))
                 })),
             };
+            let engine = self.engine.map(|engine| {
+                scope.spawn(move || {
+                    let entered = sandbox.enter(Role::Engine);
+                    entered
+                        .and_then(|()| engine.run(stop))
+                        .inspect_err(|_| stop.store(true, Ordering::Relaxed))
+                })
+            });
             let mut next = started + PERIOD;
+            let mut before = beats();
             // A signal sets `stop` and cannot wake this thread: it looks often enough not to keep anybody waiting.
             while !stop.load(Ordering::Relaxed) && !engine.as_ref().is_some_and(|engine| engine.is_finished())
             {
                 thread::sleep(Duration::from_millis(20));
+                let now = beats();
+                if now.iter().zip(&before).all(|(now, before)| now != before) {
+                    tell(Occasion::Alive);
+                    before = now;
+                }
                 for rotated in rotated.try_iter() {
-                    show(News::Rotation(&rotated));
+                    tell(Occasion::Rotation(&rotated));
                     if let Some(moves) = &mut moves {
                         moves.add(&rotated);
                     }
+                    lag = Some(rotated.late_ms / 1000.0);
                 }
                 if Instant::now() >= next {
                     next += PERIOD;
-                    show(News::Stats(&stats(moves)));
+                    tell(Occasion::Stats(&stats(moves, lag)));
                     let links = self.socket.links();
                     gone = links.is_ok_and(|links| links.iter().all(|link| link.index != self.index));
                     stop.fetch_or(gone, Ordering::Relaxed);
@@ -405,7 +467,8 @@ impl Server {
                 rotation.map_or(Ok(()), |moving| moving.join().map_err(|_| anyhow!("a thread panicked"))?);
             answered.and(moved.context("the addresses cannot be moved"))
         });
-        let stats = stats(moves);
+        tell(Occasion::Stopping);
+        let stats = stats(moves, lag);
         let put_back: Vec<_> = self.settings.into_iter().map(Changed::put_back).collect();
         let released = self.bound.release(told).context("some addresses stay");
         ensure!(

@@ -24,6 +24,7 @@ use super::handler::Handler;
 use super::statistics::{Shown, Tally};
 use super::udp::{self, DOZE, SocketCounters};
 use super::{CounterSet, Engine, EngineConfig, Modes, pin};
+use crate::machine::sandbox::{Role, Sandbox};
 use crate::wire::MAX_PAYLOAD;
 
 /// Messages that the queue is asked to hold. The system's default of 10 (fs.mqueue.msg_max) loses requests at once;
@@ -44,6 +45,7 @@ pub(super) struct SocketServer {
     handler: Handler,
     replies: u16,
     modes: Modes,
+    sandbox: Sandbox,
     listener: Arc<Shown>,
     worker: Arc<Shown>,
 }
@@ -67,6 +69,7 @@ impl SocketServer {
                 receive_buffer,
                 ..Modes::default()
             },
+            sandbox: config.sandbox,
             listener: Arc::default(),
             worker: Arc::default(),
         })
@@ -83,17 +86,25 @@ impl SocketServer {
             let received =
                 match recvmsg::<SockaddrIn6>(fd, &mut payload, Some(&mut control), MsgFlags::empty()) {
                     Ok(received) => received,
-                    Err(Errno::EAGAIN | Errno::EINTR) => continue,
+                    Err(Errno::EAGAIN | Errno::EINTR) => {
+                        self.listener.beat();
+                        continue;
+                    }
                     Err(error) => return Err(error).context("cannot receive"),
                 };
+            tally.received += 1;
             let (Some(peer), length) = (received.address, received.bytes) else {
+                tally.invalid += 1;
                 continue;
             };
             let destination = received.cmsgs()?.find_map(|message| match message {
                 ControlMessageOwned::Ipv6PacketInfo(info) => Some(Ipv6Addr::from(info.ipi6_addr.s6_addr)),
                 _ => None,
             });
-            let Some(destination) = destination else { continue };
+            let Some(destination) = destination else {
+                tally.invalid += 1;
+                continue;
+            };
             match self.handler.decide(peer.ip(), peer.port(), destination) {
                 Ok(()) => {
                     message[SOURCE..SOURCE_PORT].copy_from_slice(&peer.ip().octets());
@@ -102,11 +113,9 @@ impl SocketServer {
                     // Waits while the queue is full: then the socket's buffer is the queue, and the kernel counts.
                     self.put(&message[..PAYLOAD + length])?;
                 }
-                Err(refusal) => {
-                    tally.refused[refusal as usize] += 1;
-                    self.listener.store(&tally);
-                }
+                Err(refusal) => tally.refused[refusal as usize] += 1,
             }
+            self.listener.store(&tally);
         }
         Ok(())
     }
@@ -133,7 +142,10 @@ impl SocketServer {
             let length = match mq_timedreceive(&self.queue, &mut message, &mut priority, &deadline) {
                 Ok(length) => length,
                 Err(Errno::ETIMEDOUT) if last => return Ok(()),
-                Err(Errno::ETIMEDOUT | Errno::EINTR) => continue,
+                Err(Errno::ETIMEDOUT | Errno::EINTR) => {
+                    self.worker.beat();
+                    continue;
+                }
                 Err(error) => return Err(error).context("cannot take a message from the queue"),
             };
             self.reply(&message[..length], &mut tally);
@@ -148,7 +160,8 @@ impl SocketServer {
             message.get(DESTINATION..).and_then(|rest| rest.first_chunk::<16>()),
             message.get(PAYLOAD..),
         ) else {
-            return; // nobody else has the queue, so there is no such message
+            tally.invalid += 1; // nobody else has the queue, so there is no such message
+            return;
         };
         let peer = std::net::SocketAddrV6::new(
             Ipv6Addr::from(*address),
@@ -187,11 +200,14 @@ impl Engine for SocketServer {
         thread::scope(|scope| {
             let worker = scope.spawn(|| {
                 pin(second);
-                self.work(&listening).inspect_err(|_| stop.store(true, Ordering::Relaxed))
+                let entered = self.sandbox.enter(Role::Socket);
+                entered
+                    .and_then(|()| self.work(&listening))
+                    .inspect_err(|_| stop.store(true, Ordering::Relaxed))
             });
             let listener = scope.spawn(|| {
                 pin(first);
-                let result = self.listen(stop);
+                let result = self.sandbox.enter(Role::Socket).and_then(|()| self.listen(stop));
                 listening.store(false, Ordering::Release);
                 result
             });

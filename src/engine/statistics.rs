@@ -5,11 +5,14 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use crossbeam_utils::CachePadded;
 
+use crate::report::Counters;
 use crate::wire::Refusal;
 
 /// One worker's counts. The worker has a copy of its own and shows it to others now and then.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Tally {
+    /// Packets that came to the worker, whatever became of them.
+    pub received: u64,
     /// Requests that were answered.
     pub answered: u64,
     /// Replies to those: `--replies` for each.
@@ -28,13 +31,15 @@ pub struct Tally {
 
 impl Tally {
     fn fields(&self) -> impl Iterator<Item = u64> + '_ {
-        [self.answered, self.replies, self.advertised, self.unsent, self.frames_lost, self.invalid]
+        let Self { received, answered, replies, advertised, unsent, frames_lost, invalid, .. } = *self;
+        [received, answered, replies, advertised, unsent, frames_lost, invalid]
             .into_iter()
             .chain(self.refused)
     }
 
     /// Adds another worker's counts.
     pub fn add(&mut self, other: &Self) {
+        self.received += other.received;
         self.answered += other.answered;
         self.replies += other.replies;
         self.advertised += other.advertised;
@@ -46,6 +51,25 @@ impl Tally {
         }
     }
 
+    /// As counters of a server, where all that came to it came to the worker. Who knows of what did not adds it.
+    #[must_use]
+    pub fn counters(&self) -> Counters {
+        let mut counters = Counters {
+            received: self.received,
+            answered: self.answered,
+            replies: self.replies,
+            advertised: self.advertised,
+            unsent: self.unsent,
+            refused: self.refused_by_name(),
+            frames_lost: self.frames_lost,
+            invalid: self.invalid,
+            ..Counters::default()
+        };
+        counters.dropped = counters.refused.clone();
+        counters.drop("invalid", self.invalid);
+        counters
+    }
+
     /// Packets not answered by the name of the reason, those that occurred.
     pub fn refused_by_name(&self) -> BTreeMap<String, u64> {
         let named = Refusal::ALL.iter().zip(self.refused).filter(|(_, count)| *count > 0);
@@ -53,24 +77,41 @@ impl Tally {
     }
 }
 
-/// A place where one worker shows its tally, on cache lines of its own.
+/// A place where one worker shows its tally, and that it is alive, on cache lines of its own.
 #[derive(Debug, Default)]
-pub struct Shown(CachePadded<[AtomicU64; 6 + Refusal::ALL.len()]>);
+pub struct Shown {
+    tally: CachePadded<[AtomicU64; 7 + Refusal::ALL.len()]>,
+    beats: CachePadded<AtomicU64>,
+}
 
 impl Shown {
     /// Shows `tally`. Only its worker calls this.
     #[inline]
     pub fn store(&self, tally: &Tally) {
-        for (place, value) in self.0.iter().zip(tally.fields()) {
+        for (place, value) in self.tally.iter().zip(tally.fields()) {
             place.store(value, Ordering::Relaxed);
         }
+        self.beat();
+    }
+
+    /// Shows that its worker is alive, also where there is nothing to do. Only its worker calls this.
+    #[inline]
+    pub fn beat(&self) {
+        // There is no other writer.
+        self.beats.store(self.beats.load(Ordering::Relaxed).wrapping_add(1), Ordering::Relaxed);
+    }
+
+    /// A number that changes while the worker is alive.
+    pub fn beats(&self) -> u64 {
+        self.beats.load(Ordering::Relaxed)
     }
 
     /// What was shown last. Numbers of one request may be there in part.
     pub fn load(&self) -> Tally {
-        let mut values = self.0.iter().map(|place| place.load(Ordering::Relaxed));
+        let mut values = self.tally.iter().map(|place| place.load(Ordering::Relaxed));
         let mut next = || values.next().unwrap_or_default();
         Tally {
+            received: next(),
             answered: next(),
             replies: next(),
             advertised: next(),
@@ -89,6 +130,7 @@ mod tests {
     #[test]
     fn what_is_shown_is_what_is_read_and_adds_up() {
         let tally = Tally {
+            received: 6,
             answered: 1,
             replies: 10,
             advertised: 5,
@@ -100,6 +142,12 @@ mod tests {
         let shown = Shown::default();
         shown.store(&tally);
         assert_eq!(shown.load(), tally);
+        assert_eq!(shown.beats(), 1);
+        shown.beat();
+        assert_eq!(shown.beats(), 2);
+        let counters = tally.counters();
+        assert_eq!(counters.dropped.values().sum::<u64>(), tally.refused.iter().sum::<u64>() + 4);
+        assert_eq!(counters.received, 6);
         let mut sum = tally.clone();
         sum.add(&tally);
         assert!(sum.fields().zip(tally.fields()).all(|(double, single)| double == 2 * single));

@@ -18,6 +18,7 @@ use nix::sys::time::{TimeVal, TimeValLike};
 use super::statistics::{Shown, Tally};
 use super::{CounterSet, EngineConfig};
 use crate::bind::Method;
+use crate::machine::sandbox::{Role, Sandbox};
 use crate::report::Counters;
 
 /// Bytes of memory that requests may take which wait for the engine. The default (net.core.rmem_default, 212,992) holds a few
@@ -84,12 +85,17 @@ pub(super) fn segments(length: usize) -> usize {
 pub(super) const CUTS_NONE: &str = "this kernel cuts no datagrams on an interface that computes no checksums: switch its tx checksum \
     offload on, use Linux 6.11 or newer, or use --engine socket-batch";
 
-/// Has each of `workers` work on a thread of its own, until `stop` is set: by the first that fails, too.
+/// Has each of `workers` work on a thread of its own, in its role, until `stop` is set: by the first that fails, too.
 pub(super) fn run<W: Send>(
     workers: impl IntoIterator<Item = W>,
+    (sandbox, role): (Sandbox, Role),
     stop: &AtomicBool,
     work: impl Fn(W) -> Result<()> + Sync,
 ) -> Result<()> {
+    let work = |worker| {
+        sandbox.enter(role)?;
+        work(worker)
+    };
     let work = &work;
     thread::scope(|scope| {
         let start =
@@ -124,19 +130,20 @@ impl SocketCounters {
     pub fn dropped(&self) -> Option<u64> {
         self.sockets.iter().map(|socket| dropped(socket).ok()).sum()
     }
+
+    /// A number of each thread that changes while it is alive.
+    pub fn beats(&self) -> Vec<u64> {
+        self.shown.iter().map(|shown| shown.beats()).collect()
+    }
 }
 
 impl CounterSet for SocketCounters {
     fn read(&self) -> Counters {
-        let tally = self.tally();
-        Counters {
-            answered: tally.answered,
-            replies: tally.replies,
-            unsent: tally.unsent,
-            refused: tally.refused_by_name(),
-            socket_dropped: self.dropped(),
-            ..Counters::default()
-        }
+        self.tally().counters().with_socket_dropped(self.dropped())
+    }
+
+    fn beats(&self) -> Vec<u64> {
+        self.beats()
     }
 }
 

@@ -80,6 +80,7 @@ impl Worker {
             }
             let Some(mut packet) = rings.receive() else { break };
             busy = true;
+            self.tally.received += 1;
             match self.handler.answer(rings.bytes_mut(&mut packet)) {
                 Ok(length) => {
                     packet.truncate(length);
@@ -320,6 +321,7 @@ mod tests {
             prop_assert!(expected.owed.is_empty(), "{} replies are still owed", expected.owed.len());
             let refused = tally.refused.iter().sum::<u64>();
             prop_assert_eq!(tally.answered + tally.advertised + refused, expected.arrived);
+            prop_assert_eq!(tally.received, expected.arrived);
             prop_assert_eq!(tally.advertised, expected.advertised);
             prop_assert_eq!(tally.replies, tally.answered * u64::from(replies));
             prop_assert_eq!(tally.frames_lost, 0);

@@ -245,7 +245,10 @@ fn obstacles(interface: &Interface, host: &Host) -> Vec<Finding> {
     let missing: Vec<_> = NEEDED.into_iter().filter(|name| !host.has(name)).collect();
     if !missing.is_empty() {
         let why = format!("this process lacks {}", missing.join(", "));
-        obstacles.push(Finding::new("capabilities", why, "run as root".to_owned()));
+        // File capabilities are set all at once: a line that names only what lacks would take the others away.
+        let all = NEEDED.map(str::to_ascii_lowercase).join(",");
+        let cure = format!("run as root, or setcap {all}=ep \"$(command -v sixhop)\"");
+        obstacles.push(Finding::new("capabilities", why, cure));
     }
     if !host.initial_user_namespace {
         let why = "this process is in a user namespace, whose root may not load programs".to_owned();

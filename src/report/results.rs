@@ -15,7 +15,7 @@ use crate::load::{Client, Outcome};
 use crate::machine::Environment;
 use crate::netlink::AttachMode;
 use crate::probe::Probe;
-use crate::xdp::{AttachRequest, CopyMode, CopyRequest, KernelCounters, RingSizes};
+use crate::xdp::{AttachRequest, CopyMode, CopyRequest, KernelCounters, RingLevels, RingSizes};
 
 /// Version of the schema, on every line as `schema`. It grows when a field goes or changes its meaning; new fields alone do not
 /// change it. Lines without one are from before it was counted.
@@ -152,6 +152,12 @@ pub struct Ready {
     /// Lines for people: settings that a killed server had left changed, and where requests arrive if not all queues are served.
     #[serde(default)]
     pub notes: Vec<String>,
+    /// Where its metrics are to be had.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub metrics: Option<std::net::SocketAddr>,
+    /// Whether its threads have given up what they do not need: capabilities and system calls.
+    #[serde(default)]
+    pub sandbox: bool,
     /// What the kernel granted.
     #[serde(flatten)]
     pub modes: Modes,
@@ -220,6 +226,9 @@ pub struct Stats {
 /// What a server counts. All since it was started.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Counters {
+    /// Packets for the service that came in: all of them are answered, advertised to, dropped or waiting.
+    #[serde(default)]
+    pub received: u64,
     /// Requests that were answered.
     pub answered: u64,
     /// Of those, the ones answered by the socket behind an engine that looks at frames: they came in fragments, or behind extension
@@ -237,6 +246,13 @@ pub struct Counters {
     pub advertised: u64,
     /// Packets that were not answered, by reason; reasons that did not occur are left out.
     pub refused: BTreeMap<String, u64>,
+    /// All packets that were received and came to nothing, by reason: those refused, those that found no room, and those that the
+    /// XDP program dropped. Reasons that did not occur are left out.
+    #[serde(default)]
+    pub dropped: BTreeMap<String, u64>,
+    /// Packets that were received and that nobody has looked at yet. In the totals: that nobody ever will.
+    #[serde(default)]
+    pub waiting: u64,
     /// Frames that are in no ring and in nobody's hands: always 0.
     pub frames_lost: u64,
     /// Descriptors from the kernel that made no sense: always 0.
@@ -248,6 +264,9 @@ pub struct Counters {
     /// What each queue did, where the engine has a worker for each.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub queues: Vec<QueueCounters>,
+    /// How long after it was due the last change of addresses was done, where they change while the server runs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rotation_lag_seconds: Option<f64>,
     /// Datagrams that the kernel dropped because the socket's buffer was full.
     pub socket_dropped: Option<u64>,
 }
@@ -261,6 +280,38 @@ pub struct QueueCounters {
     pub answered: u64,
     /// Replies handed to the kernel.
     pub replies: u64,
+    /// How full its rings are.
+    #[serde(default)]
+    pub levels: RingLevels,
+    /// The kernel's counters of its socket.
+    #[serde(default)]
+    pub xdp: KernelCounters,
+}
+
+impl Counters {
+    /// Counts `count` packets more as dropped for `reason`.
+    pub fn drop(&mut self, reason: &str, count: u64) {
+        if count > 0 {
+            *self.dropped.entry(reason.to_owned()).or_default() += count;
+        }
+    }
+
+    /// The same where the kernel says how many packets found no room in a socket: they were received as well.
+    #[must_use]
+    pub fn with_socket_dropped(mut self, dropped: Option<u64>) -> Self {
+        self.socket_dropped = dropped;
+        self.received += dropped.unwrap_or(0);
+        self.drop("socket_full", dropped.unwrap_or(0));
+        self
+    }
+
+    /// Packets that were received and are counted nowhere else. While packets come in it may be off by those that are on their way
+    /// between two counters; when none do, it is 0.
+    #[must_use]
+    pub fn unaccounted(&self) -> i64 {
+        let known = self.answered + self.advertised + self.waiting + self.dropped.values().sum::<u64>();
+        self.received as i64 - known as i64
+    }
 }
 
 /// What it took to make addresses live and to take them back.

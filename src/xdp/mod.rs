@@ -27,10 +27,10 @@ pub use multicast::AllMulticast;
 pub use netdev::{XdpFeatures, xdp_features};
 pub use option::namespace_cookie;
 pub use program::{
-    AttachRequest, Attachment, LiveAddresses, Program, ProgramConfig, Reflect, Screen, Verdict,
+    AttachRequest, Attachment, Fate, LiveAddresses, Program, ProgramConfig, Reflect, Screen, Verdict,
     VerdictSource, occupied,
 };
-pub use rings::{Census, Doorbell, Rings};
+pub use rings::{Census, Doorbell, LevelSource, RingLevels, Rings};
 pub use socket::{
     BusyPoll, CopyMode, CopyRequest, CounterSource, KernelCounters, RingSizes, Socket, SocketConfig,
     spare_frames,

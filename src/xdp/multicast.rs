@@ -3,6 +3,7 @@
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 
+use crate::netlink::Link;
 use anyhow::{Context, Result};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
 
@@ -10,17 +11,24 @@ use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
 /// the kernel does not have. While this lives it delivers all; the kernel takes that back when the process ends, however it
 /// ends.
 #[derive(Debug)]
-pub struct AllMulticast(#[allow(dead_code)] OwnedFd); // held, not used
+pub struct AllMulticast(#[allow(dead_code)] Option<OwnedFd>); // held, not used
 
 impl AllMulticast {
-    /// Asks it of the interface with that index, in the namespace of the calling thread.
+    /// Asks it of the interface, in the namespace of the calling thread. Of one that is told to receive all anyway (`ip link set
+    /// allmulticast on`) there is nothing to ask.
     ///
     /// # Errors
     /// Without CAP_NET_RAW, and when there is no such interface.
-    pub fn on(index: u32) -> Result<Self> {
+    pub fn on(link: &Link) -> Result<Self> {
+        if link.all_multicast {
+            return Ok(Self(None));
+        }
+        let index = link.index;
         // Protocol 0: the socket itself receives nothing.
         let socket = socket(AddressFamily::Packet, SockType::Raw, SockFlag::SOCK_CLOEXEC, None)
-            .context("no packet socket")?;
+            .with_context(|| {
+                format!("no packet socket, which takes CAP_NET_RAW; 'ip link set {} allmulticast on' goes without", link.name)
+            })?;
         let request = libc::packet_mreq {
             mr_ifindex: index as i32,
             mr_type: libc::PACKET_MR_ALLMULTI as u16,
@@ -39,7 +47,7 @@ impl AllMulticast {
             )
         };
         if result == 0 {
-            Ok(Self(socket))
+            Ok(Self(Some(socket)))
         } else {
             Err(io::Error::last_os_error()).context("cannot have all multicast received")
         }

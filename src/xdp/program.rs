@@ -116,6 +116,21 @@ impl Verdict {
         Self::NoRing,
     ];
 
+    /// What it means for the packet.
+    #[must_use]
+    pub fn fate(self) -> Fate {
+        match self {
+            Self::Reflected | Self::Refused | Self::Steered | Self::Solicited => Fate::Taken,
+            Self::DroppedHidden | Self::NoRing => Fate::Dropped,
+            Self::PassedOther
+            | Self::PassedPort
+            | Self::PassedPrefix
+            | Self::PassedNotLive
+            | Self::PassedBehind
+            | Self::PassedKernel => Fate::Passed,
+        }
+    }
+
     /// The name under which it is counted in the statistics.
     pub fn name(self) -> &'static str {
         match self {
@@ -133,6 +148,17 @@ impl Verdict {
             Self::NoRing => "no_ring",
         }
     }
+}
+
+/// What a verdict means for a packet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fate {
+    /// It was for the service, which has it: other counters say what became of it.
+    Taken,
+    /// It was for the service, which does not get it, for a reason of the verdict's name.
+    Dropped,
+    /// It was for the kernel.
+    Passed,
 }
 
 /// What a program is loaded for.
@@ -748,7 +774,9 @@ fn explain_attach(link: &Link, error: &io::Error) -> anyhow::Error {
     match error.raw_os_error() {
         Some(libc::EBUSY | libc::EEXIST) => occupied(link),
         Some(libc::EOPNOTSUPP) => anyhow!("the driver of {name} has no native XDP"),
-        Some(libc::EPERM) => anyhow!("attaching an XDP program needs CAP_NET_ADMIN and CAP_BPF: run as root"),
+        Some(libc::EPERM) => anyhow!(
+            "attaching an XDP program needs CAP_NET_ADMIN and CAP_BPF: run as root, or as sixhop probe says"
+        ),
         Some(libc::EINVAL) => anyhow!(
             "{name} takes no XDP program now ({error}): its MTU may be too large for XDP (ip link set dev {name} mtu 1500), \
              or large receive offload on (ethtool -K {name} lro off)"
@@ -770,7 +798,9 @@ pub fn occupied(link: &Link) -> anyhow::Error {
 fn explain_load(error: libbpf_rs::Error) -> anyhow::Error {
     match error.kind() {
         libbpf_rs::ErrorKind::PermissionDenied => {
-            anyhow!("loading the XDP program needs CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN: run as root")
+            anyhow!(
+                "loading the XDP program needs CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN: run as root, or as sixhop probe says"
+            )
         }
         libbpf_rs::ErrorKind::OutOfMemory => {
             anyhow!("no memory for the maps of the XDP program: fewer addresses?")

@@ -98,6 +98,42 @@ impl<T: Entry> Ring<T> {
     }
 }
 
+/// How full a ring is, readable while its ends work on it.
+#[derive(Debug)]
+pub(super) struct Level {
+    producer: NonNull<AtomicU32>,
+    consumer: NonNull<AtomicU32>,
+    size: u32,
+    /// Keeps what the pointers point to mapped.
+    _memory: Arc<Memory>,
+}
+
+// SAFETY: as for `Ring`; there are only the counters, and they are only read.
+unsafe impl Send for Level {}
+
+impl Level {
+    /// Entries that were put in and not taken out, as far as each end has said so.
+    pub fn read(&self) -> u32 {
+        // SAFETY: points to a counter within `_memory`, checked by `Ring::new`; atomics may be shared with the kernel.
+        let consumer = unsafe { self.consumer.as_ref() }.load(Ordering::Relaxed);
+        // SAFETY: as above.
+        let producer = unsafe { self.producer.as_ref() }.load(Ordering::Relaxed);
+        // Read one after the other: what was put in between may be more than there is room for.
+        producer.wrapping_sub(consumer).min(self.size)
+    }
+}
+
+impl<T: Entry> Ring<T> {
+    fn level(&self) -> Level {
+        Level {
+            producer: self.producer,
+            consumer: self.consumer,
+            size: self.mask + 1,
+            _memory: self._memory.clone(),
+        }
+    }
+}
+
 /// The end that puts entries in.
 #[derive(Debug)]
 pub(super) struct Producer<T> {
@@ -116,6 +152,11 @@ impl<T: Entry> Producer<T> {
         let next = ring.producer().load(Ordering::Relaxed);
         let taken = ring.consumer().load(Ordering::Acquire);
         Some(Self { ring, next, published: next, taken })
+    }
+
+    /// A way to see how full the ring is.
+    pub fn level(&self) -> Level {
+        self.ring.level()
     }
 
     /// How many entries have room, at least `wanted` unless the ring is fuller than that.
@@ -184,6 +225,11 @@ impl<T: Entry> Consumer<T> {
         let next = ring.consumer().load(Ordering::Relaxed);
         let put = ring.producer().load(Ordering::Acquire);
         Some(Self { ring, next, released: next, put })
+    }
+
+    /// A way to see how full the ring is.
+    pub fn level(&self) -> Level {
+        self.ring.level()
     }
 
     /// Takes the oldest entry. Its place is free for the other end after [`release`](Self::release).

@@ -13,8 +13,9 @@ use std::io;
 use std::time::Duration;
 
 use libc::xdp_desc;
+use serde::{Deserialize, Serialize};
 
-use super::ring::{Consumer, Producer};
+use super::ring::{Consumer, Level, Producer};
 use super::umem::{Frame, Packet, Umem};
 
 /// Ways to get the kernel to look at the rings. A socket's are system calls; a test's are its own model of the kernel.
@@ -56,6 +57,41 @@ impl Census {
     }
 }
 
+/// How full the rings of a queue are, in descriptors.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RingLevels {
+    /// Frames that the kernel may receive into.
+    pub fill: u32,
+    /// Packets that nobody has looked at yet.
+    pub rx: u32,
+    /// Packets that the kernel has not taken yet.
+    pub tx: u32,
+    /// Frames that were sent and not taken back yet.
+    pub completion: u32,
+}
+
+/// Sees how full the rings of a queue are, from any thread: it reads their counters, which costs their ends nothing but a cache
+/// line now and then.
+#[derive(Debug)]
+pub struct LevelSource {
+    fill: Level,
+    rx: Level,
+    tx: Level,
+    completion: Level,
+}
+
+impl LevelSource {
+    /// How full they are now.
+    pub fn read(&self) -> RingLevels {
+        RingLevels {
+            fill: self.fill.read(),
+            rx: self.rx.read(),
+            tx: self.tx.read(),
+            completion: self.completion.read(),
+        }
+    }
+}
+
 /// One queue's rings, seen from user space.
 #[derive(Debug)]
 pub struct Rings {
@@ -87,6 +123,16 @@ impl Rings {
     /// The memory of the packets.
     pub fn umem(&self) -> &Umem {
         &self.umem
+    }
+
+    /// A way to see how full they are.
+    pub fn levels(&self) -> LevelSource {
+        LevelSource {
+            fill: self.fill.level(),
+            rx: self.rx.level(),
+            tx: self.tx.level(),
+            completion: self.completion.level(),
+        }
     }
 
     /// The bytes of a packet of these rings.

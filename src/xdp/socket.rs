@@ -242,7 +242,7 @@ impl Socket {
         let fd = Arc::new(unbound().map_err(|error| {
             let cure = match error.raw_os_error() {
                 Some(libc::EAFNOSUPPORT) => "this kernel is built without CONFIG_XDP_SOCKETS",
-                Some(libc::EPERM) => "it needs CAP_NET_RAW: run as root",
+                Some(libc::EPERM) => "it needs CAP_NET_RAW: run as root, or as sixhop probe says",
                 _ => "socket(AF_XDP) failed",
             };
             anyhow::Error::new(error).context(format!("no AF_XDP socket: {cure}"))
@@ -453,7 +453,9 @@ fn busy_poll(fd: &OwnedFd, microseconds: u32) -> Result<BusyPoll> {
             Some(libc::ENOPROTOOPT) => {
                 anyhow!("no busy polling: it takes Linux 5.11 or newer with CONFIG_NET_RX_BUSY_POLL")
             }
-            Some(libc::EPERM) => anyhow!("busy polling needs CAP_NET_ADMIN: run as root"),
+            Some(libc::EPERM) => {
+                anyhow!("busy polling needs CAP_NET_ADMIN: run as root, or as sixhop probe says")
+            }
             _ => anyhow!("no busy polling for {microseconds} microseconds: {error}"),
         })?;
     }
@@ -509,7 +511,9 @@ fn explain(config: &SocketConfig, mode: CopyMode, error: &io::Error) -> anyhow::
             "queue {queue} of {interface} is taken by another AF_XDP socket: stop it, or use another queue"
         ),
         Some(libc::EINVAL) => format!("the kernel refuses queue {queue} of {interface}: does it exist?"),
-        Some(libc::EPERM) => "binding an AF_XDP socket needs CAP_NET_RAW: run as root".to_owned(),
+        Some(libc::EPERM) => {
+            "binding an AF_XDP socket needs CAP_NET_RAW: run as root, or as sixhop probe says".to_owned()
+        }
         Some(libc::ENODEV) => format!("{interface} has gone"),
         Some(libc::ENETDOWN) => format!("{interface} is down: set it up first"),
         _ => format!("the kernel refuses queue {queue} of {interface}"),

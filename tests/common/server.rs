@@ -37,6 +37,18 @@ pub fn sixhop(lab: &Lab, side: Side, arguments: &str) -> Command {
     command
 }
 
+/// Packets that were received and are counted nowhere else, by statistics.
+pub fn unaccounted(stats: &Value) -> i64 {
+    let count = |value: &Value| value.as_i64().unwrap_or_default();
+    let dropped: i64 =
+        stats["dropped"].as_object().into_iter().flatten().map(|(_, value)| count(value)).sum();
+    count(&stats["received"])
+        - count(&stats["answered"])
+        - count(&stats["advertised"])
+        - count(&stats["waiting"])
+        - dropped
+}
+
 /// A running server, killed when dropped.
 pub struct Server {
     pub child: Child,
@@ -62,7 +74,12 @@ impl Server {
     /// The same on either side.
     pub fn start_in(lab: &Lab, side: Side, interface: &str, flags: &str) -> Result<Self> {
         let flags = format!("serve --interface {interface} --json {flags}");
-        let mut child = sixhop(lab, side, &flags).stdout(Stdio::piped()).spawn()?;
+        Self::of(sixhop(lab, side, &flags))
+    }
+
+    /// One that is started by this command.
+    pub fn of(mut command: Command) -> Result<Self> {
+        let mut child = command.stdout(Stdio::piped()).spawn()?;
         let output = BufReader::new(child.stdout.take().context("a pipe")?);
         let mut server = Self { child, output, ready: Value::Null };
         server.ready = server.event()?;
@@ -70,7 +87,8 @@ impl Server {
         Ok(server)
     }
 
-    fn event(&mut self) -> Result<Value> {
+    /// The next line.
+    pub fn event(&mut self) -> Result<Value> {
         let mut line = String::new();
         if self.output.read_line(&mut line)? == 0 {
             let mut words = String::new();
@@ -103,6 +121,7 @@ impl Server {
             let event = self.event()?;
             if event["event"] == "stopped" {
                 ensure!(self.child.wait()?.success(), "the server failed");
+                ensure!(unaccounted(&event) == 0, "it does not add up: {event}");
                 ensure!(event["frames_lost"] == 0 && event["invalid"] == 0, "{event}");
                 return Ok(event);
             }

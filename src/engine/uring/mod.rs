@@ -19,6 +19,7 @@ use super::handler::Handler;
 use super::statistics::{Shown, Tally};
 use super::udp::{self, SocketCounters};
 use super::{CounterSet, Engine, EngineConfig, Modes, pin};
+use crate::machine::sandbox::{Role, Sandbox};
 use ring::{Event, Request, Ring};
 
 /// Buffers of a worker, a power of two. The kernel hands over 32 requests at once (MULTISHOT_MAX_RETRY): this is room for those whose
@@ -29,6 +30,7 @@ pub(super) struct Uring {
     workers: Vec<Worker>,
     service: Service,
     modes: Modes,
+    sandbox: Sandbox,
 }
 
 /// What all workers answer by.
@@ -63,7 +65,7 @@ impl Uring {
             replies: config.replies.into(),
             interface: config.link.index,
         };
-        Ok(Self { workers, service, modes })
+        Ok(Self { workers, service, modes, sandbox: config.sandbox })
     }
 }
 
@@ -97,7 +99,10 @@ impl Service {
         for _ in 0..BUFFERS {
             let Some(event) = ring.next()? else { break };
             match event {
-                Event::Request(request) => self.answer(request, ring, tally)?,
+                Event::Request(request) => {
+                    tally.received += 1;
+                    self.answer(request, ring, tally)?;
+                }
                 Event::Sent(replies, Ok(())) => tally.replies += replies as u64,
                 Event::Sent(_, Err(error)) if error.raw_os_error() == Some(libc::EIO) => {
                     return Err(error).context(udp::CUTS_NONE);
@@ -138,7 +143,7 @@ impl Engine for Uring {
     }
 
     fn run(self: Box<Self>, stop: &AtomicBool) -> Result<()> {
-        let Self { workers, service, .. } = *self;
-        udp::run(workers, stop, |worker| service.work(worker, stop))
+        let Self { workers, service, sandbox, .. } = *self;
+        udp::run(workers, (sandbox, Role::Uring), stop, |worker| service.work(worker, stop))
     }
 }
