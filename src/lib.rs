@@ -20,6 +20,7 @@ pub mod cli;
 mod datagrams;
 pub mod engine;
 pub mod experiment;
+pub mod guard;
 pub mod lab;
 pub mod load;
 pub mod machine;

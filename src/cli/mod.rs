@@ -3,6 +3,7 @@
 pub mod bind;
 pub mod compare;
 pub mod experiment;
+pub mod guard;
 pub mod lab;
 pub mod load;
 pub mod manual;
@@ -28,6 +29,7 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 use crate::address::{Pool, PoolError, Prefix};
 use crate::bind::Method;
 use crate::engine::{Server, ServerConfig, Totals};
+use crate::guard::Guard;
 use crate::report::{Event, Stats};
 
 /// Answers IPv6 requests on very many addresses from AF_XDP rings, and measures what that is worth
@@ -63,6 +65,8 @@ pub enum Command {
     Lab(lab::Args),
     Completions(manual::Completions),
     Man(manual::Man),
+    #[command(hide = true)]
+    Guard(guard::Args),
 }
 
 impl Command {
@@ -82,6 +86,7 @@ impl Command {
             Self::Lab(args) => lab::run(args),
             Self::Completions(args) => manual::completions(&args),
             Self::Man(args) => manual::man(&args),
+            Self::Guard(args) => guard::run(&args),
         }
     }
 }
@@ -130,8 +135,9 @@ fn stop_at_end_of_input(stop: Arc<AtomicBool>) {
     });
 }
 
-/// Starts the server, with a bar while its addresses are bound.
-fn binding(config: &ServerConfig, stop: &AtomicBool) -> Result<Server> {
+/// Starts the server, with a bar while its addresses are bound, and with a guard beside it.
+fn binding(config: &ServerConfig, stop: &AtomicBool) -> Result<(Server, Guard)> {
+    let mut guard = Guard::start(config)?;
     let all = config.pool.count();
     let bar = progress(all, "binding   {bar:20} {human_pos}/{human_len} addresses, {msg}");
     bar.set_message("opening");
@@ -140,21 +146,22 @@ fn binding(config: &ServerConfig, stop: &AtomicBool) -> Result<Server> {
     }
     let began = Instant::now();
     let server = Server::start(config, &mut |bound| {
+        guard.binding();
         let left = left(config.bind, began.elapsed(), bound as f64 / all as f64);
         bar.set_message(format!("{} left", HumanDuration(left)));
         bar.set_position(bound as u64);
         !stop.load(Ordering::Relaxed)
     });
     bar.finish_and_clear();
-    if let Ok(server) = &server {
-        server.ready().notes.iter().for_each(note);
-    }
-    server
+    let server = server?;
+    server.ready().notes.iter().for_each(note);
+    Ok((server, guard))
 }
 
 /// One line for people, on standard error, of what may not be as they think.
 fn note(what: impl Display) {
-    eprintln!("sixhop: {what}");
+    // Nobody may listen any more: a guard lives longer than its server.
+    let _ = writeln!(io::stderr(), "sixhop: {what}");
 }
 
 /// What binding the rest takes when `share` of the addresses took `elapsed`. What the kernel takes for each grows with their
@@ -164,8 +171,8 @@ fn left(method: Method, elapsed: Duration, share: f64) -> Duration {
     Duration::try_from_secs_f64(elapsed.as_secs_f64() * (share.powi(-power) - 1.0)).unwrap_or(elapsed)
 }
 
-/// Runs the server, with a bar while its addresses are taken back.
-fn running(server: Server, stop: &AtomicBool, show: impl FnMut(&Stats)) -> Result<Totals> {
+/// Runs the server, with a bar while its addresses are taken back. `guard` has its turn where they are not.
+fn running((server, guard): (Server, Guard), stop: &AtomicBool, show: impl FnMut(&Stats)) -> Result<Totals> {
     let all = server.ready().addresses;
     let mut bar = None;
     let totals = server.run(stop, show, &mut |gone| {
@@ -174,6 +181,9 @@ fn running(server: Server, stop: &AtomicBool, show: impl FnMut(&Stats)) -> Resul
     });
     if let Some(bar) = bar {
         bar.finish_and_clear();
+    }
+    if totals.is_ok() {
+        guard.dismiss();
     }
     totals.inspect(|totals| totals.notes.iter().for_each(note))
 }

@@ -117,7 +117,7 @@ pub fn run(args: Args) -> Result<ExitCode> {
     if args.stop_on_eof {
         stop_at_end_of_input(stop.clone());
     }
-    let server = binding(&config, &stop)?;
+    let (server, guard) = binding(&config, &stop)?;
     server.ready().modes.fallbacks.iter().for_each(note);
     let json = args.json;
     if json {
@@ -126,7 +126,7 @@ pub fn run(args: Args) -> Result<ExitCode> {
         println!("{}", describe(server.ready()));
     }
     let mut previous = Stats::default();
-    let totals = running(server, &stop, |stats| {
+    let totals = running((server, guard), &stop, |stats| {
         if json {
             // A reader that has gone away will not be told why.
             let _ = print_json(&Event::Stats(stats.clone()));

@@ -12,7 +12,7 @@ use anyhow::{Context, Result, anyhow, ensure};
 
 use super::statistics::{Shown, Tally};
 use super::worker::{BATCH, Worker};
-use super::{Advertiser, CounterSet, Engine, EngineConfig, Modes, pin};
+use super::{Advertiser, CounterSet, Engine, EngineConfig, Modes, pin, supervise};
 use crate::address::Prefix;
 use crate::bind::Method;
 use crate::netlink::{self, AttachMode, KernelAddresses, Link};
@@ -260,30 +260,21 @@ impl Engine for AfXdp {
         let Self { attachment, program, queues, hidden, .. } = *self;
         let program = &program;
         thread::scope(|scope| {
-            let keeper = hidden.map(|hidden| {
-                scope.spawn(move || {
-                    hidden.keep(program, stop).inspect_err(|_| stop.store(true, Ordering::Relaxed))
-                })
-            });
-            let workers: Vec<_> = queues
-                .into_iter()
-                .map(|queue| {
-                    scope.spawn(move || queue.run(stop).inspect_err(|_| stop.store(true, Ordering::Relaxed)))
-                })
-                .collect();
+            let keeper =
+                hidden.map(|hidden| supervise::start(scope, stop, move || hidden.keep(program, stop)));
+            let start = |queue: Queue| {
+                let work = move || queue.run(stop).context("the interface or its socket is gone");
+                supervise::start(scope, stop, work)
+            };
+            let workers: Vec<_> = queues.into_iter().map(start).collect();
             if workers.is_empty() {
                 while !stop.load(Ordering::Relaxed) {
                     thread::sleep(DOZE);
                 }
             }
-            let results: Vec<_> = workers.into_iter().map(|worker| worker.join()).collect();
+            let worked = supervise::wait_for(workers);
             drop(attachment);
-            for result in results {
-                result
-                    .map_err(|_| anyhow!("a worker panicked"))?
-                    .context("the interface or its socket is gone")?;
-            }
-            keeper.map_or(Ok(()), |keeper| keeper.join().map_err(|_| anyhow!("a thread panicked"))?)
+            worked.and(supervise::wait_for(keeper))
         })
     }
 }

@@ -53,9 +53,43 @@ pub struct Server {
     settings: Vec<Changed>,
     bound: Bound,
     ready: Ready,
-    /// Of the interface, and the socket to ask for it: nothing tells an idle worker that it has gone.
+    watcher: Watcher,
+}
+
+/// Looks at the interface: nothing tells an idle worker that it has gone, or what others have done to it.
+struct Watcher {
     index: u32,
     socket: netlink::Socket,
+    /// The kernel's number of the XDP program, where the engine has one.
+    program: Option<u32>,
+    was_up: bool,
+}
+
+/// What there is to see.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Sight {
+    AsBefore,
+    /// There is no such interface any more.
+    Gone,
+    /// Our XDP program is no longer on it.
+    Detached,
+    /// It was down, and is up again.
+    UpAgain,
+}
+
+impl Watcher {
+    fn look(&mut self) -> Sight {
+        let Ok(links) = self.socket.links() else { return Sight::AsBefore };
+        let Some(link) = links.into_iter().find(|link| link.index == self.index) else { return Sight::Gone };
+        let was_up = std::mem::replace(&mut self.was_up, link.up);
+        if self.program.is_some() && link.xdp.map(|xdp| xdp.id) != self.program {
+            Sight::Detached
+        } else if link.up && !was_up {
+            Sight::UpAgain
+        } else {
+            Sight::AsBefore
+        }
+    }
 }
 
 /// What a server leaves behind: numbers.
@@ -77,6 +111,9 @@ const BUSY_POLL_SETTINGS: [(&str, &str); 2] =
 
 /// Statistics are shown this often.
 const PERIOD: Duration = Duration::from_secs(1);
+
+/// The interface is looked at this often: a question to the kernel, of some 20 µs.
+const LOOK: Duration = Duration::from_millis(100);
 
 impl ServerConfig {
     /// Only to make the addresses of `pool` live on `interface`, and to answer for them what makes them so.
@@ -125,6 +162,8 @@ impl Server {
         let keeper = Keeper::open()?;
         let found = keeper.put_right()?;
         let put_right = found.join("; ");
+        // It may have been left down.
+        let link = if found.is_empty() { link } else { netlink::link(&config.interface)? };
         let started = Self::start_on(link, config, &keeper, found, step);
         // That it did not start is no reason not to say what it did.
         if put_right.is_empty() { started } else { started.context(put_right) }
@@ -235,7 +274,10 @@ impl Server {
             notes,
             modes: engine.as_ref().map(|engine| engine.modes().clone()).unwrap_or_default(),
         };
-        Ok(Self { engine, settings, bound, ready, index: link.index, socket: netlink::Socket::open()? })
+        let mut socket = netlink::Socket::open()?;
+        let xdp = if kind.is_some_and(EngineKind::steers) { socket.link(&link.name)?.xdp } else { None };
+        let watcher = Watcher { index: link.index, socket, program: xdp.map(|xdp| xdp.id), was_up: true };
+        Ok(Self { engine, settings, bound, ready, watcher })
     }
 
     /// What it really got.
@@ -247,8 +289,8 @@ impl Server {
     /// the totals.
     ///
     /// # Errors
-    /// When the engine cannot go on, the interface has gone, or an address cannot be taken back. Everything else was taken back
-    /// then.
+    /// When the engine cannot go on, the interface has gone, or its XDP program has, or an address cannot be made live again
+    /// after the link was down, or cannot be taken back. Everything else was taken back then.
     pub fn run(mut self, stop: &AtomicBool, mut show: impl FnMut(&Stats), told: &mut Told) -> Result<Totals> {
         let counters = self.engine.as_ref().map(|engine| engine.counters()).transpose()?;
         let started = Instant::now();
@@ -256,10 +298,12 @@ impl Server {
             seconds: started.elapsed().as_secs_f64(),
             counters: counters.as_ref().map(|counters| counters.read()).unwrap_or_default(),
         };
-        let mut gone = false;
+        let name = self.ready.interface.clone();
+        let mut seen = Ok(());
         let result = thread::scope(|scope| {
             let engine = self.engine.map(|engine| scope.spawn(|| engine.run(stop)));
             let mut next = started + PERIOD;
+            let mut look = started + LOOK;
             // A signal sets `stop` and cannot wake this thread: it looks often enough not to keep anybody waiting.
             while !stop.load(Ordering::Relaxed) && !engine.as_ref().is_some_and(|engine| engine.is_finished())
             {
@@ -267,9 +311,25 @@ impl Server {
                 if Instant::now() >= next {
                     next += PERIOD;
                     show(&stats());
-                    let links = self.socket.links();
-                    gone = links.is_ok_and(|links| links.iter().all(|link| link.index != self.index));
-                    stop.fetch_or(gone, Ordering::Relaxed);
+                }
+                if Instant::now() >= look {
+                    look = Instant::now() + LOOK;
+                    seen = match self.watcher.look() {
+                        Sight::AsBefore => continue,
+                        Sight::Gone => Err(anyhow!(
+                            "{name} has gone, and its {} addresses with it",
+                            self.ready.addresses
+                        )),
+                        Sight::Detached => Err(anyhow!(
+                            "somebody has taken the XDP program off {name}: requests would not come any more"
+                        )),
+                        Sight::UpAgain => {
+                            self.bound.renew(&mut |_| !stop.load(Ordering::Relaxed)).map(drop).with_context(
+                                || format!("{name} was set down, and its addresses went with that"),
+                            )
+                        }
+                    };
+                    stop.fetch_or(seen.is_err(), Ordering::Relaxed);
                 }
             }
             engine.map_or(Ok(()), |engine| engine.join().map_err(|_| anyhow!("the engine panicked"))?)
@@ -277,12 +337,8 @@ impl Server {
         let stats = stats();
         let put_back: Vec<_> = self.settings.into_iter().map(Changed::put_back).collect();
         let released = self.bound.release(told).context("some addresses stay");
-        ensure!(
-            !gone,
-            "{} has gone, and its {} addresses with it",
-            self.ready.interface,
-            self.ready.addresses
-        );
+        // What an engine says of an interface that has gone is less than what was seen.
+        seen?;
         result?;
         let unbind = released?;
         let put_back: Result<Vec<_>> = put_back.into_iter().collect();

@@ -1,0 +1,37 @@
+//! `sixhop guard`: what a server starts beside itself ([`crate::guard`]), and no command for people.
+
+use std::io;
+use std::process::ExitCode;
+
+use anyhow::Result;
+
+use super::{Addresses, Usage};
+use crate::bind::Method;
+use crate::guard::Watch;
+
+/// Take back what a server leaves when it is killed. Servers start one themselves
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Process number of the server
+    #[arg(long)]
+    server: u32,
+    /// Index of its interface
+    #[arg(long)]
+    index: u32,
+    /// How it makes its addresses live
+    #[arg(long)]
+    method: Method,
+    #[command(flatten)]
+    addresses: Addresses,
+}
+
+/// Runs the subcommand: until standard input ends.
+///
+/// # Errors
+/// When something stays.
+pub fn run(args: &Args) -> Result<ExitCode> {
+    let pool = args.addresses.pool().map_err(|error| Usage(error.to_string()))?;
+    let watch = Watch { server: args.server, index: args.index, method: args.method, pool };
+    watch.run(io::stdin().lock())?.iter().for_each(super::note);
+    Ok(ExitCode::SUCCESS)
+}
