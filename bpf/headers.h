@@ -85,7 +85,8 @@ enum refusal {
 	SOURCE_OWN,
 	SOURCE_SERVICE_PORT,
 	SOURCE_PORT_ZERO,
-	REFUSALS = 15,
+	SOURCE_MAPPED = 15,
+	REFUSALS,
 };
 
 /* Index into the map `frames`. */

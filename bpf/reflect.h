@@ -113,6 +113,9 @@ static __always_inline int reflect(struct xdp_md *ctx)
 		return refuse(SOURCE_UNSPECIFIED);
 	if (equal(source, loopback))
 		return refuse(SOURCE_LOOPBACK);
+	/* ::ffff:0:0/96 */
+	if (!source.s6_addr32[0] && !source.s6_addr32[1] && source.s6_addr32[2] == bpf_htonl(0xffff))
+		return refuse(SOURCE_MAPPED);
 	if (bpf_map_lookup_elem(&live_addresses, &source) || bpf_map_lookup_elem(&kernel_addresses, &source))
 		return refuse(SOURCE_OWN);
 

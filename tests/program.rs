@@ -4,9 +4,10 @@
 mod common;
 
 use std::net::Ipv6Addr;
+use std::path::Path;
 use std::process::ExitCode;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use common::{TestLab, trial};
 use etherparse::PacketBuilder;
 use proptest::prelude::*;
@@ -43,6 +44,7 @@ fn main() -> ExitCode {
         trial("a_program_that_answers_refuses_by_the_same_rules", refuses_by_the_same_rules),
         trial("a_program_that_answers_does_what_the_handler_does", does_what_the_handler_does),
         trial("where_hidden_solicitations_are_still_steered", solicitations_are_still_steered),
+        trial("programs_do_with_the_corpus_of_the_fuzzers_what_the_handler_does", corpus_of_the_fuzzers),
     ])
 }
 
@@ -447,6 +449,7 @@ fn refuses_by_the_same_rules() -> Result<()> {
         (from("ff02::1".parse()?), Fate::Refused(Refusal::SourceMulticast)),
         (from(Ipv6Addr::UNSPECIFIED), Fate::Refused(Refusal::SourceUnspecified)),
         (from(Ipv6Addr::LOCALHOST), Fate::Refused(Refusal::SourceLoopback)),
+        (from("::ffff:192.0.2.1".parse()?), Fate::Refused(Refusal::SourceMapped)),
         (from(reflection.handler.pool().address(4)), Fate::Refused(Refusal::SourceOwn)),
         (from(live), Fate::Refused(Refusal::SourceOwn)),
         (from(Reflection::OWN), Fate::Refused(Refusal::SourceOwn)),
@@ -480,8 +483,18 @@ fn does_what_the_handler_does() -> Result<()> {
         move |index| pool.address(index)
     });
     let anybody = any::<u128>().prop_map(Ipv6Addr::from_bits);
-    let special = ["::", "::1", "::2", "1::", "ff02::1", "fe80::2", "2001:db8:1::2", "2001:db8:1::3"]
-        .map(|text| text.parse::<Ipv6Addr>().expect("an address"));
+    let special = [
+        "::",
+        "::1",
+        "::2",
+        "1::",
+        "::ffff:192.0.2.1",
+        "ff02::1",
+        "fe80::2",
+        "2001:db8:1::2",
+        "2001:db8:1::3",
+    ]
+    .map(|text| text.parse::<Ipv6Addr>().expect("an address"));
     let source = prop_oneof![
         6 => Just(CLIENT),
         1 => live.clone(),
@@ -554,5 +567,38 @@ fn solicitations_are_still_steered() -> Result<()> {
     ensure!(verdict(&program, &udp(NOT_LIVE, PORT)?)? == (XDP_DROP, Verdict::DroppedHidden));
     let (action, _reply) = program.test_run(&udp(LIVE, PORT)?)?;
     ensure!(action == XDP_REDIRECT && program.verdicts()?.read()?[Verdict::Reflected as usize] == 1);
+    Ok(())
+}
+
+/// Each frame that the fuzzers begin with, to the program that answers and to the one that steers.
+fn corpus_of_the_fuzzers() -> Result<()> {
+    let reflection = Reflection::load()?;
+    let mut steering = Program::load(&CONFIG)?;
+    steering.add_prefix(reflection.handler.pool().prefix())?;
+    let mut live = steering.live_addresses()?;
+    live.add(&reflection.handler.pool().to_vec(1)).map_err(|(_, error)| error)?;
+    let (mut frames, mut answered) = (0, 0);
+    for target in ["request", "ndp"] {
+        let room = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus").join(target);
+        for entry in std::fs::read_dir(room)? {
+            let path = entry?.path();
+            let frame = std::fs::read(&path)?;
+            if frame.len() < 14 {
+                continue; // the kernel runs no program for less than an Ethernet header
+            }
+            let fate = reflection.check(&frame).with_context(|| path.display().to_string())?;
+            let (action, verdict) = verdict(&steering, &frame)?;
+            // There is no socket on the queue.
+            let is_steered = verdict == Verdict::NoRing;
+            ensure!(
+                action == XDP_PASS && is_steered == (fate != Fate::Passed),
+                "{}: {fate:?}, but {verdict:?} where it is steered",
+                path.display()
+            );
+            frames += 1;
+            answered += u32::from(matches!(fate, Fate::Answered(_)));
+        }
+    }
+    ensure!(frames > 50 && answered > 5, "{answered} of {frames} frames are answered: nothing was tried");
     Ok(())
 }

@@ -52,6 +52,8 @@ impl Handler {
             Err(Refusal::SourceUnspecified)
         } else if source.is_loopback() {
             Err(Refusal::SourceLoopback)
+        } else if source.to_ipv4_mapped().is_some() {
+            Err(Refusal::SourceMapped)
         } else if self.pool.contains(source) || self.interface.contains(&source) {
             Err(Refusal::SourceOwn)
         } else if !self.pool.contains(destination) {
@@ -92,6 +94,7 @@ mod tests {
             (address("ff02::1"), 50_000, ours, Refusal::SourceMulticast),
             (address("::"), 50_000, ours, Refusal::SourceUnspecified),
             (address("::1"), 50_000, ours, Refusal::SourceLoopback),
+            (address("::ffff:192.0.2.1"), 50_000, ours, Refusal::SourceMapped),
             (other, 50_000, ours, Refusal::SourceOwn),
             (own, 50_000, ours, Refusal::SourceOwn),
             (client, 50_000, own, Refusal::DestinationNotOurs),

@@ -23,7 +23,7 @@ pub(super) const UDP_HEADER: usize = 8;
 /// Why a packet is not answered. One counter each in the statistics.
 ///
 /// The first five are a matter of the bytes, found by [`validate`]; the kernel finds them for a socket. Then come the answering
-/// rules, decided by [`Handler`](crate::engine::Handler) for every engine alike. The last three are for solicitations.
+/// rules, decided by [`Handler`](crate::engine::Handler) for every engine alike. Those after them are for solicitations, but for the last, which is an answering rule.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[repr(usize)]
 pub enum Refusal {
@@ -57,11 +57,13 @@ pub enum Refusal {
     BadSolicitation,
     /// More solicitations than are answered in a second.
     TooManySolicitations,
+    /// The source is an IPv4-mapped address, which the kernel takes from no network: `::ffff:127.0.0.1` would be one.
+    SourceMapped,
 }
 
 impl Refusal {
     /// All of them, in the order of their counters.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 16] = [
         Self::NotUdp,
         Self::BadLength,
         Self::NoChecksum,
@@ -77,6 +79,7 @@ impl Refusal {
         Self::BadHopLimit,
         Self::BadSolicitation,
         Self::TooManySolicitations,
+        Self::SourceMapped,
     ];
 
     /// The name under which it is counted in the statistics.
@@ -97,6 +100,7 @@ impl Refusal {
             Self::BadHopLimit => "bad_hop_limit",
             Self::BadSolicitation => "bad_solicitation",
             Self::TooManySolicitations => "too_many_solicitations",
+            Self::SourceMapped => "source_mapped",
         }
     }
 }
