@@ -19,6 +19,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
+use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::sys::signal::{SigSet, Signal};
 use nix::unistd::{Pid, getpid, getppid};
 
@@ -81,6 +82,11 @@ impl Guard {
             .spawn()
             .context("cannot start the process that takes back what a killed server leaves")?;
         let pipe = child.stdin.take();
+        // Processes that the server starts, `ip` or `ifconfig`, have its end as well: it is closed when the last of them has ended,
+        // and adds no address any more.
+        if let Some(pipe) = &pipe {
+            fcntl(pipe, FcntlArg::F_SETFD(FdFlag::empty())).context("cannot share a pipe")?;
+        }
         Ok(Self { child, pipe, has_bound: false })
     }
 
@@ -117,7 +123,7 @@ impl Drop for Guard {
 #[derive(Debug)]
 pub struct Watch {
     /// The process.
-    pub server: u32,
+    pub server: i32,
     /// Index of its interface.
     pub index: u32,
     /// How it makes its addresses live.
@@ -154,7 +160,7 @@ impl Watch {
 
     /// Waits until the server has closed all that it had: the pipe is not the last of it. Then the guard is somebody else's child.
     fn wait_for_the_end(&self) {
-        let server = Pid::from_raw(self.server.cast_signed());
+        let server = Pid::from_raw(self.server);
         let give_up = Instant::now() + DYING;
         while getppid() == server && Instant::now() < give_up {
             thread::sleep(Duration::from_millis(1));

@@ -14,7 +14,7 @@ use crate::guard::Watch;
 pub struct Args {
     /// Process number of the server
     #[arg(long)]
-    server: u32,
+    server: i32,
     /// Index of its interface
     #[arg(long)]
     index: u32,

@@ -207,10 +207,13 @@ fn make(directory: &Path) -> Result<()> {
     })
 }
 
-/// Writes a result that is whole.
+/// Writes a result that is whole: it has its name when all of it is there.
 fn write(directory: &Path, name: &str, text: &str) -> Result<()> {
-    let path = directory.join(name);
-    fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))
+    let (path, half) = (directory.join(name), directory.join(format!(".{name}.half")));
+    let written = fs::write(&half, text).and_then(|()| fs::rename(&half, &path));
+    written
+        .inspect_err(|_| drop(fs::remove_file(&half)))
+        .with_context(|| format!("cannot write {}", path.display()))
 }
 
 /// The first `names` columns of a table to the left, figures to the right, and none wider than needed.

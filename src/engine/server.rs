@@ -389,3 +389,67 @@ fn cores(config: &ServerConfig, link: &Link, queues: &[u32]) -> Result<Vec<usize
     }
     Ok(config.cores.clone())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::{CounterSet, Modes};
+    use crate::report::Counters;
+    use serde_json::json;
+
+    /// One whose worker panics.
+    struct Broken(Modes);
+
+    impl Engine for Broken {
+        fn modes(&self) -> &Modes {
+            &self.0
+        }
+
+        fn counters(&self) -> Result<Box<dyn CounterSet>> {
+            Ok(Box::new(Nothing))
+        }
+
+        fn run(self: Box<Self>, stop: &AtomicBool) -> Result<()> {
+            thread::scope(|scope| {
+                let worker = super::super::supervise::start(scope, stop, || panic!("as a test wants it"));
+                super::super::supervise::wait_for([worker])
+            })
+        }
+    }
+
+    struct Nothing;
+
+    impl CounterSet for Nothing {
+        fn read(&self) -> Counters {
+            Counters::default()
+        }
+    }
+
+    #[test]
+    fn a_worker_that_panics_ends_the_server_with_an_error_and_all_is_taken_back() {
+        let loopback = netlink::link("lo").unwrap();
+        let place = Place { link: &loopback, prefix: "2001:db8::/64".parse().unwrap(), live_addresses: None };
+        let bound = bind::bind(Method::None, place, vec![], &mut |_| true).unwrap();
+        let ready = json!({
+            "engine": "afxdp", "interface": "lo", "driver": "", "port": 3540, "replies": 10, "addresses": 0, "bind": "none",
+            "generate_seconds": 0.0, "open_seconds": 0.0, "bind_seconds": 0.0, "bind_phases": [], "list_memory": 0,
+            "queues": [], "cores": [],
+        });
+        let server = Server {
+            engine: Some(Box::new(Broken(Modes::default()))),
+            settings: vec![],
+            bound,
+            ready: serde_json::from_value(ready).unwrap(),
+            watcher: Watcher {
+                index: loopback.index,
+                socket: netlink::Socket::open().unwrap(),
+                program: None,
+                was_up: true,
+            },
+        };
+        let stop = AtomicBool::new(false);
+        let error = server.run(&stop, |_| {}, &mut |_| {}).unwrap_err();
+        assert_eq!(error.to_string(), "a worker panicked");
+        assert!(stop.load(Ordering::Relaxed));
+    }
+}
