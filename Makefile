@@ -4,7 +4,8 @@
 #   make test   formatting, clippy, and all tests
 #   make audit  licences, sources and known holes of what is built in (takes a network)
 #
-# and one more puts the program, its manual and its completions where others find them:
+# make fuzz feeds the parsers and the worker with mutated input for SECONDS (60) each; make soak does to servers what may happen to
+# them for MINUTES (60). And one more puts the program, its manual and its completions where others find them:
 #
 #   make install   into PREFIX, /usr/local by default
 #
@@ -14,7 +15,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo test audit bench install packages
+.PHONY: help demo test audit bench fuzz soak install packages
 
 CARGO ?= cargo
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
@@ -70,6 +71,31 @@ audit:
 
 bench: packages
 	$(CARGO) bench --locked
+
+# Each fuzz target for so many seconds, from the corpus in the repository; RUNS=N instead has each take so many inputs. What a
+# target finds fault with is in fuzz/artifacts. libFuzzer needs a C++ compiler, and of rustc only what a stable one has.
+SECONDS ?= 60
+TARGETS ?= request ndp worker results profile
+fuzz: PACKAGES += g++
+fuzz: TOOLS += c++
+fuzz: packages
+	host=$$(rustc -vV | sed -n 's/^host: //p'); cd fuzz; \
+	  RUSTFLAGS="--cfg fuzzing -Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 \
+	    -Cllvm-args=-sanitizer-coverage-inline-8bit-counters -Cllvm-args=-sanitizer-coverage-pc-table \
+	    -Cllvm-args=-sanitizer-coverage-trace-compares" \
+	    $(CARGO) build --release --locked --target $$host; \
+	  for target in $(TARGETS); do \
+	    mkdir -p target/corpus/$$target artifacts/$$target; \
+	    target/$$host/release/$$target -artifact_prefix=artifacts/$$target/ -max_len=8192 -print_final_stats=1 \
+	      $(if $(RUNS),-runs=$(RUNS),-max_total_time=$(SECONDS)) target/corpus/$$target corpus/$$target; \
+	  done
+
+# As root, on network namespaces: everything that may happen to a server, for so many minutes, and a table in the end.
+MINUTES ?= 60
+soak: packages
+	host=$$(rustc -vV | sed -n 's/^host: //p' | tr 'a-z-' 'A-Z_'); \
+	  env "CARGO_TARGET_$${host}_RUNNER=$(if $(SUDO),sudo -E,env)" SIXHOP_SOAK_SECONDS=$$((60 * $(MINUTES))) \
+	    $(CARGO) test --release --locked --test soak
 
 PREFIX ?= /usr/local
 SHARE := $(DESTDIR)$(PREFIX)/share

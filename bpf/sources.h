@@ -3,7 +3,7 @@
  * Who is answered: the rules of Handler::screen (src/engine/handler.rs) in the same order, decided before a request costs more than
  * its headers, and how often one source may ask.
  *
- *   service port, port 0 ──► multicast, ::, ::1 ──► allowed_sources ──► (live?) ──► budgets
+ *   service port, port 0 ──► multicast, ::, ::1, mapped ──► allowed_sources ──► (live?) ──► budgets
  *
  * What is off is a constant, which the verifier takes out.
  */
@@ -87,6 +87,9 @@ static __always_inline enum refusal screen(struct in6_addr source, __be16 port)
 		if (source.s6_addr32[3] == bpf_htonl(1))
 			return SOURCE_LOOPBACK;
 	}
+	/* ::ffff:0:0/96 */
+	if (!source.s6_addr32[0] && !source.s6_addr32[1] && source.s6_addr32[2] == bpf_htonl(0xffff))
+		return SOURCE_MAPPED;
 	if (!is_allowed(source))
 		return SOURCE_NOT_ALLOWED;
 	return REFUSALS;

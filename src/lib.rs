@@ -20,6 +20,9 @@ pub mod cli;
 mod datagrams;
 pub mod engine;
 pub mod experiment;
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzz;
+pub mod guard;
 pub mod lab;
 pub mod load;
 pub mod machine;

@@ -235,22 +235,33 @@ impl Delivery {
     const LIFETIME: u32 = 10;
     const PERIOD: Duration = Duration::from_secs(2);
 
+    fn new(link: &Link, prefix: Prefix) -> Result<Self> {
+        Ok(Self {
+            socket: Socket::open()?,
+            interface: link.name.clone(),
+            index: link.index,
+            prefix,
+            // A number that nobody else will have thought of, and another for each interface.
+            table: u32::from(OUR_PROTOCOL) << 24 | link.index,
+            renew: Instant::now(),
+        })
+    }
+
+    /// Removes what a process that was killed has left of it.
+    ///
+    /// # Errors
+    /// When there is no socket.
+    pub fn clear(link: &Link, prefix: Prefix) -> Result<()> {
+        drop(Self::new(link, prefix)?);
+        Ok(())
+    }
+
     /// Begins it. What an earlier run left is removed.
     ///
     /// # Errors
     /// Without CAP_NET_ADMIN, and when the kernel has no policy routing (CONFIG_IPV6_MULTIPLE_TABLES).
     pub fn begin(link: &Link, prefix: Prefix) -> Result<Self> {
-        let socket = Socket::open()?;
-        // A number that nobody else will have thought of, and another for each interface.
-        let table = u32::from(OUR_PROTOCOL) << 24 | link.index;
-        let mut delivery = Self {
-            socket,
-            interface: link.name.clone(),
-            index: link.index,
-            prefix,
-            table,
-            renew: Instant::now(),
-        };
+        let mut delivery = Self::new(link, prefix)?;
         delivery.end();
         delivery.renew()?;
         let rule = RouteNetlinkMessage::NewRule(delivery.rule());

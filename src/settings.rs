@@ -34,6 +34,10 @@ const DIRECTORY: &str = "/run/sixhop";
 pub(crate) const RULE_SET: &str = "set";
 const RULE_UNSET: &str = "unset";
 
+/// What [`Setting::Link`] may be.
+const UP: &str = "up";
+pub(crate) const DOWN: &str = "down";
+
 /// Something of an interface that has a value, in words.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -44,6 +48,8 @@ pub(crate) enum Setting {
     Indirection,
     /// A rule by which the card chooses a queue: set or not.
     Rule(FlowRule),
+    /// Whether the interface is set up: `up` or `down`.
+    Link,
 }
 
 impl Setting {
@@ -63,6 +69,7 @@ impl Setting {
             Self::File(path) => path.file_name().unwrap_or_default().to_string_lossy().into_owned(),
             Self::Indirection => "rss-indirection".to_owned(),
             Self::Rule(rule) => format!("flow-rule-{}", rule.location),
+            Self::Link => "link-state".to_owned(),
         }
     }
 
@@ -94,6 +101,9 @@ impl Setting {
                 Some(found) if found == *rule => RULE_SET.to_owned(),
                 Some(_) => "another".to_owned(),
             }),
+            Self::Link => {
+                Ok(if netlink::link(&link.name).with_context(cannot)?.up { UP } else { DOWN }.to_owned())
+            }
         }
     }
 
@@ -119,6 +129,7 @@ impl Setting {
                 ethtool::insert_flow_rule(&link.name, rule).with_context(cannot)
             }
             Self::Rule(rule) => ethtool::delete_flow_rule(&link.name, rule.location).with_context(cannot),
+            Self::Link => netlink::set_up(link.index, value == UP).with_context(cannot),
         }
     }
 }
@@ -549,7 +560,9 @@ mod tests {
         let rule = FlowRule { location: 15, port: 3540, queue: 1 };
         assert_eq!(Setting::Indirection.show("1,0,1,0"), "queues [0, 1]");
         assert_eq!(Setting::Rule(rule).name(), "flow-rule-15");
-        for setting in [Setting::Indirection, Setting::Rule(rule), Setting::ipv6("eth0", "accept_dad")] {
+        let settings =
+            [Setting::Indirection, Setting::Rule(rule), Setting::Link, Setting::ipv6("eth0", "accept_dad")];
+        for setting in settings {
             let text = serde_json::to_string(&setting).unwrap();
             assert_eq!(serde_json::from_str::<Setting>(&text).unwrap(), setting);
         }

@@ -223,6 +223,9 @@ impl Ends {
         add("from a multicast address", &|port| from(port, Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1)));
         add("from `::`", &|port| from(port, Ipv6Addr::UNSPECIFIED));
         add("from `::1`", &|port| from(port, Ipv6Addr::LOCALHOST));
+        add("from `::ffff:192.0.2.1`, a mapped IPv4 address", &|port| {
+            from(port, Ipv6Addr::new(0, 0, 0, 0, 0, 0xffff, 0xc000, 0x0201))
+        });
         add("from a live address", &|port| from(port, self.pool.address(8)));
         add("from an address of the server's", &|port| from(port, Side::Server.address()));
         add("from an address that may not ask", &|port| from(port, STRANGER));

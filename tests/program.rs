@@ -4,9 +4,10 @@
 mod common;
 
 use std::net::Ipv6Addr;
+use std::path::Path;
 use std::process::ExitCode;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use common::{TestLab, trial};
 use etherparse::PacketBuilder;
 use proptest::prelude::*;
@@ -49,6 +50,7 @@ fn main() -> ExitCode {
         trial("a_program_that_answers_refuses_by_the_same_rules", refuses_by_the_same_rules),
         trial("a_program_that_answers_does_what_the_handler_does", does_what_the_handler_does),
         trial("where_hidden_solicitations_are_still_steered", solicitations_are_still_steered),
+        trial("programs_do_with_the_corpus_of_the_fuzzers_what_the_handler_does", corpus_of_the_fuzzers),
     ])
 }
 
@@ -719,6 +721,7 @@ fn refuses_by_the_same_rules() -> Result<()> {
         (from("ff02::1".parse()?), Fate::Refused(Refusal::SourceMulticast)),
         (from(Ipv6Addr::UNSPECIFIED), Fate::Refused(Refusal::SourceUnspecified)),
         (from(Ipv6Addr::LOCALHOST), Fate::Refused(Refusal::SourceLoopback)),
+        (from("::ffff:192.0.2.1".parse()?), Fate::Refused(Refusal::SourceMapped)),
         (from(reflection.pool.address(4)), Fate::Refused(Refusal::SourceOwn)),
         (from(live), Fate::Refused(Refusal::SourceOwn)),
         (from(Reflection::OWN), Fate::Refused(Refusal::SourceOwn)),
@@ -761,6 +764,7 @@ fn does_what_the_handler_does() -> Result<()> {
         "::1",
         "::2",
         "1::",
+        "::ffff:192.0.2.1",
         "ff02::1",
         "fe80::2",
         "fe80::3",
@@ -847,5 +851,56 @@ fn solicitations_are_still_steered() -> Result<()> {
     ensure!(verdict(&program, &udp(NOT_LIVE, PORT)?)? == (XDP_DROP, Verdict::DroppedHidden));
     let (action, _reply) = program.test_run(&udp(LIVE, PORT)?)?;
     ensure!(action == XDP_REDIRECT && program.verdicts()?.read()?[Verdict::Reflected as usize] == 1);
+    Ok(())
+}
+
+/// Whether a program refuses for that reason that only steers.
+fn is_screened(refusal: Refusal) -> bool {
+    matches!(
+        refusal,
+        Refusal::SourceServicePort
+            | Refusal::SourcePortZero
+            | Refusal::SourceMulticast
+            | Refusal::SourceUnspecified
+            | Refusal::SourceLoopback
+            | Refusal::SourceMapped
+            | Refusal::SourceNotAllowed
+            | Refusal::DestinationMulticast
+    )
+}
+
+/// Each frame that the fuzzers begin with, to the program that answers and to the one that steers.
+fn corpus_of_the_fuzzers() -> Result<()> {
+    let reflection = Reflection::load()?;
+    let mut steering = Program::load(&CONFIG)?;
+    steering.add_prefix(reflection.pool.prefix())?;
+    allowed().prefixes().iter().try_for_each(|prefix| steering.allow(*prefix))?;
+    let mut live = steering.live_addresses()?;
+    live.add(&reflection.pool.to_vec(1)).map_err(|(_, error)| error)?;
+    let (mut frames, mut answered) = (0, 0);
+    for target in ["request", "ndp"] {
+        let room = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus").join(target);
+        for entry in std::fs::read_dir(room)? {
+            let path = entry?.path();
+            let frame = std::fs::read(&path)?;
+            if frame.len() < 14 {
+                continue; // the kernel runs no program for less than an Ethernet header
+            }
+            let fate = reflection.check(&frame).with_context(|| path.display().to_string())?;
+            let (action, verdict) = verdict(&steering, &frame)?;
+            // There is no socket on the queue. What the worker finds out is steered, as requests are.
+            let agrees = match fate {
+                Fate::Passed => action == XDP_PASS && verdict != Verdict::NoRing,
+                Fate::Refused(refusal) if is_screened(refusal) => {
+                    (action, verdict) == (XDP_DROP, Verdict::Refused)
+                }
+                Fate::Refused(_) | Fate::Answered(_) => (action, verdict) == (XDP_PASS, Verdict::NoRing),
+            };
+            ensure!(agrees, "{}: {fate:?}, but {verdict:?} where it is steered", path.display());
+            frames += 1;
+            answered += u32::from(matches!(fate, Fate::Answered(_)));
+        }
+    }
+    ensure!(frames > 50 && answered > 5, "{answered} of {frames} frames are answered: nothing was tried");
     Ok(())
 }

@@ -15,6 +15,7 @@ use super::Prefix;
 pub struct Pool {
     prefix: Prefix,
     count: u64,
+    seed: u64,
     permutation: Permutation,
 }
 
@@ -53,7 +54,7 @@ impl Pool {
         if count > capacity {
             return Err(PoolError::TooMany { prefix, capacity, count });
         }
-        Ok(Self { prefix, count, permutation: Permutation::new(bits, seed) })
+        Ok(Self { prefix, count, seed, permutation: Permutation::new(bits, seed) })
     }
 
     /// How many addresses the pool has; at least 1.
@@ -64,6 +65,11 @@ impl Pool {
     /// The prefix that all of them lie under.
     pub fn prefix(&self) -> Prefix {
         self.prefix
+    }
+
+    /// What selects its addresses of all that the prefix holds.
+    pub fn seed(&self) -> u64 {
+        self.seed
     }
 
     /// Address number `index`. Distinct for each index below [`count`](Self::count).

@@ -14,6 +14,7 @@ use anyhow::{Error, Result, ensure};
 use super::setting::Setting;
 use super::{Binder, Interrupted, Phases, Step, Timed, Told, failed};
 use crate::netlink::{Link, Socket};
+use crate::settings::Changed;
 
 /// How the kernel is told.
 pub(super) trait Way: Send {
@@ -195,7 +196,8 @@ impl<W: Way> Binder for Kernel<W> {
         let mut phases = Phases::default();
         // All go with the link, so that is only for all.
         if addresses.len() >= DOWN_PAYS && addresses.len() == self.bound {
-            self.flush(&mut phases)?;
+            // Only the quicker way: what it leaves is removed one by one.
+            let _ = self.flush(&mut phases);
         }
         phases.time("remove", || self.remove(addresses, told))?;
         self.bound = self.bound.saturating_sub(addresses.len());
@@ -224,6 +226,12 @@ impl<W: Way> Binder for Kernel<W> {
     fn stride(&self) -> usize {
         EXCHANGED
     }
+
+    fn has_lost(&mut self, addresses: &[Ipv6Addr]) -> Result<bool> {
+        let present = self.socket.addresses(self.index)?;
+        let present: HashSet<_> = present.into_iter().map(|address| address.ip).collect();
+        Ok(addresses.iter().any(|address| !present.contains(address)))
+    }
 }
 
 impl<W: Way> Kernel<W> {
@@ -250,8 +258,8 @@ impl<W: Way> Kernel<W> {
         if !self.socket.links()?.iter().any(|link| link.index == self.index && link.up) {
             return Ok(());
         }
-        phases.time("down", || keep_addresses.during("1", || self.socket.set_up(self.index, false)))?;
-        phases.time("up", || self.socket.set_up(self.index, true))
+        let down = phases.time("down", || keep_addresses.link_down("1"))?;
+        phases.time("up", || down.put_back()).map(drop)
     }
 
     /// [`Kernel::add`] while the link is down, whatever it was before, then up.
@@ -263,16 +271,15 @@ impl<W: Way> Kernel<W> {
         phases: &mut Phases,
     ) -> Result<()> {
         let was_up = self.socket.link(&self.name)?.up;
-        if was_up {
-            // Looked at when the link goes down, and only then.
-            phases.time("down", || keep_addresses.during("1", || self.socket.set_up(self.index, false)))?;
-        }
+        // The setting is looked at when the link goes down, and only then. That it is down is noted: a killed run's is set up.
+        let down = if was_up { Some(phases.time("down", || keep_addresses.link_down("1"))?) } else { None };
         let bound = phases.time("add", || self.add(addresses, step));
         if bound.is_err() && !was_up {
             return bound;
         }
         let up = phases.time("up", || {
             self.socket.set_up(self.index, true)?;
+            down.map_or(Ok(None), Changed::put_back)?; // it is as before
             self.socket.wait_for_carrier(&self.name, CARRIER_TIMEOUT)
         });
         match (bound, up) {

@@ -12,8 +12,9 @@
 //!
 //! Touches the addresses of one interface, the steering program's hash, and one route; and only those that it put there
 //! itself. All or nothing: a [`Binder`] that fails or is told to stop takes back what it did, and a [`Bound`] takes its
-//! addresses back when it goes. A run that is killed cannot do so; the next one on that interface recognises what it left by
-//! its mark ([`crate::netlink::OUR_PROTOCOL`]) and removes it. Only `ioctl`, `command` and `ifconfig` cannot leave a mark.
+//! addresses back when it goes. A run that is killed cannot do so; its guard ([`crate::guard`]) does at once, and the next run
+//! on that interface, where there is none, recognises what is left by its mark ([`crate::netlink::OUR_PROTOCOL`]) and removes it.
+//! Only `ioctl`, `command` and `ifconfig` cannot leave a mark: the guard knows which addresses they were.
 
 mod anyip;
 mod command;
@@ -36,7 +37,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
 
-use crate::address::Prefix;
+use crate::address::{Pool, Prefix};
 use crate::machine::sandbox::Role;
 use crate::netlink::Link;
 use crate::xdp::LiveAddresses;
@@ -86,6 +87,14 @@ pub trait Binder: Send {
     /// Clients whose addresses are to be exchanged in one go, so that whoever else wants the processor need not wait long.
     fn stride(&self) -> usize {
         1
+    }
+
+    /// Whether some of `addresses`, which were bound, are so no more: the kernel takes its own away when the link is set down.
+    ///
+    /// # Errors
+    /// When the kernel cannot be asked.
+    fn has_lost(&mut self, _addresses: &[Ipv6Addr]) -> Result<bool> {
+        Ok(false)
     }
 
     /// Bytes of kernel memory that the addresses take, where it is known.
@@ -203,6 +212,20 @@ impl Method {
     pub fn takes_back(self) -> bool {
         !matches!(self, Self::LiveMap | Self::None)
     }
+
+    /// Whether it makes addresses of the kernel, one by one.
+    #[must_use]
+    pub fn is_of_the_kernel(self) -> bool {
+        match self {
+            Self::Netlink
+            | Self::NetlinkBatch
+            | Self::NetlinkDown
+            | Self::Ioctl
+            | Self::Command
+            | Self::Ifconfig => true,
+            Self::Anyip | Self::LiveMap | Self::None => false,
+        }
+    }
 }
 
 impl fmt::Display for Method {
@@ -243,7 +266,7 @@ pub fn binder(method: Method, place: Place) -> Result<Box<dyn Binder>> {
     }
     let link = place.link;
     let claim = claim(link)?;
-    netlink::remove_leftovers(link)?;
+    netlink::remove_leftovers(link, None)?;
     anyip::remove_leftovers(link)?;
     let inner: Box<dyn Binder> = match method {
         Method::Netlink => Box::new(Kernel::new(link, netlink::Messages::new(link, 1)?)?),
@@ -303,6 +326,19 @@ impl Bound {
         self.binder.kernel_memory()
     }
 
+    /// Makes the addresses live again if the kernel has taken some away, and returns whether it had.
+    ///
+    /// # Errors
+    /// Those of [`Binder::bind`]. None of the addresses is live then.
+    pub fn renew(&mut self, step: &mut Step) -> Result<bool> {
+        if !self.binder.has_lost(&self.addresses)? {
+            return Ok(false);
+        }
+        self.binder.unbind(&self.addresses, &mut |_| {})?;
+        self.binder.bind(&self.addresses, step)?;
+        Ok(true)
+    }
+
     /// Takes the addresses back, tells how far it is, and returns what that took. Dropping does the same, but cannot say that it failed.
     ///
     /// # Errors
@@ -337,16 +373,38 @@ struct Claimed {
     _claim: UnixDatagram,
 }
 
+/// Takes back what a process that was killed has left on `link`, and returns how many addresses that were. `unmarked` are those
+/// that may be there without a mark because of it. Nothing is taken from a process that lives.
+///
+/// # Errors
+/// When the kernel refuses.
+pub(crate) fn take_back(link: &Link, unmarked: Option<&Pool>) -> Result<usize> {
+    // Whoever comes next waits for this.
+    let _at_work = UnixDatagram::bind_addr(&at_work(link)?);
+    let Ok(_claim) = claim(link) else { return Ok(0) };
+    let gone = netlink::remove_leftovers(link, unmarked)?;
+    anyip::remove_leftovers(link)?;
+    Ok(gone)
+}
+
+/// The name that somebody has who takes back what a killed one left on `link`.
+fn at_work(link: &Link) -> io::Result<SocketAddr> {
+    SocketAddr::from_abstract_name(format!("sixhop-guard-{}", link.index))
+}
+
 /// Keeps others from binding addresses to `link`, until what it returns is dropped. They would take this one's addresses
 /// for leftovers.
 fn claim(link: &Link) -> Result<UnixDatagram> {
     let name = SocketAddr::from_abstract_name(format!("sixhop-bind-{}", link.index))?;
-    let give_up = Instant::now() + RELEASE;
+    let at_work = at_work(link)?;
+    let started = Instant::now();
     loop {
         match UnixDatagram::bind_addr(&name) {
             Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
+                let is_cleared = UnixDatagram::unbound()?.connect_addr(&at_work).is_ok();
+                let patience = if is_cleared { CLEARED } else { RELEASE };
                 ensure!(
-                    Instant::now() < give_up,
+                    started.elapsed() < patience,
                     "another sixhop binds addresses to {}: stop it first",
                     link.name
                 );
@@ -360,6 +418,9 @@ fn claim(link: &Link) -> Result<UnixDatagram> {
 /// A name that was given back is taken for as long as another thread starts a process: until that has become another program it
 /// has a copy of every descriptor.
 const RELEASE: Duration = Duration::from_millis(200);
+
+/// What a killed server left is taken back within this: the kernel takes a millisecond for each of some 10,000 addresses.
+const CLEARED: Duration = Duration::from_secs(60);
 
 impl Binder for Claimed {
     fn bind(&mut self, addresses: &[Ipv6Addr], step: &mut Step) -> Result<Phases> {
@@ -384,6 +445,10 @@ impl Binder for Claimed {
 
     fn stride(&self) -> usize {
         self.inner.stride()
+    }
+
+    fn has_lost(&mut self, addresses: &[Ipv6Addr]) -> Result<bool> {
+        self.inner.has_lost(addresses)
     }
 
     fn kernel_memory(&self) -> Option<u64> {

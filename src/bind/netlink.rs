@@ -10,6 +10,7 @@ use rtnetlink::packet_route::RouteNetlinkMessage;
 use rtnetlink::packet_route::address::{AddressAttribute, AddressFlags, AddressProtocol, CacheInfo};
 
 use super::kernel::Way;
+use crate::address::Pool;
 use crate::netlink::{self, Link, OUR_PROTOCOL, Refusal, Socket};
 
 /// Messages to a system call. The time goes into the kernel's work for each address, so a larger batch saves nothing more;
@@ -52,14 +53,16 @@ impl Messages {
     }
 }
 
-/// Removes the addresses with our mark.
-pub(super) fn remove_leftovers(link: &Link) -> Result<()> {
+/// Removes the addresses with our mark, and those of `unmarked`, and returns how many they were.
+pub(super) fn remove_leftovers(link: &Link, unmarked: Option<&Pool>) -> Result<usize> {
     let mut messages = Messages::new(link, BATCH)?;
-    let addresses = messages.socket.addresses(link.index)?.into_iter();
-    let leftovers: Vec<_> = addresses.filter(|address| address.ours).map(|address| address.ip).collect();
+    let mut addresses = messages.socket.addresses(link.index)?;
+    addresses.retain(|address| address.ours || unmarked.is_some_and(|pool| pool.contains(address.ip)));
+    let leftovers: Vec<_> = addresses.iter().map(|address| address.ip).collect();
     messages
         .remove(&leftovers)
-        .with_context(|| format!("cannot remove what an earlier run left on {}", link.name))
+        .with_context(|| format!("cannot remove what an earlier run left on {}", link.name))?;
+    Ok(leftovers.len())
 }
 
 impl Way for Messages {

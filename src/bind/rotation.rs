@@ -86,6 +86,8 @@ pub struct Rotation {
     /// Steps whose addresses are there, of all clients; while there is work, of those that it has not come to.
     held: Range<u64>,
     work: Option<Work>,
+    /// Set by others when some may have been lost.
+    renew: Arc<AtomicBool>,
     phases: Phases,
 }
 
@@ -128,6 +130,7 @@ impl Rotation {
             step,
             held: 0..0,
             work: None,
+            renew: Arc::default(),
             phases: Phases::default(),
         };
         rotation.turn(step);
@@ -173,6 +176,12 @@ impl Rotation {
         Ok(())
     }
 
+    /// A way to have it make addresses live again that were lost: the kernel takes its own away when the link is set down.
+    #[must_use]
+    pub fn renewal(&self) -> Arc<AtomicBool> {
+        self.renew.clone()
+    }
+
     /// Which addresses move, and when.
     #[must_use]
     pub fn timetable(&self) -> &Timetable {
@@ -204,6 +213,9 @@ impl Rotation {
     pub fn run(&mut self, stop: &AtomicBool, mut show: impl FnMut(Rotated)) -> Result<()> {
         let clock = self.timetable.clock();
         while !stop.load(Ordering::Relaxed) {
+            if self.renew.swap(false, Ordering::Relaxed) && self.binder.ahead() == 0 {
+                self.enter_again()?;
+            }
             let now = unix_time();
             let step = clock.step(now);
             if step != self.step {
@@ -344,6 +356,16 @@ impl Rotation {
             self.advance(FILL)?;
         }
         Ok(())
+    }
+
+    /// Enters all that should be there, some of which may be.
+    fn enter_again(&mut self) -> Result<()> {
+        let clients = self.timetable.clients();
+        let (done, target) = self.work.as_ref().map_or((0, 0..0), |work| (work.done, work.target.clone()));
+        let moved = target.map(|step| self.addresses(step, 0..done));
+        let not_yet = self.held.clone().map(|step| self.addresses(step, done..clients));
+        let all: Vec<_> = moved.chain(not_yet).collect();
+        self.binder.exchange(&[], &all)
     }
 
     /// What became of `work` by now.

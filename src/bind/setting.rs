@@ -5,7 +5,7 @@ use std::fs;
 use anyhow::{Context, Result};
 
 use crate::netlink::{self, Link};
-use crate::settings::{self, Keeper};
+use crate::settings::{self, Changed, Keeper};
 
 /// A setting, looked at before anything is begun that needs it.
 pub(super) struct Setting {
@@ -28,6 +28,11 @@ impl Setting {
         let path = format!("/proc/sys/net/ipv6/conf/all/{name}");
         let text = fs::read_to_string(&path).with_context(|| format!("cannot read {path}"))?;
         text.trim().parse().with_context(|| format!("{path} holds no number"))
+    }
+
+    /// Sets the interface down, with this setting at `value` while it goes, until what this returns is told to put it back.
+    pub fn link_down(&self, value: &str) -> Result<Changed> {
+        self.during(value, || self.keeper.change(&self.link, settings::Setting::Link, settings::DOWN))
     }
 
     /// Does something with the setting at `value`, and puts it back.

@@ -44,7 +44,7 @@ pub fn run(args: Args) -> Result<ExitCode> {
     let pool = args.addresses.pool().map_err(|error| Usage(error.to_string()))?;
     let config = ServerConfig::hold(args.interface, pool, args.method);
     let stop = stop_on_signal()?;
-    let server = binding(&config, &stop)?;
+    let (server, guard) = binding(&config, &stop)?;
     let ready = server.ready().clone();
     if args.json {
         print_json(&Event::Live(ready.clone()))?;
@@ -53,7 +53,7 @@ pub fn run(args: Args) -> Result<ExitCode> {
     }
     // Only from here on: a bind is measured to its end also where there never was any input.
     stop_at_end_of_input(stop.clone(), Sandbox::default());
-    let totals = running(server, &stop, |_| {})?;
+    let totals = running((server, guard), &stop, |_| {})?;
     let result = bound(&ready, &totals);
     if args.json {
         print_json(&Event::Bound(Box::new(result)))?;

@@ -56,6 +56,8 @@ impl Args {
             Usage(format!("{flag} is '{level}', and should be error, warn, info, debug or trace"))
         })?;
         let logs = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr);
+        // Nobody may listen any more: a guard lives longer than its server.
+        let logs = logs.log_internal_errors(false);
         // Somebody has set one already: a test.
         let _ = match self.log_format {
             Format::Text => logs.with_ansi(false).event_format(Lines).try_init(),

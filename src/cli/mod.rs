@@ -3,6 +3,7 @@
 pub mod bind;
 pub mod compare;
 pub mod experiment;
+pub mod guard;
 pub mod lab;
 pub mod load;
 pub mod log;
@@ -30,6 +31,7 @@ use crate::address::mt6d::{Clock, Subnet, Timetable};
 use crate::address::{Pool, PoolError, Prefix, Schedule, Targets};
 use crate::bind::Method;
 use crate::engine::{Occasion, Server, ServerConfig, Totals};
+use crate::guard::Guard;
 use crate::machine::sandbox::{Role, Sandbox};
 use crate::report::Event;
 
@@ -69,6 +71,8 @@ pub enum Command {
     Lab(lab::Args),
     Completions(manual::Completions),
     Man(manual::Man),
+    #[command(hide = true)]
+    Guard(guard::Args),
 }
 
 impl Command {
@@ -88,6 +92,7 @@ impl Command {
             Self::Lab(args) => lab::run(args),
             Self::Completions(args) => manual::completions(&args),
             Self::Man(args) => manual::man(&args),
+            Self::Guard(args) => guard::run(&args),
         }
     }
 }
@@ -187,8 +192,9 @@ fn stop_at_end_of_input(stop: Arc<AtomicBool>, sandbox: Sandbox) {
     });
 }
 
-/// Starts the server, with a bar while its addresses are bound.
-fn binding(config: &ServerConfig, stop: &AtomicBool) -> Result<Server> {
+/// Starts the server, with a bar while its addresses are bound, and with a guard beside it.
+fn binding(config: &ServerConfig, stop: &AtomicBool) -> Result<(Server, Guard)> {
+    let mut guard = Guard::start(config)?;
     let all = config.targets.count();
     let bar = progress(all, "binding   {bar:20} {human_pos}/{human_len} addresses, {msg}");
     bar.set_message("opening");
@@ -197,16 +203,16 @@ fn binding(config: &ServerConfig, stop: &AtomicBool) -> Result<Server> {
     }
     let began = Instant::now();
     let server = Server::start(config, &mut |bound| {
+        guard.binding();
         let left = left(config.bind, began.elapsed(), bound as f64 / all as f64);
         bar.set_message(format!("{} left", HumanDuration(left)));
         bar.set_position(bound as u64);
         !stop.load(Ordering::Relaxed)
     });
     bar.finish_and_clear();
-    if let Ok(server) = &server {
-        server.ready().notes.iter().for_each(note);
-    }
-    server
+    let server = server?;
+    server.ready().notes.iter().for_each(note);
+    Ok((server, guard))
 }
 
 /// One line for people, on standard error, of what may not be as they think.
@@ -221,8 +227,12 @@ fn left(method: Method, elapsed: Duration, share: f64) -> Duration {
         .unwrap_or(elapsed)
 }
 
-/// Runs the server, with a bar while its addresses are taken back.
-fn running(server: Server, stop: &AtomicBool, tell: impl FnMut(Occasion)) -> Result<Totals> {
+/// Runs the server, with a bar while its addresses are taken back. `guard` has its turn where they are not.
+fn running(
+    (server, guard): (Server, Guard),
+    stop: &AtomicBool,
+    tell: impl FnMut(Occasion),
+) -> Result<Totals> {
     let all = server.ready().addresses;
     let mut bar = None;
     let totals = server.run(stop, tell, &mut |gone| {
@@ -231,6 +241,9 @@ fn running(server: Server, stop: &AtomicBool, tell: impl FnMut(Occasion)) -> Res
     });
     if let Some(bar) = bar {
         bar.finish_and_clear();
+    }
+    if totals.is_ok() {
+        guard.dismiss();
     }
     totals.inspect(|totals| totals.notes.iter().for_each(note))
 }
@@ -254,10 +267,13 @@ fn make(directory: &Path) -> Result<()> {
     })
 }
 
-/// Writes a result that is whole.
+/// Writes a result that is whole: it has its name when all of it is there.
 fn write(directory: &Path, name: &str, text: &str) -> Result<()> {
-    let path = directory.join(name);
-    fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))
+    let (path, half) = (directory.join(name), directory.join(format!(".{name}.half")));
+    let written = fs::write(&half, text).and_then(|()| fs::rename(&half, &path));
+    written
+        .inspect_err(|_| drop(fs::remove_file(&half)))
+        .with_context(|| format!("cannot write {}", path.display()))
 }
 
 /// The first `names` columns of a table to the left, figures to the right, and none wider than needed.

@@ -160,7 +160,7 @@ pub fn run(args: Args) -> Result<ExitCode> {
         // The usual words come with a backtrace where one is asked for, and that reads files.
         panic::set_hook(Box::new(|panic| tracing::error!("{panic}")));
     }
-    let mut server = binding(&config, &stop)?;
+    let (mut server, guard) = binding(&config, &stop)?;
     if let Some(listener) = &listener {
         server.with_metrics(listener.place()?);
     }
@@ -178,7 +178,7 @@ pub fn run(args: Args) -> Result<ExitCode> {
     manager.ready(server.ready());
     let mut previous = Stats::default();
     // A reader that has gone away will not be told why.
-    let totals = running(server, &stop, |occasion| match occasion {
+    let totals = running((server, guard), &stop, |occasion| match occasion {
         Occasion::Stats(stats) => {
             board.show(stats);
             if json {

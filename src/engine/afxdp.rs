@@ -15,7 +15,7 @@ use super::behind::Behind;
 use super::statistics::{Shown, Tally};
 use super::udp::SocketCounters;
 use super::worker::{BATCH, Worker};
-use super::{Advertiser, CounterSet, Engine, EngineConfig, Modes, pin};
+use super::{Advertiser, CounterSet, Engine, EngineConfig, Modes, pin, supervise};
 use crate::address::mt6d::WINDOW;
 use crate::address::{Prefix, Targets};
 use crate::bind::Method;
@@ -320,37 +320,28 @@ impl AfXdp {
     ) -> Result<()> {
         thread::scope(|scope| {
             let keeper = hidden.map(|hidden| {
-                scope.spawn(move || {
-                    let entered = sandbox.enter(Role::Addresses);
-                    let kept = entered.and_then(|()| hidden.keep(program, stop));
-                    kept.inspect_err(|_| stop.store(true, Ordering::Relaxed))
+                supervise::start(scope, stop, move || {
+                    sandbox.enter(Role::Addresses)?;
+                    hidden.keep(program, stop)
                 })
             });
-            let workers: Vec<_> = queues
-                .into_iter()
-                .map(|queue| {
-                    scope.spawn(move || {
-                        let entered = sandbox.enter(Role::Ring);
-                        let ran = entered
-                            .and_then(|()| queue.run(stop).context("the interface or its socket is gone"));
-                        ran.inspect_err(|_| stop.store(true, Ordering::Relaxed))
-                    })
+            let start = |queue: Queue| {
+                supervise::start(scope, stop, move || {
+                    sandbox.enter(Role::Ring)?;
+                    queue.run(stop).context("the interface or its socket is gone")
                 })
-                .collect();
+            };
+            let workers: Vec<_> = queues.into_iter().map(start).collect();
             if workers.is_empty() {
                 while !stop.load(Ordering::Relaxed) {
                     thread::sleep(DOZE);
                 }
             }
-            let results: Vec<_> = workers.into_iter().map(|worker| worker.join()).collect();
-            let kept =
-                keeper.map_or(Ok(()), |keeper| keeper.join().map_err(|_| anyhow!("a thread panicked"))?);
+            let worked = supervise::wait_for(workers);
+            let kept = supervise::wait_for(keeper);
             drop(delivering);
             drop(attachment);
-            for result in results {
-                result.map_err(|_| anyhow!("a worker panicked"))??;
-            }
-            kept
+            worked.and(kept)
         })
     }
 }

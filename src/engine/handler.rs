@@ -116,6 +116,8 @@ impl Handler {
             Err(Refusal::SourceUnspecified)
         } else if source.is_loopback() {
             Err(Refusal::SourceLoopback)
+        } else if source.to_ipv4_mapped().is_some() {
+            Err(Refusal::SourceMapped)
         } else if !self.sources.contains(source) {
             Err(Refusal::SourceNotAllowed)
         } else {
@@ -177,6 +179,7 @@ mod tests {
             (address("ff02::1"), 50_000, ours, Refusal::SourceMulticast),
             (address("::"), 50_000, ours, Refusal::SourceUnspecified),
             (address("::1"), 50_000, ours, Refusal::SourceLoopback),
+            (address("::ffff:192.0.2.1"), 50_000, ours, Refusal::SourceMapped),
             (other, 50_000, ours, Refusal::SourceOwn),
             (own, 50_000, ours, Refusal::SourceOwn),
             (address("2001:db8:2::1"), 50_000, ours, Refusal::SourceNotAllowed),

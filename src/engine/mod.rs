@@ -29,6 +29,7 @@ mod server;
 mod socket;
 mod spread;
 mod statistics;
+mod supervise;
 mod tpacket;
 mod udp;
 mod uring;

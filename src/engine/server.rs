@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, anyhow, bail, ensure};
 
 use super::handler::{Handler, Ours};
-use super::{CounterSet, Engine, EngineConfig, EngineKind, RingRequest, TPacket, spread};
+use super::{CounterSet, Engine, EngineConfig, EngineKind, RingRequest, TPacket, spread, supervise};
 use crate::address::{Pool, Schedule, Sources, Targets};
 use crate::bind::{self, Bound, LiveSet, Method, Phases, Place, Rotated, Rotation, Step, Told};
 use crate::machine::sandbox::{Role, Sandbox};
@@ -65,9 +65,43 @@ pub struct Server {
     settings: Vec<Changed>,
     bound: Held,
     ready: Ready,
-    /// Of the interface, and the socket to ask for it: nothing tells an idle worker that it has gone.
+    watcher: Watcher,
+}
+
+/// Looks at the interface: nothing tells an idle worker that it has gone, or what others have done to it.
+struct Watcher {
     index: u32,
     socket: netlink::Socket,
+    /// The kernel's number of the XDP program, where the engine has one.
+    program: Option<u32>,
+    was_up: bool,
+}
+
+/// What there is to see.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Sight {
+    AsBefore,
+    /// There is no such interface any more.
+    Gone,
+    /// Our XDP program is no longer on it.
+    Detached,
+    /// It was down, and is up again.
+    UpAgain,
+}
+
+impl Watcher {
+    fn look(&mut self) -> Sight {
+        let Ok(links) = self.socket.links() else { return Sight::AsBefore };
+        let Some(link) = links.into_iter().find(|link| link.index == self.index) else { return Sight::Gone };
+        let was_up = std::mem::replace(&mut self.was_up, link.up);
+        if self.program.is_some() && link.xdp.map(|xdp| xdp.id) != self.program {
+            Sight::Detached
+        } else if link.up && !was_up {
+            Sight::UpAgain
+        } else {
+            Sight::AsBefore
+        }
+    }
 }
 
 /// Addresses that are live until this goes.
@@ -117,6 +151,13 @@ impl Held {
     }
 }
 
+/// The same while it serves.
+enum Serving<'a> {
+    Still(&'a mut Bound),
+    /// Asks for those to be made live again that should be: a thread of its own moves them.
+    Moving(Arc<AtomicBool>),
+}
+
 /// What is told of a server that runs.
 #[derive(Debug)]
 pub enum Occasion<'a> {
@@ -149,6 +190,9 @@ const BUSY_POLL_SETTINGS: [(&str, &str); 2] =
 
 /// Statistics are shown this often.
 const PERIOD: Duration = Duration::from_secs(1);
+
+/// The interface is looked at this often: a question to the kernel, of some 20 µs.
+const LOOK: Duration = Duration::from_millis(100);
 
 impl ServerConfig {
     /// Only to make the addresses of `pool` live on `interface`, and to answer for them what makes them so.
@@ -200,6 +244,8 @@ impl Server {
         let keeper = Keeper::open()?;
         let found = keeper.put_right()?;
         let put_right = found.join("; ");
+        // It may have been left down.
+        let link = if found.is_empty() { link } else { netlink::link(&config.interface)? };
         let started = Self::start_on(link, config, &keeper, found, step);
         // That it did not start is no reason not to say what it did.
         if put_right.is_empty() { started } else { started.context(put_right) }
@@ -356,22 +402,15 @@ impl Server {
             sandbox: config.sandbox.is_on(),
             modes: engine.as_ref().map(|engine| engine.modes().clone()).unwrap_or_default(),
         };
-        let socket = netlink::Socket::open()?;
+        let mut socket = netlink::Socket::open()?;
         let counters = engine.as_ref().map(|engine| engine.counters()).transpose()?;
+        let xdp = if kind.is_some_and(EngineKind::steers) { socket.link(&link.name)?.xdp } else { None };
+        let watcher = Watcher { index: link.index, socket, program: xdp.map(|xdp| xdp.id), was_up: true };
         // From here on nothing is opened that takes a privilege.
         let role = if config.bind.starts_programs() { Role::Commander } else { Role::Main };
         let takes_back = config.bind.takes_back() || !settings.is_empty();
         config.sandbox.enter_main(role, takes_back)?;
-        Ok(Self {
-            engine,
-            counters,
-            sandbox: config.sandbox,
-            settings,
-            bound,
-            ready,
-            index: link.index,
-            socket,
-        })
+        Ok(Self { engine, counters, sandbox: config.sandbox, settings, bound, ready, watcher })
     }
 
     /// What it really got.
@@ -388,8 +427,8 @@ impl Server {
     /// and returns the totals.
     ///
     /// # Errors
-    /// When the engine cannot go on, the interface has gone, or an address cannot be taken back. Everything else was taken back
-    /// then.
+    /// When the engine cannot go on, the interface has gone, or its XDP program has, or an address cannot be made live again
+    /// after the link was down, or cannot be taken back. Everything else was taken back then.
     pub fn run(
         mut self,
         stop: &AtomicBool,
@@ -408,33 +447,36 @@ impl Server {
             },
         };
         let mut lag = self.ready.moving.as_ref().map(|_| 0.0);
-        let mut gone = false;
+        let name = self.ready.interface.clone();
+        let mut seen = Ok(());
         let (teller, rotated) = mpsc::channel();
         let mut moves =
             self.ready.moving.as_ref().map(|moving| Moves::none(moving.step, self.ready.addresses));
         let result = thread::scope(|scope| {
             let role = self.ready.bind.rotates_as();
-            let rotation = match &mut self.bound {
-                Held::Still(_) => None,
-                // Who listens is there for as long as it runs. Started by this thread, which may do what that has to do.
-                Held::Moving(rotation) => Some(scope.spawn(move || {
-                    let moved = sandbox.enter(role).and_then(|()| {
+            let (mut held, rotation) = match &mut self.bound {
+                Held::Still(bound) => (Serving::Still(bound), None),
+                Held::Moving(rotation) => {
+                    let renew = rotation.renewal();
+                    // Started by this thread, which may do what that has to do.
+                    let thread = supervise::start(scope, stop, move || {
+                        sandbox.enter(role)?;
+                        // Who listens is there for as long as it runs.
                         rotation.run(stop, |rotated| {
                             let _ = teller.send(rotated);
                         })
                     });
-                    moved.inspect_err(|_| stop.store(true, Ordering::Relaxed))
-                })),
+                    (Serving::Moving(renew), Some(thread))
+                }
             };
             let engine = self.engine.map(|engine| {
-                scope.spawn(move || {
-                    let entered = sandbox.enter(Role::Engine);
-                    entered
-                        .and_then(|()| engine.run(stop))
-                        .inspect_err(|_| stop.store(true, Ordering::Relaxed))
+                supervise::start(scope, stop, move || {
+                    sandbox.enter(Role::Engine)?;
+                    engine.run(stop)
                 })
             });
             let mut next = started + PERIOD;
+            let mut look = started + LOOK;
             let mut before = beats();
             // A signal sets `stop` and cannot wake this thread: it looks often enough not to keep anybody waiting.
             while !stop.load(Ordering::Relaxed) && !engine.as_ref().is_some_and(|engine| engine.is_finished())
@@ -455,28 +497,44 @@ impl Server {
                 if Instant::now() >= next {
                     next += PERIOD;
                     tell(Occasion::Stats(&stats(moves, lag)));
-                    let links = self.socket.links();
-                    gone = links.is_ok_and(|links| links.iter().all(|link| link.index != self.index));
-                    stop.fetch_or(gone, Ordering::Relaxed);
+                }
+                if Instant::now() >= look {
+                    look = Instant::now() + LOOK;
+                    seen = match self.watcher.look() {
+                        Sight::AsBefore => continue,
+                        Sight::Gone => Err(anyhow!(
+                            "{name} has gone, and its {} addresses with it",
+                            self.ready.addresses
+                        )),
+                        Sight::Detached => Err(anyhow!(
+                            "somebody has taken the XDP program off {name}: requests would not come any more"
+                        )),
+                        Sight::UpAgain => match &mut held {
+                            Serving::Still(bound) => {
+                                bound.renew(&mut |_| !stop.load(Ordering::Relaxed)).map(drop).with_context(
+                                    || format!("{name} was set down, and its addresses went with that"),
+                                )
+                            }
+                            Serving::Moving(renew) => {
+                                renew.store(true, Ordering::Relaxed);
+                                Ok(())
+                            }
+                        },
+                    };
+                    stop.fetch_or(seen.is_err(), Ordering::Relaxed);
                 }
             }
             let answered =
                 engine.map_or(Ok(()), |engine| engine.join().map_err(|_| anyhow!("the engine panicked"))?);
-            stop.fetch_or(answered.is_err(), Ordering::Relaxed);
-            let moved =
-                rotation.map_or(Ok(()), |moving| moving.join().map_err(|_| anyhow!("a thread panicked"))?);
+            let moved = supervise::wait_for(rotation);
             answered.and(moved.context("the addresses cannot be moved"))
         });
         tell(Occasion::Stopping);
         let stats = stats(moves, lag);
         let put_back: Vec<_> = self.settings.into_iter().map(Changed::put_back).collect();
         let released = self.bound.release(told).context("some addresses stay");
-        ensure!(
-            !gone,
-            "{} has gone, and its {} addresses with it",
-            self.ready.interface,
-            self.ready.addresses
-        );
+        // What an engine says of an interface that has gone is less than what was seen.
+        seen?;
         result?;
         let unbind = released?;
         let put_back: Result<Vec<_>> = put_back.into_iter().collect();
@@ -526,4 +584,73 @@ fn cores(config: &ServerConfig, link: &Link, queues: &[u32]) -> Result<Vec<usize
         );
     }
     Ok(config.cores.clone())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::Modes;
+    use serde_json::json;
+
+    /// One whose worker panics.
+    struct Broken(Modes);
+
+    impl Engine for Broken {
+        fn modes(&self) -> &Modes {
+            &self.0
+        }
+
+        fn counters(&self) -> Result<Box<dyn CounterSet>> {
+            Ok(Box::new(Nothing))
+        }
+
+        fn run(self: Box<Self>, stop: &AtomicBool) -> Result<()> {
+            thread::scope(|scope| {
+                let worker = super::super::supervise::start(scope, stop, || panic!("as a test wants it"));
+                super::super::supervise::wait_for([worker])
+            })
+        }
+    }
+
+    struct Nothing;
+
+    impl CounterSet for Nothing {
+        fn read(&self) -> Counters {
+            Counters::default()
+        }
+
+        fn beats(&self) -> Vec<u64> {
+            vec![]
+        }
+    }
+
+    #[test]
+    fn a_worker_that_panics_ends_the_server_with_an_error_and_all_is_taken_back() {
+        let loopback = netlink::link("lo").unwrap();
+        let place = Place { link: &loopback, prefix: "2001:db8::/64".parse().unwrap(), live_addresses: None };
+        let bound = bind::bind(Method::None, place, vec![], &mut |_| true).unwrap();
+        let ready = json!({
+            "engine": "afxdp", "interface": "lo", "driver": "", "port": 3540, "replies": 10, "addresses": 0, "bind": "none",
+            "generate_seconds": 0.0, "open_seconds": 0.0, "bind_seconds": 0.0, "bind_phases": [], "list_memory": 0,
+            "queues": [], "cores": [],
+        });
+        let server = Server {
+            engine: Some(Box::new(Broken(Modes::default()))),
+            counters: Some(Box::new(Nothing)),
+            sandbox: Sandbox::default(),
+            settings: vec![],
+            bound: Held::Still(bound),
+            ready: serde_json::from_value(ready).unwrap(),
+            watcher: Watcher {
+                index: loopback.index,
+                socket: netlink::Socket::open().unwrap(),
+                program: None,
+                was_up: true,
+            },
+        };
+        let stop = AtomicBool::new(false);
+        let error = server.run(&stop, |_| {}, &mut |_| {}).unwrap_err();
+        assert_eq!(error.to_string(), "a worker panicked");
+        assert!(stop.load(Ordering::Relaxed));
+    }
 }

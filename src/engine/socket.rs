@@ -13,7 +13,7 @@ use std::thread;
 
 use anyhow::{Context, Result, anyhow};
 use nix::errno::Errno;
-use nix::mqueue::{MQ_OFlag, MqAttr, MqdT, mq_open, mq_send, mq_timedreceive, mq_unlink};
+use nix::mqueue::{MQ_OFlag, MqAttr, MqdT, mq_open, mq_timedreceive, mq_unlink};
 use nix::sys::resource::{Resource, setrlimit};
 use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, SockaddrIn6, recvmsg, sendmsg};
 use nix::sys::stat::Mode;
@@ -23,7 +23,7 @@ use nix::time::{ClockId, clock_gettime};
 use super::handler::Handler;
 use super::statistics::{Shown, Tally};
 use super::udp::{self, DOZE, SocketCounters};
-use super::{CounterSet, Engine, EngineConfig, Modes, pin};
+use super::{CounterSet, Engine, EngineConfig, Modes, pin, supervise};
 use crate::machine::sandbox::{Role, Sandbox};
 use crate::wire::MAX_PAYLOAD;
 
@@ -111,7 +111,7 @@ impl SocketServer {
                     message[SOURCE_PORT..DESTINATION].copy_from_slice(&peer.port().to_be_bytes());
                     message[DESTINATION..PAYLOAD].copy_from_slice(&destination.octets());
                     // Waits while the queue is full: then the socket's buffer is the queue, and the kernel counts.
-                    self.put(&message[..PAYLOAD + length])?;
+                    self.put(&message[..PAYLOAD + length], stop)?;
                 }
                 Err(refusal) => tally.refused[refusal as usize] += 1,
             }
@@ -120,14 +120,19 @@ impl SocketServer {
         Ok(())
     }
 
-    fn put(&self, message: &[u8]) -> Result<()> {
-        loop {
-            match mq_send(&self.queue, message, 0) {
+    fn put(&self, message: &[u8], stop: &AtomicBool) -> Result<()> {
+        // The worker takes the messages until the listener has ended, so the queue stays full only where that has failed.
+        let mut is_first = true;
+        while is_first || !stop.load(Ordering::Relaxed) {
+            is_first = false;
+            let deadline = clock_gettime(ClockId::CLOCK_REALTIME)? + TimeSpec::from_duration(DOZE);
+            match mq_timedsend(&self.queue, message, &deadline) {
                 Ok(()) => return Ok(()),
-                Err(Errno::EINTR) => {}
+                Err(Errno::EINTR | Errno::ETIMEDOUT) => {}
                 Err(error) => return Err(error).context("cannot put a message into the queue"),
             }
         }
+        Ok(())
     }
 
     /// Takes messages and answers, until there are none and the listener has ended.
@@ -198,23 +203,29 @@ impl Engine for SocketServer {
         let listening = AtomicBool::new(true);
         let (first, second) = (self.modes.cores[0], *self.modes.cores.last().unwrap_or(&self.modes.cores[0]));
         thread::scope(|scope| {
-            let worker = scope.spawn(|| {
+            let worker = supervise::start(scope, stop, || {
                 pin(second);
-                let entered = self.sandbox.enter(Role::Socket);
-                entered
-                    .and_then(|()| self.work(&listening))
-                    .inspect_err(|_| stop.store(true, Ordering::Relaxed))
+                self.sandbox.enter(Role::Socket)?;
+                self.work(&listening)
             });
-            let listener = scope.spawn(|| {
+            let listener = supervise::start(scope, stop, || {
                 pin(first);
-                let result = self.sandbox.enter(Role::Socket).and_then(|()| self.listen(stop));
-                listening.store(false, Ordering::Release);
-                result
+                self.sandbox.enter(Role::Socket)?;
+                self.listen(stop)
             });
-            listener.join().map_err(|_| anyhow!("the listener panicked"))??;
-            worker.join().map_err(|_| anyhow!("the worker panicked"))?
+            let listened = supervise::wait_for([listener]);
+            listening.store(false, Ordering::Release);
+            listened.and(supervise::wait_for([worker]))
         })
     }
+}
+
+/// Puts a message into the queue, before `deadline` or not at all. What nix has waits for ever.
+fn mq_timedsend(queue: &MqdT, message: &[u8], deadline: &TimeSpec) -> Result<(), Errno> {
+    let (bytes, length) = (message.as_ptr().cast(), message.len());
+    // SAFETY: the message is valid for reads of its length, and the deadline of its size, until the call returns.
+    let result = unsafe { libc::mq_timedsend(queue.as_raw_fd(), bytes, length, 0, deadline.as_ref()) };
+    Errno::result(result).map(drop)
 }
 
 /// A POSIX message queue without a name left in the system, as deep as is allowed up to [`QUEUE_DEPTH`].

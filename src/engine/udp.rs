@@ -4,7 +4,7 @@ use std::io;
 use std::net::{Ipv6Addr, SocketAddrV6};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 use std::thread;
 use std::time::Duration;
 
@@ -16,7 +16,7 @@ use nix::sys::socket::{
 use nix::sys::time::{TimeVal, TimeValLike};
 
 use super::statistics::{Shown, Tally};
-use super::{CounterSet, EngineConfig};
+use super::{CounterSet, EngineConfig, supervise};
 use crate::bind::Method;
 use crate::machine::sandbox::{Role, Sandbox};
 use crate::report::Counters;
@@ -98,10 +98,9 @@ pub(super) fn run<W: Send>(
     };
     let work = &work;
     thread::scope(|scope| {
-        let start =
-            |worker| scope.spawn(move || work(worker).inspect_err(|_| stop.store(true, Ordering::Relaxed)));
+        let start = |worker| supervise::start(scope, stop, move || work(worker));
         let threads: Vec<_> = workers.into_iter().map(start).collect();
-        threads.into_iter().try_for_each(|thread| thread.join().map_err(|_| anyhow!("a worker panicked"))?)
+        supervise::wait_for(threads)
     })
 }
 

@@ -196,7 +196,11 @@ impl Profile {
         })
     }
 
-    fn parse(text: &str) -> Result<Self> {
+    /// The profile that `text` is, in TOML.
+    ///
+    /// # Errors
+    /// When it makes no sense: one line with the key and what is allowed.
+    pub fn parse(text: &str) -> Result<Self> {
         let at = |error: &toml::de::Error| {
             error.span().map_or(1, |span| 1 + text[..span.start].matches('\n').count())
         };

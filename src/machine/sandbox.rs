@@ -142,7 +142,7 @@ const BINDING: &[Call] = calls![
 const METRICS: &[Call] = calls![SYS_accept4, SYS_recvfrom, SYS_sendto, SYS_setsockopt, SYS_shutdown];
 const INPUT: &[Call] = calls![SYS_read];
 
-/// To take back: notes under /run/sixhop, settings in /proc/sys and /sys, requests to drivers, words to the service manager.
+/// To take back: the guard when it has ended, notes under /run/sixhop, settings in /proc/sys and /sys, requests to drivers, words to the service manager.
 const TAKE_BACK: &[Call] = calls![
     SYS_connect,
     SYS_flock,
@@ -162,6 +162,8 @@ const TAKE_BACK: &[Call] = calls![
     SYS_readlinkat,
     SYS_statx,
     SYS_unlinkat,
+    SYS_wait4,
+    SYS_waitid,
 ];
 #[cfg(target_arch = "x86_64")]
 const TAKE_BACK_OLD: &[Call] = calls![SYS_mkdir, SYS_open, SYS_readlink, SYS_stat, SYS_unlink];
@@ -186,8 +188,6 @@ const COMMANDS: &[Call] = calls![
     SYS_setpgid,
     SYS_socketpair,
     SYS_sysinfo,
-    SYS_wait4,
-    SYS_waitid,
 ];
 #[cfg(target_arch = "x86_64")]
 const COMMANDS_OLD: &[Call] = calls![SYS_access, SYS_arch_prctl, SYS_dup2, SYS_vfork];

@@ -64,11 +64,13 @@ pub enum Refusal {
     SourceOverLimit,
     /// The destination is a multicast address.
     DestinationMulticast,
+    /// The source is an IPv4-mapped address, which the kernel takes from no network: `::ffff:127.0.0.1` would be one.
+    SourceMapped,
 }
 
 impl Refusal {
     /// All of them, in the order of their counters.
-    pub const ALL: [Self; 18] = [
+    pub const ALL: [Self; 19] = [
         Self::NotUdp,
         Self::BadLength,
         Self::NoChecksum,
@@ -87,6 +89,7 @@ impl Refusal {
         Self::SourceNotAllowed,
         Self::SourceOverLimit,
         Self::DestinationMulticast,
+        Self::SourceMapped,
     ];
 
     /// The name under which it is counted in the statistics.
@@ -110,6 +113,7 @@ impl Refusal {
             Self::SourceNotAllowed => "source_not_allowed",
             Self::SourceOverLimit => "source_over_limit",
             Self::DestinationMulticast => "destination_multicast",
+            Self::SourceMapped => "source_mapped",
         }
     }
 }

@@ -276,6 +276,7 @@ impl Program {
         QUIET.call_once(|| {
             libbpf_rs::set_print(None);
         });
+        has_descriptors()?;
         let mut storage = MaybeUninit::uninit();
         let mut open = skeleton::SteerSkelBuilder::default().open(&mut storage).map_err(explain_load)?;
         let constants = open.maps.rodata_data.as_deref_mut().context("the program lost its constants")?;
@@ -554,6 +555,14 @@ fn prefix_key(prefix: Prefix) -> [u8; 20] {
     key[..4].copy_from_slice(&u32::from(prefix.length()).to_ne_bytes());
     key[4..].copy_from_slice(&prefix.network().octets());
     key
+}
+
+/// Finds out whether there are descriptors for what libbpf opens, for good or for a moment: where there are none, it says that
+/// the kernel does not take the program.
+fn has_descriptors() -> Result<()> {
+    const ENOUGH: usize = 48;
+    let some: io::Result<Vec<_>> = (0..ENOUGH).map(|_| fs::File::open("/dev/null")).collect();
+    some.map(drop).context("too few file descriptors for an XDP program: raise the limit (ulimit -n)")
 }
 
 impl LiveAddresses {
