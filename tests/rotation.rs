@@ -138,6 +138,7 @@ fn every_engine_follows() -> Result<()> {
 fn three_are_live() -> Result<()> {
     const CLIENTS: u32 = 2000;
     const STEPS: u64 = 3;
+    const CHUNK: u64 = 64;
     let lab = TestLab::up()?;
     let timetable = Arc::new(SecretFile::new()?.timetable(CLIENTS, 1)?);
     let most = 4 * CLIENTS; // of which it holds those of the next step, and they are silent
@@ -172,7 +173,8 @@ fn three_are_live() -> Result<()> {
         while !rotating.is_finished() {
             let (entered, live) = program.census()?;
             let clients = u64::from(CLIENTS);
-            ensure!(live <= 3 * clients && entered <= 4 * clients, "{live} live, {entered} entered");
+            // What goes after its place was counted, and comes in a place that was not yet, is counted twice.
+            ensure!(live <= 3 * clients && entered <= 4 * clients + CHUNK, "{live} live, {entered} entered");
             looks += 1;
             whole += u64::from(live == 3 * clients);
             between += u64::from(entered < 4 * clients);
