@@ -243,17 +243,18 @@ fn threads_have_what_they_need() -> Result<()> {
     const NET_ADMIN: &str = "0000000000001000";
     const NONE: &str = "0000000000000000";
     let lab = TestLab::up()?;
+    // Workers, among them that of the socket behind.
     for (flags, workers, kept) in [
-        ("--engine afxdp --metrics 0", 1, NET_ADMIN),
-        ("--engine afxdp --bind live-map", 2, NONE),
-        ("--engine afxdp --busy-poll 50 --bind live-map", 2, NET_ADMIN),
-        ("--engine reflect", 0, NET_ADMIN),
+        ("--engine afxdp --metrics 0", 2, NET_ADMIN),
+        ("--engine afxdp --bind live-map", 3, NONE),
+        ("--engine afxdp --busy-poll 50 --bind live-map", 3, NET_ADMIN),
+        ("--engine reflect", 1, NET_ADMIN),
         ("--engine socket", 2, NET_ADMIN),
         ("--engine socket-batch --bind none", 1, NONE),
         ("--engine socket-gso", 1, NET_ADMIN),
         ("--engine uring", 1, NET_ADMIN),
-        ("--engine raw", 1, NET_ADMIN),
-        ("--engine packet-ring", 1, NET_ADMIN),
+        ("--engine raw", 2, NET_ADMIN),
+        ("--engine packet-ring", 2, NET_ADMIN),
     ] {
         let flags = format!("--addresses 20 --cores 0 {flags}");
         let server = Server::start(&lab, &flags)?;
