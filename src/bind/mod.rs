@@ -381,7 +381,7 @@ struct Claimed {
 pub(crate) fn take_back(link: &Link, unmarked: Option<&Pool>) -> Result<usize> {
     // Whoever comes next waits for this.
     let _at_work = UnixDatagram::bind_addr(&at_work(link)?);
-    let Ok(_claim) = claim(link) else { return Ok(0) };
+    let Ok(_claim) = claim_within(link, || RELEASE) else { return Ok(0) };
     let gone = netlink::remove_leftovers(link, unmarked)?;
     anyip::remove_leftovers(link)?;
     Ok(gone)
@@ -395,16 +395,19 @@ fn at_work(link: &Link) -> io::Result<SocketAddr> {
 /// Keeps others from binding addresses to `link`, until what it returns is dropped. They would take this one's addresses
 /// for leftovers.
 fn claim(link: &Link) -> Result<UnixDatagram> {
+    let (at_work, prober) = (at_work(link)?, UnixDatagram::unbound()?);
+    claim_within(link, || if prober.connect_addr(&at_work).is_ok() { CLEARED } else { RELEASE })
+}
+
+/// The same, while others have it, for as long as `patience` says.
+fn claim_within(link: &Link, patience: impl Fn() -> Duration) -> Result<UnixDatagram> {
     let name = SocketAddr::from_abstract_name(format!("sixhop-bind-{}", link.index))?;
-    let at_work = at_work(link)?;
     let started = Instant::now();
     loop {
         match UnixDatagram::bind_addr(&name) {
             Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
-                let is_cleared = UnixDatagram::unbound()?.connect_addr(&at_work).is_ok();
-                let patience = if is_cleared { CLEARED } else { RELEASE };
                 ensure!(
-                    started.elapsed() < patience,
+                    started.elapsed() < patience(),
                     "another sixhop binds addresses to {}: stop it first",
                     link.name
                 );

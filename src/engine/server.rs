@@ -502,6 +502,8 @@ impl Server {
                     look = Instant::now() + LOOK;
                     seen = match self.watcher.look() {
                         Sight::AsBefore => continue,
+                        // The engine has ended, and taken it off itself.
+                        Sight::Detached if stop.load(Ordering::Relaxed) => continue,
                         Sight::Gone => Err(anyhow!(
                             "{name} has gone, and its {} addresses with it",
                             self.ready.addresses
