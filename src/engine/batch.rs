@@ -92,9 +92,13 @@ impl Batch {
         let mut incoming = Incoming::<libc::in6_pktinfo>::new();
         let mut outgoing = Outgoing::default();
         let mut tally = Tally::default();
-        while !stop.load(Ordering::Relaxed) {
+        let mut last = false;
+        while !last {
+            // What waits when it is to stop came before that: it is taken, once.
+            last = stop.load(Ordering::Relaxed);
             // Waits for the first, and takes what else there is.
-            let count = match incoming.receive(&*worker.socket, libc::MSG_WAITFORONE) {
+            let wait = if last { libc::MSG_DONTWAIT } else { libc::MSG_WAITFORONE };
+            let count = match incoming.receive(&*worker.socket, wait) {
                 Ok(count) => count,
                 Err(error) if matches!(error.raw_os_error(), Some(libc::EAGAIN | libc::EINTR)) => {
                     worker.shown.beat();
