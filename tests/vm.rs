@@ -20,7 +20,6 @@ use std::process::{Command, ExitCode, Stdio};
 use anyhow::{Context, Result, bail, ensure};
 use common::server::{PREFIX, SIXHOP, Server, sixhop};
 use libtest_mimic::Trial;
-use nix::sys::signal::Signal;
 use serde_json::Value;
 use sixhop::lab::vm::{self, Kernel, Qemu};
 use sixhop::lab::{DEFAULT_NAME, Lab, Side};
@@ -138,8 +137,7 @@ fn one_queue_of_two(lab: &Lab) -> Result<()> {
     let output = sixhop(lab, Side::Client, &load).output()?;
     let result: Value = serde_json::from_slice(&output.stdout)?;
     ensure!(result["complete"] == 100, "{result}");
-    server.signal(Signal::SIGKILL)?;
-    server.child.wait()?;
+    server.kill_with_guard()?;
     ensure!(spread()? != before, "who put it back?");
     let server = Server::start(lab, "--addresses 50 --bind netlink-down")?;
     let notes = server.ready["notes"].to_string();
