@@ -22,7 +22,7 @@ fn program(screen: Option<Screen>, pool: &Pool) -> Result<(Program, LiveAddresse
         addresses: ADDRESSES,
         queues: 1,
         hidden: false,
-        moving: false,
+        moving: None,
         reflect: None,
         screen,
     };

@@ -10,6 +10,7 @@
  */
 #pragma once
 
+#include "live.h"
 #include "sources.h"
 
 /* More than anybody has a reason for; RFC 8200 section 4.1 names seven, each once, of which two are IPsec's. */

@@ -52,8 +52,6 @@ struct staged {
 struct change {
 	__u32 count;  /* of staged addresses */
 	__u32 remove; /* whether they go */
-	__u32 step;   /* that they are, or were, entered for */
-	__u32 moving; /* whether addresses of several steps may be the same: one that is there already, or is not there, is no error */
 	__u32 error;  /* why it stopped early, an error number; written by the program */
 };
 

@@ -9,7 +9,6 @@
 /* Constants: set before the program is loaded, so that the verifier takes out what they rule out. */
 const volatile __be16 service_port = 0; /* network byte order; 0, which is no port, steers no UDP at all */
 const volatile bool hidden = false;
-const volatile bool moving = false; /* user space does not know what is live at the moment: who may not ask is decided here */
 const volatile __u16 replies = 0; /* to each request, by the program itself; 0 has requests go into the rings */
 const volatile __s32 interface = 0; /* which one the replies go out of, and the inode of its network namespace */
 const volatile __u32 network = 0;
@@ -22,28 +21,6 @@ struct {
 	__type(key, struct prefix_key);
 	__type(value, __u32);
 } bound_prefixes SEC(".maps");
-
-/* The time step that it is, written by user space, which has this mapped. One store has all addresses of a step live that were
- * entered ahead of it, and those of another cease to be. Addresses that stay are all entered for step 0, and it is always that. */
-volatile __u32 current_step = 0;
-
-/* Decided second, exactly: a hash, so that the cost does not grow with the number of addresses. The value is the step that an
- * address is for. Sized by user space before it is loaded. */
-struct {
-	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(max_entries, 1);
-	__type(key, struct in6_addr);
-	__type(value, __u32);
-} live_addresses SEC(".maps");
-
-/* Addresses on their way into `live_addresses` or out of it, written by user space, which has this mapped. */
-struct {
-	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(map_flags, BPF_F_MMAPABLE);
-	__uint(max_entries, 1);
-	__type(key, __u32);
-	__type(value, struct staged);
-} staged SEC(".maps");
 
 /* Where hidden: the addresses under bound prefixes that the kernel answers for, such as the machine's own. Where the program
  * answers: the addresses of the interface, which nobody else may ask from. */
@@ -90,13 +67,6 @@ struct {
 	__type(key, __u32);
 	__type(value, __u64);
 } frames SEC(".maps");
-
-/* Whether `address` is live: entered for the step that it is, for the one before it or the one after it. */
-static __always_inline bool is_live(const struct in6_addr *address)
-{
-	const __u32 *step = bpf_map_lookup_elem(&live_addresses, address);
-	return step && *step - current_step + 1 <= 2;
-}
 
 static __always_inline void add(void *counters, __u32 index, __u64 number)
 {

@@ -9,6 +9,7 @@
 
 #include <bpf/bpf_tracing.h>
 
+#include "live.h"
 #include "sources.h"
 
 /* Longest datagram that is answered, more than a jumbo frame of Ethernet holds; all bits set. The verifier walks the loop that sums

@@ -25,6 +25,7 @@
 // Otherwise it reads packets and never writes them. What the maps hold is decided by src/xdp/program.rs; the load generator
 // uses the same program with its own port and address to take its replies.
 #include "behind.h"
+#include "live.h"
 #include "maps.h"
 #include "reflect.h"
 #include "sources.h"
@@ -113,18 +114,13 @@ int steer(struct xdp_md *ctx)
 	return count(DROPPED_HIDDEN, XDP_DROP);
 }
 
-// Called by user space, not by packets: the first `change->count` staged addresses are entered for a step, or go. Returns how
-// many did, in order, until one that was there already, or was not. One call for many, the keys not copied, and where it stopped
-// is known: the batch commands of the system call have none of the three.
-//
-// Where they move, two clients or two steps may have the same address: the newer step has it, and only what is there for the
-// step that expires goes.
+// Called by user space, not by packets: the first `change->count` staged addresses become live, or go. Returns how many did, in
+// order, until one that was there already, or was not. One call for many, the keys not copied, and where it stopped is known: the
+// batch commands of the system call have none of the three.
 SEC("syscall")
 int change_live(struct change *change)
 {
 	const __u32 zero = 0;
-	const __u32 step = change->step;
-	const bool moving = change->moving;
 	struct staged *from = bpf_map_lookup_elem(&staged, &zero);
 	__u32 done;
 
@@ -137,15 +133,10 @@ int change_live(struct change *change)
 	for (done = 0; done < STAGED && done < change->count; done++) {
 		const struct in6_addr *address = &from->addresses[done];
 		long error;
-		if (moving) {
-			const __u32 *there = bpf_map_lookup_elem(&live_addresses, address);
-			if (change->remove ? !there || *there != step : there && (__s32)(*there - step) > 0)
-				continue;
-		}
 		if (change->remove)
 			error = bpf_map_delete_elem(&live_addresses, address);
 		else
-			error = bpf_map_update_elem(&live_addresses, address, &step, moving ? BPF_ANY : BPF_NOEXIST);
+			error = bpf_map_update_elem(&live_addresses, address, &zero, BPF_NOEXIST);
 		if (error) {
 			change->error = -error;
 			break;

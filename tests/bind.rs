@@ -454,7 +454,7 @@ fn live_map_that_fails_leaves_nothing() -> Result<()> {
             addresses: room,
             queues: 1,
             hidden: true,
-            moving: false,
+            moving: None,
             reflect: None,
             screen: None,
         };

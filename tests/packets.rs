@@ -316,7 +316,7 @@ fn program_does_what_is_written() -> Result<()> {
             addresses: ADDRESSES as u32,
             queues: 1,
             hidden,
-            moving: false,
+            moving: None,
             reflect: Some(Reflect { replies: 1, interface: 1 }),
             screen: Some(Screen { station: ends.server_mac, allow_list: true, limit: None }),
         })?;

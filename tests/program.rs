@@ -12,14 +12,15 @@ use common::{TestLab, trial};
 use etherparse::PacketBuilder;
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
+use sixhop::address::mt6d::Subnet;
 use sixhop::address::{Pool, Sources};
 use sixhop::engine::Handler;
 use sixhop::lab::Side;
 use sixhop::netlink::{self, AttachMode};
 use sixhop::wire::{MAX_PAYLOAD, OVERHEAD, Refusal};
 use sixhop::xdp::{
-    CopyRequest, HugepageRequest, LiveAddresses, Program, ProgramConfig, Reflect, Screen, Socket,
-    SocketConfig, Verdict, VerdictSource,
+    CopyRequest, HugepageRequest, LiveAddresses, MovingAddresses, Program, ProgramConfig, Reflect, Screen,
+    Socket, SocketConfig, Verdict, VerdictSource,
 };
 
 /// Actions of linux/bpf.h.
@@ -42,7 +43,7 @@ fn main() -> ExitCode {
         trial("a_socket_on_the_queue_gets_the_packet", a_socket_on_the_queue_gets_the_packet),
         trial("many_addresses_are_all_live_and_cease_to_be", many_addresses_are_all_live_and_cease_to_be),
         trial("an_address_is_live_in_the_window_of_its_step", an_address_is_live_in_its_window),
-        trial("where_they_move_the_newer_step_has_an_address", the_newer_step_has_an_address),
+        trial("every_moving_address_is_found", every_moving_address_is_found),
         trial("where_hidden_nobody_else_is_heard", where_hidden_nobody_else_is_heard),
         trial("only_what_a_socket_answers_goes_behind", only_what_a_socket_answers_goes_behind),
         trial("a_source_has_its_limit", a_source_has_its_limit),
@@ -59,7 +60,7 @@ const CONFIG: ProgramConfig = ProgramConfig {
     addresses: 10,
     queues: 1,
     hidden: false,
-    moving: false,
+    moving: None,
     reflect: None,
     screen: Some(Screen { station: STATION, allow_list: true, limit: None }),
 };
@@ -78,6 +79,17 @@ fn program(config: &ProgramConfig) -> Result<(Program, LiveAddresses)> {
     allowed().prefixes().iter().try_for_each(|prefix| program.allow(*prefix))?;
     let mut live = program.live_addresses()?;
     live.add(&[LIVE]).map_err(|(_, error)| error)?;
+    Ok((program, live))
+}
+
+/// A program whose addresses move.
+fn moving(hidden: bool, clients: u64) -> Result<(Program, LiveAddresses)> {
+    let subnet = Subnet::new("2001:db8:1::/64".parse()?)?;
+    let moving = Some(MovingAddresses { subnet, clients });
+    let mut program = Program::load(&ProgramConfig { hidden, moving, addresses: 0, ..CONFIG })?;
+    program.add_prefix(subnet.prefix())?;
+    allowed().prefixes().iter().try_for_each(|prefix| program.allow(*prefix))?;
+    let live = program.live_addresses()?;
     Ok((program, live))
 }
 
@@ -231,18 +243,17 @@ fn many_addresses_are_all_live_and_cease_to_be() -> Result<()> {
 
 /// One store has a step's addresses live, and another's silent: requests, solicitations, and who may not ask.
 fn an_address_is_live_in_its_window() -> Result<()> {
-    const STEP: u64 = (1 << 32) + 1; // of which the program keeps the lower half
+    const STEP: u64 = (1 << 32) + 1;
     for hidden in [false, true] {
-        let config = ProgramConfig { hidden, moving: true, addresses: 1000, ..CONFIG };
-        let (program, mut live) = program(&config)?;
-        live.remove(&[LIVE])?; // which is for step 0, and that comes again
+        let (program, mut live) = moving(hidden, 1000)?;
         let of = |step: u64| Ipv6Addr::from_bits(LIVE.to_bits() + 0x1000 + u128::from(step + 10 - STEP));
-        for step in STEP - 10..STEP + 10 {
-            live.enter(&[of(step)], step)?;
-        }
         let (action, silent) =
             if hidden { (XDP_DROP, Verdict::DroppedHidden) } else { (XDP_PASS, Verdict::PassedNotLive) };
         for now in STEP - 8..STEP + 8 {
+            // As they are entered: one step ahead of those that are live.
+            for step in now - 1..=now + 2 {
+                live.enter(&[of(step)], step)?;
+            }
             live.set_step(now);
             for step in STEP - 10..STEP + 10 {
                 let expected =
@@ -278,28 +289,48 @@ fn an_address_is_live_in_its_window() -> Result<()> {
                     );
                 }
             }
-            ensure!(program.census()? == (20, 3), "{:?}", program.census()?);
+            ensure!(program.census()? == 3, "{:?}", program.census()?);
         }
     }
     Ok(())
 }
 
-fn the_newer_step_has_an_address() -> Result<()> {
-    let (program, mut live) = program(&ProgramConfig { moving: true, ..CONFIG })?;
-    live.enter(&[NOT_LIVE], 7)?;
-    live.enter(&[NOT_LIVE, NOT_LIVE], 5)?; // later, but older
-    let is_live_in = |live: &mut LiveAddresses, step| {
-        live.set_step(step);
-        Ok::<_, anyhow::Error>(verdict(&program, &udp(NOT_LIVE, PORT)?)?.1 == Verdict::NoRing)
+/// The program finds what user space wrote, in memory that only they both know, and nothing else.
+fn every_moving_address_is_found() -> Result<()> {
+    const CLIENTS: u64 = 20_000;
+    let (program, mut live) = moving(false, CLIENTS)?;
+    let of = |step: u64| -> Vec<_> {
+        (0..CLIENTS)
+            .map(|client| Ipv6Addr::from_bits(LIVE.to_bits() + u128::from(step << 40 | client << 16)))
+            .collect()
     };
-    ensure!(!is_live_in(&mut live, 5)? && is_live_in(&mut live, 6)? && is_live_in(&mut live, 8)?);
-    live.enter(&[NOT_LIVE], 9)?;
-    live.expire(&[NOT_LIVE, STRANGER], 7)?; // it is another's by now, and the other never was there
-    ensure!(!is_live_in(&mut live, 7)? && is_live_in(&mut live, 10)?);
-    live.expire(&[NOT_LIVE], 9)?;
-    ensure!(!is_live_in(&mut live, 9)? && !live.contains(NOT_LIVE)?);
-    let full: Vec<_> = (0..10).map(|host| Ipv6Addr::from_bits(LIVE.to_bits() + 0x100 + host)).collect();
-    ensure!(live.enter(&full, 9).is_err_and(|error| error.to_string().contains("no room")));
+    for step in 1..=9 {
+        live.enter(&of(step), step)?;
+    }
+    live.set_step(7);
+    ensure!(program.census()? == 3 * CLIENTS, "{}", program.census()?);
+    for step in 1..=9 {
+        let expected = if (6..=8).contains(&step) { Verdict::NoRing } else { Verdict::PassedNotLive };
+        for address in of(step).iter().step_by(7) {
+            let found = verdict(&program, &udp(*address, PORT)?)?.1;
+            ensure!(found == expected, "{address} of step {step}: {found:?}");
+        }
+    }
+    // In buckets that are full, too: more than there is room for.
+    let (program, mut live) = moving(false, 1)?;
+    let many: Vec<_> = of(7).into_iter().take(200).collect();
+    live.set_step(7);
+    ensure!(live.enter(&many, 7).is_err_and(|error| error.to_string().contains("no room")));
+    let full = many.iter().take(112);
+    for (address, expected) in full.zip([Verdict::NoRing; 112]).chain([(&many[112], Verdict::PassedNotLive)])
+    {
+        ensure!(verdict(&program, &udp(*address, PORT)?)?.1 == expected, "{address}");
+    }
+    // Others of their subnet's are nobody's, and neither are theirs in another.
+    ensure!(live.enter(&[STRANGER], 7).is_err_and(|error| error.to_string().contains("not under")));
+    program.add_prefix("2001:db8::/32".parse()?)?;
+    let elsewhere = Ipv6Addr::from_bits(many[0].to_bits() ^ 1 << 64);
+    ensure!(verdict(&program, &udp(elsewhere, PORT)?)?.1 == Verdict::PassedNotLive);
     Ok(())
 }
 

@@ -47,13 +47,6 @@ def memory(pid):
     return [int(fields[name].split()[0]) for name in ("VmRSS", "VmHWM")]
 
 
-def child(pid):
-    """The program that `lab exec` became or started."""
-    with open(f"/proc/{pid}/task/{pid}/children") as children:
-        below = children.read().split()
-    return int(below[0]) if below else pid
-
-
 def run(flags, secret, rotate, replies):
     lab = [flags.sixhop, "lab", "--name", LAB]
     addresses = ["--prefix", PREFIX, "--schedule", "mt6d", "--clients", str(flags.clients)]
@@ -77,7 +70,7 @@ def run(flags, secret, rotate, replies):
 
         def watch():
             while not end.wait(1):
-                resident.append(memory(child(server.pid)))
+                resident.append(memory(server.pid))
 
         listener = threading.Thread(target=listen)
         watcher = threading.Thread(target=watch)
@@ -86,7 +79,7 @@ def run(flags, secret, rotate, replies):
         result = subprocess.run(load, stdout=subprocess.PIPE, text=True, check=True).stdout
         end.set()
         watcher.join()
-        os.kill(child(server.pid), signal.SIGINT)
+        server.send_signal(signal.SIGINT)  # `lab exec` became the server
         listener.join()
         server.wait()
     finally:

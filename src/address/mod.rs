@@ -8,6 +8,7 @@ mod pool;
 mod prefix;
 mod secret;
 mod sources;
+pub mod timed;
 
 use std::fmt;
 use std::sync::Arc;

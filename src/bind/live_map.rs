@@ -1,4 +1,5 @@
-//! Live by being an entry of the steering program's hash: no address of the kernel, and no cost that grows.
+//! Live by being an entry of the steering program's hash, or of its table of addresses that move: no address of the kernel, and no cost
+//! that grows.
 //!
 //! The program steers requests to live addresses, and Neighbour Solicitations for them, into the engine's rings, and drops
 //! what else is sent to its prefix; the engine answers both.
@@ -14,7 +15,7 @@ use crate::xdp::LiveAddresses;
 /// Addresses between two questions whether to go on: some 10 ms.
 const STRIDE: usize = 64 * LiveAddresses::BATCH;
 
-/// Clients whose addresses are exchanged in one go: some 40 µs.
+/// Clients whose addresses are entered in one go: some 20 µs.
 const EXCHANGED: usize = 64;
 
 /// Writes entries.
@@ -85,10 +86,8 @@ impl Binder for LiveMap {
         Ok(phases)
     }
 
-    fn exchange(&mut self, expired: &[Timed], fresh: &[Timed]) -> Result<()> {
-        for Timed { step, addresses } in expired {
-            self.live.expire(addresses, *step)?;
-        }
+    /// What expires does so by itself.
+    fn exchange(&mut self, _expired: &[Timed], fresh: &[Timed]) -> Result<()> {
         for Timed { step, addresses } in fresh {
             self.live.enter(addresses, *step)?;
         }

@@ -3,12 +3,12 @@
 //! ```text
 //!   step            k-2    k-1     k     k+1    k+2
 //!   live in k               ███   ███   ███
-//!   live_map, in k:  ░░░ ─────────── chunk by chunk ──────────► ░░░   entered, and silent: at the boundary one store moves the window
+//!   live_map, in k:      ─────────── chunk by chunk ──────────► ░░░   entered, and silent: at the boundary one store moves the window
 //!   kernel, in k:    ███ ─ chunk by chunk, in half the step ─► ███    live as soon as it is there
 //! ```
 //!
-//! Each chunk is a few clients: their oldest addresses go and their newest come, and then the processor is free until it is the next
-//! chunk's turn. Addresses that go are computed again, not stored.
+//! Each chunk is a few clients: their newest addresses come, and then the processor is free until it is the next chunk's turn. Those of
+//! k-2 are not live any more, whoever has them. The kernel must be told so: they are computed again, not stored.
 
 use std::net::Ipv6Addr;
 use std::ops::Range;
@@ -77,10 +77,10 @@ pub struct Rotation {
     timetable: Arc<Timetable>,
     method: Method,
     binder: Box<dyn Binder>,
-    /// The hash of a steering program that runs beside addresses of the kernel.
+    /// A steering program that runs beside addresses of the kernel.
     steering: Option<LiveAddresses>,
     /// What engines without such a program ask.
-    set: Arc<LiveSet>,
+    set: Option<Arc<LiveSet>>,
     /// What the clock showed when it was looked at last.
     step: u64,
     /// Steps whose addresses are there, of all clients; while there is work, of those that it has not come to.
@@ -104,7 +104,7 @@ fn cpu_time() -> Duration {
 
 impl Rotation {
     /// Makes the addresses of `timetable` live at `place`, those of the step that it is and of its neighbours. `set` is told of all
-    /// changes, as far as an engine asks it.
+    /// changes, if an engine asks it.
     ///
     /// # Errors
     /// Those of [`binder`](super::binder) and [`Binder::bind`]. None of the addresses is live then.
@@ -112,7 +112,7 @@ impl Rotation {
         method: Method,
         place: Place,
         timetable: Arc<Timetable>,
-        set: Arc<LiveSet>,
+        set: Option<Arc<LiveSet>>,
         told: &mut Step,
     ) -> Result<Self> {
         ensure!(
@@ -148,7 +148,7 @@ impl Rotation {
                 .collect();
             let list: Vec<_> = all.iter().flat_map(|timed| timed.addresses.iter().copied()).collect();
             rotation.phases = rotation.binder.bind(&list, told)?;
-            rotation.set.enter(&all);
+            rotation.enter_in_set(&all)?;
             rotation.held = target;
         }
         // That took its time. Where it takes longer than a step lasts, there is no catching up.
@@ -198,6 +198,12 @@ impl Rotation {
     #[must_use]
     pub fn phases(&self) -> &Phases {
         &self.phases
+    }
+
+    /// Bytes of memory that it takes, without the kernel's.
+    #[must_use]
+    pub fn memory(&self) -> u64 {
+        self.timetable.memory() + self.set.as_ref().map_or(0, |set| set.memory())
     }
 
     /// Bytes of kernel memory that the addresses take, where it is known.
@@ -285,7 +291,9 @@ impl Rotation {
         if let Some(steering) = &mut self.steering {
             steering.set_step(step);
         }
-        self.set.set_step(step);
+        if let Some(set) = &self.set {
+            set.set_step(step);
+        }
     }
 
     fn begin(&mut self, step: u64) {
@@ -310,7 +318,9 @@ impl Rotation {
             let steps = steps.clone().filter(|step| !without.contains(step));
             steps.map(|step| self.addresses(step, clients.clone())).collect()
         };
-        let (expired, fresh) = (of(&self.held, &work.target), of(&work.target, &self.held));
+        let fresh = of(&work.target, &self.held);
+        // What is entered ahead expires by itself.
+        let expired = if self.binder.ahead() == 0 { of(&self.held, &work.target) } else { Vec::new() };
         self.exchange(&expired, &fresh)?;
         let Some(mut work) = self.work.take() else { return Ok(None) };
         work.done = clients.end;
@@ -325,25 +335,21 @@ impl Rotation {
 
     /// Nothing is steered that is not live, and no client has more addresses in between than before or after.
     fn exchange(&mut self, expired: &[Timed], fresh: &[Timed]) -> Result<()> {
-        if let Some(steering) = &mut self.steering {
-            for Timed { step, addresses } in expired {
-                steering.expire(addresses, *step)?;
-            }
-        }
-        // A hidden steering program asks its own hash alone.
-        let asked = self.binder.ahead() == 0;
-        if asked {
-            self.set.expire(expired);
-        }
         self.binder.exchange(expired, fresh)?;
-        if asked {
-            self.set.enter(fresh);
-        }
+        self.enter_in_set(fresh)?;
         if let Some(steering) = &mut self.steering {
             for Timed { step, addresses } in fresh {
                 steering.enter(addresses, *step)?;
             }
         }
+        Ok(())
+    }
+
+    fn enter_in_set(&self, fresh: &[Timed]) -> Result<()> {
+        ensure!(
+            self.set.as_ref().is_none_or(|set| set.enter(fresh)),
+            "no room for so many addresses that move"
+        );
         Ok(())
     }
 

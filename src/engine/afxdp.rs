@@ -16,7 +16,6 @@ use super::statistics::{Shown, Tally};
 use super::udp::SocketCounters;
 use super::worker::{BATCH, Worker};
 use super::{Advertiser, CounterSet, Engine, EngineConfig, Modes, pin, supervise};
-use crate::address::mt6d::WINDOW;
 use crate::address::{Prefix, Targets};
 use crate::bind::Method;
 use crate::machine::sandbox::{Role, Sandbox};
@@ -24,8 +23,8 @@ use crate::netlink::{self, AttachMode, Delivery, KernelAddresses, Link};
 use crate::report::{Counters, QueueCounters};
 use crate::xdp::{
     AllMulticast, Attachment, CopyMode, CounterSource, Doorbell, Fate, Frame, KernelCounters, LevelSource,
-    LiveAddresses, Program, ProgramConfig, Reflect, Rings, Screen, Socket, SocketConfig, Verdict,
-    VerdictSource, ethtool, spare_frames, xdp_features,
+    LiveAddresses, MovingAddresses, Program, ProgramConfig, Reflect, Rings, Screen, Socket, SocketConfig,
+    Verdict, VerdictSource, ethtool, spare_frames, xdp_features,
 };
 
 /// Frames of each queue. They are the queue of requests that wait while the worker is kept from its processor: at
@@ -107,14 +106,20 @@ impl AfXdp {
         let EngineConfig { link, handler, targets, .. } = config;
         let highest = config.queues.iter().max().copied().unwrap_or(0);
         let is_hidden = config.bind == Method::LiveMap;
-        let capacity = u32::try_from(entries(targets, is_hidden))
-            .context("the steering program holds at most 2^32 addresses")?;
+        let (still, moving) = match targets {
+            Targets::Pool(pool) => (pool.count(), None),
+            Targets::Moving(timetable) => {
+                let (subnet, clients) = (timetable.subnet(), timetable.clients());
+                (0, Some(MovingAddresses { subnet, clients }))
+            }
+        };
+        let addresses = u32::try_from(still).context("the steering program holds at most 2^32 addresses")?;
         let mut program = Program::load(&ProgramConfig {
             port: handler.port(),
-            addresses: capacity,
+            addresses,
             queues: highest + 1,
             hidden: is_hidden,
-            moving: matches!(targets, Targets::Moving(_)),
+            moving,
             reflect: reflects.then_some(Reflect { replies: config.replies, interface: link.index }),
             screen: Some(Screen {
                 station: link.mac,
@@ -219,15 +224,6 @@ impl AfXdp {
         let live = (is_hidden || matches!(targets, Targets::Moving(_))).then_some(live);
         let sandbox = config.sandbox;
         Ok(Self { hidden, delivering, attachment, program, queues, live, behind, reflected, modes, sandbox })
-    }
-}
-
-/// Addresses that are entered in the steering program at a time. Where they move, those of one step more than are live may be, if
-/// they are entered ahead of their time; in between, those of a chunk of clients have gone and the next are not there yet.
-fn entries(targets: &Targets, ahead: bool) -> u64 {
-    match targets {
-        Targets::Pool(pool) => pool.count(),
-        Targets::Moving(timetable) => timetable.clients() * (WINDOW + u64::from(ahead)),
     }
 }
 

@@ -129,7 +129,7 @@ impl Held {
     fn list_memory(&self) -> u64 {
         match self {
             Self::Still(bound) => size_of_val(bound.addresses()) as u64,
-            Self::Moving(rotation) => rotation.timetable().memory(),
+            Self::Moving(rotation) => rotation.memory(),
         }
     }
 
@@ -300,14 +300,18 @@ impl Server {
             Targets::Moving(_) => Vec::new(), // each computed when it is its turn
         };
         let generate_seconds = started.elapsed().as_secs_f64();
-        let set = Arc::new(LiveSet::default());
         let steers = kind.is_some_and(EngineKind::steers);
-        let ours = match &config.targets {
-            Targets::Pool(pool) => Ours::Pool(pool.clone()),
-            Targets::Moving(_) if steers => {
-                Ours::Steered { prefix: config.targets.prefix(), passed: (!hidden).then(|| set.clone()) }
+        // A hidden program alone knows what is live.
+        let set = match &config.targets {
+            Targets::Moving(timetable) if !hidden => Some(Arc::new(LiveSet::new(timetable))),
+            _ => None,
+        };
+        let ours = match (&config.targets, &set) {
+            (Targets::Pool(pool), _) => Ours::Pool(pool.clone()),
+            (Targets::Moving(_), Some(set)) if !steers => Ours::Set(set.clone()),
+            (Targets::Moving(_), passed) => {
+                Ours::Steered { prefix: config.targets.prefix(), passed: passed.clone() }
             }
-            Targets::Moving(_) => Ours::Set(set.clone()),
         };
 
         let engine_config = |link: &Link| EngineConfig {

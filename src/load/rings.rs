@@ -57,7 +57,7 @@ impl RingTransport {
             addresses: 1,
             queues: count,
             hidden: false,
-            moving: false,
+            moving: None,
             reflect: None,
             screen: None,
         })?;

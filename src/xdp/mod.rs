@@ -27,8 +27,8 @@ pub use multicast::AllMulticast;
 pub use netdev::{XdpFeatures, xdp_features};
 pub use option::namespace_cookie;
 pub use program::{
-    AttachRequest, Attachment, Fate, LiveAddresses, Program, ProgramConfig, Reflect, Screen, Verdict,
-    VerdictSource, occupied,
+    AttachRequest, Attachment, Fate, LiveAddresses, MovingAddresses, Program, ProgramConfig, Reflect, Screen,
+    Verdict, VerdictSource, occupied,
 };
 pub use rings::{Census, Doorbell, LevelSource, RingLevels, Rings};
 pub use socket::{

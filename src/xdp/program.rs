@@ -9,18 +9,20 @@ use std::net::Ipv6Addr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
+use std::slice;
 use std::sync::Once;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result, anyhow, ensure};
 use libbpf_rs::skel::{OpenSkel, SkelBuilder};
 use libbpf_rs::{MapCore, MapFlags, MapHandle};
 use serde::{Deserialize, Serialize};
 
 use super::fallback::Fallback;
 use super::memory::Memory;
-use crate::address::Prefix;
+use crate::address::mt6d::{Subnet, window};
+use crate::address::{Prefix, timed};
 use crate::netlink::{self, AttachMode, Link};
 use crate::wire::Refusal;
 
@@ -166,19 +168,41 @@ pub enum Fate {
 pub struct ProgramConfig {
     /// UDP port of the service; 0, which is no port, steers no UDP at all.
     pub port: u16,
-    /// Most addresses that are entered at a time.
+    /// Most addresses that stay.
     pub addresses: u32,
     /// How many queues may get a socket, from 0 on.
     pub queues: u32,
     /// Whether the kernel is to have no part in the bound prefixes, but for its own addresses there: Neighbour
     /// Solicitations for live addresses are steered as well, and what nobody answers is dropped.
     pub hidden: bool,
-    /// Whether the addresses move: then the program itself refuses requests that come from a live one, since nobody else knows.
-    pub moving: bool,
+    /// Those that move, instead of any that stay. The program itself refuses requests that come from a live one then, since nobody
+    /// else knows.
+    pub moving: Option<MovingAddresses>,
     /// Where the program is to answer requests itself; otherwise it steers them.
     pub reflect: Option<Reflect>,
     /// Which sources may ask, and how often; `None` to look at no source at all, as for a load generator.
     pub screen: Option<Screen>,
+}
+
+/// Addresses that move.
+#[derive(Debug, Clone, Copy)]
+pub struct MovingAddresses {
+    /// Where they are.
+    pub subnet: Subnet,
+    /// How many there are in each time step.
+    pub clients: u64,
+}
+
+impl MovingAddresses {
+    fn layout(&self) -> timed::Layout {
+        timed::Layout::new(self.clients)
+    }
+
+    /// The first half of all of them, as it lies in memory.
+    fn network(&self) -> u64 {
+        let [network, _] = timed::halves(self.subnet.prefix().network());
+        network
+    }
 }
 
 /// How the program looks at who asks.
@@ -208,6 +232,8 @@ pub struct Program {
     bound_prefixes: MapHandle,
     live_addresses: MapHandle,
     staged: Option<MapHandle>,
+    moving: Option<MovingAddresses>,
+    timed_addresses: MapHandle,
     /// The program's variables, which are `current_step`.
     variables: MapHandle,
     change_live: OwnedFd,
@@ -221,10 +247,8 @@ pub struct Program {
     frames: MapHandle,
 }
 
-/// The program's hash of the addresses that are live, to be changed from any thread while it runs.
-///
-/// Each is entered for a time step, and is live while it is that step, the one before or the one after. Addresses that stay are for
-/// step 0, which it is until [`set_step`](Self::set_step) says otherwise.
+/// The addresses that are live, to be changed from any thread while the program runs: those that stay, in a hash, or those that move,
+/// each entered for a time step and live while it is that step, the one before or the one after.
 #[derive(Debug)]
 pub struct LiveAddresses {
     map: MapHandle,
@@ -232,8 +256,42 @@ pub struct LiveAddresses {
     change: OwnedFd,
     /// The map `staged`.
     staged: Memory,
+    moving: Option<(MovingAddresses, Timed)>,
+}
+
+/// What the program knows of addresses that move, mapped.
+#[derive(Debug)]
+struct Timed {
+    layout: timed::Layout,
+    /// The map `timed_addresses`.
+    addresses: Memory,
     /// The variable `current_step`.
     step: Memory,
+}
+
+impl Timed {
+    fn map(layout: timed::Layout, addresses: &MapHandle, variables: &MapHandle) -> Result<Self> {
+        let addresses = Memory::of_file(addresses.as_fd(), layout.words() * size_of::<u64>(), 0);
+        Ok(Self {
+            layout,
+            addresses: addresses.context("cannot map the addresses that move")?,
+            step: Memory::of_file(variables.as_fd(), size_of::<u64>(), 0)
+                .context("cannot map the program's time step")?,
+        })
+    }
+
+    fn words(&self) -> &[AtomicU64] {
+        let count = self.layout.words();
+        // SAFETY: within the mapping, as `at` checked, which lives as long as `self`; only ever read or written in whole words.
+        self.addresses
+            .at(0, count)
+            .map_or(&[], |place| unsafe { slice::from_raw_parts(place.as_ptr(), count) })
+    }
+
+    fn step(&self) -> Option<&AtomicU64> {
+        // SAFETY: as above.
+        self.step.at(0, 1).map(|place| unsafe { place.as_ref() })
+    }
 }
 
 /// `struct change` of bpf/headers.h.
@@ -242,8 +300,6 @@ pub struct LiveAddresses {
 struct Change {
     count: u32,
     remove: u32,
-    step: u32,
-    moving: u32,
     error: u32,
 }
 
@@ -282,7 +338,15 @@ impl Program {
         let constants = open.maps.rodata_data.as_deref_mut().context("the program lost its constants")?;
         constants.service_port = config.port.to_be();
         constants.hidden = config.hidden;
-        constants.moving = config.moving;
+        if let Some(moving) = &config.moving {
+            let layout = moving.layout();
+            constants.moving = true;
+            constants.subnet = moving.network();
+            constants.bits = layout.bits();
+            let buckets =
+                u32::try_from(layout.buckets()).context("the XDP program has no room for so many clients")?;
+            open.maps.timed_addresses.set_max_entries(buckets).map_err(explain_load)?;
+        }
         // It needs to know the kernel's structures; without, the frames are not counted.
         let counts_frames = config.reflect.is_some() && Path::new(KERNEL_TYPES).exists();
         open.progs.count_frames.set_autoload(counts_frames);
@@ -302,8 +366,7 @@ impl Program {
                 open.maps.budgets.set_max_entries(BUDGETS).map_err(explain_load)?;
             }
         }
-        let most = if config.moving { roomy(config.addresses) } else { config.addresses };
-        open.maps.live_addresses.set_max_entries(most.max(1)).map_err(explain_load)?;
+        open.maps.live_addresses.set_max_entries(config.addresses.max(1)).map_err(explain_load)?;
         open.maps.xsks.set_max_entries(config.queues.max(1)).map_err(explain_load)?;
         let loaded = open.load().map_err(explain_load)?;
         if let Some(Reflect { replies, interface }) = config.reflect {
@@ -321,6 +384,8 @@ impl Program {
             bound_prefixes: MapHandle::try_from(&loaded.maps.bound_prefixes)?,
             live_addresses: MapHandle::try_from(&loaded.maps.live_addresses)?,
             staged: Some(MapHandle::try_from(&loaded.maps.staged)?),
+            moving: config.moving,
+            timed_addresses: MapHandle::try_from(&loaded.maps.timed_addresses)?,
             variables: MapHandle::try_from(&loaded.maps.bss)?,
             kernel_addresses: MapHandle::try_from(&loaded.maps.kernel_addresses)?,
             allowed_sources: MapHandle::try_from(&loaded.maps.allowed_sources)?,
@@ -360,32 +425,30 @@ impl Program {
     pub fn live_addresses(&mut self) -> Result<LiveAddresses> {
         let staged = self.staged.take().context("the live addresses are taken")?;
         let length = LiveAddresses::BATCH * size_of::<[u8; 16]>();
+        let map = if self.moving.is_some() { &self.timed_addresses } else { &self.live_addresses };
         Ok(LiveAddresses {
-            map: MapHandle::try_from(&self.live_addresses)?,
+            map: MapHandle::try_from(map)?,
             change: self.change_live.try_clone()?,
             staged: Memory::of_file(staged.as_fd(), length, 0).context("cannot map the staged addresses")?,
-            step: Memory::of_file(self.variables.as_fd(), size_of::<u32>(), 0)
-                .context("cannot map the program's time step")?,
+            moving: self
+                .moving
+                .map(|moving| Ok::<_, anyhow::Error>((moving, self.timed(moving)?)))
+                .transpose()?,
         })
     }
 
-    /// How many addresses are entered, and how many of those are live: all are looked at. Others may change them meanwhile.
+    fn timed(&self, moving: MovingAddresses) -> Result<Timed> {
+        Timed::map(moving.layout(), &self.timed_addresses, &self.variables)
+    }
+
+    /// How many addresses that move are live: all are looked at. Others may enter some meanwhile.
     ///
     /// # Errors
-    /// When the kernel cannot be asked.
-    pub fn census(&self) -> Result<(u64, u64)> {
-        let number = |bytes: Option<&[u8; 4]>| bytes.map_or(0, |bytes| u32::from_ne_bytes(*bytes));
-        let variables = self.variables.lookup(&[0; 4], MapFlags::ANY)?.unwrap_or_default();
-        let now = number(variables.first_chunk());
-        let (mut entered, mut live) = (0, 0);
-        // In one batch: libbpf-rs takes one that is not full for the last, and the kernel fills none but by whole buckets.
-        let most = self.live_addresses.max_entries() + 1;
-        let all = self.live_addresses.lookup_batch(most, MapFlags::ANY, MapFlags::ANY);
-        for (_, step) in all? {
-            entered += 1;
-            live += u64::from(number(step.first_chunk()).wrapping_sub(now).wrapping_add(1) <= 2);
-        }
-        Ok((entered, live))
+    /// When there are none, or the process is out of file descriptors.
+    pub fn census(&self) -> Result<u64> {
+        let timed = self.timed(self.moving.context("the addresses stay")?)?;
+        let now = timed.step().map_or(0, |step| step.load(Ordering::Acquire));
+        Ok(window(now).map(|step| timed.layout.count(timed.words(), step)).sum())
     }
 
     /// Takes exactly these addresses for the kernel's own from now on: a hidden program leaves packets to them to the kernel, and
@@ -588,44 +651,26 @@ impl LiveAddresses {
         Ok(())
     }
 
-    /// Enters these addresses for time step `step`: they are live from the step before it to the one after it. One that is there
-    /// already is for the newer of both steps then.
+    /// Enters these addresses, which move, for time step `step`: they are live from the step before it to the one after it. Those of
+    /// the step four steps before are forgotten.
     ///
     /// # Errors
-    /// When there is no room for more.
+    /// When one is of another subnet, or there is no room for more.
     pub fn enter(&mut self, addresses: &[Ipv6Addr], step: u64) -> Result<()> {
-        let mut done = 0;
-        while done < addresses.len() {
-            let (count, error) = self.change(&addresses[done..], Change::of(step))?;
-            done += count;
-            if let Some(error) = error {
-                return Err(explain_add(addresses[done], &error));
-            }
+        let (moving, timed) = self.moving.as_ref().context("the addresses of this program stay")?;
+        let (network, words) = (moving.network(), timed.words());
+        for address in addresses {
+            let [half, identifier] = timed::halves(*address);
+            ensure!(half == network, "{address} is not under {}", moving.subnet.prefix());
+            ensure!(timed.layout.enter(words, step, identifier), "{}", NO_ROOM);
         }
         Ok(())
     }
 
-    /// Takes those of these addresses out that are entered for `step`.
-    ///
-    /// # Errors
-    /// When the kernel refuses.
-    pub fn expire(&mut self, addresses: &[Ipv6Addr], step: u64) -> Result<()> {
-        let mut done = 0;
-        while done < addresses.len() {
-            let (count, error) = self.change(&addresses[done..], Change { remove: 1, ..Change::of(step) })?;
-            done += count;
-            if let Some(error) = error {
-                return Err(error).with_context(|| cannot_remove(addresses[done]));
-            }
-        }
-        Ok(())
-    }
-
-    /// Has it be `step`, from now on and all at once.
+    /// Has it be `step`, from now on and for all at once.
     pub fn set_step(&mut self, step: u64) {
-        if let Some(place) = self.step.at::<AtomicU32>(0, 1) {
-            // SAFETY: within the mapping, as `at` checked, and only ever read or written whole.
-            unsafe { place.as_ref() }.store(step as u32, Ordering::Release);
+        if let Some(place) = self.moving.as_ref().and_then(|(_, timed)| timed.step()) {
+            place.store(step, Ordering::Release);
         }
     }
 
@@ -679,7 +724,7 @@ impl LiveAddresses {
         Ok((run.retval as usize, error))
     }
 
-    /// Whether `address` is entered.
+    /// Whether `address` is one of those that stay.
     ///
     /// # Errors
     /// When the kernel cannot be asked.
@@ -687,27 +732,21 @@ impl LiveAddresses {
         Ok(self.map.lookup(&address.octets(), MapFlags::ANY)?.is_some())
     }
 
-    /// Bytes of kernel memory that the hash takes, full or not, as the kernel reports them. `None` where it does not.
+    /// Bytes of kernel memory that the addresses take, full or not, as the kernel reports them. `None` where it does not.
     #[must_use]
     pub fn kernel_memory(&self) -> Option<u64> {
         self.map.query_fdinfo().ok()?.memlock
     }
 }
 
-impl Change {
-    /// Of addresses that move, for `step`. Steps are compared by their difference: of 2^32 of them no two meet.
-    fn of(step: u64) -> Self {
-        Self { step: step as u32, moving: 1, ..Self::default() }
-    }
-}
+/// Why an address is not entered.
+const NO_ROOM: &str = "the steering program has no room for so many live addresses";
 
 /// Says what a refused entry means.
 fn explain_add(address: Ipv6Addr, error: &io::Error) -> anyhow::Error {
     match error.raw_os_error() {
         Some(libc::EEXIST) => anyhow!("{address} is live already"),
-        Some(libc::E2BIG | libc::ENOMEM) => {
-            anyhow!("the steering program has no room for so many live addresses")
-        }
+        Some(libc::E2BIG | libc::ENOMEM) => anyhow!(NO_ROOM),
         _ => anyhow!("cannot make {address} live in the steering program: {error}"),
     }
 }
@@ -739,16 +778,6 @@ impl VerdictSource {
     /// When the map cannot be read.
     pub fn frames(&self) -> Result<[u64; 2]> {
         sums(&self.frames)
-    }
-}
-
-/// Room for `entries` in a hash whose addresses come and go all the time: the kernel gives it as many buckets as the next power of
-/// two (kernel/bpf/hashtab.c), and where they would be nearly full it takes one entry more to have twice as many. Each entry less in
-/// a bucket is a cache miss less for whoever walks along it.
-fn roomy(entries: u32) -> u32 {
-    match entries.checked_next_power_of_two() {
-        Some(buckets) if entries > buckets / 4 * 3 => buckets.saturating_add(1),
-        _ => entries,
     }
 }
 

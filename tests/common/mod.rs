@@ -107,7 +107,7 @@ pub fn have_client_poll(lab: &Lab) -> Result<Attachment> {
         addresses: 1,
         queues: 1,
         hidden: false,
-        moving: false,
+        moving: None,
         reflect: None,
         screen: None,
     };

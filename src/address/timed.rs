@@ -1,0 +1,212 @@
+//! TIMED: addresses of one subnet, each entered for one time step, in memory that one writes while any number read, without a lock:
+//! those who read are the steering program (bpf/live.h) and the engines that have none.
+//!
+//! ```text
+//!   part s mod 4, of step s ──► bucket, by a hash of the identifier ──► while it is full, the next one, of 16 at most
+//!
+//!   bucket, 64 bytes:   word 0                     words 1 to 7
+//!                       step << 8 | how many       interface identifiers, as they lie in memory
+//! ```
+//!
+//! Nothing is ever taken out. What a bucket has for another step counts as nothing and is overwritten: an address costs one cache miss
+//! to enter, and none to expire. Three steps are live, and the fourth part is for the one that is entered ahead.
+
+use std::net::Ipv6Addr;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// Steps that have a part, of any that follow each other.
+pub const PARTS: u64 = 4;
+
+/// 64-bit words of a bucket: a cache line.
+const WORDS: usize = 8;
+
+/// Identifiers in a bucket.
+const SLOTS: usize = WORDS - 1;
+
+/// Buckets that are looked at for an identifier. Where two are expected in each, as at most, 16 neighbours have the 112 that fill them
+/// once in 10^27 times.
+const REACH: u64 = 16;
+
+/// 2^64 divided by the golden ratio: spreads identifiers that are no random numbers as well (Knuth, volume 3, section 6.4).
+const GOLDEN: u64 = 0x9e37_79b9_7f4a_7c15;
+
+/// How the memory is laid out: 2^`bits` buckets a part.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Layout {
+    bits: u32,
+}
+
+impl Layout {
+    /// Room for `clients` addresses in each step, one or two in each bucket on the average.
+    #[must_use]
+    pub fn new(clients: u64) -> Self {
+        let buckets = (clients / 2).max(REACH);
+        Self { bits: u64::BITS - (buckets - 1).leading_zeros() }
+    }
+
+    /// The binary logarithm of the buckets of a part.
+    #[must_use]
+    pub fn bits(self) -> u32 {
+        self.bits
+    }
+
+    /// Buckets of all parts.
+    #[must_use]
+    pub fn buckets(self) -> u64 {
+        PARTS << self.bits
+    }
+
+    /// 64-bit words of memory that it takes.
+    #[must_use]
+    pub fn words(self) -> usize {
+        self.buckets() as usize * WORDS
+    }
+
+    /// The buckets that `identifier` may be in, in `step`, in the order in which they are filled.
+    fn places(
+        self,
+        words: &[AtomicU64],
+        step: u64,
+        identifier: u64,
+    ) -> impl Iterator<Item = &[AtomicU64; WORDS]> {
+        let first = identifier.wrapping_mul(GOLDEN) >> (u64::BITS - self.bits);
+        let part = (step % PARTS) << self.bits;
+        let mask = (1 << self.bits) - 1;
+        (0..REACH).filter_map(move |further| {
+            let start = (part + ((first + further) & mask)) as usize * WORDS;
+            words.get(start..start + WORDS)?.try_into().ok()
+        })
+    }
+
+    /// Enters `identifier` for `step`, or leaves it there; only one thread does at a time. Returns whether there was room.
+    #[inline]
+    pub fn enter(self, words: &[AtomicU64], step: u64, identifier: u64) -> bool {
+        for [head, slots @ ..] in self.places(words, step, identifier) {
+            let count = number(head.load(Ordering::Relaxed), step);
+            if slots.iter().take(count).any(|slot| slot.load(Ordering::Relaxed) == identifier) {
+                return true;
+            }
+            if let Some(slot) = slots.get(count) {
+                slot.store(identifier, Ordering::Relaxed);
+                head.store(step << 8 | (count + 1) as u64, Ordering::Release);
+                return true;
+            }
+        }
+        false
+    }
+
+    /// Whether `identifier` is entered for `step`.
+    #[inline]
+    #[must_use]
+    pub fn contains(self, words: &[AtomicU64], step: u64, identifier: u64) -> bool {
+        for [head, slots @ ..] in self.places(words, step, identifier) {
+            let count = number(head.load(Ordering::Acquire), step);
+            if slots.iter().take(count).any(|slot| slot.load(Ordering::Relaxed) == identifier) {
+                return true;
+            }
+            if count < SLOTS {
+                break;
+            }
+        }
+        false
+    }
+
+    /// How many are entered for `step`: all are looked at.
+    #[must_use]
+    pub fn count(self, words: &[AtomicU64], step: u64) -> u64 {
+        let length = WORDS << self.bits;
+        let start = (step % PARTS) as usize * length;
+        let heads = words.iter().skip(start).take(length).step_by(WORDS);
+        heads.map(|head| number(head.load(Ordering::Acquire), step) as u64).sum()
+    }
+}
+
+/// How many identifiers a bucket with this head has for `step`.
+fn number(head: u64, step: u64) -> usize {
+    if head >> 8 == step { (head & 0xff) as usize } else { 0 }
+}
+
+/// The two halves of an address as they lie in memory: what all addresses of a subnet have alike, and the interface identifier.
+#[inline]
+#[must_use]
+pub fn halves(address: Ipv6Addr) -> [u64; 2] {
+    let bits = address.to_bits();
+    [u64::from_be((bits >> 64) as u64), u64::from_be(bits as u64)]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::address::mt6d;
+    use proptest::prelude::*;
+    use std::collections::HashSet;
+
+    fn memory(layout: Layout) -> Vec<AtomicU64> {
+        std::iter::repeat_with(AtomicU64::default).take(layout.words()).collect()
+    }
+
+    #[test]
+    fn one_or_two_are_expected_in_a_bucket() {
+        for (clients, bits) in
+            [(0, 4), (1, 4), (32, 4), (33, 4), (34, 5), (1_000_000, 19), (1 << 20, 19), (1 << 32, 31)]
+        {
+            assert_eq!(Layout::new(clients).bits(), bits, "{clients}");
+        }
+        assert_eq!(Layout::new(1_000_000).words() * 8, 128 << 20);
+    }
+
+    #[test]
+    fn a_million_find_room_step_after_step() {
+        let layout = Layout::new(1 << 20); // exactly two a bucket
+        let words = memory(layout);
+        let identifier = |step: u64, client: u64| mt6d::identifier(client, &[], step);
+        for step in 1000..1006 {
+            assert!((0..1 << 20).all(|client| layout.enter(&words, step, identifier(step, client))));
+            assert_eq!(layout.count(&words, step), 1 << 20);
+        }
+        for step in 1002..1006 {
+            assert!((0..1 << 20).all(|client| layout.contains(&words, step, identifier(step, client))));
+            assert!((1 << 20..2 << 20).all(|client| !layout.contains(
+                &words,
+                step,
+                identifier(step, client)
+            )));
+        }
+        assert_eq!(layout.count(&words, 1006), 0);
+    }
+
+    #[test]
+    fn the_halves_are_those_of_memory() {
+        let address: Ipv6Addr = "2001:db8::1:203".parse().unwrap();
+        let [network, identifier] = halves(address);
+        assert_eq!([network.to_ne_bytes(), identifier.to_ne_bytes()].concat(), address.octets());
+    }
+
+    proptest! {
+        /// Few identifiers, so that buckets overflow: until 16 neighbours are full, it holds what a set holds.
+        #[test]
+        fn it_holds_what_was_entered_for_the_last_steps(entered in proptest::collection::vec((0u64..9, 0u64..400), 1..2000)) {
+            let layout = Layout::new(0);
+            let words = memory(layout);
+            let mut sets: Vec<HashSet<u64>> = vec![HashSet::new(); 9];
+            let mut entered = entered;
+            entered.sort_by_key(|(step, _)| *step); // time goes on
+            for (step, identifier) in &entered {
+                let set = &mut sets[*step as usize];
+                let room = layout.enter(&words, *step, *identifier);
+                prop_assert_eq!(room, set.contains(identifier) || set.len() < 16 * SLOTS);
+                if room {
+                    set.insert(*identifier);
+                }
+            }
+            let last = entered.last().unwrap().0;
+            for step in last.saturating_sub(3)..=last {
+                let set = &sets[step as usize];
+                prop_assert_eq!(layout.count(&words, step), set.len() as u64);
+                for identifier in 0..400 {
+                    prop_assert_eq!(layout.contains(&words, step, identifier), set.contains(&identifier));
+                }
+            }
+        }
+    }
+}
