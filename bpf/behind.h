@@ -110,10 +110,10 @@ static __always_inline int behind(struct xdp_md *ctx, __u32 at)
 
 	if ((void *)(ip + 1) > end || (found == NOTHING_OURS && !hidden))
 		return count(PASSED_OTHER, XDP_PASS);
-	struct prefix_key key = { .length = 128, .address = ip->daddr };
-	if (!bpf_map_lookup_elem(&bound_prefixes, &key))
+	struct in6_addr address = ip->daddr;
+	if (!is_bound(address))
 		return count(PASSED_PREFIX, XDP_PASS);
-	if (found != NOTHING_OURS && is_live(&key.address)) {
+	if (found != NOTHING_OURS && is_live(&address)) {
 		struct in6_addr source = ip->saddr;
 		/* The socket decides by all rules: what matters here is that those who may not ask cost nothing. A later fragment may
 		 * be of something else, which the kernel answers where the address is its own. */
@@ -127,7 +127,7 @@ static __always_inline int behind(struct xdp_md *ctx, __u32 at)
 	}
 	if (!hidden)
 		return count(PASSED_NOT_LIVE, XDP_PASS);
-	if (bpf_map_lookup_elem(&kernel_addresses, &key.address))
+	if (bpf_map_lookup_elem(&kernel_addresses, &address))
 		return count(PASSED_KERNEL, XDP_PASS);
 	return count(DROPPED_HIDDEN, XDP_DROP);
 }

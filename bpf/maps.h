@@ -13,7 +13,20 @@ const volatile __u16 replies = 0; /* to each request, by the program itself; 0 h
 const volatile __s32 interface = 0; /* which one the replies go out of, and the inode of its network namespace */
 const volatile __u32 network = 0;
 
-/* Decided first, by prefix: a packet for a stranger costs one short trie walk and no hash. */
+/* Prefixes. The first few are compared one by one, which takes less than a walk along a trie; a trie has all others. */
+#define FEW 4
+
+struct prefixes {
+	__u64 count; /* of all */
+	struct {
+		__u64 network[2];
+		__u64 mask[2];
+	} few[FEW];
+};
+
+/* Decided first, by prefix: a packet for a stranger costs a comparison and no hash. Written by user space, which has it mapped. */
+volatile struct prefixes bound = {};
+
 struct {
 	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
 	__uint(map_flags, BPF_F_NO_PREALLOC); /* the only kind of trie there is */
@@ -67,6 +80,30 @@ struct {
 	__type(key, __u32);
 	__type(value, __u64);
 } frames SEC(".maps");
+
+/* By value: the headers are packed, and no pointer may be taken into them. */
+static __always_inline bool is_under(const volatile struct prefixes *prefixes, void *trie, struct in6_addr address)
+{
+	const __u64 count = prefixes->count;
+	__u64 halves[2];
+
+	__builtin_memcpy(halves, &address, sizeof(halves));
+	for (__u32 number = 0; number < FEW; number++) {
+		const volatile __u64 *network = prefixes->few[number].network;
+		const volatile __u64 *mask = prefixes->few[number].mask;
+		if (number >= count)
+			return false;
+		if (!(((halves[0] ^ network[0]) & mask[0]) | ((halves[1] ^ network[1]) & mask[1])))
+			return true;
+	}
+	struct prefix_key key = { .length = 128, .address = address };
+	return count > FEW && bpf_map_lookup_elem(trie, &key);
+}
+
+static __always_inline bool is_bound(struct in6_addr address)
+{
+	return is_under(&bound, &bound_prefixes, address);
+}
 
 static __always_inline void add(void *counters, __u32 index, __u64 number)
 {

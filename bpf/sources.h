@@ -21,6 +21,8 @@ const volatile __u64 interval = 0;
 const volatile __u64 burst = 0;
 
 /* Prefixes of sources that may ask. */
+volatile struct prefixes allowed = {};
+
 struct {
 	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
@@ -54,9 +56,7 @@ static __always_inline bool equal(struct in6_addr a, struct in6_addr b)
 
 static __always_inline bool is_allowed(struct in6_addr source)
 {
-	struct prefix_key key = { .length = 128, .address = source };
-
-	return !allow_list || bpf_map_lookup_elem(&allowed_sources, &key);
+	return !allow_list || is_under(&allowed, &allowed_sources, source);
 }
 
 /* Whether a frame to that Ethernet address is for this machine alone. */

@@ -69,33 +69,33 @@ int steer(struct xdp_md *ctx)
 	}
 
 	// The address that the packet is about: where it goes, but for a solicitation the one that it asks for.
-	struct prefix_key key = { .length = 128, .address = h->ip.daddr };
+	struct in6_addr address = h->ip.daddr;
 	bool solicitation = false;
 	if (hidden && h->ip.nexthdr == IPPROTO_ICMPV6 && data + sizeof(*s) <= end &&
 	    s->icmp.icmp6_type == NEIGHBOUR_SOLICITATION &&
 	    (s->ip.daddr.s6_addr[0] == 0xff || equal(s->ip.daddr, s->target))) {
 		solicitation = true;
-		key.address = s->target;
+		address = s->target;
 	}
 	if (request && screened) {
 		// Another station's, which the kernel does not take. In a frame for many it may be ours, and goes the kernel's way: no
 		// reply of ours comes from a group.
 		if (!is_for_us(h->ether.h_dest))
 			return h->ether.h_dest[0] & 1 ? behind(ctx, sizeof(h->ether)) : count(PASSED_OTHER, XDP_PASS);
-		if (key.address.s6_addr[0] == 0xff)
+		if (address.s6_addr[0] == 0xff)
 			return refuse(DESTINATION_MULTICAST);
 		// That of a jumbogram (RFC 2675), for which the kernel takes the length of the packet, however short.
 		if (!h->udp.len)
 			return behind(ctx, sizeof(h->ether));
 	}
-	if (!bpf_map_lookup_elem(&bound_prefixes, &key))
+	if (!is_bound(address))
 		return count(PASSED_PREFIX, XDP_PASS);
 	if (request) {
 		enum refusal refusal = screen(h->ip.saddr, h->udp.source);
 		if (refusal != REFUSALS)
 			return refuse(refusal);
 	}
-	if ((request || solicitation) && is_live(&key.address)) {
+	if ((request || solicitation) && is_live(&address)) {
 		if (request && !is_within_limit(h->ip.saddr))
 			return refuse(SOURCE_OVER_LIMIT);
 		if (request && replies)
@@ -109,7 +109,7 @@ int steer(struct xdp_md *ctx)
 	}
 	if (!hidden)
 		return count(PASSED_NOT_LIVE, XDP_PASS);
-	if (bpf_map_lookup_elem(&kernel_addresses, &key.address))
+	if (bpf_map_lookup_elem(&kernel_addresses, &address))
 		return count(PASSED_KERNEL, XDP_PASS);
 	return count(DROPPED_HIDDEN, XDP_DROP);
 }

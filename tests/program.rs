@@ -13,7 +13,7 @@ use etherparse::PacketBuilder;
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 use sixhop::address::mt6d::Subnet;
-use sixhop::address::{Pool, Sources};
+use sixhop::address::{Pool, Prefix, Sources};
 use sixhop::engine::Handler;
 use sixhop::lab::Side;
 use sixhop::netlink::{self, AttachMode};
@@ -43,6 +43,7 @@ fn main() -> ExitCode {
         trial("a_socket_on_the_queue_gets_the_packet", a_socket_on_the_queue_gets_the_packet),
         trial("many_addresses_are_all_live_and_cease_to_be", many_addresses_are_all_live_and_cease_to_be),
         trial("an_address_is_live_in_the_window_of_its_step", an_address_is_live_in_its_window),
+        trial("each_of_many_prefixes_counts", each_of_many_prefixes_counts),
         trial("every_moving_address_is_found", every_moving_address_is_found),
         trial("where_hidden_nobody_else_is_heard", where_hidden_nobody_else_is_heard),
         trial("only_what_a_socket_answers_goes_behind", only_what_a_socket_answers_goes_behind),
@@ -91,6 +92,50 @@ fn moving(hidden: bool, clients: u64) -> Result<(Program, LiveAddresses)> {
     allowed().prefixes().iter().try_for_each(|prefix| program.allow(*prefix))?;
     let live = program.live_addresses()?;
     Ok((program, live))
+}
+
+/// The first few, which are compared one by one, and the others, which are not.
+fn each_of_many_prefixes_counts() -> Result<()> {
+    const PREFIXES: [&str; 7] = [
+        "2001:db8:1::/64",
+        "2001:db8:2::/47",
+        "2001:db8:14::/128",
+        "2001:db8:15:8000::/49",
+        "2001:db8:6::/65",
+        "2001:db8:7::/48",
+        "2001:db8:8::8/125",
+    ];
+    // The last address of each and the one behind it.
+    let edge = |prefix: Prefix| {
+        let last = prefix.network().to_bits() | u128::MAX.checked_shr(prefix.length().into()).unwrap_or(0);
+        (Ipv6Addr::from_bits(last), Ipv6Addr::from_bits(last + 1))
+    };
+    for count in 1..=PREFIXES.len() {
+        let mut program = Program::load(&CONFIG)?;
+        let mut live = program.live_addresses()?;
+        for prefix in PREFIXES.into_iter().take(count) {
+            program.add_prefix(prefix.parse()?)?;
+            program.allow(Sources::parse(prefix)?)?;
+        }
+        for (index, prefix) in PREFIXES.into_iter().enumerate() {
+            let prefix: Prefix = prefix.parse()?;
+            let (last, behind) = edge(prefix);
+            let _ = live.add(&[last, behind]);
+            for (address, within) in [(prefix.network(), true), (last, true), (behind, false)] {
+                let within = within && index < count;
+                let from = |source: Ipv6Addr, to| {
+                    let mut packet = udp(to, PORT)?;
+                    packet[22..38].copy_from_slice(&source.octets());
+                    verdict(&program, &packet)
+                };
+                let allowed = from(address, edge(PREFIXES[0].parse()?).0)?.1 != Verdict::Refused;
+                let bound = from(Ipv6Addr::from_bits(prefix.network().to_bits() ^ 1), address)?.1;
+                ensure!(allowed == within, "{count}: {address} may ask: {allowed}");
+                ensure!((bound != Verdict::PassedPrefix) == within, "{count}: {address} is bound: {bound:?}");
+            }
+        }
+    }
+    Ok(())
 }
 
 fn udp(to: Ipv6Addr, port: u16) -> Result<Vec<u8>> {
@@ -317,7 +362,7 @@ fn every_moving_address_is_found() -> Result<()> {
         }
     }
     // In buckets that are full, too: more than there is room for.
-    let (program, mut live) = moving(false, 1)?;
+    let (mut program, mut live) = moving(false, 1)?;
     let many: Vec<_> = of(7).into_iter().take(200).collect();
     live.set_step(7);
     ensure!(live.enter(&many, 7).is_err_and(|error| error.to_string().contains("no room")));

@@ -5,12 +5,12 @@
 //!             ├ ioctl ─── a call per address                                                     ├─► addresses of the
 //!             └ command ─ a process per address: ip, ifconfig                                    ┘   interface: O(n) each
 //!   anyip     a local route for the whole prefix ──────────────────────────────────────────────────► every address at once
-//!   live_map  entries of the steering program's hash; the engine answers neighbour discovery ──────► O(1) each
+//!   live_map  entries of the steering program's maps; the engine answers neighbour discovery ──────► O(1) each
 //! ```
 //!
 //! A [`Rotation`] keeps addresses live that move, by any of those but anyip: a few at a time, for as long as a step lasts.
 //!
-//! Touches the addresses of one interface, the steering program's hash, and one route; and only those that it put there
+//! Touches the addresses of one interface, the steering program's maps, and one route; and only those that it put there
 //! itself. All or nothing: a [`Binder`] that fails or is told to stop takes back what it did, and a [`Bound`] takes its
 //! addresses back when it goes. A run that is killed cannot do so; its guard ([`crate::guard`]) does at once, and the next run
 //! on that interface, where there is none, recognises what is left by its mark ([`crate::netlink::OUR_PROTOCOL`]) and removes it.
@@ -165,7 +165,7 @@ pub enum Method {
     Ifconfig,
     /// A local route for the whole prefix: every address of it is live, and neighbours need a route to it
     Anyip,
-    /// Entries of the steering program's hash: the engine answers neighbour discovery, and the kernel has no part in it
+    /// Entries of the steering program's maps: the engine answers neighbour discovery, and the kernel has no part in it
     LiveMap,
     /// Leave the addresses to others
     None,
@@ -251,7 +251,7 @@ pub struct Place<'a> {
     pub link: &'a Link,
     /// What all of the addresses lie under.
     pub prefix: Prefix,
-    /// The hash of a hidden steering program that runs on the interface; only [`Method::LiveMap`] needs one.
+    /// The maps of a hidden steering program that runs on the interface; only [`Method::LiveMap`] needs one.
     pub live_addresses: Option<LiveAddresses>,
 }
 

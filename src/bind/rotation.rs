@@ -263,7 +263,7 @@ impl Rotation {
     fn take_back(&mut self, told: &mut Told) -> Result<Phases> {
         let held = std::mem::replace(&mut self.held, 0..0);
         let target = self.work.take().map_or(0..0, |work| work.target);
-        // A steering program's hash goes with the program.
+        // A steering program's maps go with the program.
         if self.binder.ahead() > 0 {
             return Ok(Phases::default());
         }

@@ -4,14 +4,14 @@
 use std::fmt;
 use std::fs;
 use std::io;
-use std::mem::MaybeUninit;
+use std::mem::{MaybeUninit, offset_of};
 use std::net::Ipv6Addr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::slice;
-use std::sync::Once;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Once};
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, ensure};
@@ -234,8 +234,7 @@ pub struct Program {
     staged: Option<MapHandle>,
     moving: Option<MovingAddresses>,
     timed_addresses: MapHandle,
-    /// The program's variables, which are `current_step`.
-    variables: MapHandle,
+    variables: Arc<Variables>,
     change_live: OwnedFd,
     kernel_addresses: MapHandle,
     allowed_sources: MapHandle,
@@ -257,6 +256,82 @@ pub struct LiveAddresses {
     /// The map `staged`.
     staged: Memory,
     moving: Option<(MovingAddresses, Timed)>,
+    variables: Arc<Variables>,
+}
+
+/// The program's variables, mapped.
+#[derive(Debug)]
+struct Variables(Memory);
+
+/// What they are: the section `.bss` of bpf/steer.bpf.c.
+#[derive(Debug)]
+#[repr(C)]
+struct Bss {
+    bound: Prefixes,
+    current_step: AtomicU64,
+    allowed: Prefixes,
+}
+
+const _: () = {
+    type Compiled = skeleton::types::bss;
+    assert!(size_of::<Bss>() == size_of::<Compiled>());
+    assert!(offset_of!(Bss, bound) == offset_of!(Compiled, bound));
+    assert!(offset_of!(Bss, current_step) == offset_of!(Compiled, current_step));
+    assert!(offset_of!(Bss, allowed) == offset_of!(Compiled, allowed));
+};
+
+/// `struct prefixes` of bpf/maps.h.
+#[derive(Debug)]
+#[repr(C)]
+struct Prefixes {
+    count: AtomicU64,
+    few: [Few; FEW],
+}
+
+/// A prefix, as its addresses lie in memory.
+#[derive(Debug)]
+#[repr(C)]
+struct Few {
+    network: [AtomicU64; 2],
+    mask: [AtomicU64; 2],
+}
+
+/// Prefixes that are compared one by one.
+const FEW: usize = 4;
+
+impl Variables {
+    fn map(map: &MapHandle) -> Result<Self> {
+        let memory = Memory::of_file(map.as_fd(), size_of::<Bss>(), 0);
+        Ok(Self(memory.context("cannot map the variables of the XDP program")?))
+    }
+
+    fn get(&self) -> Result<&Bss> {
+        let place = self.0.at(0, 1).context("the XDP program lost its variables")?;
+        // SAFETY: within the mapping, as `at` checked, which lives as long as `self`; all of it are atomic words.
+        Ok(unsafe { place.as_ref() })
+    }
+}
+
+impl Prefixes {
+    /// Adds one, here while there is room, and to `trie` after that.
+    fn add(&self, prefix: Prefix, trie: &MapHandle) -> libbpf_rs::Result<()> {
+        let count = self.count.load(Ordering::Relaxed);
+        match self.few.get(count as usize) {
+            Some(Few { network, mask }) => {
+                let bits = !u128::MAX.checked_shr(prefix.length().into()).unwrap_or(0);
+                for (half, word) in network.iter().zip(timed::halves(prefix.network())) {
+                    half.store(word, Ordering::Relaxed);
+                }
+                for (half, word) in mask.iter().zip(timed::halves(bits.into())) {
+                    half.store(word, Ordering::Relaxed);
+                }
+            }
+            None => trie.update(&prefix_key(prefix), &[0; 4], MapFlags::ANY)?,
+        }
+        // The program finds it from now on.
+        self.count.store(count + 1, Ordering::Release);
+        Ok(())
+    }
 }
 
 /// What the program knows of addresses that move, mapped.
@@ -265,19 +340,12 @@ struct Timed {
     layout: timed::Layout,
     /// The map `timed_addresses`.
     addresses: Memory,
-    /// The variable `current_step`.
-    step: Memory,
 }
 
 impl Timed {
-    fn map(layout: timed::Layout, addresses: &MapHandle, variables: &MapHandle) -> Result<Self> {
+    fn map(layout: timed::Layout, addresses: &MapHandle) -> Result<Self> {
         let addresses = Memory::of_file(addresses.as_fd(), layout.words() * size_of::<u64>(), 0);
-        Ok(Self {
-            layout,
-            addresses: addresses.context("cannot map the addresses that move")?,
-            step: Memory::of_file(variables.as_fd(), size_of::<u64>(), 0)
-                .context("cannot map the program's time step")?,
-        })
+        Ok(Self { layout, addresses: addresses.context("cannot map the addresses that move")? })
     }
 
     fn words(&self) -> &[AtomicU64] {
@@ -286,11 +354,6 @@ impl Timed {
         self.addresses
             .at(0, count)
             .map_or(&[], |place| unsafe { slice::from_raw_parts(place.as_ptr(), count) })
-    }
-
-    fn step(&self) -> Option<&AtomicU64> {
-        // SAFETY: as above.
-        self.step.at(0, 1).map(|place| unsafe { place.as_ref() })
     }
 }
 
@@ -386,7 +449,7 @@ impl Program {
             staged: Some(MapHandle::try_from(&loaded.maps.staged)?),
             moving: config.moving,
             timed_addresses: MapHandle::try_from(&loaded.maps.timed_addresses)?,
-            variables: MapHandle::try_from(&loaded.maps.bss)?,
+            variables: Arc::new(Variables::map(&MapHandle::try_from(&loaded.maps.bss)?)?),
             kernel_addresses: MapHandle::try_from(&loaded.maps.kernel_addresses)?,
             allowed_sources: MapHandle::try_from(&loaded.maps.allowed_sources)?,
             xsks: MapHandle::try_from(&loaded.maps.xsks)?,
@@ -400,20 +463,20 @@ impl Program {
     /// Has packets to live addresses under `prefix` steered from now on.
     ///
     /// # Errors
-    /// When there are 1,024 prefixes already.
-    pub fn add_prefix(&self, prefix: Prefix) -> Result<()> {
-        self.bound_prefixes
-            .update(&prefix_key(prefix), &[0; 4], MapFlags::ANY)
-            .with_context(|| format!("cannot add {prefix} to the steering program"))
+    /// When there are 1,028 prefixes already.
+    pub fn add_prefix(&mut self, prefix: Prefix) -> Result<()> {
+        let added = self.variables.get()?.bound.add(prefix, &self.bound_prefixes);
+        added.with_context(|| format!("cannot add {prefix} to the steering program"))
     }
 
     /// Lets sources under `prefix` ask, where there is a list of those that may.
     ///
     /// # Errors
-    /// When there are 1,024 prefixes already.
-    pub fn allow(&self, prefix: Prefix) -> Result<()> {
-        self.allowed_sources.update(&prefix_key(prefix), &[0; 4], MapFlags::ANY).with_context(|| {
-            format!("cannot let {prefix} ask: the steering program has room for 1024 prefixes")
+    /// When there are 1,028 prefixes already.
+    pub fn allow(&mut self, prefix: Prefix) -> Result<()> {
+        let added = self.variables.get()?.allowed.add(prefix, &self.allowed_sources);
+        added.with_context(|| {
+            format!("cannot let {prefix} ask: the steering program has room for 1028 prefixes")
         })
     }
 
@@ -434,11 +497,12 @@ impl Program {
                 .moving
                 .map(|moving| Ok::<_, anyhow::Error>((moving, self.timed(moving)?)))
                 .transpose()?,
+            variables: self.variables.clone(),
         })
     }
 
     fn timed(&self, moving: MovingAddresses) -> Result<Timed> {
-        Timed::map(moving.layout(), &self.timed_addresses, &self.variables)
+        Timed::map(moving.layout(), &self.timed_addresses)
     }
 
     /// How many addresses that move are live: all are looked at. Others may enter some meanwhile.
@@ -447,7 +511,7 @@ impl Program {
     /// When there are none, or the process is out of file descriptors.
     pub fn census(&self) -> Result<u64> {
         let timed = self.timed(self.moving.context("the addresses stay")?)?;
-        let now = timed.step().map_or(0, |step| step.load(Ordering::Acquire));
+        let now = self.variables.get()?.current_step.load(Ordering::Acquire);
         Ok(window(now).map(|step| timed.layout.count(timed.words(), step)).sum())
     }
 
@@ -669,8 +733,8 @@ impl LiveAddresses {
 
     /// Has it be `step`, from now on and for all at once.
     pub fn set_step(&mut self, step: u64) {
-        if let Some(place) = self.moving.as_ref().and_then(|(_, timed)| timed.step()) {
-            place.store(step, Ordering::Release);
+        if let Ok(variables) = self.variables.get() {
+            variables.current_step.store(step, Ordering::Release);
         }
     }
 
