@@ -90,6 +90,10 @@ impl Nic {
     /// Where the kernel does the receive work of this interface, in words.
     #[must_use]
     pub fn receive_work(&self) -> &'static str {
+        // What leaves it to a socket that polls (settings.rs).
+        if self.napi.defer_hard_irqs > Some(0) && self.napi.gro_flush_timeout_ns > Some(0) {
+            return "by whoever polls";
+        }
         match (self.napi.threaded, self.driver.as_str()) {
             (Some(true), _) => "in a kernel thread",
             (Some(false), "veth") => "in the sender's context",

@@ -215,6 +215,11 @@ impl Note {
     }
 }
 
+/// What leaves the card's receive work to sockets that poll: interrupts stay off until the card was polled twice in vain and
+/// 200 µs have gone by, so that they come back by themselves when nobody polls. The values of the kernel's own description
+/// of preferred busy polling (Documentation/networking/napi.rst and the change that made it, Linux 5.11).
+const POLLED: [(&str, &str); 2] = [("napi_defer_hard_irqs", "2"), ("gro_flush_timeout", "200000")];
+
 /// Changes settings in one network namespace, from whatever thread.
 #[derive(Debug, Clone)]
 pub(crate) struct Keeper {
@@ -252,6 +257,13 @@ impl Keeper {
     /// Sets `setting` of `link` to `value` until what this returns is dropped.
     pub fn change(&self, link: &Link, setting: Setting, value: &str) -> Result<Changed> {
         self.inside(|| self.change_here(link, setting, value))
+    }
+
+    /// Leaves the receive work of `link` to sockets that poll, until what this returns is dropped.
+    pub fn have_polled(&self, link: &Link) -> Result<Vec<Changed>> {
+        let settings =
+            POLLED.iter().map(|(name, value)| self.change(link, Setting::sysfs(link, name), value));
+        settings.collect::<Result<_>>().context("busy polling cannot have what it needs")
     }
 
     fn change_here(&self, link: &Link, setting: Setting, value: &str) -> Result<Changed> {

@@ -61,6 +61,10 @@ pub struct Args {
     /// The mean time to the first reply up to which a rate is sustained, in milliseconds
     #[arg(long, value_name = "MS", default_value_t = 1.0, value_parser = mean)]
     mean: f64,
+    /// Have the client do its interface's receive work itself, polling for so long: otherwise, on a veth pair, the server's core has it as
+    /// well, for all engines alike
+    #[arg(long, value_name = "USECS", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    client_busy_poll: Option<u32>,
     /// A lab that is up, to be used as it is, such as 'sixhop' in the guest of 'lab vm' [default: one is made]
     #[arg(long, value_name = "NAME")]
     lab: Option<String>,
@@ -130,6 +134,7 @@ pub fn run(args: Args) -> Result<ExitCode> {
         payload: args.payload as usize,
         trial: args.trial,
         mean: args.mean * 1000.0,
+        client_busy_poll: args.client_busy_poll,
         lab: args.lab.map(|name| Lab::named(&name)).transpose().map_err(|error| Usage(error.to_string()))?,
     };
     let stop = stop_on_signal()?;
@@ -214,7 +219,7 @@ fn describe(results: &[EngineResult]) -> String {
             first.payload,
             first.mean_limit_us / 1000.0,
             first.runs.len(),
-            super::load::client(first.client, first.client_attach, first.client_copy),
+            super::load::client(first.client, first.client_attach, first.client_copy, first.client_busy_poll),
             first.environment.nic.driver,
             first.environment.nic.receive_work(),
             first.environment.kernel,
@@ -260,6 +265,7 @@ mod tests {
             client: Client::Afxdp,
             client_attach: None,
             client_copy: None,
+            client_busy_poll: None,
             sustained: Vec::new(),
             half: Vec::new(),
             server: serde_json::from_value(serde_json::json!({

@@ -11,7 +11,7 @@ use crate::load::{Client, Generator, LoadConfig, Run};
 use crate::netlink::AttachMode;
 use crate::report::{Event, LoadResult, Percentiles};
 use crate::wire::{MAX_PAYLOAD, MIN_PAYLOAD};
-use crate::xdp::CopyMode;
+use crate::xdp::{BusyPoll, CopyMode};
 
 /// Ask at a steady rate and measure the answers
 #[derive(Debug, clap::Args)]
@@ -60,6 +60,10 @@ pub struct Args {
     #[arg(long, value_name = "BYTES", default_value_t = 32,
         value_parser = clap::value_parser!(u64).range(MIN_PAYLOAD as u64..=MAX_PAYLOAD as u64))]
     payload: u64,
+    /// Do the interface's receive work in the client's own calls, polling for so long: on a veth pair it otherwise falls to who sends,
+    /// and so the replies' to the server
+    #[arg(long, value_name = "USECS", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    busy_poll: Option<u32>,
     /// Print one JSON line
     #[arg(long)]
     json: bool,
@@ -96,6 +100,7 @@ pub fn run(args: Args) -> Result<ExitCode> {
         port: args.port,
         replies: args.replies,
         payload: args.payload as usize,
+        busy_poll: args.busy_poll,
     })?;
     let bar = progress(args.requests, "sending {bar:40} {human_pos}/{human_len} requests, {eta} left");
     let run = Run { rate: args.rate, requests: args.requests };
@@ -133,9 +138,16 @@ fn uneven(steps: i64, step: Duration) -> String {
 }
 
 /// A client with what the kernel granted it.
-pub(super) fn client(client: Client, attach: Option<AttachMode>, copy: Option<CopyMode>) -> String {
+pub(super) fn client(
+    client: Client,
+    attach: Option<AttachMode>,
+    copy: Option<CopyMode>,
+    busy_poll: Option<BusyPoll>,
+) -> String {
+    let polling =
+        busy_poll.map_or(String::new(), |poll| format!(", busy polling for {} us", poll.microseconds));
     match (attach, copy) {
-        (Some(attach), Some(copy)) => format!("{client}, XDP {attach}, {copy} mode"),
+        (Some(attach), Some(copy)) => format!("{client}, XDP {attach}, {copy} mode{polling}"),
         _ => client.to_string(),
     }
 }
@@ -156,7 +168,7 @@ fn describe(result: &LoadResult) -> String {
         result.offered_rate,
         result.achieved_rate,
         result.late,
-        client(result.client, result.attach, result.copy),
+        client(result.client, result.attach, result.copy, result.busy_poll),
     );
     let mut table = Table::new();
     table.load_preset(presets::NOTHING);
@@ -204,6 +216,7 @@ mod tests {
             attach: Some(AttachMode::Native),
             copy: Some(CopyMode::Copy),
             rings: None,
+            busy_poll: None,
             environment: None,
         };
         let text = describe(&result);

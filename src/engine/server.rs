@@ -17,7 +17,7 @@ use crate::machine::sandbox::{Role, Sandbox};
 use crate::machine::{self, Environment, Nearness};
 use crate::netlink::{self, Link};
 use crate::report::{Counters, Moves, Moving, Ready, Stats};
-use crate::settings::{Changed, Keeper, Setting};
+use crate::settings::{Changed, Keeper};
 use crate::xdp::{AttachRequest, CopyRequest, ethtool};
 
 /// What to serve.
@@ -181,12 +181,6 @@ pub struct Totals {
     /// Lines for people: settings that were not put back, because somebody else has changed them.
     pub notes: Vec<String>,
 }
-
-/// What leaves the card's receive work to sockets that poll: interrupts stay off until the card was polled twice in vain and
-/// 200 µs have gone by, so that they come back by themselves when the worker sleeps. The values of the kernel's own description
-/// of preferred busy polling (Documentation/networking/napi.rst and the change that made it, Linux 5.11).
-const BUSY_POLL_SETTINGS: [(&str, &str); 2] =
-    [("napi_defer_hard_irqs", "2"), ("gro_flush_timeout", "200000")];
 
 /// Statistics are shown this often.
 const PERIOD: Duration = Duration::from_secs(1);
@@ -371,11 +365,7 @@ impl Server {
         // After the engine, which may have had the driver set up its queues anew.
         let mut settings = Vec::new();
         if config.rings.busy_poll.is_some() {
-            for (name, value) in BUSY_POLL_SETTINGS {
-                let setting = Setting::sysfs(&link, name);
-                let changed = keeper.change(&link, setting, value);
-                settings.push(changed.context("busy polling cannot have what it needs")?);
-            }
+            settings.extend(keeper.have_polled(&link)?);
         }
         let count = ethtool::queues(&link.name)?;
         let (spread, words) = spread::onto(keeper, &link, config.port, &served, count);

@@ -48,6 +48,8 @@ pub struct CompareConfig {
     pub trial: f64,
     /// A rate is sustained when the mean time to the first reply is at most this, in microseconds.
     pub mean: f64,
+    /// For how many microseconds the client polls its interface, where it is to do so itself.
+    pub client_busy_poll: Option<u32>,
     /// A lab that is up, to be used as it is; otherwise one of its own is made.
     pub lab: Option<Lab>,
 }
@@ -169,6 +171,7 @@ fn on_lab(
                 port: config.port,
                 replies: config.replies,
                 payload: config.payload,
+                busy_poll: config.client_busy_poll,
             })?;
             if let Running::Peer(process, peer) = &mut running {
                 process.wait(peer, &mut generator, stop)?;
@@ -207,6 +210,7 @@ fn on_lab(
             client: at.load.client,
             client_attach: at.load.attach,
             client_copy: at.load.copy,
+            client_busy_poll: at.load.busy_poll,
             sustained: runs.iter().map(|at| at.load.clone()).collect(),
             half: halves.iter().map(|at| at.load.clone()).collect(),
             server: ready,

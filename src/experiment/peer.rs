@@ -2,13 +2,14 @@
 //! ends it.
 
 use std::ffi::OsString;
+use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use nix::sys::signal::{Signal, kill};
+use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
 
 use super::server::Host;
@@ -83,6 +84,8 @@ impl<'a> PeerProcess<'a> {
         let child = Command::new(program)
             .args(enter)
             .args(peer.command.iter().map(fill))
+            // All that it starts ends with it.
+            .process_group(0)
             .stdin(Stdio::piped()) // kept open: some programs end with it
             .stdout(Stdio::null())
             .stderr(Stdio::null())
@@ -120,7 +123,8 @@ impl<'a> PeerProcess<'a> {
 impl Drop for PeerProcess<'_> {
     fn drop(&mut self) {
         drop(self.child.stdin.take());
-        let _ = kill(Pid::from_raw(self.child.id() as i32), Signal::SIGINT);
+        let group = Pid::from_raw(self.child.id() as i32);
+        let _ = killpg(group, Signal::SIGINT);
         let give_up = Instant::now() + STOP;
         while self.child.try_wait().is_ok_and(|status| status.is_none()) {
             if Instant::now() >= give_up {
@@ -128,6 +132,7 @@ impl Drop for PeerProcess<'_> {
             }
             thread::sleep(Duration::from_millis(10));
         }
+        let _ = killpg(group, Signal::SIGKILL);
         let _ = neighbour(self.lab, self.target, None);
         if let Some(addresses) = self.addresses.take() {
             let _ = addresses.run(&AtomicBool::new(true), |_| {}, &mut |_| {});

@@ -315,6 +315,7 @@ impl Bench<'_> {
             port: PORT,
             replies: profile.replies,
             payload: profile.payload,
+            busy_poll: None,
         })?;
         // Caches, branch predictors and the neighbour table before anything is counted.
         let rate = profile.rates.from;

@@ -192,6 +192,7 @@ impl Bench<'_> {
             port: PORT,
             replies: profile.replies,
             payload: profile.payload,
+            busy_poll: None,
         })?;
         let mut load = |requests: u64| {
             let measured = generator.run(Run { rate: profile.rate as f64, requests }, self.stop, |_| {})?;

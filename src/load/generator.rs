@@ -60,6 +60,8 @@ pub struct LoadConfig {
     pub replies: u8,
     /// Bytes of payload in a request.
     pub payload: usize,
+    /// Preferred busy polling, for so many microseconds: the client's own calls do its interface's receive work. Rings only.
+    pub busy_poll: Option<u32>,
 }
 
 /// One run.
@@ -226,6 +228,9 @@ impl Generator {
         let link = way.link.clone();
         let transport = match config.client {
             Client::Afxdp => AnyTransport::Rings(Box::new(RingTransport::open(way, &config)?)),
+            Client::Socket if config.busy_poll.is_some() => {
+                bail!("busy polling is for AF_XDP sockets: use the client afxdp")
+            }
             Client::Socket => AnyTransport::Socket(Box::new(SocketTransport::open(way, &config)?)),
         };
         Ok(Self { transport, config, link })
@@ -268,9 +273,9 @@ impl Generator {
             _ => None,
         };
         let (attach, copy) = self.modes().unzip();
-        let rings = match &self.transport {
-            AnyTransport::Rings(rings) => rings.sizes(),
-            AnyTransport::Socket(_) => None,
+        let (rings, busy_poll) = match &self.transport {
+            AnyTransport::Rings(rings) => (rings.sizes(), rings.busy_poll()),
+            AnyTransport::Socket(_) => (None, None),
         };
         // The interval after the last request belongs to it: then a generator in time achieves what was offered.
         let seconds = sent.last as f64 / 1e9 + 1.0 / run.rate;
@@ -285,6 +290,7 @@ impl Generator {
             attach,
             copy,
             rings,
+            busy_poll,
             environment: None,
         })
     }

@@ -11,9 +11,10 @@ use super::generator::{BATCH, Clock, LoadConfig, Transport, Way};
 use super::ledger::Ledger;
 use crate::address::Prefix;
 use crate::netlink::{self, AttachMode};
+use crate::settings::{Changed, Keeper};
 use crate::wire::{self, Endpoints, Template};
 use crate::xdp::{
-    AttachRequest, Attachment, CopyMode, CopyRequest, Doorbell, Frame, HugepageRequest, Program,
+    AttachRequest, Attachment, BusyPoll, CopyMode, CopyRequest, Doorbell, Frame, HugepageRequest, Program,
     ProgramConfig, RingSizes, Rings, Socket, SocketConfig, ethtool,
 };
 
@@ -31,6 +32,7 @@ pub(super) struct RingTransport {
     attachment: Attachment,
     queues: Vec<(Rings, Socket)>,
     _port: UdpSocket,
+    _settings: Vec<Changed>,
     /// Frames for sending that are not on their way.
     free: Vec<Frame>,
     template: Template,
@@ -79,7 +81,7 @@ impl RingTransport {
                 elsewhere: sending + BATCH as u32,
                 frame_size: if link.mtu <= 1500 { 2048 } else { 4096 },
                 hugepages: HugepageRequest::Auto,
-                busy_poll: None,
+                busy_poll: config.busy_poll,
                 send_ring: SEND_FRAMES,
                 fill: FRAMES - sending,
             })?;
@@ -88,14 +90,36 @@ impl RingTransport {
             queues.push((rings, socket));
         }
         netlink::wait_for_carrier(&link.name, Duration::from_secs(10))?;
+        let mut settings = Vec::new();
+        if config.busy_poll.is_some() {
+            let keeper = Keeper::open()?;
+            for words in keeper.put_right()? {
+                tracing::warn!("{words}");
+            }
+            settings = keeper.have_polled(&link)?;
+        }
         let service_port = config.port;
-        Ok(Self { attachment, queues, _port: port, free, template, source_port, service_port })
+        Ok(Self {
+            attachment,
+            queues,
+            _port: port,
+            _settings: settings,
+            free,
+            template,
+            source_port,
+            service_port,
+        })
     }
 
     /// How the program is attached, and how packets get into the rings: `Zero` only when all queues are.
     pub fn modes(&self) -> (AttachMode, CopyMode) {
         let zero = self.queues.iter().all(|(_, socket)| socket.mode() == CopyMode::Zero);
         (self.attachment.mode(), if zero { CopyMode::Zero } else { CopyMode::Copy })
+    }
+
+    /// How the sockets poll, if they do.
+    pub fn busy_poll(&self) -> Option<BusyPoll> {
+        self.queues.first().and_then(|(_, socket)| socket.busy_poll())
     }
 
     /// How large the rings of each queue are.
@@ -157,7 +181,8 @@ impl Transport for RingTransport {
                 any = true;
             }
             rings.publish();
-            if rings.receiver_sleeps() {
+            // Where it polls, nobody else does the interface's receive work.
+            if rings.receiver_sleeps() || now.is_none() && socket.busy_poll().is_some() {
                 socket.wake_receiver().context("the interface is gone")?;
             }
         }

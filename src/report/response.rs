@@ -346,6 +346,7 @@ pub(crate) mod tests {
             attach: None,
             copy: None,
             rings: None,
+            busy_poll: None,
             environment: None,
         };
         let bind = Method::NetlinkDown;

@@ -15,7 +15,7 @@ use crate::load::{Client, Outcome};
 use crate::machine::Environment;
 use crate::netlink::AttachMode;
 use crate::probe::Probe;
-use crate::xdp::{AttachRequest, CopyMode, CopyRequest, KernelCounters, RingLevels, RingSizes};
+use crate::xdp::{AttachRequest, BusyPoll, CopyMode, CopyRequest, KernelCounters, RingLevels, RingSizes};
 
 /// Version of the schema, on every line as `schema`. It grows when a field goes or changes its meaning; new fields alone do not
 /// change it. Lines without one are from before it was counted.
@@ -478,6 +478,9 @@ pub struct LoadResult {
     /// How large the client's rings are on each queue; `None` where it has none.
     #[serde(default)]
     pub rings: Option<RingSizes>,
+    /// How the client polls its interface, where it does so itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub busy_poll: Option<BusyPoll>,
     /// The client's machine; left out where the file's first line has it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub environment: Option<Box<Environment>>,
@@ -721,6 +724,9 @@ pub struct EngineResult {
     pub client_attach: Option<AttachMode>,
     /// How packets got into the client's rings, as the kernel says.
     pub client_copy: Option<CopyMode>,
+    /// How the client polled its interface, where it did so itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub client_busy_poll: Option<BusyPoll>,
     /// What the client measured at the sustained rate of each of `runs`.
     pub sustained: Vec<LoadResult>,
     /// What it measured at `half_rps`, as often.

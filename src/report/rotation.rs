@@ -271,6 +271,7 @@ pub(crate) mod tests {
             attach: None,
             copy: None,
             rings: None,
+            busy_poll: None,
             environment: None,
         }
     }
