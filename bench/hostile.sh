@@ -2,8 +2,8 @@
 # Valid requests while five times as many malformed and unsteered packets arrive, on a lab of its own, as root: SECONDS of 20,000
 # requests/s for each engine. Prints what the generator measured, and fails unless each request was answered in full.
 #
-#   bench/hostile.sh [RATE [SECONDS [ENGINE,…]]]
+#   bench/hostile.sh [RATE [SECONDS [ENGINE,… [REPLIES]]]]
 set -euo pipefail
 cd "$(dirname "$0")/.."
-export SIXHOP_FLOOD_RATE=${1:-20000} SIXHOP_FLOOD_SECONDS=${2:-10} SIXHOP_FLOOD_ENGINES=${3:-afxdp,reflect}
+export SIXHOP_FLOOD_RATE=${1:-20000} SIXHOP_FLOOD_SECONDS=${2:-10} SIXHOP_FLOOD_ENGINES=${3:-afxdp,reflect} SIXHOP_FLOOD_REPLIES=${4:-1}
 exec cargo test --locked --release --test packets -- --nocapture a_flood_takes_no_answer_from_others

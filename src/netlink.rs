@@ -61,6 +61,8 @@ pub struct Link {
     pub up: bool,
     /// Whether something is at the other end of the cable (IFF_LOWER_UP).
     pub carrier: bool,
+    /// How often its carrier has gone since it was made, as when it is set down (IFLA_CARRIER_DOWN_COUNT).
+    pub carrier_losses: u32,
     /// Whether it is told to receive all multicast (IFF_ALLMULTI), rather than asked for it by sockets.
     pub all_multicast: bool,
     /// Text that its maker gave it.
@@ -1167,6 +1169,7 @@ fn new_link(message: RouteNetlinkMessage) -> Option<Link> {
         rx_queues: 1,
         up: message.header.flags.contains(LinkFlags::Up),
         carrier: message.header.flags.contains(LinkFlags::LowerUp),
+        carrier_losses: 0,
         all_multicast: message.header.flags.contains(LinkFlags::Allmulti),
         alias: None,
         xdp: None,
@@ -1176,6 +1179,7 @@ fn new_link(message: RouteNetlinkMessage) -> Option<Link> {
             LinkAttribute::IfName(name) => link.name = name,
             LinkAttribute::Address(bytes) => link.mac = bytes.try_into().unwrap_or_default(),
             LinkAttribute::Mtu(mtu) => link.mtu = mtu,
+            LinkAttribute::CarrierDownCount(count) => link.carrier_losses = count,
             LinkAttribute::NumTxQueues(queues) => link.tx_queues = queues,
             LinkAttribute::NumRxQueues(queues) => link.rx_queues = queues,
             LinkAttribute::IfAlias(alias) => link.alias = Some(alias),

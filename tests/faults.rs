@@ -188,24 +188,27 @@ fn link_down_and_up() -> Result<()> {
         let load = Load::start(&lab, true)?;
         load.wait_for_replies()?;
         let namespace = lab.namespace(Side::Server);
-        ip(&format!("-n {namespace} link set server0 down"))?;
-        thread::sleep(Duration::from_millis(300));
-        ip(&format!("-n {namespace} link set server0 up"))?;
-        let up = Instant::now();
-        // Whoever sets it up gives it what is not the server's: the way to its neighbours.
-        ip(&format!("-n {namespace} address add 2001:db8:1::2/64 dev server0 nodad"))?;
-        if !flags.contains("live-map") {
-            let bound: HashSet<_> = pool()?.iter().collect();
-            while !addresses(&lab)?.is_superset(&bound) {
-                ensure!(up.elapsed() < PATIENCE, "{flags}: the addresses do not come back");
-                thread::sleep(Duration::from_millis(1));
+        // The second time it is up again before the server looks.
+        for pause in [300, 0] {
+            ip(&format!("-n {namespace} link set server0 down"))?;
+            thread::sleep(Duration::from_millis(pause));
+            ip(&format!("-n {namespace} link set server0 up"))?;
+            let up = Instant::now();
+            // Whoever sets it up gives it what is not the server's: the way to its neighbours.
+            ip(&format!("-n {namespace} address add 2001:db8:1::2/64 dev server0 nodad"))?;
+            if !flags.contains("live-map") {
+                let bound: HashSet<_> = pool()?.iter().collect();
+                while !addresses(&lab)?.is_superset(&bound) {
+                    ensure!(up.elapsed() < PATIENCE, "{flags}: the addresses do not come back");
+                    thread::sleep(Duration::from_millis(1));
+                }
             }
+            let bound = up.elapsed();
+            load.wait_for_replies().with_context(|| flags.to_owned())?;
+            println!("{flags}: addresses are back after {bound:.2?}, replies after {:.2?}", up.elapsed());
+            // A second on a machine that does nothing else.
+            ensure!(bound < Duration::from_secs(5), "{flags}: the addresses came back after {bound:?}");
         }
-        let bound = up.elapsed();
-        load.wait_for_replies().with_context(|| flags.to_owned())?;
-        println!("{flags}: addresses are back after {bound:.2?}, replies after {:.2?}", up.elapsed());
-        // A second on a machine that does nothing else.
-        ensure!(bound < Duration::from_secs(5), "{flags}: the addresses came back after {bound:?}");
         drop(load);
         server.stop()?;
         nothing_is_left(&lab).with_context(|| flags.to_owned())?;

@@ -17,6 +17,7 @@ fn main() -> ExitCode {
         trial("each_step_down_is_said", each_step_down_is_said),
         trial("a_forced_mode_that_cannot_be_had_is_an_error", forced_modes_are_had_or_are_errors),
         trial("busy_polling_answers_and_its_settings_are_put_back", busy_polling_answers),
+        trial("a_client_polls_and_puts_its_settings_back", a_client_polls),
         trial("settings_of_a_killed_server_are_put_right_by_the_next", settings_of_a_killed_server),
         trial("settings_that_somebody_else_has_changed_are_left", settings_of_somebody_else),
         trial("frames_of_both_sizes_work_on_either_kind_of_pages", frames_of_both_sizes),
@@ -29,8 +30,12 @@ const SETTINGS: [&str; 2] = ["napi_defer_hard_irqs", "gro_flush_timeout"];
 
 /// Runs `command` of sh on the server's side, and returns what it prints.
 fn shell(lab: &TestLab, command: &str) -> Result<String> {
+    on(lab, "server", command)
+}
+
+fn on(lab: &TestLab, side: &str, command: &str) -> Result<String> {
     let output = Command::new(SIXHOP)
-        .args(["lab", "--name", lab.name(), "exec", "server", "--", "sh", "-c", command])
+        .args(["lab", "--name", lab.name(), "exec", side, "--", "sh", "-c", command])
         .stdin(Stdio::null())
         .output()?;
     ensure!(output.status.success(), "{command}: {}", String::from_utf8_lossy(&output.stderr));
@@ -126,6 +131,33 @@ fn busy_polling_answers() -> Result<()> {
         server.stop()?;
         ensure!(settings(&lab)? == before, "{attach}: {:?}", settings(&lab)?);
     }
+    Ok(())
+}
+
+/// The client's side of the same.
+fn a_client_polls() -> Result<()> {
+    let lab = TestLab::up()?;
+    let settings = || -> Result<[String; 2]> {
+        let [defer, flush] =
+            SETTINGS.map(|name| on(&lab, "client", &format!("cat /sys/class/net/client0/{name}")));
+        Ok([defer?, flush?])
+    };
+    let before = settings()?;
+    let server = Server::start(&lab, "--addresses 20")?;
+    let flags = format!(
+        "load --interface client0 --prefix {PREFIX} --addresses 20 --rate 100 --requests 150 --json --busy-poll 20"
+    );
+    let output = sixhop(&lab, Side::Client, &flags).output()?;
+    ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let result: Value = serde_json::from_slice(&output.stdout)?;
+    ensure!(result["complete"] == 150, "{result}");
+    ensure!(result["busy_poll"] == serde_json::json!({"microseconds": 20, "preferred": true, "budget": 64}));
+    ensure!(result["environment"]["nic"]["napi"]["defer_hard_irqs"] == 2, "{result}");
+    ensure!(settings()? == before, "{:?}", settings()?);
+    let output = sixhop(&lab, Side::Client, &format!("{flags} --client socket")).output()?;
+    let words = String::from_utf8_lossy(&output.stderr);
+    ensure!(!output.status.success() && words.contains("use the client afxdp"), "{words}");
+    server.stop()?;
     Ok(())
 }
 

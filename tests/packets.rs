@@ -521,6 +521,7 @@ fn setting(name: &str, default: u64) -> u64 {
 fn a_flood_takes_no_answer() -> Result<()> {
     let rate = setting("SIXHOP_FLOOD_RATE", 1000);
     let seconds = setting("SIXHOP_FLOOD_SECONDS", 2);
+    let replies = setting("SIXHOP_FLOOD_REPLIES", 10);
     let engines = std::env::var("SIXHOP_FLOOD_ENGINES").unwrap_or("afxdp,reflect".into());
     for engine in engines.split(',') {
         let kind = EngineKind::from_str(engine, false).map_err(anyhow::Error::msg)?;
@@ -528,7 +529,7 @@ fn a_flood_takes_no_answer() -> Result<()> {
         let ends = Ends::of(&lab)?;
         let server = Server::start(
             &lab,
-            &format!("--addresses {ADDRESSES} --engine {kind} --bind live-map --cores 0"),
+            &format!("--addresses {ADDRESSES} --engine {kind} --bind live-map --cores 0 --replies {replies}"),
         )?;
         let index = link(&lab, Side::Client)?.index;
         // None of these is answered, but for what is behind extension headers and in fragments, which is not sent.
@@ -563,7 +564,7 @@ fn a_flood_takes_no_answer() -> Result<()> {
                 anyhow::Ok(started.elapsed())
             });
             let flags = format!(
-                "load --interface client0 --prefix {PREFIX} --addresses {ADDRESSES} --json --rate {rate} --requests {}",
+                "load --interface client0 --prefix {PREFIX} --addresses {ADDRESSES} --json --rate {rate} --replies {replies} --requests {}",
                 rate * seconds
             );
             let output = sixhop(&lab, Side::Client, &flags).output();
@@ -576,7 +577,14 @@ fn a_flood_takes_no_answer() -> Result<()> {
         let (result, elapsed) = result?;
         let totals = server.stop()?;
         let hostile = flooded.load(Ordering::Relaxed) as f64 / elapsed.as_secs_f64();
-        eprintln!("{engine}: {hostile:.0} hostile packets/s beside {result}");
+        let shown =
+            ["sent", "answered", "complete", "replies", "late"].map(|name| (name, count(&result, &[name])));
+        let served = ["received", "answered", "replies", "unsent", "waiting"]
+            .map(|name| (name, count(&totals, &[name])));
+        eprintln!(
+            "{engine}: {hostile:.0} hostile packets/s; load {shown:?}; server {served:?}, refused {}",
+            totals["refused"]
+        );
         ensure!(hostile > 4.5 * rate as f64, "{engine}: only {hostile:.0} hostile packets/s");
         ensure!(count(&result, &["complete"]) == rate * seconds, "{engine}: {result} {totals}");
         ensure!(count(&totals, &["answered"]) == rate * seconds, "{engine}: {totals}");

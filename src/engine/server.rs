@@ -75,6 +75,8 @@ struct Watcher {
     /// The kernel's number of the XDP program, where the engine has one.
     program: Option<u32>,
     was_up: bool,
+    /// How often its carrier had gone: between two looks it may have been down and up again.
+    losses: u32,
 }
 
 /// What there is to see.
@@ -94,9 +96,10 @@ impl Watcher {
         let Ok(links) = self.socket.links() else { return Sight::AsBefore };
         let Some(link) = links.into_iter().find(|link| link.index == self.index) else { return Sight::Gone };
         let was_up = std::mem::replace(&mut self.was_up, link.up);
+        let losses = std::mem::replace(&mut self.losses, link.carrier_losses);
         if self.program.is_some() && link.xdp.map(|xdp| xdp.id) != self.program {
             Sight::Detached
-        } else if link.up && !was_up {
+        } else if link.up && (!was_up || losses != link.carrier_losses) {
             Sight::UpAgain
         } else {
             Sight::AsBefore
@@ -398,8 +401,15 @@ impl Server {
         };
         let mut socket = netlink::Socket::open()?;
         let counters = engine.as_ref().map(|engine| engine.counters()).transpose()?;
-        let xdp = if kind.is_some_and(EngineKind::steers) { socket.link(&link.name)?.xdp } else { None };
-        let watcher = Watcher { index: link.index, socket, program: xdp.map(|xdp| xdp.id), was_up: true };
+        let now = socket.link(&link.name)?;
+        let xdp = now.xdp.filter(|_| kind.is_some_and(EngineKind::steers));
+        let watcher = Watcher {
+            index: link.index,
+            socket,
+            program: xdp.map(|xdp| xdp.id),
+            was_up: true,
+            losses: now.carrier_losses,
+        };
         // From here on nothing is opened that takes a privilege.
         let role = if config.bind.starts_programs() { Role::Commander } else { Role::Main };
         let takes_back = config.bind.takes_back() || !settings.is_empty();
@@ -642,6 +652,7 @@ mod tests {
                 socket: netlink::Socket::open().unwrap(),
                 program: None,
                 was_up: true,
+                losses: loopback.carrier_losses,
             },
         };
         let stop = AtomicBool::new(false);

@@ -150,13 +150,13 @@ fn on_lab(
                         .map(OsString::from)
                         .to_vec(),
                 };
-                Running::Engine(ServerProcess::start(&host, &order, START_LIMIT, stop)?)
+                Running::Engine(Box::new(ServerProcess::start(&host, &order, START_LIMIT, stop)?))
             }
             Contestant::Peer(name) => {
                 let peer = config.peers.iter().find(|peer| peer.name == *name).context("no such peer")?;
                 let cores = [server_core, client_core];
                 let process = PeerProcess::start(lab, peer, &pool, config.bind, config.port, cores, stop)?;
-                Running::Peer(process, peer)
+                Running::Peer(Box::new(process), peer)
             }
         };
         let ready = running.ready()?.clone();
@@ -222,8 +222,8 @@ fn on_lab(
 
 /// A server that is being measured.
 enum Running<'a> {
-    Engine(ServerProcess),
-    Peer(PeerProcess<'a>, &'a Peer),
+    Engine(Box<ServerProcess>),
+    Peer(Box<PeerProcess<'a>>, &'a Peer),
 }
 
 impl Running<'_> {
