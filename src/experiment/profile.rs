@@ -503,7 +503,7 @@ mod tests {
             ("rotate = 2.0", "rotate = 0.5", "rotation.rotate is 0.5: allowed are 1 to"),
             ("rate = 10000", "rate = 0", "rotation.rate is 0: allowed are 1 to"),
             ("steps = 2", "steps = 0", "rotation.steps is 0"),
-            ("from = 250, to", "from = 0, to", "rotation.series.clients.from is 0: allowed are 1 to"),
+            ("from = 20, to", "from = 0, to", "rotation.series.clients.from is 0: allowed are 1 to"),
             (
                 "engine = \"afxdp\"\nmethods = [\"live-map\"]",
                 "engine = \"socket\"\nmethods = [\"live-map\"]",
