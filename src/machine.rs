@@ -89,17 +89,18 @@ pub struct Napi {
 impl Nic {
     /// Where the kernel does the receive work of this interface, in words.
     #[must_use]
-    pub fn receive_work(&self) -> &'static str {
-        // What leaves it to a socket that polls (settings.rs).
-        if self.napi.defer_hard_irqs > Some(0) && self.napi.gro_flush_timeout_ns > Some(0) {
-            return "by whoever polls";
+    pub fn receive_work(&self) -> String {
+        // Both are set by --coalesce and by --busy-poll (settings.rs).
+        if let (Some(1..), Some(time @ 1..)) = (self.napi.defer_hard_irqs, self.napi.gro_flush_timeout_ns) {
+            return format!("every {} µs, or by whoever polls", time / 1000);
         }
-        match (self.napi.threaded, self.driver.as_str()) {
+        let place = match (self.napi.threaded, self.driver.as_str()) {
             (Some(true), _) => "in a kernel thread",
             (Some(false), "veth") => "in the sender's context",
             (Some(false), _) => "in softirqs",
             (None, _) => "somewhere",
-        }
+        };
+        place.to_owned()
     }
 }
 

@@ -215,10 +215,13 @@ impl Note {
     }
 }
 
-/// What leaves the card's receive work to sockets that poll: interrupts stay off until the card was polled twice in vain and
-/// 200 µs have gone by, so that they come back by themselves when nobody polls. The values of the kernel's own description
-/// of preferred busy polling (Documentation/networking/napi.rst and the change that made it, Linux 5.11).
-const POLLED: [(&str, &str); 2] = [("napi_defer_hard_irqs", "2"), ("gro_flush_timeout", "200000")];
+/// How often a card is polled in vain before its interrupts are on again, where they are put off: the value of the kernel's own
+/// description of preferred busy polling (Documentation/networking/napi.rst and the change that made it, Linux 5.11).
+const DEFER_HARD_IRQS: u32 = 2;
+
+/// The time between two such polls where sockets do the receive work, in microseconds, from the same place: interrupts come back by
+/// themselves when nobody polls.
+const POLLED: u32 = 200;
 
 /// Changes settings in one network namespace, from whatever thread.
 #[derive(Debug, Clone)]
@@ -261,9 +264,17 @@ impl Keeper {
 
     /// Leaves the receive work of `link` to sockets that poll, until what this returns is dropped.
     pub fn have_polled(&self, link: &Link) -> Result<Vec<Changed>> {
-        let settings =
-            POLLED.iter().map(|(name, value)| self.change(link, Setting::sysfs(link, name), value));
-        settings.collect::<Result<_>>().context("busy polling cannot have what it needs")
+        self.have_coalesced(link, POLLED).context("busy polling cannot have what it needs")
+    }
+
+    /// Has the kernel take what comes to `link` in batches, a timer's `microseconds` apart, for as long as something keeps coming, until what
+    /// this returns is dropped: software interrupt coalescing (Documentation/networking/napi.rst).
+    pub fn have_coalesced(&self, link: &Link, microseconds: u32) -> Result<Vec<Changed>> {
+        let nanoseconds = u64::from(microseconds) * 1000;
+        [("napi_defer_hard_irqs", DEFER_HARD_IRQS.into()), ("gro_flush_timeout", nanoseconds)]
+            .into_iter()
+            .map(|(name, value)| self.change(link, Setting::sysfs(link, name), &value.to_string()))
+            .collect()
     }
 
     fn change_here(&self, link: &Link, setting: Setting, value: &str) -> Result<Changed> {

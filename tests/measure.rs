@@ -546,7 +546,7 @@ fn page() -> Result<()> {
     succeeds(experiment(&directory, "response", &format!("{RESPONSE}{BIND}"))?.output()?)?;
     succeeds(experiment(&directory, "bind", &format!("{RESPONSE}{BIND}"))?.output()?)?;
     let output = Command::new(SIXHOP)
-        .args(["compare", "--addresses", "20", "--trial", "0.02", "--json", "--out"])
+        .args(["compare", "--addresses", "20", "--trial", "0.02", "--coalesce", "50", "--json", "--out"])
         .arg(&directory.0)
         .stdin(Stdio::null())
         .output()?;
@@ -566,6 +566,7 @@ fn page() -> Result<()> {
         "Compared in one run",
         "copy mode, though auto was asked for: zero-copy was not to be had on veth",
         "in the sender&#39;s context",
+        "every 50 µs",
         "prefers-color-scheme: dark",
         "@media print",
         "rx-checksum",
@@ -606,6 +607,9 @@ fn page() -> Result<()> {
             result["environment"]["nic"]["interface"] == "client0"
                 && result["server"]["interface"] == "server0"
         );
+        for end in [result, &result["server"]] {
+            ensure!(end["environment"]["nic"]["napi"]["gro_flush_timeout_ns"] == 50_000, "{end}");
+        }
     }
     // A directory without results, and one with others' lines.
     let empty = Directory::new("empty")?;

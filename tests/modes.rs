@@ -18,6 +18,7 @@ fn main() -> ExitCode {
         trial("a_forced_mode_that_cannot_be_had_is_an_error", forced_modes_are_had_or_are_errors),
         trial("busy_polling_answers_and_its_settings_are_put_back", busy_polling_answers),
         trial("a_client_polls_and_puts_its_settings_back", a_client_polls),
+        trial("either_end_has_its_packets_gathered_and_puts_that_back", coalescing),
         trial("settings_of_a_killed_server_are_put_right_by_the_next", settings_of_a_killed_server),
         trial("settings_that_somebody_else_has_changed_are_left", settings_of_somebody_else),
         trial("frames_of_both_sizes_work_on_either_kind_of_pages", frames_of_both_sizes),
@@ -25,7 +26,7 @@ fn main() -> ExitCode {
     ])
 }
 
-/// Both of what busy polling sets.
+/// Both of what busy polling and coalescing set.
 const SETTINGS: [&str; 2] = ["napi_defer_hard_irqs", "gro_flush_timeout"];
 
 /// Runs `command` of sh on the server's side, and returns what it prints.
@@ -158,6 +159,36 @@ fn a_client_polls() -> Result<()> {
     let words = String::from_utf8_lossy(&output.stderr);
     ensure!(!output.status.success() && words.contains("use the client afxdp"), "{words}");
     server.stop()?;
+    Ok(())
+}
+
+fn coalescing() -> Result<()> {
+    let lab = TestLab::up()?;
+    for (flags, set) in [
+        ("--coalesce 50", ["2", "50000"]),
+        ("--coalesce 70 --engine socket", ["2", "70000"]),
+        ("--coalesce 30 --busy-poll 20", ["2", "30000"]),
+    ] {
+        let server = Server::start(&lab, &format!("--addresses 20 {flags}"))?;
+        ensure!(settings(&lab)? == set, "{flags}: {:?}", settings(&lab)?);
+        let napi = &server.ready["environment"]["nic"]["napi"];
+        ensure!(napi["gro_flush_timeout_ns"].as_u64() == Some(set[1].parse()?), "{napi}");
+        for client in ["afxdp", "socket"] {
+            let ask = format!(
+                "load --interface client0 --prefix {PREFIX} --addresses 20 --rate 100 --requests 150 --json --coalesce 40 --client {client}"
+            );
+            let output = sixhop(&lab, Side::Client, &ask).output()?;
+            ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+            let result: Value = serde_json::from_slice(&output.stdout)?;
+            ensure!(result["complete"] == 150, "{flags}, {client}: {result}");
+            ensure!(result["environment"]["nic"]["napi"]["gro_flush_timeout_ns"] == 40_000, "{result}");
+            let after =
+                SETTINGS.map(|name| on(&lab, "client", &format!("cat /sys/class/net/client0/{name}")));
+            ensure!(after.iter().all(|value| value.as_ref().is_ok_and(|value| value == "0")), "{after:?}");
+        }
+        server.stop()?;
+        ensure!(settings(&lab)? == ["0", "0"], "{flags}: {:?}", settings(&lab)?);
+    }
     Ok(())
 }
 

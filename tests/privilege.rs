@@ -251,6 +251,7 @@ fn threads_have_what_they_need() -> Result<()> {
         ("--engine reflect", 1, NET_ADMIN),
         ("--engine socket", 2, NET_ADMIN),
         ("--engine socket-batch --bind none", 1, NONE),
+        ("--engine socket-batch --bind none --coalesce 50", 1, NET_ADMIN),
         ("--engine socket-gso", 1, NET_ADMIN),
         ("--engine uring", 1, NET_ADMIN),
         ("--engine raw", 2, NET_ADMIN),

@@ -65,6 +65,10 @@ pub struct Args {
     /// well, for all engines alike
     #[arg(long, value_name = "USECS", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     client_busy_poll: Option<u32>,
+    /// Have the kernel take what comes to either interface in batches, so many microseconds apart, for all engines and peers alike: a veth pair
+    /// otherwise does it packet by packet, in the sender's time, which no card does
+    #[arg(long, value_name = "USECS", value_parser = super::serve::coalesce())]
+    coalesce: Option<u32>,
     /// A lab that is up, to be used as it is, such as 'sixhop' in the guest of 'lab vm' [default: one is made]
     #[arg(long, value_name = "NAME")]
     lab: Option<String>,
@@ -135,6 +139,7 @@ pub fn run(args: Args) -> Result<ExitCode> {
         trial: args.trial,
         mean: args.mean * 1000.0,
         client_busy_poll: args.client_busy_poll,
+        coalesce: args.coalesce,
         lab: args.lab.map(|name| Lab::named(&name)).transpose().map_err(|error| Usage(error.to_string()))?,
     };
     let stop = stop_on_signal()?;

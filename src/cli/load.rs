@@ -64,6 +64,10 @@ pub struct Args {
     /// and so the replies' to the server
     #[arg(long, value_name = "USECS", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     busy_poll: Option<u32>,
+    /// Have the kernel take what comes to the interface in batches, so many microseconds apart (software interrupt coalescing, which is put
+    /// back)
+    #[arg(long, value_name = "USECS", value_parser = super::serve::coalesce())]
+    coalesce: Option<u32>,
     /// Print one JSON line
     #[arg(long)]
     json: bool,
@@ -101,6 +105,7 @@ pub fn run(args: Args) -> Result<ExitCode> {
         replies: args.replies,
         payload: args.payload as usize,
         busy_poll: args.busy_poll,
+        coalesce: args.coalesce,
     })?;
     let bar = progress(args.requests, "sending {bar:40} {human_pos}/{human_len} requests, {eta} left");
     let run = Run { rate: args.rate, requests: args.requests };

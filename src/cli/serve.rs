@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
+use clap::builder::RangedI64ValueParser;
 use sd_notify::NotifyState;
 
 use super::{Moving, binding, note, print_json, running, stop_at_end_of_input, stop_on_signal};
@@ -75,6 +76,10 @@ pub struct Args {
     /// [default: any number]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     limit: Option<u32>,
+    /// Have the kernel take what comes to the interface in batches, so many microseconds apart (software interrupt coalescing: napi_defer_hard_irqs
+    /// and gro_flush_timeout, which are put back) [default: as the interface is]
+    #[arg(long, value_name = "USECS", value_parser = coalesce())]
+    coalesce: Option<u32>,
     /// Stop when standard input closes, so that the server ends with the program that started it
     #[arg(long)]
     stop_on_eof: bool,
@@ -116,6 +121,11 @@ struct Rings {
     hugepages: HugepageRequest,
 }
 
+/// Microseconds between two batches, as a flag. At a tenth of a second all that waits would be lost.
+pub(super) fn coalesce() -> RangedI64ValueParser<u32> {
+    clap::value_parser!(u32).range(1..=100_000)
+}
+
 /// The sizes that the kernel takes: a power of two, from 2 KiB to a page.
 fn frame_size(text: &str) -> Result<u32, String> {
     match text.parse() {
@@ -148,6 +158,7 @@ pub fn run(args: Args) -> Result<ExitCode> {
         replies: args.replies,
         allow: (!args.allow.is_empty()).then(|| Sources::new(args.allow)),
         limit: args.limit,
+        coalesce: args.coalesce,
         sandbox: Sandbox::new(!args.no_sandbox),
     };
     let stop = stop_on_signal()?;

@@ -51,6 +51,8 @@ pub struct ServerConfig {
     pub allow: Option<Sources>,
     /// Requests of one source that are answered in a second; `None` for any number.
     pub limit: Option<u32>,
+    /// Microseconds between two batches that the kernel takes from the interface; `None` to leave that as it is.
+    pub coalesce: Option<u32>,
     /// Whether its threads give up what they do not need once it is ready. That is for good: the thread that calls
     /// [`Server::start`] is good for nothing else afterwards.
     pub sandbox: Sandbox,
@@ -210,6 +212,7 @@ impl ServerConfig {
             replies: 1,
             allow: None,
             limit: None,
+            coalesce: None,
             sandbox: Sandbox::default(),
         }
     }
@@ -367,8 +370,10 @@ impl Server {
         };
         // After the engine, which may have had the driver set up its queues anew.
         let mut settings = Vec::new();
-        if config.rings.busy_poll.is_some() {
-            settings.extend(keeper.have_polled(&link)?);
+        match (config.rings.busy_poll, config.coalesce) {
+            (_, Some(time)) => settings.extend(keeper.have_coalesced(&link, time)?),
+            (Some(_), None) => settings.extend(keeper.have_polled(&link)?),
+            (None, None) => {}
         }
         let count = ethtool::queues(&link.name)?;
         let (spread, words) = spread::onto(keeper, &link, config.port, &served, count);

@@ -19,7 +19,7 @@ use super::search::{Trial, highest};
 use super::server::{Host, Order, ServerProcess};
 use crate::address::Pool;
 use crate::bind::Method;
-use crate::engine::EngineKind;
+use crate::engine::{EngineKind, ServerConfig};
 use crate::lab::{Lab, Side};
 use crate::load::{Client, Generator, LoadConfig, Run};
 use crate::machine::Ticks;
@@ -50,6 +50,8 @@ pub struct CompareConfig {
     pub mean: f64,
     /// For how many microseconds the client polls its interface, where it is to do so itself.
     pub client_busy_poll: Option<u32>,
+    /// Microseconds between two batches that the kernel takes from either interface, for whatever contestant; `None` to leave that as it is.
+    pub coalesce: Option<u32>,
     /// A lab that is up, to be used as it is; otherwise one of its own is made.
     pub lab: Option<Lab>,
 }
@@ -141,21 +143,29 @@ fn on_lab(
         show(Progress { done: before, steps, doing: format!("{who}: binding {addresses} addresses") });
         let mut running = match who {
             Contestant::Engine(engine) => {
+                let mut flags = ["--cores", &server_core.to_string(), "--port", &config.port.to_string()]
+                    .map(OsString::from)
+                    .to_vec();
+                if let Some(time) = config.coalesce {
+                    flags.extend(["--coalesce".into(), time.to_string().into()]);
+                }
                 let order = Order {
                     cell: Cell { engine: *engine, bind: config.bind, addresses },
                     seed: config.seed,
                     moving: None,
                     replies: config.replies,
-                    flags: ["--cores", &server_core.to_string(), "--port", &config.port.to_string()]
-                        .map(OsString::from)
-                        .to_vec(),
+                    flags,
                 };
                 Running::Engine(Box::new(ServerProcess::start(&host, &order, START_LIMIT, stop)?))
             }
             Contestant::Peer(name) => {
                 let peer = config.peers.iter().find(|peer| peer.name == *name).context("no such peer")?;
                 let cores = [server_core, client_core];
-                let process = PeerProcess::start(lab, peer, &pool, config.bind, config.port, cores, stop)?;
+                let held = ServerConfig {
+                    coalesce: config.coalesce,
+                    ..ServerConfig::hold(Side::Server.interface().to_owned(), pool.clone(), config.bind)
+                };
+                let process = PeerProcess::start(lab, peer, &held, &pool, config.port, cores, stop)?;
                 Running::Peer(Box::new(process), peer)
             }
         };
@@ -172,6 +182,7 @@ fn on_lab(
                 replies: config.replies,
                 payload: config.payload,
                 busy_poll: config.client_busy_poll,
+                coalesce: config.coalesce,
             })?;
             if let Running::Peer(process, peer) = &mut running {
                 process.wait(peer, &mut generator, stop)?;

@@ -14,7 +14,7 @@ use nix::unistd::Pid;
 
 use super::server::Host;
 use crate::address::Pool;
-use crate::bind::{Interrupted, Method};
+use crate::bind::Interrupted;
 use crate::engine::{Server, ServerConfig};
 use crate::lab::{Lab, Side};
 use crate::load::{Generator, Run};
@@ -49,22 +49,20 @@ const STOP: Duration = Duration::from_secs(10);
 const FIRST: Run = Run { rate: 100.0, requests: 10 };
 
 impl<'a> PeerProcess<'a> {
-    /// Starts it on the addresses of `pool`, which are bound by `bind`. Whether it answers, [`wait`](Self::wait) finds out.
+    /// Starts it on the addresses of `pool`, which are held as `held` says. Whether it answers, [`wait`](Self::wait) finds out.
     pub fn start(
         lab: &'a Lab,
         peer: &Peer,
+        held: &ServerConfig,
         pool: &Pool,
-        bind: Method,
         port: u16,
         [core, client_core]: [usize; 2],
         stop: &AtomicBool,
     ) -> Result<Self> {
         let interface = Side::Server.interface();
         let target = pool.address(0);
-        let addresses = lab.run_in(Side::Server, || {
-            let config = ServerConfig::hold(interface.to_owned(), pool.clone(), bind);
-            Server::start(&config, &mut |_| !stop.load(Ordering::Relaxed))
-        })?;
+        let addresses =
+            lab.run_in(Side::Server, || Server::start(held, &mut |_| !stop.load(Ordering::Relaxed)))?;
         let mac = lab.run_in(Side::Server, || Ok(netlink::link(interface)?.mac))?;
         // A peer may take every packet from the kernel, which then answers no solicitation.
         neighbour(lab, target, Some(mac))?;

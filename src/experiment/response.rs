@@ -316,6 +316,7 @@ impl Bench<'_> {
             replies: profile.replies,
             payload: profile.payload,
             busy_poll: None,
+            coalesce: None,
         })?;
         // Caches, branch predictors and the neighbour table before anything is counted.
         let rate = profile.rates.from;

@@ -193,6 +193,7 @@ impl Bench<'_> {
             replies: profile.replies,
             payload: profile.payload,
             busy_poll: None,
+            coalesce: None,
         })?;
         let mut load = |requests: u64| {
             let measured = generator.run(Run { rate: profile.rate as f64, requests }, self.stop, |_| {})?;

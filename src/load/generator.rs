@@ -24,6 +24,7 @@ use crate::bind::unix_time;
 use crate::machine::Environment;
 use crate::netlink::{self, AttachMode, Link};
 use crate::report::LoadResult;
+use crate::settings::{Changed, Keeper};
 use crate::xdp::CopyMode;
 
 /// The ways to ask.
@@ -62,6 +63,8 @@ pub struct LoadConfig {
     pub payload: usize,
     /// Preferred busy polling, for so many microseconds: the client's own calls do its interface's receive work. Rings only.
     pub busy_poll: Option<u32>,
+    /// Microseconds between two batches that the kernel takes from the interface; `None` to leave that as it is.
+    pub coalesce: Option<u32>,
 }
 
 /// One run.
@@ -211,6 +214,8 @@ pub struct Generator {
     transport: AnyTransport,
     config: LoadConfig,
     link: Link,
+    /// Put back when this goes, after the sockets.
+    _settings: Vec<Changed>,
 }
 
 enum AnyTransport {
@@ -233,7 +238,18 @@ impl Generator {
             }
             Client::Socket => AnyTransport::Socket(Box::new(SocketTransport::open(way, &config)?)),
         };
-        Ok(Self { transport, config, link })
+        let mut settings = Vec::new();
+        if config.busy_poll.is_some() || config.coalesce.is_some() {
+            let keeper = Keeper::open()?;
+            for words in keeper.put_right()? {
+                tracing::warn!("{words}");
+            }
+            settings = match config.coalesce {
+                Some(time) => keeper.have_coalesced(&link, time)?,
+                None => keeper.have_polled(&link)?,
+            };
+        }
+        Ok(Self { transport, config, link, _settings: settings })
     }
 
     /// How the client's program is attached, and how packets get into its rings: `Zero` only when all queues are. `None` where

@@ -11,7 +11,6 @@ use super::generator::{BATCH, Clock, LoadConfig, Transport, Way};
 use super::ledger::Ledger;
 use crate::address::Prefix;
 use crate::netlink::{self, AttachMode};
-use crate::settings::{Changed, Keeper};
 use crate::wire::{self, Endpoints, Template};
 use crate::xdp::{
     AttachRequest, Attachment, BusyPoll, CopyMode, CopyRequest, Doorbell, Frame, HugepageRequest, Program,
@@ -32,7 +31,6 @@ pub(super) struct RingTransport {
     attachment: Attachment,
     queues: Vec<(Rings, Socket)>,
     _port: UdpSocket,
-    _settings: Vec<Changed>,
     /// Frames for sending that are not on their way.
     free: Vec<Frame>,
     template: Template,
@@ -90,25 +88,8 @@ impl RingTransport {
             queues.push((rings, socket));
         }
         netlink::wait_for_carrier(&link.name, Duration::from_secs(10))?;
-        let mut settings = Vec::new();
-        if config.busy_poll.is_some() {
-            let keeper = Keeper::open()?;
-            for words in keeper.put_right()? {
-                tracing::warn!("{words}");
-            }
-            settings = keeper.have_polled(&link)?;
-        }
         let service_port = config.port;
-        Ok(Self {
-            attachment,
-            queues,
-            _port: port,
-            _settings: settings,
-            free,
-            template,
-            source_port,
-            service_port,
-        })
+        Ok(Self { attachment, queues, _port: port, free, template, source_port, service_port })
     }
 
     /// How the program is attached, and how packets get into the rings: `Zero` only when all queues are.
