@@ -25,8 +25,9 @@ use crate::wire::{MAX_PAYLOAD, MIN_PAYLOAD};
 A rate is sustained when 99.9 % of the requests have all their replies, the
 mean time to the first reply is at most --mean, and the generator itself sent
 99 % of the rate; a rate that fails is tried once more. The highest such rate
-is searched for three times, to 2 %. The table has the median, and what was
-measured there; JSON has every run.")]
+is searched for three times, to 2 %, by turns: all have their first search,
+then all their second. The table has the median, and what was measured there;
+JSON has every run.")]
 pub struct Args {
     /// Engines, as in socket,afxdp
     #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "socket,socket-gso,afxdp")]
@@ -145,13 +146,13 @@ pub fn run(args: Args) -> Result<ExitCode> {
     let stop = stop_on_signal()?;
     let bar = progress(0, "{bar:20} {wide_msg}");
     // A search takes some ten trials, as long as none was made to know better.
-    let (began, guess) = (Instant::now(), Duration::from_secs_f64(10.0 * config.trial + 1.0));
+    let (began, guess) = (Instant::now(), Duration::from_secs_f64(12.0 * config.trial + 2.0));
     let mut last = String::new();
     let results = compare(&config, &stop, |step| {
         bar.set_length(step.steps);
         bar.set_position(step.done);
         // Without a terminal one line for each step, so that a log shows where it is.
-        let step_name = step.doing.split(',').next().unwrap_or_default().to_owned();
+        let step_name = step.doing.split(':').next().unwrap_or_default().to_owned();
         if !std::io::stderr().is_terminal() && step_name != last {
             eprintln!("{step_name}");
             last = step_name;

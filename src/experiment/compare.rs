@@ -5,7 +5,8 @@
 //!   generator (this process, core B) ═ veth ═ sixhop serve --engine E (a process, core A)
 //! ```
 //!
-//! or in a lab that is there, such as that of a guest with its cards.
+//! or in a lab that is there, such as that of a guest with its cards. All have their first search, then all their second, and so on: a
+//! machine that others share is faster at one time than at another, and no engine is to have the good one to itself.
 
 use std::ffi::OsString;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -22,7 +23,7 @@ use crate::bind::Method;
 use crate::engine::{EngineKind, ServerConfig};
 use crate::lab::{Lab, Side};
 use crate::load::{Client, Generator, LoadConfig, Run};
-use crate::machine::Ticks;
+use crate::machine::{Environment, Ticks};
 use crate::report::{Cell, Contestant, EngineResult, LoadResult, Ready};
 
 /// What to compare, on what work.
@@ -66,8 +67,8 @@ pub struct Progress {
     pub doing: String,
 }
 
-/// Searches for each engine's rate so many times.
-const RUNS: u64 = 3;
+/// Searches for each engine's rate so many times, with a server that is started for each.
+const RUNS: usize = 3;
 
 /// The first rate tried: low, since what is found does not depend on it; the search goes down from it where it must.
 const START: f64 = 4000.0;
@@ -126,109 +127,143 @@ fn on_lab(
     show: &mut (impl FnMut(Progress) + Send),
 ) -> Result<Vec<EngineResult>> {
     let host = Host::lab(lab)?;
-    let cores: Vec<_> =
-        core_affinity::get_core_ids().unwrap_or_default().iter().map(|core| core.id).collect();
-    let (Some(&server_core), Some(&client_core)) = (cores.first(), cores.last()) else {
-        bail!("cannot find out which processors there are");
-    };
     let engines = config.engines.iter().map(|engine| Contestant::Engine(*engine));
     let contestants: Vec<_> =
         engines.chain(config.peers.iter().map(|peer| Contestant::Peer(peer.name.clone()))).collect();
-    let steps = (config.addresses.len() * contestants.len()) as u64 * (RUNS + 1);
-    let cells = config.addresses.iter().flat_map(|addresses| contestants.iter().map(|who| (*addresses, who)));
+    let steps = (config.addresses.len() * contestants.len() * RUNS) as u64;
+    let mut done = 0;
     let mut results = Vec::new();
-    for (addresses, who) in cells {
+    for &addresses in &config.addresses {
         let pool = Pool::new(host.prefix, addresses, config.seed)?;
-        let before = results.len() as u64 * (RUNS + 1);
-        show(Progress { done: before, steps, doing: format!("{who}: binding {addresses} addresses") });
-        let mut running = match who {
-            Contestant::Engine(engine) => {
-                let mut flags = ["--cores", &server_core.to_string(), "--port", &config.port.to_string()]
-                    .map(OsString::from)
-                    .to_vec();
-                if let Some(time) = config.coalesce {
-                    flags.extend(["--coalesce".into(), time.to_string().into()]);
-                }
-                let order = Order {
-                    cell: Cell { engine: *engine, bind: config.bind, addresses },
-                    seed: config.seed,
-                    moving: None,
-                    replies: config.replies,
-                    flags,
+        let mut all: Vec<Vec<Searched>> = contestants.iter().map(|_| Vec::new()).collect();
+        for run in 1..=RUNS {
+            for (who, searched) in contestants.iter().zip(&mut all) {
+                let mut show = |doing| {
+                    show(Progress { done, steps, doing: format!("{who}, run {run} of {RUNS}: {doing}") })
                 };
-                Running::Engine(Box::new(ServerProcess::start(&host, &order, START_LIMIT, stop)?))
+                show(format!("binding {addresses} addresses"));
+                let last = searched.last();
+                searched.push(search((lab, &host), config, (who, &pool), last, stop, &mut show)?);
+                done += 1;
             }
-            Contestant::Peer(name) => {
-                let peer = config.peers.iter().find(|peer| peer.name == *name).context("no such peer")?;
-                let cores = [server_core, client_core];
-                let held = ServerConfig {
-                    coalesce: config.coalesce,
-                    ..ServerConfig::hold(Side::Server.interface().to_owned(), pool.clone(), config.bind)
-                };
-                let process = PeerProcess::start(lab, peer, &held, &pool, config.port, cores, stop)?;
-                Running::Peer(Box::new(process), peer)
-            }
-        };
-        let ready = running.ready()?.clone();
-        // An engine without a worker has the kernel do the work where its interface interrupts: on the server's processor.
-        let cores = if ready.modes.cores.is_empty() { vec![server_core] } else { ready.modes.cores.clone() };
-        let measured = lab.run_in(Side::Client, || {
-            core_affinity::set_for_current(core_affinity::CoreId { id: client_core });
-            let mut generator = Generator::open(LoadConfig {
-                client: Client::Afxdp,
-                interface: Side::Client.interface().to_owned(),
-                targets: pool.clone().into(),
-                port: config.port,
-                replies: config.replies,
-                payload: config.payload,
-                busy_poll: config.client_busy_poll,
-                coalesce: config.coalesce,
-            })?;
-            if let Running::Peer(process, peer) = &mut running {
-                process.wait(peer, &mut generator, stop)?;
-            }
-            let mut bench = Bench { generator, cores: &cores, trial: config.trial, mean: config.mean, stop };
-            let measured = bench.measure(|step, doing| {
-                show(Progress { done: before + step, steps, doing: format!("{who}: {doing}") });
-            })?;
-            Ok((measured, bench.generator.environment()))
-        });
-        let stopped = running.stop(who);
-        let (Measured { runs, halves }, environment) = measured?;
-        stopped?;
-        let at = median(&runs, |at| at.load.offered_rate).context("there was no run")?;
-        let half = median(&halves, |at| at.load.outcome.first.mean_us).context("there was no run")?;
-        results.push(EngineResult {
-            engine: who.clone(),
-            attach: ready.modes.attach,
-            copy: ready.modes.copy,
-            addresses: ready.addresses,
-            bind: ready.bind,
-            replies: config.replies.into(),
-            payload: config.payload,
-            mean_limit_us: config.mean,
-            sustained_rps: at.load.offered_rate,
-            replies_pps: at.load.outcome.replies as f64 * at.load.achieved_rate / at.load.sent as f64,
-            mean_us: at.load.outcome.first.mean_us,
-            p99_us: at.load.outcome.first.p99_us,
-            server_cpu: at.cpu,
-            half_rps: half.load.offered_rate,
-            half_mean_us: half.load.outcome.first.mean_us,
-            half_p99_us: half.load.outcome.first.p99_us,
-            half_server_cpu: half.cpu,
-            ratio_to_socket: None,
-            runs: runs.iter().map(|at| at.load.offered_rate).collect(),
-            client: at.load.client,
-            client_attach: at.load.attach,
-            client_copy: at.load.copy,
-            client_busy_poll: at.load.busy_poll,
-            sustained: runs.iter().map(|at| at.load.clone()).collect(),
-            half: halves.iter().map(|at| at.load.clone()).collect(),
-            server: ready,
-            environment,
-        });
+        }
+        for (who, searched) in contestants.iter().zip(all) {
+            results.push(result(config, who, searched).context("there was no run")?);
+        }
     }
     Ok(results)
+}
+
+/// The processors of the server and of the client.
+fn cores() -> Result<[usize; 2]> {
+    let cores: Vec<_> =
+        core_affinity::get_core_ids().unwrap_or_default().iter().map(|core| core.id).collect();
+    match (cores.first(), cores.last()) {
+        (Some(&server), Some(&client)) => Ok([server, client]),
+        _ => bail!("cannot find out which processors there are"),
+    }
+}
+
+/// Starts `who` on the addresses of `pool`, searches for its rate, and ends it. `last` is what an earlier search found.
+fn search(
+    (lab, host): (&Lab, &Host),
+    config: &CompareConfig,
+    (who, pool): (&Contestant, &Pool),
+    last: Option<&Searched>,
+    stop: &AtomicBool,
+    show: &mut (impl FnMut(String) + Send),
+) -> Result<Searched> {
+    let [server_core, client_core] = cores()?;
+    let mut running = match who {
+        Contestant::Engine(engine) => {
+            let mut flags = ["--cores", &server_core.to_string(), "--port", &config.port.to_string()]
+                .map(OsString::from)
+                .to_vec();
+            if let Some(time) = config.coalesce {
+                flags.extend(["--coalesce".into(), time.to_string().into()]);
+            }
+            let order = Order {
+                cell: Cell { engine: *engine, bind: config.bind, addresses: pool.count() },
+                seed: config.seed,
+                moving: None,
+                replies: config.replies,
+                flags,
+            };
+            Running::Engine(Box::new(ServerProcess::start(host, &order, START_LIMIT, stop)?))
+        }
+        Contestant::Peer(name) => {
+            let peer = config.peers.iter().find(|peer| peer.name == *name).context("no such peer")?;
+            let held = ServerConfig {
+                coalesce: config.coalesce,
+                ..ServerConfig::hold(Side::Server.interface().to_owned(), pool.clone(), config.bind)
+            };
+            let cores = [server_core, client_core];
+            let process = PeerProcess::start(lab, peer, &held, pool, config.port, cores, stop)?;
+            Running::Peer(Box::new(process), peer)
+        }
+    };
+    let server = running.ready()?.clone();
+    // An engine without a worker has the kernel do the work where its interface interrupts: on the server's processor.
+    let cores = if server.modes.cores.is_empty() { vec![server_core] } else { server.modes.cores.clone() };
+    let measured = lab.run_in(Side::Client, || {
+        core_affinity::set_for_current(core_affinity::CoreId { id: client_core });
+        let mut generator = Generator::open(LoadConfig {
+            client: Client::Afxdp,
+            interface: Side::Client.interface().to_owned(),
+            targets: pool.clone().into(),
+            port: config.port,
+            replies: config.replies,
+            payload: config.payload,
+            busy_poll: config.client_busy_poll,
+            coalesce: config.coalesce,
+        })?;
+        if let Running::Peer(process, peer) = &mut running {
+            process.wait(peer, &mut generator, stop)?;
+        }
+        let mut bench = Bench { generator, cores: &cores, trial: config.trial, mean: config.mean, stop };
+        let (run, half) = bench.measure(last.map(|last| last.run.load.offered_rate), show)?;
+        Ok((run, half, bench.generator.environment()))
+    });
+    let stopped = running.stop(who);
+    let (run, half, environment) = measured?;
+    stopped?;
+    Ok(Searched { run, half, server, environment })
+}
+
+/// What was found of `who`; `None` where nothing was.
+fn result(config: &CompareConfig, who: &Contestant, searched: Vec<Searched>) -> Option<EngineResult> {
+    let at = median(&searched, |searched| searched.run.load.offered_rate)?;
+    let half = median(&searched, |searched| searched.half.load.outcome.first.mean_us)?;
+    let (At { load, cpu }, ready) = (&at.run, &at.server);
+    Some(EngineResult {
+        engine: who.clone(),
+        attach: ready.modes.attach,
+        copy: ready.modes.copy,
+        addresses: ready.addresses,
+        bind: ready.bind,
+        replies: config.replies.into(),
+        payload: config.payload,
+        mean_limit_us: config.mean,
+        sustained_rps: load.offered_rate,
+        replies_pps: load.outcome.replies as f64 * load.achieved_rate / load.sent as f64,
+        mean_us: load.outcome.first.mean_us,
+        p99_us: load.outcome.first.p99_us,
+        server_cpu: *cpu,
+        half_rps: half.half.load.offered_rate,
+        half_mean_us: half.half.load.outcome.first.mean_us,
+        half_p99_us: half.half.load.outcome.first.p99_us,
+        half_server_cpu: half.half.cpu,
+        ratio_to_socket: None,
+        runs: searched.iter().map(|searched| searched.run.load.offered_rate).collect(),
+        client: load.client,
+        client_attach: load.attach,
+        client_copy: load.copy,
+        client_busy_poll: load.busy_poll,
+        sustained: searched.iter().map(|searched| searched.run.load.clone()).collect(),
+        half: searched.iter().map(|searched| searched.half.load.clone()).collect(),
+        server: ready.clone(),
+        environment: at.environment.clone(),
+    })
 }
 
 /// A server that is being measured.
@@ -277,42 +312,38 @@ struct At {
     cpu: f64,
 }
 
-struct Measured {
-    /// At the highest rate that held, of each run.
-    runs: Vec<At>,
-    /// At half of their median, in as many runs.
-    halves: Vec<At>,
+/// What one search found.
+struct Searched {
+    /// At the highest rate that held.
+    run: At,
+    /// At half of it.
+    half: At,
+    server: Ready,
+    environment: Environment,
 }
 
 /// The one whose `figure` is in the middle.
-fn median(runs: &[At], figure: impl Fn(&At) -> f64) -> Option<&At> {
-    let mut runs: Vec<_> = runs.iter().collect();
-    runs.sort_by(|a, b| figure(a).total_cmp(&figure(b)));
-    runs.get(runs.len() / 2).copied()
+fn median(all: &[Searched], figure: impl Fn(&Searched) -> f64) -> Option<&Searched> {
+    let mut all: Vec<_> = all.iter().collect();
+    all.sort_by(|a, b| figure(a).total_cmp(&figure(b)));
+    all.get(all.len() / 2).copied()
 }
 
 impl Bench<'_> {
-    fn measure(&mut self, mut show: impl FnMut(u64, String)) -> Result<Measured> {
+    /// What it sustains, from what it sustained before, where that is known; and then half of that.
+    fn measure(&mut self, before: Option<f64>, show: &mut impl FnMut(String)) -> Result<(At, At)> {
         // Caches, branch predictors and the neighbour table before anything is counted.
         self.load(START)?;
-        let mut runs: Vec<At> = Vec::new();
-        for run in 0..RUNS {
-            // Later runs start close to what the one before found.
-            let (start, growth) = runs.last().map_or((START, 2.0), |at| (at.load.offered_rate * 0.9, 1.2));
-            let found = highest(start, growth, CEILING, |rate| {
-                show(run, format!("run {} of {RUNS}, trying {rate:.0} requests/s", run + 1));
-                let at = self.load(rate)?;
-                Ok(if holds(&at.load, self.mean) { Trial::Held(at) } else { Trial::Failed })
-            })?;
-            let (_, at) = found.context("the server sustains no rate at all")?;
-            runs.push(at);
-        }
-        let mut rates: Vec<_> = runs.iter().map(|at| at.load.offered_rate).collect();
-        rates.sort_by(f64::total_cmp);
-        let half = rates[rates.len() / 2] / 2.0;
-        show(RUNS, format!("half of what it sustains, {half:.0} requests/s"));
-        let halves = (0..RUNS).map(|_| self.load(half)).collect::<Result<Vec<_>>>()?;
-        Ok(Measured { runs, halves })
+        let (start, growth) = before.map_or((START, 2.0), |rate| (rate * 0.9, 1.2));
+        let found = highest(start, growth, CEILING, |rate| {
+            show(format!("trying {rate:.0} requests/s"));
+            let at = self.load(rate)?;
+            Ok(if holds(&at.load, self.mean) { Trial::Held(at) } else { Trial::Failed })
+        })?;
+        let (rate, run) = found.context("the server sustains no rate at all")?;
+        show(format!("half of what it sustains, {:.0} requests/s", rate / 2.0));
+        let half = self.load(rate / 2.0)?;
+        Ok((run, half))
     }
 
     fn load(&mut self, rate: f64) -> Result<At> {
