@@ -22,6 +22,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use common::server::{ENGINES, PATIENCE, PREFIX, SIXHOP, Server, sixhop};
 use common::{TestLab, addresses, trial};
+use nix::sys::resource::{Resource, setrlimit};
 use seccompiler::{BpfProgram, SeccompAction, SeccompFilter};
 use serde_json::Value;
 use sixhop::lab::Side;
@@ -39,6 +40,7 @@ fn main() -> ExitCode {
         _ => common::main(vec![
             trial("each_engine_answers_with_its_capabilities", each_engine_answers_with_its_capabilities),
             trial("each_capability_that_is_missing_is_named", each_capability_that_is_missing_is_named),
+            trial("too_little_memory_that_may_be_locked_is_named", too_little_locked_memory),
             trial("threads_have_what_they_need_and_no_more", threads_have_what_they_need),
             trial("without_a_sandbox_nothing_is_given_up", without_a_sandbox),
             trial("addresses_are_taken_back_out_of_the_sandbox", addresses_are_taken_back),
@@ -47,8 +49,15 @@ fn main() -> ExitCode {
     }
 }
 
+/// KiB that may be locked, for a command that is run [`as_unit`].
+const LOCKED: &str = "SIXHOP_TEST_LOCKED_KIB";
+
 /// Runs a command under the filter of the unit file.
 fn as_unit(command: &[String]) -> ExitCode {
+    if let Ok(kib) = std::env::var(LOCKED) {
+        let bytes = kib.parse::<u64>().unwrap() << 10;
+        setrlimit(Resource::RLIMIT_MEMLOCK, bytes, bytes).unwrap();
+    }
     let rules: BTreeMap<_, _> = unit_calls().into_iter().map(|(_, number)| (number, vec![])).collect();
     let refuse = SeccompAction::Errno(libc::EPERM as u32);
     let architecture = std::env::consts::ARCH.try_into().unwrap();
@@ -205,6 +214,39 @@ fn each_capability_that_is_missing_is_named() -> Result<()> {
         "{obstacle}"
     );
     ensure!(addresses(&lab)?.len() == 1, "addresses are left");
+    Ok(())
+}
+
+/// The frames of a queue take 8 MiB in copy mode, and more while zero-copy is tried.
+fn too_little_locked_memory() -> Result<()> {
+    let programs = Programs::new("unlocked")?;
+    let lab = TestLab::up()?;
+    let locking = |kib: &str, arguments: &str| {
+        let mut command = programs.run(&lab, Side::Server, needed("afxdp"), arguments);
+        command.env(LOCKED, kib);
+        command
+    };
+    let obstacles = |kib: &str| -> Result<Value> {
+        let output = locking(kib, "probe server0 --json").output()?;
+        Ok(serde_json::from_slice::<Value>(&output.stdout)?["verdict"]["obstacles"].take())
+    };
+    ensure!(obstacles("8192")? == serde_json::json!([]), "{}", obstacles("8192")?);
+    let server = Server::of(locking("8192", &serve("--engine afxdp")))?;
+    ensure!(server.ready["copy"] == "copy", "{}", server.ready);
+    let why = server.ready["fallbacks"][0]["why"].as_str().unwrap_or_default();
+    ensure!(why.contains("fewer may be locked (ulimit -l "), "{}", server.ready);
+    ask(&lab)?;
+    server.stop()?;
+
+    let obstacles = obstacles("8191")?;
+    ensure!(obstacles[0]["name"] == "locked-memory", "{obstacles}");
+    let output = locking("8191", &serve("--engine afxdp --copy copy")).output()?;
+    let words = String::from_utf8(output.stderr)?;
+    ensure!(output.status.code() == Some(1) && words.lines().count() == 1, "{words}");
+    ensure!(words.contains("ulimit -l 8192"), "{words}");
+    let output = locking("8192", &serve("--engine afxdp --copy zero")).output()?;
+    let words = String::from_utf8(output.stderr)?;
+    ensure!(output.status.code() == Some(1) && words.contains("use --copy auto"), "{words}");
     Ok(())
 }
 

@@ -225,7 +225,10 @@ fn zero_copy(interface: &Interface, host: &Host) -> (Option<bool>, Option<Findin
             "whether this device takes DMA addresses is not seen: /sys shows another namespace",
             "run as root",
         ),
-        _ => return (Some(true), None),
+        _ => {
+            let too_little = too_little_memory(interface, host, CopyMode::Zero);
+            return (Some(too_little.is_none()), too_little);
+        }
     };
     (granted, Some(Finding::new("access-platform", why.to_owned(), cure.to_owned())))
 }
@@ -254,17 +257,7 @@ fn obstacles(interface: &Interface, host: &Host) -> Vec<Finding> {
         let why = "this process is in a user namespace, whose root may not load programs".to_owned();
         obstacles.push(Finding::new("user-namespace", why, "run on the machine itself".to_owned()));
     }
-    let memory = memory(interface);
-    if let Some(limit) = host.locked_memory.filter(|limit| memory > *limit && !host.has("CAP_IPC_LOCK")) {
-        let why = format!(
-            "the frames of {} queues take {} KiB, and {} KiB may be locked",
-            interface.nic.queues,
-            memory >> 10,
-            limit >> 10
-        );
-        let cure = format!("ulimit -l {}, or CAP_IPC_LOCK", memory >> 10);
-        obstacles.push(Finding::new("locked-memory", why, cure));
-    }
+    obstacles.extend(too_little_memory(interface, host, CopyMode::Copy));
     if let Some(program) = interface.program {
         let why = format!("another XDP program ({}, id {}) is attached to {name}", program.mode, program.id);
         let cure = format!("stop what put it there, or ip link set dev {name} xdp off");
@@ -279,12 +272,23 @@ fn obstacles(interface: &Interface, host: &Host) -> Vec<Finding> {
     obstacles
 }
 
-/// Bytes of the frames of all queues, with ten replies to each request.
-fn memory(interface: &Interface) -> u64 {
-    let zero = interface.xdp.as_ref().is_some_and(|xdp| xdp.has("xsk-zerocopy"));
-    let copy = if zero { CopyMode::Zero } else { CopyMode::Copy };
+/// Bytes of the frames of all queues in that mode, with ten replies to each request.
+fn memory(interface: &Interface, copy: CopyMode) -> u64 {
     let frames = frames(copy, interface.nic.rings.map(|(rx, _)| rx), 10);
     u64::from(interface.nic.queues) * u64::from(frames) * u64::from(frame_size(interface.nic.mtu))
+}
+
+/// That more memory would have to be locked than may be, if so.
+fn too_little_memory(interface: &Interface, host: &Host, copy: CopyMode) -> Option<Finding> {
+    let memory = memory(interface, copy);
+    let limit = host.locked_memory.filter(|limit| memory > *limit && !host.has("CAP_IPC_LOCK"))?;
+    let why = format!(
+        "the frames of {} queues take {} KiB in {copy} mode, and {} KiB may be locked",
+        interface.nic.queues,
+        memory >> 10,
+        limit >> 10
+    );
+    Some(Finding::new("locked-memory", why, format!("ulimit -l {}, or CAP_IPC_LOCK", memory >> 10)))
 }
 
 fn flags(interface: &Interface, attach: Option<AttachMode>, copy: Option<CopyMode>) -> Vec<String> {
@@ -336,8 +340,10 @@ fn advice(interface: &Interface, host: &Host) -> Vec<Advice> {
         advise(format!("ethtool -K {name} rxvlan off"), why.to_owned());
     }
     if host.hugepages.size > 0 {
-        let needed =
-            u64::from(queues) * (memory(interface) / u64::from(queues.max(1))).div_ceil(host.hugepages.size);
+        let zero = interface.xdp.as_ref().is_some_and(|xdp| xdp.has("xsk-zerocopy"));
+        let copy = if zero { CopyMode::Zero } else { CopyMode::Copy };
+        let needed = u64::from(queues)
+            * (memory(interface, copy) / u64::from(queues.max(1))).div_ceil(host.hugepages.size);
         if needed > host.hugepages.free {
             let total = host.hugepages.total + needed - host.hugepages.free;
             let why = format!("frames on huge pages: {needed} needed, {} free", host.hugepages.free);
@@ -546,13 +552,18 @@ mod tests {
         let few = Verdict::on(&igb(), &with(&["CAP_NET_ADMIN", "CAP_BPF"]));
         assert_eq!(few.obstacles[0].why, "this process lacks CAP_NET_RAW, CAP_PERFMON");
 
-        // 4,825 frames of 2 KiB a queue: those of one fit into 16 MiB, those of two do not.
-        let mut two = igb();
-        two.nic.queues = 2;
-        assert_eq!(obstacles(&two, &host), "");
+        // 4,096 frames of 2 KiB a queue, and 4,825 in zero-copy: those of two fit into 16 MiB in copy mode, of three not at all.
+        let mut more = igb();
+        more.nic.queues = 2;
         let unlocked = with(&["CAP_NET_ADMIN", "CAP_NET_RAW", "CAP_SYS_ADMIN"]);
-        assert_eq!(obstacles(&two, &unlocked), "locked-memory");
-        assert_eq!(obstacles(&two, &Host { locked_memory: None, ..unlocked }), "");
+        let copies = Verdict::on(&more, &unlocked);
+        assert_eq!((copies.copy, copies.obstacles), (Some(CopyMode::Copy), vec![]));
+        assert_eq!(copies.why_not_more[0].name, "locked-memory");
+        assert_eq!(Verdict::on(&more, &host).copy, Some(CopyMode::Zero));
+        more.nic.queues = 3;
+        assert_eq!(obstacles(&more, &host), "");
+        assert_eq!(names(&Verdict::on(&more, &unlocked).obstacles), ["locked-memory"]);
+        assert_eq!(obstacles(&more, &Host { locked_memory: None, ..unlocked }), "");
     }
 
     #[test]

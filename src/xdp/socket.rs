@@ -259,9 +259,20 @@ impl Socket {
             flags: 0,
             tx_metadata_len: 0,
         };
-        option::set(&fd, libc::SOL_XDP, libc::XDP_UMEM_REG, &registration).context(
-            "the kernel does not take the UMEM (is the locked-memory limit too low? see ulimit -l)",
-        )?;
+        if let Err(error) = option::set(&fd, libc::SOL_XDP, libc::XDP_UMEM_REG, &registration) {
+            let kib = umem.length() >> 10;
+            return Err(match (error.raw_os_error(), mode) {
+                // Zero-copy takes spare frames: in copy mode there may be room.
+                (Some(libc::ENOBUFS), CopyMode::Zero) => OpenError::Bind(io::Error::other(format!(
+                    "its frames take {kib} KiB, and fewer may be locked (ulimit -l {kib}, for each queue)"
+                ))),
+                (Some(libc::ENOBUFS), CopyMode::Copy) => anyhow!(
+                    "the frames take {kib} KiB, and fewer may be locked: ulimit -l {kib} (for each queue), or CAP_IPC_LOCK"
+                )
+                .into(),
+                _ => anyhow::Error::new(error).context("the kernel does not take the UMEM").into(),
+            });
+        }
         for (ring, size) in [
             (libc::XDP_UMEM_FILL_RING, sizes.fill),
             (libc::XDP_UMEM_COMPLETION_RING, sizes.completion),
