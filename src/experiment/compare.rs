@@ -232,9 +232,8 @@ fn search(
 
 /// What was found of `who`; `None` where nothing was.
 fn result(config: &CompareConfig, who: &Contestant, searched: Vec<Searched>) -> Option<EngineResult> {
-    let at = median(&searched, |searched| searched.run.load.offered_rate)?;
-    let half = median(&searched, |searched| searched.half.load.outcome.first.mean_us)?;
-    let (At { load, cpu }, ready) = (&at.run, &at.server);
+    let at = median(&searched)?;
+    let (At { load, cpu }, half, ready) = (&at.run, &at.half, &at.server);
     Some(EngineResult {
         engine: who.clone(),
         attach: ready.modes.attach,
@@ -249,10 +248,10 @@ fn result(config: &CompareConfig, who: &Contestant, searched: Vec<Searched>) -> 
         mean_us: load.outcome.first.mean_us,
         p99_us: load.outcome.first.p99_us,
         server_cpu: *cpu,
-        half_rps: half.half.load.offered_rate,
-        half_mean_us: half.half.load.outcome.first.mean_us,
-        half_p99_us: half.half.load.outcome.first.p99_us,
-        half_server_cpu: half.half.cpu,
+        half_rps: half.load.offered_rate,
+        half_mean_us: half.load.outcome.first.mean_us,
+        half_p99_us: half.load.outcome.first.p99_us,
+        half_server_cpu: half.cpu,
         ratio_to_socket: None,
         runs: searched.iter().map(|searched| searched.run.load.offered_rate).collect(),
         client: load.client,
@@ -322,10 +321,10 @@ struct Searched {
     environment: Environment,
 }
 
-/// The one whose `figure` is in the middle.
-fn median(all: &[Searched], figure: impl Fn(&Searched) -> f64) -> Option<&Searched> {
+/// The one whose rate is in the middle.
+fn median(all: &[Searched]) -> Option<&Searched> {
     let mut all: Vec<_> = all.iter().collect();
-    all.sort_by(|a, b| figure(a).total_cmp(&figure(b)));
+    all.sort_by(|a, b| a.run.load.offered_rate.total_cmp(&b.run.load.offered_rate));
     all.get(all.len() / 2).copied()
 }
 

@@ -706,9 +706,9 @@ pub struct EngineResult {
     pub p99_us: f64,
     /// Share of the server's processors that was busy at the sustained rate, 0 to 1.
     pub server_cpu: f64,
-    /// Half the sustained rate of one of `runs`: where a server that is not at its limit is measured.
+    /// Half the sustained rate: where a server that is not at its limit is measured.
     pub half_rps: f64,
-    /// Mean time to the first reply there: the median of as many runs.
+    /// Mean time to the first reply there.
     pub half_mean_us: f64,
     /// 99th percentile in that run.
     pub half_p99_us: f64,
@@ -729,7 +729,7 @@ pub struct EngineResult {
     pub client_busy_poll: Option<BusyPoll>,
     /// What the client measured at the sustained rate of each of `runs`.
     pub sustained: Vec<LoadResult>,
-    /// What it measured at half of each.
+    /// What it measured at half of the rate of each of `runs`.
     pub half: Vec<LoadResult>,
     /// What the server said of itself.
     pub server: Ready,
