@@ -15,7 +15,7 @@ use crate::bind::{Method, Rotated};
 use crate::engine::{EngineKind, Occasion, RingRequest, ServerConfig, TPacket};
 use crate::machine::sandbox::Sandbox;
 use crate::metrics::{self, Board, Listener};
-use crate::report::{Event, Ready, Stats};
+use crate::report::{Event, Notice, Ready, Stats};
 use crate::xdp::{AttachRequest, CopyRequest, HugepageRequest};
 
 /// Answer requests on many addresses
@@ -207,6 +207,12 @@ pub fn run(args: Args) -> Result<ExitCode> {
             }
             if let Some(words) = late(rotated) {
                 note(words);
+            }
+        }
+        Occasion::Notice(text) => {
+            note(&text);
+            if json {
+                let _ = print_json(&Event::Notice(Notice { text }));
             }
         }
         Occasion::Alive => manager.alive(),

@@ -30,6 +30,7 @@ mod socket;
 mod spread;
 mod statistics;
 mod supervise;
+mod symptoms;
 mod tpacket;
 mod udp;
 mod uring;

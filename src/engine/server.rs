@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, anyhow, bail, ensure};
 
 use super::handler::{Handler, Ours};
+use super::symptoms::Symptoms;
 use super::{CounterSet, Engine, EngineConfig, EngineKind, RingRequest, TPacket, spread, supervise};
 use crate::address::{Pool, Schedule, Sources, Targets};
 use crate::bind::{self, Bound, LiveSet, Method, Phases, Place, Rotated, Rotation, Step, Told};
@@ -170,6 +171,8 @@ pub enum Occasion<'a> {
     Stats(&'a Stats),
     /// Once in each time step, where the addresses move, how that went.
     Rotation(&'a Rotated),
+    /// Something has changed, or goes wrong, and the server goes on: a sentence for people.
+    Notice(String),
     /// Each of its workers has shown since the last time that it is alive. Looked for some times a second.
     Alive,
     /// It answers no more, and takes its addresses back.
@@ -459,6 +462,9 @@ impl Server {
         let name = self.ready.interface.clone();
         let mut seen = Ok(());
         let (teller, rotated) = mpsc::channel();
+        // For whichever thread has something to say.
+        let (_notices, noted) = mpsc::channel::<String>();
+        let mut symptoms = Symptoms::default();
         let mut moves =
             self.ready.moving.as_ref().map(|moving| Moves::none(moving.step, self.ready.addresses));
         let result = thread::scope(|scope| {
@@ -503,9 +509,14 @@ impl Server {
                     }
                     lag = Some(rotated.late_ms / 1000.0);
                 }
+                noted.try_iter().for_each(|words| tell(Occasion::Notice(words)));
                 if Instant::now() >= next {
                     next += PERIOD;
-                    tell(Occasion::Stats(&stats(moves, lag)));
+                    let stats = stats(moves, lag);
+                    tell(Occasion::Stats(&stats));
+                    for words in symptoms.look(&stats.counters) {
+                        tell(Occasion::Notice(words));
+                    }
                 }
                 if Instant::now() >= look {
                     look = Instant::now() + LOOK;
@@ -542,6 +553,9 @@ impl Server {
         });
         tell(Occasion::Stopping);
         let stats = stats(moves, lag);
+        for words in noted.try_iter().chain(symptoms.look(&stats.counters)) {
+            tell(Occasion::Notice(words));
+        }
         let put_back: Vec<_> = self.settings.into_iter().map(Changed::put_back).collect();
         let released = self.bound.release(told).context("some addresses stay");
         // What an engine says of an interface that has gone is less than what was seen.

@@ -12,7 +12,7 @@ pub mod rotation;
 
 pub use results::{
     BindCell, BindOutcome, BindResult, BindSummary, Carried, Cell, Contestant, Counters, EngineResult, Event,
-    Experiment, Failed, Limit, LoadResult, Moves, Moving, Percentiles, Plan, QueueCounters, Ready,
+    Experiment, Failed, Limit, LoadResult, Moves, Moving, Notice, Percentiles, Plan, QueueCounters, Ready,
     RotationCell, RotationLimit, RotationOutcome, RotationTrial, SCHEMA, Spread, Stats, Sustained,
     ThresholdSummary, Trial,
 };

@@ -31,6 +31,8 @@ pub enum Event {
     Stats(Stats),
     /// `serve --schedule`: once in each time step.
     Rotation(Rotated),
+    /// `serve`: something has changed, or goes wrong, and the server goes on.
+    Notice(Notice),
     /// `serve`: the totals, at the end.
     Stopped(Stats),
     /// `load`: what a run measured.
@@ -99,6 +101,13 @@ impl Event {
 struct Version {
     #[serde(default)]
     schema: u32,
+}
+
+/// A sentence for people: what has changed or goes wrong, and what the server did about it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Notice {
+    /// The sentence.
+    pub text: String,
 }
 
 /// What a server really got.
