@@ -398,8 +398,8 @@ impl ResponseProfile {
         let unable = self.cells().into_iter().find(|cell| !cell.engine.can(cell.bind));
         if let Some(Cell { engine, bind, .. }) = unable {
             return Err(anyhow!(
-                "response.series.bind is '{bind}', which engine '{engine}' cannot have: allowed is live-map for afxdp, and \
-                 the other methods for every engine"
+                "response.series.bind is '{bind}', which engine '{engine}' cannot have: allowed is live-map for afxdp and \
+                 reflect, and the other methods for every engine"
             ));
         }
         ensure!(
