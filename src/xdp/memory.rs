@@ -97,6 +97,11 @@ impl Memory {
         self.start
     }
 
+    /// How many bytes are mapped.
+    pub fn length(&self) -> usize {
+        self.length
+    }
+
     /// Whether it lies on huge pages.
     pub fn hugepages(&self) -> bool {
         self.hugepages
@@ -116,7 +121,8 @@ impl Memory {
 
 impl Drop for Memory {
     fn drop(&mut self) {
-        // SAFETY: maps exactly this range, and nothing that borrows it is left.
+        // SAFETY: maps exactly this range, and nothing that borrows it is left. What the kernel still writes into, a UMEM or a ring
+        // of a socket that is open, it has pinned: it writes to those pages, and no longer to this range.
         unsafe { libc::munmap(self.start.as_ptr().cast(), self.length) };
     }
 }
