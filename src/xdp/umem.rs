@@ -19,12 +19,14 @@
 //! Every function here that takes a token refuses those.
 
 use std::io;
+use std::os::fd::OwnedFd;
 use std::ptr::NonNull;
 use std::slice;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::memory::{HugepageRequest, Memory};
+use super::option;
 
 /// A frame that user space owns and that holds nothing of worth.
 ///
@@ -123,6 +125,21 @@ impl Umem {
         let tokens =
             (0..frames).map(|frame| Frame { address: base + u64::from(frame) * u64::from(frame_size) });
         Ok((Self { memory: Arc::new(memory), base, frame_size, frames, length }, tokens.collect()))
+    }
+
+    /// Has the kernel use the frames for the socket `fd`: those that the socket's rings give it, and no other.
+    pub(super) fn register(&self, fd: &OwnedFd) -> io::Result<()> {
+        let registration = libc::xdp_umem_reg {
+            addr: self.memory.start().as_ptr() as u64,
+            len: self.length,
+            chunk_size: self.frame_size,
+            headroom: 0,
+            flags: 0,
+            tx_metadata_len: 0,
+        };
+        // SAFETY: so many bytes are mapped there. The kernel touches a frame only while a ring says that it is the kernel's,
+        // when nobody has its token. It has pinned the pages: it never touches what is mapped there after this UMEM is gone.
+        unsafe { option::set_any(fd, libc::SOL_XDP, libc::XDP_UMEM_REG, &registration) }
     }
 
     /// How many frames there are.
