@@ -15,10 +15,10 @@ pub(crate) const BATCH: usize = 64;
 /// Messages that one call sends at most (UIO_MAXIOV).
 pub(crate) const MAX_MESSAGES: usize = 1024;
 
-/// The contents of a control message.
+/// The contents of a control message, or the value of a socket option.
 ///
 /// # Safety
-/// Any bytes are a value of it.
+/// Any bytes are a value of it, and it points nowhere.
 pub(crate) unsafe trait Plain: Copy {
     const ZERO: Self;
 }

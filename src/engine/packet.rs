@@ -27,6 +27,7 @@ use super::udp::{self, DOZE, SocketCounters};
 use crate::netlink::Link;
 use crate::report::Counters;
 use crate::wire::{OVERHEAD, join};
+use crate::xdp::option;
 
 /// Bytes of the Ethernet header, which an interface's MTU does not count (IEEE 802.3).
 const ETHERNET: usize = 14;
@@ -52,7 +53,7 @@ pub(super) fn largest_frame(link: &Link) -> usize {
 
 /// Has a UDP socket on the service port take only what does not come to taps.
 pub(super) fn leave_to_taps(socket: &OwnedFd, mtu: u32) -> Result<()> {
-    set_filter(socket, &all_but_requests(mtu)).context("no filter for a UDP socket")
+    option::set_filter(socket, &all_but_requests(mtu)).context("no filter for a UDP socket")
 }
 
 /// A packet socket that requests come to, and nothing else.
@@ -65,7 +66,7 @@ impl Tap {
     /// One to which nothing comes before [`listen`].
     pub fn open() -> Result<Arc<Self>> {
         let socket = packet_socket()?;
-        set_filter(&socket, &NOTHING).context("no filter for a packet socket")?;
+        option::set_filter(&socket, &NOTHING).context("no filter for a packet socket")?;
         udp::set_receive_buffer(&socket)?;
         setsockopt(&socket, sockopt::ReceiveTimeout, &TimeVal::milliseconds(DOZE.as_millis() as i64))?;
         Ok(Arc::new(Self { socket, dropped: AtomicU64::new(0) }))
@@ -73,8 +74,7 @@ impl Tap {
 
     /// Requests that the kernel dropped for want of room, since it was opened.
     fn dropped(&self) -> u64 {
-        // tpacket_stats: packets, drops. Reading sets both to 0.
-        let [_, dropped] = option(&self.socket, libc::PACKET_STATISTICS).unwrap_or([0u32; 2]);
+        let [_, dropped] = option::get(&self.socket, option::PACKET_STATISTICS).unwrap_or_default();
         self.dropped.fetch_add(dropped.into(), Ordering::Relaxed) + u64::from(dropped)
     }
 }
@@ -89,14 +89,14 @@ pub(super) fn listen(taps: &[Arc<Tap>], link: &Link, port: u16) -> Result<()> {
         // The first asks for a number that no other group has; the others join what it got.
         let mut group = (libc::PACKET_FANOUT_HASH | libc::PACKET_FANOUT_FLAG_UNIQUEID) << 16;
         for tap in taps {
-            set_option(&tap.socket, libc::PACKET_FANOUT, &group)
+            option::set(&tap.socket, option::PACKET_FANOUT, &group)
                 .context("packet sockets cannot share the requests")?;
-            group = option(&tap.socket, libc::PACKET_FANOUT)?;
+            group = option::get(&tap.socket, option::PACKET_FANOUT)?;
         }
     }
     // Not before: sockets that do not share yet would get a request each.
     for tap in taps {
-        set_filter(&tap.socket, &requests(port)).context("no filter for a packet socket")?;
+        option::set_filter(&tap.socket, &requests(port)).context("no filter for a packet socket")?;
     }
     Ok(())
 }
@@ -107,7 +107,7 @@ pub(super) fn listen(taps: &[Arc<Tap>], link: &Link, port: u16) -> Result<()> {
 /// PACKET_VNET_HDR_SZ came after (6.5): a kernel that knows it cuts, and does so itself for an interface that cannot.
 pub(super) fn sender(link: &Link) -> Result<(OwnedFd, bool)> {
     let socket = packet_socket()?;
-    let cuts = set_option(&socket, libc::PACKET_VNET_HDR_SZ, &(VNET as libc::c_int)).is_ok();
+    let cuts = option::set(&socket, option::PACKET_VNET_HDR_SZ, &(VNET as libc::c_int)).is_ok();
     if setsockopt(&socket, sockopt::SndBufForce, &SEND_BUFFER).is_err() {
         setsockopt(&socket, sockopt::SndBuf, &SEND_BUFFER)?;
     }
@@ -294,39 +294,6 @@ fn all_but_requests(mtu: u32) -> [libc::sock_filter; 10] {
         instruction(libc::BPF_RET, u32::MAX, 0),
         NOTHING[0],
     ]
-}
-
-fn set_filter(socket: &OwnedFd, filter: &[libc::sock_filter]) -> io::Result<()> {
-    let program = libc::sock_fprog { len: filter.len() as u16, filter: filter.as_ptr().cast_mut() };
-    set(socket, libc::SOL_SOCKET, libc::SO_ATTACH_FILTER, &program)
-}
-
-/// Sets an option of a packet socket.
-pub(super) fn set_option<T>(socket: &OwnedFd, option: i32, value: &T) -> io::Result<()> {
-    set(socket, libc::SOL_PACKET, option, value)
-}
-
-fn set<T>(socket: &OwnedFd, level: i32, option: i32, value: &T) -> io::Result<()> {
-    let length = size_of::<T>() as libc::socklen_t;
-    // SAFETY: `value` is valid for reads of its size; the kernel copies it, and a filter that it points to.
-    let result =
-        unsafe { libc::setsockopt(socket.as_raw_fd(), level, option, (&raw const *value).cast(), length) };
-    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
-}
-
-/// Words that a packet socket tells.
-trait Words: Default {}
-impl Words for u32 {}
-impl Words for [u32; 2] {}
-
-fn option<T: Words>(socket: &OwnedFd, option: i32) -> io::Result<T> {
-    let mut value = T::default();
-    let mut length = size_of::<T>() as libc::socklen_t;
-    let place = (&raw mut value).cast();
-    // SAFETY: `value` is integers, and valid for writes of its size, which the kernel is told.
-    let result =
-        unsafe { libc::getsockopt(socket.as_raw_fd(), libc::SOL_PACKET, option, place, &raw mut length) };
-    if result == 0 { Ok(value) } else { Err(io::Error::last_os_error()) }
 }
 
 #[cfg(test)]

@@ -28,8 +28,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use libc::{tpacket_block_desc, tpacket_hdr_v1, tpacket2_hdr, tpacket3_hdr};
 use serde::{Deserialize, Serialize};
 
-use super::packet;
 use crate::xdp::Memory;
+use crate::xdp::option::{self, SocketOption};
 
 /// How memory-mapped packet rings are laid out.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize, clap::ValueEnum)]
@@ -121,14 +121,19 @@ struct Ring {
 }
 
 impl Ring {
-    /// One that `socket` gets by the option `kind`, of frames of at least `frame` bytes. A socket could have one of each kind,
-    /// mapped one after the other: here it has one.
-    fn map(socket: &OwnedFd, kind: i32, version: TPacket, frame: usize) -> io::Result<Self> {
+    /// One that `socket` gets by the option `kind`, of frames of at least `frame` bytes, which are handed over in blocks or one
+    /// by one. A socket could have one of each kind, mapped one after the other: here it has one.
+    fn map(
+        socket: &OwnedFd,
+        kind: SocketOption<libc::tpacket_req3>,
+        version: TPacket,
+        frame: usize,
+        in_blocks: bool,
+    ) -> io::Result<Self> {
         // Powers of two, so that a block holds frames without a rest, and a page either.
         let frame = frame.max(2048).next_power_of_two();
         let block = frame.max(BLOCK);
         let blocks = (RING / block).max(2);
-        let in_blocks = kind == libc::PACKET_RX_RING && version == TPacket::V3;
         let request = libc::tpacket_req3 {
             tp_block_size: block as u32,
             tp_block_nr: blocks as u32,
@@ -143,8 +148,8 @@ impl Ring {
             TPacket::V2 => 1, // tpacket_versions, linux/if_packet.h
             TPacket::V3 => 2,
         };
-        packet::set_option(socket, libc::PACKET_VERSION, &number)?;
-        packet::set_option(socket, kind, &request)?;
+        option::set(socket, option::PACKET_VERSION, &number)?;
+        option::set(socket, kind, &request)?;
         let memory = Memory::of_file(socket.as_fd(), blocks * block, 0)?;
         let unit = if in_blocks { block } else { frame };
         Ok(Self::over(Arc::new(memory), version, unit, blocks * block / unit))
@@ -196,7 +201,13 @@ pub(super) struct RxRing {
 impl RxRing {
     /// The rx ring of `socket`, for packets of at most `largest` bytes: what is longer is shown cut off.
     pub fn map(socket: &OwnedFd, version: TPacket, largest: usize) -> io::Result<Self> {
-        let ring = Ring::map(socket, libc::PACKET_RX_RING, version, largest + RX_OVERHEAD)?;
+        let ring = Ring::map(
+            socket,
+            option::PACKET_RX_RING,
+            version,
+            largest + RX_OVERHEAD,
+            version == TPacket::V3,
+        )?;
         Ok(Self { ring, largest })
     }
 
@@ -290,8 +301,8 @@ impl TxRing {
     /// The tx ring of `socket`, for at least `room` bytes a packet.
     pub fn map(socket: &OwnedFd, version: TPacket, room: usize) -> io::Result<Self> {
         // What cannot be sent is skipped. Otherwise the kernel would wait at it for something else in its place.
-        packet::set_option(socket, libc::PACKET_LOSS, &1i32)?;
-        let ring = Ring::map(socket, libc::PACKET_TX_RING, version, room + version.layout().header)?;
+        option::set(socket, option::PACKET_LOSS, &1)?;
+        let ring = Ring::map(socket, option::PACKET_TX_RING, version, room + version.layout().header, false)?;
         Ok(Self(ring))
     }
 

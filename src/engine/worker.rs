@@ -17,7 +17,7 @@ use super::advertiser::Advertiser;
 use super::handler::Handler;
 use super::statistics::Tally;
 use crate::wire::{ADVERTISEMENT, Refusal};
-use crate::xdp::{Doorbell, Frame, Packet, Rings};
+use crate::xdp::{Doorbell, Packet, Rings};
 
 /// Requests taken in one turn. Enough to spread the cost of a turn (four counters, two flags, one system call), few enough
 /// that the first reply of a batch does not wait long for its last: 64 requests of ten replies are about 4 µs of work
@@ -60,7 +60,8 @@ impl Worker {
         &self.tally
     }
 
-    /// Does what there is to do and returns whether there was anything.
+    /// Does what there is to do and returns whether there was anything. It serves one queue: while it holds a packet of other
+    /// rings than these, it receives nothing from these.
     ///
     /// # Errors
     /// When the kernel does not want to be woken: the interface is gone, or the socket.
@@ -126,8 +127,7 @@ impl Worker {
     #[inline]
     fn refuse(&mut self, rings: &mut Rings, packet: Packet, refusal: Refusal) {
         self.tally.refused[refusal as usize] += 1;
-        let frame = rings.discard(packet);
-        self.reuse(frame);
+        self.reuse(rings.discard(packet));
     }
 
     /// Sends `packet`, as often as it is to be, or holds it when there is no room, and returns whether it was sent.
@@ -150,7 +150,7 @@ impl Worker {
 
     /// A fill ring twice as large as the UMEM takes every frame; if one is ever refused, that is seen in the statistics.
     #[inline]
-    fn reuse(&mut self, filled: Result<(), Frame>) {
+    fn reuse<T>(&mut self, filled: Result<(), T>) {
         if filled.is_err() {
             self.tally.frames_lost += 1;
         }
@@ -158,7 +158,8 @@ impl Worker {
 
     /// Frames that are in no ring and not held: lost, and a bug. For the end of a run and for tests.
     pub fn missing(&self, rings: &Rings) -> u32 {
-        rings.census().in_hand() - u32::from(self.held.is_some())
+        let holds = self.held.as_ref().is_some_and(|(packet, _)| rings.umem().owns(packet));
+        rings.census().in_hand() - u32::from(holds)
     }
 }
 

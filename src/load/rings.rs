@@ -29,13 +29,19 @@ const SEND_FRAMES: u32 = 1024;
 pub(super) struct RingTransport {
     // Dropped in this order: nothing is steered any more, then the sockets go, then the port is free.
     attachment: Attachment,
-    queues: Vec<(Rings, Socket)>,
+    queues: Vec<Queue>,
     _port: UdpSocket,
-    /// Frames for sending that are not on their way.
-    free: Vec<Frame>,
     template: Template,
     source_port: u16,
     service_port: u16,
+}
+
+/// One queue of the interface.
+struct Queue {
+    rings: Rings,
+    socket: Socket,
+    /// Frames of these rings for sending that are not on their way.
+    free: Vec<Frame>,
 }
 
 impl RingTransport {
@@ -66,10 +72,9 @@ impl RingTransport {
         let attachment = program.attach(&link, AttachRequest::Auto)?;
         netlink::wait_for_carrier(&link.name, Duration::from_secs(10))?;
         let mut queues = Vec::new();
-        let mut free = Vec::new();
         for queue in 0..count {
             let sending = if queue == 0 { SEND_FRAMES } else { 0 };
-            let (socket, rings, frames) = Socket::open(&SocketConfig {
+            let (socket, rings, free) = Socket::open(&SocketConfig {
                 interface: &link.name,
                 index: link.index,
                 queue,
@@ -83,54 +88,53 @@ impl RingTransport {
                 send_ring: SEND_FRAMES,
                 fill: FRAMES - sending,
             })?;
-            free.extend(frames);
             program.add_socket(queue, &socket)?;
-            queues.push((rings, socket));
+            queues.push(Queue { rings, socket, free });
         }
         netlink::wait_for_carrier(&link.name, Duration::from_secs(10))?;
         let service_port = config.port;
-        Ok(Self { attachment, queues, _port: port, free, template, source_port, service_port })
+        Ok(Self { attachment, queues, _port: port, template, source_port, service_port })
     }
 
     /// How the program is attached, and how packets get into the rings: `Zero` only when all queues are.
     pub fn modes(&self) -> (AttachMode, CopyMode) {
-        let zero = self.queues.iter().all(|(_, socket)| socket.mode() == CopyMode::Zero);
+        let zero = self.queues.iter().all(|queue| queue.socket.mode() == CopyMode::Zero);
         (self.attachment.mode(), if zero { CopyMode::Zero } else { CopyMode::Copy })
     }
 
     /// How the sockets poll, if they do.
     pub fn busy_poll(&self) -> Option<BusyPoll> {
-        self.queues.first().and_then(|(_, socket)| socket.busy_poll())
+        self.queues.first().and_then(|queue| queue.socket.busy_poll())
     }
 
     /// How large the rings of each queue are.
     pub fn sizes(&self) -> Option<RingSizes> {
-        self.queues.first().map(|(_, socket)| socket.rings())
+        self.queues.first().map(|queue| queue.socket.rings())
     }
 }
 
 impl Transport for RingTransport {
     #[inline]
     fn send(&mut self, ledger: &Ledger, mut sent: u64, due: u64) -> Result<u64> {
-        let Some((rings, socket)) = self.queues.first_mut() else {
+        let Some(Queue { rings, socket, free }) = self.queues.first_mut() else {
             return Ok(sent);
         };
         while let Some(frame) = rings.complete() {
-            self.free.push(frame);
+            free.push(frame);
         }
         for _ in 0..BATCH {
             if sent >= due {
                 break;
             }
-            let Some(frame) = self.free.pop() else { break };
-            let mut packet = rings.umem().blank(frame);
+            // All in `free` are of these rings, so none is refused here or below.
+            let Some(Ok(mut packet)) = free.pop().map(|frame| rings.umem().blank(frame)) else { break };
             let bytes = rings.bytes_mut(&mut packet);
             let length = self.template.write(bytes, ledger.destination(sent), ledger.stamp(sent));
             packet.truncate(length.unwrap_or(0));
             match rings.transmit(packet, 1) {
                 Ok(()) => sent += 1,
                 Err(packet) => {
-                    self.free.push(rings.umem().recycle(packet));
+                    free.extend(rings.umem().recycle(packet));
                     break;
                 }
             }
@@ -145,7 +149,7 @@ impl Transport for RingTransport {
     #[inline]
     fn receive(&mut self, ledger: &mut Ledger, clock: &Clock, sent: u64) -> Result<bool> {
         let mut any = false;
-        for (rings, socket) in &mut self.queues {
+        for Queue { rings, socket, .. } in &mut self.queues {
             let mut now = None;
             for _ in 0..BATCH {
                 let Some(mut packet) = rings.receive() else { break };

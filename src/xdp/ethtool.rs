@@ -2,32 +2,63 @@
 
 use std::collections::HashSet;
 use std::io;
+use std::marker::PhantomData;
 use std::os::fd::AsRawFd;
 
 use anyhow::{Context, Result, anyhow, ensure};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
 use serde::{Deserialize, Serialize};
 
-/// Commands of linux/ethtool.h.
-const ETHTOOL_GSET: u32 = 0x01;
-const ETHTOOL_GDRVINFO: u32 = 0x03;
-const ETHTOOL_GRINGPARAM: u32 = 0x10;
-const ETHTOOL_SRINGPARAM: u32 = 0x11;
-const ETHTOOL_STXCSUM: u32 = 0x17;
-const ETHTOOL_GSTRINGS: u32 = 0x1b;
-const ETHTOOL_GSTATS: u32 = 0x1d;
-const ETHTOOL_GRXCLSRLCNT: u32 = 0x2e;
-const ETHTOOL_GRXCLSRULE: u32 = 0x2f;
-const ETHTOOL_GRXCLSRLALL: u32 = 0x30;
-const ETHTOOL_SRXCLSRLDEL: u32 = 0x31;
-const ETHTOOL_SRXCLSRLINS: u32 = 0x32;
-const ETHTOOL_GSSET_INFO: u32 = 0x37;
-const ETHTOOL_GRXFHINDIR: u32 = 0x38;
-const ETHTOOL_SRXFHINDIR: u32 = 0x39;
-const ETHTOOL_GFEATURES: u32 = 0x3a;
-const ETHTOOL_SFEATURES: u32 = 0x3b;
-const ETHTOOL_GCHANNELS: u32 = 0x3c;
-const ETHTOOL_SCHANNELS: u32 = 0x3d;
+use super::memory::Memory;
+
+/// A command of linux/ethtool.h, and the structure that the kernel reads and writes for it. There are only those below.
+struct Command<T> {
+    number: u32,
+    structure: PhantomData<fn() -> T>,
+}
+
+impl<T: Request> Command<T> {
+    const fn new(number: u32) -> Self {
+        Self { number, structure: PhantomData }
+    }
+}
+
+/// A structure that commands take.
+///
+/// # Safety
+/// It is laid out as linux/ethtool.h has that of each [`Command`] of it, and is integers, so that zeros and any bytes are a
+/// value. `place` points to all of it. Where it [`fits`](Self::fits), the kernel touches no byte beyond it, or faults there.
+unsafe trait Request: Sized {
+    /// Where it begins, with the word for the command.
+    fn place(&mut self) -> *mut u32 {
+        (&raw mut *self).cast()
+    }
+
+    /// Whether its numbers of entries are not larger than its room for them.
+    fn fits(&self) -> bool {
+        true
+    }
+}
+
+const ETHTOOL_GSET: Command<LinkSettings> = Command::new(0x01);
+const ETHTOOL_GDRVINFO: Command<DriverInfo> = Command::new(0x03);
+const ETHTOOL_GRINGPARAM: Command<RingParameters> = Command::new(0x10);
+const ETHTOOL_SRINGPARAM: Command<RingParameters> = Command::new(0x11);
+const ETHTOOL_STXCSUM: Command<Value> = Command::new(0x17);
+const ETHTOOL_GSTRINGS: Command<Guarded<Strings>> = Command::new(0x1b);
+const ETHTOOL_GSTATS: Command<Guarded<Statistics>> = Command::new(0x1d);
+const ETHTOOL_GRXCLSRLCNT: Command<Classification<1>> = Command::new(0x2e);
+const ETHTOOL_GRXCLSRULE: Command<Classification<1>> = Command::new(0x2f);
+const ETHTOOL_GRXCLSRLALL: Command<Classification<MAX_RULES>> = Command::new(0x30);
+const ETHTOOL_SRXCLSRLDEL: Command<Classification<1>> = Command::new(0x31);
+const ETHTOOL_SRXCLSRLINS: Command<Classification<1>> = Command::new(0x32);
+const ETHTOOL_GSSET_INFO: Command<SetInfo> = Command::new(0x37);
+const ETHTOOL_GRXFHINDIR: Command<Indirection> = Command::new(0x38);
+const ETHTOOL_SRXFHINDIR: Command<Indirection> = Command::new(0x39);
+const ETHTOOL_GFEATURES: Command<Features> = Command::new(0x3a);
+const ETHTOOL_SFEATURES: Command<Wishes> = Command::new(0x3b);
+const ETHTOOL_GCHANNELS: Command<Channels> = Command::new(0x3c);
+const ETHTOOL_SCHANNELS: Command<Channels> = Command::new(0x3d);
 
 /// The sets of names of a driver's counters (ETH_SS_STATS), and of offloads (ETH_SS_FEATURES).
 const STATISTICS: u32 = 1;
@@ -61,6 +92,9 @@ struct Value {
     data: u32,
 }
 
+// SAFETY: two integers, of a fixed number.
+unsafe impl Request for Value {}
+
 #[repr(C)]
 #[derive(Default)]
 struct Channels {
@@ -72,6 +106,9 @@ struct Channels {
     combined: u32,
 }
 
+// SAFETY: integers, of a fixed number.
+unsafe impl Request for Channels {}
+
 #[repr(C)]
 struct DriverInfo {
     command: u32,
@@ -81,6 +118,9 @@ struct DriverInfo {
     bus: [u8; 32],
     rest: [u8; 64],
 }
+
+// SAFETY: integers, and bytes, of a fixed number.
+unsafe impl Request for DriverInfo {}
 
 #[repr(C)]
 #[derive(Default)]
@@ -94,6 +134,9 @@ struct LinkSettings {
     rest: [u16; 7],
 }
 
+// SAFETY: integers, of a fixed number.
+unsafe impl Request for LinkSettings {}
+
 #[repr(C)]
 #[derive(Default)]
 struct RingParameters {
@@ -105,12 +148,22 @@ struct RingParameters {
     tx: u32,
 }
 
+// SAFETY: integers, of a fixed number.
+unsafe impl Request for RingParameters {}
+
 #[repr(C)]
 struct SetInfo {
     command: u32,
     reserved: u32,
     mask: u64,
     count: u32,
+}
+
+// SAFETY: integers; the kernel writes a count for each bit of the mask.
+unsafe impl Request for SetInfo {
+    fn fits(&self) -> bool {
+        self.mask.count_ones() <= 1
+    }
 }
 
 #[repr(C)]
@@ -121,6 +174,13 @@ struct Strings {
     data: [[u8; 32]; MAX_NAMES],
 }
 
+// SAFETY: integers and bytes; no command takes it but within `Guarded`.
+unsafe impl Request for Strings {
+    fn fits(&self) -> bool {
+        self.count as usize <= MAX_NAMES
+    }
+}
+
 #[repr(C)]
 struct Statistics {
     command: u32,
@@ -128,11 +188,62 @@ struct Statistics {
     data: [u64; MAX_NAMES],
 }
 
+// SAFETY: as for `Strings`.
+unsafe impl Request for Statistics {
+    fn fits(&self) -> bool {
+        self.count as usize <= MAX_NAMES
+    }
+}
+
+/// A structure that older kernels fill with as many entries as the driver has by then, whatever it is told: if more have come
+/// since they were counted, the call fails at a page behind it that nobody may touch.
+struct Guarded<T> {
+    memory: Memory,
+    kind: PhantomData<T>,
+}
+
+impl<T: Request> Guarded<T> {
+    /// One of zeros.
+    fn zeroed() -> io::Result<Self> {
+        Ok(Self { memory: Memory::guarded(size_of::<T>())?, kind: PhantomData })
+    }
+
+    fn get(&self) -> io::Result<&T> {
+        let place = self.memory.at::<T>(0, 1).ok_or(io::ErrorKind::OutOfMemory)?;
+        // SAFETY: within the memory, as `at` checked, which nothing else points to and which is initialised; any bytes are a value.
+        Ok(unsafe { place.as_ref() })
+    }
+
+    fn get_mut(&mut self) -> io::Result<&mut T> {
+        let mut place = self.memory.at::<T>(0, 1).ok_or(io::ErrorKind::OutOfMemory)?;
+        // SAFETY: as for `get`, and `self` is borrowed alone.
+        Ok(unsafe { place.as_mut() })
+    }
+}
+
+// SAFETY: the memory begins with a `T`, and behind its last page is one that the kernel faults at.
+unsafe impl<T: Request> Request for Guarded<T> {
+    fn place(&mut self) -> *mut u32 {
+        self.memory.start().as_ptr().cast()
+    }
+
+    fn fits(&self) -> bool {
+        self.get().is_ok_and(T::fits)
+    }
+}
+
 #[repr(C)]
 struct Features {
     command: u32,
     blocks: u32,
     data: [FeatureBlock; MAX_FEATURES / 32],
+}
+
+// SAFETY: integers; the kernel writes no more blocks than it is told there is room for.
+unsafe impl Request for Features {
+    fn fits(&self) -> bool {
+        self.blocks as usize <= self.data.len()
+    }
 }
 
 #[repr(C)]
@@ -150,6 +261,13 @@ struct Wishes {
     command: u32,
     blocks: u32,
     data: [[u32; 2]; MAX_FEATURES / 32],
+}
+
+// SAFETY: integers; the kernel reads as many blocks as it is told.
+unsafe impl Request for Wishes {
+    fn fits(&self) -> bool {
+        self.blocks as usize <= self.data.len()
+    }
 }
 
 /// How many queues there are. A combined channel has a queue of each kind, and counts as one.
@@ -197,8 +315,35 @@ struct Classification<const N: usize> {
     locations: [u32; N],
 }
 
+// SAFETY: integers, and bytes; the kernel writes no more places than it is told there is room for.
+unsafe impl<const N: usize> Request for Classification<N> {
+    fn fits(&self) -> bool {
+        self.count as usize <= N
+    }
+}
+
+/// `struct ethtool_rxfh_indir`: the command, how many queues follow, and those.
+struct Indirection(Vec<u32>);
+
+impl Indirection {
+    fn new(table: &[u32]) -> Self {
+        Self([&[0, table.len() as u32], table].concat())
+    }
+}
+
+// SAFETY: integers; the kernel reads or writes no more queues than it is told there is room for.
+unsafe impl Request for Indirection {
+    fn place(&mut self) -> *mut u32 {
+        self.0.as_mut_ptr()
+    }
+
+    fn fits(&self) -> bool {
+        self.0.get(1).is_some_and(|&count| count as usize <= self.0.len() - 2)
+    }
+}
+
 impl<const N: usize> Classification<N> {
-    fn new(command: u32, location: u32) -> Self {
+    fn new(location: u32) -> Self {
         let rule = FlowSpec {
             kind: 0,
             value: [0; 52],
@@ -208,7 +353,7 @@ impl<const N: usize> Classification<N> {
             queue: 0,
             location,
         };
-        Self { command, kind: 0, data: 0, rule, count: 0, locations: [0; N] }
+        Self { command: 0, kind: 0, data: 0, rule, count: 0, locations: [0; N] }
     }
 }
 
@@ -248,8 +393,8 @@ pub fn queues(interface: &str) -> Result<u32> {
 /// # Errors
 /// When there is no such interface.
 pub fn queue_counts(interface: &str) -> Result<QueueCounts> {
-    let mut channels = Channels { command: ETHTOOL_GCHANNELS, ..Default::default() };
-    match ioctl(interface, &mut channels) {
+    let mut channels = Channels::default();
+    match ioctl(interface, ETHTOOL_GCHANNELS, &mut channels) {
         Ok(()) => {
             let [max_rx, _tx, _other, max_combined] = channels.max;
             let in_use = (channels.combined + channels.rx).max(1);
@@ -273,15 +418,14 @@ pub fn set_queues(interface: &str, count: u32) -> Result<()> {
         return Ok(());
     }
     let cannot = |error| anyhow!("{interface} does not use {count} queue(s): {error}");
-    let mut channels = Channels { command: ETHTOOL_GCHANNELS, ..Default::default() };
-    ioctl(interface, &mut channels).map_err(cannot)?;
-    channels.command = ETHTOOL_SCHANNELS;
+    let mut channels = Channels::default();
+    ioctl(interface, ETHTOOL_GCHANNELS, &mut channels).map_err(cannot)?;
     if channels.combined > 0 {
         channels.combined = count;
     } else {
         (channels.rx, channels.tx) = (count, count);
     }
-    ioctl(interface, &mut channels).map_err(cannot)
+    ioctl(interface, ETHTOOL_SCHANNELS, &mut channels).map_err(cannot)
 }
 
 /// What the card behind `interface` says of itself.
@@ -290,14 +434,14 @@ pub fn set_queues(interface: &str, count: u32) -> Result<()> {
 /// When there is no such interface.
 pub fn card(interface: &str) -> Result<CardInfo> {
     let mut info = DriverInfo {
-        command: ETHTOOL_GDRVINFO,
+        command: 0,
         driver: [0; 32],
         version: [0; 32],
         firmware: [0; 32],
         bus: [0; 32],
         rest: [0; 64],
     };
-    match ioctl(interface, &mut info) {
+    match ioctl(interface, ETHTOOL_GDRVINFO, &mut info) {
         Ok(()) => {
             Ok(CardInfo { driver: text(&info.driver), firmware: text(&info.firmware), bus: text(&info.bus) })
         }
@@ -316,8 +460,8 @@ pub fn driver(interface: &str) -> Result<String> {
 
 /// Speed of the link in Mbit/s, as the driver states it; `None` where it states none.
 pub fn speed(interface: &str) -> Option<u32> {
-    let mut settings = LinkSettings { command: ETHTOOL_GSET, ..Default::default() };
-    ioctl(interface, &mut settings).ok()?;
+    let mut settings = LinkSettings::default();
+    ioctl(interface, ETHTOOL_GSET, &mut settings).ok()?;
     let speed = u32::from(settings.speed_high) << 16 | u32::from(settings.speed);
     (speed != 0 && speed != u32::MAX).then_some(speed) // SPEED_UNKNOWN is -1
 }
@@ -338,19 +482,19 @@ pub fn largest_card_rings(interface: &str) -> Option<(u32, u32)> {
 /// When it cannot.
 pub fn enlarge_card_rings(interface: &str) -> Result<()> {
     let cannot = |error| anyhow!("cannot set the rings of {interface}: {error}");
-    let mut rings = RingParameters { command: ETHTOOL_GRINGPARAM, ..Default::default() };
-    ioctl(interface, &mut rings).map_err(cannot)?;
+    let mut rings = RingParameters::default();
+    ioctl(interface, ETHTOOL_GRINGPARAM, &mut rings).map_err(cannot)?;
     let largest = (rings.max[0], rings.max[3]);
     if (rings.rx, rings.tx) == largest {
         return Ok(());
     }
-    (rings.command, rings.rx, rings.tx) = (ETHTOOL_SRINGPARAM, largest.0, largest.1);
-    ioctl(interface, &mut rings).map_err(cannot)
+    (rings.rx, rings.tx) = largest;
+    ioctl(interface, ETHTOOL_SRINGPARAM, &mut rings).map_err(cannot)
 }
 
 fn ring_parameters(interface: &str) -> Option<RingParameters> {
-    let mut rings = RingParameters { command: ETHTOOL_GRINGPARAM, ..Default::default() };
-    ioctl(interface, &mut rings).ok()?;
+    let mut rings = RingParameters::default();
+    ioctl(interface, ETHTOOL_GRINGPARAM, &mut rings).ok()?;
     Some(rings)
 }
 
@@ -361,8 +505,8 @@ pub fn rss_entries(interface: &str) -> Option<u32> {
 
 /// How many rules the card has that send packets to a queue (`ethtool -n`); `None` where it takes none.
 pub fn flow_rules(interface: &str) -> Option<u32> {
-    let mut rules = Classification::<1>::new(ETHTOOL_GRXCLSRLCNT, 0);
-    ioctl(interface, &mut rules).ok()?;
+    let mut rules = Classification::new(0);
+    ioctl(interface, ETHTOOL_GRXCLSRLCNT, &mut rules).ok()?;
     Some(rules.count)
 }
 
@@ -375,11 +519,11 @@ pub fn offloads(interface: &str) -> Result<Vec<Offload>> {
     let names = names(interface, FEATURES).map_err(cannot)?;
     ensure!(names.len() <= MAX_FEATURES, "{interface} has {} offloads, too many", names.len());
     let mut features = Features {
-        command: ETHTOOL_GFEATURES,
+        command: 0,
         blocks: (MAX_FEATURES / 32) as u32,
         data: [FeatureBlock::default(); MAX_FEATURES / 32],
     };
-    ioctl(interface, &mut features).map_err(cannot)?;
+    ioctl(interface, ETHTOOL_GFEATURES, &mut features).map_err(cannot)?;
     let offload = |(index, name): (usize, String)| {
         let FeatureBlock { available, active, never_changed, .. } = features.data[index / 32];
         let bit = 1 << (index % 32);
@@ -399,10 +543,9 @@ pub fn switch_off(interface: &str, offload: &str) -> Result<()> {
     let Some(index) = names.iter().position(|name| name == offload) else { return Ok(()) };
     // The kernel takes no block that it has not.
     let blocks = names.len().div_ceil(32).min(MAX_FEATURES / 32);
-    let mut wishes =
-        Wishes { command: ETHTOOL_SFEATURES, blocks: blocks as u32, data: [[0; 2]; MAX_FEATURES / 32] };
+    let mut wishes = Wishes { command: 0, blocks: blocks as u32, data: [[0; 2]; MAX_FEATURES / 32] };
     wishes.data.get_mut(index / 32).context("an offload beyond all blocks")?[0] = 1 << (index % 32);
-    ioctl(interface, &mut wishes).map_err(cannot)
+    ioctl(interface, ETHTOOL_SFEATURES, &mut wishes).map_err(cannot)
 }
 
 /// The driver's own counters by name, as `ethtool -S` has them; none where it has none.
@@ -415,27 +558,30 @@ pub fn statistics(interface: &str) -> Result<Vec<(String, u64)>> {
         Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => return Ok(Vec::new()),
         names => names.map_err(cannot)?,
     };
-    let mut statistics =
-        Box::new(Statistics { command: ETHTOOL_GSTATS, count: names.len() as u32, data: [0; MAX_NAMES] });
-    ioctl(interface, &mut *statistics).map_err(cannot)?;
-    Ok(names.into_iter().zip(statistics.data).collect())
+    let mut statistics = Guarded::<Statistics>::zeroed().map_err(cannot)?;
+    statistics.get_mut().map_err(cannot)?.count = names.len() as u32;
+    ioctl(interface, ETHTOOL_GSTATS, &mut statistics).map_err(cannot)?;
+    let Statistics { count, data, .. } = statistics.get().map_err(cannot)?;
+    // A counter beside another's name would be worse than none.
+    ensure!(*count as usize == names.len(), "{interface} has got other counters meanwhile: try again");
+    Ok(names.into_iter().zip(data.iter().copied()).collect())
 }
 
 /// The names of a set.
 fn names(interface: &str, set: u32) -> io::Result<Vec<String>> {
-    let mut info = SetInfo { command: ETHTOOL_GSSET_INFO, reserved: 0, mask: 1 << set, count: 0 };
-    ioctl(interface, &mut info)?;
+    let mut info = SetInfo { command: 0, reserved: 0, mask: 1 << set, count: 0 };
+    ioctl(interface, ETHTOOL_GSSET_INFO, &mut info)?;
     if info.mask == 0 {
         return Err(io::Error::from_raw_os_error(libc::EOPNOTSUPP)); // the driver has no such set
     }
-    let count = info.count as usize;
-    if count > MAX_NAMES {
-        return Err(io::Error::from_raw_os_error(libc::E2BIG)); // the kernel would write past the end
+    let mut names = Guarded::<Strings>::zeroed()?;
+    (names.get_mut()?.set, names.get_mut()?.count) = (set, info.count);
+    ioctl(interface, ETHTOOL_GSTRINGS, &mut names)?;
+    let Strings { count, data, .. } = names.get()?;
+    if *count != info.count {
+        return Err(io::Error::other("it has got other names meanwhile: try again"));
     }
-    let mut names =
-        Box::new(Strings { command: ETHTOOL_GSTRINGS, set, count: info.count, data: [[0; 32]; MAX_NAMES] });
-    ioctl(interface, &mut *names)?;
-    Ok(names.data.iter().take(count).map(|name| text(name)).collect())
+    Ok(data.iter().take(info.count as usize).map(|name| text(name)).collect())
 }
 
 fn text(bytes: &[u8]) -> String {
@@ -448,8 +594,8 @@ fn text(bytes: &[u8]) -> String {
 /// # Errors
 /// When the interface does not have that setting.
 pub fn set_tx_checksum(interface: &str, on: bool) -> Result<()> {
-    let mut value = Value { command: ETHTOOL_STXCSUM, data: on.into() };
-    ioctl(interface, &mut value)
+    let mut value = Value { command: 0, data: on.into() };
+    ioctl(interface, ETHTOOL_STXCSUM, &mut value)
         .map_err(|error| anyhow!("cannot set the tx checksum offload of {interface}: {error}"))
 }
 
@@ -458,15 +604,15 @@ pub fn set_tx_checksum(interface: &str, on: bool) -> Result<()> {
 /// # Errors
 /// When the card has no such table: one queue only, say.
 pub fn indirection(interface: &str) -> io::Result<Vec<u32>> {
-    let mut header = [ETHTOOL_GRXFHINDIR, 0];
-    ioctl(interface, &mut header)?; // asked for none, it says how long the table is
-    if header[1] == 0 || header[1] > MAX_INDIRECTION {
+    let mut header = Indirection::new(&[]);
+    ioctl(interface, ETHTOOL_GRXFHINDIR, &mut header)?; // asked for none, it says how long the table is
+    let length = header.0.get(1).copied().unwrap_or(0);
+    if length == 0 || length > MAX_INDIRECTION {
         return Err(io::Error::from_raw_os_error(libc::EOPNOTSUPP));
     }
-    let mut table = vec![0; header[1] as usize + 2];
-    table[..2].copy_from_slice(&header);
-    ioctl(interface, table.as_mut_slice())?;
-    Ok(table.split_off(2))
+    let mut table = Indirection::new(&vec![0; length as usize]);
+    ioctl(interface, ETHTOOL_GRXFHINDIR, &mut table)?;
+    Ok(table.0.split_off(2))
 }
 
 /// Sets that table. Where it is the one that the kernel makes by itself, it is given back to the kernel: a table of somebody's own
@@ -475,12 +621,11 @@ pub fn indirection(interface: &str) -> io::Result<Vec<u32>> {
 /// # Errors
 /// When the card does not take it.
 pub fn set_indirection(interface: &str, table: &[u32]) -> io::Result<()> {
-    ioctl(interface, &mut [ETHTOOL_SRXFHINDIR, 0])?;
+    ioctl(interface, ETHTOOL_SRXFHINDIR, &mut Indirection::new(&[]))?;
     if indirection(interface)? == table {
         return Ok(());
     }
-    let mut whole = [&[ETHTOOL_SRXFHINDIR, table.len() as u32], table].concat();
-    ioctl(interface, whole.as_mut_slice())
+    ioctl(interface, ETHTOOL_SRXFHINDIR, &mut Indirection::new(table))
 }
 
 /// A place where the card has no rule, the last there is: those before it go first.
@@ -488,15 +633,15 @@ pub fn set_indirection(interface: &str, table: &[u32]) -> io::Result<()> {
 /// # Errors
 /// When the card has no rules, no place for one, or none that can be chosen.
 pub fn free_rule(interface: &str) -> Result<u32> {
-    let mut known = Classification::<1>::new(ETHTOOL_GRXCLSRLCNT, 0);
-    ioctl(interface, &mut known)?;
-    let mut all = Box::new(Classification::<MAX_RULES>::new(ETHTOOL_GRXCLSRLALL, 0));
+    let mut known = Classification::new(0);
+    ioctl(interface, ETHTOOL_GRXCLSRLCNT, &mut known)?;
+    let mut all = Box::new(Classification::new(0));
     ensure!(
         known.data as u32 & RX_CLS_LOC_SPECIAL == 0 && known.count as usize <= MAX_RULES,
         "its driver chooses where a rule goes"
     );
     all.count = known.count;
-    ioctl(interface, all.as_mut())?;
+    ioctl(interface, ETHTOOL_GRXCLSRLALL, all.as_mut())?;
     let taken: HashSet<_> = all.locations.iter().take(known.count as usize).collect();
     // What the card has room for, as the driver says with the list.
     let places = u32::try_from(all.data).unwrap_or(u32::MAX).min(MAX_RULES as u32);
@@ -505,8 +650,8 @@ pub fn free_rule(interface: &str) -> Result<u32> {
 
 /// The rule at `location`; `None` where there is none. One of another kind is shown as a rule for port 0, which is no port.
 pub fn flow_rule(interface: &str, location: u32) -> Option<FlowRule> {
-    let mut found = Classification::<1>::new(ETHTOOL_GRXCLSRULE, location);
-    ioctl(interface, &mut found).ok()?;
+    let mut found = Classification::new(location);
+    ioctl(interface, ETHTOOL_GRXCLSRULE, &mut found).ok()?;
     let rule = &found.rule;
     let port = u16::from_be_bytes([rule.value[DESTINATION_PORT], rule.value[DESTINATION_PORT + 1]]);
     let port = if rule.kind == UDP_V6_FLOW { port } else { 0 };
@@ -518,12 +663,12 @@ pub fn flow_rule(interface: &str, location: u32) -> Option<FlowRule> {
 /// # Errors
 /// When it does not take it.
 pub fn insert_flow_rule(interface: &str, rule: &FlowRule) -> io::Result<()> {
-    let mut insertion = Classification::<1>::new(ETHTOOL_SRXCLSRLINS, rule.location);
+    let mut insertion = Classification::new(rule.location);
     insertion.rule.kind = UDP_V6_FLOW;
     insertion.rule.value[DESTINATION_PORT..][..2].copy_from_slice(&rule.port.to_be_bytes());
     insertion.rule.mask[DESTINATION_PORT..][..2].copy_from_slice(&[0xff; 2]);
     insertion.rule.queue = rule.queue.into();
-    ioctl(interface, &mut insertion)
+    ioctl(interface, ETHTOOL_SRXCLSRLINS, &mut insertion)
 }
 
 /// Takes the rule at `location` away.
@@ -531,11 +676,17 @@ pub fn insert_flow_rule(interface: &str, rule: &FlowRule) -> io::Result<()> {
 /// # Errors
 /// When there is none.
 pub fn delete_flow_rule(interface: &str, location: u32) -> io::Result<()> {
-    ioctl(interface, &mut Classification::<1>::new(ETHTOOL_SRXCLSRLDEL, location))
+    ioctl(interface, ETHTOOL_SRXCLSRLDEL, &mut Classification::new(location))
 }
 
-/// `T` is the structure of linux/ethtool.h that its first field, the command, names, as long as its other fields say.
-fn ioctl<T: ?Sized>(interface: &str, argument: &mut T) -> io::Result<()> {
+/// Has the kernel do `command` with `argument`, which says where to look and takes what it answers.
+fn ioctl<T: Request>(interface: &str, command: Command<T>, argument: &mut T) -> io::Result<()> {
+    if !argument.fits() {
+        return Err(io::Error::from_raw_os_error(libc::E2BIG));
+    }
+    let place = argument.place();
+    // SAFETY: the first word of the structure, which is for it.
+    unsafe { place.write(command.number) };
     // SAFETY: plain integers and a pointer, for which zeros are a value.
     let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
     if interface.len() >= request.ifr_name.len() {
@@ -544,10 +695,10 @@ fn ioctl<T: ?Sized>(interface: &str, argument: &mut T) -> io::Result<()> {
     for (place, byte) in request.ifr_name.iter_mut().zip(interface.bytes()) {
         *place = byte as libc::c_char;
     }
-    request.ifr_ifru.ifru_data = (&raw mut *argument).cast();
+    request.ifr_ifru.ifru_data = place.cast();
     let socket = socket(AddressFamily::Inet6, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)?;
-    // SAFETY: the request names an interface and points to `argument`, which the kernel reads and writes as the
-    // structure that its command names.
+    // SAFETY: the request names an interface and points to `argument`: the structure of its command, as `Command` says, which
+    // has room for all that the kernel writes, as `Request` and `fits` say.
     let result = unsafe { libc::ioctl(socket.as_raw_fd(), SIOCETHTOOL, &raw mut request) };
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
@@ -581,6 +732,26 @@ mod tests {
         assert_eq!((rss_entries("lo"), flow_rules("lo")), (None, None));
         assert_eq!(indirection("lo").unwrap_err().raw_os_error(), Some(libc::EOPNOTSUPP));
         assert!(free_rule("lo").is_err() && flow_rule("lo", 0).is_none());
+    }
+
+    #[test]
+    fn what_has_less_room_than_it_says_does_not_get_to_the_kernel() {
+        let is_refused = |result: io::Result<()>| result.unwrap_err().raw_os_error() == Some(libc::E2BIG);
+        let mut short = Indirection(vec![0, 3, 7, 7]);
+        assert!(is_refused(ioctl("lo", ETHTOOL_GRXFHINDIR, &mut short)));
+        assert!(is_refused(ioctl("lo", ETHTOOL_GRXFHINDIR, &mut Indirection(vec![0]))));
+        assert!(is_refused(ioctl("lo", ETHTOOL_GRXFHINDIR, &mut Indirection(vec![]))));
+        let mut rules = Classification::<1>::new(0);
+        rules.count = 2;
+        assert!(is_refused(ioctl("lo", ETHTOOL_GRXCLSRLCNT, &mut rules)));
+        let mut sets = SetInfo { command: 0, reserved: 0, mask: 3, count: 0 };
+        assert!(is_refused(ioctl("lo", ETHTOOL_GSSET_INFO, &mut sets)));
+        let mut names = Guarded::<Strings>::zeroed().unwrap();
+        names.get_mut().unwrap().count = MAX_NAMES as u32 + 1;
+        assert!(is_refused(ioctl("lo", ETHTOOL_GSTRINGS, &mut names)));
+        let data = [FeatureBlock::default(); MAX_FEATURES / 32];
+        let mut features = Features { command: 0, blocks: data.len() as u32 + 1, data };
+        assert!(is_refused(ioctl("lo", ETHTOOL_GFEATURES, &mut features)));
     }
 
     #[test]

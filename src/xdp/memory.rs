@@ -73,6 +73,18 @@ impl Memory {
         Self::map(length, libc::MAP_ANONYMOUS, None, 0)
     }
 
+    /// The same, with a page behind its last one that nobody may touch: what is written beyond the end fails there.
+    pub fn guarded(length: usize) -> io::Result<Self> {
+        let page = 64 << 10; // as large as any page is
+        let rounded = length.next_multiple_of(page);
+        let memory = Self::map(rounded + page, libc::MAP_ANONYMOUS, None, 0)?;
+        // SAFETY: within the mapping, whose last bytes these are.
+        let guard = unsafe { memory.start.add(rounded) };
+        // SAFETY: they are nobody's yet.
+        let result = unsafe { libc::mprotect(guard.as_ptr().cast(), page, libc::PROT_NONE) };
+        if result == 0 { Ok(memory) } else { Err(io::Error::last_os_error()) }
+    }
+
     /// `length` bytes of what `fd` offers at `offset`.
     pub fn of_file(fd: BorrowedFd, length: usize, offset: i64) -> io::Result<Self> {
         Self::map(length, 0, Some(fd), offset)
@@ -97,6 +109,11 @@ impl Memory {
         self.start
     }
 
+    /// How many bytes are mapped.
+    pub fn length(&self) -> usize {
+        self.length
+    }
+
     /// Whether it lies on huge pages.
     pub fn hugepages(&self) -> bool {
         self.hugepages
@@ -116,7 +133,24 @@ impl Memory {
 
 impl Drop for Memory {
     fn drop(&mut self) {
-        // SAFETY: maps exactly this range, and nothing that borrows it is left.
+        // SAFETY: maps exactly this range, and nothing that borrows it is left. What the kernel still writes into, a UMEM or a ring
+        // of a socket that is open, it has pinned: it writes to those pages, and no longer to this range.
         unsafe { libc::munmap(self.start.as_ptr().cast(), self.length) };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs::File;
+
+    #[test]
+    fn the_kernel_writes_up_to_the_guard_and_no_further() {
+        let memory = Memory::guarded(100).unwrap();
+        let zeros = File::open("/dev/zero").unwrap();
+        let all = memory.length();
+        // SAFETY: the range is mapped, and nobody else's.
+        let written = unsafe { libc::read(zeros.as_raw_fd(), memory.start().as_ptr().cast(), all) };
+        assert_eq!(written as usize, all / 2, "the other half is the guard");
     }
 }

@@ -9,7 +9,7 @@ mod fallback;
 mod memory;
 mod multicast;
 mod netdev;
-mod option;
+pub(crate) mod option;
 mod program;
 mod ring;
 mod rings;

@@ -251,15 +251,7 @@ impl Socket {
         let sizes = config.rings(mode);
         let (umem, frames) =
             Umem::new(sizes.frames, config.frame_size, config.hugepages).context("no memory for the UMEM")?;
-        let registration = libc::xdp_umem_reg {
-            addr: umem.memory.start().as_ptr() as u64,
-            len: umem.length(),
-            chunk_size: umem.frame_size(),
-            headroom: 0,
-            flags: 0,
-            tx_metadata_len: 0,
-        };
-        if let Err(error) = option::set(&fd, libc::SOL_XDP, libc::XDP_UMEM_REG, &registration) {
+        if let Err(error) = umem.register(&fd) {
             let kib = umem.length() >> 10;
             return Err(match (error.raw_os_error(), mode) {
                 // Zero-copy takes spare frames: in copy mode there may be room.
@@ -274,17 +266,15 @@ impl Socket {
             });
         }
         for (ring, size) in [
-            (libc::XDP_UMEM_FILL_RING, sizes.fill),
-            (libc::XDP_UMEM_COMPLETION_RING, sizes.completion),
-            (libc::XDP_RX_RING, sizes.rx),
-            (libc::XDP_TX_RING, sizes.tx),
+            (option::XDP_UMEM_FILL_RING, sizes.fill),
+            (option::XDP_UMEM_COMPLETION_RING, sizes.completion),
+            (option::XDP_RX_RING, sizes.rx),
+            (option::XDP_TX_RING, sizes.tx),
         ] {
-            option::set(&fd, libc::SOL_XDP, ring, &size)
-                .with_context(|| format!("the kernel refuses a ring of {size}"))?;
+            option::set(&fd, ring, &size).with_context(|| format!("the kernel refuses a ring of {size}"))?;
         }
 
-        let offsets: libc::xdp_mmap_offsets = option::get(&fd, libc::SOL_XDP, libc::XDP_MMAP_OFFSETS)
-            .context("cannot ask where the rings lie")?;
+        let offsets = option::get(&fd, option::XDP_MMAP_OFFSETS).context("cannot ask where the rings lie")?;
         let fill = producer(&fd, &offsets.fr, libc::XDP_UMEM_PGOFF_FILL_RING as i64, sizes.fill)?;
         let place = libc::XDP_UMEM_PGOFF_COMPLETION_RING as i64;
         let completion = consumer(&fd, &offsets.cr, place, sizes.completion)?;
@@ -302,10 +292,9 @@ impl Socket {
         bind(&fd, config, mode).map_err(OpenError::Bind)?;
         // One system call may send all that the ring holds: the default lets it send 32 packets (Linux 6.17; older
         // kernels do not know the option and keep to 32).
-        let _ = option::set(&fd, libc::SOL_XDP, XDP_MAX_TX_SKB_BUDGET, &config.send_ring);
+        let _ = option::set(&fd, option::XDP_MAX_TX_SKB_BUDGET, &config.send_ring);
 
-        let options: libc::xdp_options =
-            option::get(&fd, libc::SOL_XDP, libc::XDP_OPTIONS).context("cannot ask for the copy mode")?;
+        let options = option::get(&fd, option::XDP_OPTIONS).context("cannot ask for the copy mode")?;
         let zero = options.flags & libc::XDP_OPTIONS_ZEROCOPY != 0;
         let mode = if zero { CopyMode::Zero } else { CopyMode::Copy };
         Ok((Self { fd, mode, fallback: None, sizes, busy_poll }, rings, frames.collect()))
@@ -344,8 +333,7 @@ pub struct CounterSource(Arc<OwnedFd>);
 impl CounterSource {
     /// The counters now; zeros when the kernel does not say.
     pub fn read(&self) -> KernelCounters {
-        let Ok(raw) = option::get::<libc::xdp_statistics>(&self.0, libc::SOL_XDP, libc::XDP_STATISTICS)
-        else {
+        let Ok(raw) = option::get(&self.0, option::XDP_STATISTICS) else {
             return KernelCounters::default();
         };
         KernelCounters {
@@ -407,9 +395,6 @@ fn unless_busy(error: io::Error) -> io::Result<()> {
     }
 }
 
-/// SOL_XDP option of linux/if_xdp.h since Linux 6.17, not yet in the libc crate.
-const XDP_MAX_TX_SKB_BUDGET: i32 = 9;
-
 /// Size of a fill ring that always takes every one of `frames` frames. The kernel takes entries out well before it says so
 /// (`__xskq_cons_release` comes after the packets were published): a frame can be back in user space while its old entry
 /// still counts, so each frame may have two.
@@ -454,13 +439,12 @@ const BUSY_POLL_BUDGET: u32 = 64;
 
 /// Has `fd` poll the card itself, and asks what came of it.
 fn busy_poll(fd: &OwnedFd, microseconds: u32) -> Result<BusyPoll> {
-    let level = libc::SOL_SOCKET;
     for (option, value) in [
-        (libc::SO_PREFER_BUSY_POLL, 1),
-        (libc::SO_BUSY_POLL, microseconds),
-        (libc::SO_BUSY_POLL_BUDGET, BUSY_POLL_BUDGET),
+        (option::SO_PREFER_BUSY_POLL, 1),
+        (option::SO_BUSY_POLL, microseconds),
+        (option::SO_BUSY_POLL_BUDGET, BUSY_POLL_BUDGET),
     ] {
-        option::set(fd, level, option, &value).map_err(|error| match error.raw_os_error() {
+        option::set(fd, option, &value).map_err(|error| match error.raw_os_error() {
             Some(libc::ENOPROTOOPT) => {
                 anyhow!("no busy polling: it takes Linux 5.11 or newer with CONFIG_NET_RX_BUSY_POLL")
             }
@@ -472,8 +456,8 @@ fn busy_poll(fd: &OwnedFd, microseconds: u32) -> Result<BusyPoll> {
     }
     let cannot = "cannot ask how the socket polls";
     Ok(BusyPoll {
-        microseconds: option::get(fd, level, libc::SO_BUSY_POLL).context(cannot)?,
-        preferred: option::get::<i32>(fd, level, libc::SO_PREFER_BUSY_POLL).context(cannot)? != 0,
+        microseconds: option::get(fd, option::SO_BUSY_POLL).context(cannot)?,
+        preferred: option::get(fd, option::SO_PREFER_BUSY_POLL).context(cannot)? != 0,
         budget: BUSY_POLL_BUDGET,
     })
 }

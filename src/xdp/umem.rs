@@ -6,30 +6,63 @@
 //!
 //! A token is not `Copy` and not `Clone`: what was handed over cannot be used again, and what was not handed over still
 //! has an owner. [`Rings`](super::Rings) is the only place that makes tokens after the first ones, and it counts them.
+//!
+//! A token also says which UMEM it belongs to. Each UMEM has a range of addresses that no other has had before, and a token
+//! holds its address in there:
+//!
+//! ```text
+//!   addresses   0 ──────[ base │ UMEM 1 │ ]──[ base │ UMEM 2 │ ]── ... 2^64
+//!   the kernel, and the mapping, count from `base`
+//! ```
+//!
+//! So the check that an address lies within the memory also refuses the tokens of another UMEM, of one that is gone too.
+//! Every function here that takes a token refuses those.
 
 use std::io;
+use std::os::fd::OwnedFd;
 use std::ptr::NonNull;
 use std::slice;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::memory::{HugepageRequest, Memory};
+use super::option;
 
 /// A frame that user space owns and that holds nothing of worth.
-#[derive(Debug)]
+///
+/// Nobody outside makes one out of nothing, or a second one of the same frame:
+///
+/// ```compile_fail,E0451
+/// let forged = sixhop::xdp::Frame { address: 0 };
+/// ```
+///
+/// ```compile_fail,E0382
+/// fn twice(rings: &mut sixhop::xdp::Rings, frame: sixhop::xdp::Frame) {
+///     let _ = rings.fill(frame);
+///     let _ = rings.fill(frame);
+/// }
+/// ```
+#[derive(Debug, PartialEq, Eq)]
 #[must_use = "a frame that is dropped is lost to the rings"]
 pub struct Frame {
-    /// Of its first byte, as an offset into the UMEM: a multiple of the frame size.
-    pub(super) address: u64,
+    /// Of its first byte, in the range of its UMEM.
+    address: u64,
 }
 
-/// A frame that user space owns, with a packet in it.
-#[derive(Debug)]
+/// A frame that user space owns, with a packet in it, which lies within the frame.
+///
+/// ```compile_fail,E0599
+/// fn copied(packet: &sixhop::xdp::Packet) -> sixhop::xdp::Packet {
+///     packet.clone()
+/// }
+/// ```
+#[derive(Debug, PartialEq, Eq)]
 #[must_use = "a packet that is dropped is a frame lost to the rings"]
 pub struct Packet {
-    /// Of the packet's first byte, as an offset into the UMEM.
-    pub(super) address: u64,
+    /// Of the packet's first byte, in the range of its UMEM.
+    address: u64,
     /// In bytes, from the Ethernet header on.
-    pub(super) length: u32,
+    length: u32,
 }
 
 impl Packet {
@@ -50,8 +83,26 @@ impl Packet {
 #[derive(Debug)]
 pub struct Umem {
     pub(super) memory: Arc<Memory>,
+    /// The first address of its range, a multiple of the frame size.
+    base: u64,
+    /// A power of two.
     frame_size: u32,
     frames: u32,
+    /// Bytes of all frames together.
+    length: u64,
+}
+
+/// The first address that belongs to no UMEM yet. Not 0: an offset that is taken for an address is then refused.
+static UNCLAIMED: AtomicU64 = AtomicU64::new(1 << 32);
+
+/// Takes `length` addresses from `unclaimed`, the first of them a multiple of `alignment`, for good: a token may outlive
+/// its UMEM. `None` when there are not that many left, after 2^40 UMEMs of 16 MiB.
+fn claim(unclaimed: &AtomicU64, length: u64, alignment: u64) -> Option<u64> {
+    let first = |next: u64| next.checked_next_multiple_of(alignment);
+    let taken = unclaimed.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |next| {
+        first(next).and_then(|first| first.checked_add(length))
+    });
+    first(taken.ok()?)
 }
 
 impl Umem {
@@ -59,11 +110,36 @@ impl Umem {
     /// all of them. The memory is touched here, so it is of the NUMA node whose processor the calling thread is on.
     ///
     /// # Errors
-    /// When there is not that much memory, or not that many huge pages.
+    /// When there is not that much memory, or not that many huge pages, or the frame size is no power of two.
     pub fn new(frames: u32, frame_size: u32, pages: HugepageRequest) -> io::Result<(Self, Vec<Frame>)> {
-        let memory = Memory::anonymous_on(pages, frames as usize * frame_size as usize)?;
-        let tokens = (0..frames).map(|frame| Frame { address: u64::from(frame) * u64::from(frame_size) });
-        Ok((Self { memory: Arc::new(memory), frame_size, frames }, tokens.collect()))
+        let length = u64::from(frames) * u64::from(frame_size);
+        if !frame_size.is_power_of_two() {
+            let why = format!("frames of {frame_size} bytes: the size must be a power of two, 2048 or 4096");
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, why));
+        }
+        let bytes = usize::try_from(length).map_err(io::Error::other)?;
+        let memory = Memory::anonymous_on(pages, bytes)?;
+        // Of all that is mapped, which may be more than the frames: `bytes_mut` checks against that.
+        let base = claim(&UNCLAIMED, memory.length() as u64, frame_size.into())
+            .ok_or_else(|| io::Error::other("this process has had too many UMEMs: start it again"))?;
+        let tokens =
+            (0..frames).map(|frame| Frame { address: base + u64::from(frame) * u64::from(frame_size) });
+        Ok((Self { memory: Arc::new(memory), base, frame_size, frames, length }, tokens.collect()))
+    }
+
+    /// Has the kernel use the frames for the socket `fd`: those that the socket's rings give it, and no other.
+    pub(super) fn register(&self, fd: &OwnedFd) -> io::Result<()> {
+        let registration = libc::xdp_umem_reg {
+            addr: self.memory.start().as_ptr() as u64,
+            len: self.length,
+            chunk_size: self.frame_size,
+            headroom: 0,
+            flags: 0,
+            tx_metadata_len: 0,
+        };
+        // SAFETY: so many bytes are mapped there. The kernel touches a frame only while a ring says that it is the kernel's,
+        // when nobody has its token. It has pinned the pages: it never touches what is mapped there after this UMEM is gone.
+        unsafe { option::set_any(fd, libc::SOL_XDP, libc::XDP_UMEM_REG, &registration) }
     }
 
     /// How many frames there are.
@@ -78,7 +154,7 @@ impl Umem {
 
     /// Length in bytes of all frames together.
     pub(super) fn length(&self) -> u64 {
-        u64::from(self.frames) * u64::from(self.frame_size)
+        self.length
     }
 
     /// Whether the frames lie on huge pages.
@@ -86,52 +162,130 @@ impl Umem {
         self.memory.hugepages()
     }
 
-    /// The number of the frame that `address` lies in, or `None` when it lies in none.
+    /// Whether `packet` is one of this UMEM.
     #[inline]
-    pub(super) fn frame_of(&self, address: u64) -> Option<usize> {
-        (address < self.length()).then_some((address >> self.frame_size.trailing_zeros()) as usize)
+    pub fn owns(&self, packet: &Packet) -> bool {
+        self.offset(packet.address).is_some()
     }
 
-    /// Makes the token of a packet that the kernel says is at `address`; `None` when that is not within one frame.
+    /// How far into the frames `address` lies; `None` when it is of another UMEM.
     #[inline]
-    pub(super) fn packet(&self, address: u64, length: u32) -> Option<Packet> {
-        let within =
-            (address & u64::from(self.frame_size - 1)) + u64::from(length) <= u64::from(self.frame_size);
-        (within && address < self.length()).then_some(Packet { address, length })
+    fn offset(&self, address: u64) -> Option<u64> {
+        let offset = address.wrapping_sub(self.base);
+        (offset < self.length).then_some(offset)
     }
 
-    /// Turns an owned frame into an owned packet of the whole frame, to be written and then truncated.
+    /// Where the kernel finds `frame`; `None` when it is of another UMEM.
     #[inline]
-    pub fn blank(&self, frame: Frame) -> Packet {
-        Packet { address: frame.address, length: self.frame_size }
+    pub(super) fn frame_offset(&self, frame: &Frame) -> Option<u64> {
+        self.offset(frame.address)
     }
 
-    /// Has the packet end `length` bytes after its beginning, as far as its frame reaches, and returns whether it does. What lies
-    /// between its old end and a later one is left from others.
-    pub fn resize(&self, packet: &mut Packet, length: u32) -> bool {
-        match self.packet(packet.address, length) {
-            Some(resized) => {
-                packet.length = resized.length;
-                true
-            }
-            None => false,
+    /// Where the kernel finds `packet`, and its length; `None` when it is of another UMEM.
+    #[inline]
+    pub(super) fn packet_offset(&self, packet: &Packet) -> Option<(u64, u32)> {
+        Some((self.offset(packet.address)?, packet.length))
+    }
+
+    /// Where the kernel finds the frame that `offset` lies in.
+    #[inline]
+    pub(super) fn frame_start(&self, offset: u64) -> u64 {
+        offset & !u64::from(self.frame_size - 1)
+    }
+
+    /// The number of the frame that `offset` lies in, or `None` when it lies in none.
+    #[inline]
+    pub(super) fn frame_of(&self, offset: u64) -> Option<usize> {
+        (offset < self.length).then_some((offset >> self.frame_size.trailing_zeros()) as usize)
+    }
+
+    /// Makes the token of the frame that the kernel gives back with `offset`, which lies in one.
+    #[inline]
+    pub(super) fn frame(&self, offset: u64) -> Frame {
+        Frame { address: self.base + self.frame_start(offset) }
+    }
+
+    /// Makes the token of a packet that the kernel says is at `offset`; `None` when that is not within one frame.
+    #[inline]
+    pub(super) fn packet(&self, offset: u64, length: u32) -> Option<Packet> {
+        let place = offset & u64::from(self.frame_size - 1);
+        let within = place + u64::from(length) <= u64::from(self.frame_size);
+        (within && offset < self.length).then(|| Packet { address: self.base + offset, length })
+    }
+
+    /// Turns an owned frame into an owned packet of the whole frame, to be written and then truncated. Gives one of another
+    /// UMEM back.
+    #[inline]
+    pub fn blank(&self, frame: Frame) -> Result<Packet, Frame> {
+        match self.offset(frame.address) {
+            Some(_) => Ok(Packet { address: frame.address, length: self.frame_size }),
+            None => Err(frame),
         }
     }
 
-    /// Gives up a packet for its frame.
-    #[inline]
-    pub fn recycle(&self, packet: Packet) -> Frame {
-        Frame { address: packet.address & !u64::from(self.frame_size - 1) }
+    /// Has the packet end `length` bytes after its beginning, as far as its frame reaches, and returns whether it does. What
+    /// lies between its old end and a later one is left from others. One of another UMEM stays as it is.
+    pub fn resize(&self, packet: &mut Packet, length: u32) -> bool {
+        let resized = self.offset(packet.address).and_then(|offset| self.packet(offset, length));
+        if let Some(resized) = &resized {
+            packet.length = resized.length;
+        }
+        resized.is_some()
     }
 
-    /// The packet's bytes. Those of a token of some other UMEM that lie beyond this one are none.
+    /// Gives up a packet for its frame. Gives one of another UMEM back.
+    #[inline]
+    pub fn recycle(&self, packet: Packet) -> Result<Frame, Packet> {
+        self.offset(packet.address).map(|offset| self.frame(offset)).ok_or(packet)
+    }
+
+    /// The packet's bytes. Of one of another UMEM there are none.
     #[inline]
     pub fn bytes_mut(&mut self, packet: &mut Packet) -> &mut [u8] {
         let length = packet.length as usize;
-        let start = self.memory.at::<u8>(packet.address as usize, length);
+        // Of another UMEM it lies outside of the memory, since `base` claims as many addresses as are mapped.
+        let offset = usize::try_from(packet.address.wrapping_sub(self.base)).ok();
+        let start = offset.and_then(|offset| self.memory.at::<u8>(offset, length));
         let (start, length) = start.map_or((NonNull::dangling(), 0), |start| (start, length));
-        // SAFETY: `length` bytes from `start` are mapped, as `at` checked, or there are none. The token says that
-        // neither the kernel nor another holder touches this frame, and both borrows last as long as the slice.
+        // SAFETY: `length` bytes from `start` are mapped, as `at` checked, or there are none. The token is of this memory, and
+        // says that the kernel does not touch this frame; there is one UMEM over the memory, and `&mut self` lets it show one
+        // packet at a time. Both borrows last as long as the slice.
         unsafe { slice::from_raw_parts_mut(start.as_ptr(), length) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ranges_of_addresses_never_overlap_and_end_when_there_are_no_more() {
+        let unclaimed = AtomicU64::new(1);
+        assert_eq!(claim(&unclaimed, 8192, 2048), Some(2048));
+        assert_eq!(claim(&unclaimed, 10, 2048), Some(10240));
+        assert_eq!(claim(&unclaimed, 4096, 4096), Some(12288));
+        assert_eq!(claim(&unclaimed, 1, 1), Some(16384));
+        let last = AtomicU64::new(u64::MAX - 4096);
+        assert_eq!(claim(&last, 4096, 2048), None);
+        assert_eq!(claim(&last, u64::MAX, 1), None);
+        assert_eq!(claim(&last, 2047, 2048), Some(u64::MAX - 4095));
+        assert_eq!(claim(&last, 1, 4096), None, "there is none at such a place");
+    }
+
+    #[test]
+    fn frames_of_a_size_that_is_no_power_of_two_would_overlap_and_are_refused() {
+        for size in [0, 3000, 2049, u32::MAX] {
+            let error = Umem::new(4, size, HugepageRequest::No).unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::InvalidInput, "{size}: {error}");
+        }
+        assert!(Umem::new(0, 2048, HugepageRequest::No).is_err());
+    }
+
+    #[test]
+    fn a_packet_of_the_kernel_lies_within_one_frame() {
+        let (umem, _frames) = Umem::new(4, 2048, HugepageRequest::No).unwrap();
+        let fits = |offset, length| umem.packet(offset, length).is_some();
+        assert!(fits(0, 2048) && fits(256, 1792) && fits(8191, 1) && fits(8191, 0));
+        assert!(!fits(1, 2048) && !fits(8192, 0) && !fits(u64::MAX, 1) && !fits(6144, u32::MAX));
     }
 }

@@ -124,8 +124,7 @@ impl Service {
             }
             Err(refusal) => {
                 tally.refused[refusal as usize] += 1;
-                ring.put_back(request);
-                Ok(())
+                ring.put_back(request)
             }
         }
     }

@@ -19,9 +19,9 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::ptr::NonNull;
 use std::slice;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU16, Ordering};
+use std::sync::atomic::{AtomicU16, AtomicU64, Ordering};
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result, anyhow, ensure};
 use io_uring::types::{BufRingEntry, CancelBuilder, Fd, RecvMsgOut, SubmitArgs, Timespec};
 use io_uring::{Builder, IoUring, cqueue, opcode, squeue};
 
@@ -49,6 +49,9 @@ const CANCEL: u64 = u64::MAX - 1;
 /// How often [`Ring`]'s end looks whether all has completed, [`DOZE`] apart, before it gives up its memory for lost.
 const PATIENCE: u32 = 20;
 
+/// Why a request is refused: its buffer is not one of this ring.
+const ELSEWHERE: &str = "the request came by another ring: answer it there";
+
 /// A buffer, and what the kernel is told of the replies that are sent from it. Nobody writes it but who has it at the time.
 #[repr(C, align(64))]
 struct Buffer {
@@ -66,6 +69,8 @@ struct Buffer {
 /// A datagram that came. Its buffer is lost to the ring when it is dropped.
 #[must_use]
 pub(super) struct Request {
+    /// The ring that the buffer is of.
+    ring: u64,
     buffer: u16,
     length: usize,
     /// Whom it came from.
@@ -88,6 +93,8 @@ pub(super) enum Event {
 
 /// The ring of one worker. Only the thread that has called [`enable`](Self::enable) may use it from then on.
 pub(super) struct Ring {
+    /// No other ring of this process has had the number: a request may outlive its ring.
+    number: u64,
     ring: IoUring,
     /// All that the kernel is told of, and the pointers below lead to: entries of the buffer ring, `receive`, buffers.
     memory: ManuallyDrop<Memory>,
@@ -122,7 +129,9 @@ impl Ring {
         let (Some(entries), Some(receive), Some(buffers)) = places else {
             return Err(anyhow!("no memory for {count} buffers"));
         };
+        static RINGS: AtomicU64 = AtomicU64::new(0);
         let mut this = Self {
+            number: RINGS.fetch_add(1, Ordering::Relaxed),
             ring,
             memory: ManuallyDrop::new(memory),
             socket,
@@ -230,12 +239,14 @@ impl Ring {
         let control: Control<libc::in6_pktinfo> = datagrams::read(parts.control_data())?;
         let asked = control.value(libc::IPPROTO_IPV6, libc::IPV6_PKTINFO)?;
         let (source, source_port) = datagrams::source(&peer);
-        Some(Request { buffer, length: parts.payload_data().len(), source, source_port, asked })
+        let length = parts.payload_data().len();
+        Some(Request { ring: self.number, buffer, length, source, source_port, asked })
     }
 
     /// Sends what `request` carries back to whom it came from, `replies` times, from the address `from`.
     pub fn reply(&mut self, request: Request, from: libc::in6_pktinfo, replies: usize) -> Result<()> {
-        // SAFETY: within the memory; the request says that neither the ring nor an operation has it.
+        ensure!(request.ring == self.number, ELSEWHERE);
+        // SAFETY: within the memory; the request, which is of this ring, says that neither the ring nor an operation has it.
         let buffer = unsafe { self.buffer(request.buffer).as_mut() };
         buffer.controls = Controls::new(from, request.length);
         buffer.left = replies;
@@ -277,8 +288,10 @@ impl Ring {
     }
 
     /// Gives the buffer of a request that is not answered back to be received into.
-    pub fn put_back(&mut self, request: Request) {
+    pub fn put_back(&mut self, request: Request) -> Result<()> {
+        ensure!(request.ring == self.number, ELSEWHERE);
         self.give(request.buffer);
+        Ok(())
     }
 
     /// Receives no more. What was received has yet to be taken and answered.
@@ -561,6 +574,20 @@ mod tests {
     }
 
     #[test]
+    fn a_request_that_came_by_another_ring_is_refused() {
+        let ((mut ring, _, _), (mut other, client, to)) = (ring(2), ring(2));
+        for byte in [1, 2] {
+            client.send_to(&[byte], to).unwrap();
+        }
+        let mut came = requests(&mut other, 2);
+        let (first, second) = (came.remove(0), came.remove(0));
+        let from = first.asked;
+        assert_eq!(ring.reply(first, from, 1).unwrap_err().to_string(), ELSEWHERE);
+        assert_eq!(ring.put_back(second).unwrap_err().to_string(), ELSEWHERE);
+        assert_eq!((ring.pending, ring.out()), (0, 0));
+    }
+
+    #[test]
     fn it_closes_with_nothing_pending() {
         let (mut ring, client, to) = ring(2);
         client.send_to(b"asked", to).unwrap();
@@ -571,7 +598,7 @@ mod tests {
             assert!(ring.next().unwrap().is_none());
         }
         assert!(!ring.receiving && ring.out() == 1);
-        ring.put_back(request);
+        ring.put_back(request).unwrap();
         assert_eq!(ring.out(), 0);
     }
 
