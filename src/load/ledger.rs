@@ -64,12 +64,20 @@ pub struct Outcome {
     pub wrong_source: u64,
     /// Replies with damaged contents, or to a request that was never sent.
     pub corrupt: u64,
+    /// Of those in `corrupt`, the ones whose checksum covers the pseudo-header alone: the server's
+    /// interface leaves checksums to nobody.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub unfinished: u64,
     /// Replies to an earlier run, which are not counted otherwise.
     pub stragglers: u64,
     /// Times to the first reply, of the requests that had one.
     pub first: Percentiles,
     /// Times to the last reply, of the requests that had all.
     pub last: Percentiles,
+}
+
+fn is_zero(count: &u64) -> bool {
+    *count == 0
 }
 
 impl Ledger {
@@ -173,6 +181,12 @@ impl Ledger {
         self.outcome.corrupt += 1;
     }
 
+    /// Enters one that was damaged in that its checksum was left to a card.
+    pub fn unfinished(&mut self) {
+        self.outcome.corrupt += 1;
+        self.outcome.unfinished += 1;
+    }
+
     /// Requests that have had all their replies so far.
     #[inline]
     pub fn complete(&self) -> u64 {
@@ -274,6 +288,7 @@ mod tests {
         ledger.reply(ledger.destination(10), &payload(ledger.stamp(10)), 6_000_000, 10); // not sent yet
         ledger.reply(source, &payload(Stamp { run: 8, sequence: 3 }), 6_000_000, 10);
         ledger.damaged();
+        ledger.unfinished();
         let outcome = ledger.close();
         let expected = Outcome {
             answered: 1,
@@ -281,7 +296,8 @@ mod tests {
             replies: 2,
             duplicates: 1,
             wrong_source: 1,
-            corrupt: 5,
+            corrupt: 6,
+            unfinished: 1,
             stragglers: 1,
             first: outcome.first.clone(),
             last: outcome.last.clone(),
