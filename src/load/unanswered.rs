@@ -10,6 +10,9 @@ use crate::report::LoadResult;
 pub const UNFINISHED: &str = "replies came with unfinished checksums, which the server's kernel left to its interface: run \
      'ethtool -K IF tx off' for the server's interface, or ask with --client socket";
 
+/// Drivers whose packets go from memory to memory: no card finishes a checksum.
+const MEMORY: [&str; 3] = ["veth", "bridge", "tun"];
+
 /// What this machine's kernel counted of answers that no client gets.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Heard {
@@ -80,14 +83,16 @@ pub fn cause(result: &LoadResult, here: &Environment, heard: Heard, port: u16) -
     }
     let nic = &here.nic;
     let leaves = |offload: &String| offload == "tx-checksum-ip-generic" || offload == "tx-checksum-ipv6";
-    if result.client == Client::Socket && nic.driver == "veth" && nic.offloads.iter().any(leaves) {
-        return Some(format!(
-            "{0} is a veth and leaves checksums unfinished, which only socket servers take: run 'ethtool -K {0} tx off', \
-             ask with --client afxdp, or serve with --engine socket",
-            nic.interface
-        ));
-    }
-    None
+    let may_leave = MEMORY.contains(&nic.driver.as_str()) && nic.offloads.iter().any(leaves);
+    (result.client == Client::Socket && may_leave).then(|| {
+        format!(
+            "{0} ({1}) leaves checksums unfinished, which only socket engines take: run 'ethtool -K {0} tx off', or ask with \
+             --client afxdp; otherwise {2}",
+            nic.interface,
+            nic.driver,
+            nothing_came(port)
+        )
+    })
 }
 
 /// What to look at where nothing gives the cause away.
