@@ -84,8 +84,13 @@ static __always_inline int reflect(struct xdp_md *ctx)
 	/* The pseudo-header's other two words (RFC 8200 section 8.1). A right sum has all bits set. */
 	__u32 all = sum(ctx, datagram) + h->udp.len + bpf_htons(IPPROTO_UDP);
 	all = (all & 0xffff) + (all >> 16);
-	if (((all & 0xffff) + (all >> 16)) != 0xffff)
-		return refuse(BAD_CHECKSUM);
+	if (((all & 0xffff) + (all >> 16)) != 0xffff) {
+		/* That of the pseudo-header alone: no card finished what the sender's kernel left to it. */
+		all = sum(ctx, 0) + h->udp.len + bpf_htons(IPPROTO_UDP);
+		all = (all & 0xffff) + (all >> 16);
+		all = (all & 0xffff) + (all >> 16);
+		return refuse(all == h->udp.check ? UNFINISHED_CHECKSUM : BAD_CHECKSUM);
+	}
 
 	/* Handler::decide, of which Handler::screen was before. That the destination is live is known. */
 	struct in6_addr source = h->ip.saddr;

@@ -486,6 +486,14 @@ mod tests {
         request("udp-length-short", changed(|f| f[TRANSPORT + 5] -= 1));
         request("udp-checksum-0", changed(|f| f[TRANSPORT + 6..TRANSPORT + 8].fill(0)));
         request("udp-checksum-wrong", changed(|f| f[TRANSPORT + 7] ^= 1));
+        request(
+            "udp-checksum-unfinished",
+            changed(|f| {
+                // Zeros add nothing but their number.
+                let pseudo = sum(f, IpNumber::UDP, &vec![0; f.len() - TRANSPORT]);
+                f[TRANSPORT + 6..TRANSPORT + 8].copy_from_slice(&pseudo.to_be_bytes());
+            }),
+        );
         request("other-port", frame(CLIENT, live, (50_000, PORT + 1), &[7; 16]));
         request("source-port-0", frame(CLIENT, live, (0, PORT), &[7; 16]));
         request("source-port-of-the-service", frame(CLIENT, live, (PORT, PORT), &[7; 16]));

@@ -261,10 +261,11 @@ impl Ticks {
         sum
     }
 
-    /// Share of the time since `before` that was busy, 0 to 1.
-    pub fn busy_since(self, before: Self) -> f64 {
+    /// Share of the time since `before` that was busy, 0 to 1; `None` where no time has passed on any
+    /// of the processors.
+    pub fn busy_since(self, before: Self) -> Option<f64> {
         let all = self.all.saturating_sub(before.all);
-        if all == 0 { 0.0 } else { self.busy.saturating_sub(before.busy) as f64 / all as f64 }
+        (all > 0).then(|| self.busy.saturating_sub(before.busy) as f64 / all as f64)
     }
 }
 
@@ -297,8 +298,8 @@ mod tests {
         let stat =
             "cpu  9 9 9 9 9 9 9 9 0 0\ncpu0 10 0 20 60 10 0 0 500 0 0\ncpu1 5 0 0 95 0 0 0 0 0 0\nintr 1 2\n";
         let zero = Ticks::default();
-        assert_eq!(Ticks::parse(stat, &[0]).busy_since(zero), 0.3);
-        assert_eq!(Ticks::parse(stat, &[0, 1]).busy_since(zero), 0.175);
-        assert_eq!(Ticks::parse(stat, &[7]).busy_since(zero), 0.0);
+        assert_eq!(Ticks::parse(stat, &[0]).busy_since(zero), Some(0.3));
+        assert_eq!(Ticks::parse(stat, &[0, 1]).busy_since(zero), Some(0.175));
+        assert_eq!(Ticks::parse(stat, &[7]).busy_since(zero), None);
     }
 }

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use clap::ValueEnum;
-use common::packet::PacketSocket;
+use common::packet::{PacketSocket, leave_checksum_unfinished};
 use common::server::{ENGINES, PREFIX, Server, sixhop};
 use common::{TestLab, have_client_poll, link, trial};
 use etherparse::PacketBuilder;
@@ -152,6 +152,9 @@ impl Ends {
         });
         add("checksum 0", &|port| changed(port, &|frame| frame[60..62].fill(0)));
         add("wrong checksum", &|port| changed(port, &|frame| frame[61] ^= 1));
+        add("an unfinished checksum, that of the pseudo-header alone", &|port| {
+            changed(port, &leave_checksum_unfinished)
+        });
         add("one bit of the payload flipped", &|port| changed(port, &|frame| frame[93] ^= 0x80));
 
         let behind = |port, headers: &[(u8, &[u8])]| vec![behind(&self.right(port), headers)];

@@ -8,6 +8,7 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, ensure};
+use common::packet::leave_checksum_unfinished;
 use common::{TestLab, trial};
 use etherparse::PacketBuilder;
 use proptest::prelude::*;
@@ -794,6 +795,14 @@ fn refuses_by_the_same_rules() -> Result<()> {
         (damaged(|p| p[60..62].fill(0)), Fate::Refused(Refusal::NoChecksum)),
         (damaged(|p| p[61] ^= 1), Fate::Refused(Refusal::BadChecksum)),
         (damaged(|p| p[94] ^= 1), Fate::Refused(Refusal::BadChecksum)),
+        (damaged(leave_checksum_unfinished), Fate::Refused(Refusal::UnfinishedChecksum)),
+        (
+            damaged(|p| {
+                leave_checksum_unfinished(p);
+                p[60] ^= 1;
+            }),
+            Fate::Refused(Refusal::BadChecksum),
+        ),
         (from("ff02::1".parse()?), Fate::Refused(Refusal::SourceMulticast)),
         (from(Ipv6Addr::UNSPECIFIED), Fate::Refused(Refusal::SourceUnspecified)),
         (from(Ipv6Addr::LOCALHOST), Fate::Refused(Refusal::SourceLoopback)),

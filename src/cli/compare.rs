@@ -14,7 +14,7 @@ use crate::bind::Method;
 use crate::engine::EngineKind;
 use crate::experiment::{CompareConfig, Peer, compare};
 use crate::lab::Lab;
-use crate::report::{EngineResult, Event};
+use crate::report::{EngineResult, Event, or_dash, rate};
 use crate::wire::{MAX_PAYLOAD, MIN_PAYLOAD};
 
 /// Compare engines on the same work, in a lab on this machine
@@ -189,6 +189,7 @@ type Column<'a> = (&'a str, &'a dyn Fn(&EngineResult) -> String);
 fn describe(results: &[EngineResult]) -> String {
     let mut table = Table::new();
     table.load_preset(presets::NOTHING);
+    let whole = |time: f64| format!("{time:.0}");
     // Each column's name beside its figure.
     let columns: [Column; 9] = [
         ("engine", &|result| result.engine.to_string()),
@@ -198,12 +199,12 @@ fn describe(results: &[EngineResult]) -> String {
             _ => "–".to_owned(),
         }),
         ("addresses", &|result| result.addresses.to_string()),
-        ("requests/s", &|result| format!("{:.0}", result.sustained_rps)),
-        ("mean", &|result| format!("{:.0}", result.mean_us)),
-        ("p99", &|result| format!("{:.0}", result.p99_us)),
-        ("CPU", &|result| format!("{:.0}%", result.server_cpu * 100.0)),
-        ("mean ½", &|result| format!("{:.0}", result.half_mean_us)),
-        ("ratio", &|result| result.ratio_to_socket.map_or("–".to_owned(), |ratio| format!("{ratio:.2}"))),
+        ("requests/s", &|result| rate(result.sustained_rps)),
+        ("mean", &|result| or_dash(result.mean_us, whole)),
+        ("p99", &|result| or_dash(result.p99_us, whole)),
+        ("CPU", &|result| or_dash(result.server_cpu, |share| format!("{:.0}%", share * 100.0))),
+        ("mean ½", &|result| or_dash(result.half_mean_us, whole)),
+        ("ratio", &|result| or_dash(result.ratio_to_socket, |ratio| format!("{ratio:.2}"))),
     ];
     table.set_header(columns.map(|(name, _)| name));
     for result in results {
@@ -259,13 +260,13 @@ mod tests {
             mean_limit_us: 1000.0,
             sustained_rps: 11111.0,
             replies_pps: 222_222.0,
-            mean_us: 333.0,
-            p99_us: 4444.0,
-            server_cpu: 0.55,
+            mean_us: Some(333.0),
+            p99_us: Some(4444.0),
+            server_cpu: Some(0.55),
             half_rps: 5555.5,
-            half_mean_us: 66.0,
-            half_p99_us: 0.0,
-            half_server_cpu: 0.0,
+            half_mean_us: Some(66.0),
+            half_p99_us: None,
+            half_server_cpu: None,
             ratio_to_socket: Some(7.77),
             runs: vec![11111.0; 3],
             client: Client::Afxdp,
@@ -310,6 +311,12 @@ mod tests {
             assert_eq!(under(&table, name), figure, "{name}:\n{table}");
         }
         assert!(table.contains("bound by netlink-down"));
+        let mut slow = result(EngineKind::Afxdp, 1);
+        (slow.sustained_rps, slow.server_cpu, slow.half_mean_us) = (3.96, None, None);
+        let table = describe(&[slow]);
+        for (name, figure) in [("requests/s", "3.96"), ("CPU", "–"), ("mean ½", "–")] {
+            assert_eq!(under(&table, name), figure, "{name}:\n{table}");
+        }
         assert!(table.lines().all(|line| line.chars().count() <= 80), "{table}");
     }
 }

@@ -20,6 +20,7 @@ use crate::report::chart::svg;
 use crate::report::response::{is_at_least, series_name};
 use crate::report::{
     self, BindCell, BindOutcome, BindSummary, Carried, Event, Failed, RotationOutcome, ThresholdSummary,
+    or_dash, rate,
 };
 use crate::xdp::{AttachRequest, CopyRequest};
 
@@ -378,7 +379,7 @@ fn describe_response(summaries: &[ThresholdSummary], events: &[Event]) -> String
                 summaries.iter().find(|summary| summary.cell == cell && summary.threshold_ms == *threshold);
             let Some(summary) = summary else { return String::new() };
             let at_least = if is_at_least(summary.limit) { "≥ " } else { "" };
-            summary.rate.map_or("–".to_owned(), |rate| format!("{at_least}{:.0}", rate.median))
+            or_dash(summary.rate, |spread| format!("{at_least}{}", rate(spread.median)))
         };
         let names = [series_name(cell), cell.addresses.to_string()];
         table.add_row(names.into_iter().chain(thresholds.iter().map(figure)));
@@ -415,8 +416,7 @@ fn describe_rotation(profile: &RotationProfile, events: &[Event]) -> String {
                 row.push(seconds(of.seconds));
                 row.push(if of.late_ms > 0.0 { seconds(of.late_ms / 1e3) } else { "–".to_owned() });
                 row.push(of.lost.to_string());
-                let times = of.inside_us.into_iter().chain(of.outside_us);
-                row.extend(times.map(|time| format!("{time:.0}")));
+                row.extend(of.times().map(|time| or_dash(time, |time| format!("{time:.0}"))));
             }
             None => row.resize(9, "–".to_owned()),
         }

@@ -7,9 +7,9 @@ use anyhow::{Result, bail};
 use comfy_table::{Table, presets};
 
 use super::{Moving, align, note, print_json, progress, stop_on_signal};
-use crate::load::{Client, Generator, LoadConfig, Run};
+use crate::load::{Client, Generator, Heard, LoadConfig, Outcome, Run, UNFINISHED, cause, nothing_came};
 use crate::netlink::AttachMode;
-use crate::report::{Event, LoadResult, Percentiles};
+use crate::report::{Event, LoadResult, Percentiles, or_dash, rate};
 use crate::wire::{MAX_PAYLOAD, MIN_PAYLOAD};
 use crate::xdp::{BusyPoll, CopyMode};
 
@@ -25,10 +25,13 @@ counts requests sent more than 1 ms after they were due. The socket client
 takes the kernel's time of arrival; it needs a neighbour entry for each address
 (net.ipv6.neigh.default.gc_thresh3) where the prefix is not routed.
 
+That requests are lost is a result. Where none of them was answered the exit
+status is 1, and standard error says what to look at; times that there are none
+of are '–', and null in JSON.
+
 Where the addresses move, each request goes to the one that its client has when
 it is due. The server tolerates a clock that differs by a step; of one that
-differs by more, 'clock_steps' says by how many, and where nothing was answered
-because of that the exit status is 1:
+differs by more, 'clock_steps' says by how many:
   sudo sixhop lab exec client -- sixhop load --interface client0 \\
       --prefix 2001:db8:1::/64 --schedule mt6d --clients 1000000 --rotate 10s \\
       --secret secret --rate 20000 --requests 200000")]
@@ -45,7 +48,7 @@ pub struct Args {
     #[arg(long, default_value = "afxdp")]
     client: Client,
     /// Requests per second
-    #[arg(long, value_parser = rate)]
+    #[arg(long, value_parser = rate_flag)]
     rate: f64,
     /// How many requests
     #[arg(long, value_parser = clap::value_parser!(u64).range(1..=1_000_000_000))]
@@ -74,7 +77,7 @@ pub struct Args {
 }
 
 /// Requests per second, as a flag.
-pub(super) fn rate(text: &str) -> Result<f64, String> {
+pub(super) fn rate_flag(text: &str) -> Result<f64, String> {
     match text.parse() {
         Ok(rate) if (0.001..=1e9).contains(&rate) => Ok(rate),
         _ => Err("a rate is a number of requests per second, 0.001 to 1000000000".into()),
@@ -93,7 +96,7 @@ fn offset(text: &str) -> Result<i64, String> {
 /// Runs the subcommand.
 ///
 /// # Errors
-/// When the server cannot be found or the generator cannot run, or where nothing was answered because of a wrong clock. That the server
+/// When the server cannot be found, the generator cannot run, or nothing was answered. That the server
 /// loses requests is a result, not an error.
 pub fn run(args: Args) -> Result<ExitCode> {
     let stop = stop_on_signal()?;
@@ -109,24 +112,33 @@ pub fn run(args: Args) -> Result<ExitCode> {
     })?;
     let bar = progress(args.requests, "sending {bar:40} {human_pos}/{human_len} requests, {eta} left");
     let run = Run { rate: args.rate, requests: args.requests };
+    let before = Heard::now();
     let mut result = generator.run(run, &stop, |sent| bar.set_position(sent))?;
-    result.environment = Some(Box::new(generator.environment()));
+    let heard = Heard::now().since(before);
+    let here = generator.environment();
+    let cause = cause(&result, &here, heard, args.port);
+    result.environment = Some(Box::new(here));
     bar.finish_and_clear();
-    let (clock_steps, answered, sent) = (result.clock_steps, result.outcome.answered, result.sent);
+    let (clock_steps, sent) = (result.clock_steps, result.sent);
+    let (answered, unfinished) = (result.outcome.answered, result.outcome.unfinished);
     if args.json {
         print_json(&Event::Result(result))?;
     } else {
         println!("{}", describe(&result));
     }
-    let words = clock_steps.map(|steps| uneven(steps, args.addresses.rotate));
-    match words {
-        Some(words) if answered == 0 => bail!(words),
-        Some(words) => note(words),
-        None if answered == 0 && sent > 0 && args.addresses.schedule.is_some() => bail!(
-            "nothing was answered, not even on addresses of other steps: the server may be down, or its --secret, --rotate or --prefix \
-             another"
-        ),
-        None => {}
+    let uneven = clock_steps.map(|steps| uneven(steps, args.addresses.rotate));
+    if answered == 0 && sent > 0 {
+        let why = uneven.or(cause).unwrap_or_else(|| match args.addresses.schedule {
+            Some(_) => "not even on addresses of other steps: the server may be down, or its --secret, --rotate or --prefix \
+                        another"
+                .to_owned(),
+            None => nothing_came(args.port),
+        });
+        bail!("none of {sent} requests was answered: {why}");
+    }
+    uneven.into_iter().for_each(note);
+    if unfinished > 0 {
+        note(format!("{unfinished} {UNFINISHED}"));
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -160,8 +172,8 @@ pub(super) fn client(
 fn describe(result: &LoadResult) -> String {
     let mut text = format!(
         "sent {} requests: {} answered, {} complete\n\
-         {} replies: {} duplicates, {} from a wrong source, {} corrupt\n\
-         offered {:.0}/s, achieved {:.0}/s, {} late\n\
+         {} replies: {} duplicates, {} from a wrong source, {}\n\
+         offered {}/s, achieved {}/s, {} late\n\
          client: {}\n",
         result.sent,
         result.outcome.answered,
@@ -169,9 +181,9 @@ fn describe(result: &LoadResult) -> String {
         result.outcome.replies,
         result.outcome.duplicates,
         result.outcome.wrong_source,
-        result.outcome.corrupt,
-        result.offered_rate,
-        result.achieved_rate,
+        corrupt(&result.outcome),
+        rate(result.offered_rate),
+        rate(result.achieved_rate),
         result.late,
         client(result.client, result.attach, result.copy, result.busy_poll),
     );
@@ -179,13 +191,28 @@ fn describe(result: &LoadResult) -> String {
     table.load_preset(presets::NOTHING);
     table.set_header(["µs to the", "mean", "p50", "p90", "p99", "p99.9", "max"]);
     for (name, times) in [("first reply", &result.outcome.first), ("last reply", &result.outcome.last)] {
-        let Percentiles { mean_us, p50_us, p90_us, p99_us, p999_us, max_us, .. } = times;
-        let times = [mean_us, p50_us, p90_us, p99_us, p999_us, max_us].map(|time| microseconds(*time));
-        table.add_row(std::iter::once(name.to_owned()).chain(times));
+        let figures: [fn(&Percentiles) -> f64; 6] = [
+            |times| times.mean_us,
+            |times| times.p50_us,
+            |times| times.p90_us,
+            |times| times.p99_us,
+            |times| times.p999_us,
+            |times| times.max_us,
+        ];
+        let figures = figures.map(|figure| or_dash(times.as_ref().map(figure), microseconds));
+        table.add_row(std::iter::once(name.to_owned()).chain(figures));
     }
     align(&mut table, 1);
     text += &table.to_string();
     text
+}
+
+/// Replies that are none, and those of them that only a card would have made one.
+fn corrupt(outcome: &Outcome) -> String {
+    match outcome.unfinished {
+        0 => format!("{} corrupt", outcome.corrupt),
+        unfinished => format!("{} corrupt, {unfinished} of them with unfinished checksums", outcome.corrupt),
+    }
 }
 
 /// A time in microseconds, to a tenth as long as that says something.
@@ -196,12 +223,11 @@ fn microseconds(time: f64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::load::Outcome;
 
     #[test]
     fn the_table_fits_a_terminal() {
         let slow = 9_999_999.0;
-        let times = Percentiles {
+        let times = Some(Percentiles {
             mean_us: 12_345.6,
             p50_us: slow,
             p90_us: slow,
@@ -209,7 +235,7 @@ mod tests {
             p999_us: slow,
             max_us: slow,
             histogram: String::new(),
-        };
+        });
         let result = LoadResult {
             client: Client::Afxdp,
             sent: 1_000_000_000,
@@ -227,5 +253,12 @@ mod tests {
         let text = describe(&result);
         assert!(text.lines().skip(2).all(|line| line.chars().count() <= 80), "{text}");
         assert!(text.contains("12345.6") && text.contains("9999999"), "{text}");
+
+        let slow =
+            LoadResult { offered_rate: 0.5, achieved_rate: 0.025, outcome: Outcome::default(), ..result };
+        let text = describe(&slow);
+        assert!(text.contains("offered 0.5/s, achieved 0.025/s"), "{text}");
+        let row = text.lines().find(|line| line.starts_with("first reply")).unwrap();
+        assert_eq!(row.split_whitespace().collect::<Vec<_>>().join(" "), "first reply – – – – – –");
     }
 }

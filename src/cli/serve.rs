@@ -15,7 +15,7 @@ use crate::bind::{Method, Rotated};
 use crate::engine::{EngineKind, Occasion, RingRequest, ServerConfig, TPacket};
 use crate::machine::sandbox::Sandbox;
 use crate::metrics::{self, Board, Listener};
-use crate::report::{Event, Notice, Ready, Stats};
+use crate::report::{Event, Notice, Ready, Stats, or_dash, rate};
 use crate::xdp::{AttachRequest, CopyRequest, HugepageRequest};
 
 /// Answer requests on many addresses
@@ -345,11 +345,14 @@ fn late(rotated: &Rotated) -> Option<String> {
 }
 
 fn line(stats: &Stats, previous: &Stats) -> String {
-    let seconds = (stats.seconds - previous.seconds).max(f64::EPSILON);
-    let rate = |now: u64, before: u64| now.saturating_sub(before) as f64 / seconds;
+    let seconds = stats.seconds - previous.seconds;
+    let rate = |now: u64, before: u64| {
+        let passed = (seconds > 0.0).then_some(seconds);
+        or_dash(passed, |seconds| rate(now.saturating_sub(before) as f64 / seconds))
+    };
     let (now, before) = (&stats.counters, &previous.counters);
     format!(
-        "{:7.0} s  {:10.0} requests/s  {:10.0} replies/s  {}",
+        "{:7.0} s  {:>10} requests/s  {:>10} replies/s  {}",
         stats.seconds,
         rate(now.answered, before.answered),
         rate(now.replies, before.replies),

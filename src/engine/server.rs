@@ -458,7 +458,7 @@ impl Server {
                 ..counters.as_ref().map(|counters| counters.read()).unwrap_or_default()
             },
         };
-        let mut lag = self.ready.moving.as_ref().map(|_| 0.0);
+        let mut lag = None;
         let name = self.ready.interface.clone();
         let mut seen = Ok(());
         let (teller, rotated) = mpsc::channel();

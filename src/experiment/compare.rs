@@ -24,7 +24,7 @@ use crate::engine::{EngineKind, ServerConfig};
 use crate::lab::{Lab, Side};
 use crate::load::{Client, Generator, LoadConfig, Run};
 use crate::machine::{Environment, Ticks};
-use crate::report::{Cell, Contestant, EngineResult, LoadResult, Ready};
+use crate::report::{Cell, Contestant, EngineResult, LoadResult, Ready, rate as words};
 
 /// What to compare, on what work.
 #[derive(Debug, Clone)]
@@ -234,6 +234,8 @@ fn search(
 fn result(config: &CompareConfig, who: &Contestant, searched: Vec<Searched>) -> Option<EngineResult> {
     let at = median(&searched)?;
     let (At { load, cpu }, half, ready) = (&at.run, &at.half, &at.server);
+    let mean = |load: &LoadResult| load.outcome.first.as_ref().map(|times| times.mean_us);
+    let p99 = |load: &LoadResult| load.outcome.first.as_ref().map(|times| times.p99_us);
     Some(EngineResult {
         engine: who.clone(),
         attach: ready.modes.attach,
@@ -245,12 +247,12 @@ fn result(config: &CompareConfig, who: &Contestant, searched: Vec<Searched>) -> 
         mean_limit_us: config.mean,
         sustained_rps: load.offered_rate,
         replies_pps: load.outcome.replies as f64 * load.achieved_rate / load.sent as f64,
-        mean_us: load.outcome.first.mean_us,
-        p99_us: load.outcome.first.p99_us,
+        mean_us: mean(load),
+        p99_us: p99(load),
         server_cpu: *cpu,
         half_rps: half.load.offered_rate,
-        half_mean_us: half.load.outcome.first.mean_us,
-        half_p99_us: half.load.outcome.first.p99_us,
+        half_mean_us: mean(&half.load),
+        half_p99_us: p99(&half.load),
         half_server_cpu: half.cpu,
         ratio_to_socket: None,
         runs: searched.iter().map(|searched| searched.run.load.offered_rate).collect(),
@@ -307,8 +309,8 @@ struct Bench<'a> {
 /// A trial's figures.
 struct At {
     load: LoadResult,
-    /// Share of the server's processors that was busy.
-    cpu: f64,
+    /// Share of the server's processors that was busy, where it is known.
+    cpu: Option<f64>,
 }
 
 /// What one search found.
@@ -335,12 +337,12 @@ impl Bench<'_> {
         self.load(START)?;
         let (start, growth) = before.map_or((START, 2.0), |rate| (rate * 0.9, 1.2));
         let found = highest(start, growth, CEILING, |rate| {
-            show(format!("trying {rate:.0} requests/s"));
+            show(format!("trying {} requests/s", words(rate)));
             let at = self.load(rate)?;
             Ok(if holds(&at.load, self.mean) { Trial::Held(at) } else { Trial::Failed })
         })?;
         let (rate, run) = found.context("the server sustains no rate at all")?;
-        show(format!("half of what it sustains, {:.0} requests/s", rate / 2.0));
+        show(format!("half of what it sustains, {} requests/s", words(rate / 2.0)));
         let half = self.load(rate / 2.0)?;
         Ok((run, half))
     }
@@ -363,6 +365,6 @@ impl Bench<'_> {
 /// Whether a rate was sustained.
 fn holds(load: &LoadResult, mean: f64) -> bool {
     load.outcome.complete as f64 >= COMPLETE * load.sent as f64
-        && load.outcome.first.mean_us <= mean
+        && load.outcome.first.as_ref().is_some_and(|times| times.mean_us <= mean)
         && load.achieved_rate >= ON_TIME * load.offered_rate
 }

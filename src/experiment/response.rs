@@ -337,7 +337,7 @@ impl Bench<'_> {
             }
         })?;
         ensure!(!self.stop.load(Ordering::Relaxed), Interrupted);
-        let server_cpu = self.here.then(|| after.busy_since(before));
+        let server_cpu = self.here.then(|| after.busy_since(before)).flatten();
         Ok(Event::Trial(Trial { cell: self.cell, run, rate, server_cpu, load }))
     }
 }

@@ -129,10 +129,27 @@ impl Clock {
         u64::try_from(self.realtime).unwrap_or(0)
     }
 
-    /// When the kernel's clock showed that; 0 for what was before the start.
+    /// Now, by both clocks.
     #[inline]
-    pub fn at(&self, seconds: i64, nanos: i64) -> u64 {
-        u64::try_from(nanoseconds(seconds, nanos) - self.realtime).unwrap_or(0)
+    pub fn both(&self) -> Result<Moment> {
+        let kernel = clock_gettime(ClockId::CLOCK_REALTIME).context("no clock")?;
+        Ok(Moment { now: self.now(), realtime: nanoseconds(kernel.tv_sec(), kernel.tv_nsec()) })
+    }
+}
+
+/// A moment, as [`Clock::now`] has it and by the clock of the kernel's timestamps.
+pub(super) struct Moment {
+    pub now: u64,
+    realtime: i128,
+}
+
+impl Moment {
+    /// When what came before that moment was stamped. Its age counts, not the time of day: the kernel's
+    /// clock may be set in the middle of a run, and would make every later reply too fast or too slow.
+    #[inline]
+    pub fn stamped(&self, seconds: i64, nanos: i64) -> u64 {
+        let age = u64::try_from(self.realtime - nanoseconds(seconds, nanos)).ok();
+        age.and_then(|age| self.now.checked_sub(age)).unwrap_or(self.now)
     }
 }
 
@@ -408,9 +425,20 @@ mod tests {
     #[test]
     fn the_kernels_clock_and_ours_show_the_same_time() {
         let clock = Clock::start().unwrap();
+        let before = clock.now();
         let kernel = clock_gettime(ClockId::CLOCK_REALTIME).unwrap();
-        let (at, now) = (clock.at(kernel.tv_sec(), kernel.tv_nsec()), clock.now());
-        assert!(at <= now + 1_000_000, "{at} ns is after {now} ns"); // but for a clock that was set meanwhile
-        assert_eq!(clock.at(kernel.tv_sec() - 100, 0), 0);
+        let moment = clock.both().unwrap();
+        let at = moment.stamped(kernel.tv_sec(), kernel.tv_nsec());
+        assert!(before <= at && at <= moment.now, "{at} ns is not in {before} to {} ns", moment.now);
+    }
+
+    #[test]
+    fn a_clock_that_is_set_in_a_run_makes_no_reply_faster() {
+        // 50 s after the start, where the kernel's clock was set back by an hour.
+        let moment = Moment { now: 50_000_000_000, realtime: nanoseconds(1_000_000 - 3600, 0) };
+        assert_eq!(moment.stamped(1_000_000 - 3601, 999_999_000), 49_999_999_000); // 1 µs ago
+        // Stamped just before it was set back, or forward: at the latest, it came now.
+        assert_eq!(moment.stamped(1_000_000, 0), 50_000_000_000);
+        assert_eq!(moment.stamped(1_000_000 - 7200, 0), 50_000_000_000);
     }
 }

@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use super::schedule::Schedule;
 use crate::address::Pool;
 use crate::address::mt6d::Timetable;
-use crate::report::Percentiles;
+use crate::report::{Percentiles, times};
 use crate::wire::Stamp;
 
 /// Where requests go.
@@ -64,12 +64,22 @@ pub struct Outcome {
     pub wrong_source: u64,
     /// Replies with damaged contents, or to a request that was never sent.
     pub corrupt: u64,
+    /// Of those in `corrupt`, the ones whose checksum covers the pseudo-header alone: the server's
+    /// interface leaves checksums to nobody.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub unfinished: u64,
     /// Replies to an earlier run, which are not counted otherwise.
     pub stragglers: u64,
-    /// Times to the first reply, of the requests that had one.
-    pub first: Percentiles,
-    /// Times to the last reply, of the requests that had all.
-    pub last: Percentiles,
+    /// Times to the first reply, of the requests that had one; `None` where none had.
+    #[serde(with = "times")]
+    pub first: Option<Percentiles>,
+    /// Times to the last reply, of the requests that had all; `None` where none had.
+    #[serde(with = "times")]
+    pub last: Option<Percentiles>,
+}
+
+fn is_zero(count: &u64) -> bool {
+    *count == 0
 }
 
 impl Ledger {
@@ -173,6 +183,12 @@ impl Ledger {
         self.outcome.corrupt += 1;
     }
 
+    /// Enters one that was damaged in that its checksum was left to a card.
+    pub fn unfinished(&mut self) {
+        self.outcome.corrupt += 1;
+        self.outcome.unfinished += 1;
+    }
+
     /// Requests that have had all their replies so far.
     #[inline]
     pub fn complete(&self) -> u64 {
@@ -210,13 +226,14 @@ impl Times {
         self.sum += u128::from(nanoseconds);
     }
 
-    fn summary(&self) -> Percentiles {
+    /// `None` where there are none.
+    fn summary(&self) -> Option<Percentiles> {
         if self.histogram.is_empty() {
-            return Percentiles::default();
+            return None;
         }
         let us = |nanoseconds: u64| nanoseconds as f64 / 1000.0;
         let quantile = |q| us(self.histogram.value_at_quantile(q));
-        Percentiles {
+        Some(Percentiles {
             mean_us: self.sum as f64 / self.histogram.len() as f64 / 1000.0,
             p50_us: quantile(0.5),
             p90_us: quantile(0.9),
@@ -224,7 +241,7 @@ impl Times {
             p999_us: quantile(0.999),
             max_us: us(self.histogram.max()),
             histogram: encode(&self.histogram),
-        }
+        })
     }
 }
 
@@ -274,6 +291,7 @@ mod tests {
         ledger.reply(ledger.destination(10), &payload(ledger.stamp(10)), 6_000_000, 10); // not sent yet
         ledger.reply(source, &payload(Stamp { run: 8, sequence: 3 }), 6_000_000, 10);
         ledger.damaged();
+        ledger.unfinished();
         let outcome = ledger.close();
         let expected = Outcome {
             answered: 1,
@@ -281,14 +299,39 @@ mod tests {
             replies: 2,
             duplicates: 1,
             wrong_source: 1,
-            corrupt: 5,
+            corrupt: 6,
+            unfinished: 1,
             stragglers: 1,
             first: outcome.first.clone(),
             last: outcome.last.clone(),
         };
         assert_eq!(outcome, expected);
-        assert_eq!(outcome.first.mean_us, 500.0);
-        assert_eq!(outcome.last.mean_us, 1000.0);
+        assert_eq!(outcome.first.unwrap().mean_us, 500.0);
+        assert_eq!(outcome.last.unwrap().mean_us, 1000.0);
+    }
+
+    #[test]
+    fn what_was_not_answered_has_no_times() {
+        let mut ledger = ledger();
+        // The first of two replies alone: there is no last one.
+        let (source, right) = (ledger.destination(3), payload(ledger.stamp(3)));
+        ledger.reply(source, &right, 3_000_000, 10);
+        let outcome = ledger.close();
+        assert!(outcome.first.is_some() && outcome.last.is_none(), "{outcome:?}");
+        let json = serde_json::to_value(&outcome).unwrap();
+        for field in ["mean_us", "p50_us", "p90_us", "p99_us", "p999_us", "max_us"] {
+            assert!(json["last"][field].is_null() && json["first"][field].is_number(), "{json}");
+        }
+        let read: Outcome = serde_json::from_value(json.clone()).unwrap();
+        assert_eq!(read, outcome);
+        // As earlier versions wrote it; the time of 0 ns is one, and has a histogram.
+        let mut old = json;
+        for field in ["mean_us", "p50_us", "p90_us", "p99_us", "p999_us", "max_us"] {
+            old["last"][field] = 0.0.into();
+            old["first"][field] = 0.0.into();
+        }
+        let read: Outcome = serde_json::from_value(old).unwrap();
+        assert!(read.last.is_none() && read.first.is_some(), "{read:?}");
     }
 
     #[test]
@@ -297,7 +340,7 @@ mod tests {
         for microseconds in 1..=1000 {
             times.record(microseconds * 1000);
         }
-        let summary = times.summary();
+        let summary = times.summary().unwrap();
         assert_eq!(summary.mean_us, 500.5);
         for (found, expected) in [
             (summary.p50_us, 500.0),

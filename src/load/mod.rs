@@ -15,7 +15,9 @@ mod ledger;
 mod rings;
 mod schedule;
 mod socket;
+mod unanswered;
 
 pub use generator::{Client, Generator, LoadConfig, Run};
 pub use ledger::{Aim, Ledger, Outcome};
 pub use schedule::Schedule;
+pub use unanswered::{Heard, UNFINISHED, cause, nothing_came};

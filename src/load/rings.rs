@@ -11,7 +11,7 @@ use super::generator::{BATCH, Clock, LoadConfig, Transport, Way};
 use super::ledger::Ledger;
 use crate::address::Prefix;
 use crate::netlink::{self, AttachMode};
-use crate::wire::{self, Endpoints, Template};
+use crate::wire::{self, Endpoints, Refusal, Template};
 use crate::xdp::{
     AttachRequest, Attachment, BusyPoll, CopyMode, CopyRequest, Doorbell, Frame, HugepageRequest, Program,
     ProgramConfig, RingSizes, Rings, Socket, SocketConfig, ethtool,
@@ -159,6 +159,7 @@ impl Transport for RingTransport {
                     Ok(reply) if reply.source_port() == self.service_port => {
                         ledger.reply(reply.source(), reply.payload(), now, sent);
                     }
+                    Err(Refusal::UnfinishedChecksum) => ledger.unfinished(),
                     _ => ledger.damaged(),
                 }
                 // The fill ring is twice as large as the UMEM: it takes every frame.

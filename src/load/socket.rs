@@ -80,11 +80,11 @@ impl Transport for SocketTransport {
             }
             Err(error) => return Err(error).context("cannot receive"),
         };
-        let now = clock.now();
+        let moment = clock.both()?;
         for index in 0..count {
             let (source, port) = self.incoming.source(index);
             let stamp = self.incoming.control(index, libc::SOL_SOCKET, libc::SCM_TIMESTAMPNS);
-            let time = stamp.map_or(now, |stamp| clock.at(stamp.tv_sec, stamp.tv_nsec));
+            let time = stamp.map_or(moment.now, |stamp| moment.stamped(stamp.tv_sec, stamp.tv_nsec));
             if port == self.port {
                 ledger.reply(source, self.incoming.payload(index), time, sent);
             } else {

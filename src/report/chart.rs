@@ -208,12 +208,14 @@ fn draw(area: &Area, panel: &Panel, legend_height: u32) -> Result<()> {
     lines.sort_by_key(|line| std::cmp::Reverse(line.width));
     for line in lines {
         let colour = PALETTE[line.colour % PALETTE.len()];
-        let path = line.points.iter().map(|(x, spread)| (*x, spread.median));
+        // A logarithmic axis has no place for 0.
+        let points = || line.points.iter().filter(|(x, spread)| *x > 0.0 && spread.min > 0.0);
+        let path = points().map(|(x, spread)| (*x, spread.median));
         chart.draw_series(LineSeries::new(path.clone(), colour.stroke_width(line.width)))?;
         if line.dots {
             chart.draw_series(path.map(|point| Circle::new(point, line.width / 2 + 2, colour.filled())))?;
         }
-        let whiskers = line.points.iter().map(|(x, Spread { min, max, .. })| [(*x, *min), (*x, *max)]);
+        let whiskers = points().map(|(x, Spread { min, max, .. })| [(*x, *min), (*x, *max)]);
         chart.draw_series(whiskers.map(|ends| PathElement::new(ends, colour.stroke_width(1))))?;
         chart.draw_series(
             line.at_least

@@ -12,6 +12,7 @@ use super::results::{
     ThresholdSummary, Trial,
 };
 use super::rotation;
+use super::words::{self, or_dash};
 use crate::engine::EngineKind;
 use crate::experiment::{Approach, ResponseProfile};
 use crate::machine::Environment;
@@ -326,9 +327,9 @@ impl<'a> Summed<'a> {
         let held = summary.runs.iter().filter(|run| run.rate.is_some()).count();
         html! {
             @if is_at_least(summary.limit) { "≥ " }
-            (thousands(median as u64))
+            (requests(median))
             small {
-                (thousands(min as u64)) "–" (thousands(max as u64))
+                (requests(min)) "–" (requests(max))
                 " · " (limit_name(summary.limit))
                 @if held < summary.runs.len() { " · " (held) " of " (summary.runs.len()) " passes" }
             }
@@ -373,9 +374,9 @@ impl<'a> Summed<'a> {
                                 tbody { @for (cell, other, rate, socket) in &rows { tr {
                                     th scope="row" { (series_name(*cell)) }
                                     td.number { (thousands(cell.addresses)) }
-                                    td.number { (thousands(*rate as u64)) }
+                                    td.number { (requests(*rate)) }
                                     td { (series_name(*other)) }
-                                    td.number { (thousands(*socket as u64)) }
+                                    td.number { (requests(*socket)) }
                                     td.number { strong { (format!("{:.2}", rate / socket)) } }
                                 } } }
                             }
@@ -398,7 +399,8 @@ impl<'a> Summed<'a> {
                 || trials(self.response).filter(move |trial| trial.cell == cell && trial.rate == rate);
             let answered: u64 = of_rate().map(|trial| trial.load.outcome.answered).sum();
             let sum: f64 = of_rate()
-                .map(|trial| trial.load.outcome.first.mean_us * trial.load.outcome.answered as f64)
+                .filter_map(|trial| Some((trial.load.outcome.first.as_ref()?, trial.load.outcome.answered)))
+                .map(|(times, answered)| times.mean_us * answered as f64)
                 .sum();
             let times = response::merged(of_rate())?;
             Some(Latency { cell, rate, is_lowest, times, mean_us: sum / answered as f64 })
@@ -522,7 +524,7 @@ impl<'a> Summed<'a> {
     }
 
     fn warn_of_spread(&self, warnings: &mut Vec<String>) {
-        let varies = |Spread { min, median, max }: Spread| (max - min) / median;
+        let varies = |Spread { min, median, max }: Spread| (median > 0.0).then(|| (max - min) / median);
         let list = |what: &str, all: usize, mut names: Vec<(f64, String)>| {
             names.sort_by(|a, b| b.0.total_cmp(&a.0));
             let worst = names.first()?;
@@ -535,7 +537,7 @@ impl<'a> Summed<'a> {
             ))
         };
         let rates = self.thresholds.iter().filter_map(|summary| {
-            let share = varies(summary.rate?);
+            let share = varies(summary.rate?)?;
             let name = format!(
                 "{}, {}, {} ms",
                 series_name(summary.cell),
@@ -551,7 +553,7 @@ impl<'a> Summed<'a> {
                 (varies(spread), name)
             })
         });
-        let times = times.filter(|(share, _)| *share > VARIES);
+        let times = times.filter_map(|(share, name)| Some((share.filter(|share| *share > VARIES)?, name)));
         warnings.extend(list("Figure 1", 2 * self.bind.len(), times.collect()));
     }
 }
@@ -631,16 +633,16 @@ fn compare_table(events: &[Event]) -> Option<Markup> {
                             td { (modes(&result.server)) }
                             td.number { (thousands(result.addresses)) }
                             td.number {
-                                (thousands(result.sustained_rps as u64))
+                                (requests(result.sustained_rps))
                                 @if let Some(Spread { min, max, .. }) = Spread::of(result.runs.iter().copied()) {
-                                    small { (thousands(min as u64)) "–" (thousands(max as u64)) }
+                                    small { (requests(min)) "–" (requests(max)) }
                                 }
                             }
-                            td.number { (format!("{:.0}", result.mean_us)) }
-                            td.number { (format!("{:.0}", result.p99_us)) }
-                            td.number { (format!("{:.0} %", 100.0 * result.server_cpu)) }
-                            td.number { (format!("{:.0}", result.half_mean_us)) }
-                            td.number { strong { (result.ratio_to_socket.map_or("–".to_owned(), |ratio| format!("{ratio:.2}"))) } }
+                            td.number { (or_dash(result.mean_us, whole)) }
+                            td.number { (or_dash(result.p99_us, whole)) }
+                            td.number { (or_dash(result.server_cpu, |share| format!("{:.0} %", 100.0 * share))) }
+                            td.number { (or_dash(result.half_mean_us, whole)) }
+                            td.number { strong { (or_dash(result.ratio_to_socket, |ratio| format!("{ratio:.2}"))) } }
                         } } }
                     }
                 }
@@ -681,8 +683,8 @@ fn bind_table(summaries: &[BindSummary], events: &[Event]) -> Markup {
                             td.number { (time(summary.generate_ns.median)) }
                             td.number { (spread(summary.bind_ns)) }
                             td.number { (spread(summary.unbind_ns)) }
-                            td.number { (summary.bytes_per_address.map_or(String::new(), |bytes| format!("{bytes:.0}"))) }
-                            td.number { (summary.faster_than_netlink.map_or("–".to_owned(), |ratio| format!("{ratio:.2}"))) }
+                            td.number { (or_dash(summary.bytes_per_address, whole)) }
+                            td.number { (or_dash(summary.faster_than_netlink, |ratio| format!("{ratio:.2}"))) }
                         } }
                         @for (cell, why) in &unmeasured { tr {
                             th scope="row" { (cell.method) }
@@ -717,7 +719,7 @@ fn rotation_table(events: &[Event]) -> Markup {
                             td.number { (time(of.cpu_seconds * 1e9)) }
                             td.number { (if of.late_ms > 0.0 { time(of.late_ms * 1e6) } else { "–".to_owned() }) }
                             td.number { (format!("{} of {}", thousands(of.lost), thousands(of.sent))) }
-                            @for figure in of.inside_us.iter().chain(&of.outside_us) { td.number { (format!("{figure:.0}")) } }
+                            @for time in of.times() { td.number { (or_dash(time, whole)) } }
                         } @else if let RotationOutcome::Failed { why } = &trial.outcome {
                             td colspan="8" { (why) }
                         } @else {
@@ -882,6 +884,16 @@ fn thousands(number: u64) -> String {
         text.push(digit);
     }
     text
+}
+
+/// Requests a second.
+fn requests(rate: f64) -> String {
+    if rate < 100.0 { words::rate(rate) } else { thousands(rate as u64) }
+}
+
+/// Microseconds.
+fn whole(time: f64) -> String {
+    format!("{time:.0}")
 }
 
 /// A time in nanoseconds with three digits and its unit.

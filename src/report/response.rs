@@ -26,10 +26,11 @@ pub fn held(trial: &Trial, threshold_ms: f64) -> Option<Limit> {
         Some(Limit::Generator)
     } else if (load.outcome.answered as f64) < ANSWERED * load.sent as f64 {
         Some(Limit::Lost)
-    } else if load.outcome.first.mean_us > threshold_ms * 1000.0 {
-        Some(Limit::Slow)
     } else {
-        None
+        match &load.outcome.first {
+            None => Some(Limit::Lost),
+            Some(times) => (times.mean_us > threshold_ms * 1000.0).then_some(Limit::Slow),
+        }
     }
 }
 
@@ -170,13 +171,17 @@ pub fn trials_csv(events: &[Event]) -> Result<String> {
         "max_us",
     ])?;
     for Trial { cell, run, rate, server_cpu, load } in trials(events) {
-        let Percentiles { mean_us, p50_us, p90_us, p99_us, p999_us, max_us, .. } = &load.outcome.first;
         let mut record = vec![cell.engine.to_string(), cell.bind.to_string(), cell.addresses.to_string()];
         record.extend([run.to_string(), rate.to_string(), load.sent.to_string()]);
         record.extend([load.outcome.answered.to_string(), load.outcome.complete.to_string()]);
         record.extend([load.achieved_rate.to_string(), load.late.to_string()]);
         record.push(server_cpu.map_or(String::new(), |share| share.to_string()));
-        record.extend([mean_us, p50_us, p90_us, p99_us, p999_us, max_us].map(|time| time.to_string()));
+        match &load.outcome.first {
+            Some(Percentiles { mean_us, p50_us, p90_us, p99_us, p999_us, max_us, .. }) => {
+                record.extend([mean_us, p50_us, p90_us, p99_us, p999_us, max_us].map(f64::to_string));
+            }
+            None => record.extend([const { String::new() }; 6]),
+        }
         writer.write_record(record)?;
     }
     into_text(writer)
@@ -273,12 +278,14 @@ pub fn panels(summaries: &[ThresholdSummary]) -> Vec<Panel> {
     panels
 }
 
-/// All times to the first reply of some runs together.
+/// All times to the first reply of some runs together; `None` where there are none, or a run did not
+/// keep them.
 #[must_use]
 pub fn merged<'a>(trials: impl Iterator<Item = &'a Trial>) -> Option<Histogram<u64>> {
     let mut all: Option<Histogram<u64>> = None;
-    for trial in trials {
-        let bytes = BASE64_STANDARD.decode(&trial.load.outcome.first.histogram).ok()?;
+    // A run without an answer adds nothing.
+    for times in trials.filter_map(|trial| trial.load.outcome.first.as_ref()) {
+        let bytes = BASE64_STANDARD.decode(&times.histogram).ok()?;
         let one: Histogram<u64> = Deserializer::new().deserialize(&mut bytes.as_slice()).ok()?;
         match &mut all {
             None => all = Some(one),
@@ -339,7 +346,7 @@ pub(crate) mod tests {
             clock_steps: None,
             client: Client::Afxdp,
             sent: 1000,
-            outcome: Outcome { answered: 1000, complete: 1000, first, ..Outcome::default() },
+            outcome: Outcome { answered: 1000, complete: 1000, first: Some(first), ..Outcome::default() },
             late: 0,
             offered_rate: rate as f64,
             achieved_rate: rate as f64,
@@ -441,6 +448,14 @@ pub(crate) mod tests {
             assert_eq!(rows.len(), lines);
             assert!(rows.iter().all(|row| row.len() == rows[0].len()), "{text}");
         }
+        // A run without an answer has no times, and none of its own in the CSV.
+        let none = with(events[0].clone(), |load| load.outcome = Outcome::default());
+        let text = trials_csv(std::slice::from_ref(&none)).unwrap();
+        assert!(text.ends_with(",0.5,,,,,,\n"), "{text}");
+        let Event::Trial(none) = none else { panic!("a trial") };
+        assert_eq!(held(&none, 1e9), Some(Limit::Lost));
+        assert_eq!(merged([&none].into_iter()), None);
+        assert_eq!(merged(trials(&events[..1]).chain([&none])).map(|all| all.len()), Some(1000));
         let text = csv(&summarize(&profile(), &events)).unwrap();
         assert!(text.contains("afxdp,netlink-down,10,1,2000,2000,2000,1,1,slow,5,"), "{text}");
     }

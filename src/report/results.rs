@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 use anyhow::{Context, Result, ensure};
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::address::Schedule;
 use crate::bind::{Method, Phases, Rotated};
@@ -274,6 +274,7 @@ pub struct Counters {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub queues: Vec<QueueCounters>,
     /// How long after it was due the last change of addresses was done, where they change while the server runs.
+    /// `None` before the first change.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rotation_lag_seconds: Option<f64>,
     /// Datagrams that the kernel dropped because the socket's buffer was full.
@@ -439,8 +440,8 @@ impl Spread {
     }
 }
 
-/// Times of a run, from when a request was due.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+/// Times of a run that had any, from when a request was due.
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct Percentiles {
     /// Arithmetic mean of the exact times.
     pub mean_us: f64,
@@ -454,10 +455,67 @@ pub struct Percentiles {
     pub p999_us: f64,
     /// The slowest.
     pub max_us: f64,
-    /// All of them, in nanoseconds: hdrhistogram's V2 encoding, compressed, in base64, as its logs have it. Empty where there are
-    /// none.
-    #[serde(default)]
+    /// All of them, in nanoseconds: hdrhistogram's V2 encoding, compressed, in base64, as its logs have it. Empty where they were not
+    /// kept.
     pub histogram: String,
+}
+
+/// The same in JSON: all fields are there, and null where there are no times.
+#[derive(Serialize, Deserialize)]
+struct Times {
+    mean_us: Option<f64>,
+    p50_us: Option<f64>,
+    p90_us: Option<f64>,
+    p99_us: Option<f64>,
+    p999_us: Option<f64>,
+    max_us: Option<f64>,
+    #[serde(default)]
+    histogram: String,
+}
+
+/// For `#[serde(with)]`.
+pub(crate) mod times {
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    use super::{Percentiles, Times};
+
+    pub fn serialize<S: Serializer>(times: &Option<Percentiles>, to: S) -> Result<S::Ok, S::Error> {
+        let figure = |of: fn(&Percentiles) -> f64| times.as_ref().map(of);
+        let histogram = times.as_ref().map_or(String::new(), |times| times.histogram.clone());
+        Times {
+            mean_us: figure(|times| times.mean_us),
+            p50_us: figure(|times| times.p50_us),
+            p90_us: figure(|times| times.p90_us),
+            p99_us: figure(|times| times.p99_us),
+            p999_us: figure(|times| times.p999_us),
+            max_us: figure(|times| times.max_us),
+            histogram,
+        }
+        .serialize(to)
+    }
+
+    /// `None` also where a slowest time of 0 says it without a histogram: earlier versions wrote that
+    /// where nothing was answered.
+    pub fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Percentiles>, D::Error> {
+        let times = Times::deserialize(from)?;
+        let read = || {
+            Some(Percentiles {
+                mean_us: times.mean_us?,
+                p50_us: times.p50_us?,
+                p90_us: times.p90_us?,
+                p99_us: times.p99_us?,
+                p999_us: times.p999_us?,
+                max_us: times.max_us?,
+                histogram: times.histogram.clone(),
+            })
+        };
+        Ok(read().filter(|times| times.max_us > 0.0 || !times.histogram.is_empty()))
+    }
+}
+
+/// A time: earlier versions wrote 0 where there was none.
+fn unless_zero<'de, D: Deserializer<'de>>(from: D) -> Result<Option<f64>, D::Error> {
+    Ok(Option::deserialize(from)?.filter(|time: &f64| *time != 0.0))
 }
 
 /// What a load run measured.
@@ -626,7 +684,8 @@ pub struct Trial {
     pub run: u32,
     /// Requests per second.
     pub rate: u64,
-    /// Share of the server's processors that was busy, 0 to 1; `None` where it is on another machine.
+    /// Share of the server's processors that was busy, 0 to 1; `None` where it is not
+    /// known: on another machine, or no worker of its own has one.
     pub server_cpu: Option<f64>,
     /// What the client measured.
     pub load: LoadResult,
@@ -710,19 +769,24 @@ pub struct EngineResult {
     /// Replies received per second at the sustained rate.
     pub replies_pps: f64,
     /// Mean time to the first reply at the sustained rate.
-    pub mean_us: f64,
+    #[serde(deserialize_with = "unless_zero")]
+    pub mean_us: Option<f64>,
     /// 99th percentile of it.
-    pub p99_us: f64,
-    /// Share of the server's processors that was busy at the sustained rate, 0 to 1.
-    pub server_cpu: f64,
+    #[serde(deserialize_with = "unless_zero")]
+    pub p99_us: Option<f64>,
+    /// Share of the server's processors that was busy at the sustained rate, 0 to 1; `None` where it
+    /// is not known.
+    pub server_cpu: Option<f64>,
     /// Half the sustained rate: where a server that is not at its limit is measured.
     pub half_rps: f64,
-    /// Mean time to the first reply there.
-    pub half_mean_us: f64,
+    /// Mean time to the first reply there; `None` where there was no reply.
+    #[serde(deserialize_with = "unless_zero")]
+    pub half_mean_us: Option<f64>,
     /// 99th percentile in that run.
-    pub half_p99_us: f64,
+    #[serde(deserialize_with = "unless_zero")]
+    pub half_p99_us: Option<f64>,
     /// Share of the server's processors that was busy in that run, 0 to 1.
-    pub half_server_cpu: f64,
+    pub half_server_cpu: Option<f64>,
     /// `sustained_rps` by that of the engine `socket` in the same comparison; `None` when that was not in it.
     pub ratio_to_socket: Option<f64>,
     /// Sustained requests per second of each run.

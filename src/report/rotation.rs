@@ -7,7 +7,8 @@ use anyhow::{Context, Result, anyhow};
 
 use super::chart::{Axis, Line, Panel, microseconds, nanoseconds, short};
 use super::results::{
-    Carried, Event, LoadResult, RotationCell, RotationLimit, RotationOutcome, RotationTrial, Spread,
+    Carried, Event, LoadResult, Percentiles, RotationCell, RotationLimit, RotationOutcome, RotationTrial,
+    Spread,
 };
 use crate::bind::Method;
 use crate::engine::EngineKind;
@@ -31,10 +32,20 @@ pub struct Figures {
     pub sent: u64,
     /// Those that did not get all their replies.
     pub lost: u64,
-    /// Mean and 99th percentile of the time to the first reply while addresses were exchanged, in microseconds: medians of the steps.
-    pub inside_us: [f64; 2],
+    /// Mean and 99th percentile of the time to the first reply while addresses were exchanged, in microseconds: medians of the
+    /// steps in which something was answered; `None` where that is none.
+    pub inside_us: Option<[f64; 2]>,
     /// The same while none was.
-    pub outside_us: [f64; 2],
+    pub outside_us: Option<[f64; 2]>,
+}
+
+impl Figures {
+    /// Mean and 99th percentile inside, then outside.
+    #[must_use]
+    pub fn times(&self) -> [Option<f64>; 4] {
+        let [inside, outside] = [self.inside_us, self.outside_us];
+        [inside.map(|us| us[0]), inside.map(|us| us[1]), outside.map(|us| us[0]), outside.map(|us| us[1])]
+    }
 }
 
 /// The trials among `events`, in their order.
@@ -48,9 +59,9 @@ pub fn figures(trial: &RotationTrial) -> Option<Figures> {
     let RotationOutcome::Measured { steps, inside, outside, .. } = &trial.outcome else { return None };
     let most = steps.iter().max_by(|a, b| a.seconds.total_cmp(&b.seconds))?;
     let middle = |results: &[LoadResult]| {
-        let figure =
-            |of: fn(&LoadResult) -> f64| Spread::of(results.iter().map(of)).map(|spread| spread.median);
-        Some([figure(|load| load.outcome.first.mean_us)?, figure(|load| load.outcome.first.p99_us)?])
+        let times = || results.iter().filter_map(|load| load.outcome.first.as_ref());
+        let figure = |of: fn(&Percentiles) -> f64| Some(Spread::of(times().map(of))?.median);
+        Some([figure(|times| times.mean_us)?, figure(|times| times.p99_us)?])
     };
     let all = || inside.iter().chain(outside);
     Some(Figures {
@@ -59,8 +70,8 @@ pub fn figures(trial: &RotationTrial) -> Option<Figures> {
         late_ms: steps.iter().map(|step| step.late_ms).fold(0.0, f64::max),
         sent: all().map(|load| load.sent).sum(),
         lost: all().map(|load| load.sent - load.outcome.complete).sum(),
-        inside_us: middle(inside)?,
-        outside_us: middle(outside)?,
+        inside_us: middle(inside),
+        outside_us: middle(outside),
     })
 }
 
@@ -176,8 +187,8 @@ pub fn csv(events: &[Event]) -> Result<String> {
             Some(of) => {
                 record.extend([of.seconds, of.cpu_seconds, of.late_ms].map(|figure| figure.to_string()));
                 record.extend([of.sent, of.lost].map(|figure| figure.to_string()));
-                let times = of.inside_us.into_iter().chain(of.outside_us);
-                record.extend(times.map(|figure| figure.to_string()));
+                let times = of.times().map(|time| time.map_or(String::new(), |time| time.to_string()));
+                record.extend(times);
             }
             None => record.resize(14, String::new()),
         }
@@ -217,22 +228,23 @@ fn servers(events: &[Event]) -> Vec<(EngineKind, Method)> {
 /// clients.
 #[must_use]
 pub fn panels(events: &[Event]) -> Vec<Panel> {
-    let line = |(index, server): (usize, &(EngineKind, Method)), name: &str, figure: fn(&Figures) -> f64| {
-        let of_server =
-            sorted(events).into_iter().filter(|trial| (trial.cell.engine, trial.cell.bind) == *server);
-        let points = of_server.filter_map(|trial| {
-            let value = figure(&figures(trial)?);
-            let spread = Spread { min: value, median: value, max: value };
-            (value > 0.0).then_some((trial.cell.clients as f64, spread))
-        });
-        Line::new(format!("{}, {}{name}", server.0, server.1), index, points.collect())
-    };
+    let line =
+        |(index, server): (usize, &(EngineKind, Method)), name: &str, figure: fn(&Figures) -> Option<f64>| {
+            let of_server =
+                sorted(events).into_iter().filter(|trial| (trial.cell.engine, trial.cell.bind) == *server);
+            let points = of_server.filter_map(|trial| {
+                let value = figure(&figures(trial)?)?;
+                let spread = Spread { min: value, median: value, max: value };
+                (value > 0.0).then_some((trial.cell.clients as f64, spread))
+            });
+            Line::new(format!("{}, {}{name}", server.0, server.1), index, points.collect())
+        };
     let servers = servers(events);
     let x = Axis { name: "clients", words: short };
-    let work = servers.iter().enumerate().map(|server| line(server, "", |of| of.seconds * 1e9));
+    let work = servers.iter().enumerate().map(|server| line(server, "", |of| Some(of.seconds * 1e9)));
     let times = servers.iter().enumerate().flat_map(|(index, server)| {
-        let inside = line((2 * index, server), ", inside", |of| of.inside_us[1]);
-        let outside = line((2 * index + 1, server), ", outside", |of| of.outside_us[1]);
+        let inside = line((2 * index, server), ", inside", |of| of.times()[1]);
+        let outside = line((2 * index + 1, server), ", outside", |of| of.times()[3]);
         [inside, outside]
     });
     let panel = |title: &str, y: Axis, lines: Vec<Line>| Panel {
@@ -255,11 +267,10 @@ pub(crate) mod tests {
     use crate::bind::Rotated;
     use crate::experiment::{Profile, Rates, RotationSeries};
     use crate::load::{Client, Outcome};
-    use crate::report::Percentiles;
     use crate::report::chart::svg;
 
     fn load(complete: u64, mean_us: f64) -> LoadResult {
-        let first = Percentiles { mean_us, p99_us: 3.0 * mean_us, ..Percentiles::default() };
+        let first = Some(Percentiles { mean_us, p99_us: 3.0 * mean_us, ..Percentiles::default() });
         LoadResult {
             client: Client::Afxdp,
             sent: 10_000,
@@ -337,6 +348,21 @@ pub(crate) mod tests {
         let carried = &summarize(&profile(), &none)[0];
         assert_eq!((carried.clients, carried.limit), (None, RotationLimit::Unready));
         assert_eq!(carried.cause, "1000: no memory");
+    }
+
+    #[test]
+    fn a_step_without_an_answer_has_no_times_and_pulls_no_median_down() {
+        let Event::Rotated(mut trial) = trial(1000, 0.2, 0.0, 0) else { panic!("a trial") };
+        let RotationOutcome::Measured { inside, outside, .. } = &mut trial.outcome else {
+            panic!("measured")
+        };
+        inside.push(LoadResult { outcome: Outcome::default(), ..load(0, 0.0) });
+        *outside = vec![LoadResult { outcome: Outcome::default(), ..load(0, 0.0) }];
+        let of = figures(&trial).unwrap();
+        assert_eq!(of.times(), [Some(20.0), Some(60.0), None, None]);
+        assert_eq!((of.sent, of.lost), (30_000, 20_000));
+        let text = csv(&[Event::Rotated(trial)]).unwrap();
+        assert!(text.ends_with(",30000,20000,20,60,,\n"), "{text}");
     }
 
     #[test]

@@ -22,9 +22,10 @@ pub(super) const UDP_HEADER: usize = 8;
 
 /// Why a packet is not answered. One counter each in the statistics.
 ///
-/// The first five are a matter of the bytes, found by [`validate`]; the kernel finds them for a socket. Then come the answering
-/// rules, decided by [`Handler`](crate::engine::Handler) for every engine alike, and where there is an XDP program, there first. Three
-/// more are for solicitations.
+/// The first five and the last are a matter of the bytes, found by [`validate`]; the kernel finds them
+/// for a socket. Then come the answering rules, decided by [`Handler`](crate::engine::Handler) for
+/// every engine alike, and where there is an XDP program, there first. Three more are for
+/// solicitations.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[repr(usize)]
 pub enum Refusal {
@@ -66,11 +67,13 @@ pub enum Refusal {
     DestinationMulticast,
     /// The source is an IPv4-mapped address, which the kernel takes from no network: `::ffff:127.0.0.1` would be one.
     SourceMapped,
+    /// The checksum covers the pseudo-header alone: the sender's kernel left the rest to a card, and none did it.
+    UnfinishedChecksum,
 }
 
 impl Refusal {
     /// All of them, in the order of their counters.
-    pub const ALL: [Self; 19] = [
+    pub const ALL: [Self; 20] = [
         Self::NotUdp,
         Self::BadLength,
         Self::NoChecksum,
@@ -90,6 +93,7 @@ impl Refusal {
         Self::SourceOverLimit,
         Self::DestinationMulticast,
         Self::SourceMapped,
+        Self::UnfinishedChecksum,
     ];
 
     /// The name under which it is counted in the statistics.
@@ -114,6 +118,7 @@ impl Refusal {
             Self::SourceOverLimit => "source_over_limit",
             Self::DestinationMulticast => "destination_multicast",
             Self::SourceMapped => "source_mapped",
+            Self::UnfinishedChecksum => "unfinished_checksum",
         }
     }
 }
@@ -161,12 +166,25 @@ pub fn validate(frame: &mut [u8], port: u16) -> Result<Request<'_>, Refusal> {
     if udp.checksum() == 0 {
         return Err(Refusal::NoChecksum);
     }
-    if checksum(&ip.slice()[8..40], IpNumber::UDP, udp_length, datagram) != 0 {
-        return Err(Refusal::BadChecksum);
+    let addresses = &ip.slice()[8..40];
+    if checksum(addresses, IpNumber::UDP, udp_length, datagram) != 0 {
+        return Err(wrong_checksum(addresses, udp_length, datagram));
     }
     let (source, destination) = (ip.source_addr(), ip.destination_addr());
     let source_port = udp.source_port();
     Ok(Request { frame, source, destination, source_port, udp_length })
+}
+
+/// What is wrong with the checksum of `datagram`. Linux puts the sum of the pseudo-header alone into
+/// what its card is to finish (CHECKSUM_PARTIAL). A veth or tap hands that on as it is.
+#[cold]
+fn wrong_checksum(addresses: &[u8], length: u16, datagram: &[u8]) -> Refusal {
+    let unfinished = !checksum(addresses, IpNumber::UDP, length, &[]);
+    if datagram.get(6..UDP_HEADER) == Some(&unfinished.to_ne_bytes()) {
+        Refusal::UnfinishedChecksum
+    } else {
+        Refusal::BadChecksum
+    }
 }
 
 /// The Internet checksum of pseudo-header and message, of UDP or ICMPv6 (RFC 8200 section 8.1): 0 when the message carries a
@@ -249,6 +267,31 @@ pub(super) mod tests {
         assert_eq!(damaged(|f| f[IP_PAYLOAD + 6..IP_PAYLOAD + 8].fill(0)), Refusal::NoChecksum);
         assert_eq!(damaged(|f| f[OVERHEAD] ^= 1), Refusal::BadChecksum);
         assert_eq!(damaged(|f| f[IP + 8] ^= 1), Refusal::BadChecksum); // source address
+    }
+
+    /// The sum of source, destination, length and next header, as RFC 1071 has it, word by word.
+    pub fn unfinished(frame: &[u8]) -> [u8; 2] {
+        let words = frame[IP + 8..IP_PAYLOAD].chunks(2).chain([&frame[IP_PAYLOAD + 4..IP_PAYLOAD + 6]]);
+        let mut sum = words.map(|word| u32::from(word[0]) << 8 | u32::from(word[1])).sum::<u32>() + 17;
+        while sum > 0xffff {
+            sum = (sum & 0xffff) + (sum >> 16);
+        }
+        (sum as u16).to_be_bytes()
+    }
+
+    #[test]
+    fn a_checksum_that_no_card_finished_is_told_from_damage() {
+        for payload in [&[7; 32][..], &[7; 33], &[]] {
+            let mut bytes = frame(payload);
+            let sum = unfinished(&bytes);
+            bytes[IP_PAYLOAD + 6..OVERHEAD].copy_from_slice(&sum);
+            assert_eq!(refusal(&mut bytes), Refusal::UnfinishedChecksum, "{} bytes", payload.len());
+            // Its complement, and one bit beside it, are damage.
+            bytes[IP_PAYLOAD + 6..OVERHEAD].copy_from_slice(&sum.map(|byte| !byte));
+            assert_eq!(refusal(&mut bytes), Refusal::BadChecksum);
+            bytes[IP_PAYLOAD + 6..OVERHEAD].copy_from_slice(&[sum[0], sum[1] ^ 1]);
+            assert_eq!(refusal(&mut bytes), Refusal::BadChecksum);
+        }
     }
 
     #[test]

@@ -1,0 +1,166 @@
+//! Why nothing was answered, as far as the client's side can tell.
+
+use std::fs;
+
+use super::generator::Client;
+use crate::machine::Environment;
+use crate::report::LoadResult;
+
+/// What to do about replies whose checksum only a card would have finished.
+pub const UNFINISHED: &str = "replies came with unfinished checksums, which the server's kernel left to its interface: run \
+     'ethtool -K IF tx off' for the server's interface, or ask with --client socket";
+
+/// Drivers whose packets go from memory to memory: no card finishes a checksum.
+const MEMORY: [&str; 3] = ["veth", "bridge", "tun"];
+
+/// What this machine's kernel counted of answers that no client gets.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Heard {
+    /// ICMPv6 errors that said that a destination is unreachable.
+    unreachable: u64,
+    /// UDP datagrams with a wrong checksum.
+    damaged: u64,
+}
+
+impl Heard {
+    /// So far, in the network namespace of the calling thread.
+    #[must_use]
+    pub fn now() -> Self {
+        fs::read_to_string("/proc/thread-self/net/snmp6").map_or(Self::default(), |text| Self::parse(&text))
+    }
+
+    fn parse(text: &str) -> Self {
+        let number = |name: &str| {
+            let words = text.lines().map(str::split_ascii_whitespace);
+            let mut line = words.filter_map(|mut words| (words.next()? == name).then_some(words));
+            line.next().and_then(|mut words| words.next()?.parse().ok()).unwrap_or(0)
+        };
+        Self { unreachable: number("Icmp6InDestUnreachs"), damaged: number("Udp6InCsumErrors") }
+    }
+
+    /// Since `before`.
+    #[must_use]
+    pub fn since(self, before: Self) -> Self {
+        Self {
+            unreachable: self.unreachable.saturating_sub(before.unreachable),
+            damaged: self.damaged.saturating_sub(before.damaged),
+        }
+    }
+}
+
+/// Why nothing of `result` was answered; `None` where nothing gives it away. `here` is the client's
+/// machine, `port` the service's.
+#[must_use]
+pub fn cause(result: &LoadResult, here: &Environment, heard: Heard, port: u16) -> Option<String> {
+    let outcome = &result.outcome;
+    if outcome.unfinished > 0 {
+        return Some(format!("{} {UNFINISHED}", outcome.unfinished));
+    }
+    if outcome.corrupt > 0 {
+        return Some(format!(
+            "{} replies came, and all were damaged: see whether another program answers on port {port}",
+            outcome.corrupt
+        ));
+    }
+    if outcome.wrong_source > 0 {
+        return Some(format!(
+            "{} replies came, and all from another address than the one asked: the server has to answer from that",
+            outcome.wrong_source
+        ));
+    }
+    if heard.unreachable > 0 {
+        return Some(format!(
+            "the network said {} times that a destination is unreachable (ICMPv6): see whether the server serves port \
+             {port}, and whether a firewall rejects requests",
+            heard.unreachable
+        ));
+    }
+    if result.client == Client::Socket && heard.damaged > 0 {
+        return Some(format!(
+            "{} replies came with a wrong checksum, and the kernel dropped them",
+            heard.damaged
+        ));
+    }
+    let nic = &here.nic;
+    let leaves = |offload: &String| offload == "tx-checksum-ip-generic" || offload == "tx-checksum-ipv6";
+    let may_leave = MEMORY.contains(&nic.driver.as_str()) && nic.offloads.iter().any(leaves);
+    (result.client == Client::Socket && may_leave).then(|| {
+        format!(
+            "{0} ({1}) leaves checksums unfinished, which only socket engines take: run 'ethtool -K {0} tx off', or ask with \
+             --client afxdp; otherwise {2}",
+            nic.interface,
+            nic.driver,
+            nothing_came(port)
+        )
+    })
+}
+
+/// What to look at where nothing gives the cause away.
+#[must_use]
+pub fn nothing_came(port: u16) -> String {
+    format!(
+        "nothing came back: see whether the server is up and serves port {port} and these addresses (--prefix, --addresses, \
+         --seed), whether its --allow has this machine, whether a firewall is between, and what its statistics say was dropped"
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::load::Outcome;
+
+    #[test]
+    fn what_gives_the_cause_away_is_named() {
+        let nothing = LoadResult {
+            client: Client::Afxdp,
+            sent: 10,
+            outcome: Outcome::default(),
+            late: 0,
+            clock_steps: None,
+            offered_rate: 1.0,
+            achieved_rate: 1.0,
+            attach: None,
+            copy: None,
+            rings: None,
+            busy_poll: None,
+            environment: None,
+        };
+        let with = |change: fn(&mut Outcome)| {
+            let mut result = nothing.clone();
+            change(&mut result.outcome);
+            result
+        };
+        let mut veth = Environment::default();
+        (veth.nic.driver, veth.nic.interface) = ("veth".to_owned(), "eth7".to_owned());
+        veth.nic.offloads = vec!["tx-checksum-ip-generic".to_owned()];
+        let socket = LoadResult { client: Client::Socket, ..nothing.clone() };
+        let (silent, none) = (Heard::default(), Environment::default());
+        let unfinished = with(|outcome| (outcome.corrupt, outcome.unfinished) = (9, 9));
+        let unreachable = Heard { unreachable: 2, damaged: 5 };
+        let damaged = Heard { damaged: 5, ..silent };
+        for (result, here, heard, words) in [
+            (&unfinished, &veth, silent, "9 replies came with unfinished checksums"),
+            (&with(|outcome| outcome.corrupt = 3), &veth, silent, "3 replies came, and all were damaged"),
+            (&with(|outcome| outcome.wrong_source = 4), &veth, silent, "from another address"),
+            (&socket, &veth, unreachable, "unreachable (ICMPv6): see whether the server serves port 3540"),
+            (&socket, &none, damaged, "5 replies came with a wrong checksum"),
+            (&socket, &veth, silent, "ethtool -K eth7 tx off"),
+        ] {
+            let said = cause(result, here, heard, 3540).unwrap_or_default();
+            assert!(said.contains(words), "'{said}' and not '{words}'");
+        }
+        // Rings write whole checksums themselves, and get no datagram that the kernel dropped.
+        assert_eq!(cause(&nothing, &veth, damaged, 3540), None);
+        assert_eq!(cause(&socket, &none, silent, 3540), None);
+        assert!(nothing_came(3540).contains("port 3540"));
+    }
+
+    #[test]
+    fn the_kernels_counts_are_read_by_their_names() {
+        let text = "Icmp6InDestUnreachs             \t3\nUdp6InErrors \t9\nUdp6InCsumErrors \t2\n";
+        let now = Heard::parse(text);
+        assert_eq!(now, Heard { unreachable: 3, damaged: 2 });
+        assert_eq!(now.since(Heard { unreachable: 1, damaged: 2 }), Heard { unreachable: 2, damaged: 0 });
+        assert_eq!(Heard::parse(""), Heard::default());
+    }
+}

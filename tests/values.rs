@@ -1,0 +1,250 @@
+//! A figure without data is none, and a cause that somebody knows is named.
+//!
+//! | test | what happens |
+//! |---|---|
+//! | `a_sender_with_offload_*`, `replies_with_*` | one end of the veth leaves its checksums to nobody |
+//! | `nothing_answered_*`, `a_port_*` | no request is answered |
+//! | `a_lag_*` | addresses move, and have not moved yet |
+//! | `old_results_*` | results of earlier versions are read |
+
+mod common;
+
+use std::fs;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::{ExitCode, Output};
+
+use anyhow::{Context, Result, ensure};
+use common::server::{PREFIX, Server, sixhop};
+use common::{TestLab, trial, wait_for_no_program};
+use serde_json::Value;
+use sixhop::lab::Side;
+use sixhop::report::Event;
+use sixhop::xdp::ethtool;
+
+fn main() -> ExitCode {
+    common::main(vec![
+        trial("a_sender_with_offload_is_told_from_damage_and_how_to_mend_it", offload_at_the_client),
+        trial("replies_with_unfinished_checksums_are_named_by_the_client", offload_at_the_server),
+        trial("nothing_answered_is_no_figure_and_a_failure", nothing_answered),
+        trial("a_port_that_nobody_serves_is_named", nobody_serves),
+        trial("a_lag_before_the_first_change_is_none", no_change_yet),
+        trial("old_results_are_read", old_results),
+    ])
+}
+
+const ADDRESSES: u64 = 5;
+const REQUESTS: u64 = 20;
+
+/// Leaves checksums of what one end sends to nobody, as a veth does by default, or has the kernel compute them.
+fn offload(lab: &TestLab, side: Side, on: bool) -> Result<()> {
+    lab.run_in(side, || ethtool::set_tx_checksum(side.interface(), on))
+}
+
+fn start(lab: &TestLab, flags: &str) -> Result<Server> {
+    Server::start(lab, &format!("--addresses {ADDRESSES} {flags}"))
+}
+
+fn load(lab: &TestLab, flags: &str) -> Result<Output> {
+    let flags = format!(
+        "load --interface client0 --prefix {PREFIX} --addresses {ADDRESSES} --rate 200 --requests {REQUESTS} {flags}"
+    );
+    let output = sixhop(lab, Side::Client, &flags).output()?;
+    wait_for_no_program(lab, Side::Client)?;
+    Ok(output)
+}
+
+/// What a client printed that got no answer: its result, and the one line that says why.
+fn unanswered(output: &Output) -> Result<(Value, String)> {
+    let said = String::from_utf8(output.stderr.clone())?;
+    let lines: Vec<_> = said.lines().filter(|line| !line.contains("falls back from")).collect();
+    ensure!(output.status.code() == Some(1) && lines.len() == 1, "{}: {said}", output.status);
+    let result: Value = serde_json::from_slice(&output.stdout)?;
+    ensure!(result["sent"] == REQUESTS && result["answered"] == 0, "{result}");
+    for times in ["first", "last"] {
+        for figure in ["mean_us", "p50_us", "p90_us", "p99_us", "p999_us", "max_us"] {
+            let none = result[times].get(figure).is_some_and(Value::is_null);
+            ensure!(none, "{times}.{figure} of no reply is {}", result[times][figure]);
+        }
+    }
+    Ok((result, lines[0].to_owned()))
+}
+
+fn all_answered(output: &Output) -> Result<()> {
+    ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let result: Value = serde_json::from_slice(&output.stdout)?;
+    ensure!(result["complete"] == REQUESTS && result["first"]["p99_us"].as_f64() > Some(0.0), "{result}");
+    Ok(())
+}
+
+/// The first statistics with unfinished checksums, and what the server says next.
+fn notice(server: &mut Server) -> Result<(Value, String)> {
+    let mut stats = Value::Null;
+    server.wait_for(|event| {
+        stats = event.clone();
+        event["refused"]["unfinished_checksum"].as_u64() > Some(0)
+    })?;
+    let next = server.event()?;
+    ensure!(next["event"] == "notice", "nothing is said of {stats}, but {next}");
+    Ok((stats, next["text"].as_str().unwrap_or_default().to_owned()))
+}
+
+fn offload_at_the_client() -> Result<()> {
+    for flags in [
+        "--engine afxdp --bind netlink",
+        "--engine afxdp --bind live-map",
+        "--engine afxdp --attach generic",
+        "--engine reflect",
+        "--engine raw",
+        "--engine packet-ring",
+        "--engine packet-ring --tpacket v3",
+    ] {
+        let lab = TestLab::up()?;
+        offload(&lab, Side::Client, true)?;
+        let mut server = start(&lab, &format!("{flags} --replies 1"))?;
+        let asked = load(&lab, "--replies 1 --client socket --json")?;
+        let (_, said) = unanswered(&asked).with_context(|| flags.to_owned())?;
+        ensure!(said.contains("ethtool -K client0 tx off"), "{flags}: {said}");
+        let (_, said) = notice(&mut server).with_context(|| flags.to_owned())?;
+        ensure!(said.contains("ethtool -K IF tx off") && said.contains("--engine socket"), "{flags}: {said}");
+        // Rings write whole checksums, whatever the interface leaves out.
+        all_answered(&load(&lab, "--replies 1 --json")?).with_context(|| flags.to_owned())?;
+        // The cure.
+        offload(&lab, Side::Client, false)?;
+        if !flags.contains("reflect") {
+            all_answered(&load(&lab, "--replies 1 --client socket --json")?)
+                .with_context(|| flags.to_owned())?;
+        }
+        let totals = server.stop()?;
+        ensure!(
+            totals["refused"]["unfinished_checksum"] == REQUESTS
+                && totals["refused"]["bad_checksum"].is_null(),
+            "{flags}: {totals}"
+        );
+    }
+    // The other cure.
+    for engine in ["socket", "socket-batch", "socket-gso", "uring"] {
+        let lab = TestLab::up()?;
+        offload(&lab, Side::Client, true)?;
+        let server = start(&lab, &format!("--engine {engine} --replies 1"))?;
+        all_answered(&load(&lab, "--replies 1 --client socket --json")?)
+            .with_context(|| engine.to_owned())?;
+        server.stop()?;
+    }
+    Ok(())
+}
+
+fn offload_at_the_server() -> Result<()> {
+    let lab = TestLab::up()?;
+    offload(&lab, Side::Server, true)?;
+    let server = start(&lab, "--engine socket --replies 1")?;
+    let (result, said) = unanswered(&load(&lab, "--replies 1 --json")?)?;
+    ensure!(result["unfinished"] == REQUESTS && result["corrupt"] == REQUESTS, "{result}");
+    ensure!(said.contains("unfinished checksums") && said.contains("ethtool -K"), "{said}");
+    let people = load(&lab, "--replies 1")?;
+    let text = String::from_utf8(people.stdout)?;
+    ensure!(text.contains("20 corrupt, 20 of them with unfinished checksums"), "{text}");
+    // The cures.
+    all_answered(&load(&lab, "--replies 1 --client socket --json")?)?;
+    offload(&lab, Side::Server, false)?;
+    all_answered(&load(&lab, "--replies 1 --json")?)?;
+    server.stop()?;
+    Ok(())
+}
+
+fn nothing_answered() -> Result<()> {
+    let lab = TestLab::up()?;
+    let server = start(&lab, "--allow 2001:db8:9::/64")?;
+    for client in ["afxdp", "socket"] {
+        let (_, said) = unanswered(&load(&lab, &format!("--client {client} --json"))?)?;
+        ensure!(said.contains("none of 20 requests was answered") && said.contains("--allow"), "{said}");
+        let people = String::from_utf8(load(&lab, &format!("--client {client}"))?.stdout)?;
+        let row =
+            |name: &str| people.lines().find(|line| line.starts_with(name)).unwrap_or_default().to_owned();
+        for row in [row("first reply"), row("last reply")] {
+            ensure!(row.matches('–').count() == 6 && !row.contains('0'), "{people}");
+        }
+    }
+    // Half a request a second is not none.
+    let flags = "load --interface client0 --prefix 2001:db8:1::/64 --addresses 5 --rate 0.5 --requests 1";
+    let people = String::from_utf8(sixhop(&lab, Side::Client, flags).output()?.stdout)?;
+    ensure!(people.contains("offered 0.5/s, achieved 0.5/s"), "{people}");
+    let totals = server.stop()?;
+    ensure!(totals["refused"]["source_not_allowed"] == 4 * REQUESTS + 1, "{totals}");
+    Ok(())
+}
+
+fn nobody_serves() -> Result<()> {
+    let lab = TestLab::up()?;
+    let server = start(&lab, "--engine socket")?;
+    for client in ["afxdp", "socket"] {
+        let (_, said) = unanswered(&load(&lab, &format!("--port 9999 --client {client} --json"))?)?;
+        ensure!(said.contains("unreachable (ICMPv6)") && said.contains("9999"), "{client}: {said}");
+    }
+    server.stop()?;
+    Ok(())
+}
+
+fn no_change_yet() -> Result<()> {
+    let lab = TestLab::up()?;
+    let mut secret = tempfile::NamedTempFile::new()?;
+    secret.write_all(&[7; 32])?;
+    let path = secret.path().display();
+    let mut server = Server::start(
+        &lab,
+        &format!("--schedule mt6d --clients 2 --rotate 24h --bind live-map --secret {path} --metrics 0"),
+    )?;
+    let mut stats = Value::Null;
+    server.wait_for(|event| {
+        stats = event.clone();
+        event["event"] == "stats"
+    })?;
+    ensure!(stats["rotation_lag_seconds"].is_null(), "a lag before any change: {stats}");
+    server.stop()?;
+    Ok(())
+}
+
+/// Those that are kept in the repository.
+fn kept(under: &Path) -> Result<Vec<PathBuf>> {
+    let mut files = Vec::new();
+    for entry in fs::read_dir(under)? {
+        let path = entry?.path();
+        if path.is_dir() {
+            files.extend(kept(&path)?);
+        } else if path.extension().is_some_and(|extension| extension == "jsonl") {
+            files.push(path);
+        }
+    }
+    Ok(files)
+}
+
+fn old_results() -> Result<()> {
+    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut lines = 0;
+    let files = kept(&here.join("bench/results"))?.into_iter().chain(kept(&here.join("docs/results"))?);
+    for file in files {
+        for line in fs::read_to_string(&file)?.lines() {
+            // Other programs keep theirs in files of that name too.
+            if serde_json::from_str::<Value>(line)?["event"].is_null() {
+                continue;
+            }
+            let event = Event::parse(line).with_context(|| format!("{}: {line}", file.display()))?;
+            ensure!(Event::parse(&event.to_line()?)? == event, "{}: {line}", file.display());
+            lines += 1;
+        }
+    }
+    ensure!(lines > 1000, "{lines} lines");
+    // A run that was not answered, as earlier versions wrote it.
+    let times =
+        r#"{"mean_us":0.0,"p50_us":0.0,"p90_us":0.0,"p99_us":0.0,"p999_us":0.0,"max_us":0.0,"histogram":""}"#;
+    let old = format!(
+        r#"{{"event":"trial","engine":"afxdp","bind":"netlink","addresses":10,"run":1,"rate":1000,"server_cpu":0.25,"load":{{
+        "client":"afxdp","sent":1000,"answered":0,"complete":0,"replies":0,"duplicates":0,"wrong_source":0,"corrupt":0,
+        "stragglers":0,"first":{times},"last":{times},"late":0,"offered_rate":1000.0,"achieved_rate":1000.0,"attach":null,
+        "copy":null}},"schema":1}}"#
+    );
+    let new: Value = serde_json::from_str(&Event::parse(&old.replace('\n', " "))?.to_line()?)?;
+    ensure!(new["load"]["first"]["p99_us"].is_null() && new["load"]["sent"] == 1000, "{new}");
+    ensure!(new["load"]["last"]["mean_us"].is_null() && new["server_cpu"] == 0.25, "{new}");
+    Ok(())
+}
