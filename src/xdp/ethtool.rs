@@ -8,6 +8,8 @@ use anyhow::{Context, Result, anyhow, ensure};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
 use serde::{Deserialize, Serialize};
 
+use crate::machine::denied;
+
 /// Commands of linux/ethtool.h.
 const ETHTOOL_GSET: u32 = 0x01;
 const ETHTOOL_GDRVINFO: u32 = 0x03;
@@ -549,7 +551,16 @@ fn ioctl<T: ?Sized>(interface: &str, argument: &mut T) -> io::Result<()> {
     // SAFETY: the request names an interface and points to `argument`, which the kernel reads and writes as the
     // structure that its command names.
     let result = unsafe { libc::ioctl(socket.as_raw_fd(), SIOCETHTOOL, &raw mut request) };
-    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+    if result >= 0 {
+        return Ok(());
+    }
+    match io::Error::last_os_error() {
+        error if error.raw_os_error() == Some(libc::EPERM) => {
+            let why = denied::explain("it", &["CAP_NET_ADMIN"], "ioctl(SIOCETHTOOL)");
+            Err(io::Error::new(io::ErrorKind::PermissionDenied, why))
+        }
+        error => Err(error),
+    }
 }
 
 /// linux/sockios.h.
