@@ -1,14 +1,17 @@
 //! WHAT THIS MACHINE IS, where its cards interrupt it, and what its processors did: read from /proc, /sys and the driver, changes nothing but what the thread
 //! that reads it sees of /sys; and what the threads of a server may do of it ([`sandbox`]).
 
+pub(crate) mod denied;
 mod interrupts;
+mod ipv6;
 pub mod sandbox;
 
+use std::fmt::Display;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::thread;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use nix::errno::Errno;
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
@@ -18,6 +21,7 @@ use crate::netlink::Link;
 use crate::xdp::ethtool;
 
 pub use interrupts::Nearness;
+pub(crate) use ipv6::has_ipv6;
 
 /// What is needed to doubt a figure: on what, and by what, it was measured. `None` and empty stand for what the machine does not
 /// say.
@@ -207,6 +211,35 @@ pub(crate) fn with_own_sys<T: Send>(f: impl FnOnce() -> T + Send) -> Option<T> {
     })
 }
 
+/// Whether this machine has `bytes` of memory to spare for `what`. Where it does not say, it may try.
+pub(crate) fn has_memory(bytes: u64, what: impl Display) -> Result<()> {
+    let Some(spare) = spare_memory(&fs::read_to_string("/proc/meminfo").unwrap_or_default()) else {
+        return Ok(());
+    };
+    const MIB: u64 = 1 << 20;
+    ensure!(
+        bytes <= spare,
+        "{what} take {} MiB of memory, and this machine has {} MiB to spare: use fewer",
+        bytes.div_ceil(MIB),
+        spare / MIB
+    );
+    Ok(())
+}
+
+/// Bytes that can be had without another program being killed, by /proc/meminfo.
+fn spare_memory(info: &str) -> Option<u64> {
+    let field = |name: &str| {
+        let line = info.lines().find_map(|line| line.strip_prefix(name))?;
+        line.split_ascii_whitespace().next()?.parse::<u64>().ok()
+    };
+    Some((field("MemAvailable:")? + field("SwapFree:").unwrap_or(0)) << 10)
+}
+
+/// Whether a file system is mounted at `path`, which is a directory like /sys or /proc: an empty one is none.
+pub(crate) fn is_mounted(path: &str) -> bool {
+    fs::read_dir(path).is_ok_and(|mut entries| entries.next().is_some())
+}
+
 /// Whether /sys shows this `link`, rather than one of its name in another namespace.
 pub(crate) fn shows(link: &Link) -> bool {
     let directory = Path::new("/sys/class/net").join(&link.name);
@@ -291,6 +324,18 @@ mod tests {
         assert_eq!(processor("flags\t: x\nmodel name\t: A B\nmodel name\t: C\n"), "A B");
         let text = serde_json::to_string(&environment).unwrap();
         assert_eq!(serde_json::from_str::<Environment>(&text).unwrap(), environment);
+    }
+
+    #[test]
+    fn memory_to_spare_is_what_is_available_and_what_can_be_swapped() {
+        let info = "MemTotal: 9 kB\nMemAvailable:    2048 kB\nSwapTotal: 4 kB\nSwapFree:   1024 kB\n";
+        assert_eq!((spare_memory(info), spare_memory("")), (Some(3 << 20), None));
+        assert!(has_memory(1, "one").is_ok());
+        let error = has_memory(1 << 60, "2 addresses").unwrap_err().to_string();
+        assert!(
+            error.starts_with("2 addresses take 1099511627776 MiB of memory, and this machine has "),
+            "{error}"
+        );
     }
 
     #[test]

@@ -17,8 +17,8 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use rtnetlink::MulticastGroup;
 use rtnetlink::packet_core::{
-    NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_EXCL, NLM_F_REPLACE, NLM_F_REQUEST,
-    NetlinkMessage, NetlinkPayload, NlasIterator,
+    DefaultNla, NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_EXCL, NLM_F_REPLACE,
+    NLM_F_REQUEST, NetlinkMessage, NetlinkPayload, NlasIterator,
 };
 use rtnetlink::packet_route::address::{
     AddressAttribute, AddressFlags, AddressMessage, AddressProtocol, AddressScope,
@@ -36,6 +36,7 @@ use rtnetlink::sys;
 use serde::{Deserialize, Serialize};
 
 use crate::address::Prefix;
+use crate::machine::denied;
 
 /// What says that an address or a route is ours: the IFA_PROTO or rtm_protocol that [`crate::bind`] gives each one, so that a
 /// later run knows the leftovers of one that was killed (`ip -details address`, from 6.4, and `ip -6 route show table local
@@ -126,7 +127,26 @@ pub struct Route {
     pub source: Ipv6Addr,
 }
 
-/// The interface of that name.
+/// A route of the main table.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TableRoute {
+    /// What it leads to.
+    pub prefix: Prefix,
+    /// Index of the interface to send from; `None` where there is more than one.
+    pub interface: Option<u32>,
+    /// Whether its hosts are on the link itself, without a router between.
+    pub on_link: bool,
+}
+
+/// The main table's routes for unicast.
+///
+/// # Errors
+/// When the kernel cannot be asked.
+pub fn routes() -> Result<Vec<TableRoute>> {
+    Socket::open()?.routes()
+}
+
+/// The interface that has that name, or was given it besides.
 ///
 /// # Errors
 /// When there is none here; the message lists those that there are.
@@ -410,7 +430,7 @@ impl Refusal {
     pub fn explain(self, what: impl fmt::Display) -> anyhow::Error {
         match self.code {
             Errno::EPERM => {
-                anyhow!("cannot {what}: it needs CAP_NET_ADMIN; run as root, or as sixhop probe says")
+                anyhow!("cannot {what}: {}", denied::explain("it", &["CAP_NET_ADMIN"], "such calls"))
             }
             Errno::ENODEV => anyhow!("cannot {what}: there is no such interface here"),
             _ => anyhow!("cannot {what}: {self}"),
@@ -445,6 +465,9 @@ pub(crate) struct Socket {
 /// The kernel composes answers of at most 32 KiB.
 const DATAGRAM: usize = 64 * 1024;
 
+/// Of linux/if_link.h: another name of an interface.
+const IFLA_ALT_IFNAME: u16 = 53;
+
 /// How often to ask for a list that changes while the kernel tells it. One that changes faster than this is in use by
 /// something that should be stopped first.
 const ATTEMPTS: usize = 10;
@@ -472,14 +495,26 @@ impl Socket {
     }
 
     pub fn link(&mut self, name: &str) -> Result<Link> {
-        let mut query = LinkMessage::default();
-        query.attributes.push(LinkAttribute::IfName(name.to_owned()));
-        match self.ask(RouteNetlinkMessage::GetLink(query), 0) {
+        let by = |attribute| {
+            let mut query = LinkMessage::default();
+            query.attributes.push(attribute);
+            RouteNetlinkMessage::GetLink(query)
+        };
+        let mut asked = Err(Refusal::from(Errno::ENODEV));
+        if name.len() < nix::libc::IFNAMSIZ {
+            asked = self.ask(by(LinkAttribute::IfName(name.to_owned())), 0);
+        }
+        if matches!(&asked, Err(refusal) if refusal.code == Errno::ENODEV) {
+            // Names that were given to it besides (ip link property add … altname) may be as long as 127 characters.
+            let alternative = DefaultNla::new(IFLA_ALT_IFNAME, [name.as_bytes(), b"\0"].concat());
+            asked = self.ask(by(LinkAttribute::Other(alternative)), 0);
+        }
+        match asked {
             Ok(answers) => answers
                 .into_iter()
                 .find_map(new_link)
                 .with_context(|| format!("the kernel did not describe {name}")),
-            // The latter two: a name that is no name.
+            // The latter two: a name that is no name, or a kernel before 5.5, which knows no others.
             Err(refusal) if matches!(refusal.code, Errno::ENODEV | Errno::EINVAL | Errno::ERANGE) => {
                 let names: Vec<_> = self.links()?.into_iter().map(|link| link.name).collect();
                 bail!("no interface '{name}' here: there are {}", names.join(", "))
@@ -763,13 +798,19 @@ impl Socket {
                 RouteAttribute::Destination(RouteAddress::Inet6(address)) => Some(*address),
                 _ => None,
             });
-            Prefix::new(destination?, route.header.destination_prefix_length).ok().filter(|_| ours)
+            ours.then_some(Prefix::around(destination?, route.header.destination_prefix_length))
         };
         Ok(answers.into_iter().filter_map(prefix).collect())
     }
 
     /// Destinations of the main table's routes out of the interface with that index to which no router leads.
     fn on_link_routes(&mut self, index: u32) -> Result<Vec<Prefix>> {
+        let here = self.routes()?.into_iter().filter(|route| route.interface == Some(index) && route.on_link);
+        Ok(here.map(|route| route.prefix).collect())
+    }
+
+    /// The main table's routes for unicast.
+    pub fn routes(&mut self) -> Result<Vec<TableRoute>> {
         const RT_TABLE_MAIN: u8 = 254; // linux/rtnetlink.h
         let mut query = RouteMessage::default();
         query.header.address_family = AddressFamily::Inet6;
@@ -780,10 +821,10 @@ impl Socket {
         };
         let prefix = |answer| {
             let RouteNetlinkMessage::NewRoute(route) = answer else { return None };
-            let (mut here, mut direct, mut destination) = (false, true, Ipv6Addr::UNSPECIFIED);
+            let (mut here, mut direct, mut destination) = (None, true, Ipv6Addr::UNSPECIFIED);
             for attribute in route.attributes {
                 match attribute {
-                    RouteAttribute::Oif(interface) => here = interface == index,
+                    RouteAttribute::Oif(interface) => here = Some(interface),
                     RouteAttribute::Gateway(_) | RouteAttribute::Via(_) | RouteAttribute::MultiPath(_) => {
                         direct = false;
                     }
@@ -791,12 +832,14 @@ impl Socket {
                     _ => {}
                 }
             }
-            let is_on_link = here
-                && direct
-                && route.header.table == RT_TABLE_MAIN
+            let is_unicast = route.header.table == RT_TABLE_MAIN
                 && route.header.kind == RouteType::Unicast
                 && !destination.is_multicast();
-            is_on_link.then(|| Prefix::around(destination, route.header.destination_prefix_length))
+            is_unicast.then(|| TableRoute {
+                prefix: Prefix::around(destination, route.header.destination_prefix_length),
+                interface: here,
+                on_link: direct,
+            })
         };
         Ok(answers.into_iter().filter_map(prefix).collect())
     }

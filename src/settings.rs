@@ -23,7 +23,7 @@ use nix::fcntl::{Flock, FlockArg};
 use nix::sched::{CloneFlags, setns};
 use serde::{Deserialize, Serialize};
 
-use crate::machine;
+use crate::machine::{self, denied};
 use crate::netlink::{self, Link};
 use crate::xdp::ethtool::{self, FlowRule};
 
@@ -146,10 +146,11 @@ fn at<T: Send>(path: &Path, link: &Link, access: impl FnOnce() -> io::Result<T> 
     let accessed = machine::with_own_sys(|| {
         if machine::shows(link) {
             access()
+        } else if machine::is_mounted("/sys") {
+            let why = denied::explain("mounting its own", &["CAP_SYS_ADMIN"], "mount(2)");
+            Err(io::Error::other(format!("/sys shows another network namespace, and {why}")))
         } else {
-            Err(io::Error::other(
-                "/sys shows another network namespace, and mounting its own needs CAP_SYS_ADMIN",
-            ))
+            Err(io::Error::other("/sys is not mounted: mount -t sysfs sysfs /sys"))
         }
     });
     accessed.unwrap_or_else(|| Err(io::Error::other("the thread that sees it panicked")))

@@ -183,6 +183,12 @@ impl Timetable {
         self.identities.len() as u64
     }
 
+    /// Bytes of memory that one for so many clients takes.
+    #[must_use]
+    pub fn memory_for(clients: u32) -> u64 {
+        u64::from(clients) * size_of::<Identity>() as u64
+    }
+
     /// Bytes of memory that it takes.
     #[must_use]
     pub fn memory(&self) -> u64 {

@@ -309,7 +309,7 @@ mod tests {
     proptest! {
         #[test]
         fn index_and_address_are_inverse(length in 0u8..=128, seed: u64, index: u64) {
-            let prefix = Prefix::new(Ipv6Addr::UNSPECIFIED, length).unwrap();
+            let prefix = Prefix::around(Ipv6Addr::UNSPECIFIED, length);
             let bits = u32::from(128 - length).min(64);
             let pool = Pool::new(prefix, capacity(bits), seed).unwrap();
             let index = index % pool.count();
@@ -321,7 +321,7 @@ mod tests {
 
         #[test]
         fn every_usable_address_of_a_full_pool_has_an_index(length in 100u8..=128, seed: u64, host: u64) {
-            let prefix = Prefix::new(Ipv6Addr::UNSPECIFIED, length).unwrap();
+            let prefix = Prefix::around(Ipv6Addr::UNSPECIFIED, length);
             let bits = u32::from(128 - length);
             let pool = Pool::new(prefix, capacity(bits), seed).unwrap();
             let address = Ipv6Addr::from_bits(u128::from(host & low(bits)));

@@ -35,7 +35,7 @@ impl Prefix {
     /// The prefix of `length` bits (0 to 128) that starts at `address`.
     ///
     /// # Errors
-    /// When bits beyond `length` are set, `length` exceeds 128, or the prefix is multicast, link-local or loopback.
+    /// When bits beyond `length` are set, `length` exceeds 128, or it is not all of 2000::/3 or of fc00::/7.
     pub fn new(address: Ipv6Addr, length: u8) -> Result<Self, PrefixError> {
         if length > 128 {
             return Err(PrefixError::Length(length.to_string()));
@@ -52,6 +52,13 @@ impl Prefix {
         }
         if address == Ipv6Addr::LOCALHOST {
             return Err(PrefixError::NotUnicast(prefix, "::1 is loopback"));
+        }
+        // All that is left without these is multicast, link-local, the kernel's own, or of no use yet (RFC 4291 section 2.4).
+        let global = Self::around(Ipv6Addr::new(0x2000, 0, 0, 0, 0, 0, 0, 0), 3);
+        let local = Self::around(Ipv6Addr::new(0xfc00, 0, 0, 0, 0, 0, 0, 0), 7);
+        if !global.covers(&prefix) && !local.covers(&prefix) {
+            let why = "it is not within 2000::/3, nor within fc00::/7 for networks of one's own";
+            return Err(PrefixError::NotUnicast(prefix, why));
         }
         Ok(prefix)
     }
@@ -72,6 +79,12 @@ impl Prefix {
     /// Length in bits, 0 to 128.
     pub fn length(&self) -> u8 {
         self.length
+    }
+
+    /// Whether all of `other` lies under this prefix.
+    #[must_use]
+    pub fn covers(&self, other: &Self) -> bool {
+        self.length <= other.length && self.contains(other.network())
     }
 
     /// Whether `address` lies under this prefix.
@@ -122,6 +135,29 @@ mod tests {
         assert!(error("ff02::/16").contains("multicast"));
         assert!(error("fe80::/64").contains("link-local"));
         assert!(error("::1/128").contains("loopback"));
+    }
+
+    #[test]
+    fn what_reaches_beyond_global_unicast_is_no_prefix_for_addresses() {
+        for text in [
+            "::/0",
+            "::/1",
+            "8000::/1",
+            "::/128",
+            "::ffff:0:0/96",
+            "2000::/2",
+            "64:ff9b::/96",
+            "fe80::/9",
+            "f800::/5",
+        ] {
+            assert!(error(text).contains("not within 2000::/3"), "{text}: {}", error(text));
+        }
+        for text in ["fec0::/10", "ff00::/8", "fe80::/10"] {
+            assert!(text.parse::<Prefix>().is_err(), "{text}");
+        }
+        for text in ["2000::/3", "2001:db8::/32", "fd00:1::/64", "fc00::/7", "3fff::/20"] {
+            assert_eq!(text.parse::<Prefix>().unwrap().to_string(), text);
+        }
     }
 
     proptest! {

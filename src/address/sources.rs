@@ -54,7 +54,7 @@ impl Sources {
         &self.prefixes
     }
 
-    /// A prefix of sources, as in `2001:db8::/32`: unlike one that addresses are bound under it may be link-local.
+    /// A prefix of sources, as in `2001:db8::/32`: unlike one that addresses are bound under it may be any that is not multicast.
     ///
     /// # Errors
     /// What is wrong with the text.

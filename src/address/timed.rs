@@ -56,6 +56,12 @@ impl Layout {
         PARTS << self.bits
     }
 
+    /// Bytes of memory that it takes.
+    #[must_use]
+    pub fn bytes(self) -> u64 {
+        self.buckets() * (WORDS * size_of::<u64>()) as u64
+    }
+
     /// 64-bit words of memory that it takes.
     #[must_use]
     pub fn words(self) -> usize {

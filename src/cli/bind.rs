@@ -31,6 +31,9 @@ pub struct Args {
     /// How they are made live
     #[arg(long)]
     method: Method,
+    /// Have live-map or anyip take all of the prefix, also where this machine has routes of other interfaces under it
+    #[arg(long)]
+    take_prefix: bool,
     /// Print JSON lines: live, bound
     #[arg(long)]
     json: bool,
@@ -42,7 +45,10 @@ pub struct Args {
 /// When the addresses cannot be bound or not all be taken back.
 pub fn run(args: Args) -> Result<ExitCode> {
     let pool = args.addresses.pool().map_err(|error| Usage(error.to_string()))?;
-    let config = ServerConfig::hold(args.interface, pool, args.method);
+    let config = ServerConfig {
+        take_prefix: args.take_prefix,
+        ..ServerConfig::hold(args.interface, pool, args.method)
+    };
     let stop = stop_on_signal()?;
     let (server, guard) = binding(&config, &stop)?;
     let ready = server.ready().clone();

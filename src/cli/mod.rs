@@ -32,6 +32,7 @@ use crate::address::{Pool, PoolError, Prefix, Schedule, Targets};
 use crate::bind::Method;
 use crate::engine::{Occasion, Server, ServerConfig, Totals};
 use crate::guard::Guard;
+use crate::machine;
 use crate::machine::sandbox::{Role, Sandbox};
 use crate::report::Event;
 
@@ -157,6 +158,7 @@ impl Moving {
                 let subnet = Subnet::new(self.prefix).map_err(|error| usage(&error))?;
                 let clock = Clock::new(self.rotate).map_err(|error| usage(&error))?.ahead(ahead);
                 let secret = crate::secret::read(secret)?;
+                machine::has_memory(Timetable::memory_for(clients), format_args!("{clients} clients"))?;
                 let threads = thread::available_parallelism().map_or(1, |count| count.get());
                 Ok(Targets::Moving(Arc::new(Timetable::new(subnet, clock, &secret, clients, threads))))
             }

@@ -103,9 +103,8 @@ fn long(probe: &Probe) -> String {
     row("may lock", locked_memory(host));
     row("lacks", missing(host));
     if !interface.sys_seen {
-        let why =
-            "/sys shows another namespace: the card's identity, its NUMA node and what a virtio device takes";
-        row("not seen", why.to_owned());
+        let why = if interface.sys_mounted { "/sys shows another namespace" } else { "/sys is not mounted" };
+        row("not seen", format!("{why}: the card's identity, its NUMA node and what a virtio device takes"));
     }
     if nic.driver == "veth" && interface.peer.is_none() {
         row("not seen", "its other end, whose MTU counts: that takes CAP_NET_ADMIN".to_owned());
@@ -245,6 +244,7 @@ fn kernel(host: &Host) -> String {
     let af_xdp = match host.af_xdp {
         Some(true) => "AF_XDP sockets",
         Some(false) => "no AF_XDP sockets",
+        None if host.af_xdp_refused.is_some() => "AF_XDP sockets denied",
         None => "AF_XDP sockets not seen without CAP_NET_RAW",
     };
     format!("Linux {}, {af_xdp}, {} processors", host.kernel, host.processors)

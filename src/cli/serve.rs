@@ -80,6 +80,9 @@ pub struct Args {
     /// and gro_flush_timeout, which are put back) [default: as the interface is]
     #[arg(long, value_name = "USECS", value_parser = coalesce())]
     coalesce: Option<u32>,
+    /// Have live-map or anyip take all of the prefix, also where this machine has routes of other interfaces under it
+    #[arg(long)]
+    take_prefix: bool,
     /// Stop when standard input closes, so that the server ends with the program that started it
     #[arg(long)]
     stop_on_eof: bool,
@@ -159,6 +162,7 @@ pub fn run(args: Args) -> Result<ExitCode> {
         allow: (!args.allow.is_empty()).then(|| Sources::new(args.allow)),
         limit: args.limit,
         coalesce: args.coalesce,
+        take_prefix: args.take_prefix,
         sandbox: Sandbox::new(!args.no_sandbox),
     };
     let stop = stop_on_signal()?;

@@ -21,6 +21,7 @@ use crate::bind::Method;
 use crate::machine::sandbox::{Role, Sandbox};
 use crate::netlink::{self, AttachMode, Delivery, KernelAddresses, Link};
 use crate::report::{Counters, QueueCounters};
+use crate::wire::OVERHEAD;
 use crate::xdp::{
     AllMulticast, Attachment, CopyMode, CounterSource, Doorbell, Fate, Frame, KernelCounters, LevelSource,
     LiveAddresses, MovingAddresses, Program, ProgramConfig, Reflect, Rings, Screen, Socket, SocketConfig,
@@ -61,6 +62,11 @@ fn elsewhere(replies: u16) -> u32 {
 /// Bytes of a frame that holds packets of `mtu` bytes, as far as any does: there are none larger than 4,096.
 pub fn frame_size(mtu: u32) -> u32 {
     if mtu.saturating_add(FRAME_OVERHEAD) <= 2048 { 2048 } else { 4096 }
+}
+
+/// Bytes of the largest request that fits into such a frame, behind XDP_PACKET_HEADROOM.
+pub fn largest_request(frame_size: u32) -> u32 {
+    frame_size.saturating_sub(256 + OVERHEAD as u32)
 }
 
 pub(super) struct AfXdp {
@@ -113,7 +119,8 @@ impl AfXdp {
                 (0, Some(MovingAddresses { subnet, clients }))
             }
         };
-        let addresses = u32::try_from(still).context("the steering program holds at most 2^32 addresses")?;
+        let addresses =
+            u32::try_from(still).context("the steering program holds no more than 2^32 addresses")?;
         let mut program = Program::load(&ProgramConfig {
             port: handler.port(),
             addresses,

@@ -21,6 +21,7 @@ mod advertiser;
 mod afxdp;
 mod batch;
 mod behind;
+mod checks;
 mod handler;
 mod packet;
 mod packet_ring;
@@ -52,7 +53,7 @@ use crate::xdp::{
 };
 
 pub use advertiser::Advertiser;
-pub use afxdp::{FRAMES, frame_size, frames};
+pub use afxdp::{FRAMES, frame_size, frames, largest_request};
 pub use handler::{Handler, Ours};
 pub use server::{Occasion, Server, ServerConfig, Totals};
 pub use statistics::{Shown, Tally};

@@ -24,6 +24,7 @@ use nix::sys::time::{TimeVal, TimeValLike};
 use super::CounterSet;
 use super::statistics::Shown;
 use super::udp::{self, DOZE, SocketCounters};
+use crate::machine::denied;
 use crate::netlink::Link;
 use crate::report::Counters;
 use crate::wire::{OVERHEAD, join};
@@ -219,7 +220,7 @@ impl CounterSet for PacketCounters {
 /// Bound to no interface, so that nothing comes before everything is set.
 fn packet_socket() -> Result<OwnedFd> {
     socket(AddressFamily::Packet, SockType::Raw, SockFlag::SOCK_CLOEXEC, None)
-        .context("no packet socket, which takes CAP_NET_RAW: run as root, or as sixhop probe says")
+        .map_err(denied::no_packet_socket)
 }
 
 fn bind(socket: &OwnedFd, link: &Link, protocol: u16) -> Result<()> {

@@ -11,7 +11,7 @@ use anyhow::{Context, Result, anyhow, bail, ensure};
 
 use super::handler::{Handler, Ours};
 use super::symptoms::Symptoms;
-use super::{CounterSet, Engine, EngineConfig, EngineKind, RingRequest, TPacket, spread, supervise};
+use super::{CounterSet, Engine, EngineConfig, EngineKind, RingRequest, TPacket, checks, spread, supervise};
 use crate::address::{Pool, Schedule, Sources, Targets};
 use crate::bind::{self, Bound, LiveSet, Method, Phases, Place, Rotated, Rotation, Step, Told};
 use crate::machine::sandbox::{Role, Sandbox};
@@ -54,6 +54,8 @@ pub struct ServerConfig {
     pub limit: Option<u32>,
     /// Microseconds between two batches that the kernel takes from the interface; `None` to leave that as it is.
     pub coalesce: Option<u32>,
+    /// Whether live-map and anyip may take a prefix under which this machine has other routes.
+    pub take_prefix: bool,
     /// Whether its threads give up what they do not need once it is ready. That is for good: the thread that calls
     /// [`Server::start`] is good for nothing else afterwards.
     pub sandbox: Sandbox,
@@ -216,6 +218,7 @@ impl ServerConfig {
             allow: None,
             limit: None,
             coalesce: None,
+            take_prefix: false,
             sandbox: Sandbox::default(),
         }
     }
@@ -270,6 +273,7 @@ impl Server {
             config.limit.is_none() || kind.is_some_and(EngineKind::steers),
             "--limit is kept by the XDP program: use --engine afxdp or reflect"
         );
+        checks::before(&link, config, kind)?;
         let sources = match &config.allow {
             Some(sources) => sources.clone(),
             // Before the addresses are bound: while that sets the link down, its routes are gone.
@@ -282,7 +286,7 @@ impl Server {
             ));
         }
         let allowed = sources.prefixes().iter().map(ToString::to_string).collect();
-        let queues = queues(config, kind)?;
+        let queues = queues(config, &link.name, kind)?;
         let cores = cores(config, &link, &queues)?;
         let served = queues.clone();
         if kind.is_some_and(EngineKind::steers) && link.xdp.is_some() {
@@ -363,7 +367,7 @@ impl Server {
             (engine, bound)
         } else {
             let mut bound = bind(&link, None)?;
-            link = netlink::link(&config.interface)?;
+            link = netlink::link(&link.name)?;
             let mut engine = open(kind, &link)?;
             let live = engine.as_mut().and_then(|engine| engine.live_addresses());
             if let (Held::Moving(rotation), Some(live)) = (&mut bound, live) {
@@ -371,6 +375,7 @@ impl Server {
             }
             (engine, bound)
         };
+        notes.extend(engine.as_ref().and_then(|engine| checks::too_large(&link, kind, engine.modes())));
         // After the engine, which may have had the driver set up its queues anew.
         let mut settings = Vec::new();
         match (config.rings.busy_poll, config.coalesce) {
@@ -569,8 +574,8 @@ impl Server {
 }
 
 /// The queues to serve, each of which exists.
-fn queues(config: &ServerConfig, engine: Option<EngineKind>) -> Result<Vec<u32>> {
-    let count = ethtool::queues(&config.interface)?;
+fn queues(config: &ServerConfig, interface: &str, engine: Option<EngineKind>) -> Result<Vec<u32>> {
+    let count = ethtool::queues(interface)?;
     if !engine.is_some_and(EngineKind::steers) {
         return Ok(vec![]); // the kernel spreads a socket's work
     }
@@ -584,8 +589,7 @@ fn queues(config: &ServerConfig, engine: Option<EngineKind>) -> Result<Vec<u32>>
     for (index, queue) in config.queues.iter().enumerate() {
         ensure!(
             *queue < count,
-            "{} has {count} queue(s) in use, 0 to {}; queue {queue} is none of them",
-            config.interface,
+            "{interface} has {count} queue(s) in use, 0 to {}; queue {queue} is none of them",
             count - 1
         );
         ensure!(!config.queues[..index].contains(queue), "queue {queue} is named twice");

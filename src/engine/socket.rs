@@ -24,6 +24,7 @@ use super::handler::Handler;
 use super::statistics::{Shown, Tally};
 use super::udp::{self, DOZE, SocketCounters};
 use super::{CounterSet, Engine, EngineConfig, Modes, pin, supervise};
+use crate::machine::denied;
 use crate::machine::sandbox::{Role, Sandbox};
 use crate::wire::MAX_PAYLOAD;
 
@@ -248,6 +249,14 @@ fn open_queue() -> Result<(MqdT, i64)> {
             }
             Err(Errno::EINVAL | Errno::EMFILE) if depth > 1 => depth /= 2,
             Err(Errno::ENOSYS) => return Err(anyhow!("this kernel is built without CONFIG_POSIX_MQUEUE")),
+            Err(Errno::EPERM | Errno::EACCES) => {
+                return Err(anyhow!("no POSIX message queue: {}", denied::explain("it", &[], "mq_open(2)")));
+            }
+            Err(Errno::ENOSPC) => {
+                return Err(anyhow!(
+                    "no POSIX message queue: this machine has as many as it may (sysctl fs.mqueue.queues_max)"
+                ));
+            }
             Err(error) => return Err(anyhow!("no POSIX message queue: {error}")),
         }
     }

@@ -14,6 +14,8 @@ use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, setns, unshare};
 use nix::sys::statfs::{NSFS_MAGIC, fstatfs};
 
+use crate::machine::denied;
+
 const DIRECTORY: &str = "/run/netns";
 
 /// A namespace that exists. It lives until its name is removed, this is dropped and the last process in it has ended.
@@ -76,7 +78,10 @@ impl Namespace {
     /// Moves the calling thread, and no other, into the namespace.
     pub fn enter(&self) -> Result<()> {
         setns(&self.0, CloneFlags::CLONE_NEWNET).map_err(|error| match error {
-            Errno::EPERM => anyhow!("cannot enter a network namespace: it needs CAP_SYS_ADMIN; run as root"),
+            Errno::EPERM => {
+                let why = denied::explain("it", &["CAP_SYS_ADMIN"], "setns(2)");
+                anyhow!("cannot enter a network namespace: {why}")
+            }
             _ => anyhow!("cannot enter a network namespace: {error}"),
         })
     }

@@ -21,7 +21,7 @@ use super::socket::SocketTransport;
 use crate::address::Targets;
 use crate::address::mt6d::Timetable;
 use crate::bind::unix_time;
-use crate::machine::Environment;
+use crate::machine::{self, Environment};
 use crate::netlink::{self, AttachMode, Link};
 use crate::report::LoadResult;
 use crate::settings::{Changed, Keeper};
@@ -172,6 +172,7 @@ impl Way {
     /// Finds the server through the kernel's routes and neighbours.
     fn find(config: &LoadConfig) -> Result<Self> {
         let link = netlink::link(&config.interface)?;
+        machine::has_ipv6(&link)?;
         ensure!(link.up, "{0} is down: set it up with 'ip link set {0} up'", link.name);
         netlink::wait_for_carrier(&link.name, Duration::from_secs(10))?;
         let target = match &config.targets {

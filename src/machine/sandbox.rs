@@ -325,6 +325,11 @@ thread_local! {
     static ROLE: Cell<Option<Role>> = const { Cell::new(None) };
 }
 
+/// Whether the calling thread has entered a role: what is not on its list ends the process.
+pub(super) fn is_confined() -> bool {
+    ROLE.get().is_some()
+}
+
 /// Whether threads enter their roles.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Sandbox {

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::engine::{FRAMES, frame_size, frames};
+use crate::engine::{FRAMES, frame_size, frames, largest_request};
 use crate::netlink::AttachMode;
 use crate::xdp::CopyMode;
 use crate::xdp::capability::{Host, Interface, LRO, VLAN, Virtio};
@@ -257,6 +257,15 @@ fn obstacles(interface: &Interface, host: &Host) -> Vec<Finding> {
         let why = "this process is in a user namespace, whose root may not load programs".to_owned();
         obstacles.push(Finding::new("user-namespace", why, "run on the machine itself".to_owned()));
     }
+    // Inside a user namespace the reason is that.
+    let refused = host.program_refused.iter().filter(|_| host.initial_user_namespace);
+    obstacles.extend(refused.map(|why| Finding::new("program", why.clone(), None)));
+    obstacles.extend(
+        host.af_xdp_refused
+            .iter()
+            .map(|why| Finding::new("af-xdp", format!("no AF_XDP sockets: {why}"), None)),
+    );
+    obstacles.extend(interface.no_ipv6.iter().map(|why| Finding::new("ipv6", why.clone(), None)));
     obstacles.extend(too_little_memory(interface, host, CopyMode::Copy));
     if let Some(program) = interface.program {
         let why = format!("another XDP program ({}, id {}) is attached to {name}", program.mode, program.id);
@@ -333,6 +342,14 @@ fn advice(interface: &Interface, host: &Host) -> Vec<Advice> {
             let command = format!("ethtool -G {name} rx {} tx {}", wanted_rx.max(rx), wanted_tx.max(tx));
             advise(command, format!("room for bursts: {rx} and {tx} descriptors now"));
         }
+    }
+    let served = largest_request(frame_size(interface.nic.mtu)) + 40 + 8;
+    if interface.nic.mtu > served {
+        let why = format!(
+            "requests of more than {} bytes do not fit into a frame of the rings, and are dropped",
+            served - 40 - 8
+        );
+        advise(format!("ip link set dev {name} mtu {served}"), why);
     }
     let is_card = !interface.nic.bus.is_empty();
     if is_card && interface.is_on(VLAN) && interface.is_changeable(VLAN) {

@@ -2,13 +2,15 @@
 //! attached, bound or set. What follows from it is the business of [`crate::probe`].
 
 use std::fs;
+use std::sync::OnceLock;
 
 use nix::sys::resource::{Resource, getrlimit};
 use serde::{Deserialize, Serialize};
 
 use super::netdev::{self, XdpFeatures};
+use super::program::{Program, ProgramConfig};
 use super::{ethtool, socket};
-use crate::machine::{self, Nic};
+use crate::machine::{self, Nic, denied};
 use crate::netlink::{self, AttachedProgram, Link};
 
 /// The offload by which a driver merges packets before XDP could see them.
@@ -61,8 +63,19 @@ pub struct Interface {
     pub peer: Option<Peer>,
     /// What the host lets a virtio device do; `None` where it is none, or it is not seen.
     pub virtio: Option<Virtio>,
+    /// Why the kernel has no IPv6 on it; `None` where it does.
+    #[serde(default)]
+    pub no_ipv6: Option<String>,
+    /// Whether /sys is mounted at all.
+    #[serde(default = "yes")]
+    pub sys_mounted: bool,
     /// Whether /sys shows it: without CAP_SYS_ADMIN, and in a namespace of its own, it may not.
     pub sys_seen: bool,
+}
+
+/// What results that do not say it go by.
+fn yes() -> bool {
+    true
 }
 
 /// The other end of a veth.
@@ -92,6 +105,12 @@ pub struct Host {
     pub kernel: String,
     /// Whether it has AF_XDP sockets; `None` where this process may not have one.
     pub af_xdp: Option<bool>,
+    /// Why it may not have one, although it has CAP_NET_RAW.
+    #[serde(default)]
+    pub af_xdp_refused: Option<String>,
+    /// Why the kernel does not take the XDP program, which was tried; `None` where it does, or a capability is missing.
+    #[serde(default)]
+    pub program_refused: Option<String>,
     /// Memory in huge pages.
     pub hugepages: Hugepages,
     /// How many bytes this process may have locked; `None` where that is without limit.
@@ -162,6 +181,8 @@ impl Interface {
             numa_node: seen.numa_node.and_then(|node| node.parse().ok()), // -1: there is but one
             peer: peer.map(|peer| Peer { name: peer.name, mtu: peer.mtu }),
             virtio: seen.virtio.filter(|_| is_virtio).map(|bits| Virtio::parse(&bits)),
+            no_ipv6: machine::has_ipv6(link).err().map(|error| error.to_string()),
+            sys_mounted: machine::is_mounted("/sys"),
             sys_seen: seen.sys,
             nic: seen.nic,
         }
@@ -209,9 +230,10 @@ impl Host {
         let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
         let user_ids = fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
         let limit = getrlimit(Resource::RLIMIT_MEMLOCK).map_or(0, |(soft, _hard)| soft);
-        Self {
+        let socket = socket::unbound();
+        let mut host = Self {
             kernel: machine::file("/proc/sys/kernel/osrelease").unwrap_or_default(),
-            af_xdp: match socket::unbound() {
+            af_xdp: match &socket {
                 Ok(_) => Some(true),
                 Err(error) if error.raw_os_error() == Some(libc::EPERM) => None,
                 Err(_) => Some(false),
@@ -222,7 +244,15 @@ impl Host {
             // All identities are their own there.
             initial_user_namespace: user_ids.split_ascii_whitespace().eq(["0", "0", "4294967295"]),
             processors: machine::allowed().len(),
+            ..Self::default()
+        };
+        if host.af_xdp.is_none() && host.has("CAP_NET_RAW") {
+            host.af_xdp_refused = Some(denied::explain("opening one", &["CAP_NET_RAW"], "socket(AF_XDP)"));
         }
+        if LOADS.into_iter().all(|capability| host.has(capability)) {
+            host.program_refused = program_refused();
+        }
+        host
     }
 
     /// Whether this process may do what that capability allows.
@@ -233,6 +263,24 @@ impl Host {
         let is_part = matches!(capability, "CAP_BPF" | "CAP_PERFMON");
         held(capability) || is_part && held("CAP_SYS_ADMIN")
     }
+}
+
+/// The capabilities that loading the program takes.
+const LOADS: [&str; 3] = ["CAP_NET_ADMIN", "CAP_BPF", "CAP_PERFMON"];
+
+/// Loads the program, attaches it to nothing, and lets go of it; once in a process.
+fn program_refused() -> Option<String> {
+    static TRIED: OnceLock<Option<String>> = OnceLock::new();
+    let config = ProgramConfig {
+        port: 0,
+        addresses: 1,
+        queues: 1,
+        hidden: false,
+        moving: None,
+        reflect: None,
+        screen: None,
+    };
+    TRIED.get_or_init(|| Program::load(&config).err().map(|error| format!("{error:#}"))).clone()
 }
 
 /// Those in effect, from /proc/self/status.

@@ -10,6 +10,7 @@ use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
 use serde::{Deserialize, Serialize};
 
 use super::memory::Memory;
+use crate::machine::denied;
 
 /// A command of linux/ethtool.h, and the structure that the kernel reads and writes for it. There are only those below.
 struct Command<T> {
@@ -700,7 +701,16 @@ fn ioctl<T: Request>(interface: &str, command: Command<T>, argument: &mut T) -> 
     // SAFETY: the request names an interface and points to `argument`: the structure of its command, as `Command` says, which
     // has room for all that the kernel writes, as `Request` and `fits` say.
     let result = unsafe { libc::ioctl(socket.as_raw_fd(), SIOCETHTOOL, &raw mut request) };
-    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+    if result >= 0 {
+        return Ok(());
+    }
+    match io::Error::last_os_error() {
+        error if error.raw_os_error() == Some(libc::EPERM) => {
+            let why = denied::explain("it", &["CAP_NET_ADMIN"], "ioctl(SIOCETHTOOL)");
+            Err(io::Error::new(io::ErrorKind::PermissionDenied, why))
+        }
+        error => Err(error),
+    }
 }
 
 /// linux/sockios.h.

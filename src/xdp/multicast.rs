@@ -3,8 +3,9 @@
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 
+use crate::machine::denied;
 use crate::netlink::Link;
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, anyhow};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
 
 /// A card delivers only the multicast that it was told to, and nobody tells it of the solicited-node groups of addresses that
@@ -25,9 +26,10 @@ impl AllMulticast {
         }
         let index = link.index;
         // Protocol 0: the socket itself receives nothing.
-        let socket = socket(AddressFamily::Packet, SockType::Raw, SockFlag::SOCK_CLOEXEC, None)
-            .with_context(|| {
-                format!("no packet socket, which takes CAP_NET_RAW; 'ip link set {} allmulticast on' goes without", link.name)
+        let socket =
+            socket(AddressFamily::Packet, SockType::Raw, SockFlag::SOCK_CLOEXEC, None).map_err(|error| {
+                let why = denied::no_packet_socket(error);
+                anyhow!("{why}; 'ip link set {} allmulticast on' goes without", link.name)
             })?;
         let request = libc::packet_mreq {
             mr_ifindex: index as i32,

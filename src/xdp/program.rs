@@ -23,6 +23,7 @@ use super::fallback::Fallback;
 use super::memory::Memory;
 use crate::address::mt6d::{Subnet, window};
 use crate::address::{Prefix, timed};
+use crate::machine::{self, denied};
 use crate::netlink::{self, AttachMode, Link};
 use crate::wire::Refusal;
 
@@ -694,6 +695,19 @@ fn has_descriptors() -> Result<()> {
 }
 
 impl LiveAddresses {
+    /// Most addresses that stay: a hash has a power of two of buckets, 16 bytes each, of less than 4 GiB (htab_map_alloc in
+    /// kernel/bpf/hashtab.c).
+    pub const MOST: u64 = 1 << 27;
+
+    /// Bytes of kernel memory that a hash for so many takes: an element each, of 72 bytes, and the buckets.
+    #[must_use]
+    pub fn memory(addresses: u64) -> u64 {
+        const ELEMENT: u64 = 72;
+        const BUCKET: u64 = 16;
+        let buckets = addresses.checked_next_power_of_two().unwrap_or(u64::MAX);
+        addresses.saturating_mul(ELEMENT).saturating_add(buckets.saturating_mul(BUCKET))
+    }
+
     /// Addresses that go to the kernel in one call (STAGED in bpf/headers.h).
     pub const BATCH: usize = 1024;
 
@@ -887,9 +901,11 @@ fn explain_attach(link: &Link, error: &io::Error) -> anyhow::Error {
     match error.raw_os_error() {
         Some(libc::EBUSY | libc::EEXIST) => occupied(link),
         Some(libc::EOPNOTSUPP) => anyhow!("the driver of {name} has no native XDP"),
-        Some(libc::EPERM) => anyhow!(
-            "attaching an XDP program needs CAP_NET_ADMIN and CAP_BPF: run as root, or as sixhop probe says"
-        ),
+        Some(libc::EPERM) => {
+            let needs = ["CAP_NET_ADMIN", "CAP_BPF"];
+            anyhow!(denied::explain("attaching an XDP program", &needs, denied::BPF))
+        }
+        Some(libc::ERANGE) => anyhow!(mtu_too_large(link, netlink::peer(link.index).as_ref())),
         Some(libc::EINVAL) => anyhow!(
             "{name} takes no XDP program now ({error}): its MTU may be too large for XDP (ip link set dev {name} mtu 1500), \
              or large receive offload on (ethtool -K {name} lro off)"
@@ -908,16 +924,40 @@ pub fn occupied(link: &Link) -> anyhow::Error {
     )
 }
 
+/// Why the kernel's types are not found.
+fn no_types(sys_is_mounted: bool) -> String {
+    if sys_is_mounted {
+        return format!(
+            "loading the XDP program takes the kernel's types, and there is no {KERNEL_TYPES}: a kernel with CONFIG_DEBUG_INFO_BTF is needed"
+        );
+    }
+    format!(
+        "loading the XDP program takes the kernel's types in {KERNEL_TYPES}, and /sys is not mounted: mount -t sysfs sysfs /sys"
+    )
+}
+
+/// Where the driver takes no program because packets may be larger than a page. A veth looks at what its `peer` may send.
+fn mtu_too_large(link: &Link, peer: Option<&Link>) -> String {
+    let name = &link.name;
+    let (whose, mtu) = peer.map_or((name, link.mtu), |peer| (&peer.name, peer.mtu));
+    let other = if peer.is_some() { format!("its other end {whose}") } else { "it".to_owned() };
+    format!(
+        "cannot attach to the driver of {name}: {other} has an MTU of {mtu}, for which the driver wants a program that takes packets in \
+         fragments; lower it (ip link set dev {whose} mtu 1500), or use --attach generic"
+    )
+}
+
 fn explain_load(error: libbpf_rs::Error) -> anyhow::Error {
     match error.kind() {
         libbpf_rs::ErrorKind::PermissionDenied => {
-            anyhow!(
-                "loading the XDP program needs CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN: run as root, or as sixhop probe says"
-            )
+            let needs = ["CAP_BPF", "CAP_PERFMON", "CAP_NET_ADMIN"];
+            anyhow!(denied::explain("loading the XDP program", &needs, denied::BPF))
         }
-        libbpf_rs::ErrorKind::OutOfMemory => {
-            anyhow!("no memory for the maps of the XDP program: fewer addresses?")
-        }
+        libbpf_rs::ErrorKind::OutOfMemory => anyhow!(
+            "no memory for the maps of the XDP program: use fewer addresses, or allow the process or its control group more memory"
+        ),
+        // libbpf wants the kernel's types also for a program that is not loaded, and says ESRCH where it finds none.
+        _ if !Path::new(KERNEL_TYPES).exists() => anyhow!(no_types(machine::is_mounted("/sys"))),
         _ => anyhow!(
             "the kernel does not take the XDP program ({error}): Linux 5.14 or newer with CONFIG_BPF_SYSCALL and \
              CONFIG_XDP_SOCKETS is needed"

@@ -21,6 +21,7 @@ use super::option;
 use super::ring::{Consumer, Entry, Layout, Producer};
 use super::rings::{Doorbell, Rings};
 use super::umem::Umem;
+use crate::machine::denied;
 use crate::netlink::AttachMode;
 
 /// How packets get from the card into the UMEM.
@@ -241,9 +242,9 @@ impl Socket {
     ) -> Result<(Self, Rings, Vec<super::Frame>), OpenError> {
         let fd = Arc::new(unbound().map_err(|error| {
             let cure = match error.raw_os_error() {
-                Some(libc::EAFNOSUPPORT) => "this kernel is built without CONFIG_XDP_SOCKETS",
-                Some(libc::EPERM) => "it needs CAP_NET_RAW: run as root, or as sixhop probe says",
-                _ => "socket(AF_XDP) failed",
+                Some(libc::EAFNOSUPPORT) => "this kernel is built without CONFIG_XDP_SOCKETS".to_owned(),
+                Some(libc::EPERM) => denied::explain("it", &["CAP_NET_RAW"], "socket(AF_XDP)"),
+                _ => "socket(AF_XDP) failed".to_owned(),
             };
             anyhow::Error::new(error).context(format!("no AF_XDP socket: {cure}"))
         })?);
@@ -449,7 +450,7 @@ fn busy_poll(fd: &OwnedFd, microseconds: u32) -> Result<BusyPoll> {
                 anyhow!("no busy polling: it takes Linux 5.11 or newer with CONFIG_NET_RX_BUSY_POLL")
             }
             Some(libc::EPERM) => {
-                anyhow!("busy polling needs CAP_NET_ADMIN: run as root, or as sixhop probe says")
+                anyhow!(denied::explain("busy polling", &["CAP_NET_ADMIN"], "setsockopt(SO_BUSY_POLL)"))
             }
             _ => anyhow!("no busy polling for {microseconds} microseconds: {error}"),
         })?;
@@ -506,9 +507,7 @@ fn explain(config: &SocketConfig, mode: CopyMode, error: &io::Error) -> anyhow::
             "queue {queue} of {interface} is taken by another AF_XDP socket: stop it, or use another queue"
         ),
         Some(libc::EINVAL) => format!("the kernel refuses queue {queue} of {interface}: does it exist?"),
-        Some(libc::EPERM) => {
-            "binding an AF_XDP socket needs CAP_NET_RAW: run as root, or as sixhop probe says".to_owned()
-        }
+        Some(libc::EPERM) => denied::explain("binding an AF_XDP socket", &["CAP_NET_RAW"], "bind(2)"),
         Some(libc::ENODEV) => format!("{interface} has gone"),
         Some(libc::ENETDOWN) => format!("{interface} is down: set it up first"),
         _ => format!("the kernel refuses queue {queue} of {interface}"),

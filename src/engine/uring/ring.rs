@@ -27,6 +27,7 @@ use io_uring::{Builder, IoUring, cqueue, opcode, squeue};
 
 use crate::datagrams::{self, Control, Controls};
 use crate::engine::udp::{self, DOZE, MAX_SEGMENTS};
+use crate::machine::denied;
 use crate::wire::MAX_PAYLOAD;
 use crate::xdp::Memory;
 
@@ -444,10 +445,7 @@ fn explain(error: io::Error) -> anyhow::Error {
         Some(libc::ENOSYS) => anyhow!(
             "this kernel has no io_uring (CONFIG_IO_URING), or a container hides it: use --engine socket-gso"
         ),
-        Some(libc::EPERM | libc::EACCES) => anyhow!(
-            "io_uring is forbidden here: allow it with 'sysctl kernel.io_uring_disabled=0', or in the container's seccomp profile, \
-             or use --engine socket-gso"
-        ),
+        Some(libc::EPERM | libc::EACCES) => anyhow!(denied::explain_io_uring()),
         // Of what is asked for, the newest is IORING_SETUP_SINGLE_ISSUER, which is as old as multishot recvmsg.
         Some(libc::EINVAL) => anyhow!(
             "the io_uring of this kernel is too old, it takes Linux 6.0 or newer: use --engine socket-gso"
