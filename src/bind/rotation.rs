@@ -442,7 +442,7 @@ impl Rotation {
             step,
             target: self.target(step),
             done: 0,
-            anew: self.held.uniform() != before.as_ref(),
+            anew: before.is_none_or(|before| self.held.uniform() != Some(&before)),
             ends: self.ends(step, now),
             disturbed: false,
             wall: Duration::ZERO,
@@ -778,10 +778,10 @@ mod tests {
     #[test]
     fn undisturbed_nothing_is_said() {
         for map in [true, false] {
-            let course = rotate(map, START, 65, 1000, vec![]);
+            let course = rotate(map, START, 69, 1000, vec![]);
             assert_eq!(course.notices, [""; 0]);
-            assert_eq!(course.rotated.len(), 7);
-            for (rotated, step) in course.rotated.iter().zip(START / SECOND / PERIOD..) {
+            assert_eq!(course.rotated.len(), 6); // the first was there when it started
+            for (rotated, step) in course.rotated.iter().zip(START / SECOND / PERIOD + 1..) {
                 assert_eq!((rotated.rotated, rotated.live, rotated.late_ms), (CLIENTS, 3 * CLIENTS, 0.0));
                 assert_eq!(rotated.step, step);
             }
@@ -862,7 +862,7 @@ mod tests {
     #[test]
     fn the_first_step_of_all_has_no_one_before_it() {
         for map in [true, false] {
-            let course = rotate(map, 0, 45, 1000, vec![(30 * SECOND, Event::Set(-100 * SECOND as i64))]);
+            let course = rotate(map, 0, 59, 1000, vec![(30 * SECOND, Event::Set(-100 * SECOND as i64))]);
             assert_eq!(course.notices.len(), 1);
             assert_eq!(course.rotated.last().unwrap().live, 3 * CLIENTS);
         }
