@@ -23,9 +23,10 @@ SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 # To build: clang for the XDP program, the others for libbpf. To run: ip, which is also what the lab is checked with.
 PACKAGES := clang gcc make pkg-config libelf-dev zlib1g-dev linux-libc-dev iproute2
 TOOLS := clang cc pkg-config ip
-# ifconfig is one of the ways of binding that are tested; kmod and xz find and unpack the modules of a guest's kernel.
-test: PACKAGES += net-tools kmod xz-utils
-test: TOOLS += ifconfig modprobe xz
+# ifconfig is one of the ways of binding that are tested; kmod and xz find and unpack the modules of a guest's kernel; faketime sets
+# a server's clock.
+test: PACKAGES += net-tools kmod xz-utils faketime
+test: TOOLS += ifconfig modprobe xz faketime
 
 help:
 	@sed -n 's/^#   //p' Makefile

@@ -32,5 +32,6 @@ pub mod probe;
 pub mod report;
 pub mod secret;
 mod settings;
+pub mod time;
 pub mod wire;
 pub mod xdp;

@@ -163,10 +163,11 @@ fn three_are_live() -> Result<()> {
     let mut steps = Vec::new();
     thread::scope(|scope| {
         let rotating = scope.spawn(|| {
-            rotation.run(&stop, |rotated| {
+            let show = |rotated| {
                 steps.push(rotated);
                 stop.store(steps.len() as u64 == STEPS, Ordering::Relaxed);
-            })
+            };
+            rotation.run(&stop, show, |_| {})
         });
         while !rotating.is_finished() {
             let live = program.census()?;

@@ -8,6 +8,7 @@
 //! | test | what must be so |
 //! |---|---|
 //! | `igb_*`, `virtio_*` | zero-copy, native copy and generic, each as the kernel says and as its functions show that ran |
+//! | `a_clock_*` | a guest has a clock that may be set: what goes by it, or must not |
 //! | `e1000e_*`, `vmxnet3_*`, `virtio_plain_*` | no more than they can: what is forced beyond it is refused, with the reason |
 //!
 //! Two queues, two workers: igb. Without QEMU or a kernel to be had all are reported as ignored, with the reason.
@@ -15,11 +16,15 @@
 mod common;
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::process::{Command, ExitCode, Stdio};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use common::server::{PREFIX, SIXHOP, Server, sixhop};
 use libtest_mimic::Trial;
+use nix::sys::time::{TimeSpec, TimeValLike};
+use nix::time::{ClockId, clock_gettime, clock_settime};
 use serde_json::Value;
 use sixhop::lab::vm::{self, Kernel, Qemu};
 use sixhop::lab::{DEFAULT_NAME, Lab, Side};
@@ -50,6 +55,7 @@ fn main() -> ExitCode {
     // One after the other: each has as many processors as this machine.
     common::main_one_at_a_time(vec![
         test("igb_has_every_mode_and_two_queues", "igb", Some(2)),
+        test("a_clock_that_is_set_stops_nothing_and_spoils_no_figure", CLOCK, None),
         test("virtio_has_every_mode", "virtio", None),
         test("virtio_plain_advertises_zero_copy_and_has_none", "virtio-plain", None),
         test("e1000e_is_generic", "e1000e", None),
@@ -69,7 +75,7 @@ fn cannot() -> Option<String> {
 fn boot(nic: &str, queues: Option<u32>) -> Result<()> {
     let this = std::env::current_exe()?;
     let output = Command::new(SIXHOP)
-        .args(["lab", "vm", "--nic", nic, "--limit", LIMIT])
+        .args(["lab", "vm", "--nic", if nic == CLOCK { "virtio" } else { nic }, "--limit", LIMIT])
         .args(queues.map(|queues| format!("--queues={queues}")))
         .arg("--")
         .arg(this)
@@ -95,7 +101,102 @@ const AUTO_ZERO: Mode = Mode { flags: "", ..ZERO };
 const AUTO_COPY: Mode = Mode { flags: "", ..COPY };
 const AUTO_GENERIC: Mode = Mode { flags: "", ..GENERIC };
 
+/// No card, but what is to be done in a guest that has one.
+const CLOCK: &str = "clock";
+
+/// Sets the clock ahead by so many seconds, or back: the guest's, and no other machine's.
+fn set_clock(seconds: i64) -> Result<()> {
+    ensure!(vm::label().is_some(), "this is no guest");
+    let clock = ClockId::CLOCK_REALTIME;
+    Ok(clock_settime(clock, clock_gettime(clock)? + TimeSpec::seconds(seconds))?)
+}
+
+fn clock_in_guest() -> Result<()> {
+    let lab = Lab::named(DEFAULT_NAME)?;
+    moving_addresses_follow(&lab).context("moving addresses")?;
+    the_papers_server_ends(&lab).context("the paper's server")?;
+    times_are_right_or_none(&lab).context("times")
+}
+
+/// With the sandbox on.
+fn moving_addresses_follow(lab: &Lab) -> Result<()> {
+    const CLIENTS: u64 = 200;
+    let secret = "/run/secret";
+    fs::write(secret, "a secret of no value, long enough")?;
+    fs::set_permissions(secret, fs::Permissions::from_mode(0o600))?;
+    let flags = format!("--schedule mt6d --clients {CLIENTS} --rotate 10s --secret {secret}");
+    let mut server = Server::start(lab, &format!("{flags} --bind live-map"))?;
+    let first = server.ready["step"].as_u64().context("a step")?;
+    let mut step = first;
+    server.wait_for(|event| {
+        step = event["step"].as_u64().unwrap_or(first);
+        event["event"] == "rotation" && step > first
+    })?;
+    for (seconds, words) in [(-120, "set back by 120."), (-10, "set back by 10."), (300, "set ahead by 300.")]
+    {
+        set_clock(seconds)?;
+        server.wait_for(|event| {
+            event["event"] == "notice" && event["text"].as_str().is_some_and(|text| text.contains(words))
+        })?;
+        let load = format!(
+            "load --interface client0 --prefix {PREFIX} {flags} --rate 500 --requests {CLIENTS} --json"
+        );
+        let output = sixhop(lab, Side::Client, &load).output()?;
+        let result: Value = serde_json::from_slice(&output.stdout)
+            .with_context(|| String::from_utf8_lossy(&output.stderr).into_owned())?;
+        ensure!(result["complete"] == CLIENTS, "{seconds}: {result}");
+    }
+    server.stop()?;
+    Ok(())
+}
+
+/// However far the clock is set back, it ends when it is told to, and before that it answers.
+fn the_papers_server_ends(lab: &Lab) -> Result<()> {
+    let server = Server::start(lab, "--addresses 10 --bind netlink --engine socket")?;
+    let load = || -> Result<()> {
+        let load = format!(
+            "load --interface client0 --prefix {PREFIX} --addresses 10 --rate 500 --requests 100 --json"
+        );
+        let output = sixhop(lab, Side::Client, &load).output()?;
+        let result: Value = serde_json::from_slice(&output.stdout)
+            .with_context(|| String::from_utf8_lossy(&output.stderr).into_owned())?;
+        ensure!(result["complete"] == 100, "{result}");
+        Ok(())
+    };
+    load()?;
+    set_clock(-600)?;
+    load()?;
+    set_clock(-600)?;
+    let asked = Instant::now();
+    let totals = server.stop()?;
+    ensure!(asked.elapsed() < Duration::from_secs(30), "it ended after {:?}", asked.elapsed());
+    ensure!(totals["answered"] == 200, "{totals}");
+    Ok(())
+}
+
+/// The kernel's timestamps are of the clock that is set.
+fn times_are_right_or_none(lab: &Lab) -> Result<()> {
+    for seconds in [3, -3] {
+        let mut server = Server::start(lab, "--addresses 10 --bind netlink --engine socket-gso")?;
+        let load = format!(
+            "load --interface client0 --prefix {PREFIX} --addresses 10 --client socket --rate 50 --requests 200 --json"
+        );
+        let load = sixhop(lab, Side::Client, &load).stdout(Stdio::piped()).spawn()?;
+        server.wait_for(|event| event["answered"].as_u64() >= Some(20))?;
+        set_clock(seconds)?;
+        let output = load.wait_with_output()?;
+        let words = String::from_utf8_lossy(&output.stderr);
+        ensure!(output.status.code() == Some(1) && output.stdout.is_empty(), "{:?}, {words}", output.status);
+        ensure!(words.lines().count() == 1 && words.contains("worthless"), "{words}");
+        server.stop()?;
+    }
+    Ok(())
+}
+
 fn in_guest(nic: &str) -> Result<()> {
+    if nic == CLOCK {
+        return clock_in_guest();
+    }
     let lab = Lab::named(DEFAULT_NAME)?;
     ensure!(vm::label().is_some_and(|label| label.ends_with(&format!("-{nic}"))), "which guest is this?");
     let (modes, refused) = match nic {

@@ -40,10 +40,11 @@ use serde::{Deserialize, Serialize};
 use crate::address::{Pool, Prefix};
 use crate::machine::sandbox::Role;
 use crate::netlink::Link;
+pub use crate::time::unix_time;
 use crate::xdp::LiveAddresses;
 use kernel::Kernel;
 pub use live_set::LiveSet;
-pub use rotation::{Rotated, Rotation, unix_time};
+pub use rotation::{Rotated, Rotation};
 
 /// Called between the steps of a bind with how many addresses are bound so far; returns whether to go on.
 pub type Step<'a> = dyn FnMut(usize) -> bool + 'a;

@@ -184,7 +184,7 @@ pub fn run(args: Args) -> Result<ExitCode> {
         listener.answer(board.clone(), config.sandbox);
     }
     server.ready().modes.fallbacks.iter().for_each(note);
-    let json = args.json;
+    let (json, bind) = (args.json, args.bind);
     if json {
         print_json(&Event::Ready(server.ready().clone()))?;
     } else {
@@ -209,7 +209,7 @@ pub fn run(args: Args) -> Result<ExitCode> {
             } else {
                 println!("{}", rotation(rotated));
             }
-            if let Some(words) = late(rotated) {
+            if let Some(words) = late(rotated, bind) {
                 note(words);
             }
         }
@@ -340,10 +340,15 @@ fn rotation(rotated: &Rotated) -> String {
 }
 
 /// What to say of a rotation that took longer than its step.
-fn late(rotated: &Rotated) -> Option<String> {
+fn late(rotated: &Rotated, bind: Method) -> Option<String> {
     let carried = rotated.clients_carried?;
+    // Of what there is, nothing is quicker than live-map.
+    let remedy = match bind {
+        Method::LiveMap => "use fewer, or a longer --rotate",
+        _ => "use fewer, a longer --rotate, or --bind live-map",
+    };
     Some(format!(
-        "step {} is {:.0} ms late: a step is long enough for {carried} clients; use fewer, a longer --rotate, or --bind live-map",
+        "step {} is {:.0} ms late: a step is long enough for {carried} clients; {remedy}",
         rotated.step, rotated.late_ms
     ))
 }

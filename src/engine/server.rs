@@ -468,7 +468,7 @@ impl Server {
         let mut seen = Ok(());
         let (teller, rotated) = mpsc::channel();
         // For whichever thread has something to say.
-        let (_notices, noted) = mpsc::channel::<String>();
+        let (notices, noted) = mpsc::channel::<String>();
         let mut symptoms = Symptoms::default();
         let mut moves =
             self.ready.moving.as_ref().map(|moving| Moves::none(moving.step, self.ready.addresses));
@@ -482,8 +482,11 @@ impl Server {
                     let thread = supervise::start(scope, stop, move || {
                         sandbox.enter(role)?;
                         // Who listens is there for as long as it runs.
-                        rotation.run(stop, |rotated| {
+                        let tell = |rotated| {
                             let _ = teller.send(rotated);
+                        };
+                        rotation.run(stop, tell, |words| {
+                            let _ = notices.send(words);
                         })
                     });
                     (Serving::Moving(renew), Some(thread))

@@ -6,19 +6,19 @@
 use std::ffi::CString;
 use std::io::{IoSlice, IoSliceMut};
 use std::net::Ipv6Addr;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::thread;
 
 use anyhow::{Context, Result, anyhow};
 use nix::errno::Errno;
-use nix::mqueue::{MQ_OFlag, MqAttr, MqdT, mq_open, mq_timedreceive, mq_unlink};
+use nix::mqueue::{MQ_OFlag, MqAttr, MqdT, mq_open, mq_receive, mq_unlink};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::resource::{Resource, setrlimit};
 use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, SockaddrIn6, recvmsg, sendmsg};
 use nix::sys::stat::Mode;
 use nix::sys::time::TimeSpec;
-use nix::time::{ClockId, clock_gettime};
 
 use super::handler::Handler;
 use super::statistics::{Shown, Tally};
@@ -38,6 +38,10 @@ const SOURCE_PORT: usize = 16;
 const DESTINATION: usize = 18;
 const PAYLOAD: usize = 34;
 const MESSAGE: usize = PAYLOAD + MAX_PAYLOAD;
+
+/// Messages to the worker, which waits for one without an end: to show that it is alive, and to end. A request makes longer ones.
+const TICK: [u8; 0] = [];
+const END: [u8; 1] = [0];
 
 pub(super) struct SocketServer {
     socket: Arc<OwnedFd>,
@@ -89,6 +93,8 @@ impl SocketServer {
                     Ok(received) => received,
                     Err(Errno::EAGAIN | Errno::EINTR) => {
                         self.listener.beat();
+                        // Where the queue is full, the worker has enough to wake up for.
+                        self.try_put(&TICK)?;
                         continue;
                     }
                     Err(error) => return Err(error).context("cannot receive"),
@@ -123,35 +129,54 @@ impl SocketServer {
 
     fn put(&self, message: &[u8], stop: &AtomicBool) -> Result<()> {
         // The worker takes the messages until the listener has ended, so the queue stays full only where that has failed.
-        let mut is_first = true;
-        while is_first || !stop.load(Ordering::Relaxed) {
-            is_first = false;
-            let deadline = clock_gettime(ClockId::CLOCK_REALTIME)? + TimeSpec::from_duration(DOZE);
-            match mq_timedsend(&self.queue, message, &deadline) {
-                Ok(()) => return Ok(()),
-                Err(Errno::EINTR | Errno::ETIMEDOUT) => {}
-                Err(error) => return Err(error).context("cannot put a message into the queue"),
+        while !self.try_put(message)? {
+            self.wait_for_room()?;
+            if stop.load(Ordering::Relaxed) {
+                self.try_put(message)?;
+                break;
             }
         }
         Ok(())
     }
 
-    /// Takes messages and answers, until there are none and the listener has ended.
-    fn work(&self, listening: &AtomicBool) -> Result<()> {
+    /// Puts a message into the queue, and returns whether there was room.
+    fn try_put(&self, message: &[u8]) -> Result<bool> {
+        loop {
+            // The deadline is one by the time of day, which may be set: one that is always over waits for nothing.
+            match mq_timedsend(&self.queue, message, &TimeSpec::new(0, 0)) {
+                Ok(()) => return Ok(true),
+                Err(Errno::ETIMEDOUT) => return Ok(false),
+                Err(Errno::EINTR) => {}
+                Err(error) => return Err(error).context("cannot put a message into the queue"),
+            }
+        }
+    }
+
+    /// Waits until there is room in the queue, or for a moment.
+    fn wait_for_room(&self) -> Result<()> {
+        // A queue is a file, and this waits by a clock that nobody sets.
+        let mut queue = [PollFd::new(self.queue.as_fd(), PollFlags::POLLOUT)];
+        let moment = PollTimeout::try_from(DOZE).unwrap_or(PollTimeout::ZERO);
+        match poll(&mut queue, moment) {
+            Ok(_) | Err(Errno::EINTR) => Ok(()),
+            Err(error) => Err(error).context("cannot wait for room in the queue"),
+        }
+    }
+
+    /// Takes messages and answers, until [`END`] comes, which is behind all of them.
+    fn work(&self) -> Result<()> {
         let mut tally = Tally::default();
         let mut message = [0; MESSAGE];
         let mut priority = 0;
         loop {
-            let last = !listening.load(Ordering::Acquire);
-            let now = clock_gettime(ClockId::CLOCK_REALTIME)?;
-            let deadline = now + TimeSpec::from_duration(DOZE);
-            let length = match mq_timedreceive(&self.queue, &mut message, &mut priority, &deadline) {
-                Ok(length) => length,
-                Err(Errno::ETIMEDOUT) if last => return Ok(()),
-                Err(Errno::ETIMEDOUT | Errno::EINTR) => {
+            let length = match mq_receive(&self.queue, &mut message, &mut priority) {
+                Ok(length) if length == TICK.len() => {
                     self.worker.beat();
                     continue;
                 }
+                Ok(length) if length == END.len() => return Ok(()),
+                Ok(length) => length,
+                Err(Errno::EINTR) => continue,
                 Err(error) => return Err(error).context("cannot take a message from the queue"),
             };
             self.reply(&message[..length], &mut tally);
@@ -201,13 +226,12 @@ impl Engine for SocketServer {
     }
 
     fn run(self: Box<Self>, stop: &AtomicBool) -> Result<()> {
-        let listening = AtomicBool::new(true);
         let (first, second) = (self.modes.cores[0], *self.modes.cores.last().unwrap_or(&self.modes.cores[0]));
         thread::scope(|scope| {
             let worker = supervise::start(scope, stop, || {
                 pin(second);
                 self.sandbox.enter(Role::Socket)?;
-                self.work(&listening)
+                self.work()
             });
             let listener = supervise::start(scope, stop, || {
                 pin(first);
@@ -215,13 +239,20 @@ impl Engine for SocketServer {
                 self.listen(stop)
             });
             let listened = supervise::wait_for([listener]);
-            listening.store(false, Ordering::Release);
-            listened.and(supervise::wait_for([worker]))
+            let end = || -> Result<()> {
+                // A worker that has failed makes no room.
+                while !worker.is_finished() && !self.try_put(&END)? {
+                    self.wait_for_room()?;
+                }
+                Ok(())
+            };
+            let told = end();
+            listened.and(supervise::wait_for([worker])).and(told)
         })
     }
 }
 
-/// Puts a message into the queue, before `deadline` or not at all. What nix has waits for ever.
+/// Puts a message into the queue, before `deadline` (by `CLOCK_REALTIME`) or not at all. What nix has waits for ever.
 fn mq_timedsend(queue: &MqdT, message: &[u8], deadline: &TimeSpec) -> Result<(), Errno> {
     let (bytes, length) = (message.as_ptr().cast(), message.len());
     // SAFETY: the message is valid for reads of its length, and the deadline of its size, until the call returns.

@@ -15,7 +15,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 
 use super::journal::{Found, Journal};
 use super::profile::RotationProfile;
@@ -24,13 +24,14 @@ use super::server::{Host, Order, ServerProcess, Timing};
 use super::{only_one, pin_to_last};
 use crate::address::Secret;
 use crate::address::mt6d::{Clock, Subnet, Timetable};
-use crate::bind::{Interrupted, Rotated, unix_time};
+use crate::bind::{Interrupted, Rotated};
 use crate::lab::{Lab, Side};
 use crate::load::{Client, Generator, LoadConfig, Run};
 use crate::machine::Environment;
 use crate::netlink;
 use crate::report::rotation::{limit, summarize};
 use crate::report::{Cell, Event, Plan, RotationCell, RotationOutcome, RotationTrial};
+use crate::time::{self, Moment, System, Time, unix_time};
 
 /// How far the experiment is.
 #[derive(Debug, Clone)]
@@ -201,6 +202,8 @@ impl Bench<'_> {
             Ok(measured)
         };
         load(WARM_UP)?;
+        // Steps are those of the time of day: where that is set, what was to be inside of one is not.
+        let began = System.now();
         let (period, mut rotated) = (profile.rotate * 1e9, server.rotated());
         let place = |step: u64, share: f64| clock.start(step).saturating_add_signed((period * share) as i64);
         // The first step that has not begun, with time to get there.
@@ -208,7 +211,7 @@ impl Bench<'_> {
         let (mut inside, mut outside) = (Vec::new(), Vec::new());
         for step in first..first + u64::from(profile.steps) {
             for ((from, to), results) in [(INSIDE, &mut inside), (OUTSIDE, &mut outside)] {
-                self.sleep_until(place(step, from))?;
+                self.sleep_until(place(step, from), &began)?;
                 let left = place(step, to).saturating_sub(unix_time()) as f64 / 1e9;
                 results.push(load((profile.rate as f64 * left).max(1.0) as u64)?);
             }
@@ -221,6 +224,7 @@ impl Bench<'_> {
             thread::sleep(LOOK);
             rotated.extend(server.rotated());
         }
+        was_not_set(&began)?;
         rotated.retain(|rotated| (first..=last).contains(&rotated.step));
         let ready = server.ready().clone();
         Ok(RotationTrial {
@@ -235,9 +239,10 @@ impl Bench<'_> {
         })
     }
 
-    /// Waits until `time`, in nanoseconds since 1970.
-    fn sleep_until(&self, time: u64) -> Result<()> {
+    /// Waits until `time`, in nanoseconds since 1970, unless the clock is set: then that may be never.
+    fn sleep_until(&self, time: u64, began: &Moment) -> Result<()> {
         loop {
+            was_not_set(began)?;
             let left = Duration::from_nanos(time.saturating_sub(unix_time()));
             if left.is_zero() {
                 return Ok(());
@@ -246,6 +251,15 @@ impl Bench<'_> {
             thread::sleep(left.min(LOOK));
         }
     }
+}
+
+/// Refuses what was measured since `began` where the clock was set meanwhile.
+fn was_not_set(began: &Moment) -> Result<()> {
+    let Some(jump) = System.now().jump_since(began) else { return Ok(()) };
+    bail!(
+        "{} during a trial, which is worthless: the same command goes on from the trials before it",
+        time::set(jump)
+    )
 }
 
 /// Whether to go on is asked this often.

@@ -11,7 +11,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use nix::time::{ClockId, clock_gettime};
 use serde::{Deserialize, Serialize};
 
 use super::ledger::{Aim, Ledger};
@@ -20,11 +19,11 @@ use super::schedule::Schedule;
 use super::socket::SocketTransport;
 use crate::address::Targets;
 use crate::address::mt6d::Timetable;
-use crate::bind::unix_time;
 use crate::machine::{self, Environment};
 use crate::netlink::{self, AttachMode, Link};
 use crate::report::LoadResult;
 use crate::settings::{Changed, Keeper};
+use crate::time::{self, Moment, System, Time, unix_time};
 use crate::xdp::CopyMode;
 
 /// The ways to ask.
@@ -83,7 +82,7 @@ pub(super) trait Transport {
     fn send(&mut self, ledger: &Ledger, sent: u64, due: u64) -> Result<u64>;
 
     /// Enters what has arrived and returns whether there was anything.
-    fn receive(&mut self, ledger: &mut Ledger, clock: &Clock, sent: u64) -> Result<bool>;
+    fn receive(&mut self, ledger: &mut Ledger, clock: &mut Clock, sent: u64) -> Result<bool>;
 }
 
 /// Datagrams sent, or taken, before the other side has its turn.
@@ -104,18 +103,35 @@ const QUIET: Duration = Duration::from_millis(500);
 /// section 10, MAX_MULTICAST_SOLICIT and RETRANS_TIMER), and a bit.
 const RESOLVE: Duration = Duration::from_secs(4);
 
-/// The time of a run: nanoseconds since its start.
-#[derive(Debug, Clone, Copy)]
+/// The time of a run: nanoseconds since its start, by a clock that nobody sets and that is not slewed for the time of day.
 pub(super) struct Clock {
     start: Instant,
-    /// The same moment by the clock that the kernel's timestamps are of, in nanoseconds.
-    realtime: i128,
+    began: Moment,
+    /// What the time of day was last, when the other clock showed what.
+    last: Moment,
+    /// How far the two came apart, the first time, otherwise than by slewing.
+    parted: Option<i64>,
+}
+
+/// The wall clock may come so much further apart from the other between two readings, whatever the time between them: where it was
+/// set by less, no time is wrong by more.
+const PARTED: u64 = 100_000;
+
+/// And by this share of the time between them: adjtimex(2) slews by no more.
+const SLEWED: f64 = 0.0005;
+
+/// How far apart two readings of the clocks are, besides slewing and the time that reading took; in nanoseconds.
+fn parting(now: &Moment, before: &Moment) -> Option<i64> {
+    let drift = now.wall.wrapping_sub(before.wall) as i64;
+    let drift = drift.wrapping_sub(now.awake.wrapping_sub(before.awake) as i64);
+    let slewed = (now.awake.saturating_sub(before.awake) as f64 * SLEWED) as u64;
+    (drift.unsigned_abs() > PARTED + slewed + now.slack + before.slack).then_some(drift)
 }
 
 impl Clock {
-    fn start() -> Result<Self> {
-        let now = clock_gettime(ClockId::CLOCK_REALTIME).context("no clock")?;
-        Ok(Self { start: Instant::now(), realtime: nanoseconds(now.tv_sec(), now.tv_nsec()) })
+    fn start() -> Self {
+        let began = System.now();
+        Self { start: Instant::now(), began, last: began, parted: None }
     }
 
     /// Now.
@@ -126,35 +142,47 @@ impl Clock {
 
     /// The start, in nanoseconds since 1970.
     fn unix_start(&self) -> u64 {
-        u64::try_from(self.realtime).unwrap_or(0)
+        self.began.wall
     }
 
-    /// Now, by both clocks.
+    /// Looks how far the time of day is from the other clock, for [`at`](Self::at).
+    pub fn look(&mut self) {
+        self.see(System.now());
+    }
+
+    fn see(&mut self, now: Moment) {
+        if let Some(parted) = parting(&now, &self.last) {
+            self.parted.get_or_insert(parted);
+        }
+        self.last = now;
+    }
+
+    /// When the time of day was that, which was just before it was last looked at; 0 for what was before the start.
     #[inline]
-    pub fn both(&self) -> Result<Moment> {
-        let kernel = clock_gettime(ClockId::CLOCK_REALTIME).context("no clock")?;
-        Ok(Moment { now: self.now(), realtime: nanoseconds(kernel.tv_sec(), kernel.tv_nsec()) })
+    pub fn at(&self, seconds: i64, nanos: i64) -> u64 {
+        let wall = i128::from(seconds) * 1_000_000_000 + i128::from(nanos);
+        let ago = i128::from(self.last.wall) - wall;
+        let awake = i128::from(self.last.awake) - i128::from(self.began.awake);
+        u64::try_from(awake - ago).unwrap_or(0)
     }
-}
 
-/// A moment, as [`Clock::now`] has it and by the clock of the kernel's timestamps.
-pub(super) struct Moment {
-    pub now: u64,
-    realtime: i128,
-}
-
-impl Moment {
-    /// When what came before that moment was stamped. Its age counts, not the time of day: the kernel's
-    /// clock may be set in the middle of a run, and would make every later reply too fast or too slow.
-    #[inline]
-    pub fn stamped(&self, seconds: i64, nanos: i64) -> u64 {
-        let age = u64::try_from(self.realtime - nanoseconds(seconds, nanos)).ok();
-        age.and_then(|age| self.now.checked_sub(age)).unwrap_or(self.now)
+    /// Refuses what was measured by the time of day if that was set meanwhile.
+    fn verify(&mut self) -> Result<()> {
+        self.look();
+        let Some(parted) = self.parted else { return Ok(()) };
+        // The clock that the requests are due by stands still meanwhile.
+        let suspended = self.last.suspended_since(&self.began);
+        if suspended >= Duration::from_millis(1) {
+            bail!(
+                "this machine was suspended for {:.3} s while requests were sent: what was measured is worthless; repeat the run",
+                suspended.as_secs_f64()
+            );
+        }
+        bail!(
+            "{} while requests were sent: what was measured by it is worthless; repeat the run while nothing sets the clock",
+            time::set(parted)
+        );
     }
-}
-
-fn nanoseconds(seconds: i64, nanos: i64) -> i128 {
-    i128::from(seconds) * 1_000_000_000 + i128::from(nanos)
 }
 
 /// The way to the server, and a port of ours that nobody else has.
@@ -292,12 +320,16 @@ impl Generator {
     /// # Errors
     /// When the interface goes away.
     pub fn run(&mut self, run: Run, stop: &AtomicBool, show: impl FnMut(u64)) -> Result<LoadResult> {
-        let clock = Clock::start()?;
+        let mut clock = Clock::start();
         let aim = match &self.config.targets {
             Targets::Pool(pool) => Aim::Pool(pool.clone()),
             Targets::Moving(timetable) => Aim::Moving(timetable.clone(), clock.unix_start()),
         };
-        let (ledger, sent) = self.drive(aim, &clock, run, stop, show)?;
+        let (ledger, sent) = self.drive(aim, &mut clock, run, stop, show)?;
+        // Rings have no timestamps: there only steps go by the time of day.
+        if self.config.client == Client::Socket || matches!(self.config.targets, Targets::Moving(_)) {
+            clock.verify()?;
+        }
         let outcome = ledger.close();
         let clock_steps = match self.config.targets.clone() {
             // Some are always lost where a server is asked too much.
@@ -338,7 +370,7 @@ impl Generator {
         let requests = steps.clone().count() as u64;
         let aim = Aim::Steps(timetable.clone(), *steps.start());
         let run = Run { rate: RATE, requests };
-        let (ledger, _) = self.drive(aim, &Clock::start()?, run, stop, |_| {})?;
+        let (ledger, _) = self.drive(aim, &mut Clock::start(), run, stop, |_| {})?;
         let mut answered = (0..requests).filter(|sequence| ledger.is_answered(*sequence));
         let Some(first) = answered.next() else { return Ok(None) };
         let last = answered.next_back().unwrap_or(first);
@@ -351,7 +383,7 @@ impl Generator {
     fn drive(
         &mut self,
         aim: Aim,
-        clock: &Clock,
+        clock: &mut Clock,
         run: Run,
         stop: &AtomicBool,
         show: impl FnMut(u64),
@@ -376,7 +408,7 @@ fn drive(
     transport: &mut impl Transport,
     config: &LoadConfig,
     aim: Aim,
-    clock: &Clock,
+    clock: &mut Clock,
     run: Run,
     stop: &AtomicBool,
     mut show: impl FnMut(u64),
@@ -425,21 +457,52 @@ mod tests {
 
     #[test]
     fn the_kernels_clock_and_ours_show_the_same_time() {
-        let clock = Clock::start().unwrap();
-        let before = clock.now();
-        let kernel = clock_gettime(ClockId::CLOCK_REALTIME).unwrap();
-        let moment = clock.both().unwrap();
-        let at = moment.stamped(kernel.tv_sec(), kernel.tv_nsec());
-        assert!(before <= at && at <= moment.now, "{at} ns is not in {before} to {} ns", moment.now);
+        let mut clock = Clock::start();
+        let kernel = System.now();
+        clock.look();
+        let (seconds, nanos) = ((kernel.wall / 1_000_000_000) as i64, (kernel.wall % 1_000_000_000) as i64);
+        let (at, now) = (clock.at(seconds, nanos), clock.now());
+        assert!(at <= now + 1_000_000, "{at} ns is after {now} ns"); // but for a clock that was set meanwhile
+        assert_eq!(clock.at(seconds - 100, 0), 0);
+        clock.verify().unwrap();
     }
 
     #[test]
-    fn a_clock_that_is_set_in_a_run_makes_no_reply_faster() {
-        // 50 s after the start, where the kernel's clock was set back by an hour.
-        let moment = Moment { now: 50_000_000_000, realtime: nanoseconds(1_000_000 - 3600, 0) };
-        assert_eq!(moment.stamped(1_000_000 - 3601, 999_999_000), 49_999_999_000); // 1 µs ago
-        // Stamped just before it was set back, or forward: at the latest, it came now.
-        assert_eq!(moment.stamped(1_000_000, 0), 50_000_000_000);
-        assert_eq!(moment.stamped(1_000_000 - 7200, 0), 50_000_000_000);
+    fn times_are_right_while_the_time_of_day_is_slewed_and_worthless_where_it_is_set() {
+        const SECOND: u64 = 1_000_000_000;
+        let began =
+            Moment { wall: 1_700_000_000 * SECOND, steady: 7 * SECOND, awake: 5 * SECOND, slack: 100 };
+        let start = || Clock { start: Instant::now(), began, last: began, parted: None };
+        let later = |clock: &Clock, time: u64, off: i64| Moment {
+            wall: (clock.last.wall + time).saturating_add_signed(off),
+            steady: clock.last.steady + time,
+            awake: clock.last.awake + time,
+            slack: 100,
+        };
+        let mut clock = start();
+        for look in 1..=1000 {
+            // 500 ppm, for 10,000 s.
+            let now = later(&clock, 10 * SECOND, 5_000_000);
+            clock.see(now);
+            // Arrived 1 ms before the look.
+            let stamp = now.wall - 1_000_000;
+            let at = clock.at((stamp / SECOND) as i64, (stamp % SECOND) as i64);
+            assert_eq!(at, look * 10 * SECOND - 1_000_000);
+        }
+        assert_eq!(clock.parted, None);
+        for off in [3_000_000_000, -3_000_000_000, 200_000, -200_000] {
+            let mut clock = start();
+            clock.see(later(&clock, SECOND / 10, off));
+            assert_eq!(clock.parted, Some(off));
+            // It stays so.
+            clock.see(later(&clock, SECOND / 10, 0));
+            assert_eq!(clock.parted, Some(off));
+            let words = clock.verify().unwrap_err().to_string();
+            assert!(words.contains("worthless"), "{words}");
+        }
+        // Who lost the processor between two readings knows nothing that precisely.
+        let mut clock = start();
+        clock.see(Moment { slack: 5_000_000, ..later(&clock, SECOND, 3_000_000) });
+        assert_eq!(clock.parted, None);
     }
 }

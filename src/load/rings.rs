@@ -147,7 +147,7 @@ impl Transport for RingTransport {
     }
 
     #[inline]
-    fn receive(&mut self, ledger: &mut Ledger, clock: &Clock, sent: u64) -> Result<bool> {
+    fn receive(&mut self, ledger: &mut Ledger, clock: &mut Clock, sent: u64) -> Result<bool> {
         let mut any = false;
         for Queue { rings, socket, .. } in &mut self.queues {
             let mut now = None;

@@ -72,7 +72,7 @@ impl Transport for SocketTransport {
         }
     }
 
-    fn receive(&mut self, ledger: &mut Ledger, clock: &Clock, sent: u64) -> Result<bool> {
+    fn receive(&mut self, ledger: &mut Ledger, clock: &mut Clock, sent: u64) -> Result<bool> {
         let count = match self.incoming.receive(&self.socket, libc::MSG_DONTWAIT) {
             Ok(count) => count,
             Err(error) if matches!(error.raw_os_error(), Some(libc::EAGAIN | libc::EINTR)) => {
@@ -80,11 +80,12 @@ impl Transport for SocketTransport {
             }
             Err(error) => return Err(error).context("cannot receive"),
         };
-        let moment = clock.both()?;
+        let now = clock.now();
+        clock.look();
         for index in 0..count {
             let (source, port) = self.incoming.source(index);
             let stamp = self.incoming.control(index, libc::SOL_SOCKET, libc::SCM_TIMESTAMPNS);
-            let time = stamp.map_or(moment.now, |stamp| moment.stamped(stamp.tv_sec, stamp.tv_nsec));
+            let time = stamp.map_or(now, |stamp| clock.at(stamp.tv_sec, stamp.tv_nsec));
             if port == self.port {
                 ledger.reply(source, self.incoming.payload(index), time, sent);
             } else {
