@@ -35,6 +35,11 @@ pub(super) struct Messages {
 }
 
 impl Messages {
+    /// What the interface is called by now.
+    fn name(&self) -> String {
+        netlink::name_of(self.index, &self.name)
+    }
+
     pub fn new(link: &Link, batch: usize) -> Result<Self> {
         Ok(Self {
             socket: Socket::open()?,
@@ -79,8 +84,9 @@ impl Way for Messages {
             message.attributes.extend(self.lifetime.map(AddressAttribute::CacheInfo));
             (RouteNetlinkMessage::NewAddress(message), NLM_F_CREATE | NLM_F_EXCL)
         });
-        let cannot_add = |address| format!("add {address} to {}", self.name);
-        match self.socket.tell(messages) {
+        let told = self.socket.tell(messages);
+        let cannot_add = |address| format!("add {address} to {}", self.name());
+        match told {
             Ok(refused) => match refused.first() {
                 None => Ok(()),
                 Some((position, refusal)) => {
@@ -100,8 +106,8 @@ impl Way for Messages {
                 let message = netlink::address_message(index, address, 128);
                 (RouteNetlinkMessage::DelAddress(message), 0)
             });
-            let cannot_remove = |address| format!("remove {address} from {}", self.name);
             let refused = self.socket.tell(messages);
+            let cannot_remove = |address| format!("remove {address} from {}", self.name());
             let refused = refused.map_err(|refusal| refusal.explain(cannot_remove(batch[0])))?;
             let is_gone = |refusal: &Refusal| matches!(refusal.code, Errno::EADDRNOTAVAIL | Errno::ENODEV);
             if let Some((position, refusal)) = refused.into_iter().find(|(_, refusal)| !is_gone(refusal)) {

@@ -10,19 +10,22 @@
 //! Each chunk is a few clients: their newest addresses come, and then the processor is free until it is the next chunk's turn. Those of
 //! k-2 are not live any more, whoever has them. The kernel must be told so: they are computed again, not stored.
 
+use std::collections::HashSet;
 use std::net::Ipv6Addr;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::Sender;
 use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use nix::time::{ClockId, clock_gettime};
 use serde::{Deserialize, Serialize};
 
 use super::{Binder, Interrupted, LiveSet, Method, Phases, Place, Step, Timed, Told};
 use crate::address::mt6d::{Timetable, window};
+use crate::netlink::Socket;
 use crate::xdp::LiveAddresses;
 
 /// Share of a step in which the addresses of the next are prepared, where they are not live before that: the rest is for the case
@@ -88,6 +91,13 @@ pub struct Rotation {
     work: Option<Work>,
     /// Set by others when some may have been lost.
     renew: Arc<AtomicBool>,
+    /// Who is told that addresses were lost, and are live again.
+    notices: Option<Sender<String>>,
+    /// To look after an error whether the kernel takes addresses at the moment.
+    socket: Socket,
+    index: u32,
+    /// Whether the last piece of work failed although it does.
+    has_failed: bool,
     phases: Phases,
 }
 
@@ -120,6 +130,7 @@ impl Rotation {
             "--bind {method} makes no address live by itself, and so none that moves: use live-map or netlink-batch"
         );
         let step = timetable.clock().step(unix_time());
+        let (socket, index) = (Socket::open()?, place.link.index);
         let binder = super::binder(method, place)?;
         let mut rotation = Self {
             timetable,
@@ -131,6 +142,10 @@ impl Rotation {
             held: 0..0,
             work: None,
             renew: Arc::default(),
+            notices: None,
+            socket,
+            index,
+            has_failed: false,
             phases: Phases::default(),
         };
         rotation.turn(step);
@@ -182,6 +197,17 @@ impl Rotation {
         self.renew.clone()
     }
 
+    /// Has `notices` told when addresses that were lost are live again.
+    pub(crate) fn tell(&mut self, notices: Sender<String>) {
+        self.notices = Some(notices);
+    }
+
+    /// Which addresses are live, for other threads; `None` where only the steering program knows.
+    #[must_use]
+    pub fn live(&self) -> Option<Arc<LiveSet>> {
+        self.set.clone()
+    }
+
     /// Which addresses move, and when.
     #[must_use]
     pub fn timetable(&self) -> &Timetable {
@@ -220,7 +246,10 @@ impl Rotation {
         let clock = self.timetable.clock();
         while !stop.load(Ordering::Relaxed) {
             if self.renew.swap(false, Ordering::Relaxed) && self.binder.ahead() == 0 {
-                self.enter_again()?;
+                let entered = self.enter_again();
+                if self.unless_refused(entered)?.is_none() {
+                    self.renew.store(true, Ordering::Relaxed);
+                }
             }
             let now = unix_time();
             let step = clock.step(now);
@@ -238,7 +267,8 @@ impl Rotation {
                 Some(work) => {
                     let due = self.due(work);
                     if now >= due {
-                        if let Some(work) = self.advance(self.binder.stride() as u64)? {
+                        let advanced = self.advance(self.binder.stride() as u64);
+                        if let Some(Some(work)) = self.unless_refused(advanced)? {
                             show(self.sum_up(&work, unix_time()));
                         }
                         continue;
@@ -364,14 +394,41 @@ impl Rotation {
         Ok(())
     }
 
-    /// Enters all that should be there, some of which may be.
+    /// What was `done`; nothing, after a while, where the kernel takes no addresses at the moment: then it is to be tried again.
+    fn unless_refused<T>(&mut self, done: Result<T>) -> Result<Option<T>> {
+        let error = match done {
+            Ok(done) => {
+                self.has_failed = false;
+                return Ok(Some(done));
+            }
+            Err(error) => error,
+        };
+        let link = self.socket.link_at(self.index)?.context("the interface has gone")?;
+        // It may have been so when it was tried, and be otherwise by now.
+        if link.ipv6 && std::mem::replace(&mut self.has_failed, true) {
+            return Err(error);
+        }
+        thread::sleep(DOZE);
+        Ok(None)
+    }
+
+    /// Enters those again that should be there and are not.
     fn enter_again(&mut self) -> Result<()> {
         let clients = self.timetable.clients();
         let (done, target) = self.work.as_ref().map_or((0, 0..0), |work| (work.done, work.target.clone()));
         let moved = target.map(|step| self.addresses(step, 0..done));
         let not_yet = self.held.clone().map(|step| self.addresses(step, done..clients));
-        let all: Vec<_> = moved.chain(not_yet).collect();
-        self.binder.exchange(&[], &all)
+        let mut all: Vec<_> = moved.chain(not_yet).collect();
+        let list: Vec<_> = all.iter().flat_map(|timed| timed.addresses.iter().copied()).collect();
+        let lost: HashSet<_> = self.binder.lost(&list)?.into_iter().collect();
+        all.iter_mut().for_each(|timed| timed.addresses.retain(|address| lost.contains(address)));
+        self.binder.exchange(&[], &all)?;
+        if let (Some(notices), false) = (&self.notices, lost.is_empty()) {
+            let count = lost.len();
+            // Who listens is there for as long as this runs.
+            let _ = notices.send(format!("{count} of {} addresses had gone, and are live again", list.len()));
+        }
+        Ok(())
     }
 
     /// What became of `work` by now.
