@@ -360,7 +360,8 @@ fn another_mtu() -> Result<()> {
         ("--engine socket-gso", 9000, None),
     ] {
         let lab = TestLab::up()?;
-        let _polls = have_client_poll(&lab)?;
+        // With an XDP program at the other end a veth takes no large MTU.
+        let _polls = flags.contains("reflect").then(|| have_client_poll(&lab)).transpose()?;
         let mut server = start(&lab, &format!("--addresses 5 {flags}"))?;
         in_server(&lab, &format!("link set server0 mtu {mtu}"))?;
         let words = format!("the MTU of server0 was 1500, and is {mtu} now");
