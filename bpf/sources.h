@@ -13,12 +13,15 @@
 
 /* Whether sources are looked at at all: by a server. A load generator takes its replies from whoever they are. */
 const volatile bool screened = false;
-const volatile __u8 station[ETH_ALEN] = {}; /* the interface's Ethernet address */
 const volatile bool allow_list = false; /* whether only `allowed_sources` may ask */
 /* Time that a source has to leave from one request to the next, on the average, in nanoseconds; 0 for no limit. And how far it may be
  * ahead of that: at least as much. */
 const volatile __u64 interval = 0;
 const volatile __u64 burst = 0;
+
+/* The interface's Ethernet address, as it lies in memory, and two zeros. Written by user space, which has this mapped: the address may
+ * change, and a store of one word is whole. */
+volatile __u64 station = 0;
 
 /* Prefixes of sources that may ask. */
 volatile struct prefixes allowed = {};
@@ -59,14 +62,10 @@ static __always_inline bool is_allowed(struct in6_addr source)
 	return !allow_list || is_under(&allowed, &allowed_sources, source);
 }
 
-/* Whether a frame to that Ethernet address is for this machine alone. */
-static __always_inline bool is_for_us(const __u8 *destination)
+/* Whether a frame is for this machine alone, by its first 8 bytes: the destination, and two of the source. */
+static __always_inline bool is_for_us(const __u64 *frame)
 {
-	bool same = true;
-
-	for (int byte = 0; byte < ETH_ALEN; byte++)
-		same &= destination[byte] == station[byte];
-	return same;
+	return !((*frame ^ station) & bpf_cpu_to_be64(0xffffffffffff0000));
 }
 
 /* Handler::screen: why requests from that source are not answered, REFUSALS where they are. */

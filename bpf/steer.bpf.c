@@ -80,7 +80,7 @@ int steer(struct xdp_md *ctx)
 	if (request && screened) {
 		// Another station's, which the kernel does not take. In a frame for many it may be ours, and goes the kernel's way: no
 		// reply of ours comes from a group.
-		if (!is_for_us(h->ether.h_dest))
+		if (!is_for_us(data))
 			return h->ether.h_dest[0] & 1 ? behind(ctx, sizeof(h->ether)) : count(PASSED_OTHER, XDP_PASS);
 		if (address.s6_addr[0] == 0xff)
 			return refuse(DESTINATION_MULTICAST);

@@ -205,6 +205,11 @@ impl Board {
         self.last().1 = stats.clone();
     }
 
+    /// Calls the interface so from now on.
+    pub fn rename(&self, interface: String) {
+        self.last().0.interface = interface;
+    }
+
     fn last(&self) -> MutexGuard<'_, (Ready, Stats)> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -24,7 +24,8 @@ use rtnetlink::packet_route::address::{
     AddressAttribute, AddressFlags, AddressMessage, AddressProtocol, AddressScope,
 };
 use rtnetlink::packet_route::link::{
-    InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags, LinkInfo, LinkMessage, LinkXdp,
+    AfSpecInet6, AfSpecUnspec, InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
+    LinkXdp,
 };
 use rtnetlink::packet_route::neighbour::{
     NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
@@ -66,6 +67,12 @@ pub struct Link {
     pub carrier_losses: u32,
     /// Whether it is told to receive all multicast (IFF_ALLMULTI), rather than asked for it by sockets.
     pub all_multicast: bool,
+    /// Index of the interface that it is a port or a slave of.
+    pub master: Option<u32>,
+    /// Whether neighbours are discovered on it (no IFF_NOARP).
+    pub arp: bool,
+    /// Whether the kernel does IPv6 on it: not with `disable_ipv6` set, nor with an MTU below 1280.
+    pub ipv6: bool,
     /// Text that its maker gave it.
     pub alias: Option<String>,
     /// The XDP program on it.
@@ -154,6 +161,19 @@ pub fn link(name: &str) -> Result<Link> {
     Socket::open()?.link(name)
 }
 
+/// The interface with that index, whatever its name is by now; `None` where there is none.
+///
+/// # Errors
+/// When the kernel cannot be asked.
+pub fn link_at(index: u32) -> Result<Option<Link>> {
+    Socket::open()?.link_at(index)
+}
+
+/// The present name of the interface with that index; `last` where there is none.
+pub(crate) fn name_of(index: u32, last: &str) -> String {
+    link_at(index).ok().flatten().map_or_else(|| last.to_owned(), |link| link.name)
+}
+
 /// All interfaces of the namespace, in the order of their indices.
 ///
 /// # Errors
@@ -236,6 +256,49 @@ impl KernelAddresses {
     }
 }
 
+/// Hears which IPv6 addresses an interface loses.
+#[derive(Debug)]
+pub(crate) struct AddressLosses {
+    announced: Socket,
+    index: u32,
+}
+
+impl AddressLosses {
+    /// Listens from now on, to what is announced of the interface with that index.
+    pub fn watch(index: u32) -> Result<Self> {
+        let announced = Socket::open()?;
+        let group = MulticastGroup::Ipv6Ifaddr as u32;
+        announced.socket.add_membership(group).context("cannot listen to the kernel")?;
+        Ok(Self { announced, index })
+    }
+
+    /// Whether an address that `is_ours` has gone since the last call, or may have: there were more announcements than the
+    /// kernel keeps. Waits for nothing.
+    pub fn heard(&mut self, is_ours: impl Fn(Ipv6Addr) -> bool) -> bool {
+        let mut heard = false;
+        while let Ok(true) = self.announced.wait(Instant::now()) {
+            match self.announced.receive() {
+                Ok(events) => {
+                    heard |= events.into_iter().any(|event| match event.payload {
+                        NetlinkPayload::InnerMessage(RouteNetlinkMessage::DelAddress(message)) => {
+                            message.header.index == self.index
+                                && new_address(&message).is_some_and(|address| is_ours(address.ip))
+                        }
+                        _ => false,
+                    });
+                }
+                Err(refusal) => {
+                    heard = true;
+                    if refusal.code != Errno::ENOBUFS {
+                        break;
+                    }
+                }
+            }
+        }
+        heard
+    }
+}
+
 /// Has the kernel take what comes from one interface for addresses under a prefix for its own, without having them: a rule for packets
 /// from there, and a table of its own with a `local` route. What the machine itself sends there still goes to the neighbours, and no
 /// Neighbour Solicitation is answered for it.
@@ -245,6 +308,8 @@ impl KernelAddresses {
 #[derive(Debug)]
 pub struct Delivery {
     socket: Socket,
+    /// Hears of each change of the interface.
+    announced: Socket,
     interface: String,
     index: u32,
     prefix: Prefix,
@@ -258,8 +323,12 @@ impl Delivery {
     const PERIOD: Duration = Duration::from_secs(2);
 
     fn new(link: &Link, prefix: Prefix) -> Result<Self> {
+        let announced = Socket::open()?;
+        let group = MulticastGroup::Link as u32;
+        announced.socket.add_membership(group).context("cannot listen to the kernel")?;
         Ok(Self {
             socket: Socket::open()?,
+            announced,
             interface: link.name.clone(),
             index: link.index,
             prefix,
@@ -286,8 +355,7 @@ impl Delivery {
         let mut delivery = Self::new(link, prefix)?;
         delivery.end();
         delivery.renew()?;
-        let rule = RouteNetlinkMessage::NewRule(delivery.rule());
-        delivery.socket.tell_one(rule, NLM_F_CREATE | NLM_F_EXCL).map_err(|refusal| match refusal.code {
+        delivery.add_rule().map_err(|refusal| match refusal.code {
             Errno::EOPNOTSUPP | Errno::EAFNOSUPPORT => {
                 anyhow!(
                     "this kernel has no policy routing (CONFIG_IPV6_MULTIPLE_TABLES), which live-map needs"
@@ -296,6 +364,48 @@ impl Delivery {
             _ => refusal.explain(format_args!("have packets from {} delivered", link.name)),
         })?;
         Ok(delivery)
+    }
+
+    fn add_rule(&mut self) -> Result<(), Refusal> {
+        let rule = RouteNetlinkMessage::NewRule(self.rule());
+        self.socket.tell_one(rule, NLM_F_CREATE | NLM_F_EXCL)
+    }
+
+    /// Renews what it has whenever the interface changes, and the route where it is time to, for at most `limit`.
+    ///
+    /// # Errors
+    /// As [`renew`](Self::renew).
+    pub fn keep(&mut self, limit: Duration) -> Result<()> {
+        let index = self.index;
+        let concerns = |event: &RouteNetlinkMessage| match event {
+            RouteNetlinkMessage::NewLink(link) => link.header.index == index,
+            _ => false,
+        };
+        let changed = self
+            .announced
+            .wait_for(concerns, Instant::now() + limit)
+            .map_err(|refusal| refusal.explain("listen to the kernel"))?;
+        if changed {
+            self.follow()?;
+            // The kernel drops the route when the link goes down, or IPv6 on it.
+            self.renew = Instant::now();
+        }
+        self.renew()
+    }
+
+    /// Has the rule name the interface as it is called now.
+    fn follow(&mut self) -> Result<()> {
+        let Some(link) = self.socket.link_at(self.index)? else { return Ok(()) };
+        if link.name == self.interface {
+            return Ok(());
+        }
+        let old = RouteNetlinkMessage::DelRule(self.rule());
+        self.interface = link.name;
+        let added = self.add_rule();
+        let _ = self.socket.tell_one(old, 0);
+        added.map_err(|refusal| {
+            refusal.explain(format_args!("have packets from {} delivered", self.interface))
+        })
     }
 
     /// Renews the route where it is time to. To be called at least once a second.
@@ -523,6 +633,16 @@ impl Socket {
         }
     }
 
+    pub fn link_at(&mut self, index: u32) -> Result<Option<Link>> {
+        let mut query = LinkMessage::default();
+        query.header.index = index;
+        match self.ask(RouteNetlinkMessage::GetLink(query), 0) {
+            Ok(answers) => Ok(answers.into_iter().find_map(new_link)),
+            Err(refusal) if refusal.code == Errno::ENODEV => Ok(None),
+            Err(refusal) => Err(refusal.explain(format_args!("look for interface {index}"))),
+        }
+    }
+
     pub fn links(&mut self) -> Result<Vec<Link>> {
         let query = RouteNetlinkMessage::GetLink(LinkMessage::default());
         let answers =
@@ -563,8 +683,13 @@ impl Socket {
 
     pub fn wait_for_carrier(&mut self, name: &str, timeout: Duration) -> Result<()> {
         let index = self.link(name)?.index;
+        self.wait_for_carrier_of(index, name, timeout)
+    }
+
+    /// The same of the interface with that index, whatever it is called meanwhile; `name` is for the error.
+    pub fn wait_for_carrier_of(&mut self, index: u32, name: &str, timeout: Duration) -> Result<()> {
         let has_carrier = |socket: &mut Self| {
-            let link = socket.link(name)?;
+            let link = socket.link_at(index)?.with_context(|| format!("{name} has gone"))?;
             anyhow::Ok((link.up && link.carrier).then_some(()))
         };
         self.watch(MulticastGroup::Link, timeout, has_carrier, |event| match event {
@@ -749,7 +874,7 @@ impl Socket {
     }
 
     /// Whether packets to `address` are for this machine.
-    fn is_local(&mut self, address: Ipv6Addr) -> Result<bool> {
+    pub fn is_local(&mut self, address: Ipv6Addr) -> Result<bool> {
         let answers = self.ask(route_query(address), 0);
         Ok(answers.is_ok_and(|answers| {
             answers.iter().any(|answer| match answer {
@@ -1214,6 +1339,9 @@ fn new_link(message: RouteNetlinkMessage) -> Option<Link> {
         carrier: message.header.flags.contains(LinkFlags::LowerUp),
         carrier_losses: 0,
         all_multicast: message.header.flags.contains(LinkFlags::Allmulti),
+        master: None,
+        arp: !message.header.flags.contains(LinkFlags::Noarp),
+        ipv6: false,
         alias: None,
         xdp: None,
     };
@@ -1225,12 +1353,23 @@ fn new_link(message: RouteNetlinkMessage) -> Option<Link> {
             LinkAttribute::CarrierDownCount(count) => link.carrier_losses = count,
             LinkAttribute::NumTxQueues(queues) => link.tx_queues = queues,
             LinkAttribute::NumRxQueues(queues) => link.rx_queues = queues,
+            LinkAttribute::Controller(index) => link.master = Some(index),
+            LinkAttribute::AfSpecUnspec(families) => link.ipv6 = does_ipv6(&families),
             LinkAttribute::IfAlias(alias) => link.alias = Some(alias),
             LinkAttribute::Xdp(attributes) => link.xdp = attached_program(&attributes),
             _ => {}
         }
     }
     Some(link)
+}
+
+fn does_ipv6(families: &[AfSpecUnspec]) -> bool {
+    families.iter().any(|family| match family {
+        AfSpecUnspec::Inet6(facts) => facts
+            .iter()
+            .any(|fact| matches!(fact, AfSpecInet6::DevConf(settings) if settings.disable_ipv6 == 0)),
+        _ => false,
+    })
 }
 
 fn attached_program(attributes: &[LinkXdp]) -> Option<AttachedProgram> {
@@ -1285,6 +1424,14 @@ mod tests {
         let loopback = link("lo").unwrap();
         assert_eq!((loopback.name.as_str(), loopback.mac), ("lo", [0; 6]));
         assert!(links().unwrap().contains(&loopback));
+    }
+
+    #[test]
+    fn loopback_is_found_by_its_index_and_no_interface_is_none() {
+        let loopback = link("lo").unwrap();
+        assert_eq!(link_at(loopback.index).unwrap(), Some(loopback));
+        assert_eq!(link_at(i32::MAX as u32).unwrap(), None);
+        assert_eq!(name_of(i32::MAX as u32, "gone0"), "gone0");
     }
 
     #[test]

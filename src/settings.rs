@@ -30,6 +30,10 @@ use crate::xdp::ethtool::{self, FlowRule};
 /// Where notes are kept.
 const DIRECTORY: &str = "/run/sixhop";
 
+/// Where the settings of interfaces are, each in a directory of the interface's name.
+const IPV6: &str = "/proc/sys/net/ipv6/conf";
+const SYSFS: &str = "/sys/class/net";
+
 /// What [`Setting::Rule`] is set to.
 pub(crate) const RULE_SET: &str = "set";
 const RULE_UNSET: &str = "unset";
@@ -55,12 +59,12 @@ pub(crate) enum Setting {
 impl Setting {
     /// A file of the interface in sysfs.
     pub fn sysfs(link: &Link, name: &str) -> Self {
-        Self::File(Path::new("/sys/class/net").join(&link.name).join(name))
+        Self::File(Path::new(SYSFS).join(&link.name).join(name))
     }
 
     /// One of the interface's IPv6 settings.
     pub fn ipv6(interface: &str, name: &str) -> Self {
-        Self::File(Path::new("/proc/sys/net/ipv6/conf").join(interface).join(name))
+        Self::File(Path::new(IPV6).join(interface).join(name))
     }
 
     /// Its name among those of the interface; also part of the name of its note.
@@ -89,9 +93,12 @@ impl Setting {
     pub fn read(&self, link: &Link) -> Result<String> {
         let cannot = || format!("cannot read {} of {}", self.name(), link.name);
         match self {
-            Self::File(path) => at(path, link, || fs::read_to_string(path))
-                .map(|text| text.trim().to_owned())
-                .with_context(cannot),
+            Self::File(path) => {
+                let path = &renamed(path, &link.name);
+                at(path, link, || fs::read_to_string(path))
+                    .map(|text| text.trim().to_owned())
+                    .with_context(cannot)
+            }
             Self::Indirection => {
                 let table = ethtool::indirection(&link.name).with_context(cannot)?;
                 Ok(table.iter().map(u32::to_string).collect::<Vec<_>>().join(","))
@@ -102,7 +109,8 @@ impl Setting {
                 Some(_) => "another".to_owned(),
             }),
             Self::Link => {
-                Ok(if netlink::link(&link.name).with_context(cannot)?.up { UP } else { DOWN }.to_owned())
+                let now = netlink::link_at(link.index)?.with_context(cannot)?;
+                Ok(if now.up { UP } else { DOWN }.to_owned())
             }
         }
     }
@@ -111,6 +119,7 @@ impl Setting {
     fn open(&self, link: &Link) -> Result<Option<File>> {
         match self {
             Self::File(path) if path.starts_with("/sys") => {
+                let path = &renamed(path, &link.name);
                 let open = at(path, link, || File::options().read(true).write(true).open(path));
                 Ok(Some(open.with_context(|| format!("cannot open {}", path.display()))?))
             }
@@ -121,7 +130,10 @@ impl Setting {
     fn write(&self, link: &Link, value: &str) -> Result<()> {
         let cannot = || format!("cannot set {} of {} to {}", self.name(), link.name, self.show(value));
         match self {
-            Self::File(path) => at(path, link, || fs::write(path, value)).with_context(cannot),
+            Self::File(path) => {
+                let path = &renamed(path, &link.name);
+                at(path, link, || fs::write(path, value)).with_context(cannot)
+            }
             Self::Indirection => {
                 ethtool::set_indirection(&link.name, &table(value).with_context(cannot)?).with_context(cannot)
             }
@@ -132,6 +144,18 @@ impl Setting {
             Self::Link => netlink::set_up(link.index, value == UP).with_context(cannot),
         }
     }
+}
+
+/// The `path` of a setting where its interface is called `name` by now.
+fn renamed(path: &Path, name: &str) -> PathBuf {
+    for root in [IPV6, SYSFS] {
+        if let Ok(rest) = path.strip_prefix(root) {
+            let mut rest = rest.components();
+            rest.next();
+            return Path::new(root).join(name).join(rest.as_path());
+        }
+    }
+    path.to_owned()
 }
 
 fn table(value: &str) -> Result<Vec<u32>> {
@@ -279,6 +303,8 @@ impl Keeper {
     }
 
     fn change_here(&self, link: &Link, setting: Setting, value: &str) -> Result<Changed> {
+        // It may have another name since it was looked at, or another Ethernet address.
+        let link = &netlink::link_at(link.index)?.unwrap_or_else(|| link.clone());
         let name = setting.name();
         let path = self.directory.join(format!("{}-{}-{name}", self.namespace, link.index));
         let cannot = || {
@@ -436,15 +462,25 @@ impl Changed {
 
     fn finish(&mut self) -> Result<Option<String>> {
         let Some(file) = self.file.take() else { return Ok(None) };
-        let outcome = self.keeper.inside(|| {
-            // With the interface its settings are gone.
-            let is_there = netlink::links()?.iter().any(|link| link.index == self.note.interface);
-            if is_there { self.note.put_back(&self.link, self.open.as_ref()) } else { Ok(Outcome::AsBefore) }
+        let (link, outcome) = self.keeper.inside(|| {
+            Ok(match netlink::link_at(self.note.interface)? {
+                Some(link) => {
+                    let outcome = self.note.put_back(&link, self.open.as_ref())?;
+                    (link, outcome)
+                }
+                None => {
+                    // With the interface its settings are gone, unless it was moved to another namespace.
+                    if let Some(file) = &self.open {
+                        let _ = self.note.put_back(&self.link, Some(file));
+                    }
+                    (self.link.clone(), Outcome::AsBefore)
+                }
+            })
         })?;
         let _ = fs::remove_file(&self.path);
         drop(file);
         Ok(match outcome {
-            Outcome::Left(_) => self.note.words(&self.link, &outcome, "this server"),
+            Outcome::Left(_) => self.note.words(&link, &outcome, "this server"),
             Outcome::AsBefore | Outcome::PutBack => None,
         })
     }
@@ -577,6 +613,14 @@ mod tests {
         let error = format!("{:#}", room.keeper().change(&loopback(), none, "5").unwrap_err());
         assert!(error.contains("cannot read none of lo"), "{error}");
         assert_eq!(room.notes(), 0);
+    }
+
+    #[test]
+    fn a_setting_is_where_its_interface_is_called_now() {
+        let is = |path: &str, now: &str| assert_eq!(renamed(Path::new(path), "lan0"), Path::new(now));
+        is("/proc/sys/net/ipv6/conf/eth0/accept_dad", "/proc/sys/net/ipv6/conf/lan0/accept_dad");
+        is("/sys/class/net/eth0/gro_flush_timeout", "/sys/class/net/lan0/gro_flush_timeout");
+        is("/tmp/eth0/setting", "/tmp/eth0/setting");
     }
 
     #[test]

@@ -74,6 +74,15 @@ impl Binder for AnyIp {
         Ok(phases)
     }
 
+    fn lost(&mut self, addresses: &[Ipv6Addr]) -> Result<Vec<Ipv6Addr>> {
+        let is_there = self.socket.our_local_routes(self.index)?.contains(&self.prefix);
+        Ok(if is_there { Vec::new() } else { addresses.to_vec() })
+    }
+
+    fn seems_live(&mut self, one: Ipv6Addr) -> Result<bool> {
+        self.socket.is_local(one)
+    }
+
     fn exchange(&mut self, _: &[Timed], _: &[Timed]) -> Result<()> {
         bail!("every address of {} is live: none can move", self.prefix)
     }

@@ -7,25 +7,30 @@ use std::os::unix::fs::MetadataExt;
 use std::process::{Command, Stdio};
 use std::thread;
 
-use anyhow::{Context, Error, Result, anyhow, bail};
+use anyhow::{Context, Error, Result, anyhow, bail, ensure};
 use nix::sched::{CloneFlags, setns};
 
 use super::kernel::Way;
-use crate::netlink::Link;
+use crate::netlink::{self, Link};
 
 /// The network namespace of the calling thread.
 const NAMESPACE: &str = "/proc/thread-self/ns/net";
 
+/// Names that an interface may have had while a program ran.
+const RENAMES: usize = 4;
+
 /// Runs a program once for each address.
 pub(super) struct Program {
     program: &'static str,
+    /// The interface's, whose name may change.
+    index: u32,
     interface: String,
     /// Of the interface: whoever starts a process there is to be there too.
     namespace: File,
     /// Its arguments for adding and for removing ADDRESS/128 on INTERFACE.
     add: &'static [&'static str],
     remove: &'static [&'static str],
-    /// What it says when the address, or its interface, is gone already, in small letters.
+    /// What it says when the address is gone already, in small letters.
     gone: &'static [&'static str],
 }
 
@@ -35,11 +40,12 @@ impl Program {
         installed("ip", "iproute2")?;
         Ok(Self {
             program: "ip",
+            index: link.index,
             interface: link.name.clone(),
             namespace: File::open(NAMESPACE).context("cannot open the network namespace")?,
             add: &["-6", "address", "add", "ADDRESS", "dev", "INTERFACE", "nodad", "noprefixroute"],
             remove: &["-6", "address", "del", "ADDRESS", "dev", "INTERFACE"],
-            gone: &["cannot assign requested address", "address not found", "cannot find device"],
+            gone: &["cannot assign requested address", "address not found"],
         })
     }
 
@@ -48,12 +54,18 @@ impl Program {
         installed("ifconfig", "net-tools")?;
         Ok(Self {
             program: "ifconfig",
+            index: link.index,
             interface: link.name.clone(),
             namespace: File::open(NAMESPACE).context("cannot open the network namespace")?,
             add: &["INTERFACE", "inet6", "add", "ADDRESS"],
             remove: &["INTERFACE", "inet6", "del", "ADDRESS"],
-            gone: &["cannot assign requested address", "no such device"],
+            gone: &["cannot assign requested address"],
         })
+    }
+
+    /// What the interface is called by now.
+    fn name(&self) -> String {
+        netlink::name_of(self.index, &self.interface)
     }
 
     /// Calls `work` in the interface's namespace, on another thread where this one is in another.
@@ -71,11 +83,26 @@ impl Program {
         })
     }
 
-    fn run(&self, arguments: &[&str], address: Ipv6Addr) -> Result<()> {
+    /// Runs it for the interface under the name that it has now, and returns whether there is one. Called where that is.
+    fn run(&self, arguments: &[&str], address: Ipv6Addr) -> Result<bool> {
+        let name = || Ok::<_, Error>(netlink::link_at(self.index)?.map(|link| link.name));
+        let mut called = name()?;
+        for _ in 0..RENAMES {
+            let Some(interface) = called else { return Ok(false) };
+            let done = self.run_for(&interface, arguments, address);
+            called = name()?;
+            if done.is_ok() || called.as_deref() == Some(&*interface) {
+                return done.map(|()| true);
+            }
+        }
+        bail!("interface {} is renamed again and again", self.index)
+    }
+
+    fn run_for(&self, interface: &str, arguments: &[&str], address: Ipv6Addr) -> Result<()> {
         let prefix = format!("{address}/128");
         let arguments = arguments.iter().map(|&argument| match argument {
             "ADDRESS" => prefix.as_str(),
-            "INTERFACE" => self.interface.as_str(),
+            "INTERFACE" => interface,
             word => word,
         });
         let output = Command::new(self.program)
@@ -108,8 +135,12 @@ impl Way for Program {
     fn add(&mut self, addresses: &[Ipv6Addr]) -> Result<(), (usize, Error)> {
         let add = || {
             for (done, &address) in addresses.iter().enumerate() {
-                let what = || format!("cannot add {address} to {}", self.interface);
-                self.run(self.add, address).with_context(what).map_err(|why| (done, why))?;
+                let what = || format!("cannot add {address} to {}", self.name());
+                let added = self.run(self.add, address).and_then(|is_there| {
+                    ensure!(is_there, "there is no such interface here");
+                    Ok(())
+                });
+                added.with_context(what).map_err(|why| (done, why))?;
             }
             Ok(())
         };
@@ -123,7 +154,7 @@ impl Way for Program {
                 if let Err(error) = self.run(self.remove, address) {
                     let words = error.to_string().to_lowercase();
                     if !self.gone.iter().any(|gone| words.contains(gone)) {
-                        let error = error.context(format!("cannot remove {address} from {}", self.interface));
+                        let error = error.context(format!("cannot remove {address} from {}", self.name()));
                         done = done.and(Err(error));
                     }
                 }

@@ -9,7 +9,7 @@ use nix::errno::Errno;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
 
 use super::kernel::Way;
-use crate::netlink::{Link, Refusal};
+use crate::netlink::{self, Link, Refusal};
 
 /// linux/sockios.h.
 const SIOCSIFADDR: libc::Ioctl = 0x8916;
@@ -32,6 +32,11 @@ impl Ioctl {
         })
     }
 
+    /// What the interface is called by now.
+    fn name(&self) -> String {
+        netlink::name_of(self.index as u32, &self.name)
+    }
+
     fn call(&self, request: libc::Ioctl, address: Ipv6Addr) -> Result<(), Errno> {
         let argument = libc::in6_ifreq {
             ifr6_addr: libc::in6_addr { s6_addr: address.octets() },
@@ -48,7 +53,7 @@ impl Way for Ioctl {
     fn add(&mut self, addresses: &[Ipv6Addr]) -> Result<(), (usize, Error)> {
         for (done, &address) in addresses.iter().enumerate() {
             self.call(SIOCSIFADDR, address).map_err(|code| {
-                (done, Refusal::from(code).explain(format!("add {address} to {}", self.name)))
+                (done, Refusal::from(code).explain(format!("add {address} to {}", self.name())))
             })?;
         }
         Ok(())
@@ -61,7 +66,7 @@ impl Way for Ioctl {
                 Ok(()) | Err(Errno::EADDRNOTAVAIL | Errno::ENODEV) => {}
                 Err(code) => {
                     let error = io::Error::from(code);
-                    done = done.and(Err(anyhow!("cannot remove {address} from {}: {error}", self.name)));
+                    done = done.and(Err(anyhow!("cannot remove {address} from {}: {error}", self.name())));
                 }
             }
         }

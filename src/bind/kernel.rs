@@ -134,7 +134,7 @@ impl<W: Way> Kernel<W> {
 
     /// Waits until the kernel receives for all of them; on a link that is down it does for none.
     fn settle(&mut self, addresses: &[Ipv6Addr], phases: &mut Phases) -> Result<()> {
-        if !self.socket.link(&self.name)?.up {
+        if !self.socket.link_at(self.index)?.is_some_and(|link| link.up) {
             return Ok(());
         }
         let live = phases.time("settle", || self.socket.wait_for_local(addresses, SETTLE_TIMEOUT));
@@ -227,10 +227,24 @@ impl<W: Way> Binder for Kernel<W> {
         EXCHANGED
     }
 
-    fn has_lost(&mut self, addresses: &[Ipv6Addr]) -> Result<bool> {
+    fn lost(&mut self, addresses: &[Ipv6Addr]) -> Result<Vec<Ipv6Addr>> {
         let present = self.socket.addresses(self.index)?;
         let present: HashSet<_> = present.into_iter().map(|address| address.ip).collect();
-        Ok(addresses.iter().any(|address| !present.contains(address)))
+        Ok(addresses.iter().copied().filter(|address| !present.contains(address)).collect())
+    }
+
+    fn restore(&mut self, lost: &[Ipv6Addr], step: &mut Step) -> Result<()> {
+        let all = lost.len() == self.bound;
+        self.bound = self.bound.saturating_sub(lost.len());
+        // Setting the link down would take those that are left.
+        if all && lost.len() >= DOWN_PAYS && matches!(self.meanwhile, Meanwhile::Down(_)) {
+            return self.bind(lost, step).map(drop);
+        }
+        for (done, some) in lost.chunks(TELL).enumerate() {
+            ensure!(step(done * TELL), Interrupted);
+            self.exchange(&[], &[Timed { step: 0, addresses: some.to_vec() }])?;
+        }
+        self.socket.wait_for_local(lost, SETTLE_TIMEOUT)
     }
 }
 
@@ -270,7 +284,7 @@ impl<W: Way> Kernel<W> {
         step: &mut Step,
         phases: &mut Phases,
     ) -> Result<()> {
-        let was_up = self.socket.link(&self.name)?.up;
+        let was_up = self.socket.link_at(self.index)?.is_some_and(|link| link.up);
         // The setting is looked at when the link goes down, and only then. That it is down is noted: a killed run's is set up.
         let down = if was_up { Some(phases.time("down", || keep_addresses.link_down("1"))?) } else { None };
         let bound = phases.time("add", || self.add(addresses, step));
@@ -280,7 +294,7 @@ impl<W: Way> Kernel<W> {
         let up = phases.time("up", || {
             self.socket.set_up(self.index, true)?;
             down.map_or(Ok(None), Changed::put_back)?; // it is as before
-            self.socket.wait_for_carrier(&self.name, CARRIER_TIMEOUT)
+            self.socket.wait_for_carrier_of(self.index, &self.name, CARRIER_TIMEOUT)
         });
         match (bound, up) {
             (Ok(()), Err(why)) => {

@@ -90,12 +90,29 @@ pub trait Binder: Send {
         1
     }
 
-    /// Whether some of `addresses`, which were bound, are so no more: the kernel takes its own away when the link is set down.
+    /// Those of `addresses`, which were bound, that are so no more: the kernel takes its own away when the link is set down, and
+    /// others may.
     ///
     /// # Errors
     /// When the kernel cannot be asked.
-    fn has_lost(&mut self, _addresses: &[Ipv6Addr]) -> Result<bool> {
-        Ok(false)
+    fn lost(&mut self, _addresses: &[Ipv6Addr]) -> Result<Vec<Ipv6Addr>> {
+        Ok(Vec::new())
+    }
+
+    /// Whether all seem to be live, by `one` of them: a single question to the kernel, where nothing announces a loss.
+    ///
+    /// # Errors
+    /// When the kernel cannot be asked.
+    fn seems_live(&mut self, _one: Ipv6Addr) -> Result<bool> {
+        Ok(true)
+    }
+
+    /// Makes addresses live again that were [`lost`](Self::lost).
+    ///
+    /// # Errors
+    /// Those of [`bind`](Self::bind). Some of them may be live then.
+    fn restore(&mut self, lost: &[Ipv6Addr], step: &mut Step) -> Result<()> {
+        self.bind(lost, step).map(drop)
     }
 
     /// Bytes of kernel memory that the addresses take, where it is known.
@@ -327,17 +344,24 @@ impl Bound {
         self.binder.kernel_memory()
     }
 
-    /// Makes the addresses live again if the kernel has taken some away, and returns whether it had.
+    /// Makes those addresses live again that the kernel or somebody else has taken away, and returns how many they were.
     ///
     /// # Errors
-    /// Those of [`Binder::bind`]. None of the addresses is live then.
-    pub fn renew(&mut self, step: &mut Step) -> Result<bool> {
-        if !self.binder.has_lost(&self.addresses)? {
-            return Ok(false);
+    /// Those of [`Binder::restore`].
+    pub fn renew(&mut self, step: &mut Step) -> Result<usize> {
+        let lost = self.binder.lost(&self.addresses)?;
+        if !lost.is_empty() {
+            self.binder.restore(&lost, step)?;
         }
-        self.binder.unbind(&self.addresses, &mut |_| {})?;
-        self.binder.bind(&self.addresses, step)?;
-        Ok(true)
+        Ok(lost.len())
+    }
+
+    /// Whether the addresses seem to be live, as [`Binder::seems_live`].
+    ///
+    /// # Errors
+    /// When the kernel cannot be asked.
+    pub fn seems_live(&mut self) -> Result<bool> {
+        self.addresses.first().map_or(Ok(true), |one| self.binder.seems_live(*one))
     }
 
     /// Takes the addresses back, tells how far it is, and returns what that took. Dropping does the same, but cannot say that it failed.
@@ -451,8 +475,16 @@ impl Binder for Claimed {
         self.inner.stride()
     }
 
-    fn has_lost(&mut self, addresses: &[Ipv6Addr]) -> Result<bool> {
-        self.inner.has_lost(addresses)
+    fn lost(&mut self, addresses: &[Ipv6Addr]) -> Result<Vec<Ipv6Addr>> {
+        self.inner.lost(addresses)
+    }
+
+    fn seems_live(&mut self, one: Ipv6Addr) -> Result<bool> {
+        self.inner.seems_live(one)
+    }
+
+    fn restore(&mut self, lost: &[Ipv6Addr], step: &mut Step) -> Result<()> {
+        self.inner.restore(lost, step)
     }
 
     fn kernel_memory(&self) -> Option<u64> {

@@ -35,6 +35,12 @@ pub(super) struct Messages {
 }
 
 impl Messages {
+    /// What the interface is called by now. Asked on the socket that there is: who moves addresses may open none.
+    fn name(&mut self) -> String {
+        let link = self.socket.link_at(self.index).ok().flatten();
+        link.map_or_else(|| self.name.clone(), |link| link.name)
+    }
+
     pub fn new(link: &Link, batch: usize) -> Result<Self> {
         Ok(Self {
             socket: Socket::open()?,
@@ -79,17 +85,16 @@ impl Way for Messages {
             message.attributes.extend(self.lifetime.map(AddressAttribute::CacheInfo));
             (RouteNetlinkMessage::NewAddress(message), NLM_F_CREATE | NLM_F_EXCL)
         });
-        let cannot_add = |address| format!("add {address} to {}", self.name);
-        match self.socket.tell(messages) {
+        let (done, address, refusal) = match self.socket.tell(messages) {
             Ok(refused) => match refused.first() {
-                None => Ok(()),
+                None => return Ok(()),
                 Some((position, refusal)) => {
-                    let why = refusal.clone().explain(cannot_add(addresses[*position]));
-                    Err((addresses.len() - refused.len(), why))
+                    (addresses.len() - refused.len(), addresses[*position], refusal.clone())
                 }
             },
-            Err(refusal) => Err((0, refusal.explain(cannot_add(addresses[0])))),
-        }
+            Err(refusal) => (0, addresses[0], refusal),
+        };
+        Err((done, refusal.explain(format!("add {address} to {}", self.name()))))
     }
 
     fn remove(&mut self, addresses: &[Ipv6Addr]) -> Result<()> {
@@ -100,8 +105,8 @@ impl Way for Messages {
                 let message = netlink::address_message(index, address, 128);
                 (RouteNetlinkMessage::DelAddress(message), 0)
             });
-            let cannot_remove = |address| format!("remove {address} from {}", self.name);
             let refused = self.socket.tell(messages);
+            let mut cannot_remove = |address| format!("remove {address} from {}", self.name());
             let refused = refused.map_err(|refusal| refusal.explain(cannot_remove(batch[0])))?;
             let is_gone = |refusal: &Refusal| matches!(refusal.code, Errno::EADDRNOTAVAIL | Errno::ENODEV);
             if let Some((position, refusal)) = refused.into_iter().find(|(_, refusal)| !is_gone(refusal)) {

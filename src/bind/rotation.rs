@@ -10,18 +10,20 @@
 //! Each chunk is a few clients: their newest addresses come, and then the processor is free until it is the next chunk's turn. Those of
 //! k-2 are not live any more, whoever has them. The kernel must be told so: they are computed again, not stored.
 
+use std::collections::HashSet;
 use std::net::Ipv6Addr;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use nix::time::{ClockId, clock_gettime};
 use serde::{Deserialize, Serialize};
 
 use super::{Binder, Interrupted, LiveSet, Method, Phases, Place, Step, Timed, Told};
 use crate::address::mt6d::{Timetable, window};
+use crate::netlink::Socket;
 use crate::time::{self, Moment, System, Time};
 use crate::xdp::LiveAddresses;
 
@@ -138,6 +140,11 @@ pub struct Rotation {
     seen: Moment,
     /// Set by others when some may have been lost.
     renew: Arc<AtomicBool>,
+    /// To look after an error whether the kernel takes addresses at the moment.
+    socket: Socket,
+    index: u32,
+    /// Whether the last piece of work failed although it does.
+    has_failed: bool,
     phases: Phases,
 }
 
@@ -163,20 +170,21 @@ impl Rotation {
             method.moves(),
             "--bind {method} makes no address live by itself, and so none that moves: use live-map or netlink-batch"
         );
+        let index = place.link.index;
         let binder = super::binder(method, place)?;
-        Self::start_with(method, binder, timetable, set, Box::new(System), told)
+        Self::start_with((method, index), binder, timetable, set, Box::new(System), told)
     }
 
     /// The same by this binder, and by these clocks.
     fn start_with(
-        method: Method,
+        (method, index): (Method, u32),
         binder: Box<dyn Binder>,
         timetable: Arc<Timetable>,
         set: Option<Arc<LiveSet>>,
         time: Box<dyn Time>,
         told: &mut Step,
     ) -> Result<Self> {
-        let began = time.now();
+        let (began, socket) = (time.now(), Socket::open()?);
         let step = timetable.clock().step(began.wall);
         let mut held = Holdings::default();
         held.put(0..timetable.clients(), 0..0);
@@ -192,6 +200,9 @@ impl Rotation {
             time,
             seen: began,
             renew: Arc::default(),
+            socket,
+            index,
+            has_failed: false,
             phases: Phases::default(),
         };
         rotation.turn(step);
@@ -247,6 +258,12 @@ impl Rotation {
         self.renew.clone()
     }
 
+    /// Which addresses are live, for other threads; `None` where only the steering program knows.
+    #[must_use]
+    pub fn live(&self) -> Option<Arc<LiveSet>> {
+        self.set.clone()
+    }
+
     /// Which addresses move, and when.
     #[must_use]
     pub fn timetable(&self) -> &Timetable {
@@ -293,7 +310,11 @@ impl Rotation {
         let mut meant = None;
         while !stop.load(Ordering::Relaxed) {
             if self.renew.swap(false, Ordering::Relaxed) && self.binder.ahead() == 0 {
-                self.enter_again()?;
+                let entered = self.enter_again();
+                match self.unless_refused(entered)? {
+                    None => self.renew.store(true, Ordering::Relaxed),
+                    Some(words) => words.into_iter().for_each(&mut say),
+                }
             }
             let before = self.seen;
             let now = self.look();
@@ -337,9 +358,10 @@ impl Rotation {
                         let anew = work.anew && self.binder.ahead() > 0;
                         let count = if anew { FILL } else { self.binder.stride() as u64 };
                         let cpu = cpu_time();
-                        let done = self.advance(count)?;
+                        let advanced = self.advance(count);
+                        let done = self.unless_refused(advanced)?;
                         let after = self.time.now();
-                        if let Some(work) = done {
+                        if let Some(Some(work)) = done {
                             show(self.sum_up(&work, &after));
                         }
                         // The kernel may have to wait for what it needs; a table only takes the processor.
@@ -522,15 +544,39 @@ impl Rotation {
         Ok(())
     }
 
-    /// Enters all that should be there, some of which may be.
-    fn enter_again(&mut self) -> Result<()> {
+    /// What was `done`; nothing, after a while, where the kernel takes no addresses at the moment: then it is to be tried again.
+    fn unless_refused<T>(&mut self, done: Result<T>) -> Result<Option<T>> {
+        let error = match done {
+            Ok(done) => {
+                self.has_failed = false;
+                return Ok(Some(done));
+            }
+            Err(error) => error,
+        };
+        let link = self.socket.link_at(self.index)?.context("the interface has gone")?;
+        // It may have been so when it was tried, and be otherwise by now.
+        if link.ipv6 && std::mem::replace(&mut self.has_failed, true) {
+            return Err(error);
+        }
+        self.time.sleep(DOZE);
+        Ok(None)
+    }
+
+    /// Enters those again that should be there and are not, and returns what to say of it.
+    fn enter_again(&mut self) -> Result<Option<String>> {
         let there = self
             .held
             .0
             .iter()
             .flat_map(|(clients, steps)| steps.clone().map(|step| self.addresses(step, clients.clone())));
-        let all: Vec<_> = there.collect();
-        self.binder.exchange(&[], &all)
+        let mut all: Vec<_> = there.collect();
+        let list: Vec<_> = all.iter().flat_map(|timed| timed.addresses.iter().copied()).collect();
+        let lost: HashSet<_> = self.binder.lost(&list)?.into_iter().collect();
+        all.iter_mut().for_each(|timed| timed.addresses.retain(|address| lost.contains(address)));
+        self.binder.exchange(&[], &all)?;
+        let count = lost.len();
+        let words = || format!("{count} of {} addresses had gone, and are live again", list.len());
+        Ok((count > 0).then(words))
     }
 
     /// What became of `work` by now.
@@ -758,8 +804,10 @@ mod tests {
             false => (Method::Netlink, Binds::Kernel(live.clone()), Some(set)),
         };
         let mut rotation =
-            Rotation::start_with(method, Box::new(binder), timetable, set, Box::new(time), &mut |_| true)
-                .unwrap();
+            Rotation::start_with((method, 1), Box::new(binder), timetable, set, Box::new(time), &mut |_| {
+                true
+            })
+            .unwrap();
         let (mut rotated, mut notices) = (vec![], vec![]);
         rotation.run(&stop, |work| rotated.push(work), |words| notices.push(words)).unwrap();
         rotation.release(&mut |_| {}).unwrap();

@@ -213,6 +213,7 @@ pub fn run(args: Args) -> Result<ExitCode> {
                 note(words);
             }
         }
+        Occasion::Renamed(name) => board.rename(name),
         Occasion::Notice(text) => {
             note(&text);
             if json {

@@ -15,7 +15,7 @@ use super::behind::Behind;
 use super::statistics::{Shown, Tally};
 use super::udp::SocketCounters;
 use super::worker::{BATCH, Worker};
-use super::{Advertiser, CounterSet, Engine, EngineConfig, Modes, pin, supervise};
+use super::{Advertiser, CounterSet, Engine, EngineConfig, Follower, LinkAddress, Modes, pin, supervise};
 use crate::address::{Prefix, Targets};
 use crate::bind::Method;
 use crate::machine::sandbox::{Role, Sandbox};
@@ -25,7 +25,7 @@ use crate::wire::OVERHEAD;
 use crate::xdp::{
     AllMulticast, Attachment, CopyMode, CounterSource, Doorbell, Fate, Frame, KernelCounters, LevelSource,
     LiveAddresses, MovingAddresses, Program, ProgramConfig, Reflect, Rings, Screen, Socket, SocketConfig,
-    Verdict, VerdictSource, ethtool, spare_frames, xdp_features,
+    Station, Verdict, VerdictSource, ethtool, spare_frames, xdp_features,
 };
 
 /// Frames of each queue. They are the queue of requests that wait while the worker is kept from its processor: at
@@ -83,8 +83,18 @@ pub(super) struct AfXdp {
     behind: Option<Behind>,
     /// Replies to each request that the program itself sends; 0 where it sends none.
     reflected: u16,
+    /// What its advertisements name.
+    link_address: LinkAddress,
+    /// Packets of this MTU fit into its frames; `None` where there are none, or of the largest size that there is.
+    fits: Option<Frames>,
     modes: Modes,
     sandbox: Sandbox,
+}
+
+/// Frames that are not of the largest size.
+#[derive(Debug, Clone, Copy)]
+struct Frames {
+    bytes: u32,
 }
 
 /// What there is besides where the addresses are not the kernel's.
@@ -166,6 +176,7 @@ impl AfXdp {
         // Some drivers reset the link when a program comes.
         netlink::wait_for_carrier(&link.name, Duration::from_secs(10))?;
 
+        let link_address = LinkAddress::from(link.mac);
         let mut queues = Vec::new();
         let mut mode = CopyMode::Zero;
         let served = if reflects && !is_hidden { &[][..] } else { &config.queues };
@@ -197,7 +208,11 @@ impl AfXdp {
             queues.push(Queue {
                 number: queue,
                 core,
-                worker: if is_hidden { worker.with_advertiser(Advertiser::new(link.mac)) } else { worker },
+                worker: if is_hidden {
+                    worker.with_advertiser(Advertiser::new(link_address.clone()))
+                } else {
+                    worker
+                },
                 rings,
                 socket,
                 shown: Arc::default(),
@@ -230,7 +245,45 @@ impl AfXdp {
         };
         let live = (is_hidden || matches!(targets, Targets::Moving(_))).then_some(live);
         let sandbox = config.sandbox;
-        Ok(Self { hidden, delivering, attachment, program, queues, live, behind, reflected, modes, sandbox })
+        // Only solicitations come into the rings of a program that answers by itself.
+        let fits = (!reflects).then_some(Frames { bytes: frame_size });
+        Ok(Self {
+            hidden,
+            delivering,
+            attachment,
+            program,
+            queues,
+            live,
+            behind,
+            reflected,
+            link_address,
+            fits,
+            modes,
+            sandbox,
+        })
+    }
+}
+
+/// What of the interface program and workers keep.
+struct Followed {
+    station: Station,
+    link_address: LinkAddress,
+    fits: Option<Frames>,
+}
+
+impl Follower for Followed {
+    fn set_address(&self, mac: [u8; 6]) {
+        self.station.set(mac);
+        self.link_address.set(mac);
+    }
+
+    fn set_mtu(&self, mtu: u32) -> Result<()> {
+        let Some(Frames { bytes }) = self.fits else { return Ok(()) };
+        ensure!(
+            frame_size(mtu) <= bytes,
+            "packets may be larger than its frames of {bytes} bytes, and would be dropped"
+        );
+        Ok(())
     }
 }
 
@@ -301,6 +354,11 @@ impl Engine for AfXdp {
         self.live.take()
     }
 
+    fn follower(&self) -> Option<Box<dyn Follower>> {
+        let (station, link_address) = (self.program.station(), self.link_address.clone());
+        Some(Box::new(Followed { station, link_address, fits: self.fits }))
+    }
+
     fn run(self: Box<Self>, stop: &AtomicBool) -> Result<()> {
         let Self { attachment, program, queues, hidden, delivering, behind, sandbox, .. } = *self;
         let work = || Self::work((attachment, delivering), &program, queues, hidden, sandbox, stop);
@@ -365,9 +423,11 @@ impl Delivering {
             let is_in = sandbox.enter(Role::Binding);
             let goes_on = is_in.is_ok();
             let _ = entered.send(is_in);
-            while goes_on && stopped.recv_timeout(DOZE) == Err(mpsc::RecvTimeoutError::Timeout) {
+            while goes_on && stopped.try_recv() == Err(mpsc::TryRecvError::Empty) {
                 // It fails while the link is down, and is tried again.
-                let _ = delivery.renew();
+                if delivery.keep(DOZE).is_err() {
+                    thread::sleep(DOZE);
+                }
             }
         });
         let delivering = Self { stop: Some(stop), thread: Some(thread) };

@@ -9,17 +9,35 @@
 //! One thread that sleeps unless such a request comes. It also keeps the port from other programs, and the kernel from telling
 //! clients that nobody listens there.
 
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::thread;
 
-use anyhow::{Result, anyhow};
+use anyhow::{Result, anyhow, ensure};
 
 use super::batch::Batch;
 use super::udp::SocketCounters;
-use super::{Engine, EngineConfig, packet};
+use super::{Engine, EngineConfig, Follower, packet};
 
 /// The socket, and what answers from it.
 pub(super) struct Behind(Batch);
+
+struct BesideTaps {
+    sockets: Vec<Arc<OwnedFd>>,
+    room: u32,
+}
+
+impl Follower for BesideTaps {
+    fn set_mtu(&self, mtu: u32) -> Result<()> {
+        ensure!(
+            mtu <= self.room,
+            "its buffers hold packets of {} bytes, and longer ones would be cut off",
+            self.room
+        );
+        self.sockets.iter().try_for_each(|socket| packet::leave_to_taps(socket, mtu))
+    }
+}
 
 impl Behind {
     /// Behind an XDP program, which passes what is for it.
@@ -39,6 +57,11 @@ impl Behind {
     /// What it counts.
     pub fn counters(&self) -> SocketCounters {
         self.0.socket_counters()
+    }
+
+    /// A way to tell the socket of another MTU, where it is beside taps whose buffers hold packets of `room` bytes.
+    pub fn follower(&self, room: u32) -> Box<dyn Follower> {
+        Box::new(BesideTaps { sockets: self.counters().sockets, room })
     }
 
     /// Answers on a thread of its own until `stop` is set, while the engine does its `work`.

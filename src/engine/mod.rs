@@ -35,6 +35,7 @@ mod symptoms;
 mod tpacket;
 mod udp;
 mod uring;
+mod watch;
 mod worker;
 
 use std::fmt;
@@ -52,7 +53,7 @@ use crate::xdp::{
     AttachRequest, BusyPoll, CopyMode, CopyRequest, Fallback, HugepageRequest, LiveAddresses, RingSizes,
 };
 
-pub use advertiser::Advertiser;
+pub use advertiser::{Advertiser, LinkAddress};
 pub use afxdp::{FRAMES, frame_size, frames, largest_request};
 pub use handler::{Handler, Ours};
 pub use server::{Occasion, Server, ServerConfig, Totals};
@@ -207,11 +208,28 @@ pub trait Engine: Send {
         None
     }
 
+    /// A way to tell it of changes of the interface while it runs; `None` where it keeps nothing of it.
+    fn follower(&self) -> Option<Box<dyn Follower>> {
+        None
+    }
+
     /// Answers until `stop` is set. Counters are final when this returns.
     ///
     /// # Errors
     /// When it cannot go on: the interface is gone, say.
     fn run(self: Box<Self>, stop: &AtomicBool) -> Result<()>;
+}
+
+/// Takes over, while an engine runs, what has changed of its interface.
+pub trait Follower: Send {
+    /// The interface has another Ethernet address.
+    fn set_address(&self, _mac: [u8; 6]) {}
+
+    /// The interface has another MTU.
+    ///
+    /// # Errors
+    /// Why the engine cannot go on with it.
+    fn set_mtu(&self, mtu: u32) -> Result<()>;
 }
 
 /// An engine's counters, readable from any thread.

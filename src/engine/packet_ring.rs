@@ -23,7 +23,7 @@ use super::packet::{self, Bundle, HEAD, PacketCounters, Tap};
 use super::statistics::{Shown, Tally};
 use super::tpacket::{RxRing, TxRing};
 use super::udp::{self, DOZE};
-use super::{CounterSet, Engine, EngineConfig, Modes, pin};
+use super::{CounterSet, Engine, EngineConfig, Follower, Modes, pin};
 use crate::machine::sandbox::{Role, Sandbox};
 use crate::wire::MAX_PAYLOAD;
 
@@ -44,6 +44,8 @@ pub(super) struct PacketRing {
     modes: Modes,
     sandbox: Sandbox,
     behind: Behind,
+    /// The MTU that the buffers were made for.
+    mtu: u32,
 }
 
 struct Worker {
@@ -99,7 +101,7 @@ impl PacketRing {
             tpacket: Some(*version),
             ..Modes::default()
         };
-        Ok(Self { workers, modes, sandbox: config.sandbox, behind })
+        Ok(Self { workers, modes, sandbox: config.sandbox, behind, mtu: link.mtu })
     }
 }
 
@@ -112,6 +114,10 @@ impl Engine for PacketRing {
         let workers = self.workers.iter();
         let (taps, shown) = workers.map(|worker| (worker.tap.clone(), worker.shown.clone())).unzip();
         Ok(Box::new(PacketCounters { taps, shown, behind: self.behind.counters() }))
+    }
+
+    fn follower(&self) -> Option<Box<dyn Follower>> {
+        Some(self.behind.follower(self.mtu))
     }
 
     fn run(self: Box<Self>, stop: &AtomicBool) -> Result<()> {

@@ -21,7 +21,7 @@ use super::behind::Behind;
 use super::handler::Handler;
 use super::packet::{self, Bundle, PacketCounters, Tap};
 use super::statistics::{Shown, Tally};
-use super::{CounterSet, Engine, EngineConfig, Modes, pin, udp};
+use super::{CounterSet, Engine, EngineConfig, Follower, Modes, pin, udp};
 use crate::datagrams::{BATCH, MAX_MESSAGES};
 use crate::machine::sandbox::{Role, Sandbox};
 
@@ -30,6 +30,8 @@ pub(super) struct Raw {
     modes: Modes,
     sandbox: Sandbox,
     behind: Behind,
+    /// The MTU that the buffers were made for.
+    mtu: u32,
 }
 
 struct Worker {
@@ -72,7 +74,7 @@ impl Raw {
             segmentation: Some(workers.iter().all(|worker| worker.cuts)),
             ..Modes::default()
         };
-        Ok(Self { workers, modes, sandbox: config.sandbox, behind })
+        Ok(Self { workers, modes, sandbox: config.sandbox, behind, mtu: link.mtu })
     }
 }
 
@@ -137,6 +139,10 @@ impl Engine for Raw {
         let workers = self.workers.iter();
         let (taps, shown) = workers.map(|worker| (worker.tap.clone(), worker.shown.clone())).unzip();
         Ok(Box::new(PacketCounters { taps, shown, behind: self.behind.counters() }))
+    }
+
+    fn follower(&self) -> Option<Box<dyn Follower>> {
+        Some(self.behind.follower(self.mtu))
     }
 
     fn run(self: Box<Self>, stop: &AtomicBool) -> Result<()> {

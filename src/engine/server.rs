@@ -11,8 +11,9 @@ use anyhow::{Context, Result, anyhow, bail, ensure};
 
 use super::handler::{Handler, Ours};
 use super::symptoms::Symptoms;
+use super::watch::Watcher;
 use super::{CounterSet, Engine, EngineConfig, EngineKind, RingRequest, TPacket, checks, spread, supervise};
-use crate::address::{Pool, Schedule, Sources, Targets};
+use crate::address::{Pool, Prefix, Schedule, Sources, Targets};
 use crate::bind::{self, Bound, LiveSet, Method, Phases, Place, Rotated, Rotation, Step, Told};
 use crate::machine::sandbox::{Role, Sandbox};
 use crate::machine::{self, Environment, Nearness};
@@ -71,45 +72,8 @@ pub struct Server {
     bound: Held,
     ready: Ready,
     watcher: Watcher,
-}
-
-/// Looks at the interface: nothing tells an idle worker that it has gone, or what others have done to it.
-struct Watcher {
-    index: u32,
-    socket: netlink::Socket,
-    /// The kernel's number of the XDP program, where the engine has one.
-    program: Option<u32>,
-    was_up: bool,
-    /// How often its carrier had gone: between two looks it may have been down and up again.
-    losses: u32,
-}
-
-/// What there is to see.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Sight {
-    AsBefore,
-    /// There is no such interface any more.
-    Gone,
-    /// Our XDP program is no longer on it.
-    Detached,
-    /// It was down, and is up again.
-    UpAgain,
-}
-
-impl Watcher {
-    fn look(&mut self) -> Sight {
-        let Ok(links) = self.socket.links() else { return Sight::AsBefore };
-        let Some(link) = links.into_iter().find(|link| link.index == self.index) else { return Sight::Gone };
-        let was_up = std::mem::replace(&mut self.was_up, link.up);
-        let losses = std::mem::replace(&mut self.losses, link.carrier_losses);
-        if self.program.is_some() && link.xdp.map(|xdp| xdp.id) != self.program {
-            Sight::Detached
-        } else if link.up && (!was_up || losses != link.carrier_losses) {
-            Sight::UpAgain
-        } else {
-            Sight::AsBefore
-        }
-    }
+    /// What all addresses lie under.
+    prefix: Prefix,
 }
 
 /// Addresses that are live until this goes.
@@ -173,6 +137,8 @@ pub enum Occasion<'a> {
     Stats(&'a Stats),
     /// Once in each time step, where the addresses move, how that went.
     Rotation(&'a Rotated),
+    /// The interface is called otherwise now.
+    Renamed(String),
     /// Something has changed, or goes wrong, and the server goes on: a sentence for people.
     Notice(String),
     /// Each of its workers has shown since the last time that it is alive. Looked for some times a second.
@@ -412,22 +378,20 @@ impl Server {
             sandbox: config.sandbox.is_on(),
             modes: engine.as_ref().map(|engine| engine.modes().clone()).unwrap_or_default(),
         };
-        let mut socket = netlink::Socket::open()?;
         let counters = engine.as_ref().map(|engine| engine.counters()).transpose()?;
-        let now = socket.link(&link.name)?;
+        let now = netlink::link_at(link.index)?;
+        let now = now.with_context(|| format!("{} has gone meanwhile", link.name))?;
         let xdp = now.xdp.filter(|_| kind.is_some_and(EngineKind::steers));
-        let watcher = Watcher {
-            index: link.index,
-            socket,
-            program: xdp.map(|xdp| xdp.id),
-            was_up: true,
-            losses: now.carrier_losses,
-        };
+        // What the engine was opened for, but as it is now: setting it up may have had the link down.
+        let known = Link { up: true, carrier_losses: now.carrier_losses, ipv6: now.ipv6, ..link };
+        let watcher = Watcher::new(known, xdp.map(|xdp| xdp.id), config.bind, config.targets.count())?
+            .with_follower(engine.as_ref().and_then(|engine| engine.follower()));
         // From here on nothing is opened that takes a privilege.
         let role = if config.bind.starts_programs() { Role::Commander } else { Role::Main };
         let takes_back = config.bind.takes_back() || !settings.is_empty();
         config.sandbox.enter_main(role, takes_back)?;
-        Ok(Self { engine, counters, sandbox: config.sandbox, settings, bound, ready, watcher })
+        let (sandbox, prefix) = (config.sandbox, config.targets.prefix());
+        Ok(Self { engine, counters, sandbox, settings, bound, ready, watcher, prefix })
     }
 
     /// What it really got.
@@ -444,8 +408,8 @@ impl Server {
     /// and returns the totals.
     ///
     /// # Errors
-    /// When the engine cannot go on, the interface has gone, or its XDP program has, or an address cannot be made live again
-    /// after the link was down, or cannot be taken back. Everything else was taken back then.
+    /// When the engine cannot go on, the interface has gone or changed so that it cannot, its XDP program has gone, or an address
+    /// cannot be made live again after it was lost, or cannot be taken back. Everything else was taken back then.
     pub fn run(
         mut self,
         stop: &AtomicBool,
@@ -464,19 +428,20 @@ impl Server {
             },
         };
         let mut lag = None;
-        let name = self.ready.interface.clone();
         let mut seen = Ok(());
         let (teller, rotated) = mpsc::channel();
         // For whichever thread has something to say.
         let (notices, noted) = mpsc::channel::<String>();
         let mut symptoms = Symptoms::default();
+        let prefix = self.prefix;
         let mut moves =
             self.ready.moving.as_ref().map(|moving| Moves::none(moving.step, self.ready.addresses));
         let result = thread::scope(|scope| {
             let role = self.ready.bind.rotates_as();
-            let (mut held, rotation) = match &mut self.bound {
-                Held::Still(bound) => (Serving::Still(bound), None),
+            let (mut held, live, rotation) = match &mut self.bound {
+                Held::Still(bound) => (Serving::Still(bound), None, None),
                 Held::Moving(rotation) => {
+                    let live = rotation.live();
                     let renew = rotation.renewal();
                     // Started by this thread, which may do what that has to do.
                     let thread = supervise::start(scope, stop, move || {
@@ -489,8 +454,13 @@ impl Server {
                             let _ = notices.send(words);
                         })
                     });
-                    (Serving::Moving(renew), Some(thread))
+                    (Serving::Moving(renew), live, Some(thread))
                 }
+            };
+            // Addresses that move leave by themselves when they are live no more.
+            let is_ours = |address| match &live {
+                Some(live) => live.contains(address),
+                None => prefix.contains(address),
             };
             let engine = self.engine.map(|engine| {
                 supervise::start(scope, stop, move || {
@@ -528,28 +498,33 @@ impl Server {
                 }
                 if Instant::now() >= look {
                     look = Instant::now() + LOOK;
-                    seen = match self.watcher.look() {
-                        Sight::AsBefore => continue,
-                        // The engine has ended, and taken it off itself.
-                        Sight::Detached if stop.load(Ordering::Relaxed) => continue,
-                        Sight::Gone => Err(anyhow!(
-                            "{name} has gone, and its {} addresses with it",
-                            self.ready.addresses
-                        )),
-                        Sight::Detached => Err(anyhow!(
-                            "somebody has taken the XDP program off {name}: requests would not come any more"
-                        )),
-                        Sight::UpAgain => match &mut held {
-                            Serving::Still(bound) => {
-                                bound.renew(&mut |_| !stop.load(Ordering::Relaxed)).map(drop).with_context(
-                                    || format!("{name} was set down, and its addresses went with that"),
-                                )
-                            }
-                            Serving::Moving(renew) => {
-                                renew.store(true, Ordering::Relaxed);
+                    let found = self.watcher.look(is_ours);
+                    // The engine has ended, and taken its program off itself.
+                    if stop.load(Ordering::Relaxed) {
+                        continue;
+                    }
+                    found.notices.into_iter().for_each(|words| tell(Occasion::Notice(words)));
+                    if let Some(name) = found.renamed {
+                        tell(Occasion::Renamed(name));
+                    }
+                    seen = match (found.end, &mut held) {
+                        (Some(why), _) => Err(why),
+                        (None, Serving::Moving(renew)) => {
+                            renew.fetch_or(found.renew, Ordering::Relaxed);
+                            Ok(())
+                        }
+                        (None, Serving::Still(bound)) => {
+                            // Nothing announces the loss of what is no address of the kernel's.
+                            if found.renew || !bound.seems_live().unwrap_or(true) {
+                                let step = &mut |_| !stop.load(Ordering::Relaxed);
+                                let renewed = bound.renew(step);
+                                self.watcher.restored(renewed, stop).map(|words| {
+                                    words.into_iter().for_each(|words| tell(Occasion::Notice(words)));
+                                })
+                            } else {
                                 Ok(())
                             }
-                        },
+                        }
                     };
                     stop.fetch_or(seen.is_err(), Ordering::Relaxed);
                 }
@@ -559,6 +534,10 @@ impl Server {
             let moved = supervise::wait_for(rotation);
             answered.and(moved.context("the addresses cannot be moved"))
         });
+        // The engine may have been quicker, and have said less.
+        if let (Ok(()), Err(_)) = (&seen, &result) {
+            seen = self.watcher.look(|_| false).end.filter(|_| self.watcher.has_gone()).map_or(Ok(()), Err);
+        }
         tell(Occasion::Stopping);
         let stats = stats(moves, lag);
         for words in noted.try_iter().chain(symptoms.look(&stats.counters)) {
@@ -673,13 +652,8 @@ mod tests {
             settings: vec![],
             bound: Held::Still(bound),
             ready: serde_json::from_value(ready).unwrap(),
-            watcher: Watcher {
-                index: loopback.index,
-                socket: netlink::Socket::open().unwrap(),
-                program: None,
-                was_up: true,
-                losses: loopback.carrier_losses,
-            },
+            watcher: Watcher::new(loopback, None, Method::None, 0).unwrap(),
+            prefix: "2001:db8::/64".parse().unwrap(),
         };
         let stop = AtomicBool::new(false);
         let error = server.run(&stop, |_| {}, &mut |_| {}).unwrap_err();

@@ -28,7 +28,7 @@ pub use netdev::{XdpFeatures, xdp_features};
 pub use option::namespace_cookie;
 pub use program::{
     AttachRequest, Attachment, Fate, LiveAddresses, MovingAddresses, Program, ProgramConfig, Reflect, Screen,
-    Verdict, VerdictSource, occupied,
+    Station, Verdict, VerdictSource, occupied,
 };
 pub use rings::{Census, Doorbell, LevelSource, RingLevels, Rings};
 pub use socket::{

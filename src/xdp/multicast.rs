@@ -16,21 +16,21 @@ pub struct AllMulticast(#[allow(dead_code)] Option<OwnedFd>); // held, not used
 
 impl AllMulticast {
     /// Asks it of the interface, in the namespace of the calling thread. Of one that is told to receive all anyway (`ip link set
-    /// allmulticast on`) there is nothing to ask.
+    /// allmulticast on`) it need not be asked, and only where it cannot be it is not: somebody may tell it otherwise.
     ///
     /// # Errors
     /// Without CAP_NET_RAW, and when there is no such interface.
     pub fn on(link: &Link) -> Result<Self> {
-        if link.all_multicast {
-            return Ok(Self(None));
-        }
         let index = link.index;
         // Protocol 0: the socket itself receives nothing.
-        let socket =
-            socket(AddressFamily::Packet, SockType::Raw, SockFlag::SOCK_CLOEXEC, None).map_err(|error| {
-                let why = denied::no_packet_socket(error);
-                anyhow!("{why}; 'ip link set {} allmulticast on' goes without", link.name)
-            })?;
+        let socket = socket(AddressFamily::Packet, SockType::Raw, SockFlag::SOCK_CLOEXEC, None);
+        if socket.is_err() && link.all_multicast {
+            return Ok(Self(None));
+        }
+        let socket = socket.map_err(|error| {
+            let why = denied::no_packet_socket(error);
+            anyhow!("{why}; 'ip link set {} allmulticast on' goes without", link.name)
+        })?;
         let request = libc::packet_mreq {
             mr_ifindex: index as i32,
             mr_type: libc::PACKET_MR_ALLMULTI as u16,

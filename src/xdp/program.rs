@@ -260,6 +260,19 @@ pub struct LiveAddresses {
     variables: Arc<Variables>,
 }
 
+/// The Ethernet address by which a program knows what is sent to its interface.
+#[derive(Debug, Clone)]
+pub struct Station(Arc<Variables>);
+
+impl Station {
+    /// Has it be `mac`, from now on.
+    pub fn set(&self, [a, b, c, d, e, f]: [u8; 6]) {
+        if let Ok(variables) = self.0.get() {
+            variables.station.store(u64::from_ne_bytes([a, b, c, d, e, f, 0, 0]), Ordering::Release);
+        }
+    }
+}
+
 /// The program's variables, mapped.
 #[derive(Debug)]
 struct Variables(Memory);
@@ -270,6 +283,7 @@ struct Variables(Memory);
 struct Bss {
     bound: Prefixes,
     current_step: AtomicU64,
+    station: AtomicU64,
     allowed: Prefixes,
 }
 
@@ -278,6 +292,7 @@ const _: () = {
     assert!(size_of::<Bss>() == size_of::<Compiled>());
     assert!(offset_of!(Bss, bound) == offset_of!(Compiled, bound));
     assert!(offset_of!(Bss, current_step) == offset_of!(Compiled, current_step));
+    assert!(offset_of!(Bss, station) == offset_of!(Compiled, station));
     assert!(offset_of!(Bss, allowed) == offset_of!(Compiled, allowed));
 };
 
@@ -420,9 +435,8 @@ impl Program {
             constants.network = fs::metadata("/proc/thread-self/ns/net")?.ino() as u32;
             open.maps.ways_out.set_max_entries(replies.max(1).into()).map_err(explain_load)?;
         }
-        if let Some(Screen { station, allow_list, limit }) = config.screen {
+        if let Some(Screen { allow_list, limit, .. }) = config.screen {
             constants.screened = true;
-            constants.station = station;
             constants.allow_list = allow_list;
             if let Some(limit) = limit {
                 constants.interval = (SECOND / u64::from(limit.max(1))).max(1);
@@ -442,6 +456,10 @@ impl Program {
         }
         // Handles of our own, so that the skeleton and what it borrows can go.
         let keep = |fd: BorrowedFd| fd.try_clone_to_owned().context("cannot keep the program");
+        let variables = Arc::new(Variables::map(&MapHandle::try_from(&loaded.maps.bss)?)?);
+        if let Some(Screen { station, .. }) = config.screen {
+            Station(variables.clone()).set(station);
+        }
         Ok(Self {
             program: keep(loaded.progs.steer.as_fd())?,
             change_live: keep(loaded.progs.change_live.as_fd())?,
@@ -450,7 +468,7 @@ impl Program {
             staged: Some(MapHandle::try_from(&loaded.maps.staged)?),
             moving: config.moving,
             timed_addresses: MapHandle::try_from(&loaded.maps.timed_addresses)?,
-            variables: Arc::new(Variables::map(&MapHandle::try_from(&loaded.maps.bss)?)?),
+            variables,
             kernel_addresses: MapHandle::try_from(&loaded.maps.kernel_addresses)?,
             allowed_sources: MapHandle::try_from(&loaded.maps.allowed_sources)?,
             xsks: MapHandle::try_from(&loaded.maps.xsks)?,
@@ -468,6 +486,12 @@ impl Program {
     pub fn add_prefix(&mut self, prefix: Prefix) -> Result<()> {
         let added = self.variables.get()?.bound.add(prefix, &self.bound_prefixes);
         added.with_context(|| format!("cannot add {prefix} to the steering program"))
+    }
+
+    /// A way to have it know its interface by another Ethernet address while it runs, from any thread.
+    #[must_use]
+    pub fn station(&self) -> Station {
+        Station(self.variables.clone())
     }
 
     /// Lets sources under `prefix` ask, where there is a list of those that may.
