@@ -137,7 +137,8 @@ impl<W: Way> Kernel<W> {
         if !self.socket.link(&self.name)?.up {
             return Ok(());
         }
-        let live = phases.time("settle", || self.socket.wait_for_local(addresses, SETTLE_TIMEOUT));
+        let live =
+            phases.time("settle", || self.socket.wait_for_local(self.index, addresses, SETTLE_TIMEOUT));
         live.map_err(|why| {
             let undone = self.remove(addresses, &mut |_| {});
             failed(why, addresses.len(), addresses.len(), undone)

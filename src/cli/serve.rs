@@ -80,6 +80,10 @@ pub struct Args {
     /// and gro_flush_timeout, which are put back) [default: as the interface is]
     #[arg(long, value_name = "USECS", value_parser = coalesce())]
     coalesce: Option<u32>,
+    /// Tell switches that a multicast router is here (RFC 4286), every 20 s: those that snoop MLD then pass on the solicitations for
+    /// addresses of live-map
+    #[arg(long)]
+    multicast_router: bool,
     /// Stop when standard input closes, so that the server ends with the program that started it
     #[arg(long)]
     stop_on_eof: bool,
@@ -159,6 +163,7 @@ pub fn run(args: Args) -> Result<ExitCode> {
         allow: (!args.allow.is_empty()).then(|| Sources::new(args.allow)),
         limit: args.limit,
         coalesce: args.coalesce,
+        multicast_router: args.multicast_router,
         sandbox: Sandbox::new(!args.no_sandbox),
     };
     let stop = stop_on_signal()?;

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, anyhow, ensure};
 
 use super::behind::Behind;
+use super::multicast_router::MulticastRouter;
 use super::statistics::{Shown, Tally};
 use super::udp::SocketCounters;
 use super::worker::{BATCH, Worker};
@@ -68,6 +69,8 @@ pub(super) struct AfXdp {
     // sockets go.
     delivering: Option<Delivering>,
     hidden: Option<Hidden>,
+    /// Where switches are to be told that there is one.
+    router: Option<MulticastRouter>,
     attachment: Attachment,
     program: Program,
     queues: Vec<Queue>,
@@ -221,9 +224,22 @@ impl AfXdp {
         } else {
             None
         };
+        let router = config.multicast_router.then(|| MulticastRouter::on(link)).transpose()?;
         let live = (is_hidden || matches!(targets, Targets::Moving(_))).then_some(live);
         let sandbox = config.sandbox;
-        Ok(Self { hidden, delivering, attachment, program, queues, live, behind, reflected, modes, sandbox })
+        Ok(Self {
+            hidden,
+            delivering,
+            router,
+            attachment,
+            program,
+            queues,
+            live,
+            behind,
+            reflected,
+            modes,
+            sandbox,
+        })
     }
 }
 
@@ -295,8 +311,8 @@ impl Engine for AfXdp {
     }
 
     fn run(self: Box<Self>, stop: &AtomicBool) -> Result<()> {
-        let Self { attachment, program, queues, hidden, delivering, behind, sandbox, .. } = *self;
-        let work = || Self::work((attachment, delivering), &program, queues, hidden, sandbox, stop);
+        let Self { attachment, program, queues, hidden, delivering, router, behind, sandbox, .. } = *self;
+        let work = || Self::work((attachment, delivering), &program, queues, (hidden, router), sandbox, stop);
         match behind {
             Some(behind) => behind.beside(stop, work),
             None => work(),
@@ -310,7 +326,7 @@ impl AfXdp {
         (attachment, delivering): (Attachment, Option<Delivering>),
         program: &Program,
         queues: Vec<Queue>,
-        hidden: Option<Hidden>,
+        (hidden, router): (Option<Hidden>, Option<MulticastRouter>),
         sandbox: Sandbox,
         stop: &AtomicBool,
     ) -> Result<()> {
@@ -319,6 +335,13 @@ impl AfXdp {
                 supervise::start(scope, stop, move || {
                     sandbox.enter(Role::Addresses)?;
                     hidden.keep(program, stop)
+                })
+            });
+            let announcer = router.map(|router| {
+                supervise::start(scope, stop, move || {
+                    sandbox.enter(Role::Packet)?;
+                    router.keep(stop);
+                    Ok(())
                 })
             });
             let start = |queue: Queue| {
@@ -334,7 +357,7 @@ impl AfXdp {
                 }
             }
             let worked = supervise::wait_for(workers);
-            let kept = supervise::wait_for(keeper);
+            let kept = supervise::wait_for(keeper.into_iter().chain(announcer));
             drop(delivering);
             drop(attachment);
             worked.and(kept)

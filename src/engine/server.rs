@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, anyhow, bail, ensure};
 
 use super::handler::{Handler, Ours};
+use super::silence::Silence;
 use super::symptoms::Symptoms;
 use super::{CounterSet, Engine, EngineConfig, EngineKind, RingRequest, TPacket, spread, supervise};
 use crate::address::{Pool, Schedule, Sources, Targets};
@@ -54,6 +55,8 @@ pub struct ServerConfig {
     pub limit: Option<u32>,
     /// Microseconds between two batches that the kernel takes from the interface; `None` to leave that as it is.
     pub coalesce: Option<u32>,
+    /// Whether switches that snoop MLD are to be told that a multicast router is here, so that they pass on all multicast.
+    pub multicast_router: bool,
     /// Whether its threads give up what they do not need once it is ready. That is for good: the thread that calls
     /// [`Server::start`] is good for nothing else afterwards.
     pub sandbox: Sandbox,
@@ -69,6 +72,7 @@ pub struct Server {
     bound: Held,
     ready: Ready,
     watcher: Watcher,
+    silence: Silence,
 }
 
 /// Looks at the interface: nothing tells an idle worker that it has gone, or what others have done to it.
@@ -216,6 +220,7 @@ impl ServerConfig {
             allow: None,
             limit: None,
             coalesce: None,
+            multicast_router: false,
             sandbox: Sandbox::default(),
         }
     }
@@ -269,6 +274,17 @@ impl Server {
         ensure!(
             config.limit.is_none() || kind.is_some_and(EngineKind::steers),
             "--limit is kept by the XDP program: use --engine afxdp or reflect"
+        );
+        ensure!(
+            !config.multicast_router || hidden,
+            "--multicast-router is for --bind live-map: the kernel reports the groups of its own addresses"
+        );
+        fits(&link, kind, hidden)?;
+        ensure!(
+            !(hidden && config.engine.is_some() && netlink::vrf(link.index)?.is_some()),
+            "{} is in a VRF, where the kernel cannot be had to take only what comes from it, as live-map needs for requests in \
+             fragments: use --bind netlink, or take it out with 'ip link set {0} nomaster'",
+            link.name
         );
         let sources = match &config.allow {
             Some(sources) => sources.clone(),
@@ -332,6 +348,7 @@ impl Server {
             link: link.clone(),
             bind: config.bind,
             sandbox: config.sandbox,
+            multicast_router: config.multicast_router,
         };
         let mut open_seconds = 0.0;
         let open = |kind: Option<EngineKind>, link: &Link| {
@@ -422,7 +439,8 @@ impl Server {
         let role = if config.bind.starts_programs() { Role::Commander } else { Role::Main };
         let takes_back = config.bind.takes_back() || !settings.is_empty();
         config.sandbox.enter_main(role, takes_back)?;
-        Ok(Self { engine, counters, sandbox: config.sandbox, settings, bound, ready, watcher })
+        let silence = Silence::on(&link, hidden && config.engine.is_some() && !config.multicast_router);
+        Ok(Self { engine, counters, sandbox: config.sandbox, settings, bound, ready, watcher, silence })
     }
 
     /// What it really got.
@@ -514,7 +532,7 @@ impl Server {
                     next += PERIOD;
                     let stats = stats(moves, lag);
                     tell(Occasion::Stats(&stats));
-                    for words in symptoms.look(&stats.counters) {
+                    for words in symptoms.look(&stats.counters).into_iter().chain(self.silence.look(&stats)) {
                         tell(Occasion::Notice(words));
                     }
                 }
@@ -566,6 +584,25 @@ impl Server {
         let notes = put_back.context("a setting stays changed")?.into_iter().flatten().collect();
         Ok(Totals { stats, unbind, notes })
     }
+}
+
+/// Refuses a link on which the engine would receive nothing, or the binding reach nobody.
+fn fits(link: &Link, engine: Option<EngineKind>, hidden: bool) -> Result<()> {
+    let Some(engine) = engine.filter(|engine| engine.sees_frames()) else { return Ok(()) };
+    ensure!(
+        link.is_ethernet(),
+        "{} carries no Ethernet frames (link type {}, a tunnel's), and {engine} takes no others: use --engine socket-gso, or another of \
+         the socket engines, with --bind netlink",
+        link.name,
+        link.link_type
+    );
+    ensure!(
+        !hidden || ethtool::driver(&link.name)? != "ipvlan",
+        "{} is an ipvlan, which gets only what is for the kernel's addresses, and those of live-map are none: use --bind netlink, or a \
+         macvlan",
+        link.name
+    );
+    Ok(())
 }
 
 /// The queues to serve, each of which exists.
@@ -673,6 +710,7 @@ mod tests {
                 was_up: true,
                 losses: loopback.carrier_losses,
             },
+            silence: Silence::on(&loopback, false),
         };
         let stop = AtomicBool::new(false);
         let error = server.run(&stop, |_| {}, &mut |_| {}).unwrap_err();
