@@ -24,8 +24,8 @@ use rtnetlink::packet_route::address::{
     AddressAttribute, AddressFlags, AddressMessage, AddressProtocol, AddressScope,
 };
 use rtnetlink::packet_route::link::{
-    AfSpecInet6, AfSpecUnspec, InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
-    LinkXdp,
+    AfSpecInet6, AfSpecUnspec, InfoData, InfoKind, InfoPortData, InfoVeth, InfoVrf, LinkAttribute, LinkFlags,
+    LinkInfo, LinkMessage, LinkXdp,
 };
 use rtnetlink::packet_route::neighbour::{
     NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
@@ -53,6 +53,8 @@ pub struct Link {
     pub name: String,
     /// Its Ethernet address; all zero where it has none.
     pub mac: [u8; 6],
+    /// What its frames begin with: an ARPHRD of linux/if_arp.h, such as [`ARPHRD_ETHER`].
+    pub link_type: u16,
     /// Largest packet without the Ethernet header, in bytes.
     pub mtu: u32,
     /// Transmit queues that it was made with. Not all need to be in use.
@@ -77,6 +79,44 @@ pub struct Link {
     pub alias: Option<String>,
     /// The XDP program on it.
     pub xdp: Option<AttachedProgram>,
+}
+
+/// Ethernet, and what looks like it: veth, bridge, macvlan, tap.
+pub const ARPHRD_ETHER: u16 = 1;
+/// The loopback interface, whose frames have an Ethernet header of zeros.
+pub const ARPHRD_LOOPBACK: u16 = 772;
+/// No link-layer header at all: tun, WireGuard.
+pub const ARPHRD_NONE: u16 = 65534;
+
+impl Link {
+    /// Whether its frames begin with an Ethernet header. Those of tunnels begin with the IP header.
+    #[must_use]
+    pub fn is_ethernet(&self) -> bool {
+        is_ethernet(self.link_type)
+    }
+}
+
+/// Whether frames of that link type begin with an Ethernet header.
+#[must_use]
+pub fn is_ethernet(link_type: u16) -> bool {
+    matches!(link_type, ARPHRD_ETHER | ARPHRD_LOOPBACK)
+}
+
+/// What an interface that is in a VRF (virtual routing and forwarding) shares with the others in it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Vrf {
+    /// Index of the VRF's own interface.
+    pub index: u32,
+    /// Its routing table, which also has the local routes of its interfaces' addresses.
+    pub table: u32,
+}
+
+/// The VRF that the interface with that index is in; `None` where it is in none.
+///
+/// # Errors
+/// When there is no such interface.
+pub fn vrf(index: u32) -> Result<Option<Vrf>> {
+    Socket::open()?.vrf(index)
 }
 
 /// An XDP program on an interface.
@@ -145,12 +185,12 @@ pub struct TableRoute {
     pub on_link: bool,
 }
 
-/// The main table's routes for unicast.
+/// The routes for unicast that packets from the interface with that index meet: the main table's, or those of its VRF.
 ///
 /// # Errors
 /// When the kernel cannot be asked.
-pub fn routes() -> Result<Vec<TableRoute>> {
-    Socket::open()?.routes()
+pub fn routes(index: u32) -> Result<Vec<TableRoute>> {
+    Socket::open()?.routes(index)
 }
 
 /// The interface that has that name, or was given it besides.
@@ -484,7 +524,15 @@ pub fn on_link_prefixes(index: u32) -> Result<Vec<Prefix>> {
 /// # Errors
 /// When there is no route, or no address to send from.
 pub fn route(to: Ipv6Addr) -> Result<Route> {
-    Socket::open()?.route(to)
+    Socket::open()?.route(to, None)
+}
+
+/// The same in a VRF, where there is one.
+///
+/// # Errors
+/// As [`route`].
+pub fn route_in(vrf: Option<Vrf>, to: Ipv6Addr) -> Result<Route> {
+    Socket::open()?.route(to, vrf)
 }
 
 /// The Ethernet address of `neighbour`, behind the interface with that index. Where the kernel does not know it, it is
@@ -718,8 +766,21 @@ impl Socket {
         Ok(here.collect())
     }
 
-    pub fn route(&mut self, to: Ipv6Addr) -> Result<Route> {
-        let answers = self.ask(route_query(to), 0).map_err(|refusal| match refusal.code {
+    /// The VRF that the interface with that index is in; `None` where it is in none.
+    pub fn vrf(&mut self, index: u32) -> Result<Option<Vrf>> {
+        let mut query = LinkMessage::default();
+        query.header.index = index;
+        let answers = self
+            .ask(RouteNetlinkMessage::GetLink(query), 0)
+            .map_err(|refusal| refusal.explain(format_args!("look at interface {index}")))?;
+        Ok(answers.iter().find_map(|answer| match answer {
+            RouteNetlinkMessage::NewLink(link) => vrf_of(&link.attributes),
+            _ => None,
+        }))
+    }
+
+    fn route(&mut self, to: Ipv6Addr, vrf: Option<Vrf>) -> Result<Route> {
+        let answers = self.ask(route_query(to, vrf), 0).map_err(|refusal| match refusal.code {
             Errno::ENETUNREACH | Errno::EHOSTUNREACH => {
                 anyhow!("no route to {to}: give an interface an address in its prefix, or add a route")
             }
@@ -854,15 +915,16 @@ impl Socket {
             .map_err(|refusal| refusal.explain(format_args!("add {ip}/{prefix_length}")))
     }
 
-    /// Waits until the kernel receives for each of `addresses`. It acknowledges an address before that: the local route is added by a
+    /// Waits until the kernel receives for each of `addresses` of the interface with that index. It acknowledges an address before that: the local route is added by a
     /// worker of its own, after Duplicate Address Detection where there is one (addrconf_dad_work).
     ///
     /// # Errors
     /// When that takes longer than `timeout`.
-    pub fn wait_for_local(&mut self, addresses: &[Ipv6Addr], timeout: Duration) -> Result<()> {
+    pub fn wait_for_local(&mut self, index: u32, addresses: &[Ipv6Addr], timeout: Duration) -> Result<()> {
         let give_up = Instant::now() + timeout;
+        let vrf = self.vrf(index)?;
         for address in addresses {
-            while !self.is_local(*address)? {
+            while !self.is_local(*address, vrf)? {
                 ensure!(
                     Instant::now() < give_up,
                     "the kernel does not receive for {address} after {timeout:?}"
@@ -873,9 +935,9 @@ impl Socket {
         Ok(())
     }
 
-    /// Whether packets to `address` are for this machine.
-    pub fn is_local(&mut self, address: Ipv6Addr) -> Result<bool> {
-        let answers = self.ask(route_query(address), 0);
+    /// Whether packets to `address` are for this machine, in that VRF where there is one.
+    pub fn is_local(&mut self, address: Ipv6Addr, vrf: Option<Vrf>) -> Result<bool> {
+        let answers = self.ask(route_query(address, vrf), 0);
         Ok(answers.is_ok_and(|answers| {
             answers.iter().any(|answer| match answer {
                 RouteNetlinkMessage::NewRoute(route) => route.header.kind == RouteType::Local,
@@ -885,10 +947,16 @@ impl Socket {
     }
 
     /// Has the kernel take all addresses under `prefix` for its own: a route of type `local`, with our mark, to the loopback
-    /// interface with that index. Its metric is `mark`, which tells it from those of others.
-    pub fn add_local_route(&mut self, prefix: Prefix, loopback: u32, mark: u32) -> Result<()> {
-        let mut message = local_route(Some(prefix), Some(mark));
-        message.attributes.push(RouteAttribute::Oif(loopback));
+    /// interface with that index, or in a VRF to that one's own. Its metric is `mark`, which tells it from those of others.
+    pub fn add_local_route(
+        &mut self,
+        prefix: Prefix,
+        loopback: u32,
+        vrf: Option<Vrf>,
+        mark: u32,
+    ) -> Result<()> {
+        let mut message = in_table(local_route(Some(prefix), Some(mark)), vrf);
+        message.attributes.push(RouteAttribute::Oif(vrf.map_or(loopback, |vrf| vrf.index)));
         self.tell_one(RouteNetlinkMessage::NewRoute(message), NLM_F_CREATE | NLM_F_EXCL).map_err(|refusal| {
             match refusal.code {
                 Errno::EEXIST => anyhow!("there is a local route for {prefix} already: nothing was bound"),
@@ -898,8 +966,8 @@ impl Socket {
     }
 
     /// Removes what [`Socket::add_local_route`] made, unless it is gone already.
-    pub fn remove_local_route(&mut self, prefix: Prefix, mark: u32) -> Result<()> {
-        let message = local_route(Some(prefix), Some(mark));
+    pub fn remove_local_route(&mut self, prefix: Prefix, vrf: Option<Vrf>, mark: u32) -> Result<()> {
+        let message = in_table(local_route(Some(prefix), Some(mark)), vrf);
         match self.tell_one(RouteNetlinkMessage::DelRoute(message), 0) {
             Err(refusal) if refusal.code != Errno::ESRCH => {
                 Err(refusal.explain(format_args!("remove the local route for {prefix}")))
@@ -908,9 +976,9 @@ impl Socket {
         }
     }
 
-    /// The prefixes of the local routes with our protocol and this `mark`.
-    pub fn our_local_routes(&mut self, mark: u32) -> Result<Vec<Prefix>> {
-        let query = RouteNetlinkMessage::GetRoute(local_route(None, None));
+    /// The prefixes of the local routes with our protocol and this `mark`, in that VRF where there is one.
+    pub fn our_local_routes(&mut self, vrf: Option<Vrf>, mark: u32) -> Result<Vec<Prefix>> {
+        let query = RouteNetlinkMessage::GetRoute(in_table(local_route(None, None), vrf));
         let answers = match self.ask(query, NLM_F_DUMP) {
             Err(refusal) if refusal.code == Errno::ENOENT => return Ok(Vec::new()), // no such table yet
             answers => answers.map_err(|refusal| refusal.explain("list the local routes"))?,
@@ -928,18 +996,23 @@ impl Socket {
         Ok(answers.into_iter().filter_map(prefix).collect())
     }
 
-    /// Destinations of the main table's routes out of the interface with that index to which no router leads.
+    /// Destinations of the routes out of the interface with that index to which no router leads: of the main table, or of the VRF's
+    /// that it is in.
     fn on_link_routes(&mut self, index: u32) -> Result<Vec<Prefix>> {
-        let here = self.routes()?.into_iter().filter(|route| route.interface == Some(index) && route.on_link);
+        let here =
+            self.routes(index)?.into_iter().filter(|route| route.interface == Some(index) && route.on_link);
         Ok(here.map(|route| route.prefix).collect())
     }
 
-    /// The main table's routes for unicast.
-    pub fn routes(&mut self) -> Result<Vec<TableRoute>> {
+    /// The routes for unicast that packets from the interface with that index meet: the main table's, or those of its VRF.
+    pub fn routes(&mut self, index: u32) -> Result<Vec<TableRoute>> {
         const RT_TABLE_MAIN: u8 = 254; // linux/rtnetlink.h
         let mut query = RouteMessage::default();
         query.header.address_family = AddressFamily::Inet6;
         query.header.table = RT_TABLE_MAIN;
+        let vrf = self.vrf(index)?;
+        let table = vrf.map_or(RT_TABLE_MAIN.into(), |vrf| vrf.table);
+        let query = in_table(query, vrf);
         let answers = match self.ask(RouteNetlinkMessage::GetRoute(query), NLM_F_DUMP) {
             Err(refusal) if refusal.code == Errno::ENOENT => return Ok(Vec::new()), // no such table yet
             answers => answers.map_err(|refusal| refusal.explain("list the routes"))?,
@@ -947,6 +1020,7 @@ impl Socket {
         let prefix = |answer| {
             let RouteNetlinkMessage::NewRoute(route) = answer else { return None };
             let (mut here, mut direct, mut destination) = (None, true, Ipv6Addr::UNSPECIFIED);
+            let mut of_table = u32::from(route.header.table);
             for attribute in route.attributes {
                 match attribute {
                     RouteAttribute::Oif(interface) => here = Some(interface),
@@ -954,12 +1028,12 @@ impl Socket {
                         direct = false;
                     }
                     RouteAttribute::Destination(RouteAddress::Inet6(address)) => destination = address,
+                    RouteAttribute::Table(number) => of_table = number,
                     _ => {}
                 }
             }
-            let is_unicast = route.header.table == RT_TABLE_MAIN
-                && route.header.kind == RouteType::Unicast
-                && !destination.is_multicast();
+            let is_unicast =
+                of_table == table && route.header.kind == RouteType::Unicast && !destination.is_multicast();
             is_unicast.then(|| TableRoute {
                 prefix: Prefix::around(destination, route.header.destination_prefix_length),
                 interface: here,
@@ -1287,12 +1361,13 @@ pub(crate) fn address_message(index: u32, ip: Ipv6Addr, prefix_length: u8) -> Ad
     message
 }
 
-/// Asks for the way to one destination.
-fn route_query(to: Ipv6Addr) -> RouteNetlinkMessage {
+/// Asks for the way to one destination. A VRF's own interface as the way out has the kernel look into its table.
+fn route_query(to: Ipv6Addr, vrf: Option<Vrf>) -> RouteNetlinkMessage {
     let mut query = RouteMessage::default();
     query.header.address_family = AddressFamily::Inet6;
     query.header.destination_prefix_length = 128;
     query.attributes.push(RouteAttribute::Destination(RouteAddress::Inet6(to)));
+    query.attributes.extend(vrf.map(|vrf| RouteAttribute::Oif(vrf.index)));
     RouteNetlinkMessage::GetRoute(query)
 }
 
@@ -1310,6 +1385,34 @@ fn local_route(prefix: Option<Prefix>, metric: Option<u32>) -> RouteMessage {
     }
     message.attributes.extend(metric.map(RouteAttribute::Priority));
     message
+}
+
+/// The same in the table of a VRF, where there is one.
+fn in_table(mut message: RouteMessage, vrf: Option<Vrf>) -> RouteMessage {
+    if let Some(vrf) = vrf {
+        message.header.table = 0; // the attribute holds it, which has room for larger numbers
+        message.attributes.push(RouteAttribute::Table(vrf.table));
+    }
+    message
+}
+
+/// What the attributes of an interface say of the VRF that it is in.
+fn vrf_of(attributes: &[LinkAttribute]) -> Option<Vrf> {
+    let index = attributes.iter().find_map(|attribute| match attribute {
+        LinkAttribute::Controller(index) => Some(*index),
+        _ => None,
+    })?;
+    let infos = attributes.iter().find_map(|attribute| match attribute {
+        LinkAttribute::LinkInfo(infos) => Some(infos),
+        _ => None,
+    })?;
+    infos.iter().find_map(|info| match info {
+        LinkInfo::PortData(InfoPortData::VrfPort(data)) => data.iter().find_map(|data| match data {
+            InfoVrf::TableId(table) => Some(Vrf { index, table: *table }),
+            _ => None,
+        }),
+        _ => None,
+    })
 }
 
 /// A refusal from its negative error number and what follows the number in the answer: the header of the request, then
@@ -1332,6 +1435,7 @@ fn new_link(message: RouteNetlinkMessage) -> Option<Link> {
         index: message.header.index,
         name: String::new(),
         mac: [0; 6],
+        link_type: message.header.link_layer_type.into(),
         mtu: 0,
         tx_queues: 1,
         rx_queues: 1,
@@ -1423,6 +1527,8 @@ mod tests {
     fn loopback_is_found_by_name_and_in_the_list() {
         let loopback = link("lo").unwrap();
         assert_eq!((loopback.name.as_str(), loopback.mac), ("lo", [0; 6]));
+        assert_eq!((loopback.link_type, loopback.is_ethernet()), (ARPHRD_LOOPBACK, true));
+        assert_eq!(vrf(loopback.index).unwrap(), None);
         assert!(links().unwrap().contains(&loopback));
     }
 
@@ -1452,6 +1558,28 @@ mod tests {
     fn addresses_of_no_interface_are_an_error() {
         let error = addresses(i32::MAX as u32).unwrap_err().to_string();
         assert!(error.ends_with("there is no such interface here"), "{error}");
+    }
+
+    #[test]
+    fn a_vrf_is_known_by_its_port_and_its_table_is_asked() {
+        let port = |table| LinkInfo::PortData(InfoPortData::VrfPort(vec![InfoVrf::TableId(table)]));
+        let in_vrf = |table| vec![LinkAttribute::Controller(7), LinkAttribute::LinkInfo(vec![port(table)])];
+        let far = vrf_of(&in_vrf(1000));
+        assert_eq!(far, Some(Vrf { index: 7, table: 1000 }));
+        // A bridge has ports too.
+        let bridged = LinkAttribute::LinkInfo(vec![LinkInfo::PortData(InfoPortData::BridgePort(vec![]))]);
+        assert_eq!(vrf_of(&[LinkAttribute::Controller(7), bridged]), None);
+        assert_eq!(vrf_of(&[LinkAttribute::LinkInfo(vec![port(10)])]), None);
+
+        let message = in_table(local_route(None, Some(3)), far);
+        assert_eq!(message.header.table, 0);
+        assert!(message.attributes.contains(&RouteAttribute::Table(1000)));
+        assert_eq!(in_table(local_route(None, None), None).header.table, 255);
+        let asks = |vrf| match route_query(Ipv6Addr::LOCALHOST, vrf) {
+            RouteNetlinkMessage::GetRoute(query) => query.attributes.contains(&RouteAttribute::Oif(7)),
+            _ => false,
+        };
+        assert!(asks(far) && !asks(None));
     }
 
     #[test]

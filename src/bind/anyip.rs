@@ -10,7 +10,7 @@ use anyhow::{Context, Result, bail, ensure};
 
 use super::{Binder, Interrupted, Phases, Step, Timed, Told};
 use crate::address::Prefix;
-use crate::netlink::{Link, Socket};
+use crate::netlink::{Link, Socket, Vrf};
 
 /// Makes one route.
 pub(super) struct AnyIp {
@@ -18,6 +18,8 @@ pub(super) struct AnyIp {
     prefix: Prefix,
     /// Of the loopback interface, which such a route leads to.
     loopback: u32,
+    /// The VRF whose table it is in, where the interface is in one.
+    vrf: Option<Vrf>,
     /// Which interface the packets are to come from. The kernel does not ask for it; it is how leftovers are known.
     index: u32,
 }
@@ -38,16 +40,18 @@ impl AnyIp {
             );
         }
         let loopback = socket.link("lo").context("anyip needs the loopback interface")?.index;
-        Ok(Self { socket, prefix, loopback, index: link.index })
+        let vrf = socket.vrf(link.index)?;
+        Ok(Self { socket, prefix, loopback, vrf, index: link.index })
     }
 }
 
 /// Removes the routes that were made for packets from `link`.
 pub(super) fn remove_leftovers(link: &Link) -> Result<()> {
     let mut socket = Socket::open()?;
-    for prefix in socket.our_local_routes(link.index)? {
+    let vrf = socket.vrf(link.index)?;
+    for prefix in socket.our_local_routes(vrf, link.index)? {
         socket
-            .remove_local_route(prefix, link.index)
+            .remove_local_route(prefix, vrf, link.index)
             .with_context(|| format!("cannot remove what an earlier run left on {}", link.name))?;
     }
     Ok(())
@@ -62,25 +66,27 @@ impl Binder for AnyIp {
             bail!("{outside} is not under {}: nothing was bound", self.prefix);
         }
         ensure!(step(0), Interrupted);
-        phases.time("route", || self.socket.add_local_route(self.prefix, self.loopback, self.index))?;
+        phases.time("route", || {
+            self.socket.add_local_route(self.prefix, self.loopback, self.vrf, self.index)
+        })?;
         step(addresses.len());
         Ok(phases)
     }
 
     fn unbind(&mut self, addresses: &[Ipv6Addr], told: &mut Told) -> Result<Phases> {
         let mut phases = Phases::default();
-        phases.time("route", || self.socket.remove_local_route(self.prefix, self.index))?;
+        phases.time("route", || self.socket.remove_local_route(self.prefix, self.vrf, self.index))?;
         told(addresses.len());
         Ok(phases)
     }
 
     fn lost(&mut self, addresses: &[Ipv6Addr]) -> Result<Vec<Ipv6Addr>> {
-        let is_there = self.socket.our_local_routes(self.index)?.contains(&self.prefix);
+        let is_there = self.socket.our_local_routes(self.vrf, self.index)?.contains(&self.prefix);
         Ok(if is_there { Vec::new() } else { addresses.to_vec() })
     }
 
     fn seems_live(&mut self, one: Ipv6Addr) -> Result<bool> {
-        self.socket.is_local(one)
+        self.socket.is_local(one, self.vrf)
     }
 
     fn exchange(&mut self, _: &[Timed], _: &[Timed]) -> Result<()> {

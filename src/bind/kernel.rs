@@ -137,7 +137,8 @@ impl<W: Way> Kernel<W> {
         if !self.socket.link_at(self.index)?.is_some_and(|link| link.up) {
             return Ok(());
         }
-        let live = phases.time("settle", || self.socket.wait_for_local(addresses, SETTLE_TIMEOUT));
+        let live =
+            phases.time("settle", || self.socket.wait_for_local(self.index, addresses, SETTLE_TIMEOUT));
         live.map_err(|why| {
             let undone = self.remove(addresses, &mut |_| {});
             failed(why, addresses.len(), addresses.len(), undone)
@@ -244,7 +245,7 @@ impl<W: Way> Binder for Kernel<W> {
             ensure!(step(done * TELL), Interrupted);
             self.exchange(&[], &[Timed { step: 0, addresses: some.to_vec() }])?;
         }
-        self.socket.wait_for_local(lost, SETTLE_TIMEOUT)
+        self.socket.wait_for_local(self.index, lost, SETTLE_TIMEOUT)
     }
 }
 

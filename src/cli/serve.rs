@@ -83,6 +83,10 @@ pub struct Args {
     /// Have live-map or anyip take all of the prefix, also where this machine has routes of other interfaces under it
     #[arg(long)]
     take_prefix: bool,
+    /// Tell switches that a multicast router is here (RFC 4286), every 20 s: those that snoop MLD then pass on the solicitations for
+    /// addresses of live-map
+    #[arg(long)]
+    multicast_router: bool,
     /// Stop when standard input closes, so that the server ends with the program that started it
     #[arg(long)]
     stop_on_eof: bool,
@@ -163,6 +167,7 @@ pub fn run(args: Args) -> Result<ExitCode> {
         limit: args.limit,
         coalesce: args.coalesce,
         take_prefix: args.take_prefix,
+        multicast_router: args.multicast_router,
         sandbox: Sandbox::new(!args.no_sandbox),
     };
     let stop = stop_on_signal()?;

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, anyhow, ensure};
 
 use super::behind::Behind;
+use super::multicast_router::MulticastRouter;
 use super::statistics::{Shown, Tally};
 use super::udp::SocketCounters;
 use super::worker::{BATCH, Worker};
@@ -74,6 +75,8 @@ pub(super) struct AfXdp {
     // sockets go.
     delivering: Option<Delivering>,
     hidden: Option<Hidden>,
+    /// Where switches are to be told that there is one.
+    router: Option<MulticastRouter>,
     attachment: Attachment,
     program: Program,
     queues: Vec<Queue>,
@@ -243,6 +246,7 @@ impl AfXdp {
         } else {
             None
         };
+        let router = config.multicast_router.then(|| MulticastRouter::on(link)).transpose()?;
         let live = (is_hidden || matches!(targets, Targets::Moving(_))).then_some(live);
         let sandbox = config.sandbox;
         // Only solicitations come into the rings of a program that answers by itself.
@@ -250,6 +254,7 @@ impl AfXdp {
         Ok(Self {
             hidden,
             delivering,
+            router,
             attachment,
             program,
             queues,
@@ -360,8 +365,8 @@ impl Engine for AfXdp {
     }
 
     fn run(self: Box<Self>, stop: &AtomicBool) -> Result<()> {
-        let Self { attachment, program, queues, hidden, delivering, behind, sandbox, .. } = *self;
-        let work = || Self::work((attachment, delivering), &program, queues, hidden, sandbox, stop);
+        let Self { attachment, program, queues, hidden, delivering, router, behind, sandbox, .. } = *self;
+        let work = || Self::work((attachment, delivering), &program, queues, (hidden, router), sandbox, stop);
         match behind {
             Some(behind) => behind.beside(stop, work),
             None => work(),
@@ -375,7 +380,7 @@ impl AfXdp {
         (attachment, delivering): (Attachment, Option<Delivering>),
         program: &Program,
         queues: Vec<Queue>,
-        hidden: Option<Hidden>,
+        (hidden, router): (Option<Hidden>, Option<MulticastRouter>),
         sandbox: Sandbox,
         stop: &AtomicBool,
     ) -> Result<()> {
@@ -384,6 +389,13 @@ impl AfXdp {
                 supervise::start(scope, stop, move || {
                     sandbox.enter(Role::Addresses)?;
                     hidden.keep(program, stop)
+                })
+            });
+            let announcer = router.map(|router| {
+                supervise::start(scope, stop, move || {
+                    sandbox.enter(Role::Packet)?;
+                    router.keep(stop);
+                    Ok(())
                 })
             });
             let start = |queue: Queue| {
@@ -399,7 +411,7 @@ impl AfXdp {
                 }
             }
             let worked = supervise::wait_for(workers);
-            let kept = supervise::wait_for(keeper);
+            let kept = supervise::wait_for(keeper.into_iter().chain(announcer));
             drop(delivering);
             drop(attachment);
             worked.and(kept)

@@ -9,15 +9,46 @@ use crate::bind::Method;
 use crate::machine;
 use crate::netlink::{self, Link, TableRoute};
 use crate::wire::MAX_PAYLOAD;
-use crate::xdp::LiveAddresses;
+use crate::xdp::{LiveAddresses, ethtool};
 
 /// Looks at all of it. `kind` is the engine that there will be.
 pub(super) fn before(link: &Link, config: &ServerConfig, kind: Option<EngineKind>) -> Result<()> {
+    let hidden = config.bind == Method::LiveMap;
+    ensure!(
+        !config.multicast_router || hidden,
+        "--multicast-router is for --bind live-map: the kernel reports the groups of its own addresses"
+    );
+    fits(link, kind, hidden)?;
+    ensure!(
+        !(hidden && config.engine.is_some() && netlink::vrf(link.index)?.is_some()),
+        "{} is in a VRF, where the kernel cannot be had to take only what comes from it, as live-map needs for requests in \
+         fragments: use --bind netlink, or take it out with 'ip link set {0} nomaster'",
+        link.name
+    );
     machine::has_ipv6(link)?;
     has_room(&config.targets, config.bind, kind)?;
     if matches!(config.bind, Method::LiveMap | Method::Anyip) && !config.take_prefix {
         takes_nothing(link, config.targets.prefix(), config.bind)?;
     }
+    Ok(())
+}
+
+/// Refuses a link on which the engine would receive nothing, or the binding reach nobody.
+fn fits(link: &Link, engine: Option<EngineKind>, hidden: bool) -> Result<()> {
+    let Some(engine) = engine.filter(|engine| engine.sees_frames()) else { return Ok(()) };
+    ensure!(
+        link.is_ethernet(),
+        "{} carries no Ethernet frames (link type {}, a tunnel's), and {engine} takes no others: use --engine socket-gso, or another of \
+         the socket engines, with --bind netlink",
+        link.name,
+        link.link_type
+    );
+    ensure!(
+        !hidden || ethtool::driver(&link.name)? != "ipvlan",
+        "{} is an ipvlan, which gets only what is for the kernel's addresses, and those of live-map are none: use --bind netlink, or a \
+         macvlan",
+        link.name
+    );
     Ok(())
 }
 
@@ -47,7 +78,7 @@ fn has_room(targets: &Targets, bind: Method, kind: Option<EngineKind>) -> Result
 
 /// Whether all that the prefix takes from this machine is what comes to `link`, and nothing that it has routes for elsewhere.
 fn takes_nothing(link: &Link, prefix: Prefix, method: Method) -> Result<()> {
-    let routes = netlink::routes()?;
+    let routes = netlink::routes(link.index)?;
     let Some(route) = in_the_way(link.index, prefix, &routes) else { return Ok(()) };
     let through = netlink::links()?.into_iter().find(|other| Some(other.index) == route.interface);
     let through = through.map_or_else(|| "several interfaces".to_owned(), |other| other.name);

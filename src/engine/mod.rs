@@ -23,10 +23,12 @@ mod batch;
 mod behind;
 mod checks;
 mod handler;
+mod multicast_router;
 mod packet;
 mod packet_ring;
 mod raw;
 mod server;
+mod silence;
 mod socket;
 mod spread;
 mod statistics;
@@ -90,6 +92,12 @@ impl EngineKind {
         matches!(self, Self::Afxdp | Self::Reflect)
     }
 
+    /// Whether it looks at frames itself, which are to begin with an Ethernet header.
+    #[must_use]
+    pub fn sees_frames(self) -> bool {
+        self.steers() || matches!(self, Self::Raw | Self::PacketRing)
+    }
+
     /// Whether it can answer on addresses that are made live by `method`: live-map takes a steering program.
     #[must_use]
     pub fn can(self, method: Method) -> bool {
@@ -139,6 +147,8 @@ pub struct EngineConfig {
     pub tpacket: TPacket,
     /// What its threads enter before they answer.
     pub sandbox: Sandbox,
+    /// Whether switches are to be told that a multicast router is here; only with [`Method::LiveMap`].
+    pub multicast_router: bool,
     /// How the addresses are made live. A steering program has to be told of those that move; with [`Method::LiveMap`] they are no addresses of the kernel: none is live until it is put
     /// into [`live_addresses`](Engine::live_addresses), and the engine answers neighbour discovery; only engines that have an XDP
     /// program can.

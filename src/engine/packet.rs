@@ -118,6 +118,13 @@ pub(super) fn sender(link: &Link) -> Result<(OwnedFd, bool)> {
     Ok((socket, cuts))
 }
 
+/// A packet socket that only sends, frames as they are.
+pub(super) fn plain_sender(link: &Link) -> Result<OwnedFd> {
+    let socket = packet_socket()?;
+    bind(&socket, link, 0)?;
+    Ok(socket)
+}
+
 /// Equal replies that go as one frame, which the kernel cuts where they are more than one.
 pub(super) struct Bundle<'a> {
     head: [u8; HEAD],

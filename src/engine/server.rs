@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, anyhow, bail, ensure};
 
 use super::handler::{Handler, Ours};
+use super::silence::Silence;
 use super::symptoms::Symptoms;
 use super::watch::Watcher;
 use super::{CounterSet, Engine, EngineConfig, EngineKind, RingRequest, TPacket, checks, spread, supervise};
@@ -57,6 +58,8 @@ pub struct ServerConfig {
     pub coalesce: Option<u32>,
     /// Whether live-map and anyip may take a prefix under which this machine has other routes.
     pub take_prefix: bool,
+    /// Whether switches that snoop MLD are to be told that a multicast router is here, so that they pass on all multicast.
+    pub multicast_router: bool,
     /// Whether its threads give up what they do not need once it is ready. That is for good: the thread that calls
     /// [`Server::start`] is good for nothing else afterwards.
     pub sandbox: Sandbox,
@@ -74,6 +77,7 @@ pub struct Server {
     watcher: Watcher,
     /// What all addresses lie under.
     prefix: Prefix,
+    silence: Silence,
 }
 
 /// Addresses that are live until this goes.
@@ -185,6 +189,7 @@ impl ServerConfig {
             limit: None,
             coalesce: None,
             take_prefix: false,
+            multicast_router: false,
             sandbox: Sandbox::default(),
         }
     }
@@ -302,6 +307,7 @@ impl Server {
             link: link.clone(),
             bind: config.bind,
             sandbox: config.sandbox,
+            multicast_router: config.multicast_router,
         };
         let mut open_seconds = 0.0;
         let open = |kind: Option<EngineKind>, link: &Link| {
@@ -382,6 +388,7 @@ impl Server {
         let now = netlink::link_at(link.index)?;
         let now = now.with_context(|| format!("{} has gone meanwhile", link.name))?;
         let xdp = now.xdp.filter(|_| kind.is_some_and(EngineKind::steers));
+        let silence = Silence::on(&link, hidden && config.engine.is_some() && !config.multicast_router);
         // What the engine was opened for, but as it is now: setting it up may have had the link down.
         let known = Link { up: true, carrier_losses: now.carrier_losses, ipv6: now.ipv6, ..link };
         let watcher = Watcher::new(known, xdp.map(|xdp| xdp.id), config.bind, config.targets.count())?
@@ -391,7 +398,7 @@ impl Server {
         let takes_back = config.bind.takes_back() || !settings.is_empty();
         config.sandbox.enter_main(role, takes_back)?;
         let (sandbox, prefix) = (config.sandbox, config.targets.prefix());
-        Ok(Self { engine, counters, sandbox, settings, bound, ready, watcher, prefix })
+        Ok(Self { engine, counters, sandbox, settings, bound, ready, watcher, prefix, silence })
     }
 
     /// What it really got.
@@ -492,7 +499,7 @@ impl Server {
                     next += PERIOD;
                     let stats = stats(moves, lag);
                     tell(Occasion::Stats(&stats));
-                    for words in symptoms.look(&stats.counters) {
+                    for words in symptoms.look(&stats.counters).into_iter().chain(self.silence.look(&stats)) {
                         tell(Occasion::Notice(words));
                     }
                 }
@@ -652,8 +659,9 @@ mod tests {
             settings: vec![],
             bound: Held::Still(bound),
             ready: serde_json::from_value(ready).unwrap(),
-            watcher: Watcher::new(loopback, None, Method::None, 0).unwrap(),
+            watcher: Watcher::new(loopback.clone(), None, Method::None, 0).unwrap(),
             prefix: "2001:db8::/64".parse().unwrap(),
+            silence: Silence::on(&loopback, false),
         };
         let stop = AtomicBool::new(false);
         let error = server.run(&stop, |_| {}, &mut |_| {}).unwrap_err();

@@ -304,6 +304,7 @@ mod tests {
             carrier_losses: 1,
             all_multicast: false,
             master: None,
+            link_type: 1,
             arp: true,
             ipv6: true,
             alias: None,

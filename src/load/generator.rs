@@ -6,11 +6,13 @@ use std::fmt;
 use std::hash::{BuildHasher, Hasher};
 use std::net::{Ipv6Addr, SocketAddrV6, UdpSocket};
 use std::ops::RangeInclusive;
+use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrIn6, bind, setsockopt, socket, sockopt};
 use serde::{Deserialize, Serialize};
 
 use super::ledger::{Aim, Ledger};
@@ -207,7 +209,14 @@ impl Way {
             Targets::Pool(pool) => pool.address(0),
             Targets::Moving(timetable) => timetable.address(0, timetable.clock().step(unix_time())),
         };
-        let route = netlink::route(target)?;
+        ensure!(
+            link.is_ethernet() || config.client == Client::Socket,
+            "{} carries no Ethernet frames (link type {}, a tunnel's), and the client afxdp takes no others: use --client socket",
+            link.name,
+            link.link_type
+        );
+        let vrf = netlink::vrf(link.index)?;
+        let route = netlink::route_in(vrf, target)?;
         ensure!(
             route.interface == link.index,
             "the route to {target} does not lead through {}: use the interface that it does lead through",
@@ -219,7 +228,13 @@ impl Way {
                 route.source
             );
         }
-        let server = match (netlink::resolve(link.index, route.gateway.unwrap_or(target), RESOLVE), config) {
+        let neighbour = route.gateway.unwrap_or(target);
+        // A tunnel has no neighbours to look for.
+        let resolve = || match link.is_ethernet() {
+            true => netlink::resolve(link.index, neighbour, RESOLVE),
+            false => Ok([0; 6]),
+        };
+        let server = match (resolve(), config) {
             (Err(why), LoadConfig { targets: Targets::Moving(timetable), .. }) if route.gateway.is_none() => {
                 // Somebody answers for an address of another step, if only the clocks are uneven.
                 let addresses: Vec<_> =
@@ -229,12 +244,23 @@ impl Way {
             }
             (resolved, _) => resolved?,
         };
-        let socket =
-            UdpSocket::bind(SocketAddrV6::new(route.source, 0, 0, link.index)).context("no UDP port")?;
+        let socket = port_of_ours(&link, route.source, vrf.is_some()).context("no UDP port")?;
         let source_port = socket.local_addr().context("no UDP port")?.port();
         ensure!(source_port != config.port, "the kernel chose the service port as ours: try again");
         Ok(Self { link, source: route.source, server, socket, source_port })
     }
+}
+
+/// A socket on a port that the kernel chooses. In a VRF it is bound to the interface: the address is known there alone.
+fn port_of_ours(link: &Link, source: Ipv6Addr, in_vrf: bool) -> Result<UdpSocket> {
+    let address = SocketAddrV6::new(source, 0, 0, link.index);
+    if !in_vrf {
+        return Ok(UdpSocket::bind(address)?);
+    }
+    let socket = socket(AddressFamily::Inet6, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)?;
+    setsockopt(&socket, sockopt::BindToDevice, &link.name.clone().into())?;
+    bind(socket.as_raw_fd(), &SockaddrIn6::from(address))?;
+    Ok(socket.into())
 }
 
 /// How many steps before this clock's and after it are tried where the server does not answer.

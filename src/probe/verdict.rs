@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::engine::{FRAMES, frame_size, frames, largest_request};
-use crate::netlink::AttachMode;
+use crate::netlink::{self, AttachMode};
 use crate::xdp::CopyMode;
 use crate::xdp::capability::{Host, Interface, LRO, VLAN, Virtio};
 
@@ -240,6 +240,14 @@ const NEEDED: [&str; 4] = ["CAP_NET_ADMIN", "CAP_NET_RAW", "CAP_BPF", "CAP_PERFM
 fn obstacles(interface: &Interface, host: &Host) -> Vec<Finding> {
     let name = &interface.nic.interface;
     let mut obstacles = Vec::new();
+    if !netlink::is_ethernet(interface.link_type) {
+        let why = format!(
+            "{name} carries no Ethernet frames (link type {}, a tunnel's), and engines with an XDP program or packet sockets take no others",
+            interface.link_type
+        );
+        let cure = "serve with --engine socket-gso, or another of the socket engines, and --bind netlink";
+        obstacles.push(Finding::new("no-ethernet", why, cure.to_owned()));
+    }
     if host.af_xdp == Some(false) {
         let why = format!("Linux {} was built without AF_XDP sockets", host.kernel);
         let cure = "a kernel with CONFIG_XDP_SOCKETS".to_owned();
@@ -396,6 +404,7 @@ mod tests {
                 queues: 1,
                 ..Nic::default()
             },
+            link_type: netlink::ARPHRD_ETHER,
             up: true,
             carrier: true,
             queues_possible: 1,
@@ -553,6 +562,8 @@ mod tests {
         let host = root("6.18");
         assert_eq!(obstacles(&Interface { up: false, carrier: false, ..igb() }, &host), "down");
         assert_eq!(obstacles(&Interface { carrier: false, ..igb() }, &host), "no-carrier");
+        assert_eq!(obstacles(&Interface { link_type: netlink::ARPHRD_NONE, ..igb() }, &host), "no-ethernet");
+        assert_eq!(obstacles(&Interface { link_type: netlink::ARPHRD_LOOPBACK, ..igb() }, &host), "");
         let program = Some(AttachedProgram { mode: AttachMode::Native, id: 7 });
         assert_eq!(obstacles(&Interface { program, ..igb() }, &host), "occupied");
         assert_eq!(obstacles(&igb(), &Host { af_xdp: Some(false), ..host.clone() }), "af-xdp");

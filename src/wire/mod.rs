@@ -1,13 +1,17 @@
 //! BYTES: what a request looks like, when it may be answered as far as its bytes tell, and how it becomes a reply; and the same
-//! of a Neighbour Solicitation.
+//! of a Neighbour Solicitation, and the advertisement of a multicast router.
 //!
 //! Pure: no I/O, no clock, no allocation. It builds and is tested anywhere.
 
+mod mrd;
 mod ndp;
 mod reply;
 mod request;
 mod stamp;
 
+pub use mrd::{
+    ADVERTISEMENT_INTERVAL, INITIAL_COUNT, INITIAL_INTERVAL, router_advertisement, router_termination,
+};
 pub use ndp::{ADVERTISEMENT, Solicitation, solicitation};
 pub use reply::{HOP_LIMIT, join};
 pub use request::{MAX_PAYLOAD, OVERHEAD, Refusal, Request, validate};

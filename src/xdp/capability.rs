@@ -37,6 +37,9 @@ pub struct Interface {
     /// What results say of it as well.
     #[serde(flatten)]
     pub nic: Nic,
+    /// What its frames begin with, an ARPHRD of linux/if_arp.h: 1 for Ethernet.
+    #[serde(default = "ethernet")]
+    pub link_type: u16,
     /// Whether it is set up.
     pub up: bool,
     /// Whether something is at the other end of the cable.
@@ -76,6 +79,11 @@ pub struct Interface {
 /// What results that do not say it go by.
 fn yes() -> bool {
     true
+}
+
+/// What results of before it was asked are of.
+fn ethernet() -> u16 {
+    netlink::ARPHRD_ETHER
 }
 
 /// The other end of a veth.
@@ -168,6 +176,7 @@ impl Interface {
         let is_virtio = seen.nic.driver == "virtio_net";
         let peer = if seen.nic.driver == "veth" { netlink::peer(link.index) } else { None };
         Self {
+            link_type: link.link_type,
             up: link.up,
             carrier: link.carrier,
             queues_possible: queues.map_or(0, |queues| queues.possible),

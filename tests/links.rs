@@ -1,0 +1,360 @@
+//! Links that are not a plain Ethernet cable: tunnels without an Ethernet header, the loopback interface, and a switch between that
+//! snoops MLD. A VRF takes a kernel that has them: tests/vm.rs.
+
+mod common;
+
+use std::fs::File;
+use std::net::{Ipv6Addr, SocketAddrV6, UdpSocket};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::process::{Command, ExitCode, Output};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use common::server::{PATIENCE, PREFIX, Server, sixhop};
+use common::{TestLab, fails_with, ip, trial};
+use etherparse::PacketBuilder;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use serde_json::Value;
+use sixhop::address::Pool;
+use sixhop::lab::Side;
+use sixhop::netlink;
+
+const ADDRESSES: u64 = 5;
+
+fn main() -> ExitCode {
+    let mut trials = vec![
+        trial("engines_that_see_frames_refuse_a_tun", tun_is_refused),
+        trial("a_tun_is_no_place_for_live_map", live_map_on_a_tun),
+        trial("a_tunnel_between_addresses_is_refused_as_well", tunnel_is_refused),
+        trial("probe_says_the_same_of_a_tun", probe_of_a_tun),
+        trial("load_by_rings_refuses_a_tun", load_on_a_tun),
+        trial("loopback_is_served_as_before", loopback),
+        trial("a_switch_that_snoops_is_named_where_nobody_asks", snooping_is_named),
+        trial("a_multicast_router_is_passed_solicitations", snooping_is_answered),
+        trial("only_live_map_is_a_multicast_router", router_for_nothing),
+    ];
+    for engine in ["socket", "socket-batch", "socket-gso", "uring"] {
+        trials.push(trial(&format!("a_tun_is_served_by_{engine}"), move || tun_is_served(engine)));
+    }
+    common::main(trials)
+}
+
+/// The address with that number of those that servers here have.
+fn address(number: u64) -> Result<Ipv6Addr> {
+    Ok(Pool::new(PREFIX.parse()?, ADDRESSES, 1)?.address(number))
+}
+
+/// The far end of a TUN of the server's side, as a program that makes a tunnel has it.
+struct Tun(OwnedFd);
+
+impl Tun {
+    const NAME: &'static str = "tun0";
+
+    fn up(lab: &TestLab) -> Result<Self> {
+        const TUNSETIFF: libc::c_ulong = 0x4004_54ca; // linux/if_tun.h
+        let tun = lab.run_in(Side::Server, || {
+            let file = File::options().read(true).write(true).open("/dev/net/tun").context("no TUN")?;
+            let mut request = [0u8; 40]; // struct ifreq
+            request[..Self::NAME.len()].copy_from_slice(Self::NAME.as_bytes());
+            request[16..18].copy_from_slice(&((libc::IFF_TUN | libc::IFF_NO_PI) as u16).to_ne_bytes());
+            // SAFETY: the request is a struct ifreq, valid for reads and writes.
+            let made = unsafe { libc::ioctl(file.as_raw_fd(), TUNSETIFF, request.as_mut_ptr()) };
+            ensure!(made == 0, std::io::Error::last_os_error());
+            Ok(Self(file.into()))
+        })?;
+        let namespace = lab.namespace(Side::Server);
+        // The lab's own has the prefix otherwise.
+        ip(&format!("-n {namespace} address flush dev server0"))?;
+        ip(&format!("-n {namespace} link set {} up", Self::NAME))?;
+        ip(&format!("-n {namespace} address add {}/64 dev {} nodad", Side::Server.address(), Self::NAME))?;
+        Ok(tun)
+    }
+
+    fn send(&self, packet: &[u8]) -> Result<()> {
+        ensure!(nix::unistd::write(&self.0, packet)? == packet.len());
+        Ok(())
+    }
+
+    /// Waits for a UDP packet, and returns who sent it.
+    fn reply(&self) -> Result<Ipv6Addr> {
+        let give_up = Instant::now() + PATIENCE;
+        let mut packet = [0; 2048];
+        while Instant::now() < give_up {
+            let limit = PollTimeout::try_from(Duration::from_millis(100))?;
+            if poll(&mut [PollFd::new(std::os::fd::AsFd::as_fd(&self.0), PollFlags::POLLIN)], limit)? == 0 {
+                continue;
+            }
+            let length = nix::unistd::read(&self.0, &mut packet)?;
+            if length > 40 && packet[6] == 17 {
+                return Ok(<[u8; 16]>::try_from(&packet[8..24])?.into());
+            }
+        }
+        bail!("nobody answers on the TUN")
+    }
+}
+
+fn serve(lab: &TestLab, interface: &str, flags: &str) -> Result<Output> {
+    let flags = format!("serve --interface {interface} --prefix {PREFIX} --addresses {ADDRESSES} {flags}");
+    Ok(sixhop(lab, Side::Server, &flags).output()?)
+}
+
+/// It ends at once, with status 1 and one line that has these words; and what it would have changed is as before.
+fn refused(output: &Output, words: &[&str]) -> Result<()> {
+    let said = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.code() == Some(1), "{}: {said}", output.status);
+    ensure!(said.trim_end().lines().count() == 1, "{said}");
+    ensure!(words.iter().all(|word| said.contains(word)), "{said}");
+    Ok(())
+}
+
+fn addresses(lab: &TestLab, interface: &str) -> Result<usize> {
+    lab.run_in(Side::Server, || Ok(netlink::addresses(netlink::link(interface)?.index)?.len()))
+}
+
+fn tun_is_refused() -> Result<()> {
+    let lab = TestLab::up()?;
+    let _tun = Tun::up(&lab)?;
+    let before = addresses(&lab, Tun::NAME)?;
+    for engine in ["afxdp", "reflect", "raw", "packet-ring"] {
+        let output = serve(&lab, Tun::NAME, &format!("--engine {engine}"))?;
+        refused(&output, &["tun0 carries no Ethernet frames", engine, "--engine socket-gso"])?;
+        ensure!(addresses(&lab, Tun::NAME)? == before);
+    }
+    Ok(())
+}
+
+fn live_map_on_a_tun() -> Result<()> {
+    let lab = TestLab::up()?;
+    let _tun = Tun::up(&lab)?;
+    refused(&serve(&lab, Tun::NAME, "--bind live-map")?, &["no Ethernet frames", "--bind netlink"])?;
+    let bind = format!("bind --interface tun0 --prefix {PREFIX} --addresses 5 --method live-map");
+    refused(&sixhop(&lab, Side::Server, &bind).output()?, &["no Ethernet frames", "--bind netlink"])?;
+    let rules = Command::new("ip").args(["-n", &lab.namespace(Side::Server), "-6", "rule"]).output()?;
+    ensure!(!String::from_utf8_lossy(&rules.stdout).contains("tun0"));
+    Ok(())
+}
+
+/// One with an address where Ethernet has its own, which is no such one.
+fn tunnel_is_refused() -> Result<()> {
+    let lab = TestLab::up()?;
+    let namespace = lab.namespace(Side::Server);
+    let add = format!("-n {namespace} link add tun6 type ip6tnl local 2001:db8:1::2 remote 2001:db8:1::1");
+    if ip(&add).is_err() {
+        return Ok(()); // a kernel without such tunnels
+    }
+    ip(&format!("-n {namespace} link set tun6 up"))?;
+    let output = serve(&lab, "tun6", "--engine packet-ring --allow ::/0")?;
+    refused(&output, &["tun6 carries no Ethernet frames", "769"])
+}
+
+fn tun_is_served(engine: &str) -> Result<()> {
+    let lab = TestLab::up()?;
+    let tun = Tun::up(&lab)?;
+    let server = Server::start_on(
+        &lab,
+        Tun::NAME,
+        &format!("--prefix {PREFIX} --addresses {ADDRESSES} --engine {engine}"),
+    )?;
+    let asked = address(2)?;
+    let mut request = Vec::new();
+    PacketBuilder::ipv6(Side::Client.address().octets(), asked.octets(), 64)
+        .udp(50_000, 3540)
+        .write(&mut request, &[7; 32])?;
+    tun.send(&request)?;
+    for _ in 0..10 {
+        ensure!(tun.reply()? == asked);
+    }
+    let totals = server.stop()?;
+    ensure!(totals["answered"] == 1 && totals["replies"] == 10, "{totals}");
+    Ok(())
+}
+
+fn probe_of_a_tun() -> Result<()> {
+    let lab = TestLab::up()?;
+    let _tun = Tun::up(&lab)?;
+    let output = sixhop(&lab, Side::Server, "probe tun0 --try --json").output()?;
+    let probe: Value = serde_json::from_slice(&output.stdout)?;
+    ensure!(probe["link_type"] == 65534, "{probe}");
+    ensure!(probe["verdict"]["obstacles"][0]["name"] == "no-ethernet", "{probe}");
+    ensure!(probe["tried"]["agrees"] == true, "{probe}");
+    Ok(())
+}
+
+fn load_on_a_tun() -> Result<()> {
+    let lab = TestLab::up()?;
+    let tun = Tun::up(&lab)?;
+    let load = format!("load --interface tun0 --prefix {PREFIX} --addresses 5 --rate 100 --requests 3");
+    let output = sixhop(&lab, Side::Server, &load).output()?;
+    refused(&output, &["tun0 carries no Ethernet frames", "--client socket"])?;
+    // By a socket it asks, though there is no neighbour to be found.
+    let output = sixhop(&lab, Side::Server, &format!("{load} --client socket --json")).output()?;
+    let result: Value = serde_json::from_slice(&output.stdout)?;
+    ensure!(result["sent"] == 3, "{result}");
+    ensure!(tun.reply()? == Side::Server.address());
+    Ok(())
+}
+
+/// Its frames have an Ethernet header, of zeros.
+fn loopback() -> Result<()> {
+    let lab = TestLab::up()?;
+    let namespace = lab.namespace(Side::Server);
+    ip(&format!("-n {namespace} link set lo up"))?;
+    for engine in ["afxdp", "raw", "packet-ring", "socket-gso"] {
+        let flags = format!(
+            "--prefix 2001:db8:7::/64 --addresses {ADDRESSES} --engine {engine} --allow ::/0 --port 3541"
+        );
+        let server = Server::start_on(&lab, "lo", &flags)?;
+        let asked = Pool::new("2001:db8:7::/64".parse()?, ADDRESSES, 1)?.address(1);
+        let socket = lab.run_in(Side::Server, || {
+            Ok(UdpSocket::bind(SocketAddrV6::new(Side::Server.address(), 0, 0, 0))?)
+        })?;
+        socket.set_read_timeout(Some(PATIENCE))?;
+        socket.send_to(&[7; 32], SocketAddrV6::new(asked, 3541, 0, 0))?;
+        for _ in 0..10 {
+            socket.recv(&mut [0; 64]).with_context(|| format!("{engine} does not answer on lo"))?;
+        }
+        let totals = server.stop()?;
+        ensure!(totals["answered"] == 1, "{engine}: {totals}");
+    }
+    Ok(())
+}
+
+/// A switch between the two: client0 and server0 are at a bridge of a namespace of its own.
+struct Snooping {
+    lab: TestLab,
+    switch: String,
+}
+
+impl Snooping {
+    /// One that snoops MLD and asks for groups itself, as a switch does where it is the querier.
+    fn up() -> Result<Self> {
+        let lab = TestLab::up()?;
+        // Of a name that is swept up as a lab's is.
+        let switch = format!("{}-switch", lab.name());
+        ip(&format!("netns add {switch}"))?;
+        let snooping = Self { lab, switch };
+        let (lab, switch) = (&snooping.lab, &snooping.switch);
+        for side in [Side::Server, Side::Client] {
+            let (namespace, name) = (lab.namespace(side), side.interface());
+            ip(&format!("-n {namespace} link delete {name}")).or_else(|_| gone(lab, side))?;
+        }
+        ip(&format!("-n {switch} link add br0 type bridge mcast_snooping 1 mcast_mld_version 2"))?;
+        ip(&format!("-n {switch} link set br0 type bridge mcast_query_response_interval 10"))?;
+        ip(&format!("-n {switch} link set br0 type bridge mcast_startup_query_interval 20"))?;
+        ip(&format!("-n {switch} link set br0 up"))?;
+        for side in [Side::Server, Side::Client] {
+            let (namespace, name) = (lab.namespace(side), side.interface());
+            ip(&format!("-n {switch} link add {side} type veth peer name {name} netns {namespace}"))?;
+            ip(&format!("-n {switch} link set {side} master br0"))?;
+            ip(&format!("-n {switch} link set {side} up"))?;
+            ip(&format!("-n {namespace} link set {name} up"))?;
+            ip(&format!("-n {namespace} address add {}/64 dev {name} nodad", side.address()))?;
+        }
+        ip(&format!("-n {switch} link set br0 type bridge mcast_querier 1"))?;
+        Ok(snooping)
+    }
+
+    /// Waits until the switch passes on only what somebody has reported: as soon as its own question can have been answered.
+    fn wait_until_it_snoops(&self) -> Result<()> {
+        let probe: Ipv6Addr = "2001:db8:1::dead:beef".parse()?;
+        let seen = self
+            .lab
+            .run_in(Side::Server, || common::packet::PacketSocket::on(netlink::link("server0")?.index))?;
+        self.lab.run_in(Side::Server, || {
+            Ok(std::fs::write("/proc/sys/net/ipv6/conf/server0/accept_dad", "0")?)
+        })?;
+        let give_up = Instant::now() + PATIENCE;
+        loop {
+            // What it does not know it passes on, until then.
+            seen.drain()?;
+            let _ = self.ask(probe);
+            thread::sleep(Duration::from_millis(200));
+            let came = seen.drain()?.iter().any(|frame| frame.get(62..78) == Some(&probe.octets()));
+            if !came {
+                return Ok(());
+            }
+            ensure!(Instant::now() < give_up, "the switch passes on everything");
+        }
+    }
+
+    /// Sends a request from the client's kernel, and returns whether it is answered within half a second.
+    fn ask(&self, address: Ipv6Addr) -> Result<bool> {
+        ip(&format!("-n {} neigh flush dev client0", self.lab.namespace(Side::Client)))?;
+        let socket = self.lab.run_in(Side::Client, || {
+            Ok(UdpSocket::bind(SocketAddrV6::new(Side::Client.address(), 0, 0, 0))?)
+        })?;
+        socket.set_read_timeout(Some(Duration::from_millis(500)))?;
+        socket.send_to(&[7; 32], SocketAddrV6::new(address, 3540, 0, 0))?;
+        Ok(socket.recv(&mut [0; 64]).is_ok())
+    }
+
+    fn ports(&self, of: &str) -> Result<String> {
+        let output =
+            Command::new("bridge").args(["-n", &self.switch, "-d", "mdb", "show", "dev", "br0"]).output()?;
+        let text = String::from_utf8(output.stdout)?;
+        Ok(text.lines().filter(|line| line.contains(of)).collect::<Vec<_>>().join("\n"))
+    }
+}
+
+/// Both ends of a veth go at once.
+fn gone(lab: &TestLab, side: Side) -> Result<()> {
+    fails_with(common::link(lab, side), "no interface")
+}
+
+impl Drop for Snooping {
+    fn drop(&mut self) {
+        let _ = ip(&format!("netns delete {}", self.switch));
+    }
+}
+
+fn live_map(snooping: &Snooping, flags: &str) -> Result<Server> {
+    Server::start(&snooping.lab, &format!("--addresses {ADDRESSES} --bind live-map --attach generic {flags}"))
+}
+
+fn snooping_is_named() -> Result<()> {
+    let snooping = Snooping::up()?;
+    snooping.wait_until_it_snoops()?;
+    let mut server = live_map(&snooping, "")?;
+    ensure!(!snooping.ask(address(1)?)?, "the switch passes solicitations on");
+    server.wait_for(|event| {
+        let words = event["text"].as_str().unwrap_or_default();
+        event["event"] == "notice" && words.contains("MLD") && words.contains("--multicast-router")
+    })?;
+    ensure!(!snooping.ask(address(1)?)?, "the switch passes solicitations on");
+    // What it advises helps: a neighbour that need not be looked for.
+    let mac = common::link(&snooping.lab, Side::Server)?.mac;
+    snooping.lab.run_in(Side::Client, || {
+        netlink::set_neighbour(netlink::link("client0")?.index, address(2)?, Some(mac))
+    })?;
+    ensure!(snooping.ask(address(2)?)?, "a static neighbour does not help");
+    let totals = server.stop()?;
+    ensure!(totals["answered"] == 1 && totals["advertised"] == 0, "{totals}");
+    Ok(())
+}
+
+fn snooping_is_answered() -> Result<()> {
+    let snooping = Snooping::up()?;
+    snooping.wait_until_it_snoops()?;
+    // What everybody else on the link hears of it.
+    let client = common::link(&snooping.lab, Side::Client)?;
+    let heard = snooping.lab.run_in(Side::Client, || common::packet::PacketSocket::on(client.index))?;
+    let server = live_map(&snooping, "--multicast-router")?;
+    let give_up = Instant::now() + PATIENCE;
+    while !snooping.ask(address(1)?)? {
+        ensure!(Instant::now() < give_up, "nobody answers: {}", snooping.ports("router")?);
+    }
+    ensure!(snooping.ports("router")?.contains("server"), "{}", snooping.ports("")?);
+    let advertisements = heard.drain()?.into_iter().filter(|frame| frame.get(62) == Some(&151)).count();
+    ensure!(advertisements == 0, "the switch passes the advertisement on");
+    // An address that is not live is as silent as before.
+    ensure!(!snooping.ask("2001:db8:1::dead:beef".parse()?)?);
+    let totals = server.stop()?;
+    ensure!(totals["answered"].as_u64() >= Some(1) && totals["advertised"].as_u64() >= Some(1), "{totals}");
+    Ok(())
+}
+
+fn router_for_nothing() -> Result<()> {
+    let lab = TestLab::up()?;
+    refused(&serve(&lab, "server0", "--multicast-router")?, &["--multicast-router is for --bind live-map"])
+}
