@@ -153,7 +153,7 @@ impl Ends {
         add("checksum 0", &|port| changed(port, &|frame| frame[60..62].fill(0)));
         add("wrong checksum", &|port| changed(port, &|frame| frame[61] ^= 1));
         add("an unfinished checksum, that of the pseudo-header alone", &|port| {
-            changed(port, &leave_checksum_unfinished)
+            changed(port, &|frame| leave_checksum_unfinished(frame))
         });
         add("one bit of the payload flipped", &|port| changed(port, &|frame| frame[93] ^= 0x80));
 

@@ -795,7 +795,7 @@ fn refuses_by_the_same_rules() -> Result<()> {
         (damaged(|p| p[60..62].fill(0)), Fate::Refused(Refusal::NoChecksum)),
         (damaged(|p| p[61] ^= 1), Fate::Refused(Refusal::BadChecksum)),
         (damaged(|p| p[94] ^= 1), Fate::Refused(Refusal::BadChecksum)),
-        (damaged(leave_checksum_unfinished), Fate::Refused(Refusal::UnfinishedChecksum)),
+        (damaged(|p| leave_checksum_unfinished(p)), Fate::Refused(Refusal::UnfinishedChecksum)),
         (
             damaged(|p| {
                 leave_checksum_unfinished(p);

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `a_sender_with_offload_*`, `replies_with_*` | one end of the veth leaves its checksums to nobody |
 //! | `nothing_answered_*`, `a_port_*` | no request is answered |
+//! | `addresses_*` | nothing is to be bound |
 //! | `a_lag_*` | addresses move, and have not moved yet |
 //! | `old_results_*` | results of earlier versions are read |
 
@@ -27,6 +28,7 @@ fn main() -> ExitCode {
         trial("a_sender_with_offload_is_told_from_damage_and_how_to_mend_it", offload_at_the_client),
         trial("replies_with_unfinished_checksums_are_named_by_the_client", offload_at_the_server),
         trial("nothing_answered_is_no_figure_and_a_failure", nothing_answered),
+        trial("addresses_that_nobody_binds_take_no_time", nothing_bound),
         trial("a_port_that_nobody_serves_is_named", nobody_serves),
         trial("a_lag_before_the_first_change_is_none", no_change_yet),
         trial("old_results_are_read", old_results),
@@ -171,6 +173,24 @@ fn nothing_answered() -> Result<()> {
     ensure!(people.contains("offered 0.5/s, achieved 0.5/s"), "{people}");
     let totals = server.stop()?;
     ensure!(totals["refused"]["source_not_allowed"] == 4 * REQUESTS + 1, "{totals}");
+    Ok(())
+}
+
+fn nothing_bound() -> Result<()> {
+    let lab = TestLab::up()?;
+    for (method, is_bound) in [("none", false), ("netlink", true)] {
+        let flags = format!("bind --interface server0 --prefix {PREFIX} --addresses 5 --method {method}");
+        let output = sixhop(&lab, Side::Server, &format!("{flags} --json")).output()?;
+        let last = String::from_utf8(output.stdout)?.lines().last().context("no result")?.to_owned();
+        let result: Value = serde_json::from_str(&last)?;
+        for figure in ["bind_ns", "unbind_ns"] {
+            let time = result.get(figure).context("no field")?;
+            ensure!(time.is_null() != is_bound && time.is_number() == is_bound, "{method}: {result}");
+        }
+        ensure!(result["generate_ns"].as_f64() > Some(0.0), "{result}");
+        let people = String::from_utf8(sixhop(&lab, Side::Server, &flags).output()?.stdout)?;
+        ensure!(people.contains('–') != is_bound && !people.contains("-0.0"), "{people}");
+    }
     Ok(())
 }
 

@@ -161,7 +161,8 @@ impl Phases {
     /// All parts together, in seconds.
     #[must_use]
     pub fn seconds(&self) -> f64 {
-        self.0.iter().map(|phase| phase.seconds).sum()
+        // The sum of no floats is -0.
+        self.0.iter().fold(0.0, |sum, phase| sum + phase.seconds)
     }
 }
 

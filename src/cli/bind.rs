@@ -10,7 +10,7 @@ use crate::bind::Method;
 use crate::engine::ServerConfig;
 use crate::experiment::bound;
 use crate::machine::sandbox::Sandbox;
-use crate::report::{BindResult, Event};
+use crate::report::{BindResult, Event, or_dash};
 
 /// Make addresses live, hold them, and measure what that takes
 #[derive(Debug, clap::Args)]
@@ -83,11 +83,16 @@ fn describe(result: &BindResult) -> String {
             .join(", ")
     };
     for (name, nanoseconds, parts) in [
-        ("generate", result.generate_ns, String::new()),
+        ("generate", Some(result.generate_ns), String::new()),
         ("bind", result.bind_ns, phases(&result.bind_phases)),
         ("unbind", result.unbind_ns, phases(&result.unbind_phases)),
     ] {
-        table.add_row([name.to_owned(), seconds(nanoseconds / 1e9), seconds(all(nanoseconds)), parts]);
+        table.add_row([
+            name.to_owned(),
+            or_dash(nanoseconds, |one| seconds(one / 1e9)),
+            or_dash(nanoseconds, |one| seconds(all(one))),
+            parts,
+        ]);
     }
     for column in table.column_iter_mut().skip(1).take(2) {
         column.set_cell_alignment(CellAlignment::Right);
@@ -133,8 +138,8 @@ mod tests {
             method: Method::NetlinkDown,
             addresses: 1_000_000,
             generate_ns: 999.9,
-            bind_ns: 123_456_789.0,
-            unbind_ns: 123_456_789.0,
+            bind_ns: Some(123_456_789.0),
+            unbind_ns: Some(123_456_789.0),
             seconds: 1.0,
             open_seconds: 1.0,
             bytes_per_address: Some(105.0),

@@ -14,7 +14,7 @@ use super::journal::{Found, Journal};
 use super::only_one;
 use super::profile::BindProfile;
 use crate::address::Pool;
-use crate::bind::{Interrupted, Method};
+use crate::bind::{Interrupted, Method, Phases};
 use crate::engine::{Server, ServerConfig, Totals};
 use crate::lab::{Lab, Side};
 use crate::machine::Environment;
@@ -166,13 +166,14 @@ fn once(lab: &Lab, method: Method, addresses: u64, budget: f64, stop: &AtomicBoo
 pub fn bound(ready: &Ready, totals: &Totals) -> BindResult {
     let count = ready.addresses as f64;
     let each = |seconds: f64| seconds * 1e9 / count;
+    let of = |phases: &Phases| (!phases.0.is_empty()).then_some(each(phases.seconds()));
     let unbind_seconds = totals.unbind.seconds();
     BindResult {
         method: ready.bind,
         addresses: ready.addresses,
         generate_ns: each(ready.generate_seconds),
-        bind_ns: each(ready.bind_seconds),
-        unbind_ns: each(unbind_seconds),
+        bind_ns: of(&ready.bind_phases).and(Some(each(ready.bind_seconds))),
+        unbind_ns: of(&totals.unbind),
         seconds: ready.generate_seconds + ready.bind_seconds + unbind_seconds,
         open_seconds: ready.open_seconds,
         bytes_per_address: ready.kernel_memory.map(|kernel| (kernel + ready.list_memory) as f64 / count),

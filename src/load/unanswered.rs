@@ -90,16 +90,20 @@ pub fn cause(result: &LoadResult, here: &Environment, heard: Heard, port: u16) -
              --client afxdp; otherwise {2}",
             nic.interface,
             nic.driver,
-            nothing_came(port)
+            look(port)
         )
     })
 }
 
-/// What to look at where nothing gives the cause away.
+/// What to say where nothing gives the cause away.
 #[must_use]
 pub fn nothing_came(port: u16) -> String {
+    format!("nothing came back: {}", look(port))
+}
+
+fn look(port: u16) -> String {
     format!(
-        "nothing came back: see whether the server is up and serves port {port} and these addresses (--prefix, --addresses, \
+        "see whether the server is up and serves port {port} and these addresses (--prefix, --addresses, \
          --seed), whether its --allow has this machine, whether a firewall is between, and what its statistics say was dropped"
     )
 }

@@ -33,7 +33,8 @@ pub fn summarize(events: &[Event]) -> Vec<BindSummary> {
             })
             .collect()
     };
-    let spread = |key, figure: fn(&BindResult) -> f64| Spread::of(results(key).into_iter().map(figure));
+    let spread =
+        |key, figure: fn(&BindResult) -> Option<f64>| Spread::of(results(key).into_iter().filter_map(figure));
     let summary = |key: (Method, u64)| {
         let bind_ns = spread(key, |result| result.bind_ns)?;
         let netlink = spread((Method::Netlink, key.1), |result| result.bind_ns);
@@ -42,10 +43,10 @@ pub fn summarize(events: &[Event]) -> Vec<BindSummary> {
             method: key.0,
             addresses: key.1,
             runs: results(key).len(),
-            generate_ns: spread(key, |result| result.generate_ns)?,
+            generate_ns: spread(key, |result| Some(result.generate_ns))?,
             bind_ns,
             unbind_ns: spread(key, |result| result.unbind_ns)?,
-            seconds: spread(key, |result| result.seconds)?,
+            seconds: spread(key, |result| Some(result.seconds))?,
             bytes_per_address: bytes
                 .collect::<Option<Vec<_>>>()
                 .and_then(|bytes| Some(Spread::of(bytes)?.median)),
@@ -166,8 +167,8 @@ mod tests {
             method,
             addresses,
             generate_ns: 20.0,
-            bind_ns,
-            unbind_ns: bind_ns / 2.0,
+            bind_ns: Some(bind_ns),
+            unbind_ns: Some(bind_ns / 2.0),
             seconds: 1.5 * bind_ns * addresses as f64 / 1e9,
             open_seconds: 0.0,
             bytes_per_address: (method == Method::LiveMap).then_some(100.0),

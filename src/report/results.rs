@@ -334,9 +334,12 @@ pub struct BindResult {
     /// Mean time to compute an address, on one processor.
     pub generate_ns: f64,
     /// Mean time to make one live: that for all, and what is needed once for all of them, by their number.
-    pub bind_ns: f64,
-    /// Mean time to take one back.
-    pub unbind_ns: f64,
+    /// `None` where nothing was to be done.
+    #[serde(deserialize_with = "unless_zero")]
+    pub bind_ns: Option<f64>,
+    /// Mean time to take one back; `None` where nothing was to be done.
+    #[serde(deserialize_with = "unless_zero")]
+    pub unbind_ns: Option<f64>,
     /// All three, for all addresses.
     pub seconds: f64,
     /// What `live-map` needs once before: its engine opened. 0 for the others, and in none of the figures above.

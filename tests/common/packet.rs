@@ -99,7 +99,7 @@ fn set_option<T>(socket: &OwnedFd, option: i32, value: &T) -> Result<()> {
 
 /// Has `frame`, UDP directly over IPv6, as a kernel hands it to a card that is to finish its checksum:
 /// the sum of the pseudo-header stands in its place (RFC 8200 section 8.1).
-pub fn leave_checksum_unfinished(frame: &mut Vec<u8>) {
+pub fn leave_checksum_unfinished(frame: &mut [u8]) {
     let words = frame[22..54].chunks(2).chain([&frame[58..60]]);
     let mut sum = words.map(|word| u32::from(word[0]) << 8 | u32::from(word[1])).sum::<u32>() + 17;
     while sum > 0xffff {
