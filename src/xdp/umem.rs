@@ -51,7 +51,7 @@ pub struct Frame {
 
 /// A frame that user space owns, with a packet in it, which lies within the frame.
 ///
-/// ```compile_fail,E0599
+/// ```compile_fail,E0308
 /// fn copied(packet: &sixhop::xdp::Packet) -> sixhop::xdp::Packet {
 ///     packet.clone()
 /// }
