@@ -121,8 +121,9 @@ struct Ring {
 }
 
 impl Ring {
-    /// One that `socket` gets by the option `kind`, of frames of at least `frame` bytes, which are handed over in blocks or one
-    /// by one. A socket could have one of each kind, mapped one after the other: here it has one.
+    /// One that `socket` gets by the option `kind`, of frames of at least `frame` bytes, which are
+    /// handed over in blocks or one by one. A socket could have one of each kind, mapped one after
+    /// the other: here it has one.
     fn map(
         socket: &OwnedFd,
         kind: SocketOption<libc::tpacket_req3>,

@@ -60,8 +60,8 @@ impl Worker {
         &self.tally
     }
 
-    /// Does what there is to do and returns whether there was anything. It serves one queue: while it holds a packet of other
-    /// rings than these, it receives nothing from these.
+    /// Does what there is to do and returns whether there was anything. It serves one queue: while
+    /// it holds a packet of other rings than these, it receives nothing from these.
     ///
     /// # Errors
     /// When the kernel does not want to be woken: the interface is gone, or the socket.
@@ -349,6 +349,40 @@ mod tests {
             assert_eq!(Stamp::read(reply.payload()), Some(Stamp { run: 7, sequence: 0 }));
         }
         assert!(model.take_sent().is_none());
+    }
+
+    #[test]
+    fn what_is_held_for_other_rings_waits_for_them() {
+        let queue = || {
+            let (mut rings, tokens, mut model) = model::rings(4, 2048, 16, 0).unwrap();
+            for token in tokens {
+                rings.fill(token).unwrap();
+            }
+            rings.publish();
+            assert!(model.deliver(&request(0, 32)));
+            (rings, model)
+        };
+        let ((mut rings, mut model), (mut others, mut other_model)) = (queue(), queue());
+        assert!(model.deliver(&request(1, 32)));
+        let mut worker = Worker::new(handler(), 10);
+        worker.turn(&mut rings, &mut model).unwrap(); // ten replies fit, twenty do not
+        let before = others.census();
+        worker.turn(&mut others, &mut other_model).unwrap();
+        assert_eq!(others.census(), before);
+        assert!(other_model.take_sent().is_none());
+        assert_eq!((worker.missing(&others), worker.missing(&rings)), (0, 0));
+        for _ in 0..10 {
+            model.take_sent().unwrap();
+        }
+        worker.turn(&mut rings, &mut model).unwrap();
+        for _ in 0..10 {
+            let mut reply = model.take_sent().unwrap();
+            let reply = validate(&mut reply, 50_000).unwrap();
+            assert_eq!(Stamp::read(reply.payload()), Some(Stamp { run: 7, sequence: 1 }));
+        }
+        worker.turn(&mut others, &mut other_model).unwrap();
+        assert!(other_model.take_sent().is_some());
+        assert_eq!((worker.missing(&others), worker.missing(&rings)), (0, 0));
     }
 
     #[test]

@@ -12,7 +12,8 @@ use serde::{Deserialize, Serialize};
 use super::memory::Memory;
 use crate::machine::denied;
 
-/// A command of linux/ethtool.h, and the structure that the kernel reads and writes for it. There are only those below.
+/// A command of linux/ethtool.h, and the structure that the kernel reads and writes for it. There
+/// are only those below.
 struct Command<T> {
     number: u32,
     structure: PhantomData<fn() -> T>,
@@ -27,8 +28,9 @@ impl<T: Request> Command<T> {
 /// A structure that commands take.
 ///
 /// # Safety
-/// It is laid out as linux/ethtool.h has that of each [`Command`] of it, and is integers, so that zeros and any bytes are a
-/// value. `place` points to all of it. Where it [`fits`](Self::fits), the kernel touches no byte beyond it, or faults there.
+/// It is laid out as linux/ethtool.h has that of each [`Command`] of it, and is integers, so that
+/// zeros and any bytes are a value. `place` points to all of it. Where it [`fits`](Self::fits), the
+/// kernel touches no byte beyond it, or faults there.
 unsafe trait Request: Sized {
     /// Where it begins, with the word for the command.
     fn place(&mut self) -> *mut u32 {
@@ -196,8 +198,9 @@ unsafe impl Request for Statistics {
     }
 }
 
-/// A structure that older kernels fill with as many entries as the driver has by then, whatever it is told: if more have come
-/// since they were counted, the call fails at a page behind it that nobody may touch.
+/// A structure that older kernels fill with as many entries as the driver has by then, whatever it
+/// is told: if more have come since they were counted, the call fails at a page behind it that
+/// nobody may touch.
 struct Guarded<T> {
     memory: Memory,
     kind: PhantomData<T>,
@@ -211,7 +214,8 @@ impl<T: Request> Guarded<T> {
 
     fn get(&self) -> io::Result<&T> {
         let place = self.memory.at::<T>(0, 1).ok_or(io::ErrorKind::OutOfMemory)?;
-        // SAFETY: within the memory, as `at` checked, which nothing else points to and which is initialised; any bytes are a value.
+        // SAFETY: within the memory, as `at` checked, which nothing else points to and which is
+        // initialised; any bytes are a value.
         Ok(unsafe { place.as_ref() })
     }
 
@@ -698,8 +702,9 @@ fn ioctl<T: Request>(interface: &str, command: Command<T>, argument: &mut T) -> 
     }
     request.ifr_ifru.ifru_data = place.cast();
     let socket = socket(AddressFamily::Inet6, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)?;
-    // SAFETY: the request names an interface and points to `argument`: the structure of its command, as `Command` says, which
-    // has room for all that the kernel writes, as `Request` and `fits` say.
+    // SAFETY: the request names an interface and points to `argument`: the structure of its
+    // command, as `Command` says, which has room for all that the kernel writes, as `Request` and
+    // `fits` say.
     let result = unsafe { libc::ioctl(socket.as_raw_fd(), SIOCETHTOOL, &raw mut request) };
     if result >= 0 {
         return Ok(());

@@ -73,7 +73,8 @@ impl Memory {
         Self::map(length, libc::MAP_ANONYMOUS, None, 0)
     }
 
-    /// The same, with a page behind its last one that nobody may touch: what is written beyond the end fails there.
+    /// The same, with a page behind its last one that nobody may touch: what is written beyond the
+    /// end fails there.
     pub fn guarded(length: usize) -> io::Result<Self> {
         let page = 64 << 10; // as large as any page is
         let rounded = length.next_multiple_of(page);
@@ -133,8 +134,9 @@ impl Memory {
 
 impl Drop for Memory {
     fn drop(&mut self) {
-        // SAFETY: maps exactly this range, and nothing that borrows it is left. What the kernel still writes into, a UMEM or a ring
-        // of a socket that is open, it has pinned: it writes to those pages, and no longer to this range.
+        // SAFETY: maps exactly this range, and nothing that borrows it is left. What the kernel
+        // still writes into, a UMEM or a ring of a socket that is open, it has pinned: it writes to
+        // those pages, and no longer to this range.
         unsafe { libc::munmap(self.start.as_ptr().cast(), self.length) };
     }
 }

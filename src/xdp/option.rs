@@ -9,8 +9,9 @@ use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
 
 use crate::datagrams::Plain;
 
-/// A socket option whose value is a `T`. There are only those below, so that no caller pairs one with a value that the
-/// kernel takes for something else: for one with addresses, through which it would write.
+/// A socket option whose value is a `T`. There are only those below, so that no caller pairs one
+/// with a value that the kernel takes for something else: for one with addresses, through which it
+/// would write.
 pub(crate) struct SocketOption<T> {
     level: i32,
     name: i32,
@@ -125,7 +126,8 @@ pub(crate) fn get<T: Plain>(fd: &OwnedFd, option: SocketOption<T>) -> io::Result
     let mut value = T::ZERO;
     let mut length = size_of::<T>() as libc::socklen_t;
     let place = (&raw mut value).cast();
-    // SAFETY: `value` is valid for writes of its size, which the kernel is told, and any bytes are a value of it.
+    // SAFETY: `value` is valid for writes of its size, which the kernel is told, and any bytes are
+    // a value of it.
     let result =
         unsafe { libc::getsockopt(fd.as_raw_fd(), option.level, option.name, place, &raw mut length) };
     if result == 0 { Ok(value) } else { Err(io::Error::last_os_error()) }
@@ -142,7 +144,8 @@ pub(crate) fn set_filter(fd: &OwnedFd, filter: &[libc::sock_filter]) -> io::Resu
 /// Sets an option by its numbers.
 ///
 /// # Safety
-/// Where the kernel takes the value for one that points somewhere, it may read and write there, for as long as it does.
+/// Where the kernel takes the value for one that points somewhere, it may read and write there, for
+/// as long as it does.
 pub(super) unsafe fn set_any<T>(fd: &OwnedFd, level: i32, name: i32, value: &T) -> io::Result<()> {
     let length = size_of::<T>() as libc::socklen_t;
     // SAFETY: `value` is valid for reads of its size; for the rest the caller answers.

@@ -149,8 +149,8 @@ impl Rings {
         if offset.is_some_and(|offset| self.give(offset)) { Ok(()) } else { Err(frame) }
     }
 
-    /// Gives the frame of a packet that is done with to the kernel to receive into, or the packet back, as
-    /// [`fill`](Self::fill) does.
+    /// Gives the frame of a packet that is done with to the kernel to receive into, or the packet
+    /// back, as [`fill`](Self::fill) does.
     #[inline]
     pub fn discard(&mut self, packet: Packet) -> Result<(), Packet> {
         let offset = self.umem.packet_offset(&packet).map(|(offset, _)| self.umem.frame_start(offset));
@@ -178,8 +178,8 @@ impl Rings {
         }
     }
 
-    /// Sends `packet` `copies` times (at least once), or gives it back when the tx ring has no room for all of them, and when
-    /// it is of another UMEM.
+    /// Sends `packet` `copies` times (at least once), or gives it back when the tx ring has no room
+    /// for all of them, and when it is of another UMEM.
     /// Its frame comes back from [`complete`](Self::complete) after the last.
     #[inline]
     pub fn transmit(&mut self, packet: Packet, copies: u16) -> Result<(), Packet> {
@@ -419,8 +419,9 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever is done with the tokens of two UMEMs at the rings of both: nothing is ever done with one at rings that it is
-        /// not of, no ring sends bytes of the other, and each frame is in one place.
+        /// Whatever is done with the tokens of two UMEMs at the rings of both: nothing is ever done
+        /// with one at rings that it is not of, no ring sends bytes of the other, and each frame is
+        /// in one place.
         #[test]
         fn tokens_of_two_umems_in_one_hand_are_told_apart(
             steps in proptest::collection::vec((step(), any::<prop::sample::Index>(), any::<bool>()), 0..300),

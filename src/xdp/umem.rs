@@ -7,16 +7,16 @@
 //! A token is not `Copy` and not `Clone`: what was handed over cannot be used again, and what was not handed over still
 //! has an owner. [`Rings`](super::Rings) is the only place that makes tokens after the first ones, and it counts them.
 //!
-//! A token also says which UMEM it belongs to. Each UMEM has a range of addresses that no other has had before, and a token
-//! holds its address in there:
+//! A token also says which UMEM it belongs to. Each UMEM has a range of addresses that no other has
+//! had before, and a token holds its address in there:
 //!
 //! ```text
 //!   addresses   0 ──────[ base │ UMEM 1 │ ]──[ base │ UMEM 2 │ ]── ... 2^64
 //!   the kernel, and the mapping, count from `base`
 //! ```
 //!
-//! So the check that an address lies within the memory also refuses the tokens of another UMEM, of one that is gone too.
-//! Every function here that takes a token refuses those.
+//! So the check that an address lies within the memory also refuses the tokens of another UMEM, of
+//! one that is gone too. Every function here that takes a token refuses those.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -51,7 +51,7 @@ pub struct Frame {
 
 /// A frame that user space owns, with a packet in it, which lies within the frame.
 ///
-/// ```compile_fail,E0599
+/// ```compile_fail,E0308
 /// fn copied(packet: &sixhop::xdp::Packet) -> sixhop::xdp::Packet {
 ///     packet.clone()
 /// }
@@ -92,11 +92,13 @@ pub struct Umem {
     length: u64,
 }
 
-/// The first address that belongs to no UMEM yet. Not 0: an offset that is taken for an address is then refused.
+/// The first address that belongs to no UMEM yet. Not 0: an offset that is taken for an address is
+/// then refused.
 static UNCLAIMED: AtomicU64 = AtomicU64::new(1 << 32);
 
-/// Takes `length` addresses from `unclaimed`, the first of them a multiple of `alignment`, for good: a token may outlive
-/// its UMEM. `None` when there are not that many left, after 2^40 UMEMs of 16 MiB.
+/// Takes `length` addresses from `unclaimed`, the first of them a multiple of `alignment`, for
+/// good: a token may outlive its UMEM. `None` when there are not that many left, after 2^40 UMEMs
+/// of 16 MiB.
 fn claim(unclaimed: &AtomicU64, length: u64, alignment: u64) -> Option<u64> {
     let first = |next: u64| next.checked_next_multiple_of(alignment);
     let taken = unclaimed.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |next| {
@@ -110,7 +112,8 @@ impl Umem {
     /// all of them. The memory is touched here, so it is of the NUMA node whose processor the calling thread is on.
     ///
     /// # Errors
-    /// When there is not that much memory, or not that many huge pages, or the frame size is no power of two.
+    /// When there is not that much memory, or not that many huge pages, or the frame size is no
+    /// power of two.
     pub fn new(frames: u32, frame_size: u32, pages: HugepageRequest) -> io::Result<(Self, Vec<Frame>)> {
         let length = u64::from(frames) * u64::from(frame_size);
         if !frame_size.is_power_of_two() {
@@ -119,7 +122,8 @@ impl Umem {
         }
         let bytes = usize::try_from(length).map_err(io::Error::other)?;
         let memory = Memory::anonymous_on(pages, bytes)?;
-        // Of all that is mapped, which may be more than the frames: `bytes_mut` checks against that.
+        // Of all that is mapped, which may be more than the frames: `bytes_mut` checks against
+        // that.
         let base = claim(&UNCLAIMED, memory.length() as u64, frame_size.into())
             .ok_or_else(|| io::Error::other("this process has had too many UMEMs: start it again"))?;
         let tokens =
@@ -127,7 +131,8 @@ impl Umem {
         Ok((Self { memory: Arc::new(memory), base, frame_size, frames, length }, tokens.collect()))
     }
 
-    /// Has the kernel use the frames for the socket `fd`: those that the socket's rings give it, and no other.
+    /// Has the kernel use the frames for the socket `fd`: those that the socket's rings give it,
+    /// and no other.
     pub(super) fn register(&self, fd: &OwnedFd) -> io::Result<()> {
         let registration = libc::xdp_umem_reg {
             addr: self.memory.start().as_ptr() as u64,
@@ -137,8 +142,9 @@ impl Umem {
             flags: 0,
             tx_metadata_len: 0,
         };
-        // SAFETY: so many bytes are mapped there. The kernel touches a frame only while a ring says that it is the kernel's,
-        // when nobody has its token. It has pinned the pages: it never touches what is mapped there after this UMEM is gone.
+        // SAFETY: so many bytes are mapped there. The kernel touches a frame only while a ring says
+        // that it is the kernel's, when nobody has its token. It has pinned the pages: it never
+        // touches what is mapped there after this UMEM is gone.
         unsafe { option::set_any(fd, libc::SOL_XDP, libc::XDP_UMEM_REG, &registration) }
     }
 
@@ -205,7 +211,8 @@ impl Umem {
         Frame { address: self.base + self.frame_start(offset) }
     }
 
-    /// Makes the token of a packet that the kernel says is at `offset`; `None` when that is not within one frame.
+    /// Makes the token of a packet that the kernel says is at `offset`; `None` when that is not
+    /// within one frame.
     #[inline]
     pub(super) fn packet(&self, offset: u64, length: u32) -> Option<Packet> {
         let place = offset & u64::from(self.frame_size - 1);
@@ -213,8 +220,8 @@ impl Umem {
         (within && offset < self.length).then(|| Packet { address: self.base + offset, length })
     }
 
-    /// Turns an owned frame into an owned packet of the whole frame, to be written and then truncated. Gives one of another
-    /// UMEM back.
+    /// Turns an owned frame into an owned packet of the whole frame, to be written and then
+    /// truncated. Gives one of another UMEM back.
     #[inline]
     pub fn blank(&self, frame: Frame) -> Result<Packet, Frame> {
         match self.offset(frame.address) {
@@ -223,8 +230,9 @@ impl Umem {
         }
     }
 
-    /// Has the packet end `length` bytes after its beginning, as far as its frame reaches, and returns whether it does. What
-    /// lies between its old end and a later one is left from others. One of another UMEM stays as it is.
+    /// Has the packet end `length` bytes after its beginning, as far as its frame reaches, and
+    /// returns whether it does. What lies between its old end and a later one is left from others.
+    /// One of another UMEM stays as it is.
     pub fn resize(&self, packet: &mut Packet, length: u32) -> bool {
         let resized = self.offset(packet.address).and_then(|offset| self.packet(offset, length));
         if let Some(resized) = &resized {
@@ -243,13 +251,15 @@ impl Umem {
     #[inline]
     pub fn bytes_mut(&mut self, packet: &mut Packet) -> &mut [u8] {
         let length = packet.length as usize;
-        // Of another UMEM it lies outside of the memory, since `base` claims as many addresses as are mapped.
+        // Of another UMEM it lies outside of the memory, since `base` claims as many addresses as
+        // are mapped.
         let offset = usize::try_from(packet.address.wrapping_sub(self.base)).ok();
         let start = offset.and_then(|offset| self.memory.at::<u8>(offset, length));
         let (start, length) = start.map_or((NonNull::dangling(), 0), |start| (start, length));
-        // SAFETY: `length` bytes from `start` are mapped, as `at` checked, or there are none. The token is of this memory, and
-        // says that the kernel does not touch this frame; there is one UMEM over the memory, and `&mut self` lets it show one
-        // packet at a time. Both borrows last as long as the slice.
+        // SAFETY: `length` bytes from `start` are mapped, as `at` checked, or there are none. The
+        // token is of this memory, and says that the kernel does not touch this frame; there is one
+        // UMEM over the memory, and `&mut self` lets it show one packet at a time. Both borrows
+        // last as long as the slice.
         unsafe { slice::from_raw_parts_mut(start.as_ptr(), length) }
     }
 }

@@ -247,7 +247,8 @@ impl Ring {
     /// Sends what `request` carries back to whom it came from, `replies` times, from the address `from`.
     pub fn reply(&mut self, request: Request, from: libc::in6_pktinfo, replies: usize) -> Result<()> {
         ensure!(request.ring == self.number, ELSEWHERE);
-        // SAFETY: within the memory; the request, which is of this ring, says that neither the ring nor an operation has it.
+        // SAFETY: within the memory; the request, which is of this ring, says that neither the ring
+        // nor an operation has it.
         let buffer = unsafe { self.buffer(request.buffer).as_mut() };
         buffer.controls = Controls::new(from, request.length);
         buffer.left = replies;
