@@ -80,6 +80,8 @@ struct Watcher {
     was_up: bool,
     /// How often its carrier had gone: between two looks it may have been down and up again.
     losses: u32,
+    /// How many queues were in use when it started, where the engine serves them one by one.
+    queues: Option<u32>,
 }
 
 /// What there is to see.
@@ -92,6 +94,8 @@ enum Sight {
     Detached,
     /// It was down, and is up again.
     UpAgain,
+    /// It has another number of queues in use: from how many to how many.
+    Queues(u32, u32),
 }
 
 impl Watcher {
@@ -102,11 +106,20 @@ impl Watcher {
         let losses = std::mem::replace(&mut self.losses, link.carrier_losses);
         if self.program.is_some() && link.xdp.map(|xdp| xdp.id) != self.program {
             Sight::Detached
+        } else if let Some((before, now)) = self.queues_changed(&link.name) {
+            Sight::Queues(before, now)
         } else if link.up && (!was_up || losses != link.carrier_losses) {
             Sight::UpAgain
         } else {
             Sight::AsBefore
         }
+    }
+
+    /// How many queues were in use, and are now, where that differs. A driver need not give a new queue the XDP program (veth does not),
+    /// and there is no socket on it.
+    fn queues_changed(&self, name: &str) -> Option<(u32, u32)> {
+        let (before, now) = (self.queues?, ethtool::queues(name).ok()?);
+        (before != now).then_some((before, now))
     }
 }
 
@@ -282,6 +295,7 @@ impl Server {
             ));
         }
         let allowed = sources.prefixes().iter().map(ToString::to_string).collect();
+        let in_use = ethtool::queues(&link.name)?;
         let queues = queues(config, kind)?;
         let cores = cores(config, &link, &queues)?;
         let served = queues.clone();
@@ -382,6 +396,7 @@ impl Server {
         let (spread, words) = spread::onto(keeper, &link, config.port, &served, count);
         settings.extend(spread);
         notes.extend(words);
+        notes.extend(engine.iter().flat_map(|engine| engine.notes()));
         let ready = Ready {
             engine: config.engine,
             driver: ethtool::driver(&link.name)?,
@@ -417,6 +432,7 @@ impl Server {
             program: xdp.map(|xdp| xdp.id),
             was_up: true,
             losses: now.carrier_losses,
+            queues: kind.is_some_and(EngineKind::steers).then_some(in_use),
         };
         // From here on nothing is opened that takes a privilege.
         let role = if config.bind.starts_programs() { Role::Commander } else { Role::Main };
@@ -530,6 +546,9 @@ impl Server {
                         )),
                         Sight::Detached => Err(anyhow!(
                             "somebody has taken the XDP program off {name}: requests would not come any more"
+                        )),
+                        Sight::Queues(before, now) => Err(anyhow!(
+                            "{name} had {before} queue(s) in use, and has {now} now: start the server again to serve them"
                         )),
                         Sight::UpAgain => match &mut held {
                             Serving::Still(bound) => {
@@ -672,6 +691,7 @@ mod tests {
                 program: None,
                 was_up: true,
                 losses: loopback.carrier_losses,
+                queues: None,
             },
         };
         let stop = AtomicBool::new(false);
