@@ -24,8 +24,9 @@ SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 PACKAGES := clang gcc make pkg-config libelf-dev zlib1g-dev linux-libc-dev iproute2
 TOOLS := clang cc pkg-config ip
 # ifconfig is one of the ways of binding that are tested; kmod and xz find and unpack the modules of a guest's kernel.
-test: PACKAGES += net-tools kmod xz-utils
-test: TOOLS += ifconfig modprobe xz
+# ethtool does to an interface what its owner may.
+test: PACKAGES += net-tools kmod xz-utils ethtool
+test: TOOLS += ifconfig modprobe xz ethtool
 
 help:
 	@sed -n 's/^#   //p' Makefile
