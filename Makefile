@@ -24,9 +24,9 @@ SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 PACKAGES := clang gcc make pkg-config libelf-dev zlib1g-dev linux-libc-dev iproute2
 TOOLS := clang cc pkg-config ip
 # ifconfig is one of the ways of binding that are tested; kmod and xz find and unpack the modules of a guest's kernel; faketime sets
-# a server's clock.
-test: PACKAGES += net-tools kmod xz-utils faketime
-test: TOOLS += ifconfig modprobe xz faketime
+# a server's clock; ethtool does to an interface what its owner may.
+test: PACKAGES += net-tools kmod xz-utils faketime ethtool
+test: TOOLS += ifconfig modprobe xz faketime ethtool
 
 help:
 	@sed -n 's/^#   //p' Makefile

@@ -26,6 +26,7 @@ enum found {
 	NOTHING_OURS,
 	REQUEST, /* a datagram to our port, or the first fragment of one */
 	FRAGMENT, /* a later one: of what, its first says */
+	SOLICITATION, /* a Neighbour Solicitation, where they are looked for */
 };
 
 struct tag {
@@ -48,18 +49,17 @@ struct fragment {
 	__be32 identification;
 } __attribute__((packed));
 
-/* What the packet is whose IPv6 header starts `at` so many bytes. A global function: the verifier looks at it once.
+/* What the packet is whose IPv6 header starts `at` so many bytes. Where `solicitations`
+ * are looked for, the bits above the first 8 say how many bytes the ICMPv6 header of one is behind `data`.
  *
  * What it calls ours the kernel hands to a socket, unless it finds fault with it. Anything else may be answered otherwise, with an
  * ICMPv6 error, by TCP or a ping's echo: a header that is not known here, one where it must not be, a list of routers that is not
  * at its end, a first fragment without all headers. */
-__noinline __u32 find(struct xdp_md *ctx, __u32 at)
+static __always_inline __u32 find_between(void *data, void *end, __u32 at, bool solicitations)
 {
-	void *data = (void *)(long)ctx->data;
-	void *end = (void *)(long)ctx->data_end;
 	struct ipv6hdr *ip = data + (at & 0x3f);
 
-	if (!service_port || (void *)(ip + 1) > end || ip->version != 6)
+	if ((!service_port && !solicitations) || (void *)(ip + 1) > end || ip->version != 6)
 		return NOTHING_OURS;
 	__u8 next = ip->nexthdr;
 	at = (at & 0x3f) + sizeof(*ip);
@@ -74,7 +74,11 @@ __noinline __u32 find(struct xdp_md *ctx, __u32 at)
 			return NOTHING_OURS;
 		switch (next) {
 		case IPPROTO_UDP:
-			return udp->dest == service_port ? REQUEST : NOTHING_OURS;
+			return service_port && udp->dest == service_port ? REQUEST : NOTHING_OURS;
+		case IPPROTO_ICMPV6:
+			if (solicitations && ((struct icmp6hdr *)udp)->icmp6_type == NEIGHBOUR_SOLICITATION)
+				return SOLICITATION | at << 8;
+			return NOTHING_OURS;
 		case IPPROTO_FRAGMENT:
 			if (fragment->offset & bpf_htons(0xfff8))
 				return FRAGMENT;
@@ -98,6 +102,12 @@ __noinline __u32 find(struct xdp_md *ctx, __u32 at)
 		at += 8 * (extension->length + 1);
 	}
 	return NOTHING_OURS;
+}
+
+/* A global function: the verifier looks at it once. */
+__noinline __u32 find(struct xdp_md *ctx, __u32 at)
+{
+	return find_between((void *)(long)ctx->data, (void *)(long)ctx->data_end, at, false);
 }
 
 /* Decides over a packet whose IPv6 header starts `at` so many bytes and is there. */

@@ -68,6 +68,7 @@ enum verdict {
 	PASSED_BEHIND,   /* to the kernel, for the socket behind: a request behind extension headers, or part of one */
 	PASSED_KERNEL,   /* to the kernel: under a bound prefix, but to an address of the kernel's own; only where hidden */
 	DROPPED_HIDDEN,  /* under a bound prefix, and nothing that a live address answers; only where hidden */
+	DROPPED_BACKSTOP, /* got around the XDP program, and met the tc program behind it; only where hidden */
 	NO_RING,         /* ours, but no socket sits on this queue: to the kernel, or dropped where hidden */
 	VERDICTS,
 };

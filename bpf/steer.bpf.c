@@ -17,6 +17,8 @@
 //                           │  that is not one of the kernel's ────────────► nowhere: no answer, no ICMPv6 error
 //                           └─ everything else, untouched ─────────────────► kernel
 //
+// A second program, at tc, holds to that on whatever way a packet gets around this one (backstop.h).
+//
 // Where there are `replies`, requests to live addresses go no further than this program:
 //
 //   NIC queue q ──► steer ──► reflect ──┬─ by the answering rules ──► rewritten, and out by the interface, `replies` times
@@ -24,6 +26,7 @@
 //
 // Otherwise it reads packets and never writes them. What the maps hold is decided by src/xdp/program.rs; the load generator
 // uses the same program with its own port and address to take its replies.
+#include "backstop.h"
 #include "behind.h"
 #include "live.h"
 #include "maps.h"

@@ -339,9 +339,12 @@ impl AddressLosses {
     }
 }
 
-/// Has the kernel take what comes from one interface for addresses under a prefix for its own, without having them: a rule for packets
-/// from there, and a table of its own with a `local` route. What the machine itself sends there still goes to the neighbours, and no
-/// Neighbour Solicitation is answered for it.
+/// Has the kernel take packets from one interface for addresses under a prefix for its own, without having them: a rule for those from
+/// there that have a mark, and a table of its own with a `local` route. What the machine itself sends there still goes to the neighbours,
+/// and no Neighbour Solicitation is answered for it.
+///
+/// Only the tc program behind the XDP program sets the mark (bpf/backstop.h), on what is for a live address. Where that has gone, or a
+/// packet has got around it, the prefix is none of the kernel's.
 ///
 /// The route lives for some seconds and is renewed: after a process that was killed the kernel forgets it, and a rule without a route
 /// does nothing. Dropping this takes both back.
@@ -358,6 +361,9 @@ pub struct Delivery {
 }
 
 impl Delivery {
+    /// The mark and which of a packet's bits are looked at for it: MARK and MARK_MASK of bpf/backstop.h.
+    const MARK: (u32, u32) = (0x6668_0000, 0xffff_0000);
+
     /// How long the route lives, in seconds, and how often it is renewed.
     const LIFETIME: u32 = 10;
     const PERIOD: Duration = Duration::from_secs(2);
@@ -407,8 +413,10 @@ impl Delivery {
     }
 
     fn add_rule(&mut self) -> Result<(), Refusal> {
-        let rule = RouteNetlinkMessage::NewRule(self.rule());
-        self.socket.tell_one(rule, NLM_F_CREATE | NLM_F_EXCL)
+        let (mark, mask) = Self::MARK;
+        let mut rule = self.rule();
+        rule.attributes.extend([RuleAttribute::FwMark(mark), RuleAttribute::FwMask(mask)]);
+        self.socket.tell_one(RouteNetlinkMessage::NewRule(rule), NLM_F_CREATE | NLM_F_EXCL)
     }
 
     /// Renews what it has whenever the interface changes, and the route where it is time to, for at most `limit`.
@@ -475,6 +483,7 @@ impl Delivery {
         route
     }
 
+    /// The rule for whatever mark: older versions made one that looked at none.
     fn rule(&self) -> RuleMessage {
         let mut rule = RuleMessage::default();
         rule.header.family = AddressFamily::Inet6;

@@ -240,8 +240,8 @@ impl AfXdp {
             modes.rings = queues.first().map(|queue| queue.socket.rings());
         }
         let reflected = if reflects { config.replies } else { 0 };
-        // The last: without the program the kernel would answer for the whole prefix.
-        let delivering = if is_hidden && behind.is_some() {
+        // The last: only what the backstop marks is delivered.
+        let delivering = if is_hidden && behind.is_some() && attachment.lacks_backstop().is_none() {
             Some(Delivering::start(Delivery::begin(link, targets.prefix())?, config.sandbox)?)
         } else {
             None
@@ -334,6 +334,11 @@ fn open_on(core: usize, config: &SocketConfig) -> Result<(Socket, Rings, Vec<Fra
 impl Engine for AfXdp {
     fn modes(&self) -> &Modes {
         &self.modes
+    }
+
+    fn notes(&self) -> Vec<String> {
+        let lacks = self.attachment.lacks_backstop().filter(|_| self.behind.is_some());
+        lacks.map(str::to_owned).into_iter().collect()
     }
 
     fn counters(&self) -> Result<Box<dyn CounterSet>> {

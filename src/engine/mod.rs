@@ -207,6 +207,11 @@ pub trait Engine: Send {
     /// What the kernel granted.
     fn modes(&self) -> &Modes;
 
+    /// Lines for people about what it does without.
+    fn notes(&self) -> Vec<String> {
+        Vec::new()
+    }
+
     /// A way to read its counters while it runs.
     ///
     /// # Errors

@@ -257,6 +257,7 @@ impl Server {
             ));
         }
         let allowed = sources.prefixes().iter().map(ToString::to_string).collect();
+        let in_use = ethtool::queues(&link.name)?;
         let queues = queues(config, &link.name, kind)?;
         let cores = cores(config, &link, &queues)?;
         let served = queues.clone();
@@ -359,6 +360,7 @@ impl Server {
         let (spread, words) = spread::onto(keeper, &link, config.port, &served, count);
         settings.extend(spread);
         notes.extend(words);
+        notes.extend(engine.iter().flat_map(|engine| engine.notes()));
         let ready = Ready {
             engine: config.engine,
             driver: ethtool::driver(&link.name)?,
@@ -392,6 +394,7 @@ impl Server {
         // What the engine was opened for, but as it is now: setting it up may have had the link down.
         let known = Link { up: true, carrier_losses: now.carrier_losses, ipv6: now.ipv6, ..link };
         let watcher = Watcher::new(known, xdp.map(|xdp| xdp.id), config.bind, config.targets.count())?
+            .with_queues(kind.is_some_and(EngineKind::steers).then_some(in_use))
             .with_follower(engine.as_ref().and_then(|engine| engine.follower()));
         // From here on nothing is opened that takes a privilege.
         let role = if config.bind.starts_programs() { Role::Commander } else { Role::Main };

@@ -16,6 +16,7 @@ use anyhow::{Error, Result, anyhow};
 use super::Follower;
 use crate::bind::Method;
 use crate::netlink::{AddressLosses, Link, Socket};
+use crate::xdp::ethtool;
 
 /// Who removes many addresses is given this long to be through: what is added meanwhile would go as well.
 const REMOVING: Duration = Duration::from_secs(1);
@@ -30,6 +31,8 @@ pub(super) struct Watcher {
     bind: Method,
     addresses: u64,
     follower: Option<Box<dyn Follower>>,
+    /// How many queues were in use when it started, where the engine serves them one by one.
+    queues: Option<u32>,
     /// Since when addresses may be missing.
     missing: Option<Instant>,
 }
@@ -110,6 +113,7 @@ impl Watcher {
             bind,
             addresses,
             follower: None,
+            queues: None,
             missing: None,
         })
     }
@@ -117,6 +121,11 @@ impl Watcher {
     /// Has it tell `follower` what changes.
     pub fn with_follower(self, follower: Option<Box<dyn Follower>>) -> Self {
         Self { follower, ..self }
+    }
+
+    /// Has it watch over so many queues that are in use.
+    pub fn with_queues(self, queues: Option<u32>) -> Self {
+        Self { queues, ..self }
     }
 
     /// Whether there is no such interface any more.
@@ -170,6 +179,7 @@ impl Watcher {
                 }
             }
         }
+        seen.end = self.queues_changed();
         let heard = self.losses.heard(is_ours);
         if heard {
             self.missing.get_or_insert_with(Instant::now);
@@ -183,6 +193,19 @@ impl Watcher {
             self.missing = Some(Instant::now());
         }
         seen
+    }
+
+    /// Why it cannot go on where another number of queues is in use. A driver need not give a new queue the XDP program
+    /// (veth does not), and there is no socket on it.
+    fn queues_changed(&self) -> Option<Error> {
+        let name = &self.before.name;
+        let (before, now) = (self.queues?, ethtool::queues(name).ok()?);
+        let words = || {
+            anyhow!(
+                "{name} had {before} queue(s) in use, and has {now} now: start the server again to serve them"
+            )
+        };
+        (before != now).then(words)
     }
 
     /// Does what is to be done about a change, and returns what to say of it.

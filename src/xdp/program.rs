@@ -98,13 +98,16 @@ pub enum Verdict {
     PassedKernel,
     /// Under a bound prefix, and nothing that a live address answers; only where hidden.
     DroppedHidden,
+    /// Got around the XDP program, as on a queue that has none, and was dropped by the tc program behind it; only where hidden. What the
+    /// XDP program passed before counts twice.
+    DroppedBackstop,
     /// Ours, but no socket sits on this queue: to the kernel, or dropped where hidden.
     NoRing,
 }
 
 impl Verdict {
     /// All of them, in the order of their counters.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 13] = [
         Self::Reflected,
         Self::Refused,
         Self::Steered,
@@ -116,6 +119,7 @@ impl Verdict {
         Self::PassedBehind,
         Self::PassedKernel,
         Self::DroppedHidden,
+        Self::DroppedBackstop,
         Self::NoRing,
     ];
 
@@ -124,7 +128,7 @@ impl Verdict {
     pub fn fate(self) -> Fate {
         match self {
             Self::Reflected | Self::Refused | Self::Steered | Self::Solicited => Fate::Taken,
-            Self::DroppedHidden | Self::NoRing => Fate::Dropped,
+            Self::DroppedHidden | Self::DroppedBackstop | Self::NoRing => Fate::Dropped,
             Self::PassedOther
             | Self::PassedPort
             | Self::PassedPrefix
@@ -148,6 +152,7 @@ impl Verdict {
             Self::PassedBehind => "passed_behind",
             Self::PassedKernel => "passed_kernel",
             Self::DroppedHidden => "dropped_hidden",
+            Self::DroppedBackstop => "dropped_backstop",
             Self::NoRing => "no_ring",
         }
     }
@@ -242,6 +247,8 @@ pub struct Program {
     xsks: MapHandle,
     /// The program `count_frames`, where it is needed and the kernel takes it.
     count_frames: Option<OwnedFd>,
+    /// The program `backstop`, where hidden.
+    backstop: Option<OwnedFd>,
     verdicts: MapHandle,
     refusals: MapHandle,
     frames: MapHandle,
@@ -396,6 +403,8 @@ pub struct Attachment {
     _link: OwnedFd,
     /// The link of `count_frames`.
     frames: Option<OwnedFd>,
+    /// The link of `backstop`, or why there is none.
+    backstop: Option<Result<OwnedFd, String>>,
     mode: AttachMode,
     fallback: Option<Fallback>,
 }
@@ -429,6 +438,7 @@ impl Program {
         // It needs to know the kernel's structures; without, the frames are not counted.
         let counts_frames = config.reflect.is_some() && Path::new(KERNEL_TYPES).exists();
         open.progs.count_frames.set_autoload(counts_frames);
+        open.progs.backstop.set_autoload(config.hidden);
         if let Some(Reflect { replies, interface }) = config.reflect {
             constants.replies = replies.max(1);
             constants.interface = interface as i32;
@@ -472,6 +482,7 @@ impl Program {
             kernel_addresses: MapHandle::try_from(&loaded.maps.kernel_addresses)?,
             allowed_sources: MapHandle::try_from(&loaded.maps.allowed_sources)?,
             xsks: MapHandle::try_from(&loaded.maps.xsks)?,
+            backstop: config.hidden.then(|| keep(loaded.progs.backstop.as_fd())).transpose()?,
             count_frames: counts_frames.then(|| keep(loaded.progs.count_frames.as_fd())).transpose()?,
             verdicts: MapHandle::try_from(&loaded.maps.verdicts)?,
             refusals: MapHandle::try_from(&loaded.maps.refusals)?,
@@ -588,6 +599,9 @@ impl Program {
     /// When another program is attached, which is left alone, or the mode cannot be had.
     pub fn attach(&self, link: &Link, request: AttachRequest) -> Result<Attachment> {
         let mut attachment = self.attach_as(link, request)?;
+        attachment.backstop = self.backstop.as_ref().map(|program| {
+            create_tc_link(program, link.index).map_err(|error| explain_backstop(link, &error))
+        });
         // Generic redirects go another way, which does not pass there.
         if attachment.mode == AttachMode::Native {
             attachment.frames = self.trace_frames()?;
@@ -633,25 +647,7 @@ impl Program {
     }
 
     fn create_link(&self, interface: u32, flags: u32) -> io::Result<OwnedFd> {
-        let options = libbpf_sys::bpf_link_create_opts {
-            sz: size_of::<libbpf_sys::bpf_link_create_opts>() as libbpf_sys::size_t,
-            flags,
-            ..Default::default()
-        };
-        // SAFETY: `options` is valid, says its own size, and points nowhere.
-        let fd = unsafe {
-            libbpf_sys::bpf_link_create(
-                self.program.as_raw_fd(),
-                interface as i32,
-                libbpf_sys::BPF_XDP,
-                &raw const options,
-            )
-        };
-        if fd < 0 {
-            return Err(io::Error::from_raw_os_error(-fd));
-        }
-        // SAFETY: a fresh descriptor that nobody else owns.
-        Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+        create_link(&self.program, interface, libbpf_sys::BPF_XDP, flags)
     }
 
     /// Has the frames counted which the driver takes, if there is a program for that.
@@ -900,7 +896,7 @@ impl Attachment {
     fn new(fd: OwnedFd, link: &Link, fallback: Option<Fallback>) -> Result<Self> {
         let attached = netlink::link(&link.name)?.xdp;
         let mode = attached.context("the program was attached, and is gone again")?.mode;
-        Ok(Self { _link: fd, frames: None, mode, fallback })
+        Ok(Self { _link: fd, frames: None, backstop: None, mode, fallback })
     }
 
     /// The mode that the kernel reports.
@@ -913,10 +909,45 @@ impl Attachment {
         self.frames.is_some()
     }
 
+    /// What is wrong where a hidden program has no backstop: then the kernel may take nothing under its prefixes for its own.
+    pub fn lacks_backstop(&self) -> Option<&str> {
+        self.backstop.as_ref()?.as_ref().err().map(String::as_str)
+    }
+
     /// The step down that was taken to it.
     pub fn fallback(&self) -> Option<&Fallback> {
         self.fallback.as_ref()
     }
+}
+
+/// Has `program` run at the ingress of an interface, before what others have there, until the link goes. From Linux 6.6 (tcx).
+fn create_tc_link(program: &OwnedFd, interface: u32) -> io::Result<OwnedFd> {
+    create_link(program, interface, libbpf_sys::BPF_TCX_INGRESS, libbpf_sys::BPF_F_BEFORE)
+}
+
+fn create_link(program: &OwnedFd, interface: u32, kind: u32, flags: u32) -> io::Result<OwnedFd> {
+    let options = libbpf_sys::bpf_link_create_opts {
+        sz: size_of::<libbpf_sys::bpf_link_create_opts>() as libbpf_sys::size_t,
+        flags,
+        ..Default::default()
+    };
+    // SAFETY: `options` is valid, says its own size, and points nowhere.
+    let fd = unsafe {
+        libbpf_sys::bpf_link_create(program.as_raw_fd(), interface as i32, kind, &raw const options)
+    };
+    if fd < 0 {
+        return Err(io::Error::from_raw_os_error(-fd));
+    }
+    // SAFETY: a fresh descriptor that nobody else owns.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Says what the lack of a backstop means.
+fn explain_backstop(link: &Link, error: &io::Error) -> String {
+    format!(
+        "{} takes no tc program (tcx, from Linux 6.6: {error}), so requests behind extension headers or in fragments meet silence",
+        link.name
+    )
 }
 
 /// Says what a refused attachment means.
