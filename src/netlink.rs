@@ -69,6 +69,10 @@ pub struct Link {
     pub alias: Option<String>,
     /// The XDP program on it.
     pub xdp: Option<AttachedProgram>,
+    /// What kind of device the kernel made it as, such as `veth` or `bond` (IFLA_INFO_KIND); `None` of a card.
+    pub kind: Option<String>,
+    /// Index of the bridge, bond or VRF that it is a port of (IFLA_MASTER).
+    pub master: Option<u32>,
 }
 
 /// An XDP program on an interface.
@@ -1173,6 +1177,8 @@ fn new_link(message: RouteNetlinkMessage) -> Option<Link> {
         all_multicast: message.header.flags.contains(LinkFlags::Allmulti),
         alias: None,
         xdp: None,
+        kind: None,
+        master: None,
     };
     for attribute in message.attributes {
         match attribute {
@@ -1184,10 +1190,19 @@ fn new_link(message: RouteNetlinkMessage) -> Option<Link> {
             LinkAttribute::NumRxQueues(queues) => link.rx_queues = queues,
             LinkAttribute::IfAlias(alias) => link.alias = Some(alias),
             LinkAttribute::Xdp(attributes) => link.xdp = attached_program(&attributes),
+            LinkAttribute::LinkInfo(infos) => link.kind = kind(&infos),
+            LinkAttribute::Controller(index) => link.master = Some(index).filter(|index| *index != 0),
             _ => {}
         }
     }
     Some(link)
+}
+
+fn kind(infos: &[LinkInfo]) -> Option<String> {
+    infos.iter().find_map(|info| match info {
+        LinkInfo::Kind(kind) => Some(kind.to_string()),
+        _ => None,
+    })
 }
 
 fn attached_program(attributes: &[LinkXdp]) -> Option<AttachedProgram> {

@@ -113,6 +113,12 @@ pub fn run(args: Args) -> Result<ExitCode> {
     result.environment = Some(Box::new(generator.environment()));
     bar.finish_and_clear();
     let (clock_steps, answered, sent) = (result.clock_steps, result.outcome.answered, result.sent);
+    if result.unsent > 0 {
+        note(format_args!(
+            "{} of {sent} requests have not left: the kernel does not take them out of the tx ring of queue 0",
+            result.unsent
+        ));
+    }
     if args.json {
         print_json(&Event::Result(result))?;
     } else {
@@ -213,6 +219,7 @@ mod tests {
         let result = LoadResult {
             client: Client::Afxdp,
             sent: 1_000_000_000,
+            unsent: 0,
             outcome: Outcome { first: times.clone(), last: times, ..Outcome::default() },
             late: 1_000_000_000,
             clock_steps: None,

@@ -22,6 +22,7 @@ mod afxdp;
 mod batch;
 mod behind;
 mod handler;
+mod master;
 mod packet;
 mod packet_ring;
 mod raw;

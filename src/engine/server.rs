@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, anyhow, bail, ensure};
 
 use super::handler::{Handler, Ours};
+use super::master;
 use super::symptoms::Symptoms;
 use super::{CounterSet, Engine, EngineConfig, EngineKind, RingRequest, TPacket, spread, supervise};
 use crate::address::{Pool, Schedule, Sources, Targets};
@@ -19,7 +20,7 @@ use crate::machine::{self, Environment, Nearness};
 use crate::netlink::{self, Link};
 use crate::report::{Counters, Moves, Moving, Ready, Stats};
 use crate::settings::{Changed, Keeper};
-use crate::xdp::{AttachRequest, CopyRequest, ethtool};
+use crate::xdp::{AttachRequest, CopyRequest, ethtool, stacked};
 
 /// What to serve.
 #[derive(Debug, Clone)]
@@ -282,7 +283,9 @@ impl Server {
             ));
         }
         let allowed = sources.prefixes().iter().map(ToString::to_string).collect();
-        let queues = queues(config, kind)?;
+        let note = master::may_serve(&link, config.bind, config.engine.is_some() || hidden)?;
+        notes.extend(note);
+        let queues = queues(config, &link, kind)?;
         let cores = cores(config, &link, &queues)?;
         let served = queues.clone();
         if kind.is_some_and(EngineKind::steers) && link.xdp.is_some() {
@@ -378,7 +381,7 @@ impl Server {
             (Some(_), None) => settings.extend(keeper.have_polled(&link)?),
             (None, None) => {}
         }
-        let count = ethtool::queues(&link.name)?;
+        let count = stacked::queues(&link)?;
         let (spread, words) = spread::onto(keeper, &link, config.port, &served, count);
         settings.extend(spread);
         notes.extend(words);
@@ -569,8 +572,15 @@ impl Server {
 }
 
 /// The queues to serve, each of which exists.
-fn queues(config: &ServerConfig, engine: Option<EngineKind>) -> Result<Vec<u32>> {
-    let count = ethtool::queues(&config.interface)?;
+fn queues(config: &ServerConfig, link: &Link, engine: Option<EngineKind>) -> Result<Vec<u32>> {
+    let served = existing(config, link, engine)?;
+    let by_sockets = engine == Some(EngineKind::Afxdp) || config.bind == Method::LiveMap;
+    stacked::can_send(link, if by_sockets { &served } else { &[] })?;
+    Ok(served)
+}
+
+fn existing(config: &ServerConfig, link: &Link, engine: Option<EngineKind>) -> Result<Vec<u32>> {
+    let count = stacked::queues(link)?;
     if !engine.is_some_and(EngineKind::steers) {
         return Ok(vec![]); // the kernel spreads a socket's work
     }

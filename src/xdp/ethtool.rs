@@ -161,6 +161,10 @@ pub struct QueueCounts {
     pub possible: u32,
     /// Whether the number is set for both kinds at once (`ethtool -L IF combined N`).
     pub combined: bool,
+    /// Transmit queues in use.
+    pub sending: u32,
+    /// As many as there can be in use.
+    pub sending_possible: u32,
 }
 
 /// An offload, as `ethtool -k` has it in detail.
@@ -251,14 +255,20 @@ pub fn queue_counts(interface: &str) -> Result<QueueCounts> {
     let mut channels = Channels { command: ETHTOOL_GCHANNELS, ..Default::default() };
     match ioctl(interface, &mut channels) {
         Ok(()) => {
-            let [max_rx, _tx, _other, max_combined] = channels.max;
+            let [max_rx, max_tx, _other, max_combined] = channels.max;
             let in_use = (channels.combined + channels.rx).max(1);
             // A driver that has both kinds of channel has them in place of each other.
             let possible = max_combined.max(max_rx).max(in_use);
-            Ok(QueueCounts { in_use, possible, combined: max_combined > 0 })
+            // A driver that tells of none to send has as many as it needs.
+            let sending = match channels.combined + channels.tx {
+                0 => in_use,
+                some => some,
+            };
+            let sending_possible = max_combined.max(max_tx).max(sending);
+            Ok(QueueCounts { in_use, possible, combined: max_combined > 0, sending, sending_possible })
         }
         Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => {
-            Ok(QueueCounts { in_use: 1, possible: 1, combined: false })
+            Ok(QueueCounts { in_use: 1, possible: 1, combined: false, sending: 1, sending_possible: 1 })
         }
         Err(error) => Err(anyhow!("cannot ask {interface} for its queues: {error}")),
     }

@@ -21,6 +21,7 @@ use serde::{Deserialize, Serialize};
 
 use super::fallback::Fallback;
 use super::memory::Memory;
+use super::stacked;
 use crate::address::mt6d::{Subnet, window};
 use crate::address::{Prefix, timed};
 use crate::netlink::{self, AttachMode, Link};
@@ -574,7 +575,16 @@ impl Program {
         if link.xdp.is_some() {
             return Err(occupied(link));
         }
+        let below = stacked::runs_below(link.kind.as_deref());
         let (flags, fallback) = match request {
+            AttachRequest::Native if below => {
+                anyhow::bail!("{}: use --attach generic, or auto to take what there is", runs_below(link))
+            }
+            AttachRequest::Auto if below => {
+                let step =
+                    Fallback::new("attach", AttachMode::Native, AttachMode::Generic, runs_below(link));
+                (XDP_FLAGS_SKB_MODE, Some(step))
+            }
             AttachRequest::Native => (XDP_FLAGS_DRV_MODE, None),
             AttachRequest::Generic => (XDP_FLAGS_SKB_MODE, None),
             AttachRequest::Auto => match self.create_link(link.index, XDP_FLAGS_DRV_MODE) {
@@ -879,6 +889,15 @@ impl Attachment {
     pub fn fallback(&self) -> Option<&Fallback> {
         self.fallback.as_ref()
     }
+}
+
+/// Why native XDP on `link` is of no use, where the driver grants it.
+fn runs_below(link: &Link) -> String {
+    format!(
+        "{} is a {} and has a native program run on its ports, whose packets its rings do not take",
+        link.name,
+        link.kind.as_deref().unwrap_or("device on others")
+    )
 }
 
 /// Says what a refused attachment means.
