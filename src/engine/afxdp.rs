@@ -24,8 +24,7 @@ use crate::report::{Counters, QueueCounters};
 use crate::xdp::{
     AllMulticast, Attachment, CopyMode, CounterSource, Doorbell, Fate, Frame, KernelCounters, LevelSource,
     LiveAddresses, MovingAddresses, Program, ProgramConfig, Reflect, RingLevels, Rings, Screen, Socket,
-    SocketConfig,
-    Verdict, VerdictSource, ethtool, spare_frames, xdp_features,
+    SocketConfig, Verdict, VerdictSource, ethtool, spare_frames, xdp_features,
 };
 
 /// Frames of each queue. They are the queue of requests that wait while the worker is kept from its processor: at

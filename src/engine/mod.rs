@@ -55,6 +55,7 @@ use crate::xdp::{
 pub use advertiser::Advertiser;
 pub use afxdp::{FRAMES, frame_size, frames};
 pub use handler::{Handler, Ours};
+pub(crate) use master::takes_packets;
 pub use server::{Occasion, Server, ServerConfig, Totals};
 pub use statistics::{Shown, Tally};
 pub use tpacket::TPacket;

@@ -19,8 +19,7 @@ enum Symptom {
 
 /// All of them, each with the test for it: what to say, if the counters show it.
 type Rule = (Symptom, fn(&Counters) -> Option<String>);
-const RULES: [Rule; 2] =
-    [(Symptom::NoRingTakes, no_ring_takes), (Symptom::NothingLeaves, nothing_leaves)];
+const RULES: [Rule; 2] = [(Symptom::NoRingTakes, no_ring_takes), (Symptom::NothingLeaves, nothing_leaves)];
 
 fn no_ring_takes(counters: &Counters) -> Option<String> {
     let count = counters.dropped.get(REDIRECT_FAILED)?;

@@ -416,6 +416,58 @@ mod tests {
     }
 
     #[test]
+    fn replies_that_the_kernel_holds_at_the_end_are_not_sent() {
+        let (mut rings, tokens, mut model) = model::rings(8, 2048, 64, 0).unwrap();
+        for token in tokens {
+            rings.fill(token).unwrap();
+        }
+        rings.publish();
+        let mut worker = Worker::new(handler(), 10).with_advertiser(Advertiser::new(OURS));
+        assert!(model.deliver(&request(0, 32)));
+        worker.turn(&mut rings, &mut model).unwrap();
+        while model.take_sent().is_some() {}
+        assert!(worker.drain(&mut rings, &mut model).unwrap(), "all of that has left");
+        assert_eq!((worker.close(&rings).replies, worker.close(&rings).unsent), (10, 0));
+
+        // From here on nothing leaves: the replies to three requests, an advertisement, and those to
+        // three more.
+        model.budget = 0;
+        for sequence in 1..=3 {
+            assert!(model.deliver(&request(sequence, 32)));
+        }
+        let asked = solicitation_frame(pool().address(1));
+        assert!(model.deliver(&asked));
+        for sequence in 4..=6 {
+            assert!(model.deliver(&request(sequence, 32)));
+        }
+        worker.turn(&mut rings, &mut model).unwrap();
+        assert!(!worker.drain(&mut rings, &mut model).unwrap());
+        assert_eq!(rings.levels().read().tx, 61);
+        let tally = worker.close(&rings);
+        assert_eq!((tally.answered, tally.advertised), (7, 1));
+        assert_eq!((tally.replies, tally.unsent), (10, 60));
+        assert_eq!(tally.frames_lost, 0);
+
+        // The kernel takes 35 of the 61 after all.
+        model.budget = 35;
+        worker.drain(&mut rings, &mut model).unwrap();
+        while model.take_sent().is_some() {}
+        model.budget = 0;
+        worker.drain(&mut rings, &mut model).unwrap();
+        let tally = worker.close(&rings);
+        assert_eq!((tally.replies, tally.unsent), (10 + 34, 26));
+
+        // Another is held: there is no room for its replies.
+        for sequence in 7..=20 {
+            model.deliver(&request(sequence, 32));
+        }
+        worker.turn(&mut rings, &mut model).unwrap();
+        let tally = worker.close(&rings);
+        assert_eq!(tally.replies + tally.unsent, 10 * tally.answered);
+        assert_eq!(tally.replies, 44);
+    }
+
+    #[test]
     fn what_is_refused_is_counted_by_its_reason() {
         let (mut rings, tokens, mut model) = model::rings(4, 2048, 16, 0).unwrap();
         for token in tokens {

@@ -581,8 +581,7 @@ impl Program {
                 anyhow::bail!("{}: use --attach generic, or auto to take what there is", runs_below(link))
             }
             AttachRequest::Auto if below => {
-                let step =
-                    Fallback::new("attach", AttachMode::Native, AttachMode::Generic, runs_below(link));
+                let step = Fallback::new("attach", AttachMode::Native, AttachMode::Generic, runs_below(link));
                 (XDP_FLAGS_SKB_MODE, Some(step))
             }
             AttachRequest::Native => (XDP_FLAGS_DRV_MODE, None),

@@ -1,6 +1,6 @@
 //! Devices that lie on others: where a driver's yes is no proof that packets come into their rings.
 
-use anyhow::{Result, ensure};
+use anyhow::{Result, bail};
 
 use super::ethtool;
 use crate::netlink::{self, Link};
@@ -37,21 +37,24 @@ pub fn can_send(link: &Link, served: &[u32]) -> Result<()> {
         return Ok(()); // as many each way, whatever is below
     }
     let cannot = cannot_send(&link.name, ethtool::queue_counts(&link.name)?, served);
-    ensure!(cannot.is_none(), cannot.unwrap_or_default());
-    Ok(())
+    let Some((why, cure)) = cannot else { return Ok(()) };
+    bail!("{why}: {cure}")
 }
 
 /// What is wrong with the queues `served` of `interface`, and what to do about it.
 #[must_use]
-pub fn cannot_send(interface: &str, counts: ethtool::QueueCounts, served: &[u32]) -> Option<String> {
+pub fn cannot_send(
+    interface: &str,
+    counts: ethtool::QueueCounts,
+    served: &[u32],
+) -> Option<(String, String)> {
     let queue = served.iter().find(|queue| **queue >= counts.sending)?;
     let wanted = served.iter().max().map_or(1, |queue| queue + 1);
-    let cure = more_to_send(interface, counts, wanted);
-    Some(format!(
-        "replies of queue {queue} of {interface} would not leave: it receives on {} queues and sends on \
-         {}: {cure}",
+    let why = format!(
+        "replies of queue {queue} of {interface} would not leave: it receives on {} queues and sends on {}",
         counts.in_use, counts.sending
-    ))
+    );
+    Some((why, more_to_send(interface, counts, wanted)))
 }
 
 /// What gives `wanted` queues a transmit queue each.
@@ -92,7 +95,9 @@ mod tests {
             sending,
             sending_possible,
         };
-        let said = |counts, served: &[u32]| cannot_send("if0", counts, served);
+        let said = |counts, served: &[u32]| {
+            cannot_send("if0", counts, served).map(|(why, cure)| format!("{why}: {cure}"))
+        };
         assert_eq!(said(counts(2, 2, 2), &[0, 1]), None);
         assert_eq!(said(counts(2, 1, 1), &[0]), None);
         let text = said(counts(2, 1, 2), &[0, 1]).unwrap();
