@@ -69,8 +69,6 @@ pub struct Link {
     pub carrier_losses: u32,
     /// Whether it is told to receive all multicast (IFF_ALLMULTI), rather than asked for it by sockets.
     pub all_multicast: bool,
-    /// Index of the interface that it is a port or a slave of.
-    pub master: Option<u32>,
     /// Whether neighbours are discovered on it (no IFF_NOARP).
     pub arp: bool,
     /// Whether the kernel does IPv6 on it: not with `disable_ipv6` set, nor with an MTU below 1280.
@@ -79,6 +77,10 @@ pub struct Link {
     pub alias: Option<String>,
     /// The XDP program on it.
     pub xdp: Option<AttachedProgram>,
+    /// What kind of device the kernel made it as, such as `veth` or `bond` (IFLA_INFO_KIND); `None` of a card.
+    pub kind: Option<String>,
+    /// Index of the bridge, bond or VRF that it is a port of (IFLA_MASTER).
+    pub master: Option<u32>,
 }
 
 /// Ethernet, and what looks like it: veth, bridge, macvlan, tap.
@@ -1452,11 +1454,12 @@ fn new_link(message: RouteNetlinkMessage) -> Option<Link> {
         carrier: message.header.flags.contains(LinkFlags::LowerUp),
         carrier_losses: 0,
         all_multicast: message.header.flags.contains(LinkFlags::Allmulti),
-        master: None,
         arp: !message.header.flags.contains(LinkFlags::Noarp),
         ipv6: false,
         alias: None,
         xdp: None,
+        kind: None,
+        master: None,
     };
     for attribute in message.attributes {
         match attribute {
@@ -1466,10 +1469,11 @@ fn new_link(message: RouteNetlinkMessage) -> Option<Link> {
             LinkAttribute::CarrierDownCount(count) => link.carrier_losses = count,
             LinkAttribute::NumTxQueues(queues) => link.tx_queues = queues,
             LinkAttribute::NumRxQueues(queues) => link.rx_queues = queues,
-            LinkAttribute::Controller(index) => link.master = Some(index),
             LinkAttribute::AfSpecUnspec(families) => link.ipv6 = does_ipv6(&families),
             LinkAttribute::IfAlias(alias) => link.alias = Some(alias),
             LinkAttribute::Xdp(attributes) => link.xdp = attached_program(&attributes),
+            LinkAttribute::LinkInfo(infos) => link.kind = kind(&infos),
+            LinkAttribute::Controller(index) => link.master = Some(index).filter(|index| *index != 0),
             _ => {}
         }
     }
@@ -1482,6 +1486,13 @@ fn does_ipv6(families: &[AfSpecUnspec]) -> bool {
             .iter()
             .any(|fact| matches!(fact, AfSpecInet6::DevConf(settings) if settings.disable_ipv6 == 0)),
         _ => false,
+    })
+}
+
+fn kind(infos: &[LinkInfo]) -> Option<String> {
+    infos.iter().find_map(|info| match info {
+        LinkInfo::Kind(kind) => Some(kind.to_string()),
+        _ => None,
     })
 }
 

@@ -11,7 +11,7 @@
 //! | `a_clock_*` | a guest has a clock that may be set: what goes by it, or must not |
 //! | `e1000e_*`, `vmxnet3_*`, `virtio_plain_*` | no more than they can: what is forced beyond it is refused, with the reason |
 //!
-//! Two queues, two workers: igb. Without QEMU or a kernel to be had all are reported as ignored, with the reason.
+//! A bond of one card, which grants what is of no use: virtio_plain. Two queues, two workers: igb. Without QEMU or a kernel to be had all are reported as ignored, with the reason.
 
 mod common;
 
@@ -28,6 +28,7 @@ use nix::time::{ClockId, clock_gettime, clock_settime};
 use serde_json::Value;
 use sixhop::lab::vm::{self, Kernel, Qemu};
 use sixhop::lab::{DEFAULT_NAME, Lab, Side};
+use sixhop::netlink;
 use sixhop::xdp::ethtool;
 
 /// A guest that is not done by then hangs.
@@ -37,7 +38,8 @@ fn main() -> ExitCode {
     let arguments: Vec<_> = std::env::args().collect();
     if let [_, what, nic] = &arguments[..] {
         if what == "in-guest" {
-            return match in_guest(nic) {
+            let checked = if nic == "bond" { bond() } else { in_guest(nic) };
+            return match checked {
                 Ok(()) => ExitCode::SUCCESS,
                 Err(error) => {
                     eprintln!("{error:#}");
@@ -60,6 +62,11 @@ fn main() -> ExitCode {
         test("virtio_plain_advertises_zero_copy_and_has_none", "virtio-plain", None),
         test("e1000e_is_generic", "e1000e", None),
         test("vmxnet3_copies", "vmxnet3", None),
+        match (&cannot, common::root()) {
+            (None, true) => common::trial(BOND, || boot_for("virtio-plain", None, "bond")),
+            (Some(why), true) => Trial::test(BOND, || Ok(())).with_ignored_flag(true).with_kind(why),
+            (_, false) => common::trial(BOND, || Ok(())),
+        },
     ])
 }
 
@@ -72,14 +79,21 @@ fn cannot() -> Option<String> {
     Some(why)
 }
 
+const BOND: &str = "a_bond_serves_by_the_generic_hook";
+
 fn boot(nic: &str, queues: Option<u32>) -> Result<()> {
+    boot_for(nic, queues, nic)
+}
+
+/// `what` is checked in the guest.
+fn boot_for(nic: &str, queues: Option<u32>, what: &str) -> Result<()> {
     let this = std::env::current_exe()?;
     let output = Command::new(SIXHOP)
         .args(["lab", "vm", "--nic", if nic == CLOCK { "virtio" } else { nic }, "--limit", LIMIT])
         .args(queues.map(|queues| format!("--queues={queues}")))
         .arg("--")
         .arg(this)
-        .args(["in-guest", nic])
+        .args(["in-guest", what])
         .stdin(Stdio::null())
         .output()?;
     ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr).trim());
@@ -221,6 +235,63 @@ fn in_guest(nic: &str) -> Result<()> {
     let flags = format!("--addresses 20000 --bind live-map {}", modes[0].flags);
     serves(&lab, &flags, &modes[0], &probes).with_context(|| format!("{nic}, '{flags}'"))?;
     if nic == "igb" { one_queue_of_two(&lab) } else { Ok(()) }
+}
+
+/// The driver of a bond grants native XDP, and runs the program on the card below, whose packets the bond's rings do not take.
+fn bond() -> Result<()> {
+    let lab = Lab::named(DEFAULT_NAME)?;
+    let kernel = Kernel::find(None, &mut |_| {})?;
+    for module in kernel.modules("bonding")? {
+        // It may be there already.
+        Command::new("insmod").arg(module).arg("max_bonds=0").stderr(Stdio::null()).status()?;
+    }
+    let server = lab.namespace(Side::Server);
+    let ip = |arguments: &str| common::ip(&format!("-n {server} {arguments}"));
+    ip("link set server0 down")?;
+    ip("link add bond0 type bond mode active-backup miimon 100")?;
+    ip("link set server0 master bond0")?;
+    ip("link set bond0 up")?;
+    ip("address add 2001:db8:1::2/64 dev bond0 nodad")?;
+    lab.run_in(Side::Server, || netlink::wait_for_carrier("bond0", Duration::from_secs(10)))?;
+
+    let flags = format!("--prefix {PREFIX} --addresses 50");
+    let native = Server::start_on(&lab, "bond0", &format!("{flags} --bind netlink --attach native"));
+    common::fails_with(native, "bond0 is a bond and has a native program run on its ports")?;
+    for engine in ["--bind netlink", "--bind live-map", "--bind netlink --engine reflect"] {
+        let server = Server::start_on(&lab, "bond0", &format!("{flags} {engine}"))?;
+        let ready = server.ready.clone();
+        ensure!(ready["attach"] == "generic", "{ready}");
+        ensure!(ready["fallbacks"][0]["what"] == "attach", "{ready}");
+        all_are_answered(&lab).context(engine)?;
+        let totals = server.stop()?;
+        ensure!(totals["answered"] == REQUESTS, "{engine}: {totals}");
+    }
+    let output = sixhop(&lab, Side::Server, "probe bond0 --try --json").output()?;
+    let probe: Value = serde_json::from_slice(&output.stdout)?;
+    ensure!(probe["verdict"]["attach"] == "generic" && probe["tried"]["agrees"] == true, "{probe}");
+
+    // The port: the bond takes what neighbours ask of it.
+    let refused = Server::start(&lab, "--addresses 50 --bind netlink");
+    common::fails_with(refused, "serve on bond0, or use --bind live-map")?;
+    let flags = format!("--addresses 50 --bind live-map --allow {PREFIX}");
+    let server = Server::start(&lab, &flags)?;
+    all_are_answered(&lab).context("the port of a bond")?;
+    server.stop()?;
+    Ok(())
+}
+
+/// All of [`REQUESTS`], by 50 addresses that the client has to ask for anew.
+fn all_are_answered(lab: &Lab) -> Result<()> {
+    let client = lab.namespace(Side::Client);
+    common::ip(&format!("-n {client} neighbour flush dev client0"))?;
+    let load = format!(
+        "load --interface client0 --prefix {PREFIX} --addresses 50 --rate 300 --requests {REQUESTS} --json"
+    );
+    let output = sixhop(lab, Side::Client, &load).output()?;
+    ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr).trim());
+    let result: Value = serde_json::from_slice(&output.stdout)?;
+    ensure!(result["complete"] == REQUESTS, "{result}");
+    Ok(())
 }
 
 /// A card that takes no rule for a port puts all packets on the queue that is served; and what a killed server left so, the next one

@@ -121,6 +121,12 @@ pub fn run(args: Args) -> Result<ExitCode> {
     bar.finish_and_clear();
     let (clock_steps, sent) = (result.clock_steps, result.sent);
     let (answered, unfinished) = (result.outcome.answered, result.outcome.unfinished);
+    if result.unsent > 0 {
+        note(format_args!(
+            "{} of {sent} requests have not left: the kernel does not take them out of the tx ring of queue 0",
+            result.unsent
+        ));
+    }
     if args.json {
         print_json(&Event::Result(result))?;
     } else {
@@ -239,6 +245,7 @@ mod tests {
         let result = LoadResult {
             client: Client::Afxdp,
             sent: 1_000_000_000,
+            unsent: 0,
             outcome: Outcome { first: times.clone(), last: times, ..Outcome::default() },
             late: 1_000_000_000,
             clock_steps: None,

@@ -3,9 +3,9 @@
 
 use std::io;
 use std::net::Ipv6Addr;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -25,8 +25,8 @@ use crate::report::{Counters, QueueCounters};
 use crate::wire::OVERHEAD;
 use crate::xdp::{
     AllMulticast, Attachment, CopyMode, CounterSource, Doorbell, Fate, Frame, KernelCounters, LevelSource,
-    LiveAddresses, MovingAddresses, Program, ProgramConfig, Reflect, Rings, Screen, Socket, SocketConfig,
-    Station, Verdict, VerdictSource, ethtool, spare_frames, xdp_features,
+    LiveAddresses, MovingAddresses, Program, ProgramConfig, Reflect, RingLevels, Rings, Screen, Socket,
+    SocketConfig, Station, Verdict, VerdictSource, ethtool, spare_frames, xdp_features,
 };
 
 /// Frames of each queue. They are the queue of requests that wait while the worker is kept from its processor: at
@@ -46,6 +46,9 @@ const DOZE: Duration = Duration::from_millis(100);
 
 /// The same while replies are on their way: nothing announces a completion.
 const NAP: Duration = Duration::from_millis(1);
+
+/// A worker that is to stop waits so long for its last replies to leave.
+const DRAIN: Duration = Duration::from_millis(100);
 
 /// Bytes that the kernel takes of each frame before the packet (XDP_PACKET_HEADROOM), Ethernet header and VLAN tags.
 const FRAME_OVERHEAD: u32 = 256 + 14 + 8;
@@ -355,8 +358,10 @@ impl Engine for AfXdp {
                     shown: queue.shown.clone(),
                     kernel: queue.socket.counters(),
                     levels: queue.rings.levels(),
+                    sent: AtomicU64::new(0),
                 })
                 .collect(),
+            lost: Mutex::default(),
         }))
     }
 
@@ -505,10 +510,14 @@ impl Queue {
                 idle_since = None;
             }
         }
-        let mut tally = self.worker.tally().clone();
-        tally.frames_lost += u64::from(self.worker.missing(&self.rings));
-        tally.invalid = self.rings.invalid();
-        self.shown.store(&tally);
+        let give_up = Instant::now() + DRAIN;
+        // Whatever it says of the interface now: what has not left is counted.
+        while matches!(self.worker.drain(&mut self.rings, &mut self.socket), Ok(false))
+            && Instant::now() < give_up
+        {
+            let _ = self.socket.sleep(NAP);
+        }
+        self.shown.close(&self.worker.close(&self.rings));
         Ok(())
     }
 }
@@ -519,6 +528,7 @@ struct AfXdpCounters {
     counts_frames: bool,
     behind: Option<SocketCounters>,
     queues: Vec<QueueSource>,
+    lost: Mutex<Lost>,
 }
 
 /// What is known of a queue.
@@ -529,17 +539,62 @@ struct QueueSource {
     /// By the kernel.
     kernel: CounterSource,
     levels: LevelSource,
+    /// Replies that the kernel had taken when last looked at: a count that others see never falls.
+    sent: AtomicU64,
+}
+
+impl QueueSource {
+    /// What its worker did. While it works, replies that the tx ring still holds are not sent.
+    fn tally(&self, levels: &RingLevels, tally: Tally) -> Tally {
+        if self.shown.is_closed() {
+            return tally;
+        }
+        let taken = tally.replies.saturating_sub(levels.tx.into());
+        let replies = self.sent.fetch_max(taken, Ordering::Relaxed).max(taken);
+        Tally { replies, ..tally }
+    }
+
+    /// Packets that reached its socket, also those that it had no room for.
+    fn arrived(&self) -> u64 {
+        let (kernel, ring) = (self.kernel.read(), self.levels.arrived());
+        let seen = self.shown.load();
+        // The ring's counter has 32 bits, and the worker is never 2^31 packets behind it.
+        let seen = seen.received + seen.invalid;
+        let ahead = ring.wrapping_sub(seen as u32) as i32;
+        seen.saturating_add_signed(ahead.into()) + kernel.rx_dropped + kernel.rx_ring_full
+    }
 }
 
 impl AfXdpCounters {
+    /// Packets that the program redirected into rings and that none took: the kernel counts them
+    /// nowhere.
+    fn lost(&self) -> u64 {
+        // Before what arrived is counted: a packet between the two is not lost.
+        let verdicts = self.verdicts.read().unwrap_or_default();
+        let steered = verdicts[Verdict::Steered as usize] + verdicts[Verdict::Solicited as usize];
+        let arrived = self.queues.iter().map(QueueSource::arrived).sum();
+        let is_over = self.queues.iter().all(|queue| queue.shown.is_closed());
+        let mut lost = self.lost.lock().unwrap_or_else(PoisonError::into_inner);
+        if is_over {
+            lost.at_the_end(steered, arrived)
+        } else {
+            lost.look(Instant::now(), steered, arrived, self.queues.len() as u64)
+        }
+    }
+
     /// What the program did that answered so many requests, and refused others. Where the kernel does not say which of the replies the driver took,
     /// they count as sent: they were handed to it.
     fn reflected(&self, answered: u64) -> Tally {
-        let [replies, unsent] = if self.counts_frames {
-            self.verdicts.frames().unwrap_or_default()
+        let all = answered * u64::from(self.reflected);
+        let replies = if self.counts_frames {
+            let [sent, _refused] = self.verdicts.frames().unwrap_or_default();
+            sent.min(all)
         } else {
-            [answered * u64::from(self.reflected), 0]
+            all
         };
+        // Also those that never came as far as the driver: the kernel leaves out a device that takes
+        // no frames from programs.
+        let unsent = all - replies;
         let refused = self.verdicts.refusals().unwrap_or_default();
         Tally { answered, replies, unsent, refused, ..Tally::default() }
     }
@@ -551,8 +606,10 @@ impl CounterSet for AfXdpCounters {
         let mut xdp = KernelCounters::default();
         let mut queues = Vec::with_capacity(self.queues.len());
         let mut waiting = 0;
-        for QueueSource { queue, shown, kernel, levels } in &self.queues {
+        let lost = self.lost();
+        for source @ QueueSource { queue, shown, kernel, levels, .. } in &self.queues {
             let (own, kernel, levels) = (shown.load(), kernel.read(), levels.read());
+            let own = source.tally(&levels, own);
             waiting += u64::from(levels.rx);
             queues.push(QueueCounters {
                 queue: *queue,
@@ -584,6 +641,7 @@ impl CounterSet for AfXdpCounters {
         }
         counters.drop("rx_ring_full", xdp.rx_ring_full);
         counters.drop("rx_dropped", xdp.rx_dropped);
+        counters.drop(REDIRECT_FAILED, lost);
         counters.waiting = waiting;
         counters.xdp = (!self.queues.is_empty()).then_some(xdp);
         counters.queues = queues;
@@ -598,5 +656,78 @@ impl CounterSet for AfXdpCounters {
     fn beats(&self) -> Vec<u64> {
         let behind = self.behind.iter().flat_map(|behind| behind.beats());
         self.queues.iter().map(|queue| queue.shown.beats()).chain(behind).collect()
+    }
+}
+
+/// The reason for which packets are dropped that reach no ring.
+pub(super) const REDIRECT_FAILED: &str = "redirect_failed";
+
+/// How many packets were redirected into rings and reached none. While more arrive some are always
+/// between the program and a ring: so many as certainly are not.
+#[derive(Debug, Default)]
+struct Lost {
+    /// When it was looked at, how many were redirected then, and how many of them had not arrived.
+    before: Option<(Instant, u64, u64)>,
+    certain: u64,
+}
+
+impl Lost {
+    /// A packet has arrived after this long, or never will.
+    const UNDER_WAY: Duration = Duration::from_millis(100);
+
+    /// Packets that a queue has under way at most: a driver passes on what one poll of its ring gave
+    /// it (NAPI_POLL_WEIGHT, 64), and some room.
+    const OF_A_QUEUE: u64 = 256;
+
+    /// `arrived` is to be counted after `steered`.
+    fn look(&mut self, now: Instant, steered: u64, arrived: u64, queues: u64) -> u64 {
+        let missing = steered.saturating_sub(arrived);
+        if let Some((then, steered_before, missing_before)) = self.before {
+            if now.duration_since(then) < Self::UNDER_WAY {
+                return self.certain;
+            }
+            let idle = steered_before.saturating_sub(arrived);
+            let busy = missing.min(missing_before).saturating_sub(Self::OF_A_QUEUE * queues);
+            self.certain = self.certain.max(idle).max(busy);
+        }
+        self.before = Some((now, steered, missing));
+        self.certain
+    }
+
+    /// When nothing is under way any more.
+    fn at_the_end(&mut self, steered: u64, arrived: u64) -> u64 {
+        self.certain = steered.saturating_sub(arrived);
+        self.certain
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn packets_that_reach_no_ring_are_lost_and_those_under_way_are_not() {
+        let start = Instant::now();
+        let at = |second: u64| start + Duration::from_secs(second);
+        let mut none = Lost::default();
+        // 64 are always under way.
+        let seen = (0..10).map(|second| none.look(at(second), 1000 * second + 64, 1000 * second, 1));
+        assert_eq!(seen.sum::<u64>(), 0);
+        assert_eq!(none.at_the_end(9064, 9064), 0);
+
+        let mut all = Lost::default();
+        assert_eq!(all.look(at(0), 4, 0, 1), 0, "they may be under way");
+        assert_eq!(all.look(at(0) + Duration::from_millis(1), 5, 0, 1), 0);
+        assert_eq!(all.look(at(1), 7, 0, 1), 4);
+        assert_eq!(all.look(at(2), 7, 0, 1), 7);
+        assert_eq!(all.at_the_end(8, 0), 8);
+
+        // Half of them: also while others arrive, and the count never falls.
+        let mut half = Lost::default();
+        let counts: Vec<_> =
+            (0..5).map(|second| half.look(at(second), 2000 * second, 1000 * second, 2)).collect();
+        assert_eq!(counts, [0, 0, 488, 1488, 2488]);
+        assert_eq!(half.look(at(5), 8000, 8000, 2), 2488);
+        assert_eq!(half.at_the_end(8000, 4000), 4000);
     }
 }

@@ -23,6 +23,7 @@ mod batch;
 mod behind;
 mod checks;
 mod handler;
+mod master;
 mod multicast_router;
 mod packet;
 mod packet_ring;
@@ -58,6 +59,7 @@ use crate::xdp::{
 pub use advertiser::{Advertiser, LinkAddress};
 pub use afxdp::{FRAMES, frame_size, frames, largest_request};
 pub use handler::{Handler, Ours};
+pub(crate) use master::takes_packets;
 pub use server::{Occasion, Server, ServerConfig, Totals};
 pub use statistics::{Shown, Tally};
 pub use tpacket::TPacket;

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, anyhow, bail, ensure};
 
 use super::handler::{Handler, Ours};
+use super::master;
 use super::silence::Silence;
 use super::symptoms::Symptoms;
 use super::watch::Watcher;
@@ -21,7 +22,7 @@ use crate::machine::{self, Environment, Nearness};
 use crate::netlink::{self, Link};
 use crate::report::{Counters, Moves, Moving, Ready, Stats};
 use crate::settings::{Changed, Keeper};
-use crate::xdp::{AttachRequest, CopyRequest, ethtool};
+use crate::xdp::{AttachRequest, CopyRequest, ethtool, stacked};
 
 /// What to serve.
 #[derive(Debug, Clone)]
@@ -257,8 +258,10 @@ impl Server {
             ));
         }
         let allowed = sources.prefixes().iter().map(ToString::to_string).collect();
+        let note = master::may_serve(&link, config.bind, config.engine.is_some() || hidden)?;
+        notes.extend(note);
         let in_use = ethtool::queues(&link.name)?;
-        let queues = queues(config, &link.name, kind)?;
+        let queues = queues(config, &link, kind)?;
         let cores = cores(config, &link, &queues)?;
         let served = queues.clone();
         if kind.is_some_and(EngineKind::steers) && link.xdp.is_some() {
@@ -356,7 +359,7 @@ impl Server {
             (Some(_), None) => settings.extend(keeper.have_polled(&link)?),
             (None, None) => {}
         }
-        let count = ethtool::queues(&link.name)?;
+        let count = stacked::queues(&link)?;
         let (spread, words) = spread::onto(keeper, &link, config.port, &served, count);
         settings.extend(spread);
         notes.extend(words);
@@ -566,8 +569,15 @@ impl Server {
 }
 
 /// The queues to serve, each of which exists.
-fn queues(config: &ServerConfig, interface: &str, engine: Option<EngineKind>) -> Result<Vec<u32>> {
-    let count = ethtool::queues(interface)?;
+fn queues(config: &ServerConfig, link: &Link, engine: Option<EngineKind>) -> Result<Vec<u32>> {
+    let served = existing(config, link, engine)?;
+    let by_sockets = engine == Some(EngineKind::Afxdp) || config.bind == Method::LiveMap;
+    stacked::can_send(link, if by_sockets { &served } else { &[] })?;
+    Ok(served)
+}
+
+fn existing(config: &ServerConfig, link: &Link, engine: Option<EngineKind>) -> Result<Vec<u32>> {
+    let count = stacked::queues(link)?;
     if !engine.is_some_and(EngineKind::steers) {
         return Ok(vec![]); // the kernel spreads a socket's work
     }
@@ -581,7 +591,8 @@ fn queues(config: &ServerConfig, interface: &str, engine: Option<EngineKind>) ->
     for (index, queue) in config.queues.iter().enumerate() {
         ensure!(
             *queue < count,
-            "{interface} has {count} queue(s) in use, 0 to {}; queue {queue} is none of them",
+            "{} has {count} queue(s) in use, 0 to {}; queue {queue} is none of them",
+            link.name,
             count - 1
         );
         ensure!(!config.queues[..index].contains(queue), "queue {queue} is named twice");

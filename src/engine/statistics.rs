@@ -1,7 +1,7 @@
 //! What an engine counts while it runs, readable from another thread without disturbing it.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use crossbeam_utils::CachePadded;
 
@@ -82,6 +82,7 @@ impl Tally {
 pub struct Shown {
     tally: CachePadded<[AtomicU64; 7 + Refusal::ALL.len()]>,
     beats: CachePadded<AtomicU64>,
+    closed: AtomicBool,
 }
 
 impl Shown {
@@ -92,6 +93,17 @@ impl Shown {
             place.store(value, Ordering::Relaxed);
         }
         self.beat();
+    }
+
+    /// Shows the last tally. Only its worker calls this, and shows nothing afterwards.
+    pub fn close(&self, tally: &Tally) {
+        self.store(tally);
+        self.closed.store(true, Ordering::Release);
+    }
+
+    /// Whether the tally is the last.
+    pub fn is_closed(&self) -> bool {
+        self.closed.load(Ordering::Acquire)
     }
 
     /// Shows that its worker is alive, also where there is nothing to do. Only its worker calls this.

@@ -327,6 +327,7 @@ mod tests {
             carrier_losses: 1,
             all_multicast: false,
             master: None,
+            kind: None,
             link_type: 1,
             arp: true,
             ipv6: true,

@@ -10,6 +10,7 @@
 //!          publish, wake the kernel where it asks
 //! ```
 
+use std::collections::VecDeque;
 use std::io;
 use std::time::Instant;
 
@@ -40,13 +41,26 @@ pub struct Worker {
     advertiser: Option<Advertiser>,
     /// What the tx ring had no room for. While there is something, nothing is received: the rings are the queue.
     held: Option<(Packet, Answer)>,
+    /// Which of all descriptors sent, counted from 0, are advertisements: those that the rings may
+    /// still hold.
+    advertisements: VecDeque<u64>,
     tally: Tally,
 }
+
+/// No rings of a socket hold more descriptors on their way out.
+const MOST_UNSENT: u64 = 1 << 16;
 
 impl Worker {
     /// A worker that sends `replies` copies (at least 1) of each reply.
     pub fn new(handler: Handler, replies: u16) -> Self {
-        Self { handler, replies: replies.max(1), advertiser: None, held: None, tally: Tally::default() }
+        Self {
+            handler,
+            replies: replies.max(1),
+            advertiser: None,
+            held: None,
+            advertisements: VecDeque::new(),
+            tally: Tally::default(),
+        }
     }
 
     /// The same, with neighbour discovery answered as well.
@@ -67,14 +81,7 @@ impl Worker {
     /// When the kernel does not want to be woken: the interface is gone, or the socket.
     #[inline]
     pub fn turn(&mut self, rings: &mut Rings, doorbell: &mut impl Doorbell) -> io::Result<bool> {
-        let mut busy = false;
-        while let Some(frame) = rings.complete() {
-            self.reuse(rings.fill(frame));
-            busy = true;
-        }
-        if let Some((packet, answer)) = self.held.take() {
-            busy |= self.send(rings, packet, answer);
-        }
+        let mut busy = self.take_back(rings);
         for _ in 0..BATCH {
             if self.held.is_some() {
                 break;
@@ -100,6 +107,54 @@ impl Worker {
             doorbell.wake_receiver()?;
         }
         Ok(busy)
+    }
+
+    /// Takes back the frames that were sent, and sends what found no room. Returns whether there was
+    /// anything.
+    #[inline]
+    fn take_back(&mut self, rings: &mut Rings) -> bool {
+        let mut busy = false;
+        while let Some(frame) = rings.complete() {
+            self.reuse(rings.fill(frame));
+            busy = true;
+        }
+        if let Some((packet, answer)) = self.held.take() {
+            busy |= self.send(rings, packet, answer);
+        }
+        busy
+    }
+
+    /// Receives no more, and gets out what is on its way. Returns whether all of it has left.
+    ///
+    /// # Errors
+    /// As [`turn`](Self::turn).
+    pub fn drain(&mut self, rings: &mut Rings, doorbell: &mut impl Doorbell) -> io::Result<bool> {
+        self.take_back(rings);
+        rings.publish();
+        if rings.sender_sleeps() {
+            doorbell.wake_sender()?;
+        }
+        self.take_back(rings);
+        rings.publish();
+        Ok(self.held.is_none() && rings.census().sending == 0)
+    }
+
+    /// What it has done, at the end: replies that the kernel still holds have not left.
+    pub fn close(&self, rings: &Rings) -> Tally {
+        let mut tally = self.tally.clone();
+        tally.frames_lost += u64::from(self.missing(rings));
+        tally.invalid = rings.invalid();
+        let unsent = rings.unsent();
+        // The tx ring is in order: what has not left is what was put in last.
+        let first = (tally.replies + tally.advertised).saturating_sub(unsent);
+        let others = self.advertisements.iter().filter(|place| **place >= first).count() as u64;
+        let unsent = unsent.saturating_sub(others).min(tally.replies);
+        tally.replies -= unsent;
+        tally.unsent += unsent;
+        if let Some((_, Answer::Request)) = self.held {
+            tally.unsent += u64::from(self.replies);
+        }
+        tally
     }
 
     /// Answers what is no request: a solicitation, or nothing that is answered.
@@ -139,13 +194,23 @@ impl Worker {
         };
         match (rings.transmit(packet, copies), answer) {
             (Ok(()), Answer::Request) => self.tally.replies += u64::from(copies),
-            (Ok(()), Answer::Solicitation) => self.tally.advertised += 1,
+            (Ok(()), Answer::Solicitation) => self.advertised(),
             (Err(packet), _) => {
                 self.held = Some((packet, answer));
                 return false;
             }
         }
         true
+    }
+
+    #[cold]
+    fn advertised(&mut self) {
+        let place = self.tally.replies + self.tally.advertised;
+        while self.advertisements.front().is_some_and(|first| first + MOST_UNSENT < place) {
+            self.advertisements.pop_front();
+        }
+        self.advertisements.push_back(place);
+        self.tally.advertised += 1;
     }
 
     /// A fill ring twice as large as the UMEM takes every frame; if one is ever refused, that is seen in the statistics.
@@ -383,6 +448,58 @@ mod tests {
         worker.turn(&mut others, &mut other_model).unwrap();
         assert!(other_model.take_sent().is_some());
         assert_eq!((worker.missing(&others), worker.missing(&rings)), (0, 0));
+    }
+
+    #[test]
+    fn replies_that_the_kernel_holds_at_the_end_are_not_sent() {
+        let (mut rings, tokens, mut model) = model::rings(8, 2048, 64, 0).unwrap();
+        for token in tokens {
+            rings.fill(token).unwrap();
+        }
+        rings.publish();
+        let mut worker = Worker::new(handler(), 10).with_advertiser(Advertiser::new(OURS));
+        assert!(model.deliver(&request(0, 32)));
+        worker.turn(&mut rings, &mut model).unwrap();
+        while model.take_sent().is_some() {}
+        assert!(worker.drain(&mut rings, &mut model).unwrap(), "all of that has left");
+        assert_eq!((worker.close(&rings).replies, worker.close(&rings).unsent), (10, 0));
+
+        // From here on nothing leaves: the replies to three requests, an advertisement, and those to
+        // three more.
+        model.budget = 0;
+        for sequence in 1..=3 {
+            assert!(model.deliver(&request(sequence, 32)));
+        }
+        let asked = solicitation_frame(pool().address(1));
+        assert!(model.deliver(&asked));
+        for sequence in 4..=6 {
+            assert!(model.deliver(&request(sequence, 32)));
+        }
+        worker.turn(&mut rings, &mut model).unwrap();
+        assert!(!worker.drain(&mut rings, &mut model).unwrap());
+        assert_eq!(rings.levels().read().tx, 61);
+        let tally = worker.close(&rings);
+        assert_eq!((tally.answered, tally.advertised), (7, 1));
+        assert_eq!((tally.replies, tally.unsent), (10, 60));
+        assert_eq!(tally.frames_lost, 0);
+
+        // The kernel takes 35 of the 61 after all.
+        model.budget = 35;
+        worker.drain(&mut rings, &mut model).unwrap();
+        while model.take_sent().is_some() {}
+        model.budget = 0;
+        worker.drain(&mut rings, &mut model).unwrap();
+        let tally = worker.close(&rings);
+        assert_eq!((tally.replies, tally.unsent), (10 + 34, 26));
+
+        // Another is held: there is no room for its replies.
+        for sequence in 7..=20 {
+            model.deliver(&request(sequence, 32));
+        }
+        worker.turn(&mut rings, &mut model).unwrap();
+        let tally = worker.close(&rings);
+        assert_eq!(tally.replies + tally.unsent, 10 * tally.answered);
+        assert_eq!(tally.replies, 44);
     }
 
     #[test]

@@ -85,6 +85,11 @@ pub(super) trait Transport {
 
     /// Enters what has arrived and returns whether there was anything.
     fn receive(&mut self, ledger: &mut Ledger, clock: &mut Clock, sent: u64) -> Result<bool>;
+
+    /// At the end of a run, how many requests the kernel was given and still holds.
+    fn unsent(&mut self) -> u64 {
+        0
+    }
 }
 
 /// Datagrams sent, or taken, before the other side has its turn.
@@ -374,6 +379,7 @@ impl Generator {
         Ok(LoadResult {
             client: self.config.client,
             sent: sent.sent,
+            unsent: sent.unsent.min(sent.sent),
             outcome,
             late: sent.late,
             clock_steps,
@@ -424,6 +430,8 @@ impl Generator {
 /// What left.
 struct Sent {
     sent: u64,
+    /// Of those, as many have not.
+    unsent: u64,
     late: u64,
     /// When the last did, in nanoseconds after the start.
     last: u64,
@@ -474,7 +482,8 @@ fn drive(
             break;
         }
     }
-    Ok((ledger, Sent { sent, late, last: last_sent }))
+    let unsent = transport.unsent();
+    Ok((ledger, Sent { sent, unsent, late, last: last_sent }))
 }
 
 #[cfg(test)]

@@ -3,7 +3,8 @@
 //! It uses the same steering program as the server, with its own address and port, so that replies come into its ring.
 
 use std::net::UdpSocket;
-use std::time::Duration;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Error, Result};
 
@@ -14,7 +15,7 @@ use crate::netlink::{self, AttachMode};
 use crate::wire::{self, Endpoints, Refusal, Template};
 use crate::xdp::{
     AttachRequest, Attachment, BusyPoll, CopyMode, CopyRequest, Doorbell, Frame, HugepageRequest, Program,
-    ProgramConfig, RingSizes, Rings, Socket, SocketConfig, ethtool,
+    ProgramConfig, RingSizes, Rings, Socket, SocketConfig, stacked,
 };
 
 /// Frames of each queue. Ten replies to each request come back; these hold what comes while the generator is kept from its
@@ -24,6 +25,9 @@ const FRAMES: u32 = 8192;
 
 /// Of these, as many are for sending, from the first queue.
 const SEND_FRAMES: u32 = 1024;
+
+/// A run waits so long for its last requests to leave.
+const DRAIN: Duration = Duration::from_millis(100);
 
 /// Requests and replies by rings.
 pub(super) struct RingTransport {
@@ -57,7 +61,7 @@ impl RingTransport {
         };
         let template = Template::new(&ends, config.payload).map_err(Error::msg)?;
 
-        let count = ethtool::queues(&link.name)?;
+        let count = stacked::queues(&link)?;
         let mut program = Program::load(&ProgramConfig {
             port: source_port,
             addresses: 1,
@@ -144,6 +148,25 @@ impl Transport for RingTransport {
             socket.wake_sender().context("the interface is gone")?;
         }
         Ok(sent)
+    }
+
+    fn unsent(&mut self) -> u64 {
+        let Some(Queue { rings, socket, free }) = self.queues.first_mut() else { return 0 };
+        let give_up = Instant::now() + DRAIN;
+        loop {
+            while let Some(frame) = rings.complete() {
+                free.push(frame);
+            }
+            rings.publish();
+            if rings.census().sending == 0 || Instant::now() >= give_up {
+                return rings.unsent();
+            }
+            // That it cannot be woken is an error of the run, or none.
+            if rings.sender_sleeps() && socket.wake_sender().is_err() {
+                return rings.unsent();
+            }
+            thread::sleep(Duration::from_millis(1));
+        }
     }
 
     #[inline]

@@ -118,6 +118,7 @@ mod tests {
         let nothing = LoadResult {
             client: Client::Afxdp,
             sent: 10,
+            unsent: 0,
             outcome: Outcome::default(),
             late: 0,
             clock_steps: None,

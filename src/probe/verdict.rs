@@ -2,10 +2,11 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::engine::{FRAMES, frame_size, frames, largest_request};
+use crate::engine::{FRAMES, frame_size, frames, largest_request, takes_packets};
 use crate::netlink::{self, AttachMode};
-use crate::xdp::CopyMode;
-use crate::xdp::capability::{Host, Interface, LRO, VLAN, Virtio};
+use crate::xdp::capability::{Host, Interface, LRO, Master, VLAN, Virtio};
+use crate::xdp::ethtool::QueueCounts;
+use crate::xdp::{CopyMode, stacked};
 
 /// What `serve` would get on an interface.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -104,6 +105,11 @@ fn attach(interface: &Interface, host: &Host) -> (Option<AttachMode>, Vec<Findin
         let why = format!("Linux {} does not tell what a driver can do: 6.3 and newer do", host.kernel);
         return (None, vec![Finding::new("kernel", why, format!("sixhop probe {name} --try"))]);
     };
+    if stacked::runs_below(interface.kind.as_deref()) {
+        let why =
+            format!("{name} has a native program run on its ports, whose packets its rings do not take");
+        return (Some(AttachMode::Generic), vec![Finding::new("ports", why, None)]);
+    }
     if !xdp.has("basic") {
         let (why, cure) = no_native(interface, host);
         return (Some(AttachMode::Generic), vec![Finding::new("driver", why, cure)]);
@@ -275,6 +281,7 @@ fn obstacles(interface: &Interface, host: &Host) -> Vec<Finding> {
     );
     obstacles.extend(interface.no_ipv6.iter().map(|why| Finding::new("ipv6", why.clone(), None)));
     obstacles.extend(too_little_memory(interface, host, CopyMode::Copy));
+    obstacles.extend(cannot_send(interface));
     if let Some(program) = interface.program {
         let why = format!("another XDP program ({}, id {}) is attached to {name}", program.mode, program.id);
         let cure = format!("stop what put it there, or ip link set dev {name} xdp off");
@@ -287,6 +294,26 @@ fn obstacles(interface: &Interface, host: &Host) -> Vec<Finding> {
         obstacles.push(Finding::new("no-carrier", why, "connect it, or set its other end up".to_owned()));
     }
     obstacles
+}
+
+/// That replies of a queue would stay in its ring.
+fn cannot_send(interface: &Interface) -> Option<Finding> {
+    let (sending, sending_possible) = interface.transmit_queues;
+    // 0: it was not to be found out.
+    if sending == 0 || stacked::runs_below(interface.kind.as_deref()) {
+        return None;
+    }
+    let in_use = interface.nic.queues;
+    let counts = QueueCounts {
+        in_use,
+        possible: interface.queues_possible,
+        combined: interface.queues_combined,
+        sending,
+        sending_possible,
+    };
+    let served: Vec<_> = (0..in_use).collect();
+    let (why, cure) = stacked::cannot_send(&interface.nic.interface, counts, &served)?;
+    Some(Finding::new("tx-queues", why, cure))
 }
 
 /// Bytes of the frames of all queues in that mode, with ten replies to each request.
@@ -316,6 +343,9 @@ fn flags(interface: &Interface, attach: Option<AttachMode>, copy: Option<CopyMod
         let copy = copy.or((attach == AttachMode::Generic).then_some(CopyMode::Copy));
         flags.extend(copy.into_iter().flat_map(|copy| ["--copy".to_owned(), copy.to_string()]));
     }
+    if port_of(interface).is_some() {
+        flags.extend(["--bind".to_owned(), "live-map".to_owned()]);
+    }
     // All in use are the default, which is easier to read than a long list.
     if (2..=8).contains(&interface.nic.queues) {
         let queues: Vec<_> = (0..interface.nic.queues).map(|queue| queue.to_string()).collect();
@@ -324,12 +354,23 @@ fn flags(interface: &Interface, attach: Option<AttachMode>, copy: Option<CopyMod
     flags
 }
 
+/// What takes the packets of the interface for its own.
+fn port_of(interface: &Interface) -> Option<&Master> {
+    interface.master.as_ref().filter(|master| takes_packets(master.kind.as_deref()))
+}
+
 fn advice(interface: &Interface, host: &Host) -> Vec<Advice> {
     let name = &interface.nic.interface;
     let queues = interface.nic.queues;
     let mut advice = Vec::new();
     let mut advise = |command: String, why: String| advice.push(Advice { command, why });
 
+    if let Some(master) = port_of(interface) {
+        let why = format!(
+            "{name} is a port of it, and found there only by --bind live-map; it answers what comes by all"
+        );
+        advise(format!("sixhop serve --interface {}", master.name), why);
+    }
     let is_veth = interface.nic.driver == "veth"; // whose queues are a matter of both ends
     if is_veth {
         let peer = interface.peer.as_ref().map_or("PEER", |peer| &peer.name);
@@ -527,6 +568,31 @@ mod tests {
             let has_all = verdict.attach == Some(Native) && verdict.copy == Some(Zero);
             assert_eq!(verdict.why_not_more.is_empty(), has_all, "{what}");
         }
+    }
+
+    #[test]
+    fn what_is_granted_and_of_no_use_is_known() {
+        let bond = Interface { kind: Some("bond".to_owned()), ..interface("bonding", VMXNET3) };
+        let verdict = Verdict::on(&bond, &root("6.18"));
+        assert_eq!((verdict.attach, verdict.copy), (Some(AttachMode::Generic), Some(CopyMode::Copy)));
+        assert_eq!(names(&verdict.why_not_more), ["ports", "generic"]);
+
+        let mut odd = Interface { transmit_queues: (1, 2), ..interface("veth", VETH) };
+        odd.nic.queues = 2;
+        let verdict = Verdict::on(&odd, &root("6.18"));
+        assert_eq!(names(&verdict.obstacles), ["tx-queues"]);
+        assert_eq!(verdict.obstacles[0].cure.as_deref(), Some("ethtool -L if0 tx 2"));
+        odd.transmit_queues = (2, 2);
+        assert_eq!(Verdict::on(&odd, &root("6.18")).obstacles, []);
+
+        let port = |kind: &str| {
+            let master = Master { name: "above0".to_owned(), kind: Some(kind.to_owned()) };
+            Interface { master: Some(master), ..interface("igb", IGB) }
+        };
+        let verdict = Verdict::on(&port("bridge"), &root("6.18"));
+        assert_eq!(verdict.flags.join(" "), "--attach native --copy zero --bind live-map");
+        assert_eq!(verdict.advice[0].command, "sixhop serve --interface above0");
+        assert_eq!(Verdict::on(&port("vrf"), &root("6.18")).flags.join(" "), "--attach native --copy zero");
     }
 
     #[test]

@@ -346,6 +346,7 @@ pub(crate) mod tests {
             clock_steps: None,
             client: Client::Afxdp,
             sent: 1000,
+            unsent: 0,
             outcome: Outcome { answered: 1000, complete: 1000, first: Some(first), ..Outcome::default() },
             late: 0,
             offered_rate: rate as f64,

@@ -298,6 +298,11 @@ pub struct QueueCounters {
     pub xdp: KernelCounters,
 }
 
+#[allow(clippy::trivially_copy_pass_by_ref)] // as serde wants it
+fn is_zero(count: &u64) -> bool {
+    *count == 0
+}
+
 impl Counters {
     /// Counts `count` packets more as dropped for `reason`.
     pub fn drop(&mut self, reason: &str, count: u64) {
@@ -528,6 +533,9 @@ pub struct LoadResult {
     pub client: Client,
     /// Requests sent.
     pub sent: u64,
+    /// Of those, the ones that the kernel still held at the end: they have not left.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub unsent: u64,
     /// What came back.
     #[serde(flatten)]
     pub outcome: Outcome,

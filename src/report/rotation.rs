@@ -274,6 +274,7 @@ pub(crate) mod tests {
         LoadResult {
             client: Client::Afxdp,
             sent: 10_000,
+            unsent: 0,
             outcome: Outcome { answered: complete, complete, first, ..Outcome::default() },
             late: 0,
             clock_steps: None,

@@ -64,6 +64,12 @@ pub struct Interface {
     pub numa_node: Option<u32>,
     /// The other end of a veth; `None` where it is none, or it is not seen.
     pub peer: Option<Peer>,
+    /// What kind of device the kernel made it as; `None` of a card.
+    pub kind: Option<String>,
+    /// Transmit queues in use, and as many as there can be.
+    pub transmit_queues: (u32, u32),
+    /// What it is a port of: a bridge, a bond, a VRF.
+    pub master: Option<Master>,
     /// What the host lets a virtio device do; `None` where it is none, or it is not seen.
     pub virtio: Option<Virtio>,
     /// Why the kernel has no IPv6 on it; `None` where it does.
@@ -93,6 +99,15 @@ pub struct Peer {
     pub name: String,
     /// Its largest packet without the Ethernet header, in bytes.
     pub mtu: u32,
+}
+
+/// What an interface is a port of.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Master {
+    /// Its name.
+    pub name: String,
+    /// What kind of device it is.
+    pub kind: Option<String>,
 }
 
 /// Feature bits that a virtio network device and its driver agreed on (Virtual I/O Device 1.2, sections 5.1.3 and 6).
@@ -175,8 +190,15 @@ impl Interface {
         let seen = seen.unwrap_or_default();
         let is_virtio = seen.nic.driver == "virtio_net";
         let peer = if seen.nic.driver == "veth" { netlink::peer(link.index) } else { None };
+        let master = link.master.and_then(|index| {
+            let above = netlink::links().ok()?.into_iter().find(|above| above.index == index)?;
+            Some(Master { name: above.name, kind: above.kind })
+        });
         Self {
             link_type: link.link_type,
+            kind: link.kind.clone(),
+            transmit_queues: queues.map_or((0, 0), |queues| (queues.sending, queues.sending_possible)),
+            master,
             up: link.up,
             carrier: link.carrier,
             queues_possible: queues.map_or(0, |queues| queues.possible),

@@ -284,6 +284,10 @@ pub struct QueueCounts {
     pub possible: u32,
     /// Whether the number is set for both kinds at once (`ethtool -L IF combined N`).
     pub combined: bool,
+    /// Transmit queues in use.
+    pub sending: u32,
+    /// As many as there can be in use.
+    pub sending_possible: u32,
 }
 
 /// An offload, as `ethtool -k` has it in detail.
@@ -401,14 +405,20 @@ pub fn queue_counts(interface: &str) -> Result<QueueCounts> {
     let mut channels = Channels::default();
     match ioctl(interface, ETHTOOL_GCHANNELS, &mut channels) {
         Ok(()) => {
-            let [max_rx, _tx, _other, max_combined] = channels.max;
+            let [max_rx, max_tx, _other, max_combined] = channels.max;
             let in_use = (channels.combined + channels.rx).max(1);
             // A driver that has both kinds of channel has them in place of each other.
             let possible = max_combined.max(max_rx).max(in_use);
-            Ok(QueueCounts { in_use, possible, combined: max_combined > 0 })
+            // A driver that tells of none to send has as many as it needs.
+            let sending = match channels.combined + channels.tx {
+                0 => in_use,
+                some => some,
+            };
+            let sending_possible = max_combined.max(max_tx).max(sending);
+            Ok(QueueCounts { in_use, possible, combined: max_combined > 0, sending, sending_possible })
         }
         Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => {
-            Ok(QueueCounts { in_use: 1, possible: 1, combined: false })
+            Ok(QueueCounts { in_use: 1, possible: 1, combined: false, sending: 1, sending_possible: 1 })
         }
         Err(error) => Err(anyhow!("cannot ask {interface} for its queues: {error}")),
     }
@@ -728,7 +738,8 @@ mod tests {
     #[test]
     fn loopback_has_one_queue_and_what_does_not_exist_is_an_error() {
         assert_eq!(queues("lo").unwrap(), 1);
-        assert_eq!(queue_counts("lo").unwrap(), QueueCounts { in_use: 1, possible: 1, combined: false });
+        let one = QueueCounts { in_use: 1, possible: 1, combined: false, sending: 1, sending_possible: 1 };
+        assert_eq!(queue_counts("lo").unwrap(), one);
         assert!(queues("no-such-if").is_err());
         assert!(driver("a-name-that-is-much-too-long").is_err());
     }

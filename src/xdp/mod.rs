@@ -19,6 +19,7 @@ mod umem;
 pub mod capability;
 pub mod ethtool;
 pub mod model;
+pub mod stacked;
 
 pub use fallback::Fallback;
 pub use memory::HugepageRequest;

@@ -21,6 +21,7 @@ use serde::{Deserialize, Serialize};
 
 use super::fallback::Fallback;
 use super::memory::Memory;
+use super::stacked;
 use crate::address::mt6d::{Subnet, window};
 use crate::address::{Prefix, timed};
 use crate::machine::{self, denied};
@@ -613,7 +614,15 @@ impl Program {
         if link.xdp.is_some() {
             return Err(occupied(link));
         }
+        let below = stacked::runs_below(link.kind.as_deref());
         let (flags, fallback) = match request {
+            AttachRequest::Native if below => {
+                anyhow::bail!("{}: use --attach generic, or auto to take what there is", runs_below(link))
+            }
+            AttachRequest::Auto if below => {
+                let step = Fallback::new("attach", AttachMode::Native, AttachMode::Generic, runs_below(link));
+                (XDP_FLAGS_SKB_MODE, Some(step))
+            }
             AttachRequest::Native => (XDP_FLAGS_DRV_MODE, None),
             AttachRequest::Generic => (XDP_FLAGS_SKB_MODE, None),
             AttachRequest::Auto => match self.create_link(link.index, XDP_FLAGS_DRV_MODE) {
@@ -947,6 +956,15 @@ fn explain_backstop(link: &Link, error: &io::Error) -> String {
     format!(
         "{} takes no tc program (tcx, from Linux 6.6: {error}), so requests behind extension headers or in fragments meet silence",
         link.name
+    )
+}
+
+/// Why native XDP on `link` is of no use, where the driver grants it.
+fn runs_below(link: &Link) -> String {
+    format!(
+        "{} is a {} and has a native program run on its ports, whose packets its rings do not take",
+        link.name,
+        link.kind.as_deref().unwrap_or("device on others")
     )
 }
 

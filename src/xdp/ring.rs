@@ -121,6 +121,12 @@ impl Level {
         // Read one after the other: what was put in between may be more than there is room for.
         producer.wrapping_sub(consumer).min(self.size)
     }
+
+    /// Entries that were ever put in, modulo 2^32 and from wherever the counter began.
+    pub fn put(&self) -> u32 {
+        // SAFETY: points to a counter within `_memory`, checked by `Ring::new`; atomics may be shared with the kernel.
+        unsafe { self.producer.as_ref() }.load(Ordering::Relaxed)
+    }
 }
 
 impl<T: Entry> Ring<T> {

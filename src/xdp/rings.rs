@@ -90,6 +90,11 @@ impl LevelSource {
             completion: self.completion.read(),
         }
     }
+
+    /// Packets that the kernel ever put into the rx ring of a socket, modulo 2^32.
+    pub fn arrived(&self) -> u32 {
+        self.rx.put()
+    }
 }
 
 /// One queue's rings, seen from user space.
@@ -238,6 +243,12 @@ impl Rings {
     #[inline]
     pub fn receiver_sleeps(&self) -> bool {
         self.fill.needs_wakeup()
+    }
+
+    /// Descriptors that were given to the kernel to send and are not completed yet. Looks at every
+    /// frame: for the end of a run.
+    pub fn unsent(&self) -> u64 {
+        self.outstanding.iter().map(|count| u64::from(*count)).sum()
     }
 
     /// Where the frames are.

@@ -1,0 +1,108 @@
+//! Devices that lie on others: where a driver's yes is no proof that packets come into their rings.
+
+use anyhow::{Result, bail};
+
+use super::ethtool;
+use crate::netlink::{self, Link};
+
+/// Whether the driver of `link` runs an XDP program on the devices below it. Packets arrive there,
+/// and a ring of `link` takes none of theirs (`xsk_rcv_check` in net/xdp/xsk.c compares the devices).
+#[must_use]
+pub fn runs_below(kind: Option<&str>) -> bool {
+    matches!(kind, Some("bond" | "team"))
+}
+
+/// Receive queues that packets of `link` may come on. Those of a bond keep the number of the queue
+/// that they came on below.
+///
+/// # Errors
+/// When there is no such interface.
+pub fn queues(link: &Link) -> Result<u32> {
+    let own = ethtool::queues(&link.name)?;
+    if !runs_below(link.kind.as_deref()) {
+        return Ok(own);
+    }
+    let ports = netlink::links()?.into_iter().filter(|port| port.master == Some(link.index));
+    let below = ports.filter_map(|port| ethtool::queues(&port.name).ok()).max().unwrap_or(own);
+    Ok(below.clamp(own, link.rx_queues.max(own)))
+}
+
+/// Refuses to serve queues of `link` whose replies would stay in the ring: those of an AF_XDP socket
+/// leave by the queue that it is bound to.
+///
+/// # Errors
+/// When one of `served` has no transmit queue, with what to do about it.
+pub fn can_send(link: &Link, served: &[u32]) -> Result<()> {
+    if runs_below(link.kind.as_deref()) {
+        return Ok(()); // as many each way, whatever is below
+    }
+    let cannot = cannot_send(&link.name, ethtool::queue_counts(&link.name)?, served);
+    let Some((why, cure)) = cannot else { return Ok(()) };
+    bail!("{why}: {cure}")
+}
+
+/// What is wrong with the queues `served` of `interface`, and what to do about it.
+#[must_use]
+pub fn cannot_send(
+    interface: &str,
+    counts: ethtool::QueueCounts,
+    served: &[u32],
+) -> Option<(String, String)> {
+    let queue = served.iter().find(|queue| **queue >= counts.sending)?;
+    let wanted = served.iter().max().map_or(1, |queue| queue + 1);
+    let why = format!(
+        "replies of queue {queue} of {interface} would not leave: it receives on {} queues and sends on {}",
+        counts.in_use, counts.sending
+    );
+    Some((why, more_to_send(interface, counts, wanted)))
+}
+
+/// What gives `wanted` queues a transmit queue each.
+fn more_to_send(interface: &str, counts: ethtool::QueueCounts, wanted: u32) -> String {
+    if counts.sending_possible >= wanted {
+        return format!("ethtool -L {interface} tx {wanted}");
+    }
+    format!(
+        "ethtool -L {interface} rx {0}, or --queues with those below {0} where requests come on no \
+         others, or --engine socket-gso",
+        counts.sending
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_lies_on_others_runs_a_program_below() {
+        for (kind, below) in [
+            (Some("bond"), true),
+            (Some("team"), true),
+            (Some("veth"), false),
+            (Some("bridge"), false), // has no native XDP
+            (None, false),
+        ] {
+            assert_eq!(runs_below(kind), below, "{kind:?}");
+        }
+    }
+
+    #[test]
+    fn a_queue_that_cannot_send_is_named_with_the_cure() {
+        let counts = |in_use, sending, sending_possible| ethtool::QueueCounts {
+            in_use,
+            possible: in_use,
+            combined: false,
+            sending,
+            sending_possible,
+        };
+        let said = |counts, served: &[u32]| {
+            cannot_send("if0", counts, served).map(|(why, cure)| format!("{why}: {cure}"))
+        };
+        assert_eq!(said(counts(2, 2, 2), &[0, 1]), None);
+        assert_eq!(said(counts(2, 1, 1), &[0]), None);
+        let text = said(counts(2, 1, 2), &[0, 1]).unwrap();
+        assert!(text.contains("queue 1 of if0") && text.ends_with("ethtool -L if0 tx 2"), "{text}");
+        let text = said(counts(4, 2, 2), &[0, 3]).unwrap();
+        assert!(text.contains("queue 3 of if0") && text.contains("ethtool -L if0 rx 2"), "{text}");
+    }
+}
