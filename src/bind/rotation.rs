@@ -294,6 +294,7 @@ impl Rotation {
         while !stop.load(Ordering::Relaxed) {
             if self.renew.swap(false, Ordering::Relaxed) && self.binder.ahead() == 0 {
                 self.enter_again()?;
+                meant = None; // that took what it took
             }
             let before = self.seen;
             let now = self.look();
