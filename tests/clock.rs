@@ -104,10 +104,9 @@ fn follows(library: &Path, engine: &str, bind: &str) -> Result<()> {
         "serve --interface server0 --prefix {PREFIX} {flags} --engine {engine} --bind {bind} --no-sandbox --json"
     );
     let mut command = sixhop(&lab, Side::Server, &serve);
-    command
-        .env("LD_PRELOAD", library)
-        .env("FAKETIME_TIMESTAMP_FILE", files.offset())
-        .envs([("FAKETIME_NO_CACHE", "1"), ("FAKETIME_DONT_FAKE_MONOTONIC", "1")]);
+    command.env("LD_PRELOAD", library).env("FAKETIME_TIMESTAMP_FILE", files.offset()).envs(
+        ["NO_CACHE", "DONT_FAKE_MONOTONIC", "DISABLE_SHM"].map(|name| (format!("FAKETIME_{name}"), "1")),
+    );
     let mut server = Server::of(command)?;
     let first = server.ready["step"].as_u64().context("a step")?;
     server.wait_for(|event| event["event"] == "rotation" && event["step"].as_u64() > Some(first))?;

@@ -315,6 +315,7 @@ impl Rotation {
                     None => self.renew.store(true, Ordering::Relaxed),
                     Some(words) => words.into_iter().for_each(&mut say),
                 }
+                meant = None; // that took what it took
             }
             let before = self.seen;
             let now = self.look();
