@@ -147,7 +147,7 @@ mod tests {
             "::ffff:0:0/96",
             "2000::/2",
             "64:ff9b::/96",
-            "fe80::/9",
+            "fc00::/6",
             "f800::/5",
         ] {
             assert!(error(text).contains("not within 2000::/3"), "{text}: {}", error(text));
