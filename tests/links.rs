@@ -47,7 +47,7 @@ fn address(number: u64) -> Result<Ipv6Addr> {
 }
 
 /// The far end of a TUN of the server's side, as a program that makes a tunnel has it.
-struct Tun(OwnedFd);
+struct Tun(OwnedFd, String);
 
 impl Tun {
     const NAME: &'static str = "tun0";
@@ -62,7 +62,7 @@ impl Tun {
             // SAFETY: the request is a struct ifreq, valid for reads and writes.
             let made = unsafe { libc::ioctl(file.as_raw_fd(), TUNSETIFF, request.as_mut_ptr()) };
             ensure!(made == 0, std::io::Error::last_os_error());
-            Ok(Self(file.into()))
+            Ok(Self(file.into(), lab.namespace(Side::Server)))
         })?;
         let namespace = lab.namespace(Side::Server);
         // The lab's own has the prefix otherwise.
@@ -92,6 +92,13 @@ impl Tun {
             }
         }
         bail!("nobody answers on the TUN")
+    }
+}
+
+impl Drop for Tun {
+    /// The kernel takes it away by itself, but later than the lab is taken down.
+    fn drop(&mut self) {
+        let _ = ip(&format!("-n {} link delete {}", self.1, Self::NAME));
     }
 }
 
