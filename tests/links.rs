@@ -12,13 +12,14 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use common::server::{PATIENCE, PREFIX, Server, sixhop};
-use common::{TestLab, fails_with, ip, trial};
+use common::{TestLab, ip, trial};
 use etherparse::PacketBuilder;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use serde_json::Value;
 use sixhop::address::Pool;
 use sixhop::lab::Side;
 use sixhop::netlink;
+use sixhop::xdp::ethtool;
 
 const ADDRESSES: u64 = 5;
 
@@ -46,7 +47,7 @@ fn address(number: u64) -> Result<Ipv6Addr> {
 }
 
 /// The far end of a TUN of the server's side, as a program that makes a tunnel has it.
-struct Tun(OwnedFd);
+struct Tun(OwnedFd, String);
 
 impl Tun {
     const NAME: &'static str = "tun0";
@@ -61,7 +62,7 @@ impl Tun {
             // SAFETY: the request is a struct ifreq, valid for reads and writes.
             let made = unsafe { libc::ioctl(file.as_raw_fd(), TUNSETIFF, request.as_mut_ptr()) };
             ensure!(made == 0, std::io::Error::last_os_error());
-            Ok(Self(file.into()))
+            Ok(Self(file.into(), lab.namespace(Side::Server)))
         })?;
         let namespace = lab.namespace(Side::Server);
         // The lab's own has the prefix otherwise.
@@ -91,6 +92,13 @@ impl Tun {
             }
         }
         bail!("nobody answers on the TUN")
+    }
+}
+
+impl Drop for Tun {
+    /// The kernel takes it away by itself, but later than the lab is taken down.
+    fn drop(&mut self) {
+        let _ = ip(&format!("-n {} link delete {}", self.1, Self::NAME));
     }
 }
 
@@ -195,64 +203,61 @@ fn load_on_a_tun() -> Result<()> {
     Ok(())
 }
 
-/// Its frames have an Ethernet header, of zeros.
+/// Its frames have an Ethernet header, of zeros, and none has a checksum: who looks at frames takes a request, and refuses it for that.
 fn loopback() -> Result<()> {
+    const PREFIX: &str = "2001:db8:7::/64";
     let lab = TestLab::up()?;
-    let namespace = lab.namespace(Side::Server);
-    ip(&format!("-n {namespace} link set lo up"))?;
-    for engine in ["afxdp", "raw", "packet-ring", "socket-gso"] {
-        let flags = format!(
-            "--prefix 2001:db8:7::/64 --addresses {ADDRESSES} --engine {engine} --allow ::/0 --port 3541"
-        );
-        let server = Server::start_on(&lab, "lo", &flags)?;
-        let asked = Pool::new("2001:db8:7::/64".parse()?, ADDRESSES, 1)?.address(1);
+    ip(&format!("-n {} link set lo up", lab.namespace(Side::Server)))?;
+    for engine in ["afxdp", "reflect", "raw", "packet-ring"] {
+        let flags = format!("--prefix {PREFIX} --addresses {ADDRESSES} --engine {engine} --allow ::/0");
+        let mut server = Server::start_on(&lab, "lo", &flags)?;
+        let asked = Pool::new(PREFIX.parse()?, ADDRESSES, 1)?.address(1);
         let socket = lab.run_in(Side::Server, || {
             Ok(UdpSocket::bind(SocketAddrV6::new(Side::Server.address(), 0, 0, 0))?)
         })?;
-        socket.set_read_timeout(Some(PATIENCE))?;
-        socket.send_to(&[7; 32], SocketAddrV6::new(asked, 3541, 0, 0))?;
-        for _ in 0..10 {
-            socket.recv(&mut [0; 64]).with_context(|| format!("{engine} does not answer on lo"))?;
-        }
+        socket.send_to(&[7; 32], SocketAddrV6::new(asked, 3540, 0, 0))?;
+        server.wait_for(|stats| stats["received"] == 1).context(engine)?;
         let totals = server.stop()?;
-        ensure!(totals["answered"] == 1, "{engine}: {totals}");
+        ensure!(totals["refused"]["bad_checksum"] == 1, "{engine}: {totals}");
     }
     Ok(())
 }
 
-/// A switch between the two: client0 and server0 are at a bridge of a namespace of its own.
+/// A switch between the two: a bridge in the client's namespace, of which client0 is at one port and server0 at the other.
 struct Snooping {
     lab: TestLab,
-    switch: String,
 }
 
 impl Snooping {
+    /// The ports of the switch.
+    const PORTS: [(Side, &str); 2] = [(Side::Server, "to-server"), (Side::Client, "to-client")];
+
     /// One that snoops MLD and asks for groups itself, as a switch does where it is the querier.
     fn up() -> Result<Self> {
-        let lab = TestLab::up()?;
-        // Of a name that is swept up as a lab's is.
-        let switch = format!("{}-switch", lab.name());
-        ip(&format!("netns add {switch}"))?;
-        let snooping = Self { lab, switch };
-        let (lab, switch) = (&snooping.lab, &snooping.switch);
-        for side in [Side::Server, Side::Client] {
-            let (namespace, name) = (lab.namespace(side), side.interface());
-            ip(&format!("-n {namespace} link delete {name}")).or_else(|_| gone(lab, side))?;
+        let snooping = Self { lab: TestLab::up()? };
+        let client = snooping.switch();
+        ip(&format!("-n {client} link delete client0"))?;
+        ip(&format!("-n {client} link add br0 type bridge mcast_snooping 1 mcast_mld_version 2"))?;
+        // In hundredths of a second.
+        for setting in ["query_response_interval 10", "startup_query_interval 100", "query_interval 100"] {
+            ip(&format!("-n {client} link set br0 type bridge mcast_{setting}"))?;
         }
-        ip(&format!("-n {switch} link add br0 type bridge mcast_snooping 1 mcast_mld_version 2"))?;
-        ip(&format!("-n {switch} link set br0 type bridge mcast_query_response_interval 10"))?;
-        ip(&format!("-n {switch} link set br0 type bridge mcast_startup_query_interval 20"))?;
-        ip(&format!("-n {switch} link set br0 up"))?;
-        for side in [Side::Server, Side::Client] {
-            let (namespace, name) = (lab.namespace(side), side.interface());
-            ip(&format!("-n {switch} link add {side} type veth peer name {name} netns {namespace}"))?;
-            ip(&format!("-n {switch} link set {side} master br0"))?;
-            ip(&format!("-n {switch} link set {side} up"))?;
+        ip(&format!("-n {client} link set br0 up"))?;
+        for (side, port) in Self::PORTS {
+            let (namespace, name) = (snooping.lab.namespace(side), side.interface());
+            ip(&format!("-n {client} link add {port} type veth peer name {name} netns {namespace}"))?;
+            ip(&format!("-n {client} link set {port} master br0 up"))?;
             ip(&format!("-n {namespace} link set {name} up"))?;
             ip(&format!("-n {namespace} address add {}/64 dev {name} nodad", side.address()))?;
         }
-        ip(&format!("-n {switch} link set br0 type bridge mcast_querier 1"))?;
+        // Its requests are to have their checksums, as those that come by a cable do.
+        snooping.lab.run_in(Side::Client, || ethtool::switch_off("client0", "tx-checksum-ip-generic"))?;
+        ip(&format!("-n {client} link set br0 type bridge mcast_querier 1"))?;
         Ok(snooping)
+    }
+
+    fn switch(&self) -> String {
+        self.lab.namespace(Side::Client)
     }
 
     /// Waits until the switch passes on only what somebody has reported: as soon as its own question can have been answered.
@@ -261,9 +266,6 @@ impl Snooping {
         let seen = self
             .lab
             .run_in(Side::Server, || common::packet::PacketSocket::on(netlink::link("server0")?.index))?;
-        self.lab.run_in(Side::Server, || {
-            Ok(std::fs::write("/proc/sys/net/ipv6/conf/server0/accept_dad", "0")?)
-        })?;
         let give_up = Instant::now() + PATIENCE;
         loop {
             // What it does not know it passes on, until then.
@@ -289,22 +291,21 @@ impl Snooping {
         Ok(socket.recv(&mut [0; 64]).is_ok())
     }
 
-    fn ports(&self, of: &str) -> Result<String> {
+    /// The ports that it takes for a multicast router's.
+    fn router_ports(&self) -> Result<String> {
+        let switch = self.switch();
         let output =
-            Command::new("bridge").args(["-n", &self.switch, "-d", "mdb", "show", "dev", "br0"]).output()?;
+            Command::new("bridge").args(["-n", &switch, "-d", "mdb", "show", "dev", "br0"]).output()?;
         let text = String::from_utf8(output.stdout)?;
-        Ok(text.lines().filter(|line| line.contains(of)).collect::<Vec<_>>().join("\n"))
+        Ok(text.lines().filter(|line| line.contains("router ports")).collect())
     }
-}
-
-/// Both ends of a veth go at once.
-fn gone(lab: &TestLab, side: Side) -> Result<()> {
-    fails_with(common::link(lab, side), "no interface")
 }
 
 impl Drop for Snooping {
     fn drop(&mut self) {
-        let _ = ip(&format!("netns delete {}", self.switch));
+        for name in ["br0", "to-server", "to-client"] {
+            let _ = ip(&format!("-n {} link delete {name}", self.switch()));
+        }
     }
 }
 
@@ -342,9 +343,9 @@ fn snooping_is_answered() -> Result<()> {
     let server = live_map(&snooping, "--multicast-router")?;
     let give_up = Instant::now() + PATIENCE;
     while !snooping.ask(address(1)?)? {
-        ensure!(Instant::now() < give_up, "nobody answers: {}", snooping.ports("router")?);
+        ensure!(Instant::now() < give_up, "nobody answers: {}", snooping.router_ports()?);
     }
-    ensure!(snooping.ports("router")?.contains("server"), "{}", snooping.ports("")?);
+    ensure!(snooping.router_ports()?.contains("to-server"), "{}", snooping.router_ports()?);
     let advertisements = heard.drain()?.into_iter().filter(|frame| frame.get(62) == Some(&151)).count();
     ensure!(advertisements == 0, "the switch passes the advertisement on");
     // An address that is not live is as silent as before.

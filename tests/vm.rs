@@ -11,7 +11,8 @@
 //! | `a_clock_*` | a guest has a clock that may be set: what goes by it, or must not |
 //! | `e1000e_*`, `vmxnet3_*`, `virtio_plain_*` | no more than they can: what is forced beyond it is refused, with the reason |
 //!
-//! A bond of one card, which grants what is of no use: virtio_plain. Two queues, two workers: igb. Without QEMU or a kernel to be had all are reported as ignored, with the reason.
+//! A bond of one card, which grants what is of no use, and a VRF: virtio_plain. Two queues, two workers: igb. Without QEMU or a kernel to
+//! be had all are reported as ignored, with the reason.
 
 mod common;
 
@@ -234,7 +235,50 @@ fn in_guest(nic: &str) -> Result<()> {
     // A card delivers no multicast that it has not joined: neighbour discovery for addresses that the kernel has not must work too.
     let flags = format!("--addresses 20000 --bind live-map {}", modes[0].flags);
     serves(&lab, &flags, &modes[0], &probes).with_context(|| format!("{nic}, '{flags}'"))?;
-    if nic == "igb" { one_queue_of_two(&lab) } else { Ok(()) }
+    match nic {
+        "igb" => one_queue_of_two(&lab),
+        "virtio-plain" => in_a_vrf(&lab),
+        _ => Ok(()),
+    }
+}
+
+/// An interface in a VRF (this machine's own kernel may have none): its table has the local routes, and sockets on it get what comes
+/// to it. What cannot be is refused at once.
+fn in_a_vrf(lab: &Lab) -> Result<()> {
+    let namespace = lab.namespace(Side::Server);
+    for command in [
+        "link add red type vrf table 1000",
+        "link set red up",
+        "link set server0 master red",
+        "address replace 2001:db8:1::2/64 dev server0 nodad",
+    ] {
+        common::ip(&format!("-n {namespace} {command}"))?;
+    }
+    common::ip(&format!(
+        "-n {} -6 route add 2001:db8:9::/64 via 2001:db8:1::2",
+        lab.namespace(Side::Client)
+    ))?;
+    let kinds = [
+        (PREFIX, "--engine socket-gso"),
+        (PREFIX, "--engine afxdp"),
+        ("2001:db8:9::/64", "--engine socket-gso --bind anyip"),
+    ];
+    for (prefix, flags) in kinds {
+        let server = Server::start_with(lab, &format!("--prefix {prefix} --addresses 20 {flags}"))?;
+        let load = format!(
+            "load --interface client0 --prefix {prefix} --addresses 20 --rate 100 --requests 50 --client socket --json"
+        );
+        let output = sixhop(lab, Side::Client, &load).output()?;
+        ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr).trim());
+        let result: Value = serde_json::from_slice(&output.stdout)?;
+        ensure!(result["complete"] == 50, "{flags}: {result}");
+        server.stop()?;
+    }
+    let serve = format!("serve --interface server0 --prefix {PREFIX} --addresses 20 --bind live-map");
+    let output = sixhop(lab, Side::Server, &serve).stdout(Stdio::null()).output()?;
+    let words = String::from_utf8_lossy(&output.stderr).into_owned();
+    ensure!(output.status.code() == Some(1) && words.contains("server0 is in a VRF"), "{words}");
+    common::ip(&format!("-n {namespace} link delete red"))
 }
 
 /// The driver of a bond grants native XDP, and runs the program on the card below, whose packets the bond's rings do not take.

@@ -339,6 +339,9 @@ fn option(name: &str, path: &Path) -> String {
     format!("{name}{}", path.to_string_lossy().replace(',', ",,"))
 }
 
+/// The module of virtual routing and forwarding.
+const VRF: &str = "vrf";
+
 /// What the guest has before it has anything else: this program as its init, with its libraries, modules, and the order.
 fn write_initramfs(path: &Path, kernel: &Kernel, config: &VmConfig) -> Result<()> {
     let file = File::create(path).with_context(|| format!("cannot make {}", path.display()))?;
@@ -352,8 +355,12 @@ fn write_initramfs(path: &Path, kernel: &Kernel, config: &VmConfig) -> Result<()
         archive.file(library.strip_prefix("/").unwrap_or(&library), &fs::read(&library)?)?;
     }
     let mut modules: Vec<PathBuf> = Vec::new();
-    for name in MODULES.iter().copied().chain([config.nic.driver(), "veth"]) {
-        for file in kernel.modules(name)? {
+    for name in MODULES.iter().copied().chain([config.nic.driver(), "veth", VRF]) {
+        let files = match kernel.modules(name) {
+            Err(_) if name == VRF => vec![], // of use to few, and not in every kernel
+            files => files?,
+        };
+        for file in files {
             let place = Path::new("modules").join(file.file_stem().unwrap_or_default());
             if !modules.contains(&place) {
                 archive.file(&place, &parts::unpacked(&file)?)?;
