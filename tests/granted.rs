@@ -105,9 +105,9 @@ fn queue_left_out() -> Result<()> {
     ensure!(server.ready["notes"].to_string().contains("counted as no_ring"), "{}", server.ready);
     let result = load(&lab, "odd1", &format!("--prefix {} --addresses 20", Odd::PREFIX))?;
     let totals = server.stop()?;
-    // What counts as answered was, and the rest is no_ring.
+    // Those of queue 1 go to the socket behind the program, whose replies the kernel sends.
     ensure!(totals["answered"] == result["complete"], "{totals}, {result}");
-    ensure!(totals["received"] == REQUESTS, "{totals}");
+    ensure!(totals["queues"][0]["answered"] == totals["steering"]["steered"], "{totals}");
     Ok(())
 }
 
@@ -133,7 +133,7 @@ fn bridge_port() -> Result<()> {
             let started = Server::start(&lab, &format!("{allow} {flags}"));
             fails_with(started, "serve on br0, or use --bind live-map")?;
         }
-        let hold = format!("bind --interface server0 --prefix {PREFIX} --addresses 5");
+        let hold = format!("bind --interface server0 --prefix {PREFIX} --addresses 5 --method netlink");
         let output = sixhop(&lab, Side::Server, &hold).output()?;
         let words = String::from_utf8_lossy(&output.stderr).into_owned();
         ensure!(output.status.code() == Some(1) && words.contains("bind to br0"), "{words}");
