@@ -286,8 +286,10 @@ fn bond() -> Result<()> {
     let lab = Lab::named(DEFAULT_NAME)?;
     let kernel = Kernel::find(None, &mut |_| {})?;
     for module in kernel.modules("bonding")? {
-        // It may be there already.
-        Command::new("insmod").arg(module).arg("max_bonds=0").stderr(Stdio::null()).status()?;
+        // modprobe adds the machine's own options for it.
+        let words = module.to_string_lossy().into_owned();
+        let inserted = Command::new("insmod").args(words.split(' ')).status()?;
+        ensure!(inserted.success(), "the kernel does not take {words}");
     }
     let server = lab.namespace(Side::Server);
     let ip = |arguments: &str| common::ip(&format!("-n {server} {arguments}"));
