@@ -119,6 +119,8 @@ fn follows(library: &Path, engine: &str, bind: &str) -> Result<()> {
             let text = event["text"].as_str().unwrap_or_default();
             event["event"] == "notice" && text.starts_with(&words) && text.contains("made live at once")
         })?;
+        // The kernel takes its time for each address.
+        server.wait_for(|event| event["event"] == "rotation")?;
         let result = load(&lab, &flags, offset)?;
         ensure!(result["complete"] == CLIENTS && result["wrong_source"] == 0, "{offset}: {result}");
         let result = load(&lab, &flags, was)?;

@@ -286,10 +286,10 @@ fn bond() -> Result<()> {
     let lab = Lab::named(DEFAULT_NAME)?;
     let kernel = Kernel::find(None, &mut |_| {})?;
     for module in kernel.modules("bonding")? {
-        // modprobe adds the machine's own options for it.
-        let words = module.to_string_lossy().into_owned();
-        let inserted = Command::new("insmod").args(words.split(' ')).status()?;
-        ensure!(inserted.success(), "the kernel does not take {words}");
+        // By itself it makes a bond0, as it comes.
+        let options = module.to_string_lossy().contains("/bonding.").then_some("max_bonds=0");
+        let inserted = Command::new("insmod").arg(&module).args(options).status()?;
+        ensure!(inserted.success(), "the kernel does not take {}", module.display());
     }
     let server = lab.namespace(Side::Server);
     let ip = |arguments: &str| common::ip(&format!("-n {server} {arguments}"));

@@ -7,7 +7,7 @@
 
 use std::collections::HashSet;
 use std::net::Ipv6Addr;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Error, Result, ensure};
 
@@ -59,6 +59,9 @@ const CARRIER_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The kernel's worker has little to do for each address without Duplicate Address Detection; this is for very many.
 const SETTLE_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// How often to look, while the kernel does not receive for addresses that were made live again, whether it has them still.
+const RESTORED: Duration = Duration::from_millis(100);
 
 /// Clients whose addresses are exchanged in one go: each takes the kernel a millisecond where there are some thousand.
 const EXCHANGED: usize = 8;
@@ -245,7 +248,15 @@ impl<W: Way> Binder for Kernel<W> {
             ensure!(step(done * TELL), Interrupted);
             self.exchange(&[], &[Timed { step: 0, addresses: some.to_vec() }])?;
         }
-        self.socket.wait_for_local(self.index, lost, SETTLE_TIMEOUT)
+        // They may go again before the kernel receives for them: whoever watches hears of that too.
+        let give_up = Instant::now() + SETTLE_TIMEOUT;
+        while let Err(why) = self.socket.wait_for_local(self.index, lost, RESTORED) {
+            if !self.lost(lost)?.is_empty() {
+                break;
+            }
+            ensure!(Instant::now() < give_up, why);
+        }
+        Ok(())
     }
 }
 

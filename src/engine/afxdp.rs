@@ -347,6 +347,7 @@ impl Engine for AfXdp {
     fn counters(&self) -> Result<Box<dyn CounterSet>> {
         Ok(Box::new(AfXdpCounters {
             verdicts: self.program.verdicts()?,
+            hidden: self.hidden.is_some(),
             reflected: self.reflected,
             counts_frames: self.attachment.counts_frames(),
             behind: self.behind.as_ref().map(Behind::counters),
@@ -524,6 +525,7 @@ impl Queue {
 
 struct AfXdpCounters {
     verdicts: VerdictSource,
+    hidden: bool,
     reflected: u16,
     counts_frames: bool,
     behind: Option<SocketCounters>,
@@ -629,7 +631,7 @@ impl CounterSet for AfXdpCounters {
         // Not by what came to the workers: the program sees what the kernel then finds no room for.
         counters.received = behind.received;
         for (verdict, count) in Verdict::ALL.into_iter().zip(verdicts) {
-            match verdict.fate() {
+            match verdict.fate(self.hidden) {
                 Fate::Taken => counters.received += count,
                 Fate::Dropped => {
                     counters.received += count;

@@ -79,7 +79,8 @@ fn has_room(targets: &Targets, bind: Method, kind: Option<EngineKind>) -> Result
 /// Whether all that the prefix takes from this machine is what comes to `link`, and nothing that it has routes for elsewhere.
 fn takes_nothing(link: &Link, prefix: Prefix, method: Method) -> Result<()> {
     let routes = netlink::routes(link.index)?;
-    let Some(route) = in_the_way(link.index, prefix, &routes) else { return Ok(()) };
+    let own: Vec<_> = std::iter::once(link.index).chain(link.master).collect();
+    let Some(route) = in_the_way(&own, prefix, &routes) else { return Ok(()) };
     let through = netlink::links()?.into_iter().find(|other| Some(other.index) == route.interface);
     let through = through.map_or_else(|| "several interfaces".to_owned(), |other| other.name);
     bail!(
@@ -90,9 +91,10 @@ fn takes_nothing(link: &Link, prefix: Prefix, method: Method) -> Result<()> {
     )
 }
 
-/// A route, other than to the link of the interface with index `own` itself, by which packets to some address under `prefix` go.
-fn in_the_way(own: u32, prefix: Prefix, routes: &[TableRoute]) -> Option<&TableRoute> {
-    let is_own = |route: &&TableRoute| route.on_link && route.interface == Some(own);
+/// A route, other than to the link itself, of which the interfaces `own` are, by which packets to some address under `prefix` go.
+fn in_the_way<'a>(own: &[u32], prefix: Prefix, routes: &'a [TableRoute]) -> Option<&'a TableRoute> {
+    let is_own =
+        |route: &&TableRoute| route.on_link && route.interface.is_some_and(|index| own.contains(&index));
     let others = || routes.iter().filter(|route| route.prefix.length() > 0 && !is_own(route));
     let under = others().find(|route| prefix.covers(&route.prefix));
     // Where the prefix is part of the subnet of another interface. The route that is longer counts.
@@ -152,7 +154,7 @@ mod tests {
             on_link,
         };
         let found = |own: &str, routes: &[TableRoute]| {
-            in_the_way(2, prefix(own), routes).map(|route| route.prefix.to_string())
+            in_the_way(&[2], prefix(own), routes).map(|route| route.prefix.to_string())
         };
         let machine = [
             route("default", 2, false),

@@ -245,6 +245,8 @@ impl Server {
             config.limit.is_none() || kind.is_some_and(EngineKind::steers),
             "--limit is kept by the XDP program: use --engine afxdp or reflect"
         );
+        let note = master::may_serve(&link, config.bind, config.engine.is_some() || hidden)?;
+        notes.extend(note);
         checks::before(&link, config, kind)?;
         let sources = match &config.allow {
             Some(sources) => sources.clone(),
@@ -258,8 +260,6 @@ impl Server {
             ));
         }
         let allowed = sources.prefixes().iter().map(ToString::to_string).collect();
-        let note = master::may_serve(&link, config.bind, config.engine.is_some() || hidden)?;
-        notes.extend(note);
         let in_use = ethtool::queues(&link.name)?;
         let queues = queues(config, &link, kind)?;
         let cores = cores(config, &link, &queues)?;
@@ -360,7 +360,7 @@ impl Server {
             (None, None) => {}
         }
         let count = stacked::queues(&link)?;
-        let (spread, words) = spread::onto(keeper, &link, config.port, &served, count);
+        let (spread, words) = spread::onto(keeper, &link, config.port, &served, count, hidden);
         settings.extend(spread);
         notes.extend(words);
         notes.extend(engine.iter().flat_map(|engine| engine.notes()));

@@ -7,7 +7,7 @@ use crate::settings::{Changed, Keeper, RULE_SET, Setting};
 use crate::xdp::ethtool::{self, FlowRule};
 
 /// Has requests to UDP port `port` arrive on the queues `served`, out of `count` that are in use, until what this returns is
-/// dropped. Says in one line what was done, or why nothing was.
+/// dropped. Says in one line what was done, or why nothing was; where the program is `hidden`, such requests are lost then.
 ///
 /// A rule for the port is better than another spread of everything: other traffic stays where it was. But a rule names one
 /// queue, and few cards match UDP over IPv6.
@@ -17,6 +17,7 @@ pub(super) fn onto(
     port: u16,
     served: &[u32],
     count: u32,
+    hidden: bool,
 ) -> (Option<Changed>, Option<String>) {
     if served.is_empty() || served.len() as u32 >= count {
         return (None, None);
@@ -40,9 +41,10 @@ pub(super) fn onto(
         }
         Err(error) => {
             refusals.push(format!("no RSS ({error:#})"));
+            let fate = if hidden { "are dropped" } else { "go to the socket behind the program" };
             let words = format!(
-                "requests that arrive on other queues of {name} than {served:?} are not answered by this server, and are \
-                 counted as no_ring: its driver has {}",
+                "requests that arrive on other queues of {name} than {served:?} {fate}, and are counted as no_ring: its \
+                 driver has {}",
                 refusals.join(" and ")
             );
             (None, Some(words))

@@ -124,13 +124,15 @@ impl Verdict {
         Self::NoRing,
     ];
 
-    /// What it means for the packet.
+    /// What it means for the packet, by a program that is `hidden` or not.
     #[must_use]
-    pub fn fate(self) -> Fate {
+    pub fn fate(self, hidden: bool) -> Fate {
         match self {
             Self::Reflected | Self::Refused | Self::Steered | Self::Solicited => Fate::Taken,
-            Self::DroppedHidden | Self::DroppedBackstop | Self::NoRing => Fate::Dropped,
-            Self::PassedOther
+            Self::DroppedHidden | Self::DroppedBackstop => Fate::Dropped,
+            Self::NoRing if hidden => Fate::Dropped,
+            Self::NoRing
+            | Self::PassedOther
             | Self::PassedPort
             | Self::PassedPrefix
             | Self::PassedNotLive

@@ -164,8 +164,15 @@ impl Kernel {
         let output = modprobe.output().map_err(missing("modprobe"))?;
         // What is part of the kernel is not found: packages do not say what is.
         let lines = String::from_utf8_lossy(&output.stdout).into_owned();
-        Ok(lines.lines().filter_map(|line| Some(line.strip_prefix("insmod ")?.trim().into())).collect())
+        Ok(lines.lines().filter_map(module).map(Into::into).collect())
     }
+}
+
+/// The file in a line of what modprobe would do: options of this machine's may follow it.
+fn module(line: &str) -> Option<&str> {
+    let path = line.strip_prefix("insmod ")?;
+    let end = path.find(".ko").and_then(|at| Some(at + path[at..].find(' ')?));
+    Some(path[..end.unwrap_or(path.len())].trim())
 }
 
 impl Qemu {
