@@ -64,6 +64,7 @@ impl Bench {
             rings.fill(frame).expect("the fill ring holds them all");
         }
         rings.publish();
+        assert_eq!(rings.census().in_hand(), 0);
         model.keep = false;
         Self { worker: Worker::new(Handler::new(3540, pool, vec![]), replies), rings, model, requests }
     }
