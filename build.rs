@@ -1,5 +1,5 @@
-//! Compiles `bpf/*.bpf.c` from source into Rust skeletons, with clang and the kernel's user-space headers, and finds out which
-//! git revision this is.
+//! Compiles `bpf/*.bpf.c` from source into Rust skeletons, with clang and the kernel's user-space
+//! headers, and finds out which git revision this is.
 use std::env;
 use std::path::{Path, PathBuf};
 use std::process::{Command, exit};
@@ -14,13 +14,16 @@ fn main() {
     let clang = env::var("CLANG").unwrap_or_else(|_| "clang".into());
     println!("cargo::rerun-if-env-changed=CLANG");
     if Command::new(&clang).arg("--version").output().is_err() {
-        fail(&format!("{clang} not found: install the package 'clang' (it compiles the XDP program)"));
+        fail(&format!(
+            "{clang} not found: install the package 'clang' (it compiles the XDP program)"
+        ));
     }
 
     let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets OUT_DIR"));
     let mut builder = SkeletonBuilder::new();
     builder.source("bpf/steer.bpf.c").clang(&clang).clang_args(["-Wall", "-Werror"]);
-    // Debian and Ubuntu keep asm/types.h under the machine's triple, where clang does not look when the target is bpf.
+    // Debian and Ubuntu keep asm/types.h under the machine's triple, where clang does not look when
+    // the target is bpf.
     let arch = env::var("CARGO_CFG_TARGET_ARCH").expect("cargo sets CARGO_CFG_TARGET_ARCH");
     let multiarch = format!("/usr/include/{arch}-linux-gnu");
     if Path::new(&multiarch).exists() {
@@ -33,11 +36,12 @@ fn main() {
     }
 }
 
-/// The commit that is checked out, with `-dirty` where the sources differ from it; empty outside git. Asked anew whenever one of
-/// both changes: a figure is published with it.
+/// The commit that is checked out, with `-dirty` where the sources differ from it; empty outside
+/// git. Asked anew whenever one of both changes: a figure is published with it.
 fn revision() -> String {
     let git = |arguments: &[&str]| {
-        let output = Command::new("git").args(arguments).env("GIT_OPTIONAL_LOCKS", "0").output().ok()?;
+        let output =
+            Command::new("git").args(arguments).env("GIT_OPTIONAL_LOCKS", "0").output().ok()?;
         let words = String::from_utf8(output.stdout).ok()?;
         output.status.success().then(|| words.trim().to_owned())
     };

@@ -1,5 +1,5 @@
-//! What an address costs to compute: `cargo bench --bench address`. Times are for one address; the paper's worst figure, for
-//! a counter, is 48 ns.
+//! What an address costs to compute: `cargo bench --bench address`. Times are for one address; the
+//! paper's worst figure, for a counter, is 48 ns.
 
 use std::hint::black_box;
 use std::net::Ipv6Addr;

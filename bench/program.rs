@@ -1,8 +1,10 @@
-//! What the XDP program costs for one request, and how much of that is looking at who asks: `cargo bench --bench program`, as root.
+//! What the XDP program costs for one request, and how much of that is looking at who asks: `cargo
+//! bench --bench program`, as root.
 //!
-//! The kernel runs it on the same request many times (BPF_PROG_TEST_RUN), one variant after the other and all of them several times
-//! over, so that what disturbs the machine disturbs all alike. The request goes to a live address of a queue without a socket: all is
-//! done but for what the driver does with it.
+//! The kernel runs it on the same request many times (BPF_PROG_TEST_RUN), one variant after the
+//! other and all of them several times over, so that what disturbs the machine disturbs all alike.
+//! The request goes to a live address of a queue without a socket: all is done but for what the
+//! driver does with it.
 
 use std::net::Ipv6Addr;
 use std::time::Duration;
@@ -40,7 +42,8 @@ fn program(variant: &Variant, pool: &Pool) -> Result<(Program, LiveAddresses)> {
     };
     let mut program = Program::load(&config)?;
     for number in 1..=variant.before {
-        let other = Prefix::new(Ipv6Addr::from_bits(prefix.network().to_bits() + (number << 64)), 64)?;
+        let other =
+            Prefix::new(Ipv6Addr::from_bits(prefix.network().to_bits() + (number << 64)), 64)?;
         program.add_prefix(other)?;
         program.allow(other)?;
     }
@@ -70,10 +73,15 @@ fn main() -> Result<()> {
         Variant { before: 4, ..plain("prefixes after four others", screen(true, None)) },
         Variant { moving: true, ..plain("addresses that move", screen(true, None)) },
     ];
-    let programs: Vec<_> = variants.iter().map(|variant| program(variant, &pool)).collect::<Result<_>>()?;
+    let programs: Vec<_> =
+        variants.iter().map(|variant| program(variant, &pool)).collect::<Result<_>>()?;
     let mut request = Vec::new();
     PacketBuilder::ethernet2([2; 6], [4; 6])
-        .ipv6([0x20, 1, 0xd, 0xb8, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1], pool.address(7).octets(), 64)
+        .ipv6(
+            [0x20, 1, 0xd, 0xb8, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1],
+            pool.address(7).octets(),
+            64,
+        )
         .udp(50_000, 3540)
         .write(&mut request, &[7; 32])?;
     let mut times = vec![Vec::new(); variants.len()];

@@ -1,7 +1,7 @@
 //! What one request costs in `wire` and `engine::Handler`: `cargo bench --bench wire`.
 //!
-//! The frame is the comparison's: 94 bytes, 32 of them payload. Each reply is taken as the next request, with the ports
-//! swapped, so that nothing but the work itself is measured.
+//! The frame is the comparison's: 94 bytes, 32 of them payload. Each reply is taken as the next
+//! request, with the ports swapped, so that nothing but the work itself is measured.
 
 use std::hint::black_box;
 
@@ -11,7 +11,8 @@ use sixhop::engine::Handler;
 use sixhop::wire::{Endpoints, Stamp, Template, validate};
 
 fn wire(criterion: &mut Criterion) {
-    let pool = Pool::new("2001:db8:1::/64".parse().expect("a prefix"), 2000, 1).expect("it holds 2000");
+    let pool =
+        Pool::new("2001:db8:1::/64".parse().expect("a prefix"), 2000, 1).expect("it holds 2000");
     let ends = Endpoints {
         source_mac: [2; 6],
         destination_mac: [4; 6],

@@ -1,7 +1,9 @@
-//! The worker's whole loop over rings in plain memory, without the kernel's part: `cargo bench --bench worker`.
+//! The worker's whole loop over rings in plain memory, without the kernel's part: `cargo bench
+//! --bench worker`.
 //!
-//! Timed: completions taken, requests received, validated, decided on, rewritten, and put into the tx ring once for each
-//! reply. Not timed: what the kernel does, here a model, between two turns of the worker.
+//! Timed: completions taken, requests received, validated, decided on, rewritten, and put into the
+//! tx ring once for each reply. Not timed: what the kernel does, here a model, between two turns of
+//! the worker.
 
 use std::io;
 use std::time::{Duration, Instant};
@@ -42,7 +44,8 @@ struct Bench {
 
 impl Bench {
     fn new(replies: u16) -> Self {
-        let pool = Pool::new("2001:db8:1::/64".parse().expect("a prefix"), 2000, 1).expect("it holds 2000");
+        let pool = Pool::new("2001:db8:1::/64".parse().expect("a prefix"), 2000, 1)
+            .expect("it holds 2000");
         let ends = Endpoints {
             source_mac: [2; 6],
             destination_mac: [4; 6],
@@ -59,14 +62,20 @@ impl Bench {
             frame
         });
         let requests = requests.collect();
-        let (mut rings, frames, mut model) = model::rings(4096, 2048, 4096, 0).expect("memory for it");
+        let (mut rings, frames, mut model) =
+            model::rings(4096, 2048, 4096, 0).expect("memory for it");
         for frame in frames {
             rings.fill(frame).expect("the fill ring holds them all");
         }
         rings.publish();
         assert_eq!(rings.census().in_hand(), 0);
         model.keep = false;
-        Self { worker: Worker::new(Handler::new(3540, pool, vec![]), replies), rings, model, requests }
+        Self {
+            worker: Worker::new(Handler::new(3540, pool, vec![]), replies),
+            rings,
+            model,
+            requests,
+        }
     }
 
     /// The worker's time for at least `count` requests, and how many there were.

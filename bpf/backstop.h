@@ -15,7 +15,8 @@
 
 #include "behind.h"
 
-/* How a tc program hands on to the next one, and drops: linux/bpf.h from 6.6 has them in an enum. */
+/* How a tc program hands on to the next one, and drops: linux/bpf.h from 6.6 has them in an enum.
+ */
 #define HAND_ON -1
 #define DROP 2
 

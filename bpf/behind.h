@@ -13,7 +13,8 @@
 #include "live.h"
 #include "sources.h"
 
-/* More than anybody has a reason for; RFC 8200 section 4.1 names seven, each once, of which two are IPsec's. */
+/* More than anybody has a reason for; RFC 8200 section 4.1 names seven, each once, of which two are
+ * IPsec's. */
 #define EXTENSIONS 6
 
 /* VLAN tags that are looked behind. */
@@ -34,7 +35,8 @@ struct tag {
 	__be16 protocol;
 } __attribute__((packed));
 
-/* The first bytes of hop-by-hop options, routing header and destination options (RFC 8200 section 4). */
+/* The first bytes of hop-by-hop options, routing header and destination options (RFC 8200 section
+ * 4). */
 struct extension {
 	__u8 next;
 	__u8 length; /* in 8 bytes, without the first 8 */
@@ -49,12 +51,13 @@ struct fragment {
 	__be32 identification;
 } __attribute__((packed));
 
-/* What the packet is whose IPv6 header starts `at` so many bytes. Where `solicitations`
- * are looked for, the bits above the first 8 say how many bytes the ICMPv6 header of one is behind `data`.
+/* What the packet is whose IPv6 header starts `at` so many bytes. Where `solicitations` are looked
+ * for, the bits above the first 8 say how many bytes the ICMPv6 header of one is behind `data`.
  *
- * What it calls ours the kernel hands to a socket, unless it finds fault with it. Anything else may be answered otherwise, with an
- * ICMPv6 error, by TCP or a ping's echo: a header that is not known here, one where it must not be, a list of routers that is not
- * at its end, a first fragment without all headers. */
+ * What it calls ours the kernel hands to a socket, unless it finds fault with it. Anything else may
+ * be answered otherwise, with an ICMPv6 error, by TCP or a ping's echo: a header that is not known
+ * here, one where it must not be, a list of routers that is not at its end, a first fragment
+ * without all headers. */
 static __always_inline __u32 find_between(void *data, void *end, __u32 at, bool solicitations)
 {
 	struct ipv6hdr *ip = data + (at & 0x3f);
@@ -125,8 +128,9 @@ static __always_inline int behind(struct xdp_md *ctx, __u32 at)
 		return count(PASSED_PREFIX, XDP_PASS);
 	if (found != NOTHING_OURS && is_live(&address)) {
 		struct in6_addr source = ip->saddr;
-		/* The socket decides by all rules: what matters here is that those who may not ask cost nothing. A later fragment may
-		 * be of something else, which the kernel answers where the address is its own. */
+		/* The socket decides by all rules: what matters here is that those who may not ask cost nothing.
+		 * A later fragment may be of something else, which the kernel answers where the address is its
+		 * own. */
 		if (screened && (hidden || found == REQUEST) && !is_allowed(source))
 			return refuse(SOURCE_NOT_ALLOWED);
 		if (found == REQUEST && !is_within_limit(source))
@@ -142,8 +146,9 @@ static __always_inline int behind(struct xdp_md *ctx, __u32 at)
 	return count(DROPPED_HIDDEN, XDP_DROP);
 }
 
-/* A frame with a VLAN tag. That of VLAN 0 only says a priority: the kernel takes what is behind it for its own, as if it were not
- * there, and so do we. Of another VLAN it is for another interface, if there is one. */
+/* A frame with a VLAN tag. That of VLAN 0 only says a priority: the kernel takes what is behind it
+ * for its own, as if it were not there, and so do we. Of another VLAN it is for another interface,
+ * if there is one. */
 static __always_inline int tagged(struct xdp_md *ctx)
 {
 	void *data = (void *)(long)ctx->data;

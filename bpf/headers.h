@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: MIT OR Apache-2.0 OR GPL-2.0-only */
 /*
- * What the programs share: the headers of the two kinds of packet that they look at, and what they count.
- * Built on the kernel's own user-space headers (linux-libc-dev), which are stable; no vmlinux.h is needed.
+ * What the programs share: the headers of the two kinds of packet that they look at, and what they
+ * count. Built on the kernel's own user-space headers (linux-libc-dev), which are stable; no
+ * vmlinux.h is needed.
  */
 #pragma once
 
@@ -24,7 +25,8 @@ struct headers {
 	struct udphdr udp;
 } __attribute__((packed));
 
-/* Neighbour Solicitation (RFC 4861 section 4.3) up to its options: 14 + 40 + 8 + 16 bytes, no holes. */
+/* Neighbour Solicitation (RFC 4861 section 4.3) up to its options: 14 + 40 + 8 + 16 bytes, no
+ * holes. */
 struct solicitation {
 	struct ethhdr ether;
 	struct ipv6hdr ip;
@@ -34,14 +36,16 @@ struct solicitation {
 
 #define NEIGHBOUR_SOLICITATION 135 /* ICMPv6 type, RFC 4861 section 4.3 */
 
-/* Key of an LPM trie: the length in bits in the host's order, then the address (struct bpf_lpm_trie_key_u8). */
+/* Key of an LPM trie: the length in bits in the host's order, then the address (struct
+ * bpf_lpm_trie_key_u8). */
 struct prefix_key {
 	__u32 length;
 	struct in6_addr address;
 };
 
-/* Addresses that one call of change_live takes: enough to spread the cost of a system call, few enough that what is looked up for
- * all of them is still in the cache when they are changed. The verifier walks the loop over them step by step. */
+/* Addresses that one call of change_live takes: enough to spread the cost of a system call, few
+ * enough that what is looked up for all of them is still in the cache when they are changed. The
+ * verifier walks the loop over them step by step. */
 #define STAGED 1024
 
 struct staged {
@@ -73,8 +77,8 @@ enum verdict {
 	VERDICTS,
 };
 
-/* Why a request is not answered: index into the map `refusals`, in the order of Refusal in src/wire/request.rs. The program finds
- * those that it names. */
+/* Why a request is not answered: index into the map `refusals`, in the order of Refusal in
+ * src/wire/request.rs. The program finds those that it names. */
 enum refusal {
 	NOT_UDP,
 	BAD_LENGTH,

@@ -9,13 +9,14 @@
 
 #include "maps.h"
 
-/* Whether they move. Then user space does not know what is live at the moment: who may not ask is decided here. */
+/* Whether they move. Then user space does not know what is live at the moment: who may not ask is
+ * decided here. */
 const volatile bool moving = false;
 const volatile __u64 subnet = 0; /* the first half of addresses that move, as it lies in memory */
 const volatile __u32 bits = 4; /* the binary logarithm of the buckets of a part */
 
-/* The time step that it is, written by user space, which has this mapped. One store has all addresses of a step live that were
- * entered ahead of it, and those of another cease to be. */
+/* The time step that it is, written by user space, which has this mapped. One store has all
+ * addresses of a step live that were entered ahead of it, and those of another cease to be. */
 volatile __u64 current_step = 0;
 
 /* Sized by user space before it is loaded. */
@@ -26,7 +27,8 @@ struct {
 	__type(value, __u32);
 } live_addresses SEC(".maps");
 
-/* Addresses on their way into `live_addresses` or out of it, written by user space, which has this mapped. */
+/* Addresses on their way into `live_addresses` or out of it, written by user space, which has this
+ * mapped. */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(map_flags, BPF_F_MMAPABLE);
@@ -73,7 +75,8 @@ static __always_inline bool is_entered(__u64 step, __u64 identifier)
 	return false;
 }
 
-/* A global function: the verifier looks at it once. The step that it is comes first, which most ask for. */
+/* A global function: the verifier looks at it once. The step that it is comes first, which most ask
+ * for. */
 __noinline int is_timed(__u64 identifier)
 {
 	const __u64 now = current_step;

@@ -6,14 +6,16 @@
 
 #include "headers.h"
 
-/* Constants: set before the program is loaded, so that the verifier takes out what they rule out. */
+/* Constants: set before the program is loaded, so that the verifier takes out what they rule out.
+ */
 const volatile __be16 service_port = 0; /* network byte order; 0, which is no port, steers no UDP at all */
 const volatile bool hidden = false;
 const volatile __u16 replies = 0; /* to each request, by the program itself; 0 has requests go into the rings */
 const volatile __s32 interface = 0; /* which one the replies go out of, and the inode of its network namespace */
 const volatile __u32 network = 0;
 
-/* Prefixes. The first few are compared one by one, which takes less than a walk along a trie; a trie has all others. */
+/* Prefixes. The first few are compared one by one, which takes less than a walk along a trie; a
+ * trie has all others. */
 #define FEW 4
 
 struct prefixes {
@@ -24,7 +26,8 @@ struct prefixes {
 	} few[FEW];
 };
 
-/* Decided first, by prefix: a packet for a stranger costs a comparison and no hash. Written by user space, which has it mapped. */
+/* Decided first, by prefix: a packet for a stranger costs a comparison and no hash. Written by user
+ * space, which has it mapped. */
 volatile struct prefixes bound = {};
 
 struct {
@@ -35,8 +38,9 @@ struct {
 	__type(value, __u32);
 } bound_prefixes SEC(".maps");
 
-/* Where hidden: the addresses under bound prefixes that the kernel answers for, such as the machine's own. Where the program
- * answers: the addresses of the interface, which nobody else may ask from. */
+/* Where hidden: the addresses under bound prefixes that the kernel answers for, such as the
+ * machine's own. Where the program answers: the addresses of the interface, which nobody else may
+ * ask from. */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(max_entries, 1024);
@@ -52,7 +56,8 @@ struct {
 	__type(value, __u32);
 } xsks SEC(".maps");
 
-/* As many ways out as there are replies, all by the same interface: a broadcast through them is all replies to one request. */
+/* As many ways out as there are replies, all by the same interface: a broadcast through them is all
+ * replies to one request. */
 struct {
 	__uint(type, BPF_MAP_TYPE_DEVMAP);
 	__uint(max_entries, 1);

@@ -12,18 +12,21 @@
 #include "live.h"
 #include "sources.h"
 
-/* Longest datagram that is answered, more than a jumbo frame of Ethernet holds; all bits set. The verifier walks the loop that sums
- * it step by step, and wants offsets into a packet to end somewhere. A driver gives no more than a page anyway. */
+/* Longest datagram that is answered, more than a jumbo frame of Ethernet holds; all bits set. The
+ * verifier walks the loop that sums it step by step, and wants offsets into a packet to end
+ * somewhere. A driver gives no more than a page anyway. */
 #define LONGEST 0x3fff
 
 /* Bytes summed at a time. */
 #define BLOCK 16
 
-/* The one's-complement sum of source, destination and the datagram of `length` bytes behind them, which are next to each other: all
- * that the checksum covers but for the length and the protocol. Its bytes as they lie in memory, and 0, which is no sum of an
- * address, if the frame does not hold it.
+/* The one's-complement sum of source, destination and the datagram of `length` bytes behind them,
+ * which are next to each other: all that the checksum covers but for the length and the protocol.
+ * Its bytes as they lie in memory, and 0, which is no sum of an address, if the frame does not hold
+ * it.
  *
- * A global function, which the verifier looks at on its own, once: not again for each length that it may come back with. */
+ * A global function, which the verifier looks at on its own, once: not again for each length that
+ * it may come back with. */
 __noinline __u32 sum(struct xdp_md *ctx, __u32 length)
 {
 	void *end = (void *)(long)ctx->data_end;
@@ -60,7 +63,8 @@ __noinline __u32 sum(struct xdp_md *ctx, __u32 length)
 	return sum;
 }
 
-/* Answers the packet, whose UDP header is known to be there, and which goes to a live address and our port. */
+/* Answers the packet, whose UDP header is known to be there, and which goes to a live address and
+ * our port. */
 static __always_inline int reflect(struct xdp_md *ctx)
 {
 	void *data = (void *)(long)ctx->data;
@@ -131,8 +135,9 @@ struct net_device {
 	possible_net_t nd_net;
 } __attribute__((preserve_access_index));
 
-/* Called when the driver took some of the frames that were redirected to it in the native mode, and dropped the others because it has
- * no room: nothing else tells the two apart. It is called for all interfaces of all namespaces. */
+/* Called when the driver took some of the frames that were redirected to it in the native mode, and
+ * dropped the others because it has no room: nothing else tells the two apart. It is called for all
+ * interfaces of all namespaces. */
 SEC("tp_btf/xdp_devmap_xmit")
 int BPF_PROG(count_frames, const struct net_device *from, const struct net_device *to, int sent, int drops)
 {

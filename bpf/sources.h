@@ -11,16 +11,17 @@
 
 #include "maps.h"
 
-/* Whether sources are looked at at all: by a server. A load generator takes its replies from whoever they are. */
+/* Whether sources are looked at at all: by a server. A load generator takes its replies from
+ * whoever they are. */
 const volatile bool screened = false;
 const volatile bool allow_list = false; /* whether only `allowed_sources` may ask */
-/* Time that a source has to leave from one request to the next, on the average, in nanoseconds; 0 for no limit. And how far it may be
- * ahead of that: at least as much. */
+/* Time that a source has to leave from one request to the next, on the average, in nanoseconds; 0
+ * for no limit. And how far it may be ahead of that: at least as much. */
 const volatile __u64 interval = 0;
 const volatile __u64 burst = 0;
 
-/* The interface's Ethernet address, as it lies in memory, and two zeros. Written by user space, which has this mapped: the address may
- * change, and a store of one word is whole. */
+/* The interface's Ethernet address, as it lies in memory, and two zeros. Written by user space,
+ * which has this mapped: the address may change, and a store of one word is whole. */
 volatile __u64 station = 0;
 
 /* Prefixes of sources that may ask. */
@@ -34,9 +35,9 @@ struct {
 	__type(value, __u32);
 } allowed_sources SEC(".maps");
 
-/* A source's bucket of tokens, by the one number that it takes: when it will be full again, in nanoseconds of the monotonic clock.
- * Sized by user space, to 1 where there is no limit. The kernel forgets those that were not used for the longest time, which have the
- * fullest buckets. */
+/* A source's bucket of tokens, by the one number that it takes: when it will be full again, in
+ * nanoseconds of the monotonic clock. Sized by user space, to 1 where there is no limit. The kernel
+ * forgets those that were not used for the longest time, which have the fullest buckets. */
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
 	__uint(max_entries, 1);
@@ -62,7 +63,8 @@ static __always_inline bool is_allowed(struct in6_addr source)
 	return !allow_list || is_under(&allowed, &allowed_sources, source);
 }
 
-/* Whether a frame is for this machine alone, by its first 8 bytes: the destination, and two of the source. */
+/* Whether a frame is for this machine alone, by its first 8 bytes: the destination, and two of the
+ * source. */
 static __always_inline bool is_for_us(const __u64 *frame)
 {
 	return !((*frame ^ station) & bpf_cpu_to_be64(0xffffffffffff0000));
@@ -94,8 +96,9 @@ static __always_inline enum refusal screen(struct in6_addr source, __be16 port)
 	return REFUSALS;
 }
 
-/* Whether the source may ask once more: a bucket that holds `burst`, of which a request takes `interval`, and which fills as time goes
- * by. Two processors that serve one source at the same moment may both take the same token; a card keeps a flow on one. */
+/* Whether the source may ask once more: a bucket that holds `burst`, of which a request takes
+ * `interval`, and which fills as time goes by. Two processors that serve one source at the same
+ * moment may both take the same token; a card keeps a flow on one. */
 static __always_inline bool is_within_limit(struct in6_addr source)
 {
 	if (!interval)

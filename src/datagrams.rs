@@ -1,6 +1,6 @@
-//! Many UDP datagrams to a system call: recvmmsg(2) and sendmmsg(2), with what the kernel says of each datagram, or is told,
-//! beside it. The engines and the generator share it; the `unsafe` of those calls is here, and the layout of what is beside it, which
-//! io_uring has too.
+//! Many UDP datagrams to a system call: recvmmsg(2) and sendmmsg(2), with what the kernel says of
+//! each datagram, or is told, beside it. The engines and the generator share it; the `unsafe` of
+//! those calls is here, and the layout of what is beside it, which io_uring has too.
 
 use std::io;
 use std::mem;
@@ -71,7 +71,10 @@ impl<T: Plain> Control<T> {
 
     fn new(level: i32, kind: i32, value: T) -> Self {
         let length = size_of::<libc::cmsghdr>() + size_of::<T>();
-        Self { header: libc::cmsghdr { cmsg_len: length as _, cmsg_level: level, cmsg_type: kind }, value }
+        Self {
+            header: libc::cmsghdr { cmsg_len: length as _, cmsg_level: level, cmsg_type: kind },
+            value,
+        }
     }
 
     /// What it holds, if it is of this level and kind.
@@ -137,7 +140,8 @@ impl<T: Plain> Incoming<T> {
         }
         let socket = socket.as_fd().as_raw_fd();
         let none = std::ptr::null_mut();
-        // SAFETY: the headers, and all that they point to, are valid for reads and writes until the call returns.
+        // SAFETY: the headers, and all that they point to, are valid for reads and writes until the
+        // call returns.
         let received =
             unsafe { libc::recvmmsg(socket, headers.as_mut_ptr(), BATCH as u32, flags as _, none) };
         for (length, header) in self.lengths.iter_mut().zip(&headers) {
@@ -176,7 +180,8 @@ pub(crate) struct Message<'a> {
     pub peer: libc::sockaddr_in6,
     /// From which address; the kernel's choice where none is named.
     pub source: Option<libc::in6_pktinfo>,
-    /// How many, at least 1. More than one are handed over as one large datagram that the kernel, or the card, cuts (UDP_SEGMENT).
+    /// How many, at least 1. More than one are handed over as one large datagram that the kernel,
+    /// or the card, cuts (UDP_SEGMENT).
     pub copies: usize,
 }
 
@@ -216,8 +221,14 @@ pub(crate) struct Outgoing {
 unsafe impl Send for Outgoing {}
 
 impl Outgoing {
-    /// Sends `messages`, of which the first [`MAX_MESSAGES`] count, and returns how many the kernel took.
-    pub fn send(&mut self, socket: &impl AsFd, messages: &[Message], flags: i32) -> io::Result<usize> {
+    /// Sends `messages`, of which the first [`MAX_MESSAGES`] count, and returns how many the kernel
+    /// took.
+    pub fn send(
+        &mut self,
+        socket: &impl AsFd,
+        messages: &[Message],
+        flags: i32,
+    ) -> io::Result<usize> {
         let messages = &messages[..messages.len().min(MAX_MESSAGES)];
         self.headers.clear();
         self.vectors.clear();
@@ -249,7 +260,8 @@ impl Outgoing {
             first += message.copies;
         }
         let (socket, count) = (socket.as_fd().as_raw_fd(), self.headers.len() as u32);
-        // SAFETY: the headers, and all that they point to, are valid for reads until the call returns.
+        // SAFETY: the headers, and all that they point to, are valid for reads until the call
+        // returns.
         let sent = unsafe { libc::sendmmsg(socket, self.headers.as_mut_ptr(), count, flags as _) };
         usize::try_from(sent).map_err(|_| io::Error::last_os_error())
     }
@@ -305,7 +317,8 @@ mod tests {
             ipi6_ifindex: 0,
         };
         let to_it = peer(Ipv6Addr::LOCALHOST, to_port, 0);
-        let message = |payload, copies| Message { payload, peer: to_it, source: Some(source), copies };
+        let message =
+            |payload, copies| Message { payload, peer: to_it, source: Some(source), copies };
         let messages = [message(b"ten times", 10), message(b"", 1), message(b"twice", 2)];
         assert_eq!(Outgoing::default().send(&from, &messages, 0).unwrap(), 3);
         let mut incoming = Incoming::<libc::in6_pktinfo>::new();

@@ -1,5 +1,6 @@
-//! What the fuzzers do with their input, and what has to hold whatever that is: the fuzz targets (fuzz/fuzz_targets) call one function
-//! each, and so do the tests here, with the corpus that is in the repository (fuzz/corpus) and with mutations of it.
+//! What the fuzzers do with their input, and what has to hold whatever that is: the fuzz targets
+//! (fuzz/fuzz_targets) call one function each, and so do the tests here, with the corpus that is in
+//! the repository (fuzz/corpus) and with mutations of it.
 //!
 //! ```text
 //!   request   a frame ─► Handler::answer, held against what the kernel would deliver ─► Worker over rings in memory
@@ -80,15 +81,19 @@ fn answer(handler: &Handler, frame: &[u8]) -> Option<Vec<u8>> {
         }
         return None;
     };
-    let request = delivered
-        .unwrap_or_else(|| panic!("answered, but the kernel would not have delivered it: {frame:02x?}"));
+    let request = delivered.unwrap_or_else(|| {
+        panic!("answered, but the kernel would not have delivered it: {frame:02x?}")
+    });
     assert_eq!(request.port, PORT);
     assert!(handler.is_live(request.destination), "an answer from {}", request.destination);
     bytes.truncate(length);
     let reply = self::delivered(&bytes).expect("a reply that the client's kernel delivers");
     assert_eq!((reply.source, reply.destination), (request.destination, request.source));
     assert_eq!((reply.source_port, reply.port), (request.port, request.source_port));
-    assert_eq!((bytes[..6].to_vec(), bytes[6..12].to_vec()), (frame[6..12].to_vec(), frame[..6].to_vec()));
+    assert_eq!(
+        (bytes[..6].to_vec(), bytes[6..12].to_vec()),
+        (frame[6..12].to_vec(), frame[..6].to_vec())
+    );
     assert_eq!(bytes[IP + 7], HOP_LIMIT);
     assert_eq!(bytes[TRANSPORT + 8..], frame[TRANSPORT + 8..length], "another payload");
     Some(bytes)
@@ -104,8 +109,9 @@ struct Delivered {
     is_plain: bool,
 }
 
-/// What the kernel makes of a frame that is for this machine by its Ethernet address (ip6_rcv_core and udpv6_rcv of Linux): slowly,
-/// by etherparse's own reading of the packet, and a sum of its own.
+/// What the kernel makes of a frame that is for this machine by its Ethernet address (ip6_rcv_core
+/// and udpv6_rcv of Linux): slowly, by etherparse's own reading of the packet, and a sum of its
+/// own.
 fn delivered(frame: &[u8]) -> Option<Delivered> {
     let ether = Ethernet2Slice::from_slice_without_fcs(frame).ok()?;
     if ether.ether_type() != EtherType::IPV6 {
@@ -114,9 +120,13 @@ fn delivered(frame: &[u8]) -> Option<Delivered> {
     let ip = Ipv6Slice::from_slice(ether.payload_slice()).ok()?;
     let header = ip.header();
     let (source, destination) = (header.source_addr(), header.destination_addr());
-    let is_foreign = source.is_multicast() || source.is_loopback() || source.to_ipv4_mapped().is_some();
+    let is_foreign =
+        source.is_multicast() || source.is_loopback() || source.to_ipv4_mapped().is_some();
     let payload = ip.payload();
-    if header.payload_length() == 0 || is_foreign || payload.fragmented || payload.ip_number != IpNumber::UDP
+    if header.payload_length() == 0
+        || is_foreign
+        || payload.fragmented
+        || payload.ip_number != IpNumber::UDP
     {
         return None;
     }
@@ -133,8 +143,9 @@ fn delivered(frame: &[u8]) -> Option<Delivered> {
     })
 }
 
-/// The one's-complement sum of the pseudo-header of `frame`, which has whole headers, and `message`: 0xffff where that carries a
-/// right checksum (RFC 8200 section 8.1). Two bytes at a time.
+/// The one's-complement sum of the pseudo-header of `frame`, which has whole headers, and
+/// `message`: 0xffff where that carries a right checksum (RFC 8200 section 8.1). Two bytes at a
+/// time.
 fn sum(frame: &[u8], protocol: IpNumber, message: &[u8]) -> u16 {
     let words = frame[IP + 8..TRANSPORT].chunks(2).chain(message.chunks(2));
     let word = |word: &[u8]| u64::from(word[0]) << 8 | u64::from(word.get(1).copied().unwrap_or(0));
@@ -157,7 +168,8 @@ fn repaired(frame: &[u8]) -> Vec<u8> {
         _ => return frame,
     };
     let length = number(&frame, if protocol == IpNumber::UDP { TRANSPORT + 4 } else { IP + 4 });
-    let Some(end) = length.map(|length| TRANSPORT + length).filter(|end| *end <= frame.len()) else {
+    let Some(end) = length.map(|length| TRANSPORT + length).filter(|end| *end <= frame.len())
+    else {
         return frame;
     };
     if place + 2 > end {
@@ -185,12 +197,14 @@ struct Queue {
 impl Queue {
     fn new(frames: u32, ring: u32) -> Self {
         let handler = handler();
-        let (mut rings, tokens, model) = model::rings(frames, 2048, ring, 0).expect("memory for it");
+        let (mut rings, tokens, model) =
+            model::rings(frames, 2048, ring, 0).expect("memory for it");
         for token in tokens {
             rings.fill(token).expect("the fill ring holds them all");
         }
         rings.publish();
-        let worker = Worker::new(handler.clone(), REPLIES).with_advertiser(Advertiser::new(LINK_ADDRESS));
+        let worker =
+            Worker::new(handler.clone(), REPLIES).with_advertiser(Advertiser::new(LINK_ADDRESS));
         Self { handler, worker, rings, model, arrived: 0 }
     }
 
@@ -233,7 +247,9 @@ impl Queue {
         while let Some(packet) = self.model.take_sent() {
             match answer {
                 Some(answer) => assert_eq!(packet, answer, "another reply"),
-                None => assert!(solicitation(frame).is_ok(), "sent for {frame:02x?}: {packet:02x?}"),
+                None => {
+                    assert!(solicitation(frame).is_ok(), "sent for {frame:02x?}: {packet:02x?}")
+                }
             }
             sent += 1;
         }
@@ -256,7 +272,10 @@ pub fn ndp(bytes: &[u8]) {
             continue;
         };
         assert_eq!(decided.is_ok(), handler.is_live(asked.target()));
-        assert!(is_solicitation(&frame, asked.source(), asked.target()), "taken for one: {frame:02x?}");
+        assert!(
+            is_solicitation(&frame, asked.source(), asked.target()),
+            "taken for one: {frame:02x?}"
+        );
         for length in 0..ADVERTISEMENT {
             assert_eq!(asked.advertise(LINK_ADDRESS, &mut vec![0; length]), None);
         }
@@ -265,14 +284,17 @@ pub fn ndp(bytes: &[u8]) {
         assert_eq!(answer.pop(), Some(0xee));
         let ip = Ipv6Slice::from_slice(&answer[IP..]).expect("IPv6");
         assert_eq!(ip.header().source_addr(), asked.target());
-        assert!(asked.source().is_unspecified() || ip.header().destination_addr() == asked.source());
+        assert!(
+            asked.source().is_unspecified() || ip.header().destination_addr() == asked.source()
+        );
         let message = Icmpv6Slice::from_slice(&answer[TRANSPORT..]).expect("ICMPv6");
         assert!(message.is_checksum_valid(ip.header().source(), ip.header().destination()));
         assert_eq!((message.type_u8(), answer[IP + 7]), (136, 255));
     }
 }
 
-/// The rules of RFC 4861 section 7.1.1 that an answer depends on, by etherparse's reading of the packet.
+/// The rules of RFC 4861 section 7.1.1 that an answer depends on, by etherparse's reading of the
+/// packet.
 fn is_solicitation(frame: &[u8], source: Ipv6Addr, target: Ipv6Addr) -> bool {
     let Ok(ip) = Ipv6Slice::from_slice(&frame[IP..]) else { return false };
     let header = ip.header();
@@ -288,8 +310,9 @@ fn is_solicitation(frame: &[u8], source: Ipv6Addr, target: Ipv6Addr) -> bool {
         && !target.is_multicast()
 }
 
-/// A program: a byte for the size of the memory, then a byte for each step and what it takes. Whatever arrives when, the books
-/// are right after every step, and in the end everything was dealt with and all frames are back.
+/// A program: a byte for the size of the memory, then a byte for each step and what it takes.
+/// Whatever arrives when, the books are right after every step, and in the end everything was dealt
+/// with and all frames are back.
 pub fn worker(bytes: &[u8]) {
     let Some((size, mut program)) = bytes.split_first() else { return };
     let mut queue = Queue::new(1 << (size % 6), 16 << (size / 6 % 3));
@@ -357,8 +380,12 @@ pub fn results(bytes: &[u8]) {
     let _ = bind::csv(&bind::summarize(&events));
     let _ = response::trials_csv(&events);
     // Each file may have been mixed up with another.
-    let data =
-        Data { bind: events.clone(), response: events.clone(), compare: events.clone(), rotation: events };
+    let data = Data {
+        bind: events.clone(),
+        response: events.clone(),
+        compare: events.clone(),
+        rotation: events,
+    };
     if let Ok(page) = page(&data) {
         assert!(page.html.ends_with("</html>"), "half a page");
     }
@@ -380,9 +407,14 @@ pub fn profile(bytes: &[u8]) {
     }
     if let Some(response) = profile.response {
         let rates = response.rates.all();
-        assert!(rates.is_sorted_by(|a, b| a < b) && rates.last() == Some(&response.rates.to), "{rates:?}");
+        assert!(
+            rates.is_sorted_by(|a, b| a < b) && rates.last() == Some(&response.rates.to),
+            "{rates:?}"
+        );
         assert!(!response.cells().is_empty());
-        assert!(rates.iter().all(|rate| (1..=response.requests).contains(&response.requests_at(*rate))));
+        assert!(
+            rates.iter().all(|rate| (1..=response.requests).contains(&response.requests_at(*rate)))
+        );
     }
 }
 
@@ -394,8 +426,13 @@ mod tests {
 
     type Target = fn(&[u8]);
 
-    const TARGETS: [(&str, Target); 5] =
-        [("request", request), ("ndp", ndp), ("worker", worker), ("results", results), ("profile", profile)];
+    const TARGETS: [(&str, Target); 5] = [
+        ("request", request),
+        ("ndp", ndp),
+        ("worker", worker),
+        ("results", results),
+        ("profile", profile),
+    ];
 
     fn room(target: &str) -> PathBuf {
         Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus").join(target)
@@ -405,7 +442,9 @@ mod tests {
     fn corpus(target: &str) -> Vec<(String, Vec<u8>)> {
         let entries = fs::read_dir(room(target)).unwrap().map(|entry| entry.unwrap());
         let mut files: Vec<_> = entries
-            .map(|entry| (entry.file_name().into_string().unwrap(), fs::read(entry.path()).unwrap()))
+            .map(|entry| {
+                (entry.file_name().into_string().unwrap(), fs::read(entry.path()).unwrap())
+            })
             .collect();
         files.sort();
         files
@@ -534,14 +573,18 @@ mod tests {
                 .unwrap();
             frame
         };
-        let group =
-            Ipv6Addr::from_bits(0xff02_0000_0000_0000_0000_0001_ff00_0000 | live.to_bits() & 0xff_ffff);
+        let group = Ipv6Addr::from_bits(
+            0xff02_0000_0000_0000_0000_0001_ff00_0000 | live.to_bits() & 0xff_ffff,
+        );
         let option = [1, 1, 2, 2, 2, 2, 2, 2];
         let mut ndp = |name, bytes| other.push(("ndp", name, bytes));
         ndp("to-the-group", ask(CLIENT, group, 255, live, &option));
         ndp("to-the-address", ask(CLIENT, live, 255, live, &[]));
         ndp("duplicate-detection", ask(Ipv6Addr::UNSPECIFIED, group, 255, live, &[]));
-        ndp("not-live", ask(CLIENT, address("ff02::1:ff00:77"), 255, address("2001:db8:1::77"), &option));
+        ndp(
+            "not-live",
+            ask(CLIENT, address("ff02::1:ff00:77"), 255, address("2001:db8:1::77"), &option),
+        );
         ndp("hop-limit-254", ask(CLIENT, group, 254, live, &option));
         ndp("option-of-length-0", ask(CLIENT, group, 255, live, &[1, 0, 2, 2, 2, 2, 2, 2]));
         ndp("option-beyond-the-end", ask(CLIENT, group, 255, live, &[1, 9, 2, 2, 2, 2, 2, 2]));
@@ -566,7 +609,10 @@ mod tests {
         worker("no-room-to-send", [vec![5], [step(1, 9), step(2, 0)].repeat(30)].concat());
         worker("completions-held-back", [vec![5], [step(1, 9), step(2, 63)].repeat(30)].concat());
         worker("noise", vec![2, step(0, 9), 1, 2, 3, 4, 5, 6, 7, 8, 9, step(2, 9), step(3, 9)]);
-        worker("a-frame-between", [vec![4, step(0, 47)], right()[..94].to_vec(), vec![step(2, 9)]].concat());
+        worker(
+            "a-frame-between",
+            [vec![4, step(0, 47)], right()[..94].to_vec(), vec![step(2, 9)]].concat(),
+        );
 
         let mut results = |name, text: String| other.push(("results", name, text.into_bytes()));
         let file = |name: &str| {
@@ -593,7 +639,8 @@ mod tests {
         results("newer-schema", "{\"event\":\"stats\",\"schema\":99}\n".to_owned());
         results("another-event", "{\"event\":\"nothing\"}\n[]\n1\n\n".to_owned());
 
-        let mut profile = |name, text: &str| other.push(("profile", name, text.as_bytes().to_vec()));
+        let mut profile =
+            |name, text: &str| other.push(("profile", name, text.as_bytes().to_vec()));
         profile("quick", include_str!("../bench/profiles/quick.toml"));
         profile("paper", include_str!("../bench/profiles/paper.toml"));
         profile("binding", include_str!("../bench/profiles/binding.toml"));
@@ -601,11 +648,13 @@ mod tests {
         profile("unknown-key", "[bind]\nruns = 1\nbudget = 1\nseries = []\nnothing = 1\n");
         profile(
             "runs-0",
-            "[bind]\nruns = 0\nbudget = 1.0\n[[bind.series]]\nmethods = ['netlink']\naddresses = [1]\n",
+            "[bind]\nruns = 0\nbudget = 1.0\n[[bind.series]]\nmethods = ['netlink']\naddresses = \
+             [1]\n",
         );
         profile(
             "budget-nan",
-            "[bind]\nruns = 1\nbudget = nan\n[[bind.series]]\nmethods = ['netlink']\naddresses = [1]\n",
+            "[bind]\nruns = 1\nbudget = nan\n[[bind.series]]\nmethods = ['netlink']\naddresses = \
+             [1]\n",
         );
         profile("not-toml", "[bind\n");
         other
@@ -634,8 +683,13 @@ mod tests {
                 fs::create_dir_all(room(target)).unwrap();
                 fs::write(&path, &bytes).unwrap();
             }
-            let kept = fs::read(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
-            assert!(kept == bytes, "{} differs: run this with SIXHOP_WRITE_CORPUS=1", path.display());
+            let kept =
+                fs::read(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+            assert!(
+                kept == bytes,
+                "{} differs: run this with SIXHOP_WRITE_CORPUS=1",
+                path.display()
+            );
         }
     }
 
@@ -655,10 +709,12 @@ mod tests {
         }
     }
 
-    /// Changes one to three things of `frame`: of its headers more often than of what they announce.
+    /// Changes one to three things of `frame`: of its headers more often than of what they
+    /// announce.
     fn mutate(frame: &mut Vec<u8>, random: &mut Random) {
         for _ in 0..=random.below(3) {
-            let reach = if random.below(4) > 0 { frame.len().min(TRANSPORT + 8) } else { frame.len() };
+            let reach =
+                if random.below(4) > 0 { frame.len().min(TRANSPORT + 8) } else { frame.len() };
             let at = random.below(reach);
             let word = random.next();
             match random.below(16) {
@@ -672,8 +728,8 @@ mod tests {
                 4..=7 => {
                     let at = [IP + 4, TRANSPORT + 4][random.below(2)];
                     if let Some([high, low]) = frame.get_mut(at..at + 2) {
-                        let length =
-                            u16::from_be_bytes([*high, *low]).wrapping_add_signed((word % 41) as i16 - 20);
+                        let length = u16::from_be_bytes([*high, *low])
+                            .wrapping_add_signed((word % 41) as i16 - 20);
                         [*high, *low] = length.to_be_bytes();
                     }
                 }
@@ -691,12 +747,14 @@ mod tests {
         }
     }
 
-    /// So many frames through validation and reply, each as it is and with a right checksum. SIXHOP_FRAMES is how many.
+    /// So many frames through validation and reply, each as it is and with a right checksum.
+    /// SIXHOP_FRAMES is how many.
     #[test]
     fn mutated_frames_lose_none_and_answer_nothing_wrong() {
         let count = std::env::var("SIXHOP_FRAMES").map_or(100_000, |count| count.parse().unwrap());
         let seeds: Vec<_> = ["request", "ndp"].iter().flat_map(|target| corpus(target)).collect();
-        let right: Vec<_> = seeds.iter().filter(|(name, _)| name.starts_with("valid")).cloned().collect();
+        let right: Vec<_> =
+            seeds.iter().filter(|(name, _)| name.starts_with("valid")).cloned().collect();
         let mut random = Random(1);
         let mut answered = 0u64;
         let mut queue = Queue::new(FRAMES, 32);
@@ -717,7 +775,10 @@ mod tests {
             tally.advertised,
             tally.refused_by_name()
         );
-        assert!((count / 20..count / 2).contains(&answered), "{answered} of {count}: nothing was tried");
+        assert!(
+            (count / 20..count / 2).contains(&answered),
+            "{answered} of {count}: nothing was tried"
+        );
         assert!(tally.refused_by_name().len() > 10, "{tally:?}");
     }
 }

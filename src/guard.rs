@@ -1,4 +1,5 @@
-//! WHAT A SERVER THAT IS KILLED CANNOT TAKE BACK: a process beside it does, which waits for nothing else.
+//! WHAT A SERVER THAT IS KILLED CANNOT TAKE BACK: a process beside it does, which waits for nothing
+//! else.
 //!
 //! ```text
 //!   server ── pipe ──► guard     binding … done     the guard ends, and has nothing to do
@@ -6,11 +7,12 @@
 //!                                their notes; then it ends
 //! ```
 //!
-//! The kernel itself drops what hangs on descriptors: the XDP program, its maps, sockets, rings. Addresses and settings hang on
-//! nothing. The guard is this program again, as its hidden subcommand `guard`, in the network namespace in which the server was
-//! started. It holds the end of a pipe whose other end only the server has, so it learns of the server's end however that comes.
-//! It ignores the signals by which people end servers. Is it killed as well, the next server on the interface does its work, as
-//! far as there are marks ([`crate::bind`]).
+//! The kernel itself drops what hangs on descriptors: the XDP program, its maps, sockets, rings.
+//! Addresses and settings hang on nothing. The guard is this program again, as its hidden
+//! subcommand `guard`, in the network namespace in which the server was started. It holds the end
+//! of a pipe whose other end only the server has, so it learns of the server's end however that
+//! comes. It ignores the signals by which people end servers. Is it killed as well, the next server
+//! on the interface does its work, as far as there are marks ([`crate::bind`]).
 
 use std::io::{Read, Write};
 use std::os::unix::process::CommandExt;
@@ -32,14 +34,16 @@ use crate::settings::Keeper;
 /// The program that runs now, also where its file has been replaced since.
 const THIS_PROGRAM: &str = "/proc/self/exe";
 
-/// A process that is being killed has closed its descriptors within this; it is long for one that has gigabytes to give back.
+/// A process that is being killed has closed its descriptors within this; it is long for one that
+/// has gigabytes to give back.
 const DYING: Duration = Duration::from_secs(10);
 
 /// What the server says, a byte each.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 enum Word {
-    /// From here on addresses of the pool are on the interface because of this server, marked or not.
+    /// From here on addresses of the pool are on the interface because of this server, marked or
+    /// not.
     Binding = b'b',
     /// Everything was taken back.
     Done = b'd',
@@ -84,8 +88,8 @@ impl Guard {
             .spawn()
             .context("cannot start the process that takes back what a killed server leaves")?;
         let pipe = child.stdin.take();
-        // Processes that the server starts, `ip` or `ifconfig`, have its end as well: it is closed when the last of them has ended,
-        // and adds no address any more.
+        // Processes that the server starts, `ip` or `ifconfig`, have its end as well: it is closed
+        // when the last of them has ended, and adds no address any more.
         if let Some(pipe) = &pipe {
             fcntl(pipe, FcntlArg::F_SETFD(FdFlag::empty())).context("cannot share a pipe")?;
         }
@@ -137,13 +141,16 @@ pub struct Watch {
 }
 
 impl Watch {
-    /// The guard's whole life: waits until `pipe` ends, and takes back what the server left. Says in one line each what that was.
+    /// The guard's whole life: waits until `pipe` ends, and takes back what the server left. Says
+    /// in one line each what that was.
     ///
     /// # Errors
     /// When something stays.
     pub fn run(&self, mut pipe: impl Read) -> Result<Vec<String>> {
         let mut signals = SigSet::empty();
-        [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP].into_iter().for_each(|signal| signals.add(signal));
+        [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP]
+            .into_iter()
+            .for_each(|signal| signals.add(signal));
         signals.thread_block().context("cannot block signals")?;
         let mut has_bound = false;
         loop {
@@ -162,7 +169,8 @@ impl Watch {
         self.take_back(has_bound)
     }
 
-    /// Waits until the server has closed all that it had: the pipe is not the last of it. Then the guard is somebody else's child.
+    /// Waits until the server has closed all that it had: the pipe is not the last of it. Then the
+    /// guard is somebody else's child.
     fn wait_for_the_end(&self) {
         let server = Pid::from_raw(self.server);
         let give_up = Instant::now() + DYING;

@@ -1,5 +1,5 @@
-//! Sixhop answers IPv6 requests on very many, constantly changing addresses, without the kernel's network stack in the
-//! way, and measures what that is worth.
+//! Sixhop answers IPv6 requests on very many, constantly changing addresses, without the kernel's
+//! network stack in the way, and measures what that is worth.
 //!
 //! The map of the crate, by what travels through it:
 //!
@@ -10,8 +10,8 @@
 //! ability   xdp::capability (what an interface can do) ─► probe (what a server would get on it, and why not more)
 //! ```
 //!
-//! [`address`], [`wire`] and [`report`] are pure. `unsafe` is in [`xdp`], in `datagrams`, in the ring of the engine `uring`, and in
-//! single system calls of [`engine`], [`bind`] and [`machine`].
+//! [`address`], [`wire`] and [`report`] are pure. `unsafe` is in [`xdp`], in `datagrams`, in the
+//! ring of the engine `uring`, and in single system calls of [`engine`], [`bind`] and [`machine`].
 //! [`cli`] turns flags into calls of the rest.
 
 pub mod address;

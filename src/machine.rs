@@ -1,5 +1,6 @@
-//! WHAT THIS MACHINE IS, where its cards interrupt it, and what its processors did: read from /proc, /sys and the driver, changes nothing but what the thread
-//! that reads it sees of /sys; and what the threads of a server may do of it ([`sandbox`]).
+//! WHAT THIS MACHINE IS, where its cards interrupt it, and what its processors did: read from
+//! /proc, /sys and the driver, changes nothing but what the thread that reads it sees of /sys; and
+//! what the threads of a server may do of it ([`sandbox`]).
 
 pub(crate) mod denied;
 mod interrupts;
@@ -23,16 +24,17 @@ use crate::xdp::ethtool;
 pub use interrupts::Nearness;
 pub(crate) use ipv6::has_ipv6;
 
-/// What is needed to doubt a figure: on what, and by what, it was measured. `None` and empty stand for what the machine does not
-/// say.
+/// What is needed to doubt a figure: on what, and by what, it was measured. `None` and empty stand
+/// for what the machine does not say.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Environment {
     /// Version of sixhop.
     pub sixhop: String,
     /// Git revision of its source; ends in `-dirty` where the source was changed since.
     pub revision: String,
-    /// The virtual machine of [`lab::vm`](crate::lab::vm) that it was measured in, as in `QEMU-10.0.2-tcg-igb`. With tcg, instructions
-    /// are translated: such figures are good for ratios within one guest, and for nothing else.
+    /// The virtual machine of [`lab::vm`](crate::lab::vm) that it was measured in, as in
+    /// `QEMU-10.0.2-tcg-igb`. With tcg, instructions are translated: such figures are good for
+    /// ratios within one guest, and for nothing else.
     #[serde(default)]
     pub guest: Option<String>,
     /// The command line, with the program's name in the place of its path.
@@ -43,7 +45,8 @@ pub struct Environment {
     pub cpu: String,
     /// How many processors there are.
     pub processors: usize,
-    /// Those that the thread may use which did the work; for a server, its [`Modes`](crate::engine::Modes) say more.
+    /// Those that the thread may use which did the work; for a server, its
+    /// [`Modes`](crate::engine::Modes) say more.
     pub cores: Vec<usize>,
     /// Who sets the frequency of the first of those, and how.
     pub governor: Option<String>,
@@ -81,8 +84,8 @@ pub struct Nic {
 /// The NAPI arrangement of an interface (Documentation/networking/napi.rst).
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Napi {
-    /// Whether a kernel thread does it, rather than a softirq on the processor that took the interrupt. With a veth pair that is
-    /// the sender's.
+    /// Whether a kernel thread does it, rather than a softirq on the processor that took the
+    /// interrupt. With a veth pair that is the sender's.
     pub threaded: Option<bool>,
     /// Nanoseconds that it waits for more.
     pub gro_flush_timeout_ns: Option<u64>,
@@ -95,7 +98,9 @@ impl Nic {
     #[must_use]
     pub fn receive_work(&self) -> String {
         // Both are set by --coalesce and by --busy-poll (settings.rs).
-        if let (Some(1..), Some(time @ 1..)) = (self.napi.defer_hard_irqs, self.napi.gro_flush_timeout_ns) {
+        if let (Some(1..), Some(time @ 1..)) =
+            (self.napi.defer_hard_irqs, self.napi.gro_flush_timeout_ns)
+        {
             return format!("every {} µs, or by whoever polls", time / 1000);
         }
         let place = match (self.napi.threaded, self.driver.as_str()) {
@@ -139,7 +144,8 @@ pub(crate) fn directory(link: &Link) -> Option<PathBuf> {
 }
 
 fn command() -> Vec<String> {
-    let mut words: Vec<_> = std::env::args_os().map(|word| word.to_string_lossy().into_owned()).collect();
+    let mut words: Vec<_> =
+        std::env::args_os().map(|word| word.to_string_lossy().into_owned()).collect();
     if let Some(program) = words.first_mut() {
         // Results are published: where somebody keeps the program is nobody's business.
         *program = program.rsplit('/').next().unwrap_or_default().to_owned();
@@ -199,8 +205,9 @@ pub(crate) fn file(path: impl AsRef<Path>) -> Option<String> {
     Some(fs::read_to_string(path).ok()?.trim().to_owned())
 }
 
-/// Runs `f` on a thread of its own that sees the interfaces of the calling thread's network namespace in /sys, where that may be
-/// had: otherwise it may be those of another, and `f` has to look ([`shows`]). `None` when it panics.
+/// Runs `f` on a thread of its own that sees the interfaces of the calling thread's network
+/// namespace in /sys, where that may be had: otherwise it may be those of another, and `f` has to
+/// look ([`shows`]). `None` when it panics.
 pub(crate) fn with_own_sys<T: Send>(f: impl FnOnce() -> T + Send) -> Option<T> {
     thread::scope(|scope| {
         let inside = scope.spawn(|| {
@@ -211,7 +218,8 @@ pub(crate) fn with_own_sys<T: Send>(f: impl FnOnce() -> T + Send) -> Option<T> {
     })
 }
 
-/// Whether this machine has `bytes` of memory to spare for `what`. Where it does not say, it may try.
+/// Whether this machine has `bytes` of memory to spare for `what`. Where it does not say, it may
+/// try.
 pub(crate) fn has_memory(bytes: u64, what: impl Display) -> Result<()> {
     let Some(spare) = spare_memory(&fs::read_to_string("/proc/meminfo").unwrap_or_default()) else {
         return Ok(());
@@ -235,7 +243,8 @@ fn spare_memory(info: &str) -> Option<u64> {
     Some((field("MemAvailable:")? + field("SwapFree:").unwrap_or(0)) << 10)
 }
 
-/// Whether a file system is mounted at `path`, which is a directory like /sys or /proc: an empty one is none.
+/// Whether a file system is mounted at `path`, which is a directory like /sys or /proc: an empty
+/// one is none.
 pub(crate) fn is_mounted(path: &str) -> bool {
     fs::read_dir(path).is_ok_and(|mut entries| entries.next().is_some())
 }
@@ -249,7 +258,8 @@ pub(crate) fn shows(link: &Link) -> bool {
         && file(directory.join("address")).is_some_and(|address| address == mac || address.is_empty())
 }
 
-/// Gives the calling thread, and the processes that it starts, a /sys that shows the interfaces of its network namespace.
+/// Gives the calling thread, and the processes that it starts, a /sys that shows the interfaces of
+/// its network namespace.
 pub(crate) fn mount_own_sys() -> Result<(), Errno> {
     unshare(CloneFlags::CLONE_NEWNS)?;
     // Slaves hear of a namespace that is removed outside, and do not keep it alive.
@@ -283,8 +293,8 @@ impl Ticks {
             if !core.is_some_and(|core| cores.contains(&core)) {
                 continue;
             }
-            // proc_stat(5): user, nice, system, idle, iowait, irq, softirq, steal; guest time is within user time. Stolen
-            // time was neither ours nor idle: it is left out of both.
+            // proc_stat(5): user, nice, system, idle, iowait, irq, softirq, steal; guest time is
+            // within user time. Stolen time was neither ours nor idle: it is left out of both.
             let ticks: Vec<u64> = fields.map_while(|field| field.parse().ok()).collect();
             let at = |index: usize| ticks.get(index).copied().unwrap_or(0);
             let busy = at(0) + at(1) + at(2) + at(5) + at(6);
@@ -294,8 +304,8 @@ impl Ticks {
         sum
     }
 
-    /// Share of the time since `before` that was busy, 0 to 1; `None` where no time has passed on any
-    /// of the processors.
+    /// Share of the time since `before` that was busy, 0 to 1; `None` where no time has passed on
+    /// any of the processors.
     pub fn busy_since(self, before: Self) -> Option<f64> {
         let all = self.all.saturating_sub(before.all);
         (all > 0).then(|| self.busy.saturating_sub(before.busy) as f64 / all as f64)
@@ -328,20 +338,21 @@ mod tests {
 
     #[test]
     fn memory_to_spare_is_what_is_available_and_what_can_be_swapped() {
-        let info = "MemTotal: 9 kB\nMemAvailable:    2048 kB\nSwapTotal: 4 kB\nSwapFree:   1024 kB\n";
+        let info =
+            "MemTotal: 9 kB\nMemAvailable:    2048 kB\nSwapTotal: 4 kB\nSwapFree:   1024 kB\n";
         assert_eq!((spare_memory(info), spare_memory("")), (Some(3 << 20), None));
         assert!(has_memory(1, "one").is_ok());
         let error = has_memory(1 << 60, "2 addresses").unwrap_err().to_string();
         assert!(
-            error.starts_with("2 addresses take 1099511627776 MiB of memory, and this machine has "),
+            error
+                .starts_with("2 addresses take 1099511627776 MiB of memory, and this machine has "),
             "{error}"
         );
     }
 
     #[test]
     fn only_the_named_processors_count_and_stolen_time_does_not() {
-        let stat =
-            "cpu  9 9 9 9 9 9 9 9 0 0\ncpu0 10 0 20 60 10 0 0 500 0 0\ncpu1 5 0 0 95 0 0 0 0 0 0\nintr 1 2\n";
+        let stat = "cpu  9 9 9 9 9 9 9 9 0 0\ncpu0 10 0 20 60 10 0 0 500 0 0\ncpu1 5 0 0 95 0 0 0 0 0 0\nintr 1 2\n";
         let zero = Ticks::default();
         assert_eq!(Ticks::parse(stat, &[0]).busy_since(zero), Some(0.3));
         assert_eq!(Ticks::parse(stat, &[0, 1]).busy_since(zero), Some(0.175));

@@ -33,7 +33,8 @@ fn main() -> ExitCode {
     })
 }
 
-/// One line on standard error, with a colour where that is a terminal and NO_COLOR is not set: anstream sees to both.
+/// One line on standard error, with a colour where that is a terminal and NO_COLOR is not set:
+/// anstream sees to both.
 fn fail(problem: &str, hint: &str, status: u8) -> ExitCode {
     const RED: Style = AnsiColor::Red.on_default().bold();
     let hint = if hint.is_empty() { String::new() } else { format!(" ({hint})") };

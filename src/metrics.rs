@@ -4,8 +4,9 @@
 //!   stats, once a second ─► the last of them ─► text, when somebody asks: one at a time, bounded in bytes and in time
 //! ```
 //!
-//! A scrape reads what the main thread has put there, and touches neither workers nor the kernel's counters: however often
-//! somebody asks, the server pays nothing for it but the thread that answers. Figures are those of the last `stats` event.
+//! A scrape reads what the main thread has put there, and touches neither workers nor the kernel's
+//! counters: however often somebody asks, the server pays nothing for it but the thread that
+//! answers. Figures are those of the last `stats` event.
 
 use std::fmt;
 use std::io::{self, Read, Write};
@@ -35,13 +36,15 @@ const REQUEST: usize = 4096;
 /// When it is neither.
 pub fn place(text: &str) -> Result<SocketAddr, String> {
     let port = text.parse::<u16>().map(|port| SocketAddr::from((Ipv6Addr::LOCALHOST, port)));
-    port.or_else(|_| text.parse()).map_err(|_| "a port, or an address and a port as in [::1]:9354".to_owned())
+    port.or_else(|_| text.parse())
+        .map_err(|_| "a port, or an address and a port as in [::1]:9354".to_owned())
 }
 
 /// Values of one metric: labels and a number.
 type Values = Vec<(Vec<(&'static str, String)>, f64)>;
 
-/// A metric: its name without the `_total` of a counter, whether it is one, what it says, and where its values come from.
+/// A metric: its name without the `_total` of a counter, whether it is one, what it says, and where
+/// its values come from.
 struct Metric {
     name: &'static str,
     counter: bool,
@@ -52,29 +55,45 @@ struct Metric {
 /// All there are, in the order in which they are shown.
 const METRICS: &[Metric] = &[
     gauge("sixhop_server_info", "What serves: always 1, and the labels say it", info),
-    gauge("sixhop_uptime_seconds", "Time since the server was ready", |_, stats| one(stats.seconds)),
+    gauge(
+        "sixhop_uptime_seconds",
+        "Time since the server was ready",
+        |_, stats| one(stats.seconds),
+    ),
     gauge("sixhop_addresses", "Addresses that are live", |ready, _| one(ready.addresses as f64)),
     counter("sixhop_received_packets", "Packets for the service that came in", |_, s| {
         count(s.counters.received)
     }),
-    counter("sixhop_answered_requests", "Requests that were answered", |_, s| count(s.counters.answered)),
-    counter("sixhop_sent_replies", "Replies handed to the kernel", |_, s| count(s.counters.replies)),
-    counter("sixhop_unsent_replies", "Replies that the kernel did not take", |_, s| count(s.counters.unsent)),
+    counter("sixhop_answered_requests", "Requests that were answered", |_, s| {
+        count(s.counters.answered)
+    }),
+    counter("sixhop_sent_replies", "Replies handed to the kernel", |_, s| {
+        count(s.counters.replies)
+    }),
+    counter("sixhop_unsent_replies", "Replies that the kernel did not take", |_, s| {
+        count(s.counters.unsent)
+    }),
     counter("sixhop_advertisements", "Neighbour Solicitations that were answered", |_, s| {
         count(s.counters.advertised)
     }),
     counter("sixhop_dropped_packets", "Packets that were received and came to nothing", |_, s| {
         named("reason", &s.counters.dropped)
     }),
-    gauge("sixhop_waiting_packets", "Packets that were received and nobody has looked at yet", |_, s| {
-        count(s.counters.waiting)
-    }),
-    counter("sixhop_steering_packets", "Packets that the XDP program saw, by its verdict", |_, s| {
-        named("verdict", &s.counters.steering)
-    }),
-    counter("sixhop_queue_answered_requests", "Requests that the worker of a queue answered", |_, s| {
-        queues(&s.counters, |queue| queue.answered)
-    }),
+    gauge(
+        "sixhop_waiting_packets",
+        "Packets that were received and nobody has looked at yet",
+        |_, s| count(s.counters.waiting),
+    ),
+    counter(
+        "sixhop_steering_packets",
+        "Packets that the XDP program saw, by its verdict",
+        |_, s| named("verdict", &s.counters.steering),
+    ),
+    counter(
+        "sixhop_queue_answered_requests",
+        "Requests that the worker of a queue answered",
+        |_, s| queues(&s.counters, |queue| queue.answered),
+    ),
     counter(
         "sixhop_queue_sent_replies",
         "Replies that the worker of a queue handed to the kernel",
@@ -101,12 +120,16 @@ const METRICS: &[Metric] = &[
         "Times that the kernel found the fill ring of a queue empty",
         |_, s| queues(&s.counters, |queue| queue.xdp.fill_ring_empty),
     ),
-    counter("sixhop_xdp_rx_invalid_descriptors", "Bad descriptors in the fill ring of a queue", |_, s| {
-        queues(&s.counters, |queue| queue.xdp.rx_invalid)
-    }),
-    counter("sixhop_xdp_tx_invalid_descriptors", "Bad descriptors in the tx ring of a queue", |_, s| {
-        queues(&s.counters, |queue| queue.xdp.tx_invalid)
-    }),
+    counter(
+        "sixhop_xdp_rx_invalid_descriptors",
+        "Bad descriptors in the fill ring of a queue",
+        |_, s| queues(&s.counters, |queue| queue.xdp.rx_invalid),
+    ),
+    counter(
+        "sixhop_xdp_tx_invalid_descriptors",
+        "Bad descriptors in the tx ring of a queue",
+        |_, s| queues(&s.counters, |queue| queue.xdp.tx_invalid),
+    ),
     counter(
         "sixhop_lost_frames",
         "Frames that are in no ring and in nobody's hands: a bug if not 0",
@@ -124,11 +147,19 @@ const METRICS: &[Metric] = &[
     ),
 ];
 
-const fn counter(name: &'static str, help: &'static str, values: fn(&Ready, &Stats) -> Values) -> Metric {
+const fn counter(
+    name: &'static str,
+    help: &'static str,
+    values: fn(&Ready, &Stats) -> Values,
+) -> Metric {
     Metric { name, counter: true, help, values }
 }
 
-const fn gauge(name: &'static str, help: &'static str, values: fn(&Ready, &Stats) -> Values) -> Metric {
+const fn gauge(
+    name: &'static str,
+    help: &'static str,
+    values: fn(&Ready, &Stats) -> Values,
+) -> Metric {
     Metric { name, counter: false, help, values }
 }
 
@@ -148,20 +179,28 @@ fn count(value: u64) -> Values {
     one(value as f64)
 }
 
-fn named<'a>(label: &'static str, counts: impl IntoIterator<Item = (&'a String, &'a u64)>) -> Values {
+fn named<'a>(
+    label: &'static str,
+    counts: impl IntoIterator<Item = (&'a String, &'a u64)>,
+) -> Values {
     counts.into_iter().map(|(name, count)| (vec![(label, name.clone())], *count as f64)).collect()
 }
 
 fn queues(counters: &Counters, value: fn(&QueueCounters) -> u64) -> Values {
-    let queue = |queue: &QueueCounters| (vec![("queue", queue.queue.to_string())], value(queue) as f64);
+    let queue =
+        |queue: &QueueCounters| (vec![("queue", queue.queue.to_string())], value(queue) as f64);
     counters.queues.iter().map(queue).collect()
 }
 
 fn levels(_: &Ready, stats: &Stats) -> Values {
     let ring = |queue: &QueueCounters| {
         let (number, levels) = (queue.queue.to_string(), queue.levels);
-        let rings =
-            [("fill", levels.fill), ("rx", levels.rx), ("tx", levels.tx), ("completion", levels.completion)];
+        let rings = [
+            ("fill", levels.fill),
+            ("rx", levels.rx),
+            ("tx", levels.tx),
+            ("completion", levels.completion),
+        ];
         rings.map(|(ring, level)| {
             (vec![("queue", number.clone()), ("ring", ring.to_owned())], f64::from(level))
         })
@@ -171,7 +210,12 @@ fn levels(_: &Ready, stats: &Stats) -> Values {
 
 fn capacities(ready: &Ready, _: &Stats) -> Values {
     let Some(sizes) = ready.modes.rings else { return vec![] };
-    let rings = [("fill", sizes.fill), ("rx", sizes.rx), ("tx", sizes.tx), ("completion", sizes.completion)];
+    let rings = [
+        ("fill", sizes.fill),
+        ("rx", sizes.rx),
+        ("tx", sizes.tx),
+        ("completion", sizes.completion),
+    ];
     rings.map(|(ring, size)| (vec![("ring", ring.to_owned())], f64::from(size))).into()
 }
 
@@ -291,7 +335,8 @@ impl Listener {
                         Ok(status) => tracing::debug!(%peer, status, "scraped"),
                         Err(error) => tracing::debug!(%peer, %error, "not scraped"),
                     },
-                    // Out of descriptors, or a peer that has gone: the next may do better, and not at once.
+                    // Out of descriptors, or a peer that has gone: the next may do better, and not
+                    // at once.
                     Err(error) => {
                         tracing::warn!(%error, "nobody can ask for metrics now");
                         thread::sleep(EXCHANGE);
@@ -314,7 +359,9 @@ fn exchange(stream: &TcpStream, board: &Board) -> io::Result<u16> {
             (200, "OK", prometheus_text::CONTENT_TYPE, board.text().map_err(io::Error::other)?)
         }
         (b"GET" | b"HEAD", b"/") => (200, "OK", "text/plain", "sixhop: see /metrics\n".to_owned()),
-        (b"GET" | b"HEAD", _) => (404, "Not Found", "text/plain", "there is only /metrics\n".to_owned()),
+        (b"GET" | b"HEAD", _) => {
+            (404, "Not Found", "text/plain", "there is only /metrics\n".to_owned())
+        }
         _ => (405, "Method Not Allowed", "text/plain", "GET and HEAD only\n".to_owned()),
     };
     let allow = if status == 405 { "Allow: GET, HEAD\r\n" } else { "" };
@@ -383,7 +430,10 @@ mod tests {
         let names: BTreeSet<_> = descriptions().map(|(name, ..)| name).collect();
         assert_eq!(names.len(), METRICS.len());
         for (name, kind, help) in descriptions() {
-            assert!(name.starts_with("sixhop_") && (kind == "counter") == name.ends_with("_total"), "{name}");
+            assert!(
+                name.starts_with("sixhop_") && (kind == "counter") == name.ends_with("_total"),
+                "{name}"
+            );
             assert!(name.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'_'), "{name}");
             let row = documentation.lines().find(|line| line.starts_with(&format!("| `{name}` |")));
             assert!(

@@ -1,11 +1,12 @@
 //! WHAT THE KERNEL'S ROUTING SOCKET IS ASKED AND TOLD: links, addresses, routes and neighbours.
 //!
-//! Everything here is synchronous and acts in the network namespace of the calling thread. The kernel answers a request
-//! before the send returns, so there is nothing to wait for and no runtime to hide: one plain socket sends messages and
-//! reads the answers. It belongs to the namespace in which it was opened, whatever thread uses it later.
+//! Everything here is synchronous and acts in the network namespace of the calling thread. The
+//! kernel answers a request before the send returns, so there is nothing to wait for and no runtime
+//! to hide: one plain socket sends messages and reads the answers. It belongs to the namespace in
+//! which it was opened, whatever thread uses it later.
 //!
-//! Reading needs no privilege, changing needs CAP_NET_ADMIN. Nothing is sent to the network from here, but the kernel
-//! sends a Neighbour Solicitation when [`resolve`] asks it to.
+//! Reading needs no privilege, changing needs CAP_NET_ADMIN. Nothing is sent to the network from
+//! here, but the kernel sends a Neighbour Solicitation when [`resolve`] asks it to.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv6Addr};
@@ -24,13 +25,15 @@ use rtnetlink::packet_route::address::{
     AddressAttribute, AddressFlags, AddressMessage, AddressProtocol, AddressScope,
 };
 use rtnetlink::packet_route::link::{
-    AfSpecInet6, AfSpecUnspec, InfoData, InfoKind, InfoPortData, InfoVeth, InfoVrf, LinkAttribute, LinkFlags,
-    LinkInfo, LinkMessage, LinkXdp,
+    AfSpecInet6, AfSpecUnspec, InfoData, InfoKind, InfoPortData, InfoVeth, InfoVrf, LinkAttribute,
+    LinkFlags, LinkInfo, LinkMessage, LinkXdp,
 };
 use rtnetlink::packet_route::neighbour::{
     NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
 };
-use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteProtocol, RouteType};
+use rtnetlink::packet_route::route::{
+    RouteAddress, RouteAttribute, RouteMessage, RouteProtocol, RouteType,
+};
 use rtnetlink::packet_route::rule::{RuleAction, RuleAttribute, RuleMessage};
 use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
 use rtnetlink::sys;
@@ -39,9 +42,10 @@ use serde::{Deserialize, Serialize};
 use crate::address::Prefix;
 use crate::machine::denied;
 
-/// What says that an address or a route is ours: the IFA_PROTO or rtm_protocol that [`crate::bind`] gives each one, so that a
-/// later run knows the leftovers of one that was killed (`ip -details address`, from 6.4, and `ip -6 route show table local
-/// proto 102` show it). Kernels before 5.18 ignore that of an address.
+/// What says that an address or a route is ours: the IFA_PROTO or rtm_protocol that [`crate::bind`]
+/// gives each one, so that a later run knows the leftovers of one that was killed (`ip -details
+/// address`, from 6.4, and `ip -6 route show table local proto 102` show it). Kernels before 5.18
+/// ignore that of an address.
 pub const OUR_PROTOCOL: u8 = 0x66;
 
 /// A Linux interface as the kernel described it when asked.
@@ -65,9 +69,11 @@ pub struct Link {
     pub up: bool,
     /// Whether something is at the other end of the cable (IFF_LOWER_UP).
     pub carrier: bool,
-    /// How often its carrier has gone since it was made, as when it is set down (IFLA_CARRIER_DOWN_COUNT).
+    /// How often its carrier has gone since it was made, as when it is set down
+    /// (IFLA_CARRIER_DOWN_COUNT).
     pub carrier_losses: u32,
-    /// Whether it is told to receive all multicast (IFF_ALLMULTI), rather than asked for it by sockets.
+    /// Whether it is told to receive all multicast (IFF_ALLMULTI), rather than asked for it by
+    /// sockets.
     pub all_multicast: bool,
     /// Whether neighbours are discovered on it (no IFF_NOARP).
     pub arp: bool,
@@ -77,7 +83,8 @@ pub struct Link {
     pub alias: Option<String>,
     /// The XDP program on it.
     pub xdp: Option<AttachedProgram>,
-    /// What kind of device the kernel made it as, such as `veth` or `bond` (IFLA_INFO_KIND); `None` of a card.
+    /// What kind of device the kernel made it as, such as `veth` or `bond` (IFLA_INFO_KIND); `None`
+    /// of a card.
     pub kind: Option<String>,
     /// Index of the bridge, bond or VRF that it is a port of (IFLA_MASTER).
     pub master: Option<u32>,
@@ -104,7 +111,8 @@ pub fn is_ethernet(link_type: u16) -> bool {
     matches!(link_type, ARPHRD_ETHER | ARPHRD_LOOPBACK)
 }
 
-/// What an interface that is in a VRF (virtual routing and forwarding) shares with the others in it.
+/// What an interface that is in a VRF (virtual routing and forwarding) shares with the others in
+/// it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Vrf {
     /// Index of the VRF's own interface.
@@ -187,7 +195,8 @@ pub struct TableRoute {
     pub on_link: bool,
 }
 
-/// The routes for unicast that packets from the interface with that index meet: the main table's, or those of its VRF.
+/// The routes for unicast that packets from the interface with that index meet: the main table's,
+/// or those of its VRF.
 ///
 /// # Errors
 /// When the kernel cannot be asked.
@@ -224,15 +233,16 @@ pub fn links() -> Result<Vec<Link>> {
     Socket::open()?.links()
 }
 
-/// The interface that the one with that index is paired with or lies on, in whatever namespace: of a veth, its other end. `None`
-/// where there is none, or it may not be seen: another namespace takes CAP_NET_ADMIN.
+/// The interface that the one with that index is paired with or lies on, in whatever namespace: of
+/// a veth, its other end. `None` where there is none, or it may not be seen: another namespace
+/// takes CAP_NET_ADMIN.
 #[must_use]
 pub fn peer(index: u32) -> Option<Link> {
     Socket::open().ok()?.peer(index)
 }
 
-/// Sets the interface with that index up or down. Down, it loses its routes and, unless `keep_addr_on_down` is set, its
-/// IPv6 addresses.
+/// Sets the interface with that index up or down. Down, it loses its routes and, unless
+/// `keep_addr_on_down` is set, its IPv6 addresses.
 ///
 /// # Errors
 /// When there is no such interface, or without CAP_NET_ADMIN.
@@ -256,8 +266,8 @@ pub fn addresses(index: u32) -> Result<Vec<Address>> {
     Socket::open()?.addresses(index)
 }
 
-/// The kernel's IPv6 addresses, on whatever interface of the namespace, but for those that [`crate::bind`] made; and each change
-/// of them.
+/// The kernel's IPv6 addresses, on whatever interface of the namespace, but for those that
+/// [`crate::bind`] made; and each change of them.
 #[derive(Debug)]
 pub struct KernelAddresses {
     announced: Socket,
@@ -283,7 +293,11 @@ impl KernelAddresses {
     /// When the kernel cannot be asked.
     pub fn read(&mut self) -> Result<Vec<Ipv6Addr>> {
         let addresses = self.asked.addresses(0)?;
-        Ok(addresses.into_iter().filter(|address| !address.ours).map(|address| address.ip).collect())
+        Ok(addresses
+            .into_iter()
+            .filter(|address| !address.ours)
+            .map(|address| address.ip)
+            .collect())
     }
 
     /// Waits for a change, for at most `limit`, and returns whether there was one.
@@ -314,8 +328,8 @@ impl AddressLosses {
         Ok(Self { announced, index })
     }
 
-    /// Whether an address that `is_ours` has gone since the last call, or may have: there were more announcements than the
-    /// kernel keeps. Waits for nothing.
+    /// Whether an address that `is_ours` has gone since the last call, or may have: there were more
+    /// announcements than the kernel keeps. Waits for nothing.
     pub fn heard(&mut self, is_ours: impl Fn(Ipv6Addr) -> bool) -> bool {
         let mut heard = false;
         while let Ok(true) = self.announced.wait(Instant::now()) {
@@ -341,15 +355,16 @@ impl AddressLosses {
     }
 }
 
-/// Has the kernel take packets from one interface for addresses under a prefix for its own, without having them: a rule for those from
-/// there that have a mark, and a table of its own with a `local` route. What the machine itself sends there still goes to the neighbours,
-/// and no Neighbour Solicitation is answered for it.
+/// Has the kernel take packets from one interface for addresses under a prefix for its own, without
+/// having them: a rule for those from there that have a mark, and a table of its own with a `local`
+/// route. What the machine itself sends there still goes to the neighbours, and no Neighbour
+/// Solicitation is answered for it.
 ///
-/// Only the tc program behind the XDP program sets the mark (bpf/backstop.h), on what is for a live address. Where that has gone, or a
-/// packet has got around it, the prefix is none of the kernel's.
+/// Only the tc program behind the XDP program sets the mark (bpf/backstop.h), on what is for a live
+/// address. Where that has gone, or a packet has got around it, the prefix is none of the kernel's.
 ///
-/// The route lives for some seconds and is renewed: after a process that was killed the kernel forgets it, and a rule without a route
-/// does nothing. Dropping this takes both back.
+/// The route lives for some seconds and is renewed: after a process that was killed the kernel
+/// forgets it, and a rule without a route does nothing. Dropping this takes both back.
 #[derive(Debug)]
 pub struct Delivery {
     socket: Socket,
@@ -363,7 +378,8 @@ pub struct Delivery {
 }
 
 impl Delivery {
-    /// The mark and which of a packet's bits are looked at for it: MARK and MARK_MASK of bpf/backstop.h.
+    /// The mark and which of a packet's bits are looked at for it: MARK and MARK_MASK of
+    /// bpf/backstop.h.
     const MARK: (u32, u32) = (0x6668_0000, 0xffff_0000);
 
     /// How long the route lives, in seconds, and how often it is renewed.
@@ -398,7 +414,8 @@ impl Delivery {
     /// Begins it. What an earlier run left is removed.
     ///
     /// # Errors
-    /// Without CAP_NET_ADMIN, and when the kernel has no policy routing (CONFIG_IPV6_MULTIPLE_TABLES).
+    /// Without CAP_NET_ADMIN, and when the kernel has no policy routing
+    /// (CONFIG_IPV6_MULTIPLE_TABLES).
     pub fn begin(link: &Link, prefix: Prefix) -> Result<Self> {
         let mut delivery = Self::new(link, prefix)?;
         delivery.end();
@@ -406,7 +423,8 @@ impl Delivery {
         delivery.add_rule().map_err(|refusal| match refusal.code {
             Errno::EOPNOTSUPP | Errno::EAFNOSUPPORT => {
                 anyhow!(
-                    "this kernel has no policy routing (CONFIG_IPV6_MULTIPLE_TABLES), which live-map needs"
+                    "this kernel has no policy routing (CONFIG_IPV6_MULTIPLE_TABLES), which \
+                     live-map needs"
                 )
             }
             _ => refusal.explain(format_args!("have packets from {} delivered", link.name)),
@@ -421,7 +439,8 @@ impl Delivery {
         self.socket.tell_one(RouteNetlinkMessage::NewRule(rule), NLM_F_CREATE | NLM_F_EXCL)
     }
 
-    /// Renews what it has whenever the interface changes, and the route where it is time to, for at most `limit`.
+    /// Renews what it has whenever the interface changes, and the route where it is time to, for at
+    /// most `limit`.
     ///
     /// # Errors
     /// As [`renew`](Self::renew).
@@ -469,9 +488,9 @@ impl Delivery {
         }
         self.renew = now + Self::PERIOD;
         let route = RouteNetlinkMessage::NewRoute(self.route());
-        self.socket
-            .tell_one(route, NLM_F_CREATE | NLM_F_REPLACE)
-            .map_err(|refusal| refusal.explain(format_args!("have packets for {} delivered", self.prefix)))
+        self.socket.tell_one(route, NLM_F_CREATE | NLM_F_REPLACE).map_err(|refusal| {
+            refusal.explain(format_args!("have packets for {} delivered", self.prefix))
+        })
     }
 
     fn route(&self) -> RouteMessage {
@@ -501,7 +520,8 @@ impl Delivery {
 
     /// Removes both, where they are.
     fn end(&mut self) {
-        // Whoever has them gone already is welcome, and a destructor has nobody to tell of the rest.
+        // Whoever has them gone already is welcome, and a destructor has nobody to tell of the
+        // rest.
         let rule = RouteNetlinkMessage::DelRule(self.rule());
         while self.socket.tell_one(rule.clone(), 0).is_ok() {}
         let route = RouteNetlinkMessage::DelRoute(self.route());
@@ -515,8 +535,9 @@ impl Drop for Delivery {
     }
 }
 
-/// The prefixes whose hosts are on the link of the interface with that index, without a router between: those of its addresses, and
-/// those of its routes that name no router. A default route is none.
+/// The prefixes whose hosts are on the link of the interface with that index, without a router
+/// between: those of its addresses, and those of its routes that name no router. A default route is
+/// none.
 ///
 /// # Errors
 /// When there is no such interface.
@@ -546,24 +567,31 @@ pub fn route_in(vrf: Option<Vrf>, to: Ipv6Addr) -> Result<Route> {
     Socket::open()?.route(to, vrf)
 }
 
-/// The Ethernet address of `neighbour`, behind the interface with that index. Where the kernel does not know it, it is
-/// told to find it out; no datagram has to be sent for that.
+/// The Ethernet address of `neighbour`, behind the interface with that index. Where the kernel does
+/// not know it, it is told to find it out; no datagram has to be sent for that.
 ///
 /// # Errors
-/// When nobody answers, after about 3 s (the kernel's three solicitations) or `timeout`, whichever is first.
+/// When nobody answers, after about 3 s (the kernel's three solicitations) or `timeout`, whichever
+/// is first.
 pub fn resolve(interface: u32, neighbour: Ipv6Addr, timeout: Duration) -> Result<[u8; 6]> {
     Socket::open()?.resolve(interface, neighbour, timeout)
 }
 
-/// The Ethernet address of the first of `neighbours` that answers, as [`resolve`]; `None` where none does within `timeout`.
+/// The Ethernet address of the first of `neighbours` that answers, as [`resolve`]; `None` where
+/// none does within `timeout`.
 ///
 /// # Errors
 /// When the kernel cannot ask for them, or not for all at once.
-pub fn resolve_any(interface: u32, neighbours: &[Ipv6Addr], timeout: Duration) -> Result<Option<[u8; 6]>> {
+pub fn resolve_any(
+    interface: u32,
+    neighbours: &[Ipv6Addr],
+    timeout: Duration,
+) -> Result<Option<[u8; 6]>> {
     Socket::open()?.resolve_any(interface, neighbours, timeout)
 }
 
-/// Has the kernel take `mac` for the neighbour's, and ask nobody (NUD_PERMANENT); without one, forget the entry.
+/// Has the kernel take `mac` for the neighbour's, and ask nobody (NUD_PERMANENT); without one,
+/// forget the entry.
 ///
 /// # Errors
 /// Without CAP_NET_ADMIN, and when there is no such interface.
@@ -599,7 +627,10 @@ impl Refusal {
     pub fn explain(self, what: impl fmt::Display) -> anyhow::Error {
         match self.code {
             Errno::EPERM => {
-                anyhow!("cannot {what}: {}", denied::explain("it", &["CAP_NET_ADMIN"], "such calls"))
+                anyhow!(
+                    "cannot {what}: {}",
+                    denied::explain("it", &["CAP_NET_ADMIN"], "such calls")
+                )
             }
             Errno::ENODEV => anyhow!("cannot {what}: there is no such interface here"),
             _ => anyhow!("cannot {what}: {self}"),
@@ -637,8 +668,8 @@ const DATAGRAM: usize = 64 * 1024;
 /// Of linux/if_link.h: another name of an interface.
 const IFLA_ALT_IFNAME: u16 = 53;
 
-/// How often to ask for a list that changes while the kernel tells it. One that changes faster than this is in use by
-/// something that should be stopped first.
+/// How often to ask for a list that changes while the kernel tells it. One that changes faster than
+/// this is in use by something that should be stopped first.
 const ATTEMPTS: usize = 10;
 
 impl Socket {
@@ -674,7 +705,8 @@ impl Socket {
             asked = self.ask(by(LinkAttribute::IfName(name.to_owned())), 0);
         }
         if matches!(&asked, Err(refusal) if refusal.code == Errno::ENODEV) {
-            // Names that were given to it besides (ip link property add … altname) may be as long as 127 characters.
+            // Names that were given to it besides (ip link property add … altname) may be as long
+            // as 127 characters.
             let alternative = DefaultNla::new(IFLA_ALT_IFNAME, [name.as_bytes(), b"\0"].concat());
             asked = self.ask(by(LinkAttribute::Other(alternative)), 0);
         }
@@ -683,8 +715,11 @@ impl Socket {
                 .into_iter()
                 .find_map(new_link)
                 .with_context(|| format!("the kernel did not describe {name}")),
-            // The latter two: a name that is no name, or a kernel before 5.5, which knows no others.
-            Err(refusal) if matches!(refusal.code, Errno::ENODEV | Errno::EINVAL | Errno::ERANGE) => {
+            // The latter two: a name that is no name, or a kernel before 5.5, which knows no
+            // others.
+            Err(refusal)
+                if matches!(refusal.code, Errno::ENODEV | Errno::EINVAL | Errno::ERANGE) =>
+            {
                 let names: Vec<_> = self.links()?.into_iter().map(|link| link.name).collect();
                 bail!("no interface '{name}' here: there are {}", names.join(", "))
             }
@@ -704,8 +739,9 @@ impl Socket {
 
     pub fn links(&mut self) -> Result<Vec<Link>> {
         let query = RouteNetlinkMessage::GetLink(LinkMessage::default());
-        let answers =
-            self.ask(query, NLM_F_DUMP).map_err(|refusal| refusal.explain("list the interfaces"))?;
+        let answers = self
+            .ask(query, NLM_F_DUMP)
+            .map_err(|refusal| refusal.explain("list the interfaces"))?;
         Ok(answers.into_iter().filter_map(new_link).collect())
     }
 
@@ -719,7 +755,9 @@ impl Socket {
             for attribute in link.attributes {
                 match attribute {
                     LinkAttribute::Link(index) => query.header.index = index,
-                    LinkAttribute::LinkNetNsId(id) => query.attributes.push(LinkAttribute::IfNetnsId(id)),
+                    LinkAttribute::LinkNetNsId(id) => {
+                        query.attributes.push(LinkAttribute::IfNetnsId(id))
+                    }
                     _ => {}
                 }
             }
@@ -745,7 +783,8 @@ impl Socket {
         self.wait_for_carrier_of(index, name, timeout)
     }
 
-    /// The same of the interface with that index, whatever it is called meanwhile; `name` is for the error.
+    /// The same of the interface with that index, whatever it is called meanwhile; `name` is for
+    /// the error.
     pub fn wait_for_carrier_of(&mut self, index: u32, name: &str, timeout: Duration) -> Result<()> {
         let has_carrier = |socket: &mut Self| {
             let link = socket.link_at(index)?.with_context(|| format!("{name} has gone"))?;
@@ -765,11 +804,14 @@ impl Socket {
         let mut query = AddressMessage::default();
         query.header.family = AddressFamily::Inet6;
         query.header.index = index;
-        let answers = self
-            .ask(RouteNetlinkMessage::GetAddress(query), NLM_F_DUMP)
-            .map_err(|refusal| refusal.explain(format_args!("list the addresses of interface {index}")))?;
+        let answers =
+            self.ask(RouteNetlinkMessage::GetAddress(query), NLM_F_DUMP).map_err(|refusal| {
+                refusal.explain(format_args!("list the addresses of interface {index}"))
+            })?;
         let here = answers.into_iter().filter_map(|answer| match answer {
-            RouteNetlinkMessage::NewAddress(message) if index == 0 || message.header.index == index => {
+            RouteNetlinkMessage::NewAddress(message)
+                if index == 0 || message.header.index == index =>
+            {
                 new_address(&message)
             }
             _ => None,
@@ -793,7 +835,9 @@ impl Socket {
     fn route(&mut self, to: Ipv6Addr, vrf: Option<Vrf>) -> Result<Route> {
         let answers = self.ask(route_query(to, vrf), 0).map_err(|refusal| match refusal.code {
             Errno::ENETUNREACH | Errno::EHOSTUNREACH => {
-                anyhow!("no route to {to}: give an interface an address in its prefix, or add a route")
+                anyhow!(
+                    "no route to {to}: give an interface an address in its prefix, or add a route"
+                )
             }
             _ => refusal.explain(format_args!("find a route to {to}")),
         })?;
@@ -812,20 +856,27 @@ impl Socket {
             }
         }
         Ok(Route {
-            interface: interface.with_context(|| format!("the route to {to} names no interface"))?,
+            interface: interface
+                .with_context(|| format!("the route to {to} names no interface"))?,
             gateway,
             source: source.with_context(|| format!("no address to send to {to} from: add one"))?,
         })
     }
 
-    pub fn resolve(&mut self, interface: u32, neighbour: Ipv6Addr, timeout: Duration) -> Result<[u8; 6]> {
+    pub fn resolve(
+        &mut self,
+        interface: u32,
+        neighbour: Ipv6Addr,
+        timeout: Duration,
+    ) -> Result<[u8; 6]> {
         let mut entry = NeighbourMessage::default();
         entry.header.family = AddressFamily::Inet6;
         entry.header.ifindex = interface;
         let destination = NeighbourAttribute::Destination(NeighbourAddress::Inet6(neighbour));
         entry.attributes.push(destination.clone());
         let query = RouteNetlinkMessage::GetNeighbour(entry.clone());
-        // Somebody's own entry stays as it is: what follows would take it for one that nobody answered for.
+        // Somebody's own entry stays as it is: what follows would take it for one that nobody
+        // answered for.
         if let Ok(answers) = self.ask(query.clone(), 0) {
             let fixed = answers.iter().find_map(|answer| match answer {
                 RouteNetlinkMessage::NewNeighbour(entry)
@@ -839,17 +890,17 @@ impl Socket {
                 return Ok(mac);
             }
         }
-        // As if a packet had to go there: the kernel asks for it unless it knows already, also after a failure.
+        // As if a packet had to go there: the kernel asks for it unless it knows already, also
+        // after a failure.
         entry.header.flags = NeighbourFlags::Use;
-        self.tell_one(RouteNetlinkMessage::NewNeighbour(entry), NLM_F_CREATE | NLM_F_REPLACE).map_err(
-            |refusal| match refusal.code {
+        self.tell_one(RouteNetlinkMessage::NewNeighbour(entry), NLM_F_CREATE | NLM_F_REPLACE)
+            .map_err(|refusal| match refusal.code {
                 Errno::ENOBUFS => anyhow!(
                     "cannot look for {neighbour}: the kernel's neighbour table is full; \
                      raise net.ipv6.neigh.default.gc_thresh3"
                 ),
                 _ => refusal.explain(format_args!("look for {neighbour} on interface {interface}")),
-            },
-        )?;
+            })?;
 
         let known = |socket: &mut Self| match socket.ask(query.clone(), 0) {
             Ok(answers) => Ok(answers.into_iter().find_map(|answer| match answer {
@@ -887,7 +938,9 @@ impl Socket {
             let mut entry = NeighbourMessage::default();
             entry.header.family = AddressFamily::Inet6;
             entry.header.ifindex = interface;
-            entry.attributes.push(NeighbourAttribute::Destination(NeighbourAddress::Inet6(*neighbour)));
+            entry
+                .attributes
+                .push(NeighbourAttribute::Destination(NeighbourAddress::Inet6(*neighbour)));
             entry
         };
         let asked = neighbours.iter().map(|neighbour| {
@@ -895,9 +948,12 @@ impl Socket {
             entry.header.flags = NeighbourFlags::Use;
             (RouteNetlinkMessage::NewNeighbour(entry), NLM_F_CREATE | NLM_F_REPLACE)
         });
-        let refused = self.tell(asked).map(|refused| refused.into_iter().next().map(|(_, why)| why));
+        let refused =
+            self.tell(asked).map(|refused| refused.into_iter().next().map(|(_, why)| why));
         if let Some(refusal) = refused.unwrap_or_else(Some) {
-            return Err(refusal.explain(format_args!("look for neighbours on interface {interface}")));
+            return Err(
+                refusal.explain(format_args!("look for neighbours on interface {interface}"))
+            );
         }
         let give_up = Instant::now() + timeout;
         loop {
@@ -918,7 +974,8 @@ impl Socket {
         }
     }
 
-    /// Adds `ip` to the interface with that index, without Duplicate Address Detection: it is live at once.
+    /// Adds `ip` to the interface with that index, without Duplicate Address Detection: it is live
+    /// at once.
     pub fn add_address(&mut self, index: u32, ip: Ipv6Addr, prefix_length: u8) -> Result<()> {
         let mut message = address_message(index, ip, prefix_length);
         message.attributes.push(AddressAttribute::Flags(AddressFlags::Nodad));
@@ -926,12 +983,18 @@ impl Socket {
             .map_err(|refusal| refusal.explain(format_args!("add {ip}/{prefix_length}")))
     }
 
-    /// Waits until the kernel receives for each of `addresses` of the interface with that index. It acknowledges an address before that: the local route is added by a
-    /// worker of its own, after Duplicate Address Detection where there is one (addrconf_dad_work).
+    /// Waits until the kernel receives for each of `addresses` of the interface with that index. It
+    /// acknowledges an address before that: the local route is added by a worker of its own, after
+    /// Duplicate Address Detection where there is one (addrconf_dad_work).
     ///
     /// # Errors
     /// When that takes longer than `timeout`.
-    pub fn wait_for_local(&mut self, index: u32, addresses: &[Ipv6Addr], timeout: Duration) -> Result<()> {
+    pub fn wait_for_local(
+        &mut self,
+        index: u32,
+        addresses: &[Ipv6Addr],
+        timeout: Duration,
+    ) -> Result<()> {
         let give_up = Instant::now() + timeout;
         let vrf = self.vrf(index)?;
         for address in addresses {
@@ -957,8 +1020,9 @@ impl Socket {
         }))
     }
 
-    /// Has the kernel take all addresses under `prefix` for its own: a route of type `local`, with our mark, to the loopback
-    /// interface with that index, or in a VRF to that one's own. Its metric is `mark`, which tells it from those of others.
+    /// Has the kernel take all addresses under `prefix` for its own: a route of type `local`, with
+    /// our mark, to the loopback interface with that index, or in a VRF to that one's own. Its
+    /// metric is `mark`, which tells it from those of others.
     pub fn add_local_route(
         &mut self,
         prefix: Prefix,
@@ -968,16 +1032,23 @@ impl Socket {
     ) -> Result<()> {
         let mut message = in_table(local_route(Some(prefix), Some(mark)), vrf);
         message.attributes.push(RouteAttribute::Oif(vrf.map_or(loopback, |vrf| vrf.index)));
-        self.tell_one(RouteNetlinkMessage::NewRoute(message), NLM_F_CREATE | NLM_F_EXCL).map_err(|refusal| {
-            match refusal.code {
-                Errno::EEXIST => anyhow!("there is a local route for {prefix} already: nothing was bound"),
+        self.tell_one(RouteNetlinkMessage::NewRoute(message), NLM_F_CREATE | NLM_F_EXCL).map_err(
+            |refusal| match refusal.code {
+                Errno::EEXIST => {
+                    anyhow!("there is a local route for {prefix} already: nothing was bound")
+                }
                 _ => refusal.explain(format_args!("add a local route for {prefix}")),
-            }
-        })
+            },
+        )
     }
 
     /// Removes what [`Socket::add_local_route`] made, unless it is gone already.
-    pub fn remove_local_route(&mut self, prefix: Prefix, vrf: Option<Vrf>, mark: u32) -> Result<()> {
+    pub fn remove_local_route(
+        &mut self,
+        prefix: Prefix,
+        vrf: Option<Vrf>,
+        mark: u32,
+    ) -> Result<()> {
         let message = in_table(local_route(Some(prefix), Some(mark)), vrf);
         match self.tell_one(RouteNetlinkMessage::DelRoute(message), 0) {
             Err(refusal) if refusal.code != Errno::ESRCH => {
@@ -987,7 +1058,8 @@ impl Socket {
         }
     }
 
-    /// The prefixes of the local routes with our protocol and this `mark`, in that VRF where there is one.
+    /// The prefixes of the local routes with our protocol and this `mark`, in that VRF where there
+    /// is one.
     pub fn our_local_routes(&mut self, vrf: Option<Vrf>, mark: u32) -> Result<Vec<Prefix>> {
         let query = RouteNetlinkMessage::GetRoute(in_table(local_route(None, None), vrf));
         let answers = match self.ask(query, NLM_F_DUMP) {
@@ -1007,15 +1079,18 @@ impl Socket {
         Ok(answers.into_iter().filter_map(prefix).collect())
     }
 
-    /// Destinations of the routes out of the interface with that index to which no router leads: of the main table, or of the VRF's
-    /// that it is in.
+    /// Destinations of the routes out of the interface with that index to which no router leads: of
+    /// the main table, or of the VRF's that it is in.
     fn on_link_routes(&mut self, index: u32) -> Result<Vec<Prefix>> {
-        let here =
-            self.routes(index)?.into_iter().filter(|route| route.interface == Some(index) && route.on_link);
+        let here = self
+            .routes(index)?
+            .into_iter()
+            .filter(|route| route.interface == Some(index) && route.on_link);
         Ok(here.map(|route| route.prefix).collect())
     }
 
-    /// The routes for unicast that packets from the interface with that index meet: the main table's, or those of its VRF.
+    /// The routes for unicast that packets from the interface with that index meet: the main
+    /// table's, or those of its VRF.
     pub fn routes(&mut self, index: u32) -> Result<Vec<TableRoute>> {
         const RT_TABLE_MAIN: u8 = 254; // linux/rtnetlink.h
         let mut query = RouteMessage::default();
@@ -1035,16 +1110,21 @@ impl Socket {
             for attribute in route.attributes {
                 match attribute {
                     RouteAttribute::Oif(interface) => here = Some(interface),
-                    RouteAttribute::Gateway(_) | RouteAttribute::Via(_) | RouteAttribute::MultiPath(_) => {
+                    RouteAttribute::Gateway(_)
+                    | RouteAttribute::Via(_)
+                    | RouteAttribute::MultiPath(_) => {
                         direct = false;
                     }
-                    RouteAttribute::Destination(RouteAddress::Inet6(address)) => destination = address,
+                    RouteAttribute::Destination(RouteAddress::Inet6(address)) => {
+                        destination = address
+                    }
                     RouteAttribute::Table(number) => of_table = number,
                     _ => {}
                 }
             }
-            let is_unicast =
-                of_table == table && route.header.kind == RouteType::Unicast && !destination.is_multicast();
+            let is_unicast = of_table == table
+                && route.header.kind == RouteType::Unicast
+                && !destination.is_multicast();
             is_unicast.then(|| TableRoute {
                 prefix: Prefix::around(destination, route.header.destination_prefix_length),
                 interface: here,
@@ -1054,10 +1134,11 @@ impl Socket {
         Ok(answers.into_iter().filter_map(prefix).collect())
     }
 
-    /// Makes a veth pair with `queues` queues each way: `near` here and `far` in `far_namespace`, both with `alias`.
+    /// Makes a veth pair with `queues` queues each way: `near` here and `far` in `far_namespace`,
+    /// both with `alias`.
     ///
-    /// All of it is one datagram, which the kernel works through before anything can kill the sender: there is no pair
-    /// without its alias.
+    /// All of it is one datagram, which the kernel works through before anything can kill the
+    /// sender: there is no pair without its alias.
     pub fn add_veth(
         &mut self,
         near: &str,
@@ -1083,8 +1164,10 @@ impl Socket {
         // The kernel takes no alias when it makes a link.
         let named = |name: &str| {
             let mut change = LinkMessage::default();
-            change.attributes =
-                vec![LinkAttribute::IfName(name.to_owned()), LinkAttribute::IfAlias(alias.to_owned())];
+            change.attributes = vec![
+                LinkAttribute::IfName(name.to_owned()),
+                LinkAttribute::IfAlias(alias.to_owned()),
+            ];
             change
         };
         let near_change = named(near);
@@ -1108,7 +1191,8 @@ impl Socket {
         }
     }
 
-    /// Moves an interface, which is down, into another namespace, with another name and the alias `alias`.
+    /// Moves an interface, which is down, into another namespace, with another name and the alias
+    /// `alias`.
     ///
     /// # Errors
     /// When it cannot be moved: it is up, gone, or the name is taken there.
@@ -1126,8 +1210,9 @@ impl Socket {
             LinkAttribute::IfAlias(alias.to_owned()),
             LinkAttribute::NetNsFd(namespace.as_raw_fd()),
         ];
-        self.tell_one(RouteNetlinkMessage::SetLink(change), 0)
-            .map_err(|refusal| refusal.explain(format_args!("move interface {index} and name it {name}")))
+        self.tell_one(RouteNetlinkMessage::SetLink(change), 0).map_err(|refusal| {
+            refusal.explain(format_args!("move interface {index} and name it {name}"))
+        })
     }
 
     /// Removes an interface, unless it is gone already. Of a veth pair, both ends go.
@@ -1142,11 +1227,12 @@ impl Socket {
         }
     }
 
-    /// Sends all messages, each with its own flags, in one datagram, and returns those that were refused: the position
-    /// of each, and why. The kernel works through the rest all the same.
+    /// Sends all messages, each with its own flags, in one datagram, and returns those that were
+    /// refused: the position of each, and why. The kernel works through the rest all the same.
     ///
-    /// Only the last is acknowledged when it succeeds. Refusals are always reported, in the order of the messages, so
-    /// the last answer says that all are done, and however many succeed cannot overrun the receive buffer.
+    /// Only the last is acknowledged when it succeeds. Refusals are always reported, in the order
+    /// of the messages, so the last answer says that all are done, and however many succeed cannot
+    /// overrun the receive buffer.
     pub fn tell(
         &mut self,
         messages: impl IntoIterator<Item = (RouteNetlinkMessage, u16)>,
@@ -1241,8 +1327,9 @@ impl Socket {
         }
     }
 
-    /// Takes out and forgets what has come: announcements older than the question to come. While they fill the buffer an answer
-    /// finds no room, and the kernel says so (ENOBUFS) only once until the buffer has been empty.
+    /// Takes out and forgets what has come: announcements older than the question to come. While
+    /// they fill the buffer an answer finds no room, and the kernel says so (ENOBUFS) only once
+    /// until the buffer has been empty.
     fn discard(&mut self) -> Result<(), Refusal> {
         loop {
             self.datagram.clear();
@@ -1257,8 +1344,9 @@ impl Socket {
         }
     }
 
-    /// Calls `check` until it finds what it looks for: at once, then after each announcement in `group` that `concerns`
-    /// it; none when `timeout` is over. The socket listens before it first checks, so nothing is missed.
+    /// Calls `check` until it finds what it looks for: at once, then after each announcement in
+    /// `group` that `concerns` it; none when `timeout` is over. The socket listens before it first
+    /// checks, so nothing is missed.
     fn watch<T>(
         &mut self,
         group: MulticastGroup,
@@ -1315,7 +1403,8 @@ impl Socket {
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
             // Rounded up, so as not to spin through the last millisecond.
-            let left = PollTimeout::try_from(left + Duration::from_millis(1)).unwrap_or(PollTimeout::MAX);
+            let left =
+                PollTimeout::try_from(left + Duration::from_millis(1)).unwrap_or(PollTimeout::MAX);
             match poll(&mut [PollFd::new(self.socket.as_fd(), PollFlags::POLLIN)], left) {
                 Err(Errno::EINTR) => {}
                 ready => return Ok(ready? > 0),
@@ -1350,8 +1439,10 @@ impl Socket {
         let mut messages = Vec::new();
         let mut rest = self.datagram.as_slice();
         while !rest.is_empty() {
-            let message = Message::deserialize(rest)
-                .map_err(|error| Refusal { code: Errno::EBADMSG, words: Some(error.to_string()) })?;
+            let message = Message::deserialize(rest).map_err(|error| Refusal {
+                code: Errno::EBADMSG,
+                words: Some(error.to_string()),
+            })?;
             // The header was checked, so this is not zero.
             let length = message.header.length.next_multiple_of(4) as usize;
             rest = rest.get(length..).unwrap_or_default();
@@ -1372,7 +1463,8 @@ pub(crate) fn address_message(index: u32, ip: Ipv6Addr, prefix_length: u8) -> Ad
     message
 }
 
-/// Asks for the way to one destination. A VRF's own interface as the way out has the kernel look into its table.
+/// Asks for the way to one destination. A VRF's own interface as the way out has the kernel look
+/// into its table.
 fn route_query(to: Ipv6Addr, vrf: Option<Vrf>) -> RouteNetlinkMessage {
     let mut query = RouteMessage::default();
     query.header.address_family = AddressFamily::Inet6;
@@ -1382,7 +1474,8 @@ fn route_query(to: Ipv6Addr, vrf: Option<Vrf>) -> RouteNetlinkMessage {
     RouteNetlinkMessage::GetRoute(query)
 }
 
-/// The body of a message about local routes with our mark: that for `prefix`, or all; with that metric, or any.
+/// The body of a message about local routes with our mark: that for `prefix`, or all; with that
+/// metric, or any.
 fn local_route(prefix: Option<Prefix>, metric: Option<u32>) -> RouteMessage {
     const RT_TABLE_LOCAL: u8 = 255; // linux/rtnetlink.h
     let mut message = RouteMessage::default();
@@ -1418,23 +1511,27 @@ fn vrf_of(attributes: &[LinkAttribute]) -> Option<Vrf> {
         _ => None,
     })?;
     infos.iter().find_map(|info| match info {
-        LinkInfo::PortData(InfoPortData::VrfPort(data)) => data.iter().find_map(|data| match data {
-            InfoVrf::TableId(table) => Some(Vrf { index, table: *table }),
-            _ => None,
-        }),
+        LinkInfo::PortData(InfoPortData::VrfPort(data)) => {
+            data.iter().find_map(|data| match data {
+                InfoVrf::TableId(table) => Some(Vrf { index, table: *table }),
+                _ => None,
+            })
+        }
         _ => None,
     })
 }
 
-/// A refusal from its negative error number and what follows the number in the answer: the header of the request, then
-/// attributes, one of which may be a text.
+/// A refusal from its negative error number and what follows the number in the answer: the header
+/// of the request, then attributes, one of which may be a text.
 fn read_refusal(code: i32, rest: &[u8]) -> Refusal {
     const REQUEST_HEADER: usize = 16;
     const NLMSGERR_ATTR_MSG: u16 = 1;
     let words = NlasIterator::new(rest.get(REQUEST_HEADER..).unwrap_or_default())
         .map_while(Result::ok)
         .find(|attribute| attribute.kind() == NLMSGERR_ATTR_MSG)
-        .map(|attribute| String::from_utf8_lossy(attribute.value()).trim_end_matches('\0').to_owned());
+        .map(|attribute| {
+            String::from_utf8_lossy(attribute.value()).trim_end_matches('\0').to_owned()
+        });
     Refusal { code: Errno::from_raw(code.wrapping_neg()), words }
 }
 
@@ -1473,7 +1570,9 @@ fn new_link(message: RouteNetlinkMessage) -> Option<Link> {
             LinkAttribute::IfAlias(alias) => link.alias = Some(alias),
             LinkAttribute::Xdp(attributes) => link.xdp = attached_program(&attributes),
             LinkAttribute::LinkInfo(infos) => link.kind = kind(&infos),
-            LinkAttribute::Controller(index) => link.master = Some(index).filter(|index| *index != 0),
+            LinkAttribute::Controller(index) => {
+                link.master = Some(index).filter(|index| *index != 0)
+            }
             _ => {}
         }
     }
@@ -1482,9 +1581,9 @@ fn new_link(message: RouteNetlinkMessage) -> Option<Link> {
 
 fn does_ipv6(families: &[AfSpecUnspec]) -> bool {
     families.iter().any(|family| match family {
-        AfSpecUnspec::Inet6(facts) => facts
-            .iter()
-            .any(|fact| matches!(fact, AfSpecInet6::DevConf(settings) if settings.disable_ipv6 == 0)),
+        AfSpecUnspec::Inet6(facts) => facts.iter().any(
+            |fact| matches!(fact, AfSpecInet6::DevConf(settings) if settings.disable_ipv6 == 0),
+        ),
         _ => false,
     })
 }
@@ -1525,7 +1624,8 @@ fn new_address(message: &AddressMessage) -> Option<Address> {
     Some(Address { ip: ip?, prefix_length: message.header.prefix_len, ours, tentative })
 }
 
-/// What an entry of the neighbour table says: an address, that there is none (`Some(None)`), or nothing yet.
+/// What an entry of the neighbour table says: an address, that there is none (`Some(None)`), or
+/// nothing yet.
 fn verdict(entry: &NeighbourMessage) -> Option<Option<[u8; 6]>> {
     match entry.header.state {
         NeighbourState::Failed => Some(None),
@@ -1564,7 +1664,10 @@ mod tests {
     fn unknown_interface_is_told_with_those_there_are() {
         for name in ["eth-none", "", "a name that is much too long for one"] {
             let error = link(name).unwrap_err().to_string();
-            assert!(error.starts_with(&format!("no interface '{name}' here: there are lo")), "{error}");
+            assert!(
+                error.starts_with(&format!("no interface '{name}' here: there are lo")),
+                "{error}"
+            );
         }
     }
 
@@ -1583,11 +1686,13 @@ mod tests {
     #[test]
     fn a_vrf_is_known_by_its_port_and_its_table_is_asked() {
         let port = |table| LinkInfo::PortData(InfoPortData::VrfPort(vec![InfoVrf::TableId(table)]));
-        let in_vrf = |table| vec![LinkAttribute::Controller(7), LinkAttribute::LinkInfo(vec![port(table)])];
+        let in_vrf =
+            |table| vec![LinkAttribute::Controller(7), LinkAttribute::LinkInfo(vec![port(table)])];
         let far = vrf_of(&in_vrf(1000));
         assert_eq!(far, Some(Vrf { index: 7, table: 1000 }));
         // A bridge has ports too.
-        let bridged = LinkAttribute::LinkInfo(vec![LinkInfo::PortData(InfoPortData::BridgePort(vec![]))]);
+        let bridged =
+            LinkAttribute::LinkInfo(vec![LinkInfo::PortData(InfoPortData::BridgePort(vec![]))]);
         assert_eq!(vrf_of(&[LinkAttribute::Controller(7), bridged]), None);
         assert_eq!(vrf_of(&[LinkAttribute::LinkInfo(vec![port(10)])]), None);
 
@@ -1596,7 +1701,9 @@ mod tests {
         assert!(message.attributes.contains(&RouteAttribute::Table(1000)));
         assert_eq!(in_table(local_route(None, None), None).header.table, 255);
         let asks = |vrf| match route_query(Ipv6Addr::LOCALHOST, vrf) {
-            RouteNetlinkMessage::GetRoute(query) => query.attributes.contains(&RouteAttribute::Oif(7)),
+            RouteNetlinkMessage::GetRoute(query) => {
+                query.attributes.contains(&RouteAttribute::Oif(7))
+            }
             _ => false,
         };
         assert!(asks(far) && !asks(None));
@@ -1614,7 +1721,9 @@ mod tests {
             let refused = socket.tell(std::iter::repeat_with(change).take(count)).unwrap();
             assert!(refused.iter().map(|(position, _)| *position).eq(0..count));
             // The former as root, the latter otherwise.
-            assert!(refused.iter().all(|(_, why)| matches!(why.code, Errno::ENODEV | Errno::EPERM)));
+            assert!(
+                refused.iter().all(|(_, why)| matches!(why.code, Errno::ENODEV | Errno::EPERM))
+            );
         }
         assert_eq!(socket.link("lo").unwrap().name, "lo", "an answer was left over");
     }
@@ -1638,7 +1747,9 @@ mod tests {
         let entry = |state, mac: Option<&[u8]>| {
             let mut entry = NeighbourMessage::default();
             entry.header.state = state;
-            entry.attributes.extend(mac.map(|mac| NeighbourAttribute::LinkLayerAddress(mac.to_vec())));
+            entry
+                .attributes
+                .extend(mac.map(|mac| NeighbourAttribute::LinkLayerAddress(mac.to_vec())));
             verdict(&entry)
         };
         let mac = [2, 0, 0, 0, 0, 7];

@@ -17,7 +17,8 @@ const LARGEST: usize = 4096;
 /// Bits of a file's mode by which group and others may read, write or execute it.
 const OTHERS: u32 = 0o077;
 
-/// Reads the secret in the file at `path`, all of it. From then on this process leaves no core dump, which would hold it.
+/// Reads the secret in the file at `path`, all of it. From then on this process leaves no core
+/// dump, which would hold it.
 ///
 /// # Errors
 /// When others may read or change the file, it is no regular file, or what it holds is no secret.
@@ -40,16 +41,23 @@ pub fn read(path: &Path) -> Result<Secret> {
         "the secret {name} is open to others (mode {:03o}): chmod 600 {name}",
         about.mode() & 0o777
     );
-    // One byte more than it may have, and never grown: what is copied to larger memory leaves a copy behind.
+    // One byte more than it may have, and never grown: what is copied to larger memory leaves a
+    // copy behind.
     let mut bytes = Zeroizing::new(vec![0; LARGEST + 1]);
     let mut length = 0;
     while length < bytes.len() {
-        match file.read(&mut bytes[length..]).with_context(|| format!("cannot read the secret {name}"))? {
+        match file
+            .read(&mut bytes[length..])
+            .with_context(|| format!("cannot read the secret {name}"))?
+        {
             0 => break,
             count => length += count,
         }
     }
-    ensure!(length <= LARGEST, "the secret {name} has more than {LARGEST} bytes: it is another file");
+    ensure!(
+        length <= LARGEST,
+        "the secret {name} has more than {LARGEST} bytes: it is another file"
+    );
     Secret::new(bytes[..length].to_vec()).with_context(|| format!("{name} is no secret"))
 }
 

@@ -1,14 +1,16 @@
-//! SETTINGS OF THE MACHINE THAT ARE CHANGED FOR A WHILE, and are afterwards what they were, whatever becomes of this process.
+//! SETTINGS OF THE MACHINE THAT ARE CHANGED FOR A WHILE, and are afterwards what they were,
+//! whatever becomes of this process.
 //!
 //! ```text
 //!   note in /run/sixhop, locked ─► setting changed  …  setting put back ─► note removed
 //!                    └ killed: the note stays, and nobody holds its lock ─► the next run puts the setting back
 //! ```
 //!
-//! Each change has a note of its own, named after the network namespace, the interface and the setting. It is written before
-//! anything is changed, and /run is empty again when the machine is started, as the settings are. A setting that somebody else
-//! has changed since is left alone, and that is said. Touches /run/sixhop and what it is told to change, on interfaces of the
-//! calling thread's namespace.
+//! Each change has a note of its own, named after the network namespace, the interface and the
+//! setting. It is written before anything is changed, and /run is empty again when the machine is
+//! started, as the settings are. A setting that somebody else has changed since is left alone, and
+//! that is said. Touches /run/sixhop and what it is told to change, on interfaces of the calling
+//! thread's namespace.
 
 use std::fs::{self, DirBuilder, File};
 use std::io::{self, ErrorKind, Read};
@@ -128,19 +130,23 @@ impl Setting {
     }
 
     fn write(&self, link: &Link, value: &str) -> Result<()> {
-        let cannot = || format!("cannot set {} of {} to {}", self.name(), link.name, self.show(value));
+        let cannot =
+            || format!("cannot set {} of {} to {}", self.name(), link.name, self.show(value));
         match self {
             Self::File(path) => {
                 let path = &renamed(path, &link.name);
                 at(path, link, || fs::write(path, value)).with_context(cannot)
             }
             Self::Indirection => {
-                ethtool::set_indirection(&link.name, &table(value).with_context(cannot)?).with_context(cannot)
+                ethtool::set_indirection(&link.name, &table(value).with_context(cannot)?)
+                    .with_context(cannot)
             }
             Self::Rule(rule) if value == RULE_SET => {
                 ethtool::insert_flow_rule(&link.name, rule).with_context(cannot)
             }
-            Self::Rule(rule) => ethtool::delete_flow_rule(&link.name, rule.location).with_context(cannot),
+            Self::Rule(rule) => {
+                ethtool::delete_flow_rule(&link.name, rule.location).with_context(cannot)
+            }
             Self::Link => netlink::set_up(link.index, value == UP).with_context(cannot),
         }
     }
@@ -162,8 +168,13 @@ fn table(value: &str) -> Result<Vec<u32>> {
     value.split(',').map(|queue| queue.parse().context("not a table of queues")).collect()
 }
 
-/// Does something with the file at `path`: one in /sys from where it is that of the interface's own namespace.
-fn at<T: Send>(path: &Path, link: &Link, access: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
+/// Does something with the file at `path`: one in /sys from where it is that of the interface's own
+/// namespace.
+fn at<T: Send>(
+    path: &Path,
+    link: &Link,
+    access: impl FnOnce() -> io::Result<T> + Send,
+) -> io::Result<T> {
     if !path.starts_with("/sys") {
         return access();
     }
@@ -231,7 +242,9 @@ impl Note {
         let (before, set) = (setting.show(before), setting.show(set));
         match outcome {
             Outcome::AsBefore => None,
-            Outcome::PutBack => Some(format!("{what} was left at {set} by {who}; it is {before} again")),
+            Outcome::PutBack => {
+                Some(format!("{what} was left at {set} by {who}; it is {before} again"))
+            }
             Outcome::Left(now) => Some(format!(
                 "{what} was set to {set} by {who}, and to {} by somebody else since: it is left so (it was {before} before)",
                 setting.show(now)
@@ -240,12 +253,13 @@ impl Note {
     }
 }
 
-/// How often a card is polled in vain before its interrupts are on again, where they are put off: the value of the kernel's own
-/// description of preferred busy polling (Documentation/networking/napi.rst and the change that made it, Linux 5.11).
+/// How often a card is polled in vain before its interrupts are on again, where they are put off:
+/// the value of the kernel's own description of preferred busy polling
+/// (Documentation/networking/napi.rst and the change that made it, Linux 5.11).
 const DEFER_HARD_IRQS: u32 = 2;
 
-/// The time between two such polls where sockets do the receive work, in microseconds, from the same place: interrupts come back by
-/// themselves when nobody polls.
+/// The time between two such polls where sockets do the receive work, in microseconds, from the
+/// same place: interrupts come back by themselves when nobody polls.
 const POLLED: u32 = 200;
 
 /// Changes settings in one network namespace, from whatever thread.
@@ -260,10 +274,11 @@ pub(crate) struct Keeper {
 impl Keeper {
     /// For the namespace of the calling thread.
     pub fn open() -> Result<Self> {
-        let namespace = crate::xdp::namespace_cookie()
-            .context("the kernel does not number network namespaces: Linux 5.14 or newer is needed")?;
-        let entrance =
-            File::open("/proc/thread-self/ns/net").context("cannot look at the network namespace")?;
+        let namespace = crate::xdp::namespace_cookie().context(
+            "the kernel does not number network namespaces: Linux 5.14 or newer is needed",
+        )?;
+        let entrance = File::open("/proc/thread-self/ns/net")
+            .context("cannot look at the network namespace")?;
         Ok(Self { directory: DIRECTORY.into(), namespace, entrance: entrance.into() })
     }
 
@@ -292,8 +307,9 @@ impl Keeper {
         self.have_coalesced(link, POLLED).context("busy polling cannot have what it needs")
     }
 
-    /// Has the kernel take what comes to `link` in batches, a timer's `microseconds` apart, for as long as something keeps coming, until what
-    /// this returns is dropped: software interrupt coalescing (Documentation/networking/napi.rst).
+    /// Has the kernel take what comes to `link` in batches, a timer's `microseconds` apart, for as
+    /// long as something keeps coming, until what this returns is dropped: software interrupt
+    /// coalescing (Documentation/networking/napi.rst).
     pub fn have_coalesced(&self, link: &Link, microseconds: u32) -> Result<Vec<Changed>> {
         let nanoseconds = u64::from(microseconds) * 1000;
         [("napi_defer_hard_irqs", DEFER_HARD_IRQS.into()), ("gro_flush_timeout", nanoseconds)]
@@ -313,9 +329,16 @@ impl Keeper {
                 path.display()
             )
         };
-        DirBuilder::new().recursive(true).mode(0o755).create(&self.directory).with_context(cannot)?;
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o755)
+            .create(&self.directory)
+            .with_context(cannot)?;
         let Some(mut file) = lock(&path, true).with_context(cannot)? else {
-            bail!("{name} of {} is changed by another sixhop, which still runs: stop it first", link.name);
+            bail!(
+                "{name} of {} is changed by another sixhop, which still runs: stop it first",
+                link.name
+            );
         };
         let before = match setting.read(link) {
             Ok(before) => before,
@@ -324,7 +347,8 @@ impl Keeper {
                 return Err(error);
             }
         };
-        // A note that is here is of a killed run whose setting could not be put back: what was before it is what counts.
+        // A note that is here is of a killed run whose setting could not be put back: what was
+        // before it is what counts.
         let before = match parse(&mut file) {
             Some(old) if old.set == before => old.before,
             _ => before,
@@ -345,29 +369,41 @@ impl Keeper {
             }
         };
         // From here on it is put back.
-        let changed =
-            Changed { keeper: self.clone(), link: link.clone(), note, path, open, file: Some(file) };
+        let changed = Changed {
+            keeper: self.clone(),
+            link: link.clone(),
+            note,
+            path,
+            open,
+            file: Some(file),
+        };
         changed.note.setting.write(link, value)?;
         Ok(changed)
     }
 
-    /// Puts back what killed runs have left changed in this namespace, which is the calling thread's, and says in one line each what it found.
+    /// Puts back what killed runs have left changed in this namespace, which is the calling
+    /// thread's, and says in one line each what it found.
     pub fn put_right(&self) -> Result<Vec<String>> {
         let entries = match fs::read_dir(&self.directory) {
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
-            entries => entries
-                .with_context(|| format!("cannot look into {}: run as root", self.directory.display()))?,
+            entries => entries.with_context(|| {
+                format!("cannot look into {}: run as root", self.directory.display())
+            })?,
         };
         let prefix = format!("{}-", self.namespace);
-        let ours =
-            |path: &PathBuf| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(&prefix));
+        let ours = |path: &PathBuf| {
+            path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(&prefix))
+        };
         let mut paths: Vec<_> = entries.flatten().map(|entry| entry.path()).filter(ours).collect();
         paths.sort();
         let links = netlink::links()?;
         let mut words = Vec::new();
         for path in paths {
             let locked = lock(&path, false).with_context(|| {
-                format!("cannot read {}, which may say what is to be put back: run as root", path.display())
+                format!(
+                    "cannot read {}, which may say what is to be put back: run as root",
+                    path.display()
+                )
             })?;
             // Of a living run, or gone meanwhile.
             let Some(mut file) = locked else { continue };
@@ -407,19 +443,21 @@ fn unable(note: &Note, link: &Link, error: &Error) -> Error {
     )
 }
 
-/// Locks the note at `path`, a new and empty one where there is none and `make` is set. `None` where there is none, and where
-/// a living process has it.
+/// Locks the note at `path`, a new and empty one where there is none and `make` is set. `None`
+/// where there is none, and where a living process has it.
 fn lock(path: &Path, make: bool) -> io::Result<Option<Flock<File>>> {
     loop {
-        let file = match File::options().read(true).write(true).create(make).truncate(false).open(path) {
-            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
-            file => file?,
-        };
+        let file =
+            match File::options().read(true).write(true).create(make).truncate(false).open(path) {
+                Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+                file => file?,
+            };
         let file = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
             Err((_, Errno::EWOULDBLOCK)) => return Ok(None),
             locked => locked.map_err(|(_, error)| error)?,
         };
-        // Whoever had it before may have removed it meanwhile; another may have made it again since.
+        // Whoever had it before may have removed it meanwhile; another may have made it again
+        // since.
         let inode = file.metadata()?.ino();
         if fs::metadata(path).is_ok_and(|metadata| metadata.ino() == inode) {
             return Ok(Some(file));
@@ -447,15 +485,16 @@ pub(crate) struct Changed {
     link: Link,
     note: Note,
     path: PathBuf,
-    /// A file in /sys, held open: to put it back takes neither to find it nor to be allowed to open it again.
+    /// A file in /sys, held open: to put it back takes neither to find it nor to be allowed to open
+    /// it again.
     open: Option<File>,
     /// The lock on the note; none once the setting is put back.
     file: Option<Flock<File>>,
 }
 
 impl Changed {
-    /// Puts the setting back. Says so where somebody else has changed it since, and it was left as it is. Dropping does the
-    /// same, but can say nothing.
+    /// Puts the setting back. Says so where somebody else has changed it since, and it was left as
+    /// it is. Dropping does the same, but can say nothing.
     pub fn put_back(mut self) -> Result<Option<String>> {
         self.finish()
     }
@@ -469,7 +508,8 @@ impl Changed {
                     (link, outcome)
                 }
                 None => {
-                    // With the interface its settings are gone, unless it was moved to another namespace.
+                    // With the interface its settings are gone, unless it was moved to another
+                    // namespace.
                     if let Some(file) = &self.open {
                         let _ = self.note.put_back(&self.link, Some(file));
                     }
@@ -502,7 +542,8 @@ mod tests {
 
     impl Room {
         fn new(name: &str) -> Self {
-            let path = std::env::temp_dir().join(format!("sixhop-settings-{name}-{}", std::process::id()));
+            let path =
+                std::env::temp_dir().join(format!("sixhop-settings-{name}-{}", std::process::id()));
             fs::create_dir_all(&path).unwrap();
             fs::write(path.join("setting"), "1\n").unwrap();
             Self(path)
@@ -552,7 +593,11 @@ mod tests {
         assert_eq!((room.value().as_str(), room.notes()), ("5", 1));
         let error = room.keeper().change(&loopback(), room.setting(), "6").unwrap_err().to_string();
         assert!(error.contains("setting of lo is changed by another sixhop"), "{error}");
-        assert_eq!(room.keeper().put_right().unwrap(), Vec::<String>::new(), "it is not left, it is in use");
+        assert_eq!(
+            room.keeper().put_right().unwrap(),
+            Vec::<String>::new(),
+            "it is not left, it is in use"
+        );
         drop(changed);
         assert_eq!((room.value().as_str(), room.notes()), ("1", 0));
     }
@@ -565,7 +610,10 @@ mod tests {
         let other = Keeper { namespace: u64::MAX, ..room.keeper() };
         assert!(other.put_right().unwrap().is_empty(), "it is of another namespace");
         let words = room.keeper().put_right().unwrap();
-        assert_eq!(words, ["setting of lo was left at 5 by a sixhop that was killed; it is 1 again"]);
+        assert_eq!(
+            words,
+            ["setting of lo was left at 5 by a sixhop that was killed; it is 1 again"]
+        );
         assert_eq!((room.value().as_str(), room.notes()), ("1", 0));
         assert!(room.keeper().put_right().unwrap().is_empty());
     }
@@ -580,7 +628,10 @@ mod tests {
         let changed = room.keeper().change(&loopback(), room.setting(), "5").unwrap();
         room.set("8");
         let words = changed.put_back().unwrap().unwrap();
-        assert!(words.contains("was set to 5 by this server, and to 8 by somebody else"), "{words}");
+        assert!(
+            words.contains("was set to 5 by this server, and to 8 by somebody else"),
+            "{words}"
+        );
         assert_eq!((room.value().as_str(), room.notes()), ("8", 0));
     }
 
@@ -617,7 +668,8 @@ mod tests {
 
     #[test]
     fn a_setting_is_where_its_interface_is_called_now() {
-        let is = |path: &str, now: &str| assert_eq!(renamed(Path::new(path), "lan0"), Path::new(now));
+        let is =
+            |path: &str, now: &str| assert_eq!(renamed(Path::new(path), "lan0"), Path::new(now));
         is("/proc/sys/net/ipv6/conf/eth0/accept_dad", "/proc/sys/net/ipv6/conf/lan0/accept_dad");
         is("/sys/class/net/eth0/gro_flush_timeout", "/sys/class/net/lan0/gro_flush_timeout");
         is("/tmp/eth0/setting", "/tmp/eth0/setting");
@@ -628,8 +680,12 @@ mod tests {
         let rule = FlowRule { location: 15, port: 3540, queue: 1 };
         assert_eq!(Setting::Indirection.show("1,0,1,0"), "queues [0, 1]");
         assert_eq!(Setting::Rule(rule).name(), "flow-rule-15");
-        let settings =
-            [Setting::Indirection, Setting::Rule(rule), Setting::Link, Setting::ipv6("eth0", "accept_dad")];
+        let settings = [
+            Setting::Indirection,
+            Setting::Rule(rule),
+            Setting::Link,
+            Setting::ipv6("eth0", "accept_dad"),
+        ];
         for setting in settings {
             let text = serde_json::to_string(&setting).unwrap();
             assert_eq!(serde_json::from_str::<Setting>(&text).unwrap(), setting);

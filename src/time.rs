@@ -6,7 +6,8 @@
 //! | steady: `CLOCK_BOOTTIME` | on, also while the machine is suspended | how long something took, and what the wall clock is held against |
 //! | awake: `CLOCK_MONOTONIC` | on, but not while the machine is suspended | whether it was suspended |
 //!
-//! A jump is what the wall clock did beyond the steady one between two readings. NTP's slewing is none.
+//! A jump is what the wall clock did beyond the steady one between two readings. NTP's slewing is
+//! none.
 
 use std::thread;
 use std::time::Duration;
@@ -26,11 +27,13 @@ pub struct Moment {
     pub slack: u64,
 }
 
-/// The wall clock may differ so much more, or less, from the steady one without having jumped: chrony slews by
-/// up to 8.3 % (`maxslewrate`), which is as much in the tenth of a second between two looks.
+/// The wall clock may differ so much more, or less, from the steady one without having jumped:
+/// chrony slews by up to 8.3 % (`maxslewrate`), which is as much in the tenth of a second between
+/// two looks.
 const SLEWED: u64 = 10_000_000;
 
-/// And by so much of the time between two readings, where that is longer: the kernel's own limit (adjtimex(2)) twice.
+/// And by so much of the time between two readings, where that is longer: the kernel's own limit
+/// (adjtimex(2)) twice.
 const SLEW: f64 = 0.001;
 
 impl Moment {
@@ -47,7 +50,8 @@ impl Moment {
         self.since(before).saturating_sub(Duration::from_nanos(awake))
     }
 
-    /// Nanoseconds by which the wall clock went further than the steady one since `before`; negative where it was set back.
+    /// Nanoseconds by which the wall clock went further than the steady one since `before`;
+    /// negative where it was set back.
     #[must_use]
     pub fn drift_since(&self, before: &Self) -> i64 {
         let wall = self.wall.wrapping_sub(before.wall) as i64;
@@ -103,7 +107,12 @@ impl Time for System {
 fn read() -> Moment {
     let steady = nanoseconds(ClockId::CLOCK_BOOTTIME);
     let (wall, awake) = (unix_time(), nanoseconds(ClockId::CLOCK_MONOTONIC));
-    Moment { wall, steady, awake, slack: nanoseconds(ClockId::CLOCK_BOOTTIME).saturating_sub(steady) }
+    Moment {
+        wall,
+        steady,
+        awake,
+        slack: nanoseconds(ClockId::CLOCK_BOOTTIME).saturating_sub(steady),
+    }
 }
 
 /// Every Linux has these clocks: they cannot fail.
@@ -124,7 +133,10 @@ pub fn unix_time() -> u64 {
 #[must_use]
 pub fn set(jump: i64) -> String {
     let seconds = jump.unsigned_abs() as f64 / 1e9;
-    format!("this machine's clock was set {} by {seconds:.3} s", if jump < 0 { "back" } else { "ahead" })
+    format!(
+        "this machine's clock was set {} by {seconds:.3} s",
+        if jump < 0 { "back" } else { "ahead" }
+    )
 }
 
 #[cfg(test)]
@@ -133,8 +145,12 @@ mod tests {
 
     #[test]
     fn what_is_set_is_told_from_what_is_slewed_and_from_sleep() {
-        let start =
-            Moment { wall: 1_700_000_000_000_000_000, steady: 5_000_000_000, awake: 4_000_000_000, slack: 0 };
+        let start = Moment {
+            wall: 1_700_000_000_000_000_000,
+            steady: 5_000_000_000,
+            awake: 4_000_000_000,
+            slack: 0,
+        };
         let later = |wall: i64, steady: u64, awake: u64| Moment {
             wall: start.wall.saturating_add_signed(wall),
             steady: start.steady + steady,
@@ -154,7 +170,10 @@ mod tests {
         // Suspended for an hour: both go on, and the third does not.
         const HOUR: u64 = 3_600_000_000_000;
         let now = later((HOUR + TENTH) as i64, HOUR + TENTH, TENTH);
-        assert_eq!((now.jump_since(&start), now.suspended_since(&start)), (None, Duration::from_secs(3600)));
+        assert_eq!(
+            (now.jump_since(&start), now.suspended_since(&start)),
+            (None, Duration::from_secs(3600))
+        );
         // Back to 1970.
         let now = Moment { wall: 0, ..start };
         assert_eq!(now.jump_since(&start), Some(-1_700_000_000_000_000_000));

@@ -1,4 +1,5 @@
-//! The binders against a real kernel, in namespaces of their own (see `common`). Needs root, `ip` and `ifconfig`.
+//! The binders against a real kernel, in namespaces of their own (see `common`). Needs root, `ip`
+//! and `ifconfig`.
 //!
 //! | test | what it is about |
 //! |---|---|
@@ -72,7 +73,9 @@ fn main() -> ExitCode {
         add("outlives_its_interface", outlives_its_interface);
         add("is_interrupted_by_a_signal", is_interrupted_by_a_signal);
     }
-    trials.push(trial("live_map_is_interrupted_by_a_signal", || is_interrupted_by_a_signal(Method::LiveMap)));
+    trials.push(trial("live_map_is_interrupted_by_a_signal", || {
+        is_interrupted_by_a_signal(Method::LiveMap)
+    }));
     common::main(trials)
 }
 
@@ -98,7 +101,9 @@ fn binds_and_unbinds(method: Method) -> Result<()> {
     let (before, wanted) = (addresses(&lab)?, spread(300));
     let bound = bind(&lab, method, &wanted, &mut go_on)?;
     ensure!(bound.addresses() == wanted);
-    ensure!(bound.phases().seconds() > 0.0 && bound.phases().0.iter().any(|phase| phase.name == "add"));
+    ensure!(
+        bound.phases().seconds() > 0.0 && bound.phases().0.iter().any(|phase| phase.name == "add")
+    );
     let now = addresses(&lab)?;
     ensure!(wanted.iter().all(|address| now.contains(address)));
     ensure!(now.len() == before.len() + wanted.len());
@@ -221,11 +226,15 @@ fn bind_prints_what_it_took() -> Result<()> {
     for (method, count, memory) in [("netlink-down", 500, false), ("live-map", 1_000_000, true)] {
         let lab = TestLab::up()?;
         let before = addresses(&lab)?;
-        let flags = format!("--prefix 2001:db8:1::/64 --addresses {count} --method {method} --json");
+        let flags =
+            format!("--prefix 2001:db8:1::/64 --addresses {count} --method {method} --json");
         let mut child = command(&lab, &flags).spawn()?;
         let mut output = BufReader::new(child.stdout.take().context("a pipe")?);
         let live = line(&mut child, &mut output)?;
-        ensure!(live["event"] == "live" && live["addresses"] == count && live["engine"].is_null(), "{live}");
+        ensure!(
+            live["event"] == "live" && live["addresses"] == count && live["engine"].is_null(),
+            "{live}"
+        );
         // Held as long as the input is open, whatever comes in.
         let pool = sixhop::address::Pool::new("2001:db8:1::/64".parse()?, count, 1)?;
         child.stdin.as_mut().context("a pipe")?.write_all(b"still there\n")?;
@@ -270,7 +279,10 @@ fn bind_ends_with_its_interface() -> Result<()> {
         drop(input);
         let words = String::from_utf8(output.stderr)?;
         ensure!(output.status.code() == Some(1), "{method}: {words}");
-        ensure!(words.contains("server0 has gone, and its 20 addresses with it"), "{method}: {words}");
+        ensure!(
+            words.contains("server0 has gone, and its 20 addresses with it"),
+            "{method}: {words}"
+        );
     }
     Ok(())
 }
@@ -319,7 +331,10 @@ fn experiment() -> Result<()> {
         anyhow::Ok(command.spawn()?)
     };
     let events = |text: &[u8]| -> Result<Vec<Value>> {
-        Ok(String::from_utf8(text.to_vec())?.lines().map(serde_json::from_str).collect::<Result<_, _>>()?)
+        Ok(String::from_utf8(text.to_vec())?
+            .lines()
+            .map(serde_json::from_str)
+            .collect::<Result<_, _>>()?)
     };
 
     // Every method, and a number of addresses that netlink cannot bind within its budget.
@@ -337,12 +352,20 @@ fn experiment() -> Result<()> {
         let (addresses, outcome) = (&cell["addresses"], &cell["outcome"]);
         if addresses == 1 || addresses == 20 || cell["method"] == "live-map" {
             let bound = &outcome["bound"];
-            ensure!(bound["addresses"] == *addresses && bound["method"] == cell["method"], "{cell}");
-            ensure!(["bind_ns", "unbind_ns"].iter().all(|time| bound[*time].as_f64() > Some(0.0)), "{cell}");
+            ensure!(
+                bound["addresses"] == *addresses && bound["method"] == cell["method"],
+                "{cell}"
+            );
+            ensure!(
+                ["bind_ns", "unbind_ns"].iter().all(|time| bound[*time].as_f64() > Some(0.0)),
+                "{cell}"
+            );
         } else if addresses == 20_000 && cell["run"] == 1 {
             // No figure is made of what was not finished.
             ensure!(
-                outcome["stopped"]["bound"].as_u64().is_some_and(|bound| (1..20_000).contains(&bound)),
+                outcome["stopped"]["bound"]
+                    .as_u64()
+                    .is_some_and(|bound| (1..20_000).contains(&bound)),
                 "{cell}"
             );
         } else {
@@ -354,10 +377,17 @@ fn experiment() -> Result<()> {
     }
     let summaries = of("summary");
     ensure!(summaries.len() == 8 * 2 + 2 && printed.len() == 1 + cells.len() + summaries.len());
-    ensure!(printed[0]["event"] == "experiment" && printed[0]["plan"]["bind"]["runs"] == 2, "{}", printed[0]);
+    ensure!(
+        printed[0]["event"] == "experiment" && printed[0]["plan"]["bind"]["runs"] == 2,
+        "{}",
+        printed[0]
+    );
     for summary in &summaries {
         let spread = &summary["bind_ns"];
-        ensure!(spread["min"].as_f64() <= spread["median"].as_f64() && summary["runs"] == 2, "{summary}");
+        ensure!(
+            spread["min"].as_f64() <= spread["median"].as_f64() && summary["runs"] == 2,
+            "{summary}"
+        );
         ensure!(
             summary["faster_than_netlink"].is_null() == (summary["addresses"].as_u64() > Some(20)),
             "{summary}"
@@ -375,8 +405,7 @@ fn experiment() -> Result<()> {
 
     // Interrupted, it keeps what it has, and leaves no namespace behind.
     std::fs::remove_file(directory.0.join("bind.jsonl"))?;
-    let text =
-        "[bind]\nruns = 1000\nbudget = 5\n[[bind.series]]\nmethods = ['live-map']\naddresses = [1000]\n";
+    let text = "[bind]\nruns = 1000\nbudget = 5\n[[bind.series]]\nmethods = ['live-map']\naddresses = [1000]\n";
     let mut child = run(text, &["--methods", "live-map"])?;
     let mut lines = BufReader::new(child.stdout.take().context("a pipe")?).lines();
     let first = [lines.next().context("no line")??, lines.next().context("no run")??];
@@ -421,7 +450,8 @@ fn impossible_address_binds_nothing() -> Result<()> {
     binds_nothing(&wanted, "ff02::1234")
 }
 
-/// Every method refuses to bind `wanted`, in words that contain `why`, and leaves the server as it was.
+/// Every method refuses to bind `wanted`, in words that contain `why`, and leaves the server as it
+/// was.
 fn binds_nothing(wanted: &[Ipv6Addr], why: &str) -> Result<()> {
     let lab = &TestLab::up()?;
     let before = addresses(lab)?;
@@ -442,7 +472,11 @@ fn live_map_that_fails_leaves_nothing() -> Result<()> {
     let wanted = spread(COUNT);
     let with = |address| [&wanted[..], &[address]].concat();
     let cases: [(Vec<Ipv6Addr>, usize, &str); 4] = [
-        (wanted.clone(), 65_536, "65536 of 100000 addresses were bound, and are taken back: interrupted"),
+        (
+            wanted.clone(),
+            65_536,
+            "65536 of 100000 addresses were bound, and are taken back: interrupted",
+        ),
         (with(wanted[7]), usize::MAX, "100000 of 100001 addresses were bound, and are taken back"),
         (with(Side::Server.address()), usize::MAX, "2001:db8:1::2 is on server0 already"),
         (with("2001:db8:1::77".parse()?), usize::MAX, "no room"),
@@ -484,16 +518,19 @@ fn live_map_that_fails_leaves_nothing() -> Result<()> {
     Ok(())
 }
 
-/// The kernel refuses with ENOBUFS from the 200th address on: a seccomp filter on the thread that binds says so in its place,
-/// since memory cannot be made scarce for one test alone.
+/// The kernel refuses with ENOBUFS from the 200th address on: a seccomp filter on the thread that
+/// binds says so in its place, since memory cannot be made scarce for one test alone.
 fn no_buffers_half_way_leaves_nothing() -> Result<()> {
     const SIOCSIFADDR: u32 = 0x8916;
     fn refuse_to_add() {
         let filter = |code: u32, k: u32, jt, jf| libc::sock_filter { code: code as u16, k, jt, jf };
-        let (load, equal) =
-            (libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K);
+        let (load, equal) = (
+            libc::BPF_LD | libc::BPF_W | libc::BPF_ABS,
+            libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K,
+        );
         let result = libc::BPF_RET | libc::BPF_K;
-        // struct seccomp_data: the number of the call, then, from byte 16 on, its arguments of 8 bytes each.
+        // struct seccomp_data: the number of the call, then, from byte 16 on, its arguments of 8
+        // bytes each.
         let mut program = [
             filter(load, 0, 0, 0),
             filter(equal, libc::SYS_ioctl as u32, 0, 3),
@@ -503,9 +540,11 @@ fn no_buffers_half_way_leaves_nothing() -> Result<()> {
             filter(result, libc::SECCOMP_RET_ALLOW, 0, 0),
         ];
         let program = libc::sock_fprog { len: program.len() as u16, filter: program.as_mut_ptr() };
-        // SAFETY: the program is valid for reads until the call returns, and binds this thread alone.
-        let result =
-            unsafe { libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_FILTER, &raw const program) };
+        // SAFETY: the program is valid for reads until the call returns, and binds this thread
+        // alone.
+        let result = unsafe {
+            libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_FILTER, &raw const program)
+        };
         assert_eq!(result, 0, "no seccomp filter");
     }
     let lab = TestLab::up()?;
@@ -516,7 +555,10 @@ fn no_buffers_half_way_leaves_nothing() -> Result<()> {
         }
         true
     });
-    fails_with(failed.map(drop), "200 of 300 addresses were bound, and are taken back: cannot add")?;
+    fails_with(
+        failed.map(drop),
+        "200 of 300 addresses were bound, and are taken back: cannot add",
+    )?;
     ensure!(addresses(&lab)? == before);
     Ok(())
 }
@@ -550,7 +592,8 @@ fn second_binder_is_refused() -> Result<()> {
     let lab = TestLab::up()?;
     let server = link(&lab, Side::Server)?;
     let binder = |method| {
-        let place = Place { link: &server, prefix: "2001:db8:1::/64".parse()?, live_addresses: None };
+        let place =
+            Place { link: &server, prefix: "2001:db8:1::/64".parse()?, live_addresses: None };
         lab.run_in(Side::Server, move || bind::binder(method, place))
     };
     let first = binder(Method::Netlink)?;
@@ -575,12 +618,19 @@ fn link_that_was_down_is_set_up() -> Result<()> {
 fn live_at_once() -> Result<()> {
     let lab = TestLab::up()?;
     for method in KERNEL {
-        lab.run_in(Side::Server, || Ok(std::fs::write("/proc/sys/net/ipv6/conf/server0/accept_dad", "1")?))?;
+        lab.run_in(Side::Server, || {
+            Ok(std::fs::write("/proc/sys/net/ipv6/conf/server0/accept_dad", "1")?)
+        })?;
         let bound = bind(&lab, method, &spread(5), &mut go_on)?;
-        let tentative =
-            format!("netns exec {} ip -6 address show dev server0 tentative", lab.namespace(Side::Server));
+        let tentative = format!(
+            "netns exec {} ip -6 address show dev server0 tentative",
+            lab.namespace(Side::Server)
+        );
         let output = Command::new("ip").args(tentative.split(' ')).output()?;
-        ensure!(output.status.success() && !String::from_utf8(output.stdout)?.contains("global"), "{method}");
+        ensure!(
+            output.status.success() && !String::from_utf8(output.stdout)?.contains("global"),
+            "{method}"
+        );
         let setting = lab.run_in(Side::Server, || {
             Ok(std::fs::read_to_string("/proc/sys/net/ipv6/conf/server0/accept_dad")?)
         })?;
@@ -603,7 +653,8 @@ fn anyip_answers_where_a_route_leads() -> Result<()> {
     let prefix = "2001:db8:2::/64".parse()?;
     let wanted = ["2001:db8:2::7".parse()?, "2001:db8:2:0:1234::".parse::<Ipv6Addr>()?];
     let routes = || {
-        let show = format!("-n {} -6 route show table local proto 102", lab.namespace(Side::Server));
+        let show =
+            format!("-n {} -6 route show table local proto 102", lab.namespace(Side::Server));
         anyhow::Ok(String::from_utf8(Command::new("ip").args(show.split(' ')).output()?.stdout)?)
     };
     let bind = |wanted: Vec<Ipv6Addr>| {
@@ -612,7 +663,10 @@ fn anyip_answers_where_a_route_leads() -> Result<()> {
             bind::bind(Method::Anyip, place, wanted, &mut go_on)
         })
     };
-    fails_with(bind(vec!["2001:db8:3::1".parse()?]).map(drop), "2001:db8:3::1 is not under 2001:db8:2::/64")?;
+    fails_with(
+        bind(vec!["2001:db8:3::1".parse()?]).map(drop),
+        "2001:db8:3::1 is not under 2001:db8:2::/64",
+    )?;
     let bound = bind(wanted.to_vec())?;
     ensure!(routes()?.contains("local 2001:db8:2::/64 dev lo"), "{}", routes()?);
     let socket = lab.run_in(Side::Server, || {
@@ -622,7 +676,8 @@ fn anyip_answers_where_a_route_leads() -> Result<()> {
     })?;
     for address in wanted {
         lab.run_in(Side::Client, || {
-            Ok(UdpSocket::bind("[::]:0")?.send_to(b"hello", SocketAddrV6::new(address, 3540, 0, 0))?)
+            Ok(UdpSocket::bind("[::]:0")?
+                .send_to(b"hello", SocketAddrV6::new(address, 3540, 0, 0))?)
         })?;
         let mut buffer = [0; 10];
         ensure!(socket.recv(&mut buffer)? == 5);
@@ -631,7 +686,9 @@ fn anyip_answers_where_a_route_leads() -> Result<()> {
     ensure!(routes()?.is_empty(), "{}", routes()?);
     // What a killed run left is known by its metric, and that of others stays.
     let namespace = lab.namespace(Side::Server);
-    for (prefix, metric) in [("2001:db8:2::/64", server.index), ("2001:db8:4::/64", server.index + 1)] {
+    for (prefix, metric) in
+        [("2001:db8:2::/64", server.index), ("2001:db8:4::/64", server.index + 1)]
+    {
         ip(&format!(
             "-n {namespace} -6 route add local {prefix} dev lo table local proto 102 metric {metric}"
         ))?;
@@ -651,6 +708,7 @@ fn anyip_spares_the_neighbours() -> Result<()> {
 /// `count` addresses in the lab's prefix that share no multicast group.
 fn spread(count: u64) -> Vec<Ipv6Addr> {
     let network = u128::from("2001:db8:1::".parse::<Ipv6Addr>().expect("an address"));
-    let address = |n: u64| Ipv6Addr::from(network | u128::from((n + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15)));
+    let address =
+        |n: u64| Ipv6Addr::from(network | u128::from((n + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15)));
     (0..count).map(address).collect()
 }

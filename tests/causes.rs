@@ -1,5 +1,5 @@
-//! Errors that have to name their cause, where the kernel's own word for it would send its reader the wrong way; each on a lab of its
-//! own (see `common`).
+//! Errors that have to name their cause, where the kernel's own word for it would send its reader
+//! the wrong way; each on a lab of its own (see `common`).
 //!
 //! | test | what is tried |
 //! |---|---|
@@ -28,7 +28,8 @@ use serde_json::Value;
 use sixhop::address::Pool;
 use sixhop::lab::Side;
 
-/// A word by which this program is started as something else than a test: the number of a system call and a command follow.
+/// A word by which this program is started as something else than a test: the number of a system
+/// call and a command follow.
 const WITHOUT: &str = "--without";
 
 fn main() -> ExitCode {
@@ -106,7 +107,9 @@ fn what_denies_a_call() -> Result<()> {
     let this = std::env::current_exe()?;
     let this = this.to_str().context("a path")?;
     let denied = |call: i64, arguments: &str| {
-        Ok::<_, anyhow::Error>(wrapped(&lab, &[this, WITHOUT, &call.to_string()], arguments).output()?)
+        Ok::<_, anyhow::Error>(
+            wrapped(&lab, &[this, WITHOUT, &call.to_string()], arguments).output()?,
+        )
     };
     for (call, flags, parts) in [
         (libc::SYS_bpf, "", ["loading the XDP program is denied", "CAP_BPF"]),
@@ -129,8 +132,9 @@ fn in_a_user_namespace() -> Result<()> {
     let lab = TestLab::up()?;
     let script = "ip link set lo up && exec \"$0\" \"$@\"";
     let rootless = ["unshare", "--user", "--map-root-user", "--net", "sh", "-c", script];
-    let flags =
-        format!("serve --interface lo --prefix {PREFIX} --addresses 20 --engine afxdp --attach generic");
+    let flags = format!(
+        "serve --interface lo --prefix {PREFIX} --addresses 20 --engine afxdp --attach generic"
+    );
     let words = refused(wrapped(&lab, &rootless, &flags).output()?)?;
     has(&words, &["loading the XDP program is denied", "user namespace"])?;
     ensure!(!words.contains("run as root"), "{words}");
@@ -221,18 +225,25 @@ fn without_ipv6() -> Result<()> {
         "live-map",
         "none",
     ] {
-        let flags = format!("serve --interface server0 --prefix 2001:db8:9::/64 --addresses 5 --bind {bind}");
-        has(&refused(sixhop(&lab, Side::Server, &flags).output()?)?, &["IPv6 is disabled on server0", cure])
-            .context(bind)?;
+        let flags = format!(
+            "serve --interface server0 --prefix 2001:db8:9::/64 --addresses 5 --bind {bind}"
+        );
+        has(
+            &refused(sixhop(&lab, Side::Server, &flags).output()?)?,
+            &["IPv6 is disabled on server0", cure],
+        )
+        .context(bind)?;
     }
-    let load = format!("load --interface server0 --prefix {PREFIX} --addresses 5 --rate 10 --requests 10");
+    let load =
+        format!("load --interface server0 --prefix {PREFIX} --addresses 5 --rate 10 --requests 10");
     has(&refused(sixhop(&lab, Side::Server, &load).output()?)?, &[cure])?;
     let probed = probe(sixhop(&lab, Side::Server, "probe server0 --try --json").output()?)?;
     has(&obstacle(&probed, "ipv6")?, &[cure])?;
     disable(0)?;
 
     let script = "mount -t tmpfs none /proc/sys/net/ipv6 && exec \"$0\" \"$@\"";
-    let none = wrapped(&lab, &["unshare", "--mount", "sh", "-c", script], &serve("--engine socket"));
+    let none =
+        wrapped(&lab, &["unshare", "--mount", "sh", "-c", script], &serve("--engine socket"));
     has(&refused({ none }.output()?)?, &["this kernel has no IPv6", "ipv6.disable=1"])?;
 
     ip(&format!("-n {namespace} link set server0 mtu 1000"))?;
@@ -244,16 +255,27 @@ fn other_names() -> Result<()> {
     let lab = TestLab::up()?;
     let names = ["short0", "a-name-that-is-much-longer-than-others"];
     for name in names {
-        ip(&format!("-n {} link property add dev server0 altname {name}", lab.namespace(Side::Server)))?;
-        ip(&format!("-n {} link property add dev client0 altname {name}", lab.namespace(Side::Client)))?;
-        for engine in
-            ["afxdp", "reflect --bind live-map", "socket --bind netlink-down", "raw --bind ifconfig"]
-        {
+        ip(&format!(
+            "-n {} link property add dev server0 altname {name}",
+            lab.namespace(Side::Server)
+        ))?;
+        ip(&format!(
+            "-n {} link property add dev client0 altname {name}",
+            lab.namespace(Side::Client)
+        ))?;
+        for engine in [
+            "afxdp",
+            "reflect --bind live-map",
+            "socket --bind netlink-down",
+            "raw --bind ifconfig",
+        ] {
             let flags = format!("--prefix {PREFIX} --addresses 20 --engine {engine}");
-            let server = Server::start_on(&lab, name, &flags).with_context(|| format!("{name} {engine}"))?;
+            let server =
+                Server::start_on(&lab, name, &flags).with_context(|| format!("{name} {engine}"))?;
             ensure!(server.ready["interface"] == "server0", "{}", server.ready);
             let load = format!(
-                "load --interface {name} --prefix {PREFIX} --addresses 20 --json --rate 200 --requests 20"
+                "load --interface {name} --prefix {PREFIX} --addresses 20 --json --rate 200 \
+                 --requests 20"
             );
             let output = sixhop(&lab, Side::Client, &load).output()?;
             ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
@@ -261,7 +283,9 @@ fn other_names() -> Result<()> {
             ensure!(result["complete"] == 20, "{result}");
             server.stop().with_context(|| format!("{name} {engine}"))?;
         }
-        let bind = format!("bind --interface {name} --prefix {PREFIX} --addresses 5 --method netlink --json");
+        let bind = format!(
+            "bind --interface {name} --prefix {PREFIX} --addresses 5 --method netlink --json"
+        );
         let output = sixhop(&lab, Side::Server, &bind).output()?;
         ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         let probe = probe(sixhop(&lab, Side::Server, &format!("probe {name} --json")).output()?)?;
@@ -282,13 +306,15 @@ fn too_many() -> Result<()> {
         (1 << 50, "--engine socket", ["MiB of memory", "use fewer"]),
         (1 << 62, "--engine raw --bind netlink-batch", ["MiB of memory", "use fewer"]),
     ] {
-        let flags =
-            format!("serve --interface server0 --prefix {PREFIX} --addresses {addresses} {flags} --json");
+        let flags = format!(
+            "serve --interface server0 --prefix {PREFIX} --addresses {addresses} {flags} --json"
+        );
         has(&refused(sixhop(&lab, Side::Server, &flags).output()?)?, &parts)?;
     }
     // A list of clients that this machine has no memory for.
     let info = fs::read_to_string("/proc/meminfo")?;
-    let total = info.lines().find_map(|line| line.strip_prefix("MemTotal:")?.trim().strip_suffix(" kB"));
+    let total =
+        info.lines().find_map(|line| line.strip_prefix("MemTotal:")?.trim().strip_suffix(" kB"));
     if total.context("MemTotal")?.trim().parse::<u64>()? < 32 << 20 {
         let secret = std::env::temp_dir().join(format!("sixhop-causes-{}", std::process::id()));
         fs::write(&secret, [7; 32])?;
@@ -308,7 +334,8 @@ fn a_prefix_beyond_unicast() -> Result<()> {
     let lab = TestLab::up()?;
     for prefix in ["::/0", "8000::/1", "::ffff:0:0/96", "fc00::/6"] {
         for bind in ["live-map", "netlink"] {
-            let flags = format!("serve --interface server0 --prefix {prefix} --addresses 5 --bind {bind}");
+            let flags =
+                format!("serve --interface server0 --prefix {prefix} --addresses 5 --bind {bind}");
             let output = sixhop(&lab, Side::Server, &flags).output()?;
             let words = String::from_utf8(output.stderr)?;
             ensure!(output.status.code() == Some(2) && words.lines().count() == 1, "{words}");
@@ -335,17 +362,24 @@ fn a_prefix_with_routes() -> Result<()> {
             ("live-map", "2001:db8:5::/96", "2001:db8:5::/64"),
             ("anyip", "2001:db8:4::/47", "2001:db8:5::/64"),
         ] {
-            let flags = format!("serve --interface server0 --prefix {prefix} --addresses 5 --bind {bind}");
+            let flags =
+                format!("serve --interface server0 --prefix {prefix} --addresses 5 --bind {bind}");
             let words = refused(sixhop(&lab, Side::Server, &flags).output()?)?;
             has(&words, &[route, "through other0", "--take-prefix"])?;
-            let flags = format!("bind --interface server0 --prefix {prefix} --addresses 5 --method {bind}");
-            has(&refused(sixhop(&lab, Side::Server, &flags).output()?)?, &[route, "--take-prefix"])?;
+            let flags =
+                format!("bind --interface server0 --prefix {prefix} --addresses 5 --method {bind}");
+            has(
+                &refused(sixhop(&lab, Side::Server, &flags).output()?)?,
+                &[route, "--take-prefix"],
+            )?;
             let flags = format!("--prefix {prefix} --addresses 5 --bind {bind} --take-prefix");
             Server::start_with(&lab, &flags)?.stop()?;
         }
-        // Methods that take only their addresses, and a prefix that nothing else is in, need no consent.
+        // Methods that take only their addresses, and a prefix that nothing else is in, need no
+        // consent.
         Server::start_with(&lab, "--prefix 2001:db8::/32 --addresses 5 --bind netlink")?.stop()?;
-        Server::start_with(&lab, "--prefix 2001:db8:9::/48 --addresses 5 --bind live-map")?.stop()?;
+        Server::start_with(&lab, "--prefix 2001:db8:9::/48 --addresses 5 --bind live-map")?
+            .stop()?;
         Server::start(&lab, "--addresses 5 --bind live-map")?.stop()?;
         Ok(())
     };

@@ -1,5 +1,5 @@
-//! What others change of the interface while a server runs: it takes that over and says so, or ends with one line that says what
-//! changed.
+//! What others change of the interface while a server runs: it takes that over and says so, or ends
+//! with one line that says what changed.
 
 mod common;
 
@@ -55,7 +55,8 @@ fn sysctl(lab: &TestLab, setting: &str) -> Result<()> {
 fn says(server: &mut Server, words: &str) -> Result<()> {
     server
         .wait_for(|event| {
-            event["event"] == "notice" && event["text"].as_str().is_some_and(|text| text.contains(words))
+            event["event"] == "notice"
+                && event["text"].as_str().is_some_and(|text| text.contains(words))
         })
         .with_context(|| format!("not said: {words}"))
 }
@@ -80,8 +81,10 @@ fn answers(lab: &TestLab, address: Ipv6Addr, limit: Duration) -> Result<bool> {
         socket.set_read_timeout(Some(Duration::from_millis(100)))?;
         let give_up = Instant::now() + limit;
         while Instant::now() < give_up {
-            let _ =
-                socket.send_to(b"a request of a test that waits..", SocketAddrV6::new(address, PORT, 0, 0));
+            let _ = socket.send_to(
+                b"a request of a test that waits..",
+                SocketAddrV6::new(address, PORT, 0, 0),
+            );
             if socket.recv_from(&mut [0; 100]).is_ok() {
                 return Ok(true);
             }
@@ -171,11 +174,15 @@ fn addresses_removed() -> Result<()> {
 fn moving_addresses_removed() -> Result<()> {
     for flags in ["--engine afxdp --bind netlink-batch", "--engine socket-gso --bind netlink"] {
         let lab = TestLab::up()?;
-        let secret =
-            std::env::temp_dir().join(format!("sixhop-changes-{}-{}", std::process::id(), lab.name()));
+        let secret = std::env::temp_dir().join(format!(
+            "sixhop-changes-{}-{}",
+            std::process::id(),
+            lab.name()
+        ));
         std::fs::write(&secret, [7; 32])?;
         std::fs::set_permissions(&secret, std::os::unix::fs::PermissionsExt::from_mode(0o600))?;
-        let moving = format!("--schedule mt6d --clients 10 --rotate 2s --secret {}", secret.display());
+        let moving =
+            format!("--schedule mt6d --clients 10 --rotate 2s --secret {}", secret.display());
         let server = start(&lab, &format!("{moving} {flags}"));
         std::fs::remove_file(&secret)?;
         let mut server = server?;
@@ -207,7 +214,9 @@ fn ipv6_off_and_on() -> Result<()> {
         ("net.ipv6.conf.all.disable_ipv6=1", "net.ipv6.conf.all.disable_ipv6=0"),
         ("mtu 1000", "mtu 1500"),
     ] {
-        for flags in ["--bind netlink", "--engine socket-gso --bind netlink-batch", "--bind live-map"] {
+        for flags in
+            ["--bind netlink", "--engine socket-gso --bind netlink-batch", "--bind live-map"]
+        {
             let lab = TestLab::up()?;
             let set = |what: &str| match what.strip_prefix("mtu") {
                 Some(_) => in_server(&lab, &format!("link set server0 {what}")),
@@ -220,7 +229,8 @@ fn ipv6_off_and_on() -> Result<()> {
             set(on)?;
             says(&mut server, "the kernel does IPv6 on server0 again").with_context(what)?;
             if !flags.contains("live-map") {
-                says(&mut server, "20 of the 20 addresses of server0 had gone").with_context(what)?;
+                says(&mut server, "20 of the 20 addresses of server0 had gone")
+                    .with_context(what)?;
                 wait_for_addresses(&lab, &pool(20)?.iter().collect(), true)?;
             }
             in_server(&lab, "address add 2001:db8:1::2/64 dev server0 nodad")?;
@@ -233,11 +243,13 @@ fn ipv6_off_and_on() -> Result<()> {
 
 fn local_route_removed() -> Result<()> {
     let lab = TestLab::up()?;
-    let mut server = Server::start_with(&lab, "--prefix 2001:db8:7::/64 --addresses 20 --bind anyip")?;
+    let mut server =
+        Server::start_with(&lab, "--prefix 2001:db8:7::/64 --addresses 20 --bind anyip")?;
     in_server(&lab, "-6 route del local 2001:db8:7::/64 dev lo table local")?;
     says(&mut server, "20 of the 20 addresses of server0 had gone")?;
     let show = format!("-n {} -6 route show table local proto 102", lab.namespace(Side::Server));
-    let routes = || Ok::<_, anyhow::Error>(Command::new("ip").args(show.split(' ')).output()?.stdout);
+    let routes =
+        || Ok::<_, anyhow::Error>(Command::new("ip").args(show.split(' ')).output()?.stdout);
     ensure!(!routes()?.is_empty(), "the route is not there again");
     server.stop()?;
     ensure!(routes()?.is_empty(), "the route stays");
@@ -279,7 +291,8 @@ fn another_name() -> Result<()> {
     server.stop()?;
     let show = "cat /sys/class/net/lan0/gro_flush_timeout";
     let namespace = lab.namespace(Side::Server);
-    let shown = Command::new("ip").args(["netns", "exec", &namespace]).args(show.split(' ')).output()?;
+    let shown =
+        Command::new("ip").args(["netns", "exec", &namespace]).args(show.split(' ')).output()?;
     in_server(&lab, "link set lan0 name server0")?;
     ensure!(shown.stdout == b"0\n", "{shown:?}");
     Ok(())
@@ -392,7 +405,8 @@ fn bridged() -> Result<()> {
         let put_under = || {
             in_server(&lab, "link set server0 master br0")?;
             if ends {
-                return ends_with(server, "server0 was put under br0").with_context(|| flags.to_owned());
+                return ends_with(server, "server0 was put under br0")
+                    .with_context(|| flags.to_owned());
             }
             says(&mut server, "server0 was put under br0")?;
             is_answered(&lab, pool(5)?.address(1)).with_context(|| flags.to_owned())?;

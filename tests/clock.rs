@@ -1,5 +1,6 @@
-//! The time of day jumps while addresses move by it: forward, back, and while the server has no processor. The server's clock is
-//! moved by libfaketime, which the sandbox would not let read its file; tests/vm.rs sets a guest's clock, with the sandbox on.
+//! The time of day jumps while addresses move by it: forward, back, and while the server has no
+//! processor. The server's clock is moved by libfaketime, which the sandbox would not let read its
+//! file; tests/vm.rs sets a guest's clock, with the sandbox on.
 
 mod common;
 
@@ -29,7 +30,9 @@ fn main() -> ExitCode {
         None => Trial::test(name, || Ok(())).with_ignored_flag(true).with_kind("no libfaketime"),
     };
     common::main(vec![
-        with_library("live_map_follows_a_clock_that_is_set", |library| follows(library, "afxdp", "live-map")),
+        with_library("live_map_follows_a_clock_that_is_set", |library| {
+            follows(library, "afxdp", "live-map")
+        }),
         with_library("reflect_follows_a_clock_that_is_set", |library| {
             follows(library, "reflect", "live-map")
         }),
@@ -47,7 +50,10 @@ fn main() -> ExitCode {
 fn library() -> Option<PathBuf> {
     let name = Path::new("faketime/libfaketimeMT.so.1");
     let places = fs::read_dir("/usr/lib").ok()?.flatten().map(|entry| entry.path());
-    places.chain([PathBuf::from("/usr/lib64")]).map(|place| place.join(name)).find(|file| file.exists())
+    places
+        .chain([PathBuf::from("/usr/lib64")])
+        .map(|place| place.join(name))
+        .find(|file| file.exists())
 }
 
 /// A secret, and how far a server's clock is off.
@@ -78,14 +84,18 @@ impl Files {
     }
 
     fn flags(&self, period: u64) -> String {
-        format!("--schedule mt6d --clients {CLIENTS} --rotate {period}s --secret {}", self.secret().display())
+        format!(
+            "--schedule mt6d --clients {CLIENTS} --rotate {period}s --secret {}",
+            self.secret().display()
+        )
     }
 }
 
 /// What a load on the addresses of a clock that is so many seconds ahead comes to.
 fn load(lab: &TestLab, flags: &str, offset: i64) -> Result<Value> {
     let flags = format!(
-        "load --interface client0 --prefix {PREFIX} {flags} --rate 500 --requests {CLIENTS} --clock-offset {offset} --json"
+        "load --interface client0 --prefix {PREFIX} {flags} --rate 500 --requests {CLIENTS} \
+         --clock-offset {offset} --json"
     );
     let output = sixhop(lab, Side::Client, &flags).output()?;
     wait_for_no_program(lab, Side::Client)?;
@@ -93,23 +103,26 @@ fn load(lab: &TestLab, flags: &str, offset: i64) -> Result<Value> {
         .with_context(|| String::from_utf8_lossy(&output.stderr).into_owned())
 }
 
-/// The clock is set back and ahead, by as many steps as a table has parts as well: the addresses of its step are live at once, those
-/// of the step that it was are silent, and one line says why.
+/// The clock is set back and ahead, by as many steps as a table has parts as well: the addresses of
+/// its step are live at once, those of the step that it was are silent, and one line says why.
 fn follows(library: &Path, engine: &str, bind: &str) -> Result<()> {
     const PERIOD: u64 = 4;
     let lab = TestLab::up()?;
     let files = Files::new()?;
     let flags = files.flags(PERIOD);
     let serve = format!(
-        "serve --interface server0 --prefix {PREFIX} {flags} --engine {engine} --bind {bind} --no-sandbox --json"
+        "serve --interface server0 --prefix {PREFIX} {flags} --engine {engine} --bind {bind} \
+         --no-sandbox --json"
     );
     let mut command = sixhop(&lab, Side::Server, &serve);
     command.env("LD_PRELOAD", library).env("FAKETIME_TIMESTAMP_FILE", files.offset()).envs(
-        ["NO_CACHE", "DONT_FAKE_MONOTONIC", "DISABLE_SHM"].map(|name| (format!("FAKETIME_{name}"), "1")),
+        ["NO_CACHE", "DONT_FAKE_MONOTONIC", "DISABLE_SHM"]
+            .map(|name| (format!("FAKETIME_{name}"), "1")),
     );
     let mut server = Server::of(command)?;
     let first = server.ready["step"].as_u64().context("a step")?;
-    server.wait_for(|event| event["event"] == "rotation" && event["step"].as_u64() > Some(first))?;
+    server
+        .wait_for(|event| event["event"] == "rotation" && event["step"].as_u64() > Some(first))?;
     let mut was = 0;
     for offset in [-120, -104, 16 * 60] {
         files.set(offset)?;
@@ -117,7 +130,9 @@ fn follows(library: &Path, engine: &str, bind: &str) -> Result<()> {
         let words = format!("this machine's clock was set {way} by {}.000 s", offset.abs_diff(was));
         server.wait_for(|event| {
             let text = event["text"].as_str().unwrap_or_default();
-            event["event"] == "notice" && text.starts_with(&words) && text.contains("made live at once")
+            event["event"] == "notice"
+                && text.starts_with(&words)
+                && text.contains("made live at once")
         })?;
         // The kernel takes its time for each address.
         server.wait_for(|event| event["event"] == "rotation")?;

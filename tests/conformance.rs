@@ -1,7 +1,8 @@
-//! Every engine, the same requests in, the same replies out: whole frames, as they are on the link, are sent to a server of each, and
-//! what comes back is held against what `wire` makes of them.
+//! Every engine, the same requests in, the same replies out: whole frames, as they are on the link,
+//! are sent to a server of each, and what comes back is held against what `wire` makes of them.
 //!
-//! Engines that answer by the kernel's stack differ from the others in two fields only, which are masked: hop limit and flow label.
+//! Engines that answer by the kernel's stack differ from the others in two fields only, which are
+//! masked: hop limit and flow label.
 
 mod common;
 
@@ -35,7 +36,9 @@ fn main() -> ExitCode {
         .filter(|engine| EngineKind::from_str(engine, false).is_ok_and(EngineKind::steers));
     let ways = steering.flat_map(|engine| {
         [("live_map", "--bind live-map"), ("generic", "--bind netlink-down --attach generic")].map(
-            |(way, flags)| trial(&format!("{engine}_conforms_in_{way}"), move || conforms(engine, flags)),
+            |(way, flags)| {
+                trial(&format!("{engine}_conforms_in_{way}"), move || conforms(engine, flags))
+            },
         )
     });
     common::main(engines.into_iter().chain(ways).collect())
@@ -51,7 +54,13 @@ struct Ends {
 }
 
 impl Ends {
-    fn request(&self, source: Ipv6Addr, destination: Ipv6Addr, ports: (u16, u16), payload: &[u8]) -> Vec<u8> {
+    fn request(
+        &self,
+        source: Ipv6Addr,
+        destination: Ipv6Addr,
+        ports: (u16, u16),
+        payload: &[u8],
+    ) -> Vec<u8> {
         let mut frame = Vec::new();
         PacketBuilder::ethernet2(self.client_mac, self.server_mac)
             .ipv6(source.octets(), destination.octets(), 33)
@@ -65,12 +74,14 @@ impl Ends {
     /// Requests that are answered, from those addresses of the client.
     fn right(&self, clients: &[Ipv6Addr]) -> Vec<Vec<u8>> {
         let mut frames = Vec::new();
-        for (index, size) in [0, 1, 2, 7, 8, 15, 16, 17, 31, 32, 33, 63, 64, 511, 1000, 1451, MAX_PAYLOAD]
-            .into_iter()
-            .enumerate()
+        for (index, size) in
+            [0, 1, 2, 7, 8, 15, 16, 17, 31, 32, 33, 63, 64, 511, 1000, 1451, MAX_PAYLOAD]
+                .into_iter()
+                .enumerate()
         {
             let payload: Vec<_> = (0..size).map(|byte| (byte * 251 + size) as u8).collect();
-            let (client, destination) = (clients[index % clients.len()], self.pool.address(index as u64));
+            let (client, destination) =
+                (clients[index % clients.len()], self.pool.address(index as u64));
             frames.push(self.request(client, destination, (40_000 + index as u16, PORT), &payload));
         }
         let plain = |port| self.request(clients[0], self.pool.address(3), (port, PORT), &[7; 32]);
@@ -81,7 +92,8 @@ impl Ends {
         zero[62..64].copy_from_slice(&[high, low]);
         zero[60..62].fill(0xff);
         frames.push(zero);
-        // Padding of a short frame, and bytes between the end of the datagram and that of the packet.
+        // Padding of a short frame, and bytes between the end of the datagram and that of the
+        // packet.
         let mut padded = self.request(clients[0], self.pool.address(5), (50_001, PORT), &[1; 3]);
         padded.resize(90, 0xee);
         frames.push(padded.clone());
@@ -90,7 +102,8 @@ impl Ends {
         frames
     }
 
-    /// Requests that are not, by reason. The reasons are those of the engines that see whole frames: the others never see some.
+    /// Requests that are not, by reason. The reasons are those of the engines that see whole
+    /// frames: the others never see some.
     fn wrong(&self, client: Ipv6Addr) -> Result<Vec<(Refusal, Vec<u8>)>> {
         let (live, own) = (self.pool.address(7), Side::Server.address());
         let right = self.request(client, live, (50_000, PORT), &[7; 32]);
@@ -123,7 +136,10 @@ impl Ends {
             (Refusal::SourceOwn, from(own)),
             (Refusal::SourceServicePort, port(PORT)),
             (Refusal::SourcePortZero, port(0)),
-            (Refusal::DestinationNotOurs, self.request(client, self.not_live, (50_000, PORT), &[7; 32])),
+            (
+                Refusal::DestinationNotOurs,
+                self.request(client, self.not_live, (50_000, PORT), &[7; 32]),
+            ),
             (Refusal::DestinationNotOurs, self.request(client, own, (50_000, PORT), &[7; 32])),
         ])
     }
@@ -150,7 +166,10 @@ fn conforms(engine: &str, flags: &str) -> Result<()> {
     let _polling = have_client_poll(&lab)?;
     let clients = [Side::Client.address(), "2001:db8:1::a".parse()?, "2001:db8:1::b".parse()?];
     for client in &clients[1..] {
-        ip(&format!("-n {} address add {client}/64 dev client0 nodad", lab.namespace(Side::Client)))?;
+        ip(&format!(
+            "-n {} address add {client}/64 dev client0 nodad",
+            lab.namespace(Side::Client)
+        ))?;
     }
     let ends = Ends {
         client_mac: link(&lab, Side::Client)?.mac,
@@ -162,11 +181,16 @@ fn conforms(engine: &str, flags: &str) -> Result<()> {
     let right = ends.right(&clients);
     let wrong = ends.wrong(clients[0])?;
     for (refusal, frame) in &wrong {
-        ensure!(handler.answer(&mut frame.clone()) == Err(*refusal), "not {}: {frame:x?}", refusal.name());
+        ensure!(
+            handler.answer(&mut frame.clone()) == Err(*refusal),
+            "not {}: {frame:x?}",
+            refusal.name()
+        );
     }
 
     // One processor: a single worker, which takes requests in the order of the link.
-    let flags = format!("--addresses {ADDRESSES} --engine {engine} --replies {REPLIES} --cores 0 {flags}");
+    let flags =
+        format!("--addresses {ADDRESSES} --engine {engine} --replies {REPLIES} --cores 0 {flags}");
     let server = Server::start(&lab, &flags)?;
     let index = link(&lab, Side::Client)?.index;
     let capture = lab.run_in(Side::Client, || PacketSocket::on(index))?;
@@ -183,7 +207,8 @@ fn conforms(engine: &str, flags: &str) -> Result<()> {
         reply.truncate(length);
         expected.extend(vec![masked(reply); REPLIES]);
         while replies.len() < expected.len() {
-            replies.extend(capture.receive()?.into_iter().filter(|frame| is_reply(frame)).map(masked));
+            replies
+                .extend(capture.receive()?.into_iter().filter(|frame| is_reply(frame)).map(masked));
         }
     }
     let totals = server.stop()?;
@@ -205,7 +230,10 @@ fn conforms(engine: &str, flags: &str) -> Result<()> {
         for (refusal, _) in steered {
             *refused.entry(refusal.name()).or_insert(0) += 1;
         }
-        ensure!(totals["refused"] == serde_json::json!(refused), "{refused:?} were to be refused: {totals}");
+        ensure!(
+            totals["refused"] == serde_json::json!(refused),
+            "{refused:?} were to be refused: {totals}"
+        );
     }
     Ok(())
 }

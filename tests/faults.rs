@@ -1,5 +1,5 @@
-//! What goes wrong on a machine, done to a server under load: afterwards it serves again, or has ended with one clear line, and
-//! nothing is left behind.
+//! What goes wrong on a machine, done to a server under load: afterwards it serves again, or has
+//! ended with one clear line, and nothing is left behind.
 //!
 //! | test | what happens |
 //! |---|---|
@@ -27,7 +27,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, ensure};
 use common::server::{PATIENCE, PREFIX, SIXHOP, Server, sixhop};
-use common::{TestLab, addresses, fails_with, have_client_poll, ip, link, trial, wait_for_no_program};
+use common::{
+    TestLab, addresses, fails_with, have_client_poll, ip, link, trial, wait_for_no_program,
+};
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::signal::{Signal, kill};
@@ -70,7 +72,8 @@ struct Load {
 }
 
 impl Load {
-    /// The client knows where the addresses are, so nothing waits for neighbour discovery. `polls`: nobody else does it.
+    /// The client knows where the addresses are, so nothing waits for neighbour discovery. `polls`:
+    /// nobody else does it.
     fn start(lab: &TestLab, polls: bool) -> Result<Self> {
         let polling = polls.then(|| have_client_poll(lab)).transpose()?;
         let mac = link(lab, Side::Server)?.mac;
@@ -142,11 +145,17 @@ fn nothing_is_left(lab: &TestLab) -> Result<Duration> {
     let started = Instant::now();
     let pool = pool()?;
     loop {
-        let own: Vec<_> = addresses(lab)?.into_iter().filter(|address| pool.contains(*address)).collect();
+        let own: Vec<_> =
+            addresses(lab)?.into_iter().filter(|address| pool.contains(*address)).collect();
         let routes = routes(lab)?;
         let server = link(lab, Side::Server)?;
         let notes = notes(lab)?;
-        if own.is_empty() && routes.is_empty() && server.xdp.is_none() && server.up && notes.is_empty() {
+        if own.is_empty()
+            && routes.is_empty()
+            && server.xdp.is_none()
+            && server.up
+            && notes.is_empty()
+        {
             return Ok(started.elapsed());
         }
         ensure!(
@@ -205,9 +214,15 @@ fn link_down_and_up() -> Result<()> {
             }
             let bound = up.elapsed();
             load.wait_for_replies().with_context(|| flags.to_owned())?;
-            println!("{flags}: addresses are back after {bound:.2?}, replies after {:.2?}", up.elapsed());
+            println!(
+                "{flags}: addresses are back after {bound:.2?}, replies after {:.2?}",
+                up.elapsed()
+            );
             // A second on a machine that does nothing else.
-            ensure!(bound < Duration::from_secs(5), "{flags}: the addresses came back after {bound:?}");
+            ensure!(
+                bound < Duration::from_secs(5),
+                "{flags}: the addresses came back after {bound:?}"
+            );
         }
         drop(load);
         server.stop()?;
@@ -246,7 +261,8 @@ fn client_stops_reading() -> Result<()> {
     let stopped = server
         .wait_for(|stats| stats["answered"].as_u64() > Some(1000))
         .and_then(|()| Ok(kill(Pid::from_raw(client.id() as i32), Signal::SIGSTOP)?));
-    // Its program steers what it asked for into rings that nobody empties; what others asked for it passes on.
+    // Its program steers what it asked for into rings that nobody empties; what others asked for it
+    // passes on.
     let goes_on = stopped.and_then(|()| {
         let load = Load::start(&lab, false)?;
         load.wait_for_replies()
@@ -265,7 +281,8 @@ fn flood(lab: &TestLab, requests: u64) -> Result<()> {
     let pool = pool()?;
     lab.run_in(Side::Client, || {
         let client = netlink::link(Side::Client.interface())?;
-        pool.iter().try_for_each(|address| netlink::set_neighbour(client.index, address, Some(mac)))?;
+        pool.iter()
+            .try_for_each(|address| netlink::set_neighbour(client.index, address, Some(mac)))?;
         let socket = UdpSocket::bind(SocketAddrV6::new(Side::Client.address(), 0, 0, 0))?;
         for address in (0..requests).map(|index| pool.address(index % ADDRESSES)) {
             socket.send_to(&[7; 32], SocketAddrV6::new(address, PORT, 0, 0))?;
@@ -297,7 +314,8 @@ fn server_stands_still() -> Result<()> {
     Ok(())
 }
 
-/// The paper's server sends ten datagrams for each that it receives, so its queue fills up, and then its socket.
+/// The paper's server sends ten datagrams for each that it receives, so its queue fills up, and
+/// then its socket.
 fn message_queue_full() -> Result<()> {
     const REQUESTS: u64 = 40_000;
     let lab = TestLab::up()?;
@@ -323,16 +341,25 @@ fn second_server() -> Result<()> {
     let lab = TestLab::up()?;
     for (bind, second, words) in [
         ("--bind netlink", "--bind none", "another XDP program"),
-        ("--bind netlink", "--engine socket-gso --seed 2 --bind netlink", "another sixhop binds addresses"),
+        (
+            "--bind netlink",
+            "--engine socket-gso --seed 2 --bind netlink",
+            "another sixhop binds addresses",
+        ),
     ] {
         let first = start(&lab, bind)?;
         let load = Load::start(&lab, false)?;
         load.wait_for_replies()?;
         let before = addresses(&lab)?;
-        let flags = format!("serve --interface server0 --prefix {PREFIX} --addresses {ADDRESSES} {second}");
+        let flags =
+            format!("serve --interface server0 --prefix {PREFIX} --addresses {ADDRESSES} {second}");
         let output = sixhop(&lab, Side::Server, &flags).output()?;
         let said = String::from_utf8(output.stderr)?;
-        ensure!(output.status.code() == Some(1) && said.contains(words), "{}: {said}", output.status);
+        ensure!(
+            output.status.code() == Some(1) && said.contains(words),
+            "{}: {said}",
+            output.status
+        );
         ensure!(addresses(&lab)? == before, "it took addresses of the first");
         load.wait_for_replies()?;
         drop(load);
@@ -390,7 +417,8 @@ fn descriptors_run_out() -> Result<()> {
     let mut refused = 0;
     for descriptors in (5..64).step_by(4) {
         let flags = format!(
-            "serve --interface server0 --prefix {PREFIX} --addresses {ADDRESSES} --bind netlink --stop-on-eof --json"
+            "serve --interface server0 --prefix {PREFIX} --addresses {ADDRESSES} --bind netlink \
+             --stop-on-eof --json"
         );
         let mut command = limited(&lab, descriptors, &flags);
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
@@ -412,7 +440,10 @@ fn descriptors_run_out() -> Result<()> {
             "with {descriptors} descriptors: {said}"
         );
     }
-    ensure!((1..14).contains(&refused), "{refused} were refused: nothing was tried, or it never starts");
+    ensure!(
+        (1..14).contains(&refused),
+        "{refused} were refused: nothing was tried, or it never starts"
+    );
     Ok(())
 }
 
@@ -421,7 +452,8 @@ fn descriptors_run_out_later() -> Result<()> {
     let mut server = start(&lab, "--bind netlink-down")?;
     let load = Load::start(&lab, true)?;
     let pid = server.child.id();
-    let limited = Command::new("prlimit").args(["--pid", &pid.to_string(), "--nofile=3:3"]).status()?;
+    let limited =
+        Command::new("prlimit").args(["--pid", &pid.to_string(), "--nofile=3:3"]).status()?;
     ensure!(limited.success(), "prlimit: {limited}");
     for _ in 0..20 {
         load.wait_for_replies()?;
@@ -441,9 +473,21 @@ fn with_small_disk<T: Send>(bytes: u64, with: impl FnOnce(&Path) -> Result<T> + 
         let inside = scope.spawn(|| {
             let directory = tempfile::tempdir()?;
             unshare(CloneFlags::CLONE_NEWNS)?;
-            mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>)?;
+            mount(
+                None::<&str>,
+                "/",
+                None::<&str>,
+                MsFlags::MS_REC | MsFlags::MS_PRIVATE,
+                None::<&str>,
+            )?;
             let size = format!("size={bytes}");
-            mount(Some("tmpfs"), directory.path(), Some("tmpfs"), MsFlags::empty(), Some(size.as_str()))?;
+            mount(
+                Some("tmpfs"),
+                directory.path(),
+                Some("tmpfs"),
+                MsFlags::empty(),
+                Some(size.as_str()),
+            )?;
             let result = with(directory.path());
             nix::mount::umount(directory.path())?;
             result
@@ -484,8 +528,8 @@ fn disk_full() -> Result<()> {
         fs::remove_file(directory.join("bind.jsonl"))?;
         let mut filling = fs::File::create(directory.join("filling"))?;
         while filling.write(&[0; 4096]).is_ok_and(|written| written > 0) {}
-        let profile =
-            "[bind]\nruns = 1\nbudget = 5\n[[bind.series]]\nmethods = ['live-map']\naddresses = [10]\n";
+        let profile = "[bind]\nruns = 1\nbudget = 5\n[[bind.series]]\nmethods = \
+            ['live-map']\naddresses = [10]\n";
         let file = tempfile::NamedTempFile::new()?;
         fs::write(file.path(), profile)?;
         let profile = file.path().to_string_lossy();
@@ -525,9 +569,13 @@ fn killed() -> Result<()> {
             "--engine socket --bind netlink-down --addresses 1000",
         ][turn as usize % 8];
         let addresses = if flags.contains("--addresses") { "" } else { "--addresses 50" };
-        let flags = format!("serve --interface server0 --prefix {PREFIX} --port {PORT} {addresses} {flags}");
-        let mut child =
-            sixhop(&lab, Side::Server, &flags).stdout(Stdio::piped()).stderr(Stdio::null()).spawn()?;
+        let flags = format!(
+            "serve --interface server0 --prefix {PREFIX} --port {PORT} {addresses} {flags}"
+        );
+        let mut child = sixhop(&lab, Side::Server, &flags)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()?;
         // Two of three while they serve, the others while they start.
         let mut output = BufReader::new(child.stdout.take().context("a pipe")?);
         let mut said = String::new();
@@ -540,20 +588,26 @@ fn killed() -> Result<()> {
         output.read_to_string(&mut said)?;
         child.wait()?;
         when_ready += u32::from(said.contains("ready"));
-        let took =
-            nothing_is_left(&lab).with_context(|| format!("killed with {flags}, having said {said:?}"))?;
+        let took = nothing_is_left(&lab)
+            .with_context(|| format!("killed with {flags}, having said {said:?}"))?;
         slowest = slowest.max(took);
-        let is_loaded = || libbpf_rs::query::ProgInfoIter::default().any(|info| Some(info.id) == program);
+        let is_loaded =
+            || libbpf_rs::query::ProgInfoIter::default().any(|info| Some(info.id) == program);
         let give_up = Instant::now() + PATIENCE;
         while program.is_some() && is_loaded() {
             ensure!(Instant::now() < give_up, "its program stays loaded, and so do its maps");
             thread::sleep(Duration::from_millis(2));
         }
     }
-    println!("{kills} killed, {when_ready} of them ready; nothing was left after {slowest:.2?} at most");
+    println!(
+        "{kills} killed, {when_ready} of them ready; nothing was left after {slowest:.2?} at most"
+    );
     // Whatever was done to it, the interface serves.
     wait_for_no_program(&lab, Side::Server)?;
-    ip(&format!("-n {} address replace 2001:db8:1::2/64 dev server0 nodad", lab.namespace(Side::Server)))?;
+    ip(&format!(
+        "-n {} address replace 2001:db8:1::2/64 dev server0 nodad",
+        lab.namespace(Side::Server)
+    ))?;
     let server = start(&lab, "--bind netlink")?;
     load.wait_for_replies()?;
     server.stop()?;

@@ -1,5 +1,5 @@
-//! What the kernel grants is no proof that packets arrive and leave: each server here either answers,
-//! or has refused and said why, or says that nothing leaves.
+//! What the kernel grants is no proof that packets arrive and leave: each server here either
+//! answers, or has refused and said why, or says that nothing leaves.
 //!
 //! | test | what was granted |
 //! |---|---|
@@ -34,7 +34,8 @@ fn main() -> ExitCode {
 /// Asks from a plain socket of the client.
 fn load(lab: &TestLab, interface: &str, flags: &str) -> Result<Value> {
     let load = format!(
-        "load --client socket --interface {interface} --rate 200 --requests {REQUESTS} --json {flags}"
+        "load --client socket --interface {interface} --rate 200 --requests {REQUESTS} --json \
+         {flags}"
     );
     let output = sixhop(lab, Side::Client, &load).output()?;
     // With status 1 where nothing was answered, which is a result here.
@@ -77,7 +78,8 @@ fn queue_without_a_way_out() -> Result<()> {
     let lab = TestLab::up()?;
     let _odd = Odd::add(&lab)?;
     // Where live-map answers, reflect has sockets too: they answer neighbour discovery.
-    for flags in ["--bind netlink", "--bind netlink --queues 1", "--bind live-map --engine reflect"] {
+    for flags in ["--bind netlink", "--bind netlink --queues 1", "--bind live-map --engine reflect"]
+    {
         let flags = format!("--prefix {} --addresses 20 {flags}", Odd::PREFIX);
         let started = Server::start_on(&lab, "odd0", &flags);
         fails_with(started, "replies of queue 1 of odd0 would not leave")?;
@@ -106,10 +108,11 @@ fn queue_left_out() -> Result<()> {
     ensure!(server.ready["notes"].to_string().contains("counted as no_ring"), "{}", server.ready);
     let result = load(&lab, "odd1", &format!("--prefix {} --addresses 20", Odd::PREFIX))?;
     let totals = server.stop()?;
-    // Those of queue 1 go to the socket behind the program, whose replies the kernel sends: no request counts twice.
+    // Those of queue 1 go to the socket behind the program, whose replies the kernel sends: no
+    // request counts twice.
     ensure!(totals["received"] == totals["answered"], "{totals}");
-    let by_others =
-        totals["received"].as_u64().unwrap_or(0) - totals["steering"]["steered"].as_u64().unwrap_or(0);
+    let by_others = totals["received"].as_u64().unwrap_or(0)
+        - totals["steering"]["steered"].as_u64().unwrap_or(0);
     ensure!(by_others > 0 && totals["steering"]["no_ring"] == by_others, "{totals}");
     ensure!(totals["answered"] == result["complete"], "{totals}, {result}");
     ensure!(totals["queues"][0]["answered"] == totals["steering"]["steered"], "{totals}");
@@ -134,11 +137,14 @@ fn bridge_port() -> Result<()> {
     with_bridge(&lab)?;
     let served = (|| {
         let allow = format!("--addresses 20 --allow {PREFIX}");
-        for flags in ["--bind netlink", "--bind netlink --engine raw", "--bind anyip", "--bind ioctl"] {
+        for flags in
+            ["--bind netlink", "--bind netlink --engine raw", "--bind anyip", "--bind ioctl"]
+        {
             let started = Server::start(&lab, &format!("{allow} {flags}"));
             fails_with(started, "serve on br0, or use --bind live-map")?;
         }
-        let hold = format!("bind --interface server0 --prefix {PREFIX} --addresses 5 --method netlink");
+        let hold =
+            format!("bind --interface server0 --prefix {PREFIX} --addresses 5 --method netlink");
         let output = sixhop(&lab, Side::Server, &hold).output()?;
         let words = String::from_utf8_lossy(&output.stderr).into_owned();
         ensure!(output.status.code() == Some(1) && words.contains("bind to br0"), "{words}");
@@ -174,7 +180,8 @@ fn bridge() -> Result<()> {
     served
 }
 
-/// A client with plain sockets: its end of the veth does not poll, and takes no frames from programs.
+/// A client with plain sockets: its end of the veth does not poll, and takes no frames from
+/// programs.
 fn nothing_leaves() -> Result<()> {
     let lab = TestLab::up()?;
     let mut server = Server::start(&lab, "--addresses 20 --bind netlink --engine reflect")?;
@@ -182,7 +189,8 @@ fn nothing_leaves() -> Result<()> {
     let result = load(&lab, "client0", &format!("--prefix {PREFIX} --addresses 20"))?;
     ensure!(result["answered"] == 0, "its end polls: {result}");
     server.wait_for(|event| {
-        event["event"] == "notice" && event["text"].as_str().is_some_and(|text| text.contains("gro on"))
+        event["event"] == "notice"
+            && event["text"].as_str().is_some_and(|text| text.contains("gro on"))
     })?;
     let totals = server.stop()?;
     let answered = totals["answered"].as_u64().context("a count")?;

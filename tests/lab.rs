@@ -1,4 +1,5 @@
-//! The lab and the routing socket against a real kernel, in namespaces of their own. Needs root and `ip`.
+//! The lab and the routing socket against a real kernel, in namespaces of their own. Needs root and
+//! `ip`.
 
 mod common;
 
@@ -186,7 +187,9 @@ fn permanent_neighbour_stays() -> Result<()> {
     let lab = TestLab::up()?;
     let (nobody, mac): (Ipv6Addr, _) = ("2001:db8:1::bad".parse()?, [2, 0, 0, 0, 0, 7]);
     let client = lab.namespace(Side::Client);
-    ip(&format!("-n {client} neighbour add {nobody} lladdr 02:00:00:00:00:07 dev client0 nud permanent"))?;
+    ip(&format!(
+        "-n {client} neighbour add {nobody} lladdr 02:00:00:00:00:07 dev client0 nud permanent"
+    ))?;
     for _ in 0..2 {
         ensure!(resolve(&lab, nobody)? == mac);
     }
@@ -200,7 +203,9 @@ fn route_names_interface_and_source() -> Result<()> {
         Ok([Side::Server.address(), "2001:db8:2::1".parse()?].map(netlink::route))
     })?;
     let route = route?;
-    ensure!((route.interface, route.gateway, route.source) == (client, None, Side::Client.address()));
+    ensure!(
+        (route.interface, route.gateway, route.source) == (client, None, Side::Client.address())
+    );
     fails_with(beyond, "no route to 2001:db8:2::1")?;
     ip(&format!("-n {} route add 2001:db8:2::/64 via 2001:db8:1::2", lab.namespace(Side::Client)))?;
     let route = lab.run_in(Side::Client, || netlink::route("2001:db8:2::1".parse()?))?;
@@ -212,7 +217,8 @@ fn carrier_is_waited_for() -> Result<()> {
     let lab = TestLab::up()?;
     let [server, client] = [link(&lab, Side::Server)?, link(&lab, Side::Client)?];
     lab.run_in(Side::Server, || netlink::set_up(server.index, false))?;
-    let wait = |timeout| lab.run_in(Side::Client, move || netlink::wait_for_carrier("client0", timeout));
+    let wait =
+        |timeout| lab.run_in(Side::Client, move || netlink::wait_for_carrier("client0", timeout));
     fails_with(wait(Duration::from_millis(50)), "client0 has no carrier after 50ms")?;
     ensure!(!link(&lab, Side::Client)?.carrier && client.carrier);
     std::thread::scope(|scope| {

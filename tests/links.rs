@@ -1,5 +1,6 @@
-//! Links that are not a plain Ethernet cable: tunnels without an Ethernet header, the loopback interface, and a switch between that
-//! snoops MLD. A VRF takes a kernel that has them: tests/vm.rs.
+//! Links that are not a plain Ethernet cable: tunnels without an Ethernet header, the loopback
+//! interface, and a switch between that snoops MLD. A VRF takes a kernel that has them:
+//! tests/vm.rs.
 
 mod common;
 
@@ -55,10 +56,12 @@ impl Tun {
     fn up(lab: &TestLab) -> Result<Self> {
         const TUNSETIFF: libc::c_ulong = 0x4004_54ca; // linux/if_tun.h
         let tun = lab.run_in(Side::Server, || {
-            let file = File::options().read(true).write(true).open("/dev/net/tun").context("no TUN")?;
+            let file =
+                File::options().read(true).write(true).open("/dev/net/tun").context("no TUN")?;
             let mut request = [0u8; 40]; // struct ifreq
             request[..Self::NAME.len()].copy_from_slice(Self::NAME.as_bytes());
-            request[16..18].copy_from_slice(&((libc::IFF_TUN | libc::IFF_NO_PI) as u16).to_ne_bytes());
+            request[16..18]
+                .copy_from_slice(&((libc::IFF_TUN | libc::IFF_NO_PI) as u16).to_ne_bytes());
             // SAFETY: the request is a struct ifreq, valid for reads and writes.
             let made = unsafe { libc::ioctl(file.as_raw_fd(), TUNSETIFF, request.as_mut_ptr()) };
             ensure!(made == 0, std::io::Error::last_os_error());
@@ -68,7 +71,11 @@ impl Tun {
         // The lab's own has the prefix otherwise.
         ip(&format!("-n {namespace} address flush dev server0"))?;
         ip(&format!("-n {namespace} link set {} up", Self::NAME))?;
-        ip(&format!("-n {namespace} address add {}/64 dev {} nodad", Side::Server.address(), Self::NAME))?;
+        ip(&format!(
+            "-n {namespace} address add {}/64 dev {} nodad",
+            Side::Server.address(),
+            Self::NAME
+        ))?;
         Ok(tun)
     }
 
@@ -83,7 +90,11 @@ impl Tun {
         let mut packet = [0; 2048];
         while Instant::now() < give_up {
             let limit = PollTimeout::try_from(Duration::from_millis(100))?;
-            if poll(&mut [PollFd::new(std::os::fd::AsFd::as_fd(&self.0), PollFlags::POLLIN)], limit)? == 0 {
+            if poll(
+                &mut [PollFd::new(std::os::fd::AsFd::as_fd(&self.0), PollFlags::POLLIN)],
+                limit,
+            )? == 0
+            {
                 continue;
             }
             let length = nix::unistd::read(&self.0, &mut packet)?;
@@ -103,11 +114,13 @@ impl Drop for Tun {
 }
 
 fn serve(lab: &TestLab, interface: &str, flags: &str) -> Result<Output> {
-    let flags = format!("serve --interface {interface} --prefix {PREFIX} --addresses {ADDRESSES} {flags}");
+    let flags =
+        format!("serve --interface {interface} --prefix {PREFIX} --addresses {ADDRESSES} {flags}");
     Ok(sixhop(lab, Side::Server, &flags).output()?)
 }
 
-/// It ends at once, with status 1 and one line that has these words; and what it would have changed is as before.
+/// It ends at once, with status 1 and one line that has these words; and what it would have changed
+/// is as before.
 fn refused(output: &Output, words: &[&str]) -> Result<()> {
     let said = String::from_utf8_lossy(&output.stderr);
     ensure!(output.status.code() == Some(1), "{}: {said}", output.status);
@@ -135,10 +148,17 @@ fn tun_is_refused() -> Result<()> {
 fn live_map_on_a_tun() -> Result<()> {
     let lab = TestLab::up()?;
     let _tun = Tun::up(&lab)?;
-    refused(&serve(&lab, Tun::NAME, "--bind live-map")?, &["no Ethernet frames", "--bind netlink"])?;
+    refused(
+        &serve(&lab, Tun::NAME, "--bind live-map")?,
+        &["no Ethernet frames", "--bind netlink"],
+    )?;
     let bind = format!("bind --interface tun0 --prefix {PREFIX} --addresses 5 --method live-map");
-    refused(&sixhop(&lab, Side::Server, &bind).output()?, &["no Ethernet frames", "--bind netlink"])?;
-    let rules = Command::new("ip").args(["-n", &lab.namespace(Side::Server), "-6", "rule"]).output()?;
+    refused(
+        &sixhop(&lab, Side::Server, &bind).output()?,
+        &["no Ethernet frames", "--bind netlink"],
+    )?;
+    let rules =
+        Command::new("ip").args(["-n", &lab.namespace(Side::Server), "-6", "rule"]).output()?;
     ensure!(!String::from_utf8_lossy(&rules.stdout).contains("tun0"));
     Ok(())
 }
@@ -147,7 +167,9 @@ fn live_map_on_a_tun() -> Result<()> {
 fn tunnel_is_refused() -> Result<()> {
     let lab = TestLab::up()?;
     let namespace = lab.namespace(Side::Server);
-    let add = format!("-n {namespace} link add tun6 type ip6tnl local 2001:db8:1::2 remote 2001:db8:1::1");
+    let add = format!(
+        "-n {namespace} link add tun6 type ip6tnl local 2001:db8:1::2 remote 2001:db8:1::1"
+    );
     if ip(&add).is_err() {
         return Ok(()); // a kernel without such tunnels
     }
@@ -192,7 +214,8 @@ fn probe_of_a_tun() -> Result<()> {
 fn load_on_a_tun() -> Result<()> {
     let lab = TestLab::up()?;
     let tun = Tun::up(&lab)?;
-    let load = format!("load --interface tun0 --prefix {PREFIX} --addresses 5 --rate 100 --requests 3");
+    let load =
+        format!("load --interface tun0 --prefix {PREFIX} --addresses 5 --rate 100 --requests 3");
     let output = sixhop(&lab, Side::Server, &load).output()?;
     refused(&output, &["tun0 carries no Ethernet frames", "--client socket"])?;
     // By a socket it asks, though there is no neighbour to be found.
@@ -203,13 +226,15 @@ fn load_on_a_tun() -> Result<()> {
     Ok(())
 }
 
-/// Its frames have an Ethernet header, of zeros, and none has a checksum: who looks at frames takes a request, and refuses it for that.
+/// Its frames have an Ethernet header, of zeros, and none has a checksum: who looks at frames takes
+/// a request, and refuses it for that.
 fn loopback() -> Result<()> {
     const PREFIX: &str = "2001:db8:7::/64";
     let lab = TestLab::up()?;
     ip(&format!("-n {} link set lo up", lab.namespace(Side::Server)))?;
     for engine in ["afxdp", "reflect", "raw", "packet-ring"] {
-        let flags = format!("--prefix {PREFIX} --addresses {ADDRESSES} --engine {engine} --allow ::/0");
+        let flags =
+            format!("--prefix {PREFIX} --addresses {ADDRESSES} --engine {engine} --allow ::/0");
         let mut server = Server::start_on(&lab, "lo", &flags)?;
         let asked = Pool::new(PREFIX.parse()?, ADDRESSES, 1)?.address(1);
         let socket = lab.run_in(Side::Server, || {
@@ -223,7 +248,8 @@ fn loopback() -> Result<()> {
     Ok(())
 }
 
-/// A switch between the two: a bridge in the client's namespace, of which client0 is at one port and server0 at the other.
+/// A switch between the two: a bridge in the client's namespace, of which client0 is at one port
+/// and server0 at the other.
 struct Snooping {
     lab: TestLab,
 }
@@ -239,19 +265,25 @@ impl Snooping {
         ip(&format!("-n {client} link delete client0"))?;
         ip(&format!("-n {client} link add br0 type bridge mcast_snooping 1 mcast_mld_version 2"))?;
         // In hundredths of a second.
-        for setting in ["query_response_interval 10", "startup_query_interval 100", "query_interval 100"] {
+        for setting in
+            ["query_response_interval 10", "startup_query_interval 100", "query_interval 100"]
+        {
             ip(&format!("-n {client} link set br0 type bridge mcast_{setting}"))?;
         }
         ip(&format!("-n {client} link set br0 up"))?;
         for (side, port) in Self::PORTS {
             let (namespace, name) = (snooping.lab.namespace(side), side.interface());
-            ip(&format!("-n {client} link add {port} type veth peer name {name} netns {namespace}"))?;
+            ip(&format!(
+                "-n {client} link add {port} type veth peer name {name} netns {namespace}"
+            ))?;
             ip(&format!("-n {client} link set {port} master br0 up"))?;
             ip(&format!("-n {namespace} link set {name} up"))?;
             ip(&format!("-n {namespace} address add {}/64 dev {name} nodad", side.address()))?;
         }
         // Its requests are to have their checksums, as those that come by a cable do.
-        snooping.lab.run_in(Side::Client, || ethtool::switch_off("client0", "tx-checksum-ip-generic"))?;
+        snooping
+            .lab
+            .run_in(Side::Client, || ethtool::switch_off("client0", "tx-checksum-ip-generic"))?;
         ip(&format!("-n {client} link set br0 type bridge mcast_querier 1"))?;
         Ok(snooping)
     }
@@ -260,12 +292,13 @@ impl Snooping {
         self.lab.namespace(Side::Client)
     }
 
-    /// Waits until the switch passes on only what somebody has reported: as soon as its own question can have been answered.
+    /// Waits until the switch passes on only what somebody has reported: as soon as its own
+    /// question can have been answered.
     fn wait_until_it_snoops(&self) -> Result<()> {
         let probe: Ipv6Addr = "2001:db8:1::dead:beef".parse()?;
-        let seen = self
-            .lab
-            .run_in(Side::Server, || common::packet::PacketSocket::on(netlink::link("server0")?.index))?;
+        let seen = self.lab.run_in(Side::Server, || {
+            common::packet::PacketSocket::on(netlink::link("server0")?.index)
+        })?;
         let give_up = Instant::now() + PATIENCE;
         loop {
             // What it does not know it passes on, until then.
@@ -280,7 +313,8 @@ impl Snooping {
         }
     }
 
-    /// Sends a request from the client's kernel, and returns whether it is answered within half a second.
+    /// Sends a request from the client's kernel, and returns whether it is answered within half a
+    /// second.
     fn ask(&self, address: Ipv6Addr) -> Result<bool> {
         ip(&format!("-n {} neigh flush dev client0", self.lab.namespace(Side::Client)))?;
         let socket = self.lab.run_in(Side::Client, || {
@@ -294,8 +328,9 @@ impl Snooping {
     /// The ports that it takes for a multicast router's.
     fn router_ports(&self) -> Result<String> {
         let switch = self.switch();
-        let output =
-            Command::new("bridge").args(["-n", &switch, "-d", "mdb", "show", "dev", "br0"]).output()?;
+        let output = Command::new("bridge")
+            .args(["-n", &switch, "-d", "mdb", "show", "dev", "br0"])
+            .output()?;
         let text = String::from_utf8(output.stdout)?;
         Ok(text.lines().filter(|line| line.contains("router ports")).collect())
     }
@@ -310,7 +345,10 @@ impl Drop for Snooping {
 }
 
 fn live_map(snooping: &Snooping, flags: &str) -> Result<Server> {
-    Server::start(&snooping.lab, &format!("--addresses {ADDRESSES} --bind live-map --attach generic {flags}"))
+    Server::start(
+        &snooping.lab,
+        &format!("--addresses {ADDRESSES} --bind live-map --attach generic {flags}"),
+    )
 }
 
 fn snooping_is_named() -> Result<()> {
@@ -339,23 +377,31 @@ fn snooping_is_answered() -> Result<()> {
     snooping.wait_until_it_snoops()?;
     // What everybody else on the link hears of it.
     let client = common::link(&snooping.lab, Side::Client)?;
-    let heard = snooping.lab.run_in(Side::Client, || common::packet::PacketSocket::on(client.index))?;
+    let heard =
+        snooping.lab.run_in(Side::Client, || common::packet::PacketSocket::on(client.index))?;
     let server = live_map(&snooping, "--multicast-router")?;
     let give_up = Instant::now() + PATIENCE;
     while !snooping.ask(address(1)?)? {
         ensure!(Instant::now() < give_up, "nobody answers: {}", snooping.router_ports()?);
     }
     ensure!(snooping.router_ports()?.contains("to-server"), "{}", snooping.router_ports()?);
-    let advertisements = heard.drain()?.into_iter().filter(|frame| frame.get(62) == Some(&151)).count();
+    let advertisements =
+        heard.drain()?.into_iter().filter(|frame| frame.get(62) == Some(&151)).count();
     ensure!(advertisements == 0, "the switch passes the advertisement on");
     // An address that is not live is as silent as before.
     ensure!(!snooping.ask("2001:db8:1::dead:beef".parse()?)?);
     let totals = server.stop()?;
-    ensure!(totals["answered"].as_u64() >= Some(1) && totals["advertised"].as_u64() >= Some(1), "{totals}");
+    ensure!(
+        totals["answered"].as_u64() >= Some(1) && totals["advertised"].as_u64() >= Some(1),
+        "{totals}"
+    );
     Ok(())
 }
 
 fn router_for_nothing() -> Result<()> {
     let lab = TestLab::up()?;
-    refused(&serve(&lab, "server0", "--multicast-router")?, &["--multicast-router is for --bind live-map"])
+    refused(
+        &serve(&lab, "server0", "--multicast-router")?,
+        &["--multicast-router is for --bind live-map"],
+    )
 }

@@ -1,5 +1,6 @@
-//! What is measured is right, and is kept: the generator against servers whose delays are known, experiments that are killed and
-//! go on, and the page that is made of them. One test at a time, since they measure.
+//! What is measured is right, and is kept: the generator against servers whose delays are known,
+//! experiments that are killed and go on, and the page that is made of them. One test at a time,
+//! since they measure.
 //!
 //! ```text
 //!   sixhop load, one side of a lab ═══ veth ═══ a stub: a UDP socket that answers late, and notes how late
@@ -57,8 +58,9 @@ fn main() -> ExitCode {
 
 // Servers whose delays are known.
 
-/// A server that is none of ours: one reply to each request, `delay` after it arrived. Returns, in milliseconds, what it really made
-/// of each: the time from the kernel's stamp of the arrival until the reply was handed to it.
+/// A server that is none of ours: one reply to each request, `delay` after it arrived. Returns, in
+/// milliseconds, what it really made of each: the time from the kernel's stamp of the arrival until
+/// the reply was handed to it.
 struct Stub<'a> {
     delay: &'a (dyn Fn(usize) -> Duration + Sync),
     /// Before this request it does nothing for that long.
@@ -75,7 +77,10 @@ impl Stub<'_> {
     /// Answers at the only address of the pool until `stop`.
     fn answer(&self, lab: &TestLab, stop: &AtomicBool, ready: &AtomicBool) -> Result<Made> {
         let address = Pool::new(PREFIX.parse()?, 1, 1)?.address(0);
-        ip(&format!("-n {} address add {address}/128 dev server0 nodad", lab.namespace(Side::Server)))?;
+        ip(&format!(
+            "-n {} address add {address}/128 dev server0 nodad",
+            lab.namespace(Side::Server)
+        ))?;
         lab.run_in(Side::Server, || {
             let socket = UdpSocket::bind(SocketAddrV6::new(address, 3540, 0, 0))?;
             socket.set_nonblocking(true)?;
@@ -88,7 +93,9 @@ impl Stub<'_> {
             let mut asked: Vec<(Duration, SocketAddr, Vec<u8>)> = Vec::new();
             while !stop.load(Ordering::Relaxed) {
                 while let Some((arrived, peer, payload)) = receive(&socket)? {
-                    if let Some((_, length)) = self.freeze.filter(|(before, _)| *before == asked.len()) {
+                    if let Some((_, length)) =
+                        self.freeze.filter(|(before, _)| *before == asked.len())
+                    {
                         let start = Instant::now();
                         thread::sleep(length);
                         made.frozen = start.elapsed();
@@ -118,8 +125,9 @@ impl Stub<'_> {
         })
     }
 
-    /// Puts a load on it and returns what the client measured and what the stub made. Where the client says that it was late itself,
-    /// since the machine had other things to do, that says nothing: it is asked again.
+    /// Puts a load on it and returns what the client measured and what the stub made. Where the
+    /// client says that it was late itself, since the machine had other things to do, that says
+    /// nothing: it is asked again.
     fn measure(&self, client: &str, rate: u64, requests: u64) -> Result<(Value, Made)> {
         let mut late = Vec::new();
         for _ in 0..8 {
@@ -130,7 +138,8 @@ impl Stub<'_> {
             }
         }
         bail!(
-            "this machine is too busy to measure anything: of {requests} requests so many were late: {late:?}"
+            "this machine is too busy to measure anything: of {requests} requests so many were \
+             late: {late:?}"
         )
     }
 
@@ -143,7 +152,8 @@ impl Stub<'_> {
                 thread::yield_now();
             }
             let flags = format!(
-                "load --interface client0 --prefix {PREFIX} --addresses 1 --client {client} --rate {rate} --requests {requests} \
+                "load --interface client0 --prefix {PREFIX} --addresses 1 --client {client} --rate \
+                 {rate} --requests {requests} \
                  --replies 1 --json"
             );
             let output = sixhop(&lab, Side::Client, &flags).output();
@@ -164,27 +174,33 @@ fn receive(socket: &UdpSocket) -> Result<Option<(Duration, SocketAddr, Vec<u8>)>
     let mut control = nix::cmsg_space!(libc::timespec);
     let mut slices = [IoSliceMut::new(&mut payload)];
     let flags = MsgFlags::MSG_DONTWAIT;
-    let received = match recvmsg::<SockaddrIn6>(socket.as_raw_fd(), &mut slices, Some(&mut control), flags) {
-        Err(nix::errno::Errno::EAGAIN) => return Ok(None),
-        received => received?,
-    };
+    let received =
+        match recvmsg::<SockaddrIn6>(socket.as_raw_fd(), &mut slices, Some(&mut control), flags) {
+            Err(nix::errno::Errno::EAGAIN) => return Ok(None),
+            received => received?,
+        };
     let arrived = received.cmsgs()?.find_map(|message| match message {
         ControlMessageOwned::ScmTimestampns(time) => Some(time),
         _ => None,
     });
     let arrived = arrived.context("no timestamp")?;
     let peer = received.address.context("no sender")?;
-    let (length, peer) = (received.bytes, SocketAddrV6::new(peer.ip(), peer.port(), 0, peer.scope_id()));
+    let (length, peer) =
+        (received.bytes, SocketAddrV6::new(peer.ip(), peer.port(), 0, peer.scope_id()));
     Ok(Some((Duration::from(arrived), peer.into(), payload[..length].to_vec())))
 }
 
 fn is_near(what: &str, found: f64, expected: f64, share: f64) -> Result<()> {
-    ensure!((found / expected - 1.0).abs() <= share, "{what} is {found}, not {expected} to within {share}");
+    ensure!(
+        (found / expected - 1.0).abs() <= share,
+        "{what} is {found}, not {expected} to within {share}"
+    );
     Ok(())
 }
 
 fn uneven_delays(client: &str) -> Result<()> {
-    // 55 % take 50 ms, 33 % 150 ms, 12 % 400 ms: 125 ms in the mean, which hardly any request takes.
+    // 55 % take 50 ms, 33 % 150 ms, 12 % 400 ms: 125 ms in the mean, which hardly any request
+    // takes.
     let delay = |index: usize| {
         Duration::from_millis(match index * 37 % 100 {
             0..55 => 50,
@@ -216,7 +232,8 @@ fn uneven_delays(client: &str) -> Result<()> {
 fn freeze(client: &str) -> Result<()> {
     const RATE: u64 = 4000;
     const REQUESTS: u64 = 8000;
-    let stub = Stub { delay: &|_| Duration::ZERO, freeze: Some((2000, Duration::from_millis(200))) };
+    let stub =
+        Stub { delay: &|_| Duration::ZERO, freeze: Some((2000, Duration::from_millis(200))) };
     let (result, made) = stub.measure(client, RATE, REQUESTS)?;
     let frozen = made.frozen.as_secs_f64() * 1e6; // µs
     // Those due in the meantime wait from the whole of it down to nothing, evenly.
@@ -242,7 +259,8 @@ struct Directory(PathBuf);
 
 impl Directory {
     fn new(name: &str) -> Result<Self> {
-        let path = std::env::temp_dir().join(format!("sixhop-measure-{}-{name}", std::process::id()));
+        let path =
+            std::env::temp_dir().join(format!("sixhop-measure-{}-{name}", std::process::id()));
         fs::create_dir_all(&path)?;
         Ok(Self(path))
     }
@@ -287,13 +305,18 @@ methods = [\"netlink\", \"netlink-down\", \"live-map\"]
 addresses = [1, 300]
 ";
 
-/// The experiment with `profile`, whose results go to `results` in the directory: a name that every directory has, so that command
-/// lines are the same.
+/// The experiment with `profile`, whose results go to `results` in the directory: a name that every
+/// directory has, so that command lines are the same.
 fn experiment(directory: &Directory, figure: &str, profile: &str) -> Result<Command> {
     experiment_into(directory, figure, profile, ".")
 }
 
-fn experiment_into(directory: &Directory, figure: &str, profile: &str, out: &str) -> Result<Command> {
+fn experiment_into(
+    directory: &Directory,
+    figure: &str,
+    profile: &str,
+    out: &str,
+) -> Result<Command> {
     fs::write(directory.0.join("profile.toml"), profile)?;
     let mut command = Command::new(SIXHOP);
     command.current_dir(&directory.0);
@@ -342,14 +365,16 @@ fn without_times(mut document: Value) -> Value {
                 *value = without_times(value.take());
             }
         }
-        Value::Array(values) => values.iter_mut().for_each(|value| *value = without_times(value.take())),
+        Value::Array(values) => {
+            values.iter_mut().for_each(|value| *value = without_times(value.take()))
+        }
         _ => {}
     }
     document
 }
 
-/// Kills the experiment at several lines of its file, each time starts it again, and returns the file with that of one that was not
-/// killed.
+/// Kills the experiment at several lines of its file, each time starts it again, and returns the
+/// file with that of one that was not killed.
 fn killed(figure: &str, profile: &str, kills: &[usize]) -> Result<[Vec<Value>; 2]> {
     let name = format!("{figure}.jsonl");
     let [killed, whole] =
@@ -379,7 +404,10 @@ fn killed(figure: &str, profile: &str, kills: &[usize]) -> Result<[Vec<Value>; 2
     // Once more: all is there, and nothing changes.
     let printed = succeeds(experiment(&killed, figure, profile)?.output()?)?;
     ensure!(printed.contains("Linux"), "{printed}");
-    ensure!(fs::read_to_string(killed.0.join(&name))? == after, "a finished experiment was changed");
+    ensure!(
+        fs::read_to_string(killed.0.join(&name))? == after,
+        "a finished experiment was changed"
+    );
     Ok([killed.lines(&name)?, whole.lines(&name)?])
 }
 
@@ -395,7 +423,8 @@ fn same_but_for_times([killed, whole]: [Vec<Value>; 2], lines: usize) -> Result<
 }
 
 fn killed_response() -> Result<()> {
-    // What was to be measured; of each of four servers what it got and six runs; of each two thresholds.
+    // What was to be measured; of each of four servers what it got and six runs; of each two
+    // thresholds.
     same_but_for_times(killed("response", RESPONSE, &[1, 6, 17, 24])?, 1 + 4 * (1 + 6) + 4 * 2)
 }
 
@@ -403,7 +432,8 @@ fn killed_bind() -> Result<()> {
     same_but_for_times(killed("bind", BIND, &[1, 5, 12])?, 1 + 6 * 3 + 6)
 }
 
-/// Of two numbers of clients the kernel cannot have the larger in the time that it gets; of a hash that is no number.
+/// Of two numbers of clients the kernel cannot have the larger in the time that it gets; of a hash
+/// that is no number.
 const ROTATION: &str = "
 [rotation]
 rotate = 1.0
@@ -427,7 +457,9 @@ fn rotation() -> Result<()> {
     // Killed after the first server, and started again.
     let mut child = experiment(&directory, "rotation", ROTATION)?.spawn()?;
     let give_up = Instant::now() + PATIENCE;
-    while fs::read_to_string(directory.0.join("rotation.jsonl")).unwrap_or_default().lines().count() < 2 {
+    while fs::read_to_string(directory.0.join("rotation.jsonl")).unwrap_or_default().lines().count()
+        < 2
+    {
         ensure!(child.try_wait()?.is_none() && Instant::now() < give_up, "no server");
         thread::sleep(Duration::from_millis(1));
     }
@@ -442,7 +474,10 @@ fn rotation() -> Result<()> {
     for trial in measured.iter().filter(|trial| trial["outcome"] == "measured") {
         let clients = trial["clients"].as_u64();
         for step in trial["steps"].as_array().context("no steps")? {
-            ensure!(step["late_ms"].as_f64() > Some(0.0) || step["rotated"].as_u64() == clients, "{step}");
+            ensure!(
+                step["late_ms"].as_f64() > Some(0.0) || step["rotated"].as_u64() == clients,
+                "{step}"
+            );
         }
         for times in ["inside", "outside"] {
             ensure!(trial[times][0]["answered"].as_u64() > Some(0), "{trial}");
@@ -452,8 +487,14 @@ fn rotation() -> Result<()> {
     let [kernel, hash] = carried[..] else { bail!("{printed}") };
     ensure!(kernel["bind"] == "netlink-batch" && kernel["limit"] == "unready", "{kernel}");
     ensure!(kernel["cause"].as_str().is_some_and(|cause| cause.starts_with("20000: ")), "{kernel}");
-    ensure!(hash["bind"] == "live-map" && hash["clients"].as_u64() >= kernel["clients"].as_u64(), "{hash}");
-    ensure!(printed.contains("clients are carried") && printed.contains("native, copy mode"), "{printed}");
+    ensure!(
+        hash["bind"] == "live-map" && hash["clients"].as_u64() >= kernel["clients"].as_u64(),
+        "{hash}"
+    );
+    ensure!(
+        printed.contains("clients are carried") && printed.contains("native, copy mode"),
+        "{printed}"
+    );
     let page = Command::new(SIXHOP).arg("report").arg(&directory.0).output()?;
     succeeds(page)?;
     let html = fs::read_to_string(directory.0.join("report.html"))?;
@@ -472,11 +513,16 @@ fn interrupted() -> Result<()> {
     let long = RESPONSE.replace("requests = 200", "requests = 100000");
     let child = experiment(&directory, "response", &long)?.spawn()?;
     let give_up = Instant::now() + PATIENCE;
-    while fs::read_to_string(directory.0.join("response.jsonl")).unwrap_or_default().lines().count() < 2 {
+    while fs::read_to_string(directory.0.join("response.jsonl")).unwrap_or_default().lines().count()
+        < 2
+    {
         ensure!(Instant::now() < give_up, "no server");
         thread::sleep(Duration::from_millis(1));
     }
-    nix::sys::signal::kill(nix::unistd::Pid::from_raw(child.id() as i32), nix::sys::signal::Signal::SIGINT)?;
+    nix::sys::signal::kill(
+        nix::unistd::Pid::from_raw(child.id() as i32),
+        nix::sys::signal::Signal::SIGINT,
+    )?;
     let output = child.wait_with_output()?;
     let words = String::from_utf8(output.stderr)?;
     let last = words.lines().last().unwrap_or_default();
@@ -509,7 +555,10 @@ fn server_by_way_of() -> Result<()> {
     let printed = succeeds(output)?;
     let events: Vec<Value> = printed.lines().map(serde_json::from_str).collect::<Result<_, _>>()?;
     let of = |name: &str| events.iter().filter(|event| event["event"] == name).collect::<Vec<_>>();
-    ensure!(of("experiment").len() == 1 && of("ready").len() == 4 && of("threshold").len() == 8, "{printed}");
+    ensure!(
+        of("experiment").len() == 1 && of("ready").len() == 4 && of("threshold").len() == 8,
+        "{printed}"
+    );
     for ready in of("ready") {
         ensure!(
             ready["interface"] == "server0" && ready["environment"]["nic"]["driver"] == "veth",
@@ -521,8 +570,14 @@ fn server_by_way_of() -> Result<()> {
     }
     for threshold in of("threshold") {
         // All of three rates hold: the lowest and the highest are tried at least.
-        ensure!(threshold["rate"]["median"] == 4000.0 && threshold["limit"] == "highest", "{threshold}");
-        ensure!(threshold["grid_trials"] == 3 && threshold["trials"].as_u64() <= Some(3), "{threshold}");
+        ensure!(
+            threshold["rate"]["median"] == 4000.0 && threshold["limit"] == "highest",
+            "{threshold}"
+        );
+        ensure!(
+            threshold["grid_trials"] == 3 && threshold["trials"].as_u64() <= Some(3),
+            "{threshold}"
+        );
     }
     // It ended with its input.
     let give_up = Instant::now() + PATIENCE;
@@ -531,11 +586,14 @@ fn server_by_way_of() -> Result<()> {
         thread::sleep(Duration::from_millis(5));
     }
     // One that cannot be started is a result, with its own words.
-    let output =
-        sixhop(&lab, Side::Client, "experiment response --interface client0 --server-interface eth9")
-            .args(["--prefix", PREFIX, "--server-program", SIXHOP, "--server-via", &via, "--profile"])
-            .arg(&profile)
-            .output()?;
+    let output = sixhop(
+        &lab,
+        Side::Client,
+        "experiment response --interface client0 --server-interface eth9",
+    )
+    .args(["--prefix", PREFIX, "--server-program", SIXHOP, "--server-via", &via, "--profile"])
+    .arg(&profile)
+    .output()?;
     let printed = succeeds(output)?;
     ensure!(printed.contains("no interface 'eth9'"), "{printed}");
     Ok(())
@@ -546,7 +604,17 @@ fn page() -> Result<()> {
     succeeds(experiment(&directory, "response", &format!("{RESPONSE}{BIND}"))?.output()?)?;
     succeeds(experiment(&directory, "bind", &format!("{RESPONSE}{BIND}"))?.output()?)?;
     let output = Command::new(SIXHOP)
-        .args(["compare", "--addresses", "20", "--trial", "0.02", "--coalesce", "50", "--json", "--out"])
+        .args([
+            "compare",
+            "--addresses",
+            "20",
+            "--trial",
+            "0.02",
+            "--coalesce",
+            "50",
+            "--json",
+            "--out",
+        ])
         .arg(&directory.0)
         .stdin(Stdio::null())
         .output()?;
@@ -614,7 +682,10 @@ fn page() -> Result<()> {
     // A directory without results, and one with others' lines.
     let empty = Directory::new("empty")?;
     let words = String::from_utf8(report(&empty.0)?.stderr)?;
-    ensure!(words.contains("has no results: make some with 'sixhop experiment response --out"), "{words}");
+    ensure!(
+        words.contains("has no results: make some with 'sixhop experiment response --out"),
+        "{words}"
+    );
     fs::write(empty.0.join("bind.jsonl"), "{\"event\":\"cell\"}\n")?;
     let words = String::from_utf8(report(&empty.0)?.stderr)?;
     ensure!(words.contains("bind.jsonl, line 1") && words.lines().count() == 1, "{words}");
@@ -650,7 +721,14 @@ fn what_makes_no_sense() -> Result<()> {
             2,
             vec![profile, "response.rates.from is 0: allowed are 1 to 10000000"],
         ),
-        ("response", "from = 1000", "from = -5", ".", 2, vec![profile, "line 3: ", "response.rates", "-5"]),
+        (
+            "response",
+            "from = 1000",
+            "from = -5",
+            ".",
+            2,
+            vec![profile, "line 3: ", "response.rates", "-5"],
+        ),
         (
             "response",
             "runs = 2",
@@ -668,7 +746,14 @@ fn what_makes_no_sense() -> Result<()> {
             vec![profile, "response.series.bind is 'live-map'", "allowed"],
         ),
         ("bind", "", "", ".", 2, vec![profile, "there is no table [bind]"]),
-        ("response", "", "", &taken, 1, vec![&taken, "name a directory for --out that can be written"]),
+        (
+            "response",
+            "",
+            "",
+            &taken,
+            1,
+            vec![&taken, "name a directory for --out that can be written"],
+        ),
         (
             "response",
             "",
@@ -677,7 +762,14 @@ fn what_makes_no_sense() -> Result<()> {
             1,
             vec!["/proc/sixhop", "name a directory for --out that can be written"],
         ),
-        ("response", "", "", "/proc", 1, vec!["/proc", "name a directory for --out that can be written"]),
+        (
+            "response",
+            "",
+            "",
+            "/proc",
+            1,
+            vec!["/proc", "name a directory for --out that can be written"],
+        ),
     ] {
         let text = RESPONSE.replacen(from, to, 1);
         let output = experiment_into(&directory, figure, &text, out)?.output()?;
@@ -690,7 +782,8 @@ fn what_makes_no_sense() -> Result<()> {
     }
     ensure!(!directory.0.join("response.jsonl").exists());
     let usage = |arguments: &[&str]| -> Result<String> {
-        let output = Command::new(SIXHOP).args(["experiment", "response"]).args(arguments).output()?;
+        let output =
+            Command::new(SIXHOP).args(["experiment", "response"]).args(arguments).output()?;
         ensure!(output.status.code() == Some(2), "{arguments:?}");
         Ok(String::from_utf8(output.stderr)?)
     };
@@ -727,15 +820,18 @@ fn colours() -> Result<()> {
     ensure!(coloured.contains("\u{1b}[31m") && coloured.contains("UPPER"), "{coloured:?}");
     let plain = on_terminal(true)?;
     ensure!(plain.starts_with("sixhop: ") && !plain.contains('\u{1b}'), "{plain:?}");
-    let elsewhere =
-        Command::new(SIXHOP).args(["lab", "--name", "UPPER", "status"]).env_remove("NO_COLOR").output()?;
+    let elsewhere = Command::new(SIXHOP)
+        .args(["lab", "--name", "UPPER", "status"])
+        .env_remove("NO_COLOR")
+        .output()?;
     ensure!(!String::from_utf8(elsewhere.stderr)?.contains('\u{1b}'));
     Ok(())
 }
 
 fn completions_and_manual() -> Result<()> {
-    let run =
-        |arguments: &[&str]| succeeds(Command::new(SIXHOP).args(arguments).env("NO_COLOR", "1").output()?);
+    let run = |arguments: &[&str]| {
+        succeeds(Command::new(SIXHOP).args(arguments).env("NO_COLOR", "1").output()?)
+    };
     let help = run(&["--help"])?;
     let listed = help.lines().skip_while(|line| !line.starts_with("Commands:")).skip(1);
     // A description that goes on in the next line is indented more.

@@ -1,5 +1,5 @@
-//! The modes of `serve`: what it asks the kernel for, what it says it got, and that settings are afterwards what they were.
-//! Each test has a lab of its own (see `common`).
+//! The modes of `serve`: what it asks the kernel for, what it says it got, and that settings are
+//! afterwards what they were. Each test has a lab of its own (see `common`).
 
 mod common;
 
@@ -44,12 +44,14 @@ fn on(lab: &TestLab, side: &str, command: &str) -> Result<String> {
 }
 
 fn settings(lab: &TestLab) -> Result<[String; 2]> {
-    let [defer, flush] = SETTINGS.map(|name| shell(lab, &format!("cat /sys/class/net/server0/{name}")));
+    let [defer, flush] =
+        SETTINGS.map(|name| shell(lab, &format!("cat /sys/class/net/server0/{name}")));
     Ok([defer?, flush?])
 }
 
-/// Asks 20 addresses, each request to be answered ten times. Not faster than a ring of a veth holds what is asked while a busy
-/// machine keeps the server from its processor for a second or two: 256 packets.
+/// Asks 20 addresses, each request to be answered ten times. Not faster than a ring of a veth holds
+/// what is asked while a busy machine keeps the server from its processor for a second or two: 256
+/// packets.
 fn ask(lab: &TestLab, rate: u64, requests: u64, payload: usize) -> Result<()> {
     let flags = format!(
         "load --interface client0 --prefix {PREFIX} --addresses 20 --json --rate {rate} --requests {requests} --payload {payload}"
@@ -76,13 +78,20 @@ fn last_words(mut server: Server) -> Result<String> {
 
 fn each_step_down_is_said() -> Result<()> {
     let lab = TestLab::up()?;
-    let copy = |why: &str| serde_json::json!({"what": "copy", "from": "zero", "to": "copy", "why": why});
-    // A veth has no zero-copy, loopback no native XDP either, and what is asked for is no step down.
+    let copy =
+        |why: &str| serde_json::json!({"what": "copy", "from": "zero", "to": "copy", "why": why});
+    // A veth has no zero-copy, loopback no native XDP either, and what is asked for is no step
+    // down.
     let server = Server::start(&lab, "--addresses 20")?;
     let steps = server.ready["fallbacks"].as_array().cloned().unwrap_or_default();
-    ensure!(steps.len() == 1 && steps[0]["why"].as_str().is_some_and(|why| why.contains("server0")));
+    ensure!(
+        steps.len() == 1 && steps[0]["why"].as_str().is_some_and(|why| why.contains("server0"))
+    );
     let words = last_words(server)?;
-    ensure!(words.lines().count() == 1 && words.contains("falls back from zero to copy"), "{words}");
+    ensure!(
+        words.lines().count() == 1 && words.contains("falls back from zero to copy"),
+        "{words}"
+    );
     let generic = copy("generic XDP has no zero-copy");
     let server = Server::start(&lab, "--addresses 20 --attach generic")?;
     ensure!(server.ready["fallbacks"] == serde_json::json!([generic]), "{}", server.ready);
@@ -95,7 +104,11 @@ fn each_step_down_is_said() -> Result<()> {
         {"what": "attach", "from": "native", "to": "generic", "why": "the driver of lo has no native XDP"}
     );
     ensure!(server.ready["fallbacks"] == serde_json::json!([attach, generic]), "{}", server.ready);
-    ensure!(server.ready["attach"] == "generic" && server.ready["copy"] == "copy", "{}", server.ready);
+    ensure!(
+        server.ready["attach"] == "generic" && server.ready["copy"] == "copy",
+        "{}",
+        server.ready
+    );
     let words = last_words(server)?;
     let steps = words.lines().filter(|line| line.contains("falls back from")).count();
     ensure!(steps == 2 && words.contains("falls back from native to generic"), "{words}");
@@ -111,7 +124,8 @@ fn forced_modes_are_had_or_are_errors() -> Result<()> {
     ] {
         fails_with(Server::start(&lab, &format!("--addresses 20 {flags}")), words)?;
     }
-    let native = Server::start_on(&lab, "lo", &format!("--prefix {PREFIX} --addresses 20 --attach native"));
+    let native =
+        Server::start_on(&lab, "lo", &format!("--prefix {PREFIX} --addresses 20 --attach native"));
     fails_with(native, "the driver of lo has no native XDP: use --attach generic")?;
     Ok(())
 }
@@ -121,10 +135,15 @@ fn busy_polling_answers() -> Result<()> {
     let before = settings(&lab)?;
     ensure!(before == ["0", "0"], "{before:?}");
     for (attach, time) in [("native", 1), ("native", 1000), ("generic", 100)] {
-        let server = Server::start(&lab, &format!("--addresses 20 --busy-poll {time} --attach {attach}"))?;
+        let server =
+            Server::start(&lab, &format!("--addresses 20 --busy-poll {time} --attach {attach}"))?;
         let granted = serde_json::json!({"microseconds": time, "preferred": true, "budget": 64});
         ensure!(server.ready["busy_poll"] == granted, "{}", server.ready);
-        ensure!(server.ready["environment"]["nic"]["napi"]["defer_hard_irqs"] == 2, "{}", server.ready);
+        ensure!(
+            server.ready["environment"]["nic"]["napi"]["defer_hard_irqs"] == 2,
+            "{}",
+            server.ready
+        );
         ensure!(settings(&lab)? == ["2", "200000"]);
         // While it polls, and from sleep, one at a time.
         ask(&lab, 100, 150, 32)?;
@@ -152,7 +171,10 @@ fn a_client_polls() -> Result<()> {
     ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let result: Value = serde_json::from_slice(&output.stdout)?;
     ensure!(result["complete"] == 150, "{result}");
-    ensure!(result["busy_poll"] == serde_json::json!({"microseconds": 20, "preferred": true, "budget": 64}));
+    ensure!(
+        result["busy_poll"]
+            == serde_json::json!({"microseconds": 20, "preferred": true, "budget": 64})
+    );
     ensure!(result["environment"]["nic"]["napi"]["defer_hard_irqs"] == 2, "{result}");
     ensure!(settings()? == before, "{:?}", settings()?);
     let output = sixhop(&lab, Side::Client, &format!("{flags} --client socket")).output()?;
@@ -181,10 +203,16 @@ fn coalescing() -> Result<()> {
             ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
             let result: Value = serde_json::from_slice(&output.stdout)?;
             ensure!(result["complete"] == 150, "{flags}, {client}: {result}");
-            ensure!(result["environment"]["nic"]["napi"]["gro_flush_timeout_ns"] == 40_000, "{result}");
-            let after =
-                SETTINGS.map(|name| on(&lab, "client", &format!("cat /sys/class/net/client0/{name}")));
-            ensure!(after.iter().all(|value| value.as_ref().is_ok_and(|value| value == "0")), "{after:?}");
+            ensure!(
+                result["environment"]["nic"]["napi"]["gro_flush_timeout_ns"] == 40_000,
+                "{result}"
+            );
+            let after = SETTINGS
+                .map(|name| on(&lab, "client", &format!("cat /sys/class/net/client0/{name}")));
+            ensure!(
+                after.iter().all(|value| value.as_ref().is_ok_and(|value| value == "0")),
+                "{after:?}"
+            );
         }
         server.stop()?;
         ensure!(settings(&lab)? == ["0", "0"], "{flags}: {:?}", settings(&lab)?);
@@ -200,7 +228,8 @@ fn settings_of_a_killed_server() -> Result<()> {
     ensure!(settings(&lab)? == ["2", "200000"], "who put them back?");
     // Any server in the namespace does it, and one that cannot start as well.
     let flags = "--addresses 20 --engine socket --busy-poll 50";
-    let words = "napi_defer_hard_irqs of server0 was left at 2 by a sixhop that was killed; it is 1 again";
+    let words =
+        "napi_defer_hard_irqs of server0 was left at 2 by a sixhop that was killed; it is 1 again";
     fails_with(Server::start(&lab, flags), words)?;
     ensure!(settings(&lab)? == ["1", "0"], "{:?}", settings(&lab)?);
     let server = Server::start(&lab, "--addresses 20")?;
@@ -225,7 +254,10 @@ fn settings_of_somebody_else() -> Result<()> {
     let server = Server::start(&lab, "--addresses 20 --busy-poll 50")?;
     let said = notes(&server);
     ensure!(said.iter().any(|words| words.contains("to 7 by somebody else since")), "{said:?}");
-    ensure!(said.iter().any(|words| words.contains("gro_flush_timeout of server0 was left")), "{said:?}");
+    ensure!(
+        said.iter().any(|words| words.contains("gro_flush_timeout of server0 was left")),
+        "{said:?}"
+    );
     // Now while it runs.
     shell(&lab, "echo 9 > /sys/class/net/server0/napi_defer_hard_irqs")?;
     let words = last_words(server)?;
@@ -236,7 +268,8 @@ fn settings_of_somebody_else() -> Result<()> {
 
 fn frames_of_both_sizes() -> Result<()> {
     let lab = TestLab::up()?;
-    for (flags, size) in [("", 2048), ("--frame-size 2048 --hugepages no", 2048), ("--frame-size 4096", 4096)]
+    for (flags, size) in
+        [("", 2048), ("--frame-size 2048 --hugepages no", 2048), ("--frame-size 4096", 4096)]
     {
         let server = Server::start(&lab, &format!("--addresses 20 {flags}"))?;
         ensure!(server.ready["rings"]["frame_size"] == size, "{}", server.ready);
@@ -251,7 +284,10 @@ fn frames_of_both_sizes() -> Result<()> {
         ip(&format!("-n {} link set dev {} mtu 3000", lab.namespace(side), side.interface()))?;
     }
     let small = Server::start(&lab, "--addresses 20 --frame-size 2048");
-    fails_with(small, "a frame of 2048 bytes is too small for packets of server0, whose MTU is 3000")?;
+    fails_with(
+        small,
+        "a frame of 2048 bytes is too small for packets of server0, whose MTU is 3000",
+    )?;
     let server = Server::start(&lab, "--addresses 20")?;
     ensure!(server.ready["rings"]["frame_size"] == 4096, "{}", server.ready);
     ask(&lab, 100, 50, 32)?;

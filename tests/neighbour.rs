@@ -1,5 +1,6 @@
-//! What a neighbour with a stock kernel learns of addresses that are live by the steering map alone, and of those that are
-//! not: `serve --bind live-map`, and a capture of every frame that the client's end of the lab receives.
+//! What a neighbour with a stock kernel learns of addresses that are live by the steering map
+//! alone, and of those that are not: `serve --bind live-map`, and a capture of every frame that the
+//! client's end of the lab receives.
 
 mod common;
 
@@ -53,22 +54,31 @@ fn drawn() -> impl Iterator<Item = u64> {
 
 fn start(lab: &TestLab, engine: &str) -> Result<(Server, Attachment)> {
     let polling = have_client_poll(lab)?;
-    let server = Server::start(lab, &format!("--addresses {LIVE} --bind live-map --engine {engine}"))?;
-    ensure!(server.ready["bind"] == "live-map" && server.ready["engine"] == engine, "{}", server.ready);
+    let server =
+        Server::start(lab, &format!("--addresses {LIVE} --bind live-map --engine {engine}"))?;
+    ensure!(
+        server.ready["bind"] == "live-map" && server.ready["engine"] == engine,
+        "{}",
+        server.ready
+    );
     Ok((server, polling))
 }
 
 /// Has the client's kernel give up on who does not answer after some 30 ms instead of 3 s.
 fn hasten(lab: &TestLab) -> Result<()> {
-    lab.run_in(Side::Client, || Ok(std::fs::write("/proc/sys/net/ipv6/neigh/client0/retrans_time_ms", "10")?))
+    lab.run_in(Side::Client, || {
+        Ok(std::fs::write("/proc/sys/net/ipv6/neigh/client0/retrans_time_ms", "10")?)
+    })
 }
 
-/// Has the client's kernel forget its neighbours: its table holds 1,024, of all namespaces together.
+/// Has the client's kernel forget its neighbours: its table holds 1,024, of all namespaces
+/// together.
 fn forget(lab: &TestLab) -> Result<()> {
     ip(&format!("-n {} neigh flush dev client0", lab.namespace(Side::Client)))
 }
 
-/// Asks `address` by a socket of the client's kernel, which has to resolve it, and waits for the ten replies.
+/// Asks `address` by a socket of the client's kernel, which has to resolve it, and waits for the
+/// ten replies.
 fn ask(socket: &UdpSocket, address: Ipv6Addr) -> Result<()> {
     let question = address.octets();
     socket.send_to(&question, SocketAddrV6::new(address, 3540, 0, 0))?;
@@ -76,7 +86,10 @@ fn ask(socket: &UdpSocket, address: Ipv6Addr) -> Result<()> {
     for _ in 0..10 {
         let (length, from) =
             socket.recv_from(&mut buffer).with_context(|| format!("{address} does not answer"))?;
-        ensure!(buffer[..length] == question && from.ip() == address, "{address}: a reply from {from}");
+        ensure!(
+            buffer[..length] == question && from.ip() == address,
+            "{address}: a reply from {from}"
+        );
     }
     Ok(())
 }
@@ -94,8 +107,14 @@ fn group(address: Ipv6Addr) -> Ipv6Addr {
     Ipv6Addr::new(0xff02, 0, 0, 0, 0, 1, 0xff00 | u16::from(a), u16::from_be_bytes([b, c]))
 }
 
-/// A solicitation for `target` with the client's link-layer address; without, where it comes from nobody.
-fn solicitation(macs: ([u8; 6], [u8; 6]), from: Ipv6Addr, to: Ipv6Addr, target: Ipv6Addr) -> Result<Vec<u8>> {
+/// A solicitation for `target` with the client's link-layer address; without, where it comes from
+/// nobody.
+fn solicitation(
+    macs: ([u8; 6], [u8; 6]),
+    from: Ipv6Addr,
+    to: Ipv6Addr,
+    target: Ipv6Addr,
+) -> Result<Vec<u8>> {
     let mut body = target.octets().to_vec();
     if !from.is_unspecified() {
         body.extend([1, 1]);
@@ -112,7 +131,8 @@ fn solicitation(macs: ([u8; 6], [u8; 6]), from: Ipv6Addr, to: Ipv6Addr, target: 
 /// What a scanner sends to find out whether there is anybody at `address`, or anybody at all.
 fn probes(macs: ([u8; 6], [u8; 6]), address: Ipv6Addr) -> Result<Vec<Vec<u8>>> {
     let client = Side::Client.address();
-    let ip = || PacketBuilder::ethernet2(macs.0, macs.1).ipv6(client.octets(), address.octets(), 64);
+    let ip =
+        || PacketBuilder::ethernet2(macs.0, macs.1).ipv6(client.octets(), address.octets(), 64);
     let mut ping = Vec::new();
     ip().icmpv6_echo_request(1, 1).write(&mut ping, &[7; 32])?;
     let mut probes = vec![ping];
@@ -127,9 +147,11 @@ fn probes(macs: ([u8; 6], [u8; 6]), address: Ipv6Addr) -> Result<Vec<Vec<u8>>> {
         anyhow::Ok(udp)
     };
     probes.push(udp(53)?);
-    // Behind extension headers, and in fragments of which this is the first, or all: a ping, a connection, a datagram to another port.
+    // Behind extension headers, and in fragments of which this is the first, or all: a ping, a
+    // connection, a datagram to another port.
     for packet in [probes[0].clone(), probes[1].clone(), udp(53)?] {
-        for (number, extension) in [FIRST_FRAGMENT, ONLY_FRAGMENT, HOP_BY_HOP, DESTINATION_OPTIONS] {
+        for (number, extension) in [FIRST_FRAGMENT, ONLY_FRAGMENT, HOP_BY_HOP, DESTINATION_OPTIONS]
+        {
             probes.push(behind(&packet, number, extension));
         }
     }
@@ -231,15 +253,20 @@ fn live_answer_and_others_are_silent(engine: &str) -> Result<()> {
     for addresses in live.chunks(100) {
         for address in addresses {
             probes(macs, *address)?.iter().try_for_each(|probe| capture.send(probe))?;
-            requests_behind(macs, *address)?.iter().try_for_each(|request| capture.send(request))?;
+            requests_behind(macs, *address)?
+                .iter()
+                .try_for_each(|request| capture.send(request))?;
         }
-        // The socket behind takes its time: no more than it has room for. The port is that of those requests.
+        // The socket behind takes its time: no more than it has room for. The port is that of those
+        // requests.
         let wanted = 10 * BEHIND as usize * addresses.len();
         let mut answered = 0;
         while answered < wanted {
             let frames = capture.receive()?;
-            answered +=
-                frames.iter().filter(|frame| frame[20] == 17 && frame[56..58] == [0xc3, 0x50]).count();
+            answered += frames
+                .iter()
+                .filter(|frame| frame[20] == 17 && frame[56..58] == [0xc3, 0x50])
+                .count();
             heard.extend(frames);
         }
         ensure!(answered == wanted, "{answered} replies to {wanted}");
@@ -253,8 +280,8 @@ fn live_answer_and_others_are_silent(engine: &str) -> Result<()> {
     let live_set: HashSet<_> = live.iter().copied().collect();
     heard.extend(capture.drain()?);
     for frame in heard {
-        let ip =
-            etherparse::Ipv6HeaderSlice::from_slice(&frame[14..]).with_context(|| format!("{frame:x?}"))?;
+        let ip = etherparse::Ipv6HeaderSlice::from_slice(&frame[14..])
+            .with_context(|| format!("{frame:x?}"))?;
         let (source, payload) = (ip.source_addr(), &frame[54..]);
         match (ip.next_header().0, payload) {
             (17, [0x0d, 0xd4, ..]) if live_set.contains(&source) => replies += 1,
@@ -263,7 +290,9 @@ fn live_answer_and_others_are_silent(engine: &str) -> Result<()> {
                 advertised.insert(source);
             }
             // The server's kernel asks for the client, and answers for its own address.
-            (58, [135 | 136, ..]) if source == Side::Server.address() || source.is_unicast_link_local() => {
+            (58, [135 | 136, ..])
+                if source == Side::Server.address() || source.is_unicast_link_local() =>
+            {
                 ensure!(payload[0] == 135 || payload[8..24] == source.octets(), "{frame:x?}");
             }
             // It joins groups of its own (MLDv2, RFC 3810).
@@ -283,23 +312,28 @@ fn live_answer_and_others_are_silent(engine: &str) -> Result<()> {
     Ok(())
 }
 
-/// Duplicate Address Detection by the client's own kernel, which is to find that a live address is taken, and one that is
-/// not live is free.
+/// Duplicate Address Detection by the client's own kernel, which is to find that a live address is
+/// taken, and one that is not live is free.
 fn a_live_address_is_taken() -> Result<()> {
     let lab = TestLab::up()?;
     let (server, _polling) = start(&lab, "afxdp")?;
     let pool = pool()?;
     let namespace = lab.namespace(Side::Client);
-    lab.run_in(Side::Client, || Ok(std::fs::write("/proc/sys/net/ipv6/conf/client0/accept_dad", "1")?))?;
+    lab.run_in(Side::Client, || {
+        Ok(std::fs::write("/proc/sys/net/ipv6/conf/client0/accept_dad", "1")?)
+    })?;
     let shown = |flag: &str| {
         let show = format!("-n {namespace} -6 address show dev client0 {flag}");
-        anyhow::Ok(String::from_utf8(Command::new("ip").args(show.split_whitespace()).output()?.stdout)?)
+        anyhow::Ok(String::from_utf8(
+            Command::new("ip").args(show.split_whitespace()).output()?.stdout,
+        )?)
     };
     let (taken, free) = (pool.address(77), pool.address(LIVE + 77));
     ip(&format!("-n {namespace} address add {taken}/128 dev client0"))?;
     ip(&format!("-n {namespace} address add {free}/128 dev client0"))?;
     let give_up = Instant::now() + PATIENCE;
-    while !shown("dadfailed")?.contains(&taken.to_string()) || shown("tentative")?.contains(&free.to_string())
+    while !shown("dadfailed")?.contains(&taken.to_string())
+        || shown("tentative")?.contains(&free.to_string())
     {
         ensure!(Instant::now() < give_up, "{}", shown("")?);
         thread::sleep(std::time::Duration::from_millis(20)); // the kernel takes a second and announces no failure
@@ -331,7 +365,8 @@ fn the_kernel_keeps_its_own_addresses(engine: &str) -> Result<()> {
     };
     ip(&format!("-n {namespace} address add {later}/128 dev server0 nodad"))?;
     until(true)?;
-    let bound = lab.run_in(Side::Server, || Ok(UdpSocket::bind(SocketAddrV6::new(later, 53, 0, 0))?))?;
+    let bound =
+        lab.run_in(Side::Server, || Ok(UdpSocket::bind(SocketAddrV6::new(later, 53, 0, 0))?))?;
     bound.set_read_timeout(Some(PATIENCE))?;
     socket(&lab)?.send_to(b"for the kernel", SocketAddrV6::new(later, 53, 0, 0))?;
     let mut buffer = [0; 20];

@@ -28,7 +28,10 @@ use sixhop::lab::Side;
 fn main() -> ExitCode {
     common::main(vec![
         trial("metrics_are_those_of_the_statistics", metrics_are_those_of_the_statistics),
-        trial("metrics_are_served_whatever_a_scraper_does", metrics_are_served_whatever_a_scraper_does),
+        trial(
+            "metrics_are_served_whatever_a_scraper_does",
+            metrics_are_served_whatever_a_scraper_does,
+        ),
         trial("counts_add_up_to_the_packet", counts_add_up),
         trial("a_service_manager_is_told", a_service_manager_is_told),
         trial("logs_have_levels_and_are_json_where_asked", logs_have_levels),
@@ -52,8 +55,8 @@ fn request(lab: &TestLab, place: &str, request: &str) -> Result<(String, String)
     Ok((head.to_owned(), body.to_owned()))
 }
 
-/// What a scraper makes of it: values by name and labels. Checks the format (version 0.0.4): HELP and TYPE before the samples of
-/// a metric, each metric in one piece, each sample once.
+/// What a scraper makes of it: values by name and labels. Checks the format (version 0.0.4): HELP
+/// and TYPE before the samples of a metric, each metric in one piece, each sample once.
 fn scrape(lab: &TestLab, place: &str) -> Result<BTreeMap<String, f64>> {
     let (head, body) = request(lab, place, "GET /metrics HTTP/1.1\r\nHost: here\r\n\r\n")?;
     ensure!(head.starts_with("HTTP/1.1 200 OK\r\n"), "{head}");
@@ -80,7 +83,10 @@ fn scrape(lab: &TestLab, place: &str) -> Result<BTreeMap<String, f64>> {
                 name == current && described.get(name).is_some_and(|(_, kind)| !kind.is_empty()),
                 "{line}"
             );
-            ensure!(samples.insert(sample.to_owned(), value.parse()?).is_none(), "{line} comes twice");
+            ensure!(
+                samples.insert(sample.to_owned(), value.parse()?).is_none(),
+                "{line} comes twice"
+            );
         }
     }
     Ok(samples)
@@ -88,7 +94,8 @@ fn scrape(lab: &TestLab, place: &str) -> Result<BTreeMap<String, f64>> {
 
 fn load(lab: &TestLab, requests: u64) -> Result<()> {
     let flags = format!(
-        "load --interface client0 --prefix {PREFIX} --addresses 20 --json --rate 500 --requests {requests}"
+        "load --interface client0 --prefix {PREFIX} --addresses 20 --json --rate 500 --requests \
+         {requests}"
     );
     let output = sixhop(lab, Side::Client, &flags).output()?;
     ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
@@ -100,11 +107,14 @@ fn load(lab: &TestLab, requests: u64) -> Result<()> {
 fn metrics_are_those_of_the_statistics() -> Result<()> {
     let lab = TestLab::up()?;
     for (engine, requests) in [("afxdp", 300), ("reflect", 200), ("socket-gso", 100)] {
-        let mut server = Server::start(&lab, &format!("--addresses 20 --metrics 0 --engine {engine}"))?;
+        let mut server =
+            Server::start(&lab, &format!("--addresses 20 --metrics 0 --engine {engine}"))?;
         let place = server.ready["metrics"].as_str().context("no metrics")?.to_owned();
         ensure!(place.starts_with("[::1]:"), "{place}");
         let before = scrape(&lab, &place)?;
-        ensure!(before["sixhop_answered_requests_total"] == 0.0 && before["sixhop_addresses"] == 20.0);
+        ensure!(
+            before["sixhop_answered_requests_total"] == 0.0 && before["sixhop_addresses"] == 20.0
+        );
         load(&lab, requests)?;
         // From then on nothing but its time changes.
         let stats = loop {
@@ -134,10 +144,14 @@ fn metrics_are_those_of_the_statistics() -> Result<()> {
         ] {
             for (key, value) in stats[field].as_object().context("no object")? {
                 let sample = format!("{name}{{{label}=\"{key}\"}}");
-                let shown = *found.get(&sample).with_context(|| format!("{engine}: no {sample}"))?;
+                let shown =
+                    *found.get(&sample).with_context(|| format!("{engine}: no {sample}"))?;
                 // The kernel's own packets go on.
                 let passes = key.starts_with("passed");
-                ensure!(shown == number(value)? || passes, "{engine}: {sample} is {shown}: {stats}");
+                ensure!(
+                    shown == number(value)? || passes,
+                    "{engine}: {sample} is {shown}: {stats}"
+                );
             }
         }
         if engine == "afxdp" {
@@ -151,9 +165,12 @@ fn metrics_are_those_of_the_statistics() -> Result<()> {
                 let room = found[&format!("sixhop_ring_capacity_entries{{ring=\"{ring}\"}}")];
                 ensure!(level == 0.0 && room == 4096.0, "{ring} holds {level} of {room}");
             }
-            for name in
-                ["rx_dropped_packets", "rx_ring_full_packets", "fill_ring_empty", "tx_invalid_descriptors"]
-            {
+            for name in [
+                "rx_dropped_packets",
+                "rx_ring_full_packets",
+                "fill_ring_empty",
+                "tx_invalid_descriptors",
+            ] {
                 let sample = format!("sixhop_xdp_{name}_total{{queue=\"0\"}}");
                 ensure!(found.get(&sample) == Some(&0.0), "{sample}: {found:?}");
             }
@@ -191,17 +208,24 @@ fn metrics_are_served_whatever_a_scraper_does() -> Result<()> {
         ("GET /metrics?name[]=x HTTP/1.1\r\n\r\n", "200"),
     ] {
         let (head, body) = request(&lab, &place, words)?;
-        ensure!(head.starts_with(&format!("HTTP/1.1 {status} ")) && !body.is_empty(), "{words}: {head}");
+        ensure!(
+            head.starts_with(&format!("HTTP/1.1 {status} ")) && !body.is_empty(),
+            "{words}: {head}"
+        );
     }
     let (head, body) = request(&lab, &place, "HEAD /metrics HTTP/1.1\r\n\r\n")?;
     ensure!(head.starts_with("HTTP/1.1 200 ") && body.is_empty(), "{head} {body}");
     server.stop()?;
     // Where it cannot be had the server does not start.
-    let flags =
-        format!("serve --interface server0 --prefix {PREFIX} --addresses 5 --metrics [2001:db8:77::1]:1");
+    let flags = format!(
+        "serve --interface server0 --prefix {PREFIX} --addresses 5 --metrics [2001:db8:77::1]:1"
+    );
     let output = sixhop(&lab, Side::Server, &flags).output()?;
     let words = String::from_utf8_lossy(&output.stderr);
-    ensure!(output.status.code() == Some(1) && words.contains("no metrics at [2001:db8:77::1]:1"), "{words}");
+    ensure!(
+        output.status.code() == Some(1) && words.contains("no metrics at [2001:db8:77::1]:1"),
+        "{words}"
+    );
     Ok(())
 }
 
@@ -212,9 +236,16 @@ const BAD_CHECKSUM: u64 = 5;
 const OTHER_PORT: u64 = 3;
 
 fn counts_add_up() -> Result<()> {
-    for engine in
-        ["afxdp", "afxdp --bind live-map", "reflect", "socket", "socket-gso", "uring", "raw", "packet-ring"]
-    {
+    for engine in [
+        "afxdp",
+        "afxdp --bind live-map",
+        "reflect",
+        "socket",
+        "socket-gso",
+        "uring",
+        "raw",
+        "packet-ring",
+    ] {
         let lab = TestLab::up()?;
         let _polling = have_client_poll(&lab)?;
         let mut server = Server::start(&lab, &format!("--addresses 5 --engine {engine}"))?;
@@ -241,14 +272,16 @@ fn counts_add_up() -> Result<()> {
             }
         }
         // The kernel drops a wrong checksum before a UDP socket sees it.
-        let checks = engine.starts_with("afxdp") || ["reflect", "raw", "packet-ring"].contains(&engine);
+        let checks =
+            engine.starts_with("afxdp") || ["reflect", "raw", "packet-ring"].contains(&engine);
         let bad = if checks { BAD_CHECKSUM } else { 0 };
         let expected = GOOD + FROM_SERVICE_PORT + bad;
         server
             .wait_for(|stats| {
                 let hidden = stats["dropped"]["dropped_hidden"].as_u64().unwrap_or_default();
                 let solicited = stats["steering"]["solicited"].as_u64().unwrap_or_default();
-                stats["received"].as_u64() >= Some(expected + hidden + solicited) && unaccounted(stats) == 0
+                stats["received"].as_u64() >= Some(expected + hidden + solicited)
+                    && unaccounted(stats) == 0
             })
             .with_context(|| engine.to_owned())?;
         let totals = server.stop()?;
@@ -257,10 +290,12 @@ fn counts_add_up() -> Result<()> {
         let reason = |name: &str| dropped.get(name).and_then(Value::as_u64).unwrap_or_default();
         ensure!(reason("source_service_port") == FROM_SERVICE_PORT, "{engine}: {totals}");
         ensure!(reason("bad_checksum") == bad, "{engine}: {totals}");
-        // Where hidden, what is for another port goes nowhere; and the kernels may have asked for each other.
+        // Where hidden, what is for another port goes nowhere; and the kernels may have asked for
+        // each other.
         let hidden = engine.contains("live-map");
         ensure!(!hidden || reason("dropped_hidden") >= OTHER_PORT, "{engine}: {totals}");
-        let others = reason("dropped_hidden") + totals["steering"]["solicited"].as_u64().unwrap_or_default();
+        let others =
+            reason("dropped_hidden") + totals["steering"]["solicited"].as_u64().unwrap_or_default();
         ensure!(totals["received"] == expected + others, "{engine}: {totals}");
         ensure!(hidden || others == 0, "{engine}: {totals}");
         ensure!(totals["waiting"] == 0 && unaccounted(&totals) == 0, "{engine}: {totals}");
@@ -296,7 +331,10 @@ fn a_service_manager_is_told() -> Result<()> {
                 "serve --interface server0 --json --prefix {PREFIX} --addresses 20 --engine {engine}"
             );
             let mut command = sixhop(&lab, Side::Server, &flags);
-            command.env("NOTIFY_SOCKET", &path).env("WATCHDOG_USEC", "400000").env_remove("WATCHDOG_PID");
+            command
+                .env("NOTIFY_SOCKET", &path)
+                .env("WATCHDOG_USEC", "400000")
+                .env_remove("WATCHDOG_PID");
             let server = Server::of(command)?;
             let words = hear()?;
             let status = format!("STATUS={engine} answers on 20 addresses of server0");
@@ -319,7 +357,8 @@ fn a_service_manager_is_told() -> Result<()> {
 fn logs_have_levels() -> Result<()> {
     let lab = TestLab::up()?;
     let run = |flags: &str, variable: Option<&str>| -> Result<Vec<String>> {
-        let flags = format!("serve --interface server0 --json --prefix {PREFIX} --addresses 20 {flags}");
+        let flags =
+            format!("serve --interface server0 --json --prefix {PREFIX} --addresses 20 {flags}");
         let mut command = sixhop(&lab, Side::Server, &flags);
         command.env_remove("RUST_LOG").env_remove("SIXHOP_LOG");
         command.envs(variable.map(|level| ("SIXHOP_LOG", level)));
@@ -332,7 +371,10 @@ fn logs_have_levels() -> Result<()> {
         Ok(words.lines().map(str::to_owned).collect())
     };
     let said = run("", None)?;
-    ensure!(said.len() == 1 && said[0].starts_with("sixhop: ") && said[0].contains("falls back"), "{said:?}");
+    ensure!(
+        said.len() == 1 && said[0].starts_with("sixhop: ") && said[0].contains("falls back"),
+        "{said:?}"
+    );
     let said = run("", Some("error"))?;
     ensure!(said.is_empty(), "{said:?}");
     for (flags, variable) in [("--log info", Some("error")), ("", Some("info"))] {
@@ -346,7 +388,9 @@ fn logs_have_levels() -> Result<()> {
     for line in &said {
         let line: Value = serde_json::from_str(line).with_context(|| line.clone())?;
         ensure!(
-            line["level"].is_string() && line["timestamp"].is_string() && line["message"].is_string(),
+            line["level"].is_string()
+                && line["timestamp"].is_string()
+                && line["message"].is_string(),
             "{line}"
         );
     }
@@ -356,13 +400,18 @@ fn logs_have_levels() -> Result<()> {
     );
     for arguments in ["probe lo --log loud=nothing", "--log-format xml probe lo"] {
         let output = sixhop(&lab, Side::Server, arguments).output()?;
-        ensure!(output.status.code() == Some(2), "{arguments}: {}", String::from_utf8_lossy(&output.stderr));
+        ensure!(
+            output.status.code() == Some(2),
+            "{arguments}: {}",
+            String::from_utf8_lossy(&output.stderr)
+        );
     }
     // A failure too is a line of JSON.
     let output = sixhop(&lab, Side::Server, "probe eth9 --log-format json").output()?;
     let line: Value = serde_json::from_slice(&output.stderr)?;
     ensure!(
-        line["level"] == "ERROR" && line["message"].as_str().is_some_and(|words| words.contains("eth9")),
+        line["level"] == "ERROR"
+            && line["message"].as_str().is_some_and(|words| words.contains("eth9")),
         "{line}"
     );
     Ok(())

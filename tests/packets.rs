@@ -1,5 +1,6 @@
-//! Hostile packets: docs/packets.md says what becomes of each kind, and this holds it to that. The same frames go to every engine; for
-//! the socket engines the kernel's own stack decides, and so they are what the others are compared with.
+//! Hostile packets: docs/packets.md says what becomes of each kind, and this holds it to that. The
+//! same frames go to every engine; for the socket engines the kernel's own stack decides, and so
+//! they are what the others are compared with.
 
 mod common;
 
@@ -73,7 +74,13 @@ impl Ends {
         Self::new(link(lab, Side::Client)?.mac, link(lab, Side::Server)?.mac)
     }
 
-    fn udp(&self, source: Ipv6Addr, destination: Ipv6Addr, ports: (u16, u16), payload: &[u8]) -> Vec<u8> {
+    fn udp(
+        &self,
+        source: Ipv6Addr,
+        destination: Ipv6Addr,
+        ports: (u16, u16),
+        payload: &[u8],
+    ) -> Vec<u8> {
         let mut frame = Vec::new();
         PacketBuilder::ethernet2(self.client_mac, self.server_mac)
             .ipv6(source.octets(), destination.octets(), 33)
@@ -132,7 +139,9 @@ impl Ends {
         add("IPv6 version 4", &|port| changed(port, &|frame| frame[14] = 0x40));
         add("IPv6 payload length beyond the frame", &|port| changed(port, &|frame| frame[19] += 1));
         add("IPv6 payload length 0", &|port| changed(port, &|frame| frame[19] = 0));
-        add("IPv6 payload length too small for a UDP header", &|port| changed(port, &|frame| frame[19] = 7));
+        add("IPv6 payload length too small for a UDP header", &|port| {
+            changed(port, &|frame| frame[19] = 7)
+        });
         add("UDP length beyond the packet", &|port| changed(port, &|frame| frame[59] += 1));
         add("UDP length from 1 to 7", &|port| {
             (1..8).flat_map(|length| changed(port, &|frame| frame[59] = length)).collect()
@@ -160,13 +169,17 @@ impl Ends {
         let behind = |port, headers: &[(u8, &[u8])]| vec![behind(&self.right(port), headers)];
         add("hop-by-hop options", &|port| behind(port, &[(0, PADDING)]));
         add("destination options", &|port| behind(port, &[(60, PADDING)]));
-        add("a routing header at its end", &|port| behind(port, &[(43, &[0, 0, 0, 0, 0, 0, 0, 0])]));
+        add("a routing header at its end", &|port| {
+            behind(port, &[(43, &[0, 0, 0, 0, 0, 0, 0, 0])])
+        });
         add("a routing header with a router to go", &|port| {
             let mut header = vec![0, 2, 0, 1, 0, 0, 0, 0];
             header.extend(live.octets());
             behind(port, &[(43, &header)])
         });
-        add("an option that is to be skipped", &|port| behind(port, &[(60, &[0, 0, 0x1e, 4, 1, 2, 3, 4])]));
+        add("an option that is to be skipped", &|port| {
+            behind(port, &[(60, &[0, 0, 0x1e, 4, 1, 2, 3, 4])])
+        });
         add("an option that forbids to be skipped", &|port| {
             behind(port, &[(60, &[0, 0, 0x5e, 4, 1, 2, 3, 4])])
         });
@@ -174,7 +187,9 @@ impl Ends {
             behind(port, &[(0, PADDING), (60, PADDING), (43, &[0; 8]), (60, PADDING)])
         });
         add("eight extension headers", &|port| behind(port, &[(60, PADDING); 8]));
-        add("hop-by-hop options that are not first", &|port| behind(port, &[(60, PADDING), (0, PADDING)]));
+        add("hop-by-hop options that are not first", &|port| {
+            behind(port, &[(60, PADDING), (0, PADDING)])
+        });
         add("an extension header longer than the packet", &|port| {
             behind(port, &[(60, &[0, 20, 1, 4, 0, 0, 0, 0])])
         });
@@ -185,7 +200,9 @@ impl Ends {
             fragments(&whole(port), port, std::slice::from_ref(&(0..40)))
         });
         add("two fragments", &|port| fragments(&whole(port), port, &[0..24, 24..40]));
-        add("two fragments, the last first", &|port| fragments(&whole(port), port, &[24..40, 0..24]));
+        add("two fragments, the last first", &|port| {
+            fragments(&whole(port), port, &[24..40, 0..24])
+        });
         add("two fragments behind destination options", &|port| {
             let packets = fragments(&whole(port), port, &[0..24, 24..40]);
             packets.iter().map(|packet| self::behind(packet, &[(60, PADDING)])).collect()
@@ -193,13 +210,17 @@ impl Ends {
         add("two fragments of a packet larger than the MTU", &|port| {
             fragments(&payload(port, &[8; 2000])[0], port, &[0..1008, 1008..2008])
         });
-        add("a first fragment alone", &|port| fragments(&whole(port), port, &[0..24, 24..40])[..1].to_vec());
+        add("a first fragment alone", &|port| {
+            fragments(&whole(port), port, &[0..24, 24..40])[..1].to_vec()
+        });
         add("a first fragment without its UDP header", &|port| {
             let mut packets = fragments(&behind(port, &[(60, PADDING)])[0], port, &[0..8, 8..48]);
             packets.truncate(1);
             packets
         });
-        add("a last fragment alone", &|port| fragments(&whole(port), port, &[0..24, 24..40])[1..].to_vec());
+        add("a last fragment alone", &|port| {
+            fragments(&whole(port), port, &[0..24, 24..40])[1..].to_vec()
+        });
         add("fragments that overlap", &|port| fragments(&whole(port), port, &[0..24, 16..40]));
         add("the jumbo payload option", &|port| {
             let mut packets = behind(port, &[(0, &[0, 0, 0xc2, 4, 0, 0, 0, 48])]);
@@ -211,9 +232,15 @@ impl Ends {
         add("a tag of VLAN 5", &|port| tagged(port, &[(0x8100, 5)]));
         add("tags of VLANs 5 and 6 (QinQ)", &|port| tagged(port, &[(0x88a8, 5), (0x8100, 6)]));
         add("a tag of VLAN 0, which says a priority", &|port| tagged(port, &[(0x8100, 0xa000)]));
-        add("a tag of VLAN 0 before a tag of VLAN 5", &|port| tagged(port, &[(0x8100, 0), (0x8100, 5)]));
-        add("a request in a frame for all stations", &|port| changed(port, &|frame| frame[..6].fill(0xff)));
-        add("a request in a frame for another station", &|port| changed(port, &|frame| frame[5] ^= 1));
+        add("a tag of VLAN 0 before a tag of VLAN 5", &|port| {
+            tagged(port, &[(0x8100, 0), (0x8100, 5)])
+        });
+        add("a request in a frame for all stations", &|port| {
+            changed(port, &|frame| frame[..6].fill(0xff))
+        });
+        add("a request in a frame for another station", &|port| {
+            changed(port, &|frame| frame[5] ^= 1)
+        });
 
         add("to another port", &|port| vec![self.udp(client, live, (port, PORT + 1), &[7; 32])]);
         add("to an address under the prefix that is not live", &|port| to(port, self.not_live));
@@ -223,7 +250,9 @@ impl Ends {
         add("to a multicast address", &|port| to(port, Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1)));
         add("from the service port", &|_| vec![self.right(PORT)]);
         add("from port 0", &|_| vec![self.right(0)]);
-        add("from a multicast address", &|port| from(port, Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1)));
+        add("from a multicast address", &|port| {
+            from(port, Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1))
+        });
         add("from `::`", &|port| from(port, Ipv6Addr::UNSPECIFIED));
         add("from `::1`", &|port| from(port, Ipv6Addr::LOCALHOST));
         add("from `::ffff:192.0.2.1`, a mapped IPv4 address", &|port| {
@@ -273,7 +302,9 @@ fn fragments(packet: &[u8], number: u16, parts: &[std::ops::Range<usize>]) -> Ve
 
 /// The frame with tags, each with its EtherType and control information.
 fn tag(frame: &[u8], tags: &[(u16, u16)]) -> Vec<u8> {
-    let tags = tags.iter().flat_map(|(kind, control)| [kind.to_be_bytes(), control.to_be_bytes()].concat());
+    let tags = tags
+        .iter()
+        .flat_map(|(kind, control)| [kind.to_be_bytes(), control.to_be_bytes()].concat());
     frame[..12].iter().copied().chain(tags).chain(frame[12..].iter().copied()).collect()
 }
 
@@ -286,7 +317,8 @@ fn sum_again(frame: &mut [u8], length: u64) {
     frame[60..62].copy_from_slice(&(!(folded as u16)).to_be_bytes());
 }
 
-/// The table of the document: what the program does, what it does with live-map, and whether there is an answer.
+/// The table of the document: what the program does, what it does with live-map, and whether there
+/// is an answer.
 fn written() -> Result<BTreeMap<&'static str, [&'static str; 3]>> {
     let rows = DOCUMENT.lines().filter_map(|line| line.strip_prefix("| ")?.strip_suffix(" |"));
     let mut table = BTreeMap::new();
@@ -357,14 +389,16 @@ fn answered(frames: &[Vec<u8>]) -> impl Iterator<Item = u16> {
     replies.map(|frame| u16::from_be_bytes([frame[56], frame[57]]))
 }
 
-/// Two that are answered by whatever way a packet takes: the link keeps the order, and so does a socket.
+/// Two that are answered by whatever way a packet takes: the link keeps the order, and so does a
+/// socket.
 const SENTINELS: [u16; 2] = [9998, 9999];
 
 fn sentinels(ends: &Ends) -> [Vec<u8>; 2] {
     [ends.right(SENTINELS[0]), behind(&ends.right(SENTINELS[1]), &[(0, PADDING)])]
 }
 
-/// Sends the frames, then the sentinels, and returns the ports that were answered, once for each reply.
+/// Sends the frames, then the sentinels, and returns the ports that were answered, once for each
+/// reply.
 fn exchange(capture: &PacketSocket, ends: &Ends, frames: &[Vec<u8>]) -> Result<Vec<u16>> {
     frames.iter().try_for_each(|frame| capture.send(frame))?;
     sentinels(ends).iter().try_for_each(|frame| capture.send(frame))?;
@@ -394,7 +428,8 @@ fn does_what_is_written(engine: &str, flags: &str) -> Result<()> {
         let ports = exchange(&capture, &ends, &frames)?;
         let port = 10_000 + position as u16;
         let count = ports.iter().filter(|found| **found == port).count();
-        let others = ports.iter().filter(|found| **found != port && !SENTINELS.contains(found)).count();
+        let others =
+            ports.iter().filter(|found| **found != port && !SENTINELS.contains(found)).count();
         ensure!(
             count == expected && others == 0,
             "{name}: {count} replies, not {expected}; {others} to others"
@@ -404,7 +439,8 @@ fn does_what_is_written(engine: &str, flags: &str) -> Result<()> {
     Ok(())
 }
 
-/// A server on the client's side as well, on addresses of its own: what each says to the other, if somebody forges a request.
+/// A server on the client's side as well, on addresses of its own: what each says to the other, if
+/// somebody forges a request.
 fn two_servers_do_not_answer_each_other() -> Result<()> {
     for engine in ["afxdp", "reflect", "socket-gso"] {
         let lab = TestLab::up()?;
@@ -425,7 +461,10 @@ fn two_servers_do_not_answer_each_other() -> Result<()> {
         // Another that is answered by each way, so that all before have had their turn.
         let mut replies = exchange(&capture, &ends, &[])?;
         replies.extend(answered(&capture.drain()?));
-        ensure!(replies.iter().all(|port| SENTINELS.contains(port)), "{engine}: a storm: {replies:?}");
+        ensure!(
+            replies.iter().all(|port| SENTINELS.contains(port)),
+            "{engine}: a storm: {replies:?}"
+        );
         let (here, there) = (here.stop()?, there.stop()?);
         ensure!(here["answered"] == 0 && there["answered"] == 2, "{engine}: {here} {there}");
         ensure!(there["refused"]["source_service_port"] == 2 * ADDRESSES, "{engine}: {there}");
@@ -443,17 +482,23 @@ fn who_may_not_ask_is_not_answered() -> Result<()> {
         let allowed = format!("{}/128,2001:db8:7::/48", Side::Client.address());
         let flags = format!("--addresses {ADDRESSES} --engine {engine} --allow {allowed} {more}");
         let server = Server::start(&lab, &flags)?;
-        ensure!(server.ready["allowed"] == serde_json::json!(allowed.split(',').collect::<Vec<_>>()));
+        ensure!(
+            server.ready["allowed"] == serde_json::json!(allowed.split(',').collect::<Vec<_>>())
+        );
         let index = link(&lab, Side::Client)?.index;
         let capture = lab.run_in(Side::Client, || PacketSocket::on(index))?;
         let forged = |source| ends.udp(source, ends.pool.address(1), (50_000, PORT), &[7; 32]);
         let neighbour = "2001:db8:1::99".parse()?;
-        let frames = [forged(STRANGER), forged(neighbour), behind(&forged(STRANGER), &[(60, PADDING)])];
+        let frames =
+            [forged(STRANGER), forged(neighbour), behind(&forged(STRANGER), &[(60, PADDING)])];
         let mut ports = exchange(&capture, &ends, &frames)?;
         ports.extend(answered(&capture.drain()?));
         ensure!(ports.iter().all(|port| SENTINELS.contains(port)), "{engine}: {ports:?}");
         let totals = server.stop()?;
-        ensure!(totals["refused"] == serde_json::json!({ "source_not_allowed": 3 }), "{engine}: {totals}");
+        ensure!(
+            totals["refused"] == serde_json::json!({ "source_not_allowed": 3 }),
+            "{engine}: {totals}"
+        );
         ensure!(totals["answered"] == 2, "{engine}: {totals}");
     }
     Ok(())
@@ -469,9 +514,12 @@ fn sum(stats: &Value, name: &str) -> u64 {
 }
 
 fn the_counters_add_up() -> Result<()> {
-    for (engine, bind) in
-        [("afxdp", "netlink"), ("reflect", "netlink"), ("afxdp", "live-map"), ("reflect", "live-map")]
-    {
+    for (engine, bind) in [
+        ("afxdp", "netlink"),
+        ("reflect", "netlink"),
+        ("afxdp", "live-map"),
+        ("reflect", "live-map"),
+    ] {
         let lab = TestLab::up()?;
         let _polling = have_client_poll(&lab)?;
         let ends = Ends::of(&lab)?;
@@ -494,7 +542,8 @@ fn the_counters_add_up() -> Result<()> {
             difference = sent().ok().map(|sent| sent as i64 - sum(stats, "steering") as i64);
             true
         })?;
-        let frames: Vec<_> = cases(&ends)?.into_iter().flat_map(|((_, frames), _)| frames).collect();
+        let frames: Vec<_> =
+            cases(&ends)?.into_iter().flat_map(|((_, frames), _)| frames).collect();
         for _ in 0..5 {
             exchange(&capture, &ends, &frames)?;
         }
@@ -504,9 +553,12 @@ fn the_counters_add_up() -> Result<()> {
                 last = (sent().unwrap_or_default() as i64, sum(stats, "steering") as i64);
                 difference == Some(last.0 - last.1) && last.1 > 5 * frames.len() as i64
             })
-            .with_context(|| format!("{engine}, {bind}: sent and counted {last:?}, {difference:?} before"))?;
+            .with_context(|| {
+                format!("{engine}, {bind}: sent and counted {last:?}, {difference:?} before")
+            })?;
         let totals = server.stop()?;
-        let requests = ["reflected", "steered", "refused"].map(|name| count(&totals, &["steering", name]));
+        let requests =
+            ["reflected", "steered", "refused"].map(|name| count(&totals, &["steering", name]));
         let behind = count(&totals, &["answered_behind"]) + count(&totals, &["refused_behind"]);
         let done = count(&totals, &["answered"]) + sum(&totals, "refused");
         // What neighbour discovery takes into the rings is no request.
@@ -532,10 +584,13 @@ fn a_flood_takes_no_answer() -> Result<()> {
         let ends = Ends::of(&lab)?;
         let server = Server::start(
             &lab,
-            &format!("--addresses {ADDRESSES} --engine {kind} --bind live-map --cores 0 --replies {replies}"),
+            &format!(
+                "--addresses {ADDRESSES} --engine {kind} --bind live-map --cores 0 --replies {replies}"
+            ),
         )?;
         let index = link(&lab, Side::Client)?.index;
-        // None of these is answered, but for what is behind extension headers and in fragments, which is not sent.
+        // None of these is answered, but for what is behind extension headers and in fragments,
+        // which is not sent.
         let silent: HashSet<_> =
             written()?.into_iter().filter(|(_, row)| row[2] == "no").map(|row| row.0).collect();
         let frames: Vec<_> = ends
@@ -552,8 +607,8 @@ fn a_flood_takes_no_answer() -> Result<()> {
                 let mut sent = 0u64;
                 while !done.load(Ordering::Relaxed) {
                     let due = (started.elapsed().as_secs_f64() * (5 * rate) as f64) as u64;
-                    // A veth holds 256 frames: not more at once than leave room for the requests. What it has no room for is
-                    // sent later.
+                    // A veth holds 256 frames: not more at once than leave room for the requests.
+                    // What it has no room for is sent later.
                     let most = due.min(sent + 64);
                     while sent < most {
                         if socket.send(&frames[sent as usize % frames.len()]).is_err() {
@@ -580,8 +635,8 @@ fn a_flood_takes_no_answer() -> Result<()> {
         let (result, elapsed) = result?;
         let totals = server.stop()?;
         let hostile = flooded.load(Ordering::Relaxed) as f64 / elapsed.as_secs_f64();
-        let shown =
-            ["sent", "answered", "complete", "replies", "late"].map(|name| (name, count(&result, &[name])));
+        let shown = ["sent", "answered", "complete", "replies", "late"]
+            .map(|name| (name, count(&result, &[name])));
         let served = ["received", "answered", "replies", "unsent", "waiting"]
             .map(|name| (name, count(&totals, &[name])));
         eprintln!(

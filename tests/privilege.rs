@@ -1,4 +1,5 @@
-//! What a server needs of privileges, and what it has left once it answers, each on a lab of its own (see `common`).
+//! What a server needs of privileges, and what it has left once it answers, each on a lab of its
+//! own (see `common`).
 //!
 //! | test | what is tried |
 //! |---|---|
@@ -38,13 +39,22 @@ fn main() -> ExitCode {
         Some(AS_UNIT) => as_unit(&arguments[2..]),
         Some(VIOLATE) => violate(&arguments[2]),
         _ => common::main(vec![
-            trial("each_engine_answers_with_its_capabilities", each_engine_answers_with_its_capabilities),
-            trial("each_capability_that_is_missing_is_named", each_capability_that_is_missing_is_named),
+            trial(
+                "each_engine_answers_with_its_capabilities",
+                each_engine_answers_with_its_capabilities,
+            ),
+            trial(
+                "each_capability_that_is_missing_is_named",
+                each_capability_that_is_missing_is_named,
+            ),
             trial("too_little_memory_that_may_be_locked_is_named", too_little_locked_memory),
             trial("threads_have_what_they_need_and_no_more", threads_have_what_they_need),
             trial("without_a_sandbox_nothing_is_given_up", without_a_sandbox),
             trial("addresses_are_taken_back_out_of_the_sandbox", addresses_are_taken_back),
-            trial("a_call_that_is_not_on_the_list_ends_the_process", a_call_that_is_not_on_the_list),
+            trial(
+                "a_call_that_is_not_on_the_list_ends_the_process",
+                a_call_that_is_not_on_the_list,
+            ),
         ]),
     }
 }
@@ -58,7 +68,8 @@ fn as_unit(command: &[String]) -> ExitCode {
         let bytes = kib.parse::<u64>().unwrap() << 10;
         setrlimit(Resource::RLIMIT_MEMLOCK, bytes, bytes).unwrap();
     }
-    let rules: BTreeMap<_, _> = unit_calls().into_iter().map(|(_, number)| (number, vec![])).collect();
+    let rules: BTreeMap<_, _> =
+        unit_calls().into_iter().map(|(_, number)| (number, vec![])).collect();
     let refuse = SeccompAction::Errno(libc::EPERM as u32);
     let architecture = std::env::consts::ARCH.try_into().unwrap();
     let filter = SeccompFilter::new(rules, refuse, SeccompAction::Allow, architecture).unwrap();
@@ -93,17 +104,21 @@ impl Programs {
         Ok(Self(directory))
     }
 
-    /// `sixhop` with these arguments on one side of the lab, as somebody else, with these capabilities and no others.
+    /// `sixhop` with these arguments on one side of the lab, as somebody else, with these
+    /// capabilities and no others.
     fn run(&self, lab: &TestLab, side: Side, capabilities: &[&str], arguments: &str) -> Command {
-        let names: Vec<_> =
-            capabilities.iter().map(|name| format!("+{}", &name["CAP_".len()..].to_lowercase())).collect();
+        let names: Vec<_> = capabilities
+            .iter()
+            .map(|name| format!("+{}", &name["CAP_".len()..].to_lowercase()))
+            .collect();
         let list = std::iter::once("-all".to_owned()).chain(names).collect::<Vec<_>>().join(",");
         let mut command = Command::new(SIXHOP);
         command.args(["lab", "--name", lab.name(), "exec", &side.to_string(), "--", "setpriv"]);
-        // The frames of a queue are all that a user may lock by default, and the kernel takes its time to let go of them: each
-        // is another user.
+        // The frames of a queue are all that a user may lock by default, and the kernel takes its
+        // time to let go of them: each is another user.
         static COUNT: AtomicU32 = AtomicU32::new(0);
-        let user = 100_000 + 100 * (std::process::id() % 100_000) + COUNT.fetch_add(1, Ordering::Relaxed);
+        let user =
+            100_000 + 100 * (std::process::id() % 100_000) + COUNT.fetch_add(1, Ordering::Relaxed);
         command.args([format!("--reuid={user}"), format!("--regid={user}")]);
         command.args(["--clear-groups", "--no-new-privs"]);
         command.args([format!("--inh-caps={list}"), format!("--ambient-caps={list}")]);
@@ -135,14 +150,16 @@ fn needed(engine: &str) -> &'static [&'static str] {
     }
 }
 
-/// With what stands in for the unit's LimitMEMLOCK: a limit cannot be raised everywhere where this runs.
+/// With what stands in for the unit's LimitMEMLOCK: a limit cannot be raised everywhere where this
+/// runs.
 fn with_memory<'a>(capabilities: &[&'a str]) -> Vec<&'a str> {
     [capabilities, &["CAP_IPC_LOCK"]].concat()
 }
 
 fn ask(lab: &TestLab) -> Result<()> {
-    let flags =
-        format!("load --interface client0 --prefix {PREFIX} --addresses 20 --json --rate 200 --requests 40");
+    let flags = format!(
+        "load --interface client0 --prefix {PREFIX} --addresses 20 --json --rate 200 --requests 40"
+    );
     let output = sixhop(lab, Side::Client, &flags).output()?;
     ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     complete(&output.stdout)
@@ -163,7 +180,8 @@ fn each_engine_answers_with_its_capabilities() -> Result<()> {
                 continue;
             }
             // Neighbour discovery is answered out of rings.
-            let capabilities = if bind == "live-map" { &UNIT_CAPABILITIES[..] } else { needed(engine) };
+            let capabilities =
+                if bind == "live-map" { &UNIT_CAPABILITIES[..] } else { needed(engine) };
             let capabilities = with_memory(capabilities);
             let flags = serve(&format!("--engine {engine} --bind {bind}"));
             let server = Server::of(programs.run(&lab, Side::Server, &capabilities, &flags));
@@ -178,9 +196,11 @@ fn each_engine_answers_with_its_capabilities() -> Result<()> {
     // The generator too.
     let lab = TestLab::up()?;
     let server = Server::start(&lab, "--addresses 20")?;
-    let flags =
-        format!("load --interface client0 --prefix {PREFIX} --addresses 20 --json --rate 200 --requests 40");
-    let output = programs.run(&lab, Side::Client, &with_memory(&UNIT_CAPABILITIES), &flags).output()?;
+    let flags = format!(
+        "load --interface client0 --prefix {PREFIX} --addresses 20 --json --rate 200 --requests 40"
+    );
+    let output =
+        programs.run(&lab, Side::Client, &with_memory(&UNIT_CAPABILITIES), &flags).output()?;
     ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     complete(&output.stdout)?;
     server.stop()?;
@@ -192,7 +212,8 @@ fn each_capability_that_is_missing_is_named() -> Result<()> {
     let lab = TestLab::up()?;
     for engine in ["afxdp", "reflect", "socket-gso", "raw"] {
         for missing in needed(engine) {
-            let others: Vec<_> = needed(engine).iter().filter(|name| *name != missing).copied().collect();
+            let others: Vec<_> =
+                needed(engine).iter().filter(|name| *name != missing).copied().collect();
             let flags = serve(&format!("--engine {engine}"));
             let output = programs.run(&lab, Side::Server, &others, &flags).output()?;
             let words = String::from_utf8(output.stderr)?;
@@ -200,12 +221,16 @@ fn each_capability_that_is_missing_is_named() -> Result<()> {
                 output.status.code() == Some(1) && output.stdout.is_empty(),
                 "{engine} {missing}: {words}"
             );
-            ensure!(words.lines().count() == 1 && words.contains(missing), "{engine} {missing}: {words}");
+            ensure!(
+                words.lines().count() == 1 && words.contains(missing),
+                "{engine} {missing}: {words}"
+            );
         }
     }
     // `probe` says which, and the line that gives it.
-    let output =
-        programs.run(&lab, Side::Server, &["CAP_NET_ADMIN", "CAP_BPF"], "probe server0 --json").output()?;
+    let output = programs
+        .run(&lab, Side::Server, &["CAP_NET_ADMIN", "CAP_BPF"], "probe server0 --json")
+        .output()?;
     let probe: Value = serde_json::from_slice(&output.stdout)?;
     let obstacle = &probe["verdict"]["obstacles"][0];
     ensure!(obstacle["why"] == "this process lacks CAP_NET_RAW, CAP_PERFMON", "{obstacle}");
@@ -262,13 +287,15 @@ fn threads(pid: u32) -> Result<BTreeMap<u32, BTreeMap<String, String>>> {
     Ok(tasks.flatten().filter_map(status).collect())
 }
 
-/// Waits until all workers have the filters of main, engine and worker (the latter two of two parts): all are where they belong.
+/// Waits until all workers have the filters of main, engine and worker (the latter two of two
+/// parts): all are where they belong.
 fn settled(server: &Server, workers: usize) -> Result<BTreeMap<u32, BTreeMap<String, String>>> {
     let give_up = Instant::now() + PATIENCE;
     loop {
         let threads = threads(server.child.id())?;
-        let filters =
-            |fields: &BTreeMap<String, String>| fields["Seccomp_filters"].parse::<u32>().unwrap_or_default();
+        let filters = |fields: &BTreeMap<String, String>| {
+            fields["Seccomp_filters"].parse::<u32>().unwrap_or_default()
+        };
         let depths: Vec<_> = threads.values().map(filters).collect();
         // One that was joined may take a moment to be gone.
         let confined = threads.values().all(|fields| fields["Seccomp"] == "2");
@@ -327,7 +354,8 @@ fn threads_have_what_they_need() -> Result<()> {
             ensure!(fields["Seccomp"] == "2" && fields["NoNewPrivs"] == "1", "{flags}: {fields:?}");
         }
         let limits = fs::read_to_string(format!("/proc/{}/limits", server.child.id()))?;
-        let core = limits.lines().find(|line| line.starts_with("Max core file size")).unwrap_or_default();
+        let core =
+            limits.lines().find(|line| line.starts_with("Max core file size")).unwrap_or_default();
         ensure!(core.split_whitespace().nth(4) == Some("0"), "{core}");
         server.stop()?;
     }
@@ -348,7 +376,9 @@ fn without_a_sandbox() -> Result<()> {
 
 fn addresses_are_taken_back() -> Result<()> {
     let lab = TestLab::up()?;
-    for bind in ["netlink", "netlink-batch", "netlink-down", "ioctl", "command", "ifconfig", "live-map"] {
+    for bind in
+        ["netlink", "netlink-batch", "netlink-down", "ioctl", "command", "ifconfig", "live-map"]
+    {
         // So many that netlink-down takes them back by setting the link down.
         let server = Server::start(&lab, &format!("--addresses 300 --bind {bind}"))?;
         ensure!(server.ready["sandbox"] == true, "{}", server.ready);
@@ -362,9 +392,14 @@ fn addresses_are_taken_back() -> Result<()> {
 
 fn a_call_that_is_not_on_the_list() -> Result<()> {
     for role in Role::ALL {
-        let output = Command::new(std::env::current_exe()?).args([VIOLATE, role.name()]).output()?;
+        let output =
+            Command::new(std::env::current_exe()?).args([VIOLATE, role.name()]).output()?;
         let words = String::from_utf8(output.stderr)?;
-        ensure!(output.stdout == b"entered\n", "{role:?}: {}", String::from_utf8_lossy(&output.stdout));
+        ensure!(
+            output.stdout == b"entered\n",
+            "{role:?}: {}",
+            String::from_utf8_lossy(&output.stdout)
+        );
         ensure!(output.status.code() == Some(1), "{role:?}: {}", output.status);
         let expected = format!("its {} thread made system call {}", role.name(), libc::SYS_chroot);
         ensure!(words.lines().count() == 1 && words.contains(&expected), "{role:?}: {words}");

@@ -1,5 +1,6 @@
-//! `probe`, run as a user runs it, each time on a lab of its own (see `common`): what it expects is compared with what comes of
-//! trying. Cards are tried in the virtual machine, by the same `--try --json`.
+//! `probe`, run as a user runs it, each time on a lab of its own (see `common`): what it expects is
+//! compared with what comes of trying. Cards are tried in the virtual machine, by the same `--try
+//! --json`.
 
 mod common;
 
@@ -36,15 +37,26 @@ fn event(output: Output) -> Result<Value> {
     Ok(serde_json::from_str(&line)?)
 }
 
-/// Tries `interface` of the server's side and checks that it gives `attach` and `copy` as expected, for the reasons named.
-fn expect(lab: &TestLab, interface: &str, attach: &str, copy: &str, reasons: &[&str]) -> Result<Value> {
-    let probe = event(sixhop(lab, Side::Server, &format!("probe {interface} --try --json")).output()?)?;
+/// Tries `interface` of the server's side and checks that it gives `attach` and `copy` as expected,
+/// for the reasons named.
+fn expect(
+    lab: &TestLab,
+    interface: &str,
+    attach: &str,
+    copy: &str,
+    reasons: &[&str],
+) -> Result<Value> {
+    let probe =
+        event(sixhop(lab, Side::Server, &format!("probe {interface} --try --json")).output()?)?;
     ensure!(probe["interface"] == interface && probe["schema"] == 1, "{probe}");
     let (verdict, tried) = (&probe["verdict"], &probe["tried"]);
     ensure!(verdict["attach"] == attach && verdict["copy"] == copy, "{verdict}");
     ensure!(verdict["obstacles"] == json!([]), "{verdict}");
     ensure!(names(&verdict["why_not_more"]) == reasons, "{verdict}");
-    ensure!(tried["attach"] == attach && tried["copy"] == copy && tried["error"].is_null(), "{tried}");
+    ensure!(
+        tried["attach"] == attach && tried["copy"] == copy && tried["error"].is_null(),
+        "{tried}"
+    );
     ensure!(tried["agrees"] == true, "{tried}");
     Ok(probe)
 }
@@ -58,7 +70,10 @@ fn loopback_gets_generic_and_copy() -> Result<()> {
     let lab = TestLab::up()?;
     let probe = expect(&lab, "lo", "generic", "copy", &["driver", "generic"])?;
     ensure!(probe["xdp"]["features"] == json!([]), "{probe}");
-    ensure!(probe["verdict"]["flags"] == json!(["--attach", "generic", "--copy", "copy"]), "{probe}");
+    ensure!(
+        probe["verdict"]["flags"] == json!(["--attach", "generic", "--copy", "copy"]),
+        "{probe}"
+    );
     Ok(())
 }
 
@@ -73,14 +88,20 @@ fn veth_gets_native_and_copy() -> Result<()> {
             ensure!(probe["queues"] == queues && probe["queues_possible"] == queues, "{probe}");
             ensure!(probe["tried"]["queues"] == json!((0..queues).collect::<Vec<_>>()), "{probe}");
             ensure!(probe["peer"]["name"] == "client0" && probe["sys_seen"] == true, "{probe}");
-            ensure!(probe["verdict"]["advice"][0]["command"] == "ethtool -K client0 tx off", "{probe}");
+            ensure!(
+                probe["verdict"]["advice"][0]["command"] == "ethtool -K client0 tx off",
+                "{probe}"
+            );
             ensure!(link(&lab, Side::Server)? == before, "something was left");
         }
         // `serve` takes the flags that were recommended, and gets what they say.
         let flags = if queues == 1 { "" } else { " --queues 0,1" };
         let flags = format!("--attach native --copy copy{flags}");
         let probe = expect(&lab, "server0", "native", "copy", &["driver"])?;
-        ensure!(probe["verdict"]["flags"] == json!(flags.split(' ').collect::<Vec<_>>()), "{probe}");
+        ensure!(
+            probe["verdict"]["flags"] == json!(flags.split(' ').collect::<Vec<_>>()),
+            "{probe}"
+        );
         let server = Server::start(&lab, &format!("--addresses 1 {flags}"))?;
         ensure!(server.ready["attach"] == "native" && server.ready["copy"] == "copy");
         // What it takes of memory is what the verdict reckoned with.
@@ -136,7 +157,10 @@ fn another_program_is_left_alone() -> Result<()> {
     ensure!(probe["program"] == json!({"mode": "native", "id": before.id}), "{probe}");
     ensure!(names(&probe["verdict"]["obstacles"]) == ["occupied"], "{probe}");
     let tried = &probe["tried"];
-    ensure!(tried["error"].as_str().is_some_and(|error| error.contains("another XDP program")), "{tried}");
+    ensure!(
+        tried["error"].as_str().is_some_and(|error| error.contains("another XDP program")),
+        "{tried}"
+    );
     ensure!(tried["agrees"] == true && tried["attach"].is_null(), "{tried}");
     ensure!(link(&lab, Side::Server)?.xdp == Some(before));
     server.stop()?;
@@ -178,8 +202,8 @@ fn without_privileges() -> Result<()> {
     ensure!(names(&verdict["obstacles"]).contains(&"capabilities"), "{verdict}");
     let lacking = "this process lacks CAP_NET_ADMIN, CAP_NET_RAW, CAP_BPF, CAP_PERFMON";
     ensure!(verdict["obstacles"][0]["why"] == lacking, "{verdict}");
-    let line =
-        "run as root, or setcap cap_net_admin,cap_net_raw,cap_bpf,cap_perfmon=ep \"$(command -v sixhop)\"";
+    let line = "run as root, or setcap cap_net_admin,cap_net_raw,cap_bpf,cap_perfmon=ep \
+        \"$(command -v sixhop)\"";
     ensure!(verdict["obstacles"][0]["cure"] == line, "{verdict}");
     let tried = &probe["tried"];
     ensure!(tried["error"].as_str().is_some_and(|error| error.contains("run as root")), "{tried}");
@@ -222,7 +246,10 @@ fn bad_input_gets_one_clear_line() -> Result<()> {
     ] {
         let output = sixhop(&lab, Side::Server, arguments).output()?;
         let said = String::from_utf8(output.stderr)?;
-        ensure!(output.status.code() == Some(status) && output.stdout.is_empty(), "{arguments}: {said}");
+        ensure!(
+            output.status.code() == Some(status) && output.stdout.is_empty(),
+            "{arguments}: {said}"
+        );
         ensure!(said.lines().count() == 1 && said.contains(words), "{arguments}: {said}");
     }
     Ok(())

@@ -1,5 +1,5 @@
-//! The steering program, run by the kernel on single packets (BPF_PROG_TEST_RUN): which verdict each kind gets, and what it makes
-//! of those that it answers itself.
+//! The steering program, run by the kernel on single packets (BPF_PROG_TEST_RUN): which verdict
+//! each kind gets, and what it makes of those that it answers itself.
 
 mod common;
 
@@ -20,8 +20,8 @@ use sixhop::lab::Side;
 use sixhop::netlink::{self, AttachMode};
 use sixhop::wire::{MAX_PAYLOAD, OVERHEAD, Refusal};
 use sixhop::xdp::{
-    CopyRequest, HugepageRequest, LiveAddresses, MovingAddresses, Program, ProgramConfig, Reflect, Screen,
-    Socket, SocketConfig, Verdict, VerdictSource,
+    CopyRequest, HugepageRequest, LiveAddresses, MovingAddresses, Program, ProgramConfig, Reflect,
+    Screen, Socket, SocketConfig, Verdict, VerdictSource,
 };
 
 /// Actions of linux/bpf.h.
@@ -42,7 +42,10 @@ fn main() -> ExitCode {
         trial("every_kind_of_packet_has_its_verdict", every_kind_of_packet_has_its_verdict),
         trial("no_truncation_is_steered", no_truncation_is_steered),
         trial("a_socket_on_the_queue_gets_the_packet", a_socket_on_the_queue_gets_the_packet),
-        trial("many_addresses_are_all_live_and_cease_to_be", many_addresses_are_all_live_and_cease_to_be),
+        trial(
+            "many_addresses_are_all_live_and_cease_to_be",
+            many_addresses_are_all_live_and_cease_to_be,
+        ),
         trial("an_address_is_live_in_the_window_of_its_step", an_address_is_live_in_its_window),
         trial("each_of_many_prefixes_counts", each_of_many_prefixes_counts),
         trial("every_moving_address_is_found", every_moving_address_is_found),
@@ -53,7 +56,10 @@ fn main() -> ExitCode {
         trial("a_program_that_answers_refuses_by_the_same_rules", refuses_by_the_same_rules),
         trial("a_program_that_answers_does_what_the_handler_does", does_what_the_handler_does),
         trial("where_hidden_solicitations_are_still_steered", solicitations_are_still_steered),
-        trial("programs_do_with_the_corpus_of_the_fuzzers_what_the_handler_does", corpus_of_the_fuzzers),
+        trial(
+            "programs_do_with_the_corpus_of_the_fuzzers_what_the_handler_does",
+            corpus_of_the_fuzzers,
+        ),
     ])
 }
 
@@ -108,7 +114,8 @@ fn each_of_many_prefixes_counts() -> Result<()> {
     ];
     // The last address of each and the one behind it.
     let edge = |prefix: Prefix| {
-        let last = prefix.network().to_bits() | u128::MAX.checked_shr(prefix.length().into()).unwrap_or(0);
+        let last =
+            prefix.network().to_bits() | u128::MAX.checked_shr(prefix.length().into()).unwrap_or(0);
         (Ipv6Addr::from_bits(last), Ipv6Addr::from_bits(last + 1))
     };
     for count in 1..=PREFIXES.len() {
@@ -132,7 +139,10 @@ fn each_of_many_prefixes_counts() -> Result<()> {
                 let allowed = from(address, edge(PREFIXES[0].parse()?).0)?.1 != Verdict::Refused;
                 let bound = from(Ipv6Addr::from_bits(prefix.network().to_bits() ^ 1), address)?.1;
                 ensure!(allowed == within, "{count}: {address} may ask: {allowed}");
-                ensure!((bound != Verdict::PassedPrefix) == within, "{count}: {address} is bound: {bound:?}");
+                ensure!(
+                    (bound != Verdict::PassedPrefix) == within,
+                    "{count}: {address} is bound: {bound:?}"
+                );
             }
         }
     }
@@ -154,7 +164,8 @@ fn verdict(program: &Program, packet: &[u8]) -> Result<(u32, Verdict)> {
     let before = source.read()?;
     let (action, after) = program.test_run(packet)?;
     ensure!(after == packet, "the program changed the packet");
-    let counted: Vec<_> = source.read()?.iter().zip(before).map(|(now, before)| now - before).collect();
+    let counted: Vec<_> =
+        source.read()?.iter().zip(before).map(|(now, before)| now - before).collect();
     ensure!(counted.iter().sum::<u64>() == 1, "one packet counted as {counted:?}");
     let index = counted.iter().position(|count| *count == 1).unwrap_or_default();
     Ok((action, Verdict::ALL[index]))
@@ -239,12 +250,16 @@ fn a_socket_on_the_queue_gets_the_packet() -> Result<()> {
         plain.add_socket(0, &socket)?;
         ensure!(verdict(&plain, &udp(LIVE, PORT)?)? == (XDP_REDIRECT, Verdict::Steered));
         ensure!(verdict(&plain, &udp(NOT_LIVE, PORT)?)? == (XDP_PASS, Verdict::PassedNotLive));
-        ensure!(verdict(&plain, &solicitation(group(LIVE), LIVE)?)? == (XDP_PASS, Verdict::PassedOther));
+        ensure!(
+            verdict(&plain, &solicitation(group(LIVE), LIVE)?)? == (XDP_PASS, Verdict::PassedOther)
+        );
         let (hidden, _live) = program(&ProgramConfig { hidden: true, ..CONFIG })?;
         hidden.add_socket(0, &socket)?;
         ensure!(verdict(&hidden, &udp(LIVE, PORT)?)? == (XDP_REDIRECT, Verdict::Steered));
         for to in [LIVE, group(LIVE)] {
-            ensure!(verdict(&hidden, &solicitation(to, LIVE)?)? == (XDP_REDIRECT, Verdict::Solicited));
+            ensure!(
+                verdict(&hidden, &solicitation(to, LIVE)?)? == (XDP_REDIRECT, Verdict::Solicited)
+            );
         }
         Ok(())
     })
@@ -258,11 +273,19 @@ fn many_addresses_are_all_live_and_cease_to_be() -> Result<()> {
     live.add(&addresses).map_err(|(_, error)| error)?;
     for address in addresses.iter().step_by(97).chain(addresses.last()) {
         ensure!(live.contains(*address)?, "{address} is not live");
-        ensure!(verdict(&program, &udp(*address, PORT)?)?.1 == Verdict::NoRing, "{address} is not live");
+        ensure!(
+            verdict(&program, &udp(*address, PORT)?)?.1 == Verdict::NoRing,
+            "{address} is not live"
+        );
     }
-    ensure!(live.kernel_memory().is_some_and(|bytes| (COUNT as u64..200 * COUNT as u64).contains(&bytes)));
+    ensure!(
+        live.kernel_memory()
+            .is_some_and(|bytes| (COUNT as u64..200 * COUNT as u64).contains(&bytes))
+    );
 
-    let Err((done, full)) = live.add(&[NOT_LIVE]) else { panic!("one more than the program was loaded for") };
+    let Err((done, full)) = live.add(&[NOT_LIVE]) else {
+        panic!("one more than the program was loaded for")
+    };
     ensure!(done == 0 && full.to_string().contains("no room"), "{full}");
     // Where it stops is known, and what was live before stays so.
     live.remove(&addresses[5000..])?;
@@ -287,14 +310,19 @@ fn many_addresses_are_all_live_and_cease_to_be() -> Result<()> {
     Ok(())
 }
 
-/// One store has a step's addresses live, and another's silent: requests, solicitations, and who may not ask.
+/// One store has a step's addresses live, and another's silent: requests, solicitations, and who
+/// may not ask.
 fn an_address_is_live_in_its_window() -> Result<()> {
     const STEP: u64 = (1 << 32) + 1;
     for hidden in [false, true] {
         let (program, mut live) = moving(hidden, 1000)?;
-        let of = |step: u64| Ipv6Addr::from_bits(LIVE.to_bits() + 0x1000 + u128::from(step + 10 - STEP));
-        let (action, silent) =
-            if hidden { (XDP_DROP, Verdict::DroppedHidden) } else { (XDP_PASS, Verdict::PassedNotLive) };
+        let of =
+            |step: u64| Ipv6Addr::from_bits(LIVE.to_bits() + 0x1000 + u128::from(step + 10 - STEP));
+        let (action, silent) = if hidden {
+            (XDP_DROP, Verdict::DroppedHidden)
+        } else {
+            (XDP_PASS, Verdict::PassedNotLive)
+        };
         for now in STEP - 8..STEP + 8 {
             // As they are entered: one step ahead of those that are live.
             for step in now - 1..=now + 2 {
@@ -302,14 +330,18 @@ fn an_address_is_live_in_its_window() -> Result<()> {
             }
             live.set_step(now);
             for step in STEP - 10..STEP + 10 {
-                let expected =
-                    if step.abs_diff(now) <= 1 { (action, Verdict::NoRing) } else { (action, silent) };
+                let expected = if step.abs_diff(now) <= 1 {
+                    (action, Verdict::NoRing)
+                } else {
+                    (action, silent)
+                };
                 let found = verdict(&program, &udp(of(step), PORT)?)?;
                 ensure!(found == expected, "a request to step {step} in {now}: {found:?}");
                 // It comes from ourselves, or from somebody who had the address.
                 let mut packet = udp(of(now), PORT)?;
                 packet[22..38].copy_from_slice(&of(step).octets());
-                let expected = if step.abs_diff(now) <= 1 { Verdict::Refused } else { Verdict::NoRing };
+                let expected =
+                    if step.abs_diff(now) <= 1 { Verdict::Refused } else { Verdict::NoRing };
                 let found = verdict(&program, &packet)?.1;
                 ensure!(found == expected, "a request from step {step} in {now}: {found:?}");
                 // The same behind an extension header, to it and from it.
@@ -319,15 +351,25 @@ fn an_address_is_live_in_its_window() -> Result<()> {
                     (action, silent)
                 };
                 let found = verdict(&program, &behind(of(step), PORT, &[(0, &OPTIONS)])?)?;
-                ensure!(found == expected, "a request behind options to step {step} in {now}: {found:?}");
+                ensure!(
+                    found == expected,
+                    "a request behind options to step {step} in {now}: {found:?}"
+                );
                 let mut packet = behind(of(now), PORT, &[(0, &OPTIONS)])?;
                 packet[22..38].copy_from_slice(&of(step).octets());
-                let expected = if step.abs_diff(now) <= 1 { Verdict::Refused } else { Verdict::PassedBehind };
+                let expected =
+                    if step.abs_diff(now) <= 1 { Verdict::Refused } else { Verdict::PassedBehind };
                 let found = verdict(&program, &packet)?.1;
-                ensure!(found == expected, "a request behind options from step {step} in {now}: {found:?}");
+                ensure!(
+                    found == expected,
+                    "a request behind options from step {step} in {now}: {found:?}"
+                );
                 if hidden {
-                    let expected =
-                        if step.abs_diff(now) <= 1 { Verdict::NoRing } else { Verdict::DroppedHidden };
+                    let expected = if step.abs_diff(now) <= 1 {
+                        Verdict::NoRing
+                    } else {
+                        Verdict::DroppedHidden
+                    };
                     let found = verdict(&program, &solicitation(group(of(step)), of(step))?)?;
                     ensure!(
                         found == (XDP_DROP, expected),
@@ -347,7 +389,9 @@ fn every_moving_address_is_found() -> Result<()> {
     let (program, mut live) = moving(false, CLIENTS)?;
     let of = |step: u64| -> Vec<_> {
         (0..CLIENTS)
-            .map(|client| Ipv6Addr::from_bits(LIVE.to_bits() + u128::from(step << 40 | client << 16)))
+            .map(|client| {
+                Ipv6Addr::from_bits(LIVE.to_bits() + u128::from(step << 40 | client << 16))
+            })
             .collect()
     };
     for step in 1..=9 {
@@ -356,7 +400,8 @@ fn every_moving_address_is_found() -> Result<()> {
     live.set_step(7);
     ensure!(program.census()? == 3 * CLIENTS, "{}", program.census()?);
     for step in 1..=9 {
-        let expected = if (6..=8).contains(&step) { Verdict::NoRing } else { Verdict::PassedNotLive };
+        let expected =
+            if (6..=8).contains(&step) { Verdict::NoRing } else { Verdict::PassedNotLive };
         for address in of(step).iter().step_by(7) {
             let found = verdict(&program, &udp(*address, PORT)?)?.1;
             ensure!(found == expected, "{address} of step {step}: {found:?}");
@@ -368,7 +413,8 @@ fn every_moving_address_is_found() -> Result<()> {
     live.set_step(7);
     ensure!(live.enter(&many, 7).is_err_and(|error| error.to_string().contains("no room")));
     let full = many.iter().take(112);
-    for (address, expected) in full.zip([Verdict::NoRing; 112]).chain([(&many[112], Verdict::PassedNotLive)])
+    for (address, expected) in
+        full.zip([Verdict::NoRing; 112]).chain([(&many[112], Verdict::PassedNotLive)])
     {
         ensure!(verdict(&program, &udp(*address, PORT)?)?.1 == expected, "{address}");
     }
@@ -433,7 +479,11 @@ fn where_hidden_nobody_else_is_heard() -> Result<()> {
         ("who has the kernel's address", solicitation(group(KERNEL), KERNEL)?, kernel),
         ("is the kernel's address still there", solicitation(KERNEL, KERNEL)?, kernel),
         ("who has a stranger's address", solicitation(group(STRANGER), STRANGER)?, prefix),
-        ("a live address asked for at another live address's place", solicitation(KERNEL, LIVE)?, kernel),
+        (
+            "a live address asked for at another live address's place",
+            solicitation(KERNEL, LIVE)?,
+            kernel,
+        ),
         ("an advertisement to all", icmpv6(ALL_NODES, 136, &LIVE.octets())?, prefix),
         ("half a solicitation", solicitation(group(LIVE), LIVE)?[..77].to_vec(), prefix),
         ("half a solicitation, to the address", solicitation(LIVE, LIVE)?[..77].to_vec(), hidden),
@@ -481,7 +531,14 @@ fn only_what_a_socket_answers_goes_behind() -> Result<()> {
         &[(44, &LATER)],
         &[(44, &WHOLE)],
         &[(0, &OPTIONS), (60, &OPTIONS), (43, &ROUTED), (44, &FIRST), (60, &LONG_OPTIONS)],
-        &[(60, &OPTIONS), (60, &OPTIONS), (60, &OPTIONS), (60, &OPTIONS), (60, &OPTIONS), (60, &OPTIONS)],
+        &[
+            (60, &OPTIONS),
+            (60, &OPTIONS),
+            (60, &OPTIONS),
+            (60, &OPTIONS),
+            (60, &OPTIONS),
+            (60, &OPTIONS),
+        ],
     ];
     let not_ours: [&[(u8, &[u8])]; 4] = [
         &[(60, &OPTIONS), (0, &OPTIONS)],
@@ -500,8 +557,11 @@ fn only_what_a_socket_answers_goes_behind() -> Result<()> {
     for hidden in [false, true] {
         let (program, _live) = program(&ProgramConfig { hidden, ..CONFIG })?;
         program.set_kernel_addresses(&[KERNEL])?;
-        let silent =
-            if hidden { (XDP_DROP, Verdict::DroppedHidden) } else { (XDP_PASS, Verdict::PassedOther) };
+        let silent = if hidden {
+            (XDP_DROP, Verdict::DroppedHidden)
+        } else {
+            (XDP_PASS, Verdict::PassedOther)
+        };
         let not_live = if hidden { silent } else { (XDP_PASS, Verdict::PassedNotLive) };
         let stranger = (XDP_DROP, Verdict::Refused);
         let tcp = |mut packet: Vec<u8>, at: usize| {
@@ -517,12 +577,16 @@ fn only_what_a_socket_answers_goes_behind() -> Result<()> {
             check(&behind(LIVE, PORT, headers)?, (XDP_PASS, Verdict::PassedBehind))?;
             check(&behind(NOT_LIVE, PORT, headers)?, not_live)?;
             check(&behind(STRANGER, PORT, headers)?, (XDP_PASS, Verdict::PassedPrefix))?;
-            let kernel = (XDP_PASS, if hidden { Verdict::PassedKernel } else { Verdict::PassedNotLive });
+            let kernel =
+                (XDP_PASS, if hidden { Verdict::PassedKernel } else { Verdict::PassedNotLive });
             check(&behind(KERNEL, PORT, headers)?, kernel)?;
             let mut from_stranger = behind(LIVE, PORT, headers)?;
             from_stranger[22..38].copy_from_slice(&STRANGER.octets());
             let may_be_other = !hidden && *headers == [(44, &LATER[..])];
-            check(&from_stranger, if may_be_other { (XDP_PASS, Verdict::PassedBehind) } else { stranger })?;
+            check(
+                &from_stranger,
+                if may_be_other { (XDP_PASS, Verdict::PassedBehind) } else { stranger },
+            )?;
             if *headers != [(44, &LATER[..])] {
                 check(&behind(LIVE, PORT + 1, headers)?, silent)?;
             }
@@ -598,8 +662,11 @@ fn a_source_has_its_limit() -> Result<()> {
 fn without_a_port_no_request_is_steered() -> Result<()> {
     for hidden in [false, true] {
         let (program, _live) = program(&ProgramConfig { port: 0, hidden, ..CONFIG })?;
-        let expected =
-            if hidden { (XDP_DROP, Verdict::DroppedHidden) } else { (XDP_PASS, Verdict::PassedPort) };
+        let expected = if hidden {
+            (XDP_DROP, Verdict::DroppedHidden)
+        } else {
+            (XDP_PASS, Verdict::PassedPort)
+        };
         for port in [0, PORT] {
             ensure!(verdict(&program, &udp(LIVE, port)?)? == expected);
         }
@@ -646,7 +713,8 @@ impl Reflection {
         Ok(Self { program, _live: live, counters, pool, handler })
     }
 
-    /// What is to be, and what is to become of the bytes: what steers is simple, and the rest is the handler's.
+    /// What is to be, and what is to become of the bytes: what steers is simple, and the rest is
+    /// the handler's.
     fn expected(&self, packet: &mut [u8]) -> Fate {
         let is_steered = packet.len() >= OVERHEAD
             && packet[12..14] == [0x86, 0xdd]
@@ -655,8 +723,9 @@ impl Reflection {
         if !is_steered {
             return Fate::Passed;
         }
-        let address =
-            |at| packet[at..].first_chunk::<16>().map_or(Ipv6Addr::UNSPECIFIED, |bytes| (*bytes).into());
+        let address = |at| {
+            packet[at..].first_chunk::<16>().map_or(Ipv6Addr::UNSPECIFIED, |bytes| (*bytes).into())
+        };
         let (source, destination) = (address(22), address(38));
         let port = u16::from_be_bytes([packet[54], packet[55]]);
         let is_live = self.pool.contains(destination);
@@ -664,7 +733,11 @@ impl Reflection {
             // The kernel's, unless it costs it something for nothing.
             let is_ours = (packet[..6] == STATION || packet[0] & 1 == 1) && packet[14] >> 4 == 6;
             let is_stranger = is_ours && is_live && !self.handler.sources().contains(source);
-            return if is_stranger { Fate::Refused(Refusal::SourceNotAllowed) } else { Fate::Passed };
+            return if is_stranger {
+                Fate::Refused(Refusal::SourceNotAllowed)
+            } else {
+                Fate::Passed
+            };
         }
         if destination.is_multicast() {
             return Fate::Refused(Refusal::DestinationMulticast);
@@ -699,7 +772,9 @@ impl Reflection {
             .collect();
         let agrees = match fate {
             Fate::Passed => {
-                action == XDP_PASS && counted != [Verdict::Refused] && counted != [Verdict::Reflected]
+                action == XDP_PASS
+                    && counted != [Verdict::Refused]
+                    && counted != [Verdict::Reflected]
             }
             Fate::Refused(refusal) => {
                 action == XDP_DROP && counted == [Verdict::Refused] && refused == [refusal]
@@ -730,7 +805,13 @@ struct Question {
 
 impl Question {
     fn right(to: Ipv6Addr) -> Self {
-        Self { source: CLIENT, destination: to, ports: (50_000, PORT), payload: vec![7; 33], padding: 0 }
+        Self {
+            source: CLIENT,
+            destination: to,
+            ports: (50_000, PORT),
+            payload: vec![7; 33],
+            padding: 0,
+        }
     }
 
     fn packet(&self) -> Vec<u8> {
@@ -748,7 +829,8 @@ impl Question {
 
 /// Makes the checksum right again, as far as the lengths make sense.
 fn repair(packet: &mut [u8]) {
-    let Some(length) = packet.get(58..60).map(|bytes| u16::from_be_bytes([bytes[0], bytes[1]])) else {
+    let Some(length) = packet.get(58..60).map(|bytes| u16::from_be_bytes([bytes[0], bytes[1]]))
+    else {
         return;
     };
     packet[60..62].fill(0);
@@ -756,7 +838,9 @@ fn repair(packet: &mut [u8]) {
         return;
     };
     let words = packet[22..54].chunks(2).chain(datagram.chunks(2));
-    let sum = words.map(|word| u64::from(word[0]) << 8 | u64::from(*word.get(1).unwrap_or(&0))).sum::<u64>();
+    let sum = words
+        .map(|word| u64::from(word[0]) << 8 | u64::from(*word.get(1).unwrap_or(&0)))
+        .sum::<u64>();
     let sum = sum + u64::from(length) + 17;
     let folded = (0..4).fold(sum, |sum, _| (sum & 0xffff) + (sum >> 16));
     let checksum = if folded == 0xffff { 0xffff } else { !folded as u16 };
@@ -781,7 +865,10 @@ fn refuses_by_the_same_rules() -> Result<()> {
         (damaged(|p| p[..6].fill(0x33)), Fate::Passed),
         (damaged(|p| p[5] = 5), Fate::Passed),
         (Question::right(NOT_LIVE).packet(), Fate::Passed),
-        (Question::right("ff02::1".parse()?).packet(), Fate::Refused(Refusal::DestinationMulticast)),
+        (
+            Question::right("ff02::1".parse()?).packet(),
+            Fate::Refused(Refusal::DestinationMulticast),
+        ),
         (Question { ports: (50_000, 53), ..right.clone() }.packet(), Fate::Passed),
         (damaged(|p| p[14] = 0x40), Fate::Refused(Refusal::NotUdp)),
         (damaged(|p| p.truncate(94)), Fate::Refused(Refusal::BadLength)),
@@ -874,15 +961,14 @@ fn does_what_the_handler_does() -> Result<()> {
         2 => proptest::collection::vec(any::<u8>(), 0..LONGEST - 200),
     ];
     let padding = prop_oneof![2 => Just(0), 1 => 0usize..60];
-    let question = (source, destination, (source_port, destination_port), payload, padding).prop_map(
-        |(source, destination, ports, payload, padding)| Question {
+    let question = (source, destination, (source_port, destination_port), payload, padding)
+        .prop_map(|(source, destination, ports, payload, padding)| Question {
             source,
             destination,
             ports,
             payload,
             padding,
-        },
-    );
+        });
     // Of the headers more often than of what they announce; lengths a little off.
     let flips = proptest::collection::vec((prop_oneof![0..OVERHEAD, 0..LONGEST], 1u8..), 0..3);
     let lengths = prop_oneof![3 => Just((0, 0)), 1 => (-40i16..40, -40i16..40)];
@@ -892,7 +978,8 @@ fn does_what_the_handler_does() -> Result<()> {
             let mut packet = question.packet();
             for (place, change) in [(18, ip), (58, udp)] {
                 let length = u16::from_be_bytes([packet[place], packet[place + 1]]);
-                packet[place..place + 2].copy_from_slice(&length.wrapping_add_signed(change).to_be_bytes());
+                packet[place..place + 2]
+                    .copy_from_slice(&length.wrapping_add_signed(change).to_be_bytes());
             }
             for (place, mask) in flips {
                 if let Some(byte) = packet.get_mut(place) {
@@ -910,11 +997,13 @@ fn does_what_the_handler_does() -> Result<()> {
     let answered = std::cell::Cell::new(0);
     TestRunner::new(config).run(&case, |packet| {
         // What becomes of tags and extension headers, another test says.
-        if packet[12..14] != [0x86, 0xdd] || packet.get(20).is_some_and(|next| [0, 43, 44, 60].contains(next))
+        if packet[12..14] != [0x86, 0xdd]
+            || packet.get(20).is_some_and(|next| [0, 43, 44, 60].contains(next))
         {
             return Ok(());
         }
-        let fate = reflection.check(&packet).map_err(|error| TestCaseError::fail(error.to_string()))?;
+        let fate =
+            reflection.check(&packet).map_err(|error| TestCaseError::fail(error.to_string()))?;
         answered.set(answered.get() + u32::from(matches!(fate, Fate::Answered(_))));
         Ok(())
     })?;
@@ -931,11 +1020,14 @@ fn solicitations_are_still_steered() -> Result<()> {
     let (program, _live) = program(&ProgramConfig { hidden: true, reflect, ..CONFIG })?;
     ensure!(verdict(&program, &solicitation(group(LIVE), LIVE)?)? == (XDP_DROP, Verdict::NoRing));
     ensure!(
-        verdict(&program, &solicitation(group(NOT_LIVE), NOT_LIVE)?)? == (XDP_DROP, Verdict::DroppedHidden)
+        verdict(&program, &solicitation(group(NOT_LIVE), NOT_LIVE)?)?
+            == (XDP_DROP, Verdict::DroppedHidden)
     );
     ensure!(verdict(&program, &udp(NOT_LIVE, PORT)?)? == (XDP_DROP, Verdict::DroppedHidden));
     let (action, _reply) = program.test_run(&udp(LIVE, PORT)?)?;
-    ensure!(action == XDP_REDIRECT && program.verdicts()?.read()?[Verdict::Reflected as usize] == 1);
+    ensure!(
+        action == XDP_REDIRECT && program.verdicts()?.read()?[Verdict::Reflected as usize] == 1
+    );
     Ok(())
 }
 
@@ -973,19 +1065,25 @@ fn corpus_of_the_fuzzers() -> Result<()> {
             }
             let fate = reflection.check(&frame).with_context(|| path.display().to_string())?;
             let (action, verdict) = verdict(&steering, &frame)?;
-            // There is no socket on the queue. What the worker finds out is steered, as requests are.
+            // There is no socket on the queue. What the worker finds out is steered, as requests
+            // are.
             let agrees = match fate {
                 Fate::Passed => action == XDP_PASS && verdict != Verdict::NoRing,
                 Fate::Refused(refusal) if is_screened(refusal) => {
                     (action, verdict) == (XDP_DROP, Verdict::Refused)
                 }
-                Fate::Refused(_) | Fate::Answered(_) => (action, verdict) == (XDP_PASS, Verdict::NoRing),
+                Fate::Refused(_) | Fate::Answered(_) => {
+                    (action, verdict) == (XDP_PASS, Verdict::NoRing)
+                }
             };
             ensure!(agrees, "{}: {fate:?}, but {verdict:?} where it is steered", path.display());
             frames += 1;
             answered += u32::from(matches!(fate, Fate::Answered(_)));
         }
     }
-    ensure!(frames > 50 && answered > 5, "{answered} of {frames} frames are answered: nothing was tried");
+    ensure!(
+        frames > 50 && answered > 5,
+        "{answered} of {frames} frames are answered: nothing was tried"
+    );
     Ok(())
 }

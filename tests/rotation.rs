@@ -1,7 +1,8 @@
-//! Addresses that move: `serve` and `load` with `--schedule mt6d`, each on a lab of its own (see `common`).
+//! Addresses that move: `serve` and `load` with `--schedule mt6d`, each on a lab of its own (see
+//! `common`).
 //!
-//! Where a test is not about the moment of rotation, a step lasts an hour: then nothing depends on how long anything takes, and a
-//! clock that is wrong by five steps is wrong by five hours.
+//! Where a test is not about the moment of rotation, a step lasts an hour: then nothing depends on
+//! how long anything takes, and a clock that is wrong by five steps is wrong by five hours.
 
 mod common;
 
@@ -56,13 +57,20 @@ impl SecretFile {
     fn new() -> Result<Self> {
         let directory = tempfile::tempdir()?;
         let path = directory.path().join("secret");
-        let mut file = std::fs::OpenOptions::new().create_new(true).write(true).mode(0o600).open(&path)?;
-        std::io::copy(&mut std::io::Read::take(std::fs::File::open("/dev/urandom")?, 32), &mut file)?;
+        let mut file =
+            std::fs::OpenOptions::new().create_new(true).write(true).mode(0o600).open(&path)?;
+        std::io::copy(
+            &mut std::io::Read::take(std::fs::File::open("/dev/urandom")?, 32),
+            &mut file,
+        )?;
         Ok(Self { _directory: directory, path })
     }
 
     fn flags(&self, clients: u32, seconds: u64) -> String {
-        format!("--schedule mt6d --clients {clients} --rotate {seconds}s --secret {}", self.path.display())
+        format!(
+            "--schedule mt6d --clients {clients} --rotate {seconds}s --secret {}",
+            self.path.display()
+        )
     }
 
     /// Computed apart from server and client.
@@ -83,7 +91,9 @@ fn all_answered(lab: &TestLab, flags: &str, requests: u64) -> Result<()> {
     let output = load(lab, flags)?;
     ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let result: Value = serde_json::from_slice(&output.stdout)?;
-    for (field, expected) in [("sent", requests), ("complete", requests), ("replies", 10 * requests)] {
+    for (field, expected) in
+        [("sent", requests), ("complete", requests), ("replies", 10 * requests)]
+    {
         ensure!(result[field] == expected, "{field} is not {expected}: {result}");
     }
     for nothing in ["duplicates", "wrong_source", "corrupt"] {
@@ -102,7 +112,10 @@ fn rotates(engine: &str, bind: &str, clients: u32, offset: f64) -> Result<()> {
     let flags = secret.flags(clients, 1);
     let mut server = Server::start(&lab, &format!("{flags} --bind {bind} --engine {engine}"))?;
     let ready = server.ready.clone();
-    ensure!(ready["schedule"] == "mt6d" && ready["clients"] == clients && ready["rotate"] == 1.0, "{ready}");
+    ensure!(
+        ready["schedule"] == "mt6d" && ready["clients"] == clients && ready["rotate"] == 1.0,
+        "{ready}"
+    );
     let live = 3 * u64::from(clients);
     ensure!(ready["addresses"] == live, "{ready}");
     let asked = format!("{flags} --rate {RATE} --requests {REQUESTS} --clock-offset {offset}");
@@ -111,7 +124,9 @@ fn rotates(engine: &str, bind: &str, clients: u32, offset: f64) -> Result<()> {
     // The step after next at the latest has its event.
     let first = ready["step"].as_u64().context("a step")?;
     server.wait_for(|event| {
-        event["event"] == "rotation" && event["step"].as_u64() > Some(first) && event["live"] == live
+        event["event"] == "rotation"
+            && event["step"].as_u64() > Some(first)
+            && event["live"] == live
     })?;
     let totals = server.stop()?;
     ensure!(totals["answered"] == REQUESTS && totals["replies"] == 10 * REQUESTS, "{totals}");
@@ -215,7 +230,8 @@ fn wrong_clock() -> Result<()> {
         all_answered(&lab, &format!("{asked} --clock-offset {}", steps * HOUR as i64), 200)?;
         wait_for_no_program(&lab, Side::Client)?;
     }
-    for (steps, words) in [(5, "5 steps (18000s) ahead of"), (-2, "2 steps (7200s) behind"), (32, "32 steps")]
+    for (steps, words) in
+        [(5, "5 steps (18000s) ahead of"), (-2, "2 steps (7200s) behind"), (32, "32 steps")]
     {
         let output = load(&lab, &format!("{asked} --clock-offset {}", steps * HOUR as i64))?;
         let said = String::from_utf8_lossy(&output.stderr);
@@ -225,7 +241,10 @@ fn wrong_clock() -> Result<()> {
         ensure!(told == steps || steps == 32 && told.abs_diff(32) <= 1, "{steps}: {result}");
         ensure!(result["sent"] == 200 && result["answered"] == 0, "{result}");
         ensure!(output.status.code() == Some(1), "{said}");
-        ensure!(steps == 32 || said.contains(words) && said.contains("tolerates one step"), "{said}");
+        ensure!(
+            steps == 32 || said.contains(words) && said.contains("tolerates one step"),
+            "{said}"
+        );
         wait_for_no_program(&lab, Side::Client)?;
     }
     // Too far, or with another secret: nobody answers whatever the step, and that is said.
@@ -267,9 +286,14 @@ impl Sender {
             source_port: 50_000,
             service_port: 3540,
         };
-        let socket =
-            lab.run_in(Side::Client, || Ok(UdpSocket::bind(SocketAddrV6::new(ends.source, 50_000, 0, 0))?))?;
-        Ok(Self { macs, _socket: socket, template: Template::new(&ends, 32).map_err(anyhow::Error::msg)? })
+        let socket = lab.run_in(Side::Client, || {
+            Ok(UdpSocket::bind(SocketAddrV6::new(ends.source, 50_000, 0, 0))?)
+        })?;
+        Ok(Self {
+            macs,
+            _socket: socket,
+            template: Template::new(&ends, 32).map_err(anyhow::Error::msg)?,
+        })
     }
 
     fn request<'a>(&self, frame: &'a mut [u8; 200], to: Ipv6Addr) -> &'a [u8] {
@@ -290,10 +314,11 @@ impl Sender {
     }
 }
 
-/// Who spoke in a frame that arrived, and whether it is a reply or an advertisement. Nothing where the server's kernel goes about its
-/// own business, by its own addresses.
+/// Who spoke in a frame that arrived, and whether it is a reply or an advertisement. Nothing where
+/// the server's kernel goes about its own business, by its own addresses.
 fn speaker(frame: &[u8]) -> Result<Option<(Ipv6Addr, bool)>> {
-    let ip = etherparse::Ipv6HeaderSlice::from_slice(&frame[14..]).with_context(|| format!("{frame:x?}"))?;
+    let ip = etherparse::Ipv6HeaderSlice::from_slice(&frame[14..])
+        .with_context(|| format!("{frame:x?}"))?;
     let source = ip.source_addr();
     if source == Side::Server.address() || source.is_unicast_link_local() {
         return Ok(None);
@@ -305,23 +330,28 @@ fn speaker(frame: &[u8]) -> Result<Option<(Ipv6Addr, bool)>> {
     }
 }
 
-/// Addresses of the window answer requests and solicitations, those of the steps before and after neither.
+/// Addresses of the window answer requests and solicitations, those of the steps before and after
+/// neither.
 fn outside_the_window(engine: &str) -> Result<()> {
     const CLIENTS: u32 = 100;
     let lab = TestLab::up()?;
     let secret = SecretFile::new()?;
     let timetable = secret.timetable(CLIENTS, HOUR)?;
     let _polling = have_client_poll(&lab)?;
-    let server =
-        Server::start(&lab, &format!("{} --bind live-map --engine {engine}", secret.flags(CLIENTS, HOUR)))?;
+    let server = Server::start(
+        &lab,
+        &format!("{} --bind live-map --engine {engine}", secret.flags(CLIENTS, HOUR)),
+    )?;
     let now = server.ready["step"].as_u64().context("a step")?;
     let sender = Sender::new(&lab)?;
     let index = link(&lab, Side::Client)?.index;
     let capture = lab.run_in(Side::Client, || PacketSocket::on(index))?;
     let mut frame = [0; 200];
     let window = || (0..u64::from(CLIENTS)).flat_map(|client| [-1i64, 0, 1].map(|by| (client, by)));
-    let outside = || (0..u64::from(CLIENTS)).flat_map(|client| [-3i64, -2, 2, 3].map(|by| (client, by)));
-    let address = |(client, by): (u64, i64)| timetable.address(client, now.saturating_add_signed(by));
+    let outside =
+        || (0..u64::from(CLIENTS)).flat_map(|client| [-3i64, -2, 2, 3].map(|by| (client, by)));
+    let address =
+        |(client, by): (u64, i64)| timetable.address(client, now.saturating_add_signed(by));
     let mut answers = std::collections::HashMap::new();
     for to in outside().map(address) {
         capture.send(sender.request(&mut frame, to))?;
@@ -345,8 +375,9 @@ fn outside_the_window(engine: &str) -> Result<()> {
     let (source, other) = (address((1, 1)).octets(), Side::Client.address().octets());
     own[22..38].copy_from_slice(&source);
     // The sum stays right: what the source's words gain, the payload's last ones lose.
-    let sum =
-        |bytes: &[u8]| bytes.chunks(2).map(|word| u32::from(word[0]) << 8 | u32::from(word[1])).sum::<u32>();
+    let sum = |bytes: &[u8]| {
+        bytes.chunks(2).map(|word| u32::from(word[0]) << 8 | u32::from(word[1])).sum::<u32>()
+    };
     let fold = |mut sum: u32| {
         while sum > 0xffff {
             sum = (sum & 0xffff) + (sum >> 16);
@@ -371,7 +402,8 @@ fn outside_the_window(engine: &str) -> Result<()> {
     Ok(())
 }
 
-/// A scanner that knows the prefix, the port and the server's Ethernet address, while the addresses move.
+/// A scanner that knows the prefix, the port and the server's Ethernet address, while the addresses
+/// move.
 fn a_million_probes() -> Result<()> {
     const PROBES: u64 = 1_000_000;
     let lab = TestLab::up()?;
@@ -428,7 +460,10 @@ fn a_million_probes() -> Result<()> {
         }
     }
     let totals = server.stop()?;
-    ensure!(totals["answered"] == 1 && totals["advertised"] == 0 && totals["replies"] == 10, "{totals}");
+    ensure!(
+        totals["answered"] == 1 && totals["advertised"] == 0 && totals["replies"] == 10,
+        "{totals}"
+    );
     Ok(())
 }
 
@@ -444,9 +479,12 @@ fn too_short() -> Result<()> {
     server.wait_for(|event| {
         event["event"] == "rotation"
             && event["late_ms"].as_f64() > Some(0.0)
-            && event["clients_carried"].as_u64().is_some_and(|carried| (1..CLIENTS).contains(&carried))
+            && event["clients_carried"]
+                .as_u64()
+                .is_some_and(|carried| (1..CLIENTS).contains(&carried))
     })?;
-    server.wait_for(|event| event["event"] == "stats" && event["moves"]["late"].as_u64() > Some(0))?;
+    server
+        .wait_for(|event| event["event"] == "stats" && event["moves"]["late"].as_u64() > Some(0))?;
     server.stop()?;
     let left = common::addresses(&lab)?;
     ensure!(left.len() == 1, "{} addresses are left", left.len());

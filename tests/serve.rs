@@ -24,8 +24,8 @@ use common::{TestLab, fails_with, have_client_poll, ip, trial, wait_for_no_progr
 use etherparse::PacketBuilder;
 use nix::sys::signal::Signal;
 use nix::sys::socket::{
-    AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, SockaddrIn6, recvfrom, sendto, setsockopt,
-    socket, sockopt,
+    AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, SockaddrIn6, recvfrom, sendto,
+    setsockopt, socket, sockopt,
 };
 use nix::sys::time::{TimeVal, TimeValLike};
 use serde_json::Value;
@@ -48,14 +48,21 @@ fn main() -> ExitCode {
         trial("afxdp_answers_everything_in_generic_mode", afxdp_answers_in_generic_mode),
         trial("reflect_answers_everything", || answers_everything("reflect", 1_000, 2_000)),
         trial("reflect_answers_everything_in_generic_mode", reflect_answers_in_generic_mode),
-        trial("reflect_answers_where_addresses_are_no_addresses_of_the_kernel", reflect_answers_in_live_map),
+        trial(
+            "reflect_answers_where_addresses_are_no_addresses_of_the_kernel",
+            reflect_answers_in_live_map,
+        ),
         trial("reflect_counts_what_the_driver_did_not_take", reflect_counts_what_was_not_taken),
         trial("socket_answers_everything", || answers_everything("socket", 1_000, 2_000)),
-        trial("socket_batch_answers_everything", || answers_everything("socket-batch", 1_000, 2_000)),
+        trial("socket_batch_answers_everything", || {
+            answers_everything("socket-batch", 1_000, 2_000)
+        }),
         trial("socket_gso_answers_everything", || answers_everything("socket-gso", 1_000, 2_000)),
         trial("uring_answers_everything", || answers_everything("uring", 1_000, 2_000)),
         trial("raw_answers_everything", || answers_everything("raw", 1_000, 2_000)),
-        trial("packet_ring_answers_everything", || answers_everything("packet-ring", 2_000, 10_000)),
+        trial("packet_ring_answers_everything", || {
+            answers_everything("packet-ring", 2_000, 10_000)
+        }),
         trial("packet_ring_answers_everything_in_blocks", || {
             answers_everything("packet-ring --tpacket v3", 2_000, 10_000)
         }),
@@ -70,7 +77,10 @@ fn main() -> ExitCode {
             answers_everything("packet-ring --tpacket v3", 10, 8)
         }),
         trial("packet_sockets_say_what_they_got", packet_sockets_say_what_they_got),
-        trial("packet_sockets_reply_and_the_kernel_is_silent", packet_sockets_reply_and_the_kernel_is_silent),
+        trial(
+            "packet_sockets_reply_and_the_kernel_is_silent",
+            packet_sockets_reply_and_the_kernel_is_silent,
+        ),
         trial("packet_sockets_end_with_the_link", packet_sockets_end_with_the_link),
         trial("uring_answers_one_at_a_time", || answers_everything("uring", 10, 8)),
         trial("uring_answers_a_flood_or_the_socket_counts_it", uring_answers_a_flood),
@@ -81,14 +91,21 @@ fn main() -> ExitCode {
             "a_plain_socket_gets_the_same_from_every_engine",
             a_plain_socket_gets_the_same_from_every_engine,
         ),
-        trial("ping_and_neighbour_discovery_work_on_bound_addresses", ping_and_neighbour_discovery_work),
+        trial(
+            "ping_and_neighbour_discovery_work_on_bound_addresses",
+            ping_and_neighbour_discovery_work,
+        ),
         trial(
             "a_request_from_the_service_port_is_not_answered",
             a_request_from_the_service_port_is_not_answered,
         ),
         trial("what_is_not_ours_reaches_the_kernel", what_is_not_ours_reaches_the_kernel),
-        trial("after_sigkill_no_program_is_left_and_the_next_server_starts", || after_sigkill("afxdp")),
-        trial("after_sigkill_nobody_reflects_and_the_next_server_starts", || after_sigkill("reflect")),
+        trial("after_sigkill_no_program_is_left_and_the_next_server_starts", || {
+            after_sigkill("afxdp")
+        }),
+        trial("after_sigkill_nobody_reflects_and_the_next_server_starts", || {
+            after_sigkill("reflect")
+        }),
         trial("a_second_program_is_refused", a_second_program_is_refused),
         trial("bad_input_gets_one_clear_line", bad_input_gets_one_clear_line),
         trial("compare_finds_figures_for_each_engine", compare_finds_figures),
@@ -115,7 +132,10 @@ fn bound(lab: &TestLab, addresses: u64) -> Result<usize> {
     let pool = pool(addresses)?;
     lab.run_in(Side::Server, || {
         let link = netlink::link("server0")?;
-        Ok(netlink::addresses(link.index)?.iter().filter(|address| pool.contains(address.ip)).count())
+        Ok(netlink::addresses(link.index)?
+            .iter()
+            .filter(|address| pool.contains(address.ip))
+            .count())
     })
 }
 
@@ -141,7 +161,8 @@ fn check_load(result: &Value, requests: u64) -> Result<()> {
 
 fn answers_everything(engine: &str, rate: u64, requests: u64) -> Result<()> {
     let lab = TestLab::up()?;
-    let server = Server::start(&lab, &format!("--addresses 200 --engine {engine} --bind netlink-down"))?;
+    let server =
+        Server::start(&lab, &format!("--addresses 200 --engine {engine} --bind netlink-down"))?;
     let (attach, copy, verdict) = match engine {
         "afxdp" => (Value::from("native"), Value::from("copy"), Some("steered")),
         "reflect" => (Value::from("native"), Value::Null, Some("reflected")),
@@ -175,7 +196,8 @@ fn a_million_addresses() -> Result<()> {
 fn workers_share_a_port() -> Result<()> {
     for engine in ["socket-batch", "socket-gso", "uring"].into_iter().chain(TAPS) {
         let lab = TestLab::up()?;
-        let server = Server::start(&lab, &format!("--addresses 50 --engine {engine} --cores 0,0,0"))?;
+        let server =
+            Server::start(&lab, &format!("--addresses 50 --engine {engine} --cores 0,0,0"))?;
         ensure!(server.ready["cores"] == serde_json::json!([0, 0, 0]), "{}", server.ready);
         check_load(&load(&lab, 50, 1000, 1000)?, 1000)?;
         let totals = server.stop()?;
@@ -188,10 +210,13 @@ fn workers_share_a_port() -> Result<()> {
 fn as_many_replies_as_can_be() -> Result<()> {
     for engine in ["socket-gso", "uring"].into_iter().chain(TAPS) {
         let lab = TestLab::up()?;
-        let server = Server::start(&lab, &format!("--addresses 5 --replies 255 --engine {engine}"))?;
+        let server =
+            Server::start(&lab, &format!("--addresses 5 --replies 255 --engine {engine}"))?;
         for payload in [16, 1452] {
-            let flags =
-                format!("{} --rate 20 --requests 10 --replies 255 --payload {payload}", load_flags(5));
+            let flags = format!(
+                "{} --rate 20 --requests 10 --replies 255 --payload {payload}",
+                load_flags(5)
+            );
             let output = sixhop(&lab, Side::Client, &flags).output()?;
             ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
             let result: Value = serde_json::from_slice(&output.stdout)?;
@@ -205,7 +230,8 @@ fn as_many_replies_as_can_be() -> Result<()> {
     Ok(())
 }
 
-/// Many more requests at once than it has buffers, and than its socket holds: while the server stands still, and then while it runs.
+/// Many more requests at once than it has buffers, and than its socket holds: while the server
+/// stands still, and then while it runs.
 fn uring_answers_a_flood() -> Result<()> {
     const REQUESTS: u64 = 30_000;
     let lab = TestLab::up()?;
@@ -232,7 +258,8 @@ fn uring_answers_a_flood() -> Result<()> {
         }
         server.wait_for(|stats| {
             let count = |name: &str| stats[name].as_u64().unwrap_or_default();
-            count("answered") + count("socket_dropped") == asked && count("replies") == 10 * count("answered")
+            count("answered") + count("socket_dropped") == asked
+                && count("replies") == 10 * count("answered")
         })?;
         ask(&lab, address, b"and one more")?;
         asked += 1;
@@ -247,10 +274,14 @@ fn taken_port_is_not_shared() -> Result<()> {
     let first = Server::start(&lab, "--addresses 10 --engine socket-batch")?;
     for engine in ["socket", "socket-batch", "socket-gso", "uring"].into_iter().chain(TAPS) {
         let flags = format!(
-            "serve --interface server0 --prefix {PREFIX} --addresses 10 --bind none --engine {engine}"
+            "serve --interface server0 --prefix {PREFIX} --addresses 10 --bind none --engine \
+             {engine}"
         );
         let (status, words) = failure(sixhop(&lab, Side::Server, &flags).output()?)?;
-        ensure!(status == 1 && words.contains("UDP port 3540 is taken by another program"), "{words}");
+        ensure!(
+            status == 1 && words.contains("UDP port 3540 is taken by another program"),
+            "{words}"
+        );
     }
     check_load(&load(&lab, 10, 1000, 100)?, 100)?;
     first.stop()?;
@@ -260,10 +291,12 @@ fn taken_port_is_not_shared() -> Result<()> {
 fn both_clients_ask_every_engine() -> Result<()> {
     let lab = TestLab::up()?;
     for engine in ENGINES {
-        let server = Server::start(&lab, &format!("--addresses 100 --bind netlink-down --engine {engine}"))?;
+        let server =
+            Server::start(&lab, &format!("--addresses 100 --bind netlink-down --engine {engine}"))?;
         for (client, attach) in [("afxdp", Value::from("native")), ("socket", Value::Null)] {
             let polling = (client == "socket").then(|| have_client_poll(&lab)).transpose()?;
-            let flags = format!("{} --rate 1000 --requests 1500 --client {client}", load_flags(100));
+            let flags =
+                format!("{} --rate 1000 --requests 1500 --client {client}", load_flags(100));
             let output = sixhop(&lab, Side::Client, &flags).output()?;
             ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
             drop(polling);
@@ -281,11 +314,16 @@ fn both_clients_ask_every_engine() -> Result<()> {
 fn every_engine_answers_under_a_routed_prefix() -> Result<()> {
     for engine in ENGINES {
         let lab = TestLab::up()?;
-        ip(&format!("-n {} route add 2001:db8:2::/64 via 2001:db8:1::2", lab.namespace(Side::Client)))?;
-        let flags = format!("--prefix 2001:db8:2::/64 --addresses 1000000 --bind anyip --engine {engine}");
+        ip(&format!(
+            "-n {} route add 2001:db8:2::/64 via 2001:db8:1::2",
+            lab.namespace(Side::Client)
+        ))?;
+        let flags =
+            format!("--prefix 2001:db8:2::/64 --addresses 1000000 --bind anyip --engine {engine}");
         let server = Server::start_with(&lab, &flags)?;
         let flags = format!("{} --rate 1000 --requests 500", load_flags(1_000_000));
-        let output = sixhop(&lab, Side::Client, &flags.replace(PREFIX, "2001:db8:2::/64")).output()?;
+        let output =
+            sixhop(&lab, Side::Client, &flags.replace(PREFIX, "2001:db8:2::/64")).output()?;
         ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         let totals = server.stop()?;
         check_load(&serde_json::from_slice(&output.stdout)?, 500)
@@ -297,7 +335,11 @@ fn every_engine_answers_under_a_routed_prefix() -> Result<()> {
 fn afxdp_answers_in_generic_mode() -> Result<()> {
     let lab = TestLab::up()?;
     let server = Server::start(&lab, "--addresses 20 --attach generic --copy copy")?;
-    ensure!(server.ready["attach"] == "generic" && server.ready["copy"] == "copy", "{}", server.ready);
+    ensure!(
+        server.ready["attach"] == "generic" && server.ready["copy"] == "copy",
+        "{}",
+        server.ready
+    );
     check_load(&load(&lab, 20, 1000, 1000)?, 1000)?;
     server.stop()?;
     Ok(())
@@ -306,7 +348,11 @@ fn afxdp_answers_in_generic_mode() -> Result<()> {
 fn reflect_answers_in_generic_mode() -> Result<()> {
     let lab = TestLab::up()?;
     let server = Server::start(&lab, "--addresses 20 --engine reflect --attach generic")?;
-    ensure!(server.ready["attach"] == "generic" && server.ready["copy"].is_null(), "{}", server.ready);
+    ensure!(
+        server.ready["attach"] == "generic" && server.ready["copy"].is_null(),
+        "{}",
+        server.ready
+    );
     check_load(&load(&lab, 20, 1000, 1000)?, 1000)?;
     let totals = server.stop()?;
     ensure!(totals["answered"] == 1000 && totals["replies"] == 10_000, "{totals}");
@@ -317,12 +363,22 @@ fn reflect_answers_in_generic_mode() -> Result<()> {
 fn reflect_answers_in_live_map() -> Result<()> {
     let lab = TestLab::up()?;
     let server = Server::start(&lab, "--addresses 5000 --engine reflect --bind live-map")?;
-    ensure!(server.ready["engine"] == "reflect" && server.ready["bind"] == "live-map", "{}", server.ready);
+    ensure!(
+        server.ready["engine"] == "reflect" && server.ready["bind"] == "live-map",
+        "{}",
+        server.ready
+    );
     check_load(&load(&lab, 5000, 1000, 2000)?, 2000)?;
     let totals = server.stop()?;
     ensure!(totals["answered"] == 2000 && totals["steering"]["reflected"] == 2000, "{totals}");
-    ensure!(totals["advertised"].as_u64() >= Some(1) && totals["steering"]["steered"] == 0, "{totals}");
-    ensure!(lab.run_in(Side::Server, || netlink::link("server0"))?.xdp.is_none(), "a program is left");
+    ensure!(
+        totals["advertised"].as_u64() >= Some(1) && totals["steering"]["steered"] == 0,
+        "{totals}"
+    );
+    ensure!(
+        lab.run_in(Side::Server, || netlink::link("server0"))?.xdp.is_none(),
+        "a program is left"
+    );
     Ok(())
 }
 
@@ -350,8 +406,11 @@ fn reflect_counts_what_was_not_taken() -> Result<()> {
     // What it took has come.
     let mut replies = 0;
     while replies < number("replies") {
-        replies +=
-            capture.receive()?.iter().filter(|frame| frame[54..56] == 3540u16.to_be_bytes()).count() as u64;
+        replies += capture
+            .receive()?
+            .iter()
+            .filter(|frame| frame[54..56] == 3540u16.to_be_bytes())
+            .count() as u64;
     }
     ensure!(replies == number("replies"), "{replies} came: {totals}");
     Ok(())
@@ -379,8 +438,8 @@ fn packet_sockets_say_what_they_got() -> Result<()> {
     Ok(())
 }
 
-/// A datagram to a port that nobody has comes after one to the service: the kernel's word on the former is in the capture, and
-/// none on the latter.
+/// A datagram to a port that nobody has comes after one to the service: the kernel's word on the
+/// former is in the capture, and none on the latter.
 fn packet_sockets_reply_and_the_kernel_is_silent() -> Result<()> {
     const UNREACHABLE: u8 = 1; // RFC 4443
     let lab = TestLab::up()?;
@@ -392,7 +451,8 @@ fn packet_sockets_reply_and_the_kernel_is_silent() -> Result<()> {
         let capture = lab.run_in(Side::Client, || PacketSocket::on(client.index))?;
         let datagram = |from: ([u8; 6], Ipv6Addr, u16), to: ([u8; 6], Ipv6Addr, u16), hops| {
             let mut frame = Vec::new();
-            let build = PacketBuilder::ethernet2(from.0, to.0).ipv6(from.1.octets(), to.1.octets(), hops);
+            let build =
+                PacketBuilder::ethernet2(from.0, to.0).ipv6(from.1.octets(), to.1.octets(), hops);
             build.udp(from.2, to.2).write(&mut frame, b"what you said").map(|()| frame)
         };
         let asking = (client.mac, Side::Client.address(), 50_000);
@@ -405,7 +465,11 @@ fn packet_sockets_reply_and_the_kernel_is_silent() -> Result<()> {
         let give_up = Instant::now() + PATIENCE;
         let (mut replies, mut errors) = (0, Vec::new());
         while replies < 10 || errors.is_empty() {
-            ensure!(Instant::now() < give_up, "{engine}: {replies} replies, {} errors", errors.len());
+            ensure!(
+                Instant::now() < give_up,
+                "{engine}: {replies} replies, {} errors",
+                errors.len()
+            );
             for frame in capture.drain()? {
                 match (frame[20], frame.get(54)) {
                     (17, _) => {
@@ -418,7 +482,10 @@ fn packet_sockets_reply_and_the_kernel_is_silent() -> Result<()> {
             }
         }
         let totals = server.stop()?;
-        ensure!(totals["answered"] == 1 && totals["refused"]["bad_checksum"] == 1, "{engine}: {totals}");
+        ensure!(
+            totals["answered"] == 1 && totals["refused"]["bad_checksum"] == 1,
+            "{engine}: {totals}"
+        );
         // The datagram that an error is about follows its header.
         let about = errors[0].get(62 + 42..62 + 44);
         ensure!(
@@ -440,7 +507,11 @@ fn packet_sockets_end_with_the_link() -> Result<()> {
 }
 
 /// Asks `to` from a kernel socket and returns the ten replies with their sources.
-fn ask(lab: &TestLab, to: Ipv6Addr, payload: &[u8]) -> Result<Vec<(Vec<u8>, std::net::SocketAddr)>> {
+fn ask(
+    lab: &TestLab,
+    to: Ipv6Addr,
+    payload: &[u8],
+) -> Result<Vec<(Vec<u8>, std::net::SocketAddr)>> {
     lab.run_in(Side::Client, || {
         let socket = UdpSocket::bind(SocketAddrV6::new(Side::Client.address(), 0, 0, 0))?;
         socket.set_read_timeout(Some(PATIENCE))?;
@@ -464,10 +535,14 @@ fn a_plain_socket_gets_the_same_from_every_engine() -> Result<()> {
         for (index, size) in [(0, 0), (3, 1), (17, 32), (29, 1452)] {
             let address = pool.address(index);
             let payload: Vec<u8> = (0..size).map(|byte: u32| byte as u8).collect();
-            let replies = ask(&lab, address, &payload).with_context(|| format!("{engine}, {size} bytes"))?;
+            let replies =
+                ask(&lab, address, &payload).with_context(|| format!("{engine}, {size} bytes"))?;
             for (reply, from) in replies {
                 ensure!(reply == payload, "{engine}: {size} bytes came back as {}", reply.len());
-                ensure!(from.ip() == address && from.port() == 3540, "{engine}: a reply from {from}");
+                ensure!(
+                    from.ip() == address && from.port() == 3540,
+                    "{engine}: a reply from {from}"
+                );
             }
         }
         server.stop()?;
@@ -486,7 +561,11 @@ fn ping_and_neighbour_discovery_work() -> Result<()> {
         let link = netlink::link("client0")?;
         let flags = SockFlag::SOCK_CLOEXEC;
         let ping = socket(AddressFamily::Inet6, SockType::Raw, flags, SockProtocol::IcmpV6)?;
-        setsockopt(&ping, sockopt::ReceiveTimeout, &TimeVal::milliseconds(PATIENCE.as_millis() as i64))?;
+        setsockopt(
+            &ping,
+            sockopt::ReceiveTimeout,
+            &TimeVal::milliseconds(PATIENCE.as_millis() as i64),
+        )?;
         for address in pool.iter() {
             let mac = netlink::resolve(link.index, address, PATIENCE)?;
             ensure!(mac == server_mac, "{address} resolves to {mac:x?}");
@@ -522,12 +601,16 @@ fn a_request_from_the_service_port_is_not_answered() -> Result<()> {
             Ok(socket)
         })?;
         ask(&lab, address, b"a right one")?;
-        // Packets of two sockets may overtake each other: that those five had their turn, only the server can say.
+        // Packets of two sockets may overtake each other: that those five had their turn, only the
+        // server can say.
         server.wait_for(|stats| stats["refused"]["source_service_port"] == 5)?;
         let error = silent.recv_from(&mut [0; 100]).err().context("answered another server")?;
         ensure!(error.kind() == std::io::ErrorKind::WouldBlock, "{error}");
         let totals = server.stop()?;
-        ensure!(totals["refused"]["source_service_port"] == 5 && totals["answered"] == 1, "{totals}");
+        ensure!(
+            totals["refused"]["source_service_port"] == 5 && totals["answered"] == 1,
+            "{totals}"
+        );
     }
     Ok(())
 }
@@ -549,29 +632,37 @@ fn what_is_not_ours_reaches_the_kernel() -> Result<()> {
             Ok(())
         })?;
         let mut buffer = [0; 100];
-        let length = socket.recv(&mut buffer).with_context(|| format!("nothing came to [{to}]:{port}"))?;
+        let length =
+            socket.recv(&mut buffer).with_context(|| format!("nothing came to [{to}]:{port}"))?;
         ensure!(&buffer[..length] == b"for the kernel");
     }
-    // The service port is the server's on every address of the interface: the socket behind the program has it.
+    // The service port is the server's on every address of the interface: the socket behind the
+    // program has it.
     lab.run_in(Side::Client, || {
-        UdpSocket::bind("[::]:0")?.send_to(b"not a live one", SocketAddrV6::new(own, 3540, 0, 0))?;
+        UdpSocket::bind("[::]:0")?
+            .send_to(b"not a live one", SocketAddrV6::new(own, 3540, 0, 0))?;
         Ok(())
     })?;
     server.wait_for(|stats| stats["refused"]["destination_not_ours"] == 1)?;
     let totals = server.stop()?;
-    ensure!(totals["steering"]["passed_port"] == 2 && totals["steering"]["passed_not_live"] == 1, "{totals}");
+    ensure!(
+        totals["steering"]["passed_port"] == 2 && totals["steering"]["passed_not_live"] == 1,
+        "{totals}"
+    );
     ensure!(totals["answered"] == 0 && totals["refused_behind"] == 1, "{totals}");
     Ok(())
 }
 
 fn after_sigkill(engine: &str) -> Result<()> {
     let lab = TestLab::up()?;
-    let mut server = Server::start(&lab, &format!("--addresses 100 --bind netlink-down --engine {engine}"))?;
+    let mut server =
+        Server::start(&lab, &format!("--addresses 100 --bind netlink-down --engine {engine}"))?;
     check_load(&load(&lab, 100, 1000, 100)?, 100)?;
     server.signal(Signal::SIGKILL)?;
     server.child.wait()?;
     wait_for_no_program(&lab, Side::Server)?;
-    let server = Server::start(&lab, &format!("--addresses 50 --bind netlink-down --engine {engine}"))?;
+    let server =
+        Server::start(&lab, &format!("--addresses 50 --bind netlink-down --engine {engine}"))?;
     ensure!(bound(&lab, 100)? == 50, "the addresses of the killed server were not recognised");
     check_load(&load(&lab, 50, 1000, 100)?, 100)?;
     server.stop()?;
@@ -592,7 +683,10 @@ fn a_second_program_is_refused() -> Result<()> {
     let first = Server::start(&lab, "--addresses 10")?;
     let flags = format!("serve --interface server0 --prefix {PREFIX} --addresses 10 --bind none");
     let (status, words) = failure(sixhop(&lab, Side::Server, &flags).output()?)?;
-    ensure!(status == 1 && words.contains("another XDP program") && words.contains("xdp off"), "{words}");
+    ensure!(
+        status == 1 && words.contains("another XDP program") && words.contains("xdp off"),
+        "{words}"
+    );
     check_load(&load(&lab, 10, 1000, 100)?, 100)?; // the first one goes on
     first.stop()?;
     Ok(())
@@ -601,7 +695,8 @@ fn a_second_program_is_refused() -> Result<()> {
 fn bad_input_gets_one_clear_line() -> Result<()> {
     let lab = TestLab::up()?;
     let serve = format!("serve --interface server0 --prefix {PREFIX} --addresses 10");
-    let load = format!("load --interface client0 --prefix {PREFIX} --addresses 10 --rate 10 --requests 1");
+    let load =
+        format!("load --interface client0 --prefix {PREFIX} --addresses 10 --rate 10 --requests 1");
     let cases = [
         (Side::Server, serve.replace("server0", "eth9"), 1, "no interface 'eth9'"),
         (Side::Server, serve.replace(PREFIX, "192.0.2.0/24"), 2, "not an IPv6 prefix"),
@@ -626,11 +721,13 @@ fn bad_input_gets_one_clear_line() -> Result<()> {
     // Nothing is left of those that had begun.
     ensure!(bound(&lab, 10)? == 0);
     ensure!(lab.run_in(Side::Server, || netlink::link("server0"))?.xdp.is_none());
-    // Without privileges, on an interface that everybody sees. The file may lie where nobody else may go.
+    // Without privileges, on an interface that everybody sees. The file may lie where nobody else
+    // may go.
     let program = std::env::temp_dir().join(format!("sixhop-test-{}", std::process::id()));
     std::fs::copy(SIXHOP, &program)?;
     let nobody = serve.replace("server0", "lo");
-    let output = Command::new(&program).args(nobody.split_whitespace()).uid(65534).gid(65534).output();
+    let output =
+        Command::new(&program).args(nobody.split_whitespace()).uid(65534).gid(65534).output();
     std::fs::remove_file(&program)?;
     let (found, said) = failure(output?)?;
     ensure!(found == 1 && said.contains("run as root"), "exit {found}, {said}");
@@ -655,10 +752,15 @@ fn compare_finds_figures() -> Result<()> {
     ensure!(engines == ["socket", "socket-gso", "afxdp", "another"], "{engines:?}");
     for result in &results {
         let number = |field: &str| result[field].as_f64().unwrap_or_default();
-        ensure!(result["event"] == "engine" && result["addresses"] == 50 && result["replies"] == 10);
+        ensure!(
+            result["event"] == "engine" && result["addresses"] == 50 && result["replies"] == 10
+        );
         ensure!(result["runs"].as_array().is_some_and(|runs| runs.len() == 3));
         ensure!(number("sustained_rps") > 0.0 && number("mean_us") <= 1000.0, "{result}");
-        ensure!((number("half_rps") * 2.0 / number("sustained_rps") - 1.0).abs() < 1e-9, "{result}");
+        ensure!(
+            (number("half_rps") * 2.0 / number("sustained_rps") - 1.0).abs() < 1e-9,
+            "{result}"
+        );
         ensure!(number("ratio_to_socket") > 0.0, "{result}");
     }
     ensure!(results[1]["attach"].is_null() && results[2]["attach"] == "native", "{text}");

@@ -1,5 +1,6 @@
-//! With `live-map`, an address that is not live is silent on whatever way a packet reaches the kernel: whatever is done to the
-//! interface while a server runs, after the server has ended, and where it was killed together with its guard.
+//! With `live-map`, an address that is not live is silent on whatever way a packet reaches the
+//! kernel: whatever is done to the interface while a server runs, after the server has ended, and
+//! where it was killed together with its guard.
 //!
 //! | test | what happens |
 //! |---|---|
@@ -43,7 +44,10 @@ fn main() -> ExitCode {
         trial("queues_that_have_no_program_end_the_server_and_nobody_answers", queues_change),
         trial("killed_with_its_guard_nobody_answers", killed_with_its_guard),
         trial("an_ethernet_address_that_changes_makes_nobody_answer", ethernet_address_changes),
-        trial("a_solicitation_behind_options_is_not_answered_by_the_kernel", solicitation_behind_options),
+        trial(
+            "a_solicitation_behind_options_is_not_answered_by_the_kernel",
+            solicitation_behind_options,
+        ),
         trial("other_tc_programs_keep_working", other_tc_programs),
         trial("without_room_at_tc_fragments_meet_silence_and_it_says_so", without_room_at_tc),
     ])
@@ -127,7 +131,8 @@ impl Watched {
         let request = self.udp(address, PORT);
         let ping = self.ping(address);
         let [.., a, b, c] = address.octets();
-        let group = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 1, 0xff00 | u16::from(a), u16::from_be_bytes([b, c]));
+        let group =
+            Ipv6Addr::new(0xff02, 0, 0, 0, 0, 1, 0xff00 | u16::from(a), u16::from_be_bytes([b, c]));
         let syn = self.frame(self.server, |ether, frame| {
             let client = Side::Client.address().octets();
             let tcp = ether.ipv6(client, address.octets(), 64).tcp(self.port, 22, 1, 1000).syn();
@@ -153,12 +158,14 @@ impl Watched {
         ]
     }
 
-    /// Sends so many probes of addresses that are not live, and returns how many were sent: none where the link is down.
+    /// Sends so many probes of addresses that are not live, and returns how many were sent: none
+    /// where the link is down.
     fn probe(&mut self, count: usize, state: &mut u64) -> Result<usize> {
         let mut sent = 0;
         while sent < count {
             let address = Ipv6Addr::from_bits(
-                Side::Client.address().to_bits() & !u128::from(u64::MAX) | u128::from(random(state)),
+                Side::Client.address().to_bits() & !u128::from(u64::MAX)
+                    | u128::from(random(state)),
             );
             if self.seen.contains(&address) {
                 continue;
@@ -173,7 +180,8 @@ impl Watched {
         Ok(sent)
     }
 
-    /// Nothing that has left server0 until now names an address under the prefix that may not be seen.
+    /// Nothing that has left server0 until now names an address under the prefix that may not be
+    /// seen.
     fn is_silent(&self) -> Result<()> {
         let prefix = &Side::Client.address().octets()[..8];
         for frame in self.capture.drain()? {
@@ -205,7 +213,12 @@ impl Watched {
             self.port += 1;
             self.capture.send(&make(self))?;
             thread::sleep(Duration::from_millis(5));
-            if self.capture.drain()?.iter().any(|frame| frame.get(22..38) == Some(&address.octets())) {
+            if self
+                .capture
+                .drain()?
+                .iter()
+                .any(|frame| frame.get(22..38) == Some(&address.octets()))
+            {
                 return Ok(());
             }
             ensure!(Instant::now() < give_up, "{address} does not answer");
@@ -213,7 +226,10 @@ impl Watched {
     }
 
     fn server(&self, flags: &str) -> Result<Server> {
-        Server::start(&self.lab, &format!("--addresses {ADDRESSES} --bind live-map --cores 0 {flags}"))
+        Server::start(
+            &self.lab,
+            &format!("--addresses {ADDRESSES} --bind live-map --cores 0 {flags}"),
+        )
     }
 
     fn live(&self) -> Ipv6Addr {
@@ -265,7 +281,10 @@ fn end_of(mut server: Server) -> Result<String> {
     server.child.stderr.take().context("asked twice")?.read_to_string(&mut words)?;
     let status = server.child.wait()?;
     let last = words.lines().last().unwrap_or_default().to_owned();
-    ensure!(status.code() == Some(1) && last.starts_with("sixhop: "), "it ended with {status}: {words}");
+    ensure!(
+        status.code() == Some(1) && last.starts_with("sixhop: "),
+        "it ended with {status}: {words}"
+    );
     Ok(last)
 }
 
@@ -326,7 +345,9 @@ impl Interface {
         let ip = |words: &str| ip(&format!("-n {namespace} {words}"));
         let on = |does: bool| if does { "off" } else { "on" };
         match change {
-            Change::Name => ip(&format!("link set {name} name {}", if does { "other0" } else { "server0" }))?,
+            Change::Name => {
+                ip(&format!("link set {name} name {}", if does { "other0" } else { "server0" }))?
+            }
             Change::Addresses if does => {
                 ip(&format!("address flush dev {name}"))?;
                 // There may be no IPv6.
@@ -342,7 +363,10 @@ impl Interface {
             Change::Queues => {
                 let client = watched.lab.namespace(Side::Client);
                 let mut changes = [
-                    (namespace.clone(), format!("-L {name} rx {0} tx {0}", if does { QUEUES } else { 1 })),
+                    (
+                        namespace.clone(),
+                        format!("-L {name} rx {0} tx {0}", if does { QUEUES } else { 1 }),
+                    ),
                     (client, format!("-L client0 rx {0} tx {0}", if does { QUEUES } else { 1 })),
                 ];
                 // With an XDP program there may not be more on the other side.
@@ -395,7 +419,9 @@ impl Interface {
         }
         if !self.done.contains(&Change::Addresses) {
             // There may be no IPv6.
-            let _ = common::ip(&format!("-n {namespace} address replace 2001:db8:1::2/64 dev {name} nodad"));
+            let _ = common::ip(&format!(
+                "-n {namespace} address replace 2001:db8:1::2/64 dev {name} nodad"
+            ));
         }
         Ok(())
     }
@@ -419,7 +445,8 @@ impl Load {
         let (pool, mac) = (watched.pool.clone(), watched.server);
         let socket = watched.lab.run_in(Side::Client, || {
             let client = netlink::link(Side::Client.interface())?;
-            pool.iter().try_for_each(|address| netlink::set_neighbour(client.index, address, Some(mac)))?;
+            pool.iter()
+                .try_for_each(|address| netlink::set_neighbour(client.index, address, Some(mac)))?;
             Ok(UdpSocket::bind(SocketAddrV6::new(Side::Client.address(), 0, 0, 0))?)
         })?;
         let (stop, stopped) = std::sync::mpsc::channel();
@@ -507,8 +534,9 @@ fn does_everything(seed: u64) -> Result<()> {
             server = Some(watched.server("")?);
             Ok::<_, anyhow::Error>(())
         };
-        turn()
-            .with_context(|| format!("step {number}, {change:?}, of what was done {:?}", interface.done))?;
+        turn().with_context(|| {
+            format!("step {number}, {change:?}, of what was done {:?}", interface.done)
+        })?;
     }
     watched.stays_silent()?;
     println!("{probes} probes, {ends} servers ended");
@@ -588,8 +616,8 @@ fn killed_with_its_guard() -> Result<()> {
     Ok(())
 }
 
-/// The XDP program passes requests for what it takes for another station, and the socket behind it knows of addresses that move only
-/// that they lie under the prefix.
+/// The XDP program passes requests for what it takes for another station, and the socket behind it
+/// knows of addresses that move only that they lie under the prefix.
 fn ethernet_address_changes() -> Result<()> {
     let mut watched = Watched::new()?;
     let secret = tempfile::NamedTempFile::new()?;
@@ -601,7 +629,10 @@ fn ethernet_address_changes() -> Result<()> {
     let mut server = Server::start(&watched.lab, &flags)?;
     // Where they are at the moment nobody knows here, and no request is sent to one.
     watched.seen = [Side::Client, Side::Server].map(Side::address).into();
-    ip(&format!("-n {} link set server0 address 02:00:00:00:00:77", watched.lab.namespace(Side::Server)))?;
+    ip(&format!(
+        "-n {} link set server0 address 02:00:00:00:00:77",
+        watched.lab.namespace(Side::Server)
+    ))?;
     watched.server = [2, 0, 0, 0, 0, 0x77];
     watched.probe(500, &mut 1)?;
     watched.stays_silent()?;
@@ -616,7 +647,9 @@ fn solicitation_behind_options() -> Result<()> {
     let mut watched = Watched::new()?;
     let proxied: Ipv6Addr = "2001:db8:1::bad".parse()?;
     watched.lab.run_in(Side::Server, || {
-        for setting in ["all/forwarding", "server0/forwarding", "all/proxy_ndp", "server0/proxy_ndp"] {
+        for setting in
+            ["all/forwarding", "server0/forwarding", "all/proxy_ndp", "server0/proxy_ndp"]
+        {
             fs::write(format!("/proc/sys/net/ipv6/conf/{setting}"), "1")?;
         }
         // Otherwise it answers up to 0.8 s later.
@@ -628,8 +661,11 @@ fn solicitation_behind_options() -> Result<()> {
     let server = watched.lab.namespace(Side::Server);
     ip(&format!("-n {server} -6 neighbour add proxy {proxied} dev server0"))?;
     let group: Ipv6Addr = "ff02::1:ff00:bad".parse()?;
-    let solicitation =
-        behind(&watched.solicitation([0x33, 0x33, 0xff, 0, 0x0b, 0xad], group, proxied), 60, PADDING);
+    let solicitation = behind(
+        &watched.solicitation([0x33, 0x33, 0xff, 0, 0x0b, 0xad], group, proxied),
+        60,
+        PADDING,
+    );
     // Without a server the kernel does as it was told.
     watched.seen.insert(proxied);
     watched.is_advertised(proxied, &solicitation)?;
@@ -652,7 +688,9 @@ impl Watched {
             self.capture.send(solicitation)?;
             thread::sleep(Duration::from_millis(20));
             let frames = self.capture.drain()?;
-            if frames.iter().any(|frame| frame.get(62..78) == Some(&address.octets()[..]) && frame[54] == 136)
+            if frames
+                .iter()
+                .any(|frame| frame.get(62..78) == Some(&address.octets()[..]) && frame[54] == 136)
             {
                 return Ok(());
             }
@@ -713,7 +751,10 @@ fn other_tc_programs() -> Result<()> {
     watched.capture.send(&ping)?;
     watched.is_answered(live, |watched| watched.udp(live, PORT))?;
     let heard = watched.capture.drain()?;
-    ensure!(!heard.iter().any(|frame| frame.get(22..38) == Some(&own.octets())), "the other is not asked");
+    ensure!(
+        !heard.iter().any(|frame| frame.get(22..38) == Some(&own.octets())),
+        "the other is not asked"
+    );
     drop(dropping);
     watched.is_answered(own, |watched| watched.ping(own))?;
     running.stop()?;

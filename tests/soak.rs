@@ -1,6 +1,7 @@
-//! A soak: a server of each engine in turn under load, and everything that may happen to it, for as long as it is told to:
-//! SIXHOP_SOAK_SECONDS, 8 where nothing is said, so that the test suite sees that it works; `make soak` runs an hour. Ends with a
-//! table. One fails that has lost a request for no reason that was counted, or holds more and more memory or descriptors.
+//! A soak: a server of each engine in turn under load, and everything that may happen to it, for as
+//! long as it is told to: SIXHOP_SOAK_SECONDS, 8 where nothing is said, so that the test suite sees
+//! that it works; `make soak` runs an hour. Ends with a table. One fails that has lost a request
+//! for no reason that was counted, or holds more and more memory or descriptors.
 //!
 //! ```text
 //!   for each engine:   server ──► (quiet · hostile · still · flap) again and again ──► kill, start again, quiet
@@ -31,7 +32,8 @@ use tempfile::NamedTempFile;
 
 const ADDRESSES: u64 = 200;
 
-/// Requests per second. Low enough that two processors have time for both ends, and for what is done to them.
+/// Requests per second. Low enough that two processors have time for both ends, and for what is
+/// done to them.
 const RATE: u64 = 2000;
 
 /// Who serves. A short soak has time for the first.
@@ -45,7 +47,8 @@ const SERVERS: [&str; 7] = [
     "--engine socket --bind netlink-batch",
 ];
 
-/// What happens while requests are sent. `excuse` says why requests may be lost that no counter has.
+/// What happens while requests are sent. `excuse` says why requests may be lost that no counter
+/// has.
 struct Phase {
     name: &'static str,
     excuse: Option<&'static str>,
@@ -146,7 +149,8 @@ impl Serving {
     fn held(&self) -> Result<(u64, usize)> {
         let process = format!("/proc/{}", self.child.id());
         let status = fs::read_to_string(format!("{process}/status"))?;
-        let memory = status.lines().find_map(|line| line.strip_prefix("VmRSS:")?.split_whitespace().next());
+        let memory =
+            status.lines().find_map(|line| line.strip_prefix("VmRSS:")?.split_whitespace().next());
         Ok((memory.context("no VmRSS")?.parse()?, fs::read_dir(format!("{process}/fd"))?.count()))
     }
 
@@ -189,14 +193,16 @@ struct Line {
 impl Soak {
     fn load(&self, which: &str, requests: u64) -> Result<Value> {
         let flags = format!(
-            "load --interface client0 --prefix {PREFIX} {which} --rate {RATE} --requests {requests} --json"
+            "load --interface client0 --prefix {PREFIX} {which} --rate {RATE} --requests \
+             {requests} --json"
         );
         let output = sixhop(&self.lab, Side::Client, &flags).output()?;
         ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         Ok(serde_json::from_slice(&output.stdout)?)
     }
 
-    /// Sends requests for the time of a phase while `inject` does what it does, and enters what became of them.
+    /// Sends requests for the time of a phase while `inject` does what it does, and enters what
+    /// became of them.
     fn run(&self, phase: &Phase, serving: &Serving, line: &mut Line) -> Result<()> {
         let before = dropped(&serving.after(serving.number())?);
         let ended = AtomicBool::new(false);
@@ -227,7 +233,11 @@ impl Soak {
         if let (1.., Some(excuse)) = (unexplained, phase.excuse) {
             *line.reasons.entry(excuse).or_default() += unexplained;
         } else {
-            ensure!(unexplained == 0, "{}: {unexplained} of {lost} lost for no reason: {result}", phase.name);
+            ensure!(
+                unexplained == 0,
+                "{}: {unexplained} of {lost} lost for no reason: {result}",
+                phase.name
+            );
         }
         line.rounds += 1;
         line.sent += number("sent");
@@ -252,7 +262,8 @@ fn hostile(soak: &Soak, _: &Serving, ended: &AtomicBool) -> Result<()> {
             .ipv6(Side::Client.address().octets(), address.octets(), 64)
             .udp(50_000, 3540)
             .write(&mut frame, &[7; 32])?;
-        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        state =
+            state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         let (kind, byte) = (state >> 60, (state >> 40) as u8);
         // Each of them is one that is not to be answered.
         match kind {
@@ -303,7 +314,10 @@ fn wait_for_traffic(soak: &Soak, ended: &AtomicBool) -> Result<()> {
         let packets = || -> Result<u64> {
             let text = fs::read_to_string("/proc/thread-self/net/dev")?;
             let line = text.lines().find_map(|line| line.trim().strip_prefix("server0:"));
-            Ok(line.and_then(|line| line.split_whitespace().nth(1)).context("no server0")?.parse()?)
+            Ok(line
+                .and_then(|line| line.split_whitespace().nth(1))
+                .context("no server0")?
+                .parse()?)
         };
         let before = packets()?;
         while packets()? < before + 300 && !ended.load(Ordering::Relaxed) {
@@ -343,13 +357,18 @@ fn kill_and_start(soak: &Soak, mut serving: Serving, flags: &str) -> Result<Serv
 }
 
 fn soak() -> Result<()> {
-    let total: u64 = std::env::var("SIXHOP_SOAK_SECONDS").map_or(Ok(8), |seconds| seconds.parse())?;
+    let total: u64 =
+        std::env::var("SIXHOP_SOAK_SECONDS").map_or(Ok(8), |seconds| seconds.parse())?;
     let servers = if total < 60 { &SERVERS[..1] } else { &SERVERS[..] };
     let share = Duration::from_secs(total) / servers.len() as u32;
     let mut secret = NamedTempFile::new()?; // readable by nobody else
     std::io::copy(&mut std::io::Read::take(fs::File::open("/dev/urandom")?, 32), &mut secret)?;
-    let soak =
-        Soak { lab: TestLab::up()?, secret, seconds: (total / 60).clamp(1, 5), hostile: AtomicU64::new(0) };
+    let soak = Soak {
+        lab: TestLab::up()?,
+        secret,
+        seconds: (total / 60).clamp(1, 5),
+        hostile: AtomicU64::new(0),
+    };
     let started = Instant::now();
     let mut lines: Vec<Line> = PHASES.iter().map(|_| Line::default()).collect();
     let mut held = Vec::new();
@@ -369,11 +388,15 @@ fn soak() -> Result<()> {
         held.push((*flags, start, middle, end));
         let serving = kill_and_start(&soak, serving, flags)?;
         restarts += 1;
-        soak.run(&PHASES[0], &serving, &mut lines[0]).with_context(|| format!("{flags}, started again"))?;
+        soak.run(&PHASES[0], &serving, &mut lines[0])
+            .with_context(|| format!("{flags}, started again"))?;
         serving.stop()?;
     }
     println!("\n{:.0} s, {RATE} requests/s", started.elapsed().as_secs_f64());
-    println!("{:10} {:>7} {:>10} {:>10} {:>6}  reasons", "phase", "rounds", "requests", "answered", "lost");
+    println!(
+        "{:10} {:>7} {:>10} {:>10} {:>6}  reasons",
+        "phase", "rounds", "requests", "answered", "lost"
+    );
     for (phase, line) in PHASES.iter().zip(&lines) {
         let reasons: Vec<_> =
             line.reasons.iter().map(|(reason, count)| format!("{reason} {count}")).collect();
@@ -387,7 +410,10 @@ fn soak() -> Result<()> {
             reasons.join(", ")
         );
     }
-    println!("servers killed and started again: {restarts}; hostile frames: {}", soak.hostile.into_inner());
+    println!(
+        "servers killed and started again: {restarts}; hostile frames: {}",
+        soak.hostile.into_inner()
+    );
     println!("{:48} {:>12} {:>12} {:>12}  KiB, descriptors", "server", "start", "middle", "end");
     for (flags, start, middle, end) in &held {
         let show = |(memory, descriptors): &(u64, usize)| format!("{memory}, {descriptors}");

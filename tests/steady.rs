@@ -1,5 +1,5 @@
-//! One long run at a steady rate, alone: tests of other programs do not run beside it (cargo runs one program after the
-//! other), since both of its sides want a processor to themselves.
+//! One long run at a steady rate, alone: tests of other programs do not run beside it (cargo runs
+//! one program after the other), since both of its sides want a processor to themselves.
 
 mod common;
 
@@ -24,12 +24,15 @@ fn steady() -> Result<()> {
         command.args(flags.split_whitespace());
         command
     };
-    let serve =
-        format!("serve --interface server0 {addresses} --bind netlink-down --cores 0 --stop-on-eof --json");
+    let serve = format!(
+        "serve --interface server0 {addresses} --bind netlink-down --cores 0 --stop-on-eof --json"
+    );
     let mut server = run("server", serve).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
-    let mut lines = std::io::BufRead::lines(std::io::BufReader::new(server.stdout.take().expect("piped")));
+    let mut lines =
+        std::io::BufRead::lines(std::io::BufReader::new(server.stdout.take().expect("piped")));
     let ready: Value = serde_json::from_str(&lines.next().expect("a line")?)?;
-    let load = format!("load --interface client0 {addresses} --rate 20000 --requests 200000 --json");
+    let load =
+        format!("load --interface client0 {addresses} --rate 20000 --requests 200000 --json");
     let output = run("client", load).stdin(Stdio::null()).output();
     drop(server.stdin.take()); // it stops
     let last = lines.last().expect("a line");

@@ -1,5 +1,5 @@
-//! What is built in, against deny.toml: licences and sources, without a network. `make audit` has cargo-deny check them again, and
-//! advisories besides, which takes a database from the network.
+//! What is built in, against deny.toml: licences and sources, without a network. `make audit` has
+//! cargo-deny check them again, and advisories besides, which takes a database from the network.
 
 use std::process::Command;
 
@@ -24,8 +24,12 @@ fn packages() -> Vec<Value> {
 #[test]
 fn licences_are_those_of_deny_toml() {
     let policy: toml::Table = include_str!("../deny.toml").parse().unwrap();
-    let allowed: Vec<_> =
-        policy["licenses"]["allow"].as_array().unwrap().iter().map(|name| name.as_str().unwrap()).collect();
+    let allowed: Vec<_> = policy["licenses"]["allow"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|name| name.as_str().unwrap())
+        .collect();
     let packages = packages();
     assert!(packages.len() > 100, "{}", packages.len());
     let mut met = vec![false; allowed.len()];
@@ -60,7 +64,9 @@ fn everything_comes_from_the_default_registry_or_from_here() {
     for package in packages() {
         match package["source"].as_str() {
             None => assert_eq!(package["name"], "sixhop"),
-            Some(source) => assert!(source.contains("crates.io"), "{} comes from {source}", package["name"]),
+            Some(source) => {
+                assert!(source.contains("crates.io"), "{} comes from {source}", package["name"])
+            }
         }
     }
     assert_eq!(

@@ -1,4 +1,5 @@
-//! The unit file of systemd: its lists are those of the program, and systemd itself finds no fault with it.
+//! The unit file of systemd: its lists are those of the program, and systemd itself finds no fault
+//! with it.
 
 use std::collections::BTreeSet;
 use std::process::{Command, ExitCode};
@@ -9,7 +10,8 @@ use sixhop::machine::sandbox::{UNIT_CAPABILITIES, UNIT_FAMILIES, unit_calls};
 const UNIT: &str = include_str!("../dist/sixhop@.service");
 
 fn main() -> ExitCode {
-    let lists = Trial::test("lists_are_those_of_the_program", || said(lists_are_those_of_the_program()));
+    let lists =
+        Trial::test("lists_are_those_of_the_program", || said(lists_are_those_of_the_program()));
     let has_analyze = Command::new("systemd-analyze").arg("--version").output().is_ok();
     let exposure = Trial::test("exposure_is_under_2", || said(exposure_is_under_2()));
     let exposure = if has_analyze {
@@ -56,8 +58,10 @@ fn lists_are_those_of_the_program() -> Result<(), String> {
 fn exposure_is_under_2() -> Result<(), String> {
     let file = concat!(env!("CARGO_MANIFEST_DIR"), "/dist/sixhop@.service");
     let arguments = ["security", "--offline=true", "--threshold=20", "--no-pager", file];
-    let output =
-        Command::new("systemd-analyze").args(arguments).output().map_err(|error| error.to_string())?;
+    let output = Command::new("systemd-analyze")
+        .args(arguments)
+        .output()
+        .map_err(|error| error.to_string())?;
     let text = String::from_utf8_lossy(&output.stdout);
     let overall = text.lines().find(|line| line.contains("Overall exposure level"));
     match overall {

@@ -25,7 +25,10 @@ use sixhop::xdp::ethtool;
 
 fn main() -> ExitCode {
     common::main(vec![
-        trial("a_sender_with_offload_is_told_from_damage_and_how_to_mend_it", offload_at_the_client),
+        trial(
+            "a_sender_with_offload_is_told_from_damage_and_how_to_mend_it",
+            offload_at_the_client,
+        ),
         trial("replies_with_unfinished_checksums_are_named_by_the_client", offload_at_the_server),
         trial("nothing_answered_is_no_figure_and_a_failure", nothing_answered),
         trial("addresses_that_nobody_binds_take_no_time", nothing_bound),
@@ -38,7 +41,8 @@ fn main() -> ExitCode {
 const ADDRESSES: u64 = 5;
 const REQUESTS: u64 = 20;
 
-/// Leaves checksums of what one end sends to nobody, as a veth does by default, or has the kernel compute them.
+/// Leaves checksums of what one end sends to nobody, as a veth does by default, or has the kernel
+/// compute them.
 fn offload(lab: &TestLab, side: Side, on: bool) -> Result<()> {
     lab.run_in(side, || ethtool::set_tx_checksum(side.interface(), on))
 }
@@ -49,7 +53,8 @@ fn start(lab: &TestLab, flags: &str) -> Result<Server> {
 
 fn load(lab: &TestLab, flags: &str) -> Result<Output> {
     let flags = format!(
-        "load --interface client0 --prefix {PREFIX} --addresses {ADDRESSES} --rate 200 --requests {REQUESTS} {flags}"
+        "load --interface client0 --prefix {PREFIX} --addresses {ADDRESSES} --rate 200 --requests \
+         {REQUESTS} {flags}"
     );
     let output = sixhop(lab, Side::Client, &flags).output()?;
     wait_for_no_program(lab, Side::Client)?;
@@ -75,7 +80,10 @@ fn unanswered(output: &Output) -> Result<(Value, String)> {
 fn all_answered(output: &Output) -> Result<()> {
     ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let result: Value = serde_json::from_slice(&output.stdout)?;
-    ensure!(result["complete"] == REQUESTS && result["first"]["p99_us"].as_f64() > Some(0.0), "{result}");
+    ensure!(
+        result["complete"] == REQUESTS && result["first"]["p99_us"].as_f64() > Some(0.0),
+        "{result}"
+    );
     Ok(())
 }
 
@@ -108,7 +116,10 @@ fn offload_at_the_client() -> Result<()> {
         let (_, said) = unanswered(&asked).with_context(|| flags.to_owned())?;
         ensure!(said.contains("ethtool -K client0 tx off"), "{flags}: {said}");
         let (_, said) = notice(&mut server).with_context(|| flags.to_owned())?;
-        ensure!(said.contains("ethtool -K IF tx off") && said.contains("--engine socket"), "{flags}: {said}");
+        ensure!(
+            said.contains("ethtool -K IF tx off") && said.contains("--engine socket"),
+            "{flags}: {said}"
+        );
         // Rings write whole checksums, whatever the interface leaves out.
         all_answered(&load(&lab, "--replies 1 --json")?).with_context(|| flags.to_owned())?;
         // The cure.
@@ -159,16 +170,21 @@ fn nothing_answered() -> Result<()> {
     let server = start(&lab, "--allow 2001:db8:9::/64")?;
     for client in ["afxdp", "socket"] {
         let (_, said) = unanswered(&load(&lab, &format!("--client {client} --json"))?)?;
-        ensure!(said.contains("none of 20 requests was answered") && said.contains("--allow"), "{said}");
+        ensure!(
+            said.contains("none of 20 requests was answered") && said.contains("--allow"),
+            "{said}"
+        );
         let people = String::from_utf8(load(&lab, &format!("--client {client}"))?.stdout)?;
-        let row =
-            |name: &str| people.lines().find(|line| line.starts_with(name)).unwrap_or_default().to_owned();
+        let row = |name: &str| {
+            people.lines().find(|line| line.starts_with(name)).unwrap_or_default().to_owned()
+        };
         for row in [row("first reply"), row("last reply")] {
             ensure!(row.matches('–').count() == 6 && !row.contains('0'), "{people}");
         }
     }
     // Half a request a second is not none.
-    let flags = "load --interface client0 --prefix 2001:db8:1::/64 --addresses 5 --rate 0.5 --requests 1";
+    let flags =
+        "load --interface client0 --prefix 2001:db8:1::/64 --addresses 5 --rate 0.5 --requests 1";
     let people = String::from_utf8(sixhop(&lab, Side::Client, flags).output()?.stdout)?;
     ensure!(people.contains("offered 0.5/s, achieved 0.5/s"), "{people}");
     let totals = server.stop()?;
@@ -179,13 +195,18 @@ fn nothing_answered() -> Result<()> {
 fn nothing_bound() -> Result<()> {
     let lab = TestLab::up()?;
     for (method, is_bound) in [("none", false), ("netlink", true)] {
-        let flags = format!("bind --interface server0 --prefix {PREFIX} --addresses 5 --method {method}");
+        let flags =
+            format!("bind --interface server0 --prefix {PREFIX} --addresses 5 --method {method}");
         let output = sixhop(&lab, Side::Server, &format!("{flags} --json")).output()?;
-        let last = String::from_utf8(output.stdout)?.lines().last().context("no result")?.to_owned();
+        let last =
+            String::from_utf8(output.stdout)?.lines().last().context("no result")?.to_owned();
         let result: Value = serde_json::from_str(&last)?;
         for figure in ["bind_ns", "unbind_ns"] {
             let time = result.get(figure).context("no field")?;
-            ensure!(time.is_null() != is_bound && time.is_number() == is_bound, "{method}: {result}");
+            ensure!(
+                time.is_null() != is_bound && time.is_number() == is_bound,
+                "{method}: {result}"
+            );
         }
         ensure!(result["generate_ns"].as_f64() > Some(0.0), "{result}");
         let people = String::from_utf8(sixhop(&lab, Side::Server, &flags).output()?.stdout)?;
@@ -212,7 +233,9 @@ fn no_change_yet() -> Result<()> {
     let path = secret.path().display();
     let mut server = Server::start(
         &lab,
-        &format!("--schedule mt6d --clients 2 --rotate 24h --bind live-map --secret {path} --metrics 0"),
+        &format!(
+            "--schedule mt6d --clients 2 --rotate 24h --bind live-map --secret {path} --metrics 0"
+        ),
     )?;
     let mut stats = Value::Null;
     server.wait_for(|event| {
@@ -241,22 +264,23 @@ fn kept(under: &Path) -> Result<Vec<PathBuf>> {
 fn old_results() -> Result<()> {
     let here = Path::new(env!("CARGO_MANIFEST_DIR"));
     let mut lines = 0;
-    let files = kept(&here.join("bench/results"))?.into_iter().chain(kept(&here.join("docs/results"))?);
+    let files =
+        kept(&here.join("bench/results"))?.into_iter().chain(kept(&here.join("docs/results"))?);
     for file in files {
         for line in fs::read_to_string(&file)?.lines() {
             // Other programs keep theirs in files of that name too.
             if serde_json::from_str::<Value>(line)?["event"].is_null() {
                 continue;
             }
-            let event = Event::parse(line).with_context(|| format!("{}: {line}", file.display()))?;
+            let event =
+                Event::parse(line).with_context(|| format!("{}: {line}", file.display()))?;
             ensure!(Event::parse(&event.to_line()?)? == event, "{}: {line}", file.display());
             lines += 1;
         }
     }
     ensure!(lines > 1000, "{lines} lines");
     // A run that was not answered, as earlier versions wrote it.
-    let times =
-        r#"{"mean_us":0.0,"p50_us":0.0,"p90_us":0.0,"p99_us":0.0,"p999_us":0.0,"max_us":0.0,"histogram":""}"#;
+    let times = r#"{"mean_us":0.0,"p50_us":0.0,"p90_us":0.0,"p99_us":0.0,"p999_us":0.0,"max_us":0.0,"histogram":""}"#;
     let old = format!(
         r#"{{"event":"trial","engine":"afxdp","bind":"netlink","addresses":10,"run":1,"rate":1000,"server_cpu":0.25,"load":{{
         "client":"afxdp","sent":1000,"answered":0,"complete":0,"replies":0,"duplicates":0,"wrong_source":0,"corrupt":0,

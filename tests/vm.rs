@@ -1,5 +1,5 @@
-//! The emulated cards: what their drivers grant, and that it works. Each test boots a guest of `lab vm`, in which this program runs
-//! again and does the checking.
+//! The emulated cards: what their drivers grant, and that it works. Each test boots a guest of `lab
+//! vm`, in which this program runs again and does the checking.
 //!
 //! ```text
 //!   this test ──► sixhop lab vm --nic N ──► guest: this program, 'in-guest N' ──► serve, load, probe on its two cards
@@ -11,8 +11,8 @@
 //! | `a_clock_*` | a guest has a clock that may be set: what goes by it, or must not |
 //! | `e1000e_*`, `vmxnet3_*`, `virtio_plain_*` | no more than they can: what is forced beyond it is refused, with the reason |
 //!
-//! A bond of one card, which grants what is of no use, and a VRF: virtio_plain. Two queues, two workers: igb. Without QEMU or a kernel to
-//! be had all are reported as ignored, with the reason.
+//! A bond of one card, which grants what is of no use, and a VRF: virtio_plain. Two queues, two
+//! workers: igb. Without QEMU or a kernel to be had all are reported as ignored, with the reason.
 
 mod common;
 
@@ -50,7 +50,8 @@ fn main() -> ExitCode {
         }
     }
     let cannot = cannot();
-    let test = |name: &str, nic: &'static str, queues: Option<u32>| match (&cannot, common::root()) {
+    let test = |name: &str, nic: &'static str, queues: Option<u32>| match (&cannot, common::root())
+    {
         (None, true) => common::trial(name, move || boot(nic, queues)),
         (Some(why), true) => Trial::test(name, || Ok(())).with_ignored_flag(true).with_kind(why),
         (_, false) => common::trial(name, || Ok(())), // which says why not
@@ -65,7 +66,9 @@ fn main() -> ExitCode {
         test("vmxnet3_copies", "vmxnet3", None),
         match (&cannot, common::root()) {
             (None, true) => common::trial(BOND, || boot_for("virtio-plain", None, "bond")),
-            (Some(why), true) => Trial::test(BOND, || Ok(())).with_ignored_flag(true).with_kind(why),
+            (Some(why), true) => {
+                Trial::test(BOND, || Ok(())).with_ignored_flag(true).with_kind(why)
+            }
             (_, false) => common::trial(BOND, || Ok(())),
         },
     ])
@@ -147,11 +150,13 @@ fn moving_addresses_follow(lab: &Lab) -> Result<()> {
         step = event["step"].as_u64().unwrap_or(first);
         event["event"] == "rotation" && step > first
     })?;
-    for (seconds, words) in [(-120, "set back by 120."), (-10, "set back by 10."), (300, "set ahead by 300.")]
+    for (seconds, words) in
+        [(-120, "set back by 120."), (-10, "set back by 10."), (300, "set ahead by 300.")]
     {
         set_clock(seconds)?;
         server.wait_for(|event| {
-            event["event"] == "notice" && event["text"].as_str().is_some_and(|text| text.contains(words))
+            event["event"] == "notice"
+                && event["text"].as_str().is_some_and(|text| text.contains(words))
         })?;
         let load = format!(
             "load --interface client0 --prefix {PREFIX} {flags} --rate 500 --requests {CLIENTS} --json"
@@ -201,7 +206,11 @@ fn times_are_right_or_none(lab: &Lab) -> Result<()> {
         set_clock(seconds)?;
         let output = load.wait_with_output()?;
         let words = String::from_utf8_lossy(&output.stderr);
-        ensure!(output.status.code() == Some(1) && output.stdout.is_empty(), "{:?}, {words}", output.status);
+        ensure!(
+            output.status.code() == Some(1) && output.stdout.is_empty(),
+            "{:?}, {words}",
+            output.status
+        );
         ensure!(words.lines().count() == 1 && words.contains("worthless"), "{words}");
         server.stop()?;
     }
@@ -213,18 +222,28 @@ fn in_guest(nic: &str) -> Result<()> {
         return clock_in_guest();
     }
     let lab = Lab::named(DEFAULT_NAME)?;
-    ensure!(vm::label().is_some_and(|label| label.ends_with(&format!("-{nic}"))), "which guest is this?");
+    ensure!(
+        vm::label().is_some_and(|label| label.ends_with(&format!("-{nic}"))),
+        "which guest is this?"
+    );
     let (modes, refused) = match nic {
-        "igb" | "virtio" => (vec![ZERO, AUTO_ZERO, COPY, GENERIC], vec!["--attach generic --copy zero"]),
+        "igb" | "virtio" => {
+            (vec![ZERO, AUTO_ZERO, COPY, GENERIC], vec!["--attach generic --copy zero"])
+        }
         "virtio-plain" | "vmxnet3" => (vec![AUTO_COPY, GENERIC], vec!["--copy zero"]),
         "e1000e" => (vec![AUTO_GENERIC], vec!["--attach native", "--copy zero"]),
         _ => bail!("no such card: {nic}"),
     };
     for flags in refused {
-        let serve = format!("serve --interface server0 --prefix {PREFIX} --addresses 10 --bind none {flags}");
+        let serve = format!(
+            "serve --interface server0 --prefix {PREFIX} --addresses 10 --bind none {flags}"
+        );
         let output = sixhop(&lab, Side::Server, &serve).stdout(Stdio::null()).output()?;
         let words = String::from_utf8_lossy(&output.stderr).into_owned();
-        ensure!(output.status.code() == Some(1) && words.contains("auto"), "{nic}, {flags}: {words}");
+        ensure!(
+            output.status.code() == Some(1) && words.contains("auto"),
+            "{nic}, {flags}: {words}"
+        );
     }
     probe_tells_the_truth(&lab, &modes[0])?;
     let probes = Probes::set()?;
@@ -232,7 +251,8 @@ fn in_guest(nic: &str) -> Result<()> {
         let flags = format!("--addresses 300 --bind netlink-down {}", mode.flags);
         serves(&lab, &flags, mode, &probes).with_context(|| format!("{nic}, '{flags}'"))?;
     }
-    // A card delivers no multicast that it has not joined: neighbour discovery for addresses that the kernel has not must work too.
+    // A card delivers no multicast that it has not joined: neighbour discovery for addresses that
+    // the kernel has not must work too.
     let flags = format!("--addresses 20000 --bind live-map {}", modes[0].flags);
     serves(&lab, &flags, &modes[0], &probes).with_context(|| format!("{nic}, '{flags}'"))?;
     match nic {
@@ -242,8 +262,8 @@ fn in_guest(nic: &str) -> Result<()> {
     }
 }
 
-/// An interface in a VRF (this machine's own kernel may have none): its table has the local routes, and sockets on it get what comes
-/// to it. What cannot be is refused at once.
+/// An interface in a VRF (this machine's own kernel may have none): its table has the local routes,
+/// and sockets on it get what comes to it. What cannot be is refused at once.
 fn in_a_vrf(lab: &Lab) -> Result<()> {
     let namespace = lab.namespace(Side::Server);
     for command in [
@@ -274,14 +294,16 @@ fn in_a_vrf(lab: &Lab) -> Result<()> {
         ensure!(result["complete"] == 50, "{flags}: {result}");
         server.stop()?;
     }
-    let serve = format!("serve --interface server0 --prefix {PREFIX} --addresses 20 --bind live-map");
+    let serve =
+        format!("serve --interface server0 --prefix {PREFIX} --addresses 20 --bind live-map");
     let output = sixhop(lab, Side::Server, &serve).stdout(Stdio::null()).output()?;
     let words = String::from_utf8_lossy(&output.stderr).into_owned();
     ensure!(output.status.code() == Some(1) && words.contains("server0 is in a VRF"), "{words}");
     common::ip(&format!("-n {namespace} link delete red"))
 }
 
-/// The driver of a bond grants native XDP, and runs the program on the card below, whose packets the bond's rings do not take.
+/// The driver of a bond grants native XDP, and runs the program on the card below, whose packets
+/// the bond's rings do not take.
 fn bond() -> Result<()> {
     let lab = Lab::named(DEFAULT_NAME)?;
     let kernel = Kernel::find(None, &mut |_| {})?;
@@ -301,7 +323,8 @@ fn bond() -> Result<()> {
     lab.run_in(Side::Server, || netlink::wait_for_carrier("bond0", Duration::from_secs(10)))?;
 
     let flags = format!("--prefix {PREFIX} --addresses 50");
-    let native = Server::start_on(&lab, "bond0", &format!("{flags} --bind netlink --attach native"));
+    let native =
+        Server::start_on(&lab, "bond0", &format!("{flags} --bind netlink --attach native"));
     common::fails_with(native, "bond0 is a bond and has a native program run on its ports")?;
     for engine in ["--bind netlink", "--bind live-map", "--bind netlink --engine reflect"] {
         let server = Server::start_on(&lab, "bond0", &format!("{flags} {engine}"))?;
@@ -340,18 +363,21 @@ fn all_are_answered(lab: &Lab) -> Result<()> {
     Ok(())
 }
 
-/// A card that takes no rule for a port puts all packets on the queue that is served; and what a killed server left so, the next one
-/// puts right.
+/// A card that takes no rule for a port puts all packets on the queue that is served; and what a
+/// killed server left so, the next one puts right.
 fn one_queue_of_two(lab: &Lab) -> Result<()> {
     let spread = || lab.run_in(Side::Server, || Ok(ethtool::indirection("server0")?));
     let before = spread()?;
     ensure!(before.contains(&0) && before.contains(&1), "{before:?}");
-    let mut server =
-        Server::start(lab, "--addresses 50 --bind netlink-down --queues 1 --busy-poll 50 --copy zero")?;
+    let mut server = Server::start(
+        lab,
+        "--addresses 50 --bind netlink-down --queues 1 --busy-poll 50 --copy zero",
+    )?;
     ensure!(server.ready["queues"] == serde_json::json!([1]), "{}", server.ready);
     ensure!(spread()?.iter().all(|queue| *queue == 1), "{:?}", spread()?);
-    let load =
-        format!("load --interface client0 --prefix {PREFIX} --addresses 50 --rate 100 --requests 100 --json");
+    let load = format!(
+        "load --interface client0 --prefix {PREFIX} --addresses 50 --rate 100 --requests 100 --json"
+    );
     let output = sixhop(lab, Side::Client, &load).output()?;
     let result: Value = serde_json::from_slice(&output.stdout)?;
     ensure!(result["complete"] == 100, "{result}");
@@ -402,25 +428,33 @@ fn serves(lab: &Lab, flags: &str, mode: &Mode, probes: &Probes) -> Result<()> {
     ensure!(totals["answered"] == REQUESTS && totals["replies"] == 10 * REQUESTS, "{totals}");
     let queues = totals["queues"].as_array().context("counters of each queue")?;
     let sum: u64 = queues.iter().filter_map(|queue| queue["answered"].as_u64()).sum();
-    ensure!(sum == REQUESTS && Some(queues.len()) == ready["queues"].as_array().map(Vec::len), "{totals}");
+    ensure!(
+        sum == REQUESTS && Some(queues.len()) == ready["queues"].as_array().map(Vec::len),
+        "{totals}"
+    );
     // The other cards have one queue here, or an emulation that spreads nothing.
     let idle = ready["driver"] == "igb" && queues.iter().any(|queue| queue["answered"] == 0);
     ensure!(!idle, "a queue had nothing to do: {totals}");
     for nothing in ["rx_dropped", "rx_ring_full", "rx_invalid", "tx_invalid"] {
         ensure!(totals["xdp"][nothing] == 0, "{totals}");
     }
-    // What the cards counted: as many as there were, and what else was on the link. virtio_net does not count what a zero-copy socket
-    // sends, and igb forgets what it received when one goes, as the client's has.
+    // What the cards counted: as many as there were, and what else was on the link. virtio_net does
+    // not count what a zero-copy socket sends, and igb forgets what it received when one goes, as
+    // the client's has.
     let counted: Vec<_> =
         before.1.iter().zip(after.1).map(|(before, after)| after.saturating_sub(*before)).collect();
-    let [received, sent, arrived, queues_received, queues_sent] = counted[..] else { bail!("{counted:?}") };
+    let [received, sent, arrived, queues_received, queues_sent] = counted[..] else {
+        bail!("{counted:?}")
+    };
     ensure!(received >= REQUESTS && sent.max(arrived) >= 10 * REQUESTS, "{counted:?}");
     if ready["driver"] == "igb" {
         ensure!(queues_received >= REQUESTS && queues_sent >= 10 * REQUESTS, "{counted:?}");
     }
-    // The client has the best that there is. In zero-copy neither of these runs; where one copies, both do.
+    // The client has the best that there is. In zero-copy neither of these runs; where one copies,
+    // both do.
     let copies = mode.copy == "copy";
-    let ran = after.0.iter().zip(&before.0).map(|(after, before)| after - before).collect::<Vec<_>>();
+    let ran =
+        after.0.iter().zip(&before.0).map(|(after, before)| after - before).collect::<Vec<_>>();
     ensure!(
         ran.iter().all(|ran| (*ran > 0) == copies),
         "{:?} ran {ran:?} times in mode {}",
@@ -430,22 +464,28 @@ fn serves(lab: &Lab, flags: &str, mode: &Mode, probes: &Probes) -> Result<()> {
     Ok(())
 }
 
-/// Packets by the kernel's count: those that the server's card received and sent, and those that the client's received; then what the
-/// server's driver counts for its queues, where it does (`ethtool -S`).
+/// Packets by the kernel's count: those that the server's card received and sent, and those that
+/// the client's received; then what the server's driver counts for its queues, where it does
+/// (`ethtool -S`).
 fn packets(lab: &Lab) -> Result<[u64; 5]> {
     let counts = |side: Side| {
         lab.run_in(side, || {
             let all = fs::read_to_string("/proc/thread-self/net/dev")?;
-            let line =
-                all.lines().find_map(|line| line.trim().strip_prefix(side.interface())?.strip_prefix(':'));
-            let counts: Vec<u64> =
-                line.context("no counts")?.split_whitespace().map(str::parse).collect::<Result<_, _>>()?;
+            let line = all
+                .lines()
+                .find_map(|line| line.trim().strip_prefix(side.interface())?.strip_prefix(':'));
+            let counts: Vec<u64> = line
+                .context("no counts")?
+                .split_whitespace()
+                .map(str::parse)
+                .collect::<Result<_, _>>()?;
             Ok([counts[1], counts[9]])
         })
     };
     let own = lab.run_in(Side::Server, || ethtool::statistics("server0"))?;
     let of_queues = |way: &str| {
-        let counters = own.iter().filter(|(name, _)| name.starts_with(way) && name.ends_with("_packets"));
+        let counters =
+            own.iter().filter(|(name, _)| name.starts_with(way) && name.ends_with("_packets"));
         counters.map(|(_, count)| count).sum()
     };
     let ([received, sent], [arrived, _]) = (counts(Side::Server)?, counts(Side::Client)?);
@@ -456,13 +496,15 @@ fn packets(lab: &Lab) -> Result<[u64; 5]> {
 struct Probes;
 
 impl Probes {
-    /// The two that only copy mode has: packets into a socket buffer's way out, and out of one into the ring.
+    /// The two that only copy mode has: packets into a socket buffer's way out, and out of one into
+    /// the ring.
     const OF: [&'static str; 2] = ["__xsk_generic_xmit", "__xsk_rcv"];
     const TRACING: &'static str = "/sys/kernel/tracing";
 
     fn set() -> Result<Self> {
         let probes = Self::OF.map(|function| format!("p:sixhop/{function} {function}\n")).concat();
-        fs::write(format!("{}/kprobe_events", Self::TRACING), probes).context("no kernel probes")?;
+        fs::write(format!("{}/kprobe_events", Self::TRACING), probes)
+            .context("no kernel probes")?;
         fs::write(format!("{}/events/sixhop/enable", Self::TRACING), "1")?;
         Ok(Self)
     }
@@ -471,7 +513,8 @@ impl Probes {
         let profile = fs::read_to_string(format!("{}/kprobe_profile", Self::TRACING))?;
         let hits = |function: &&str| {
             let mut lines = profile.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
-            let line = lines.find(|words| words.first() == Some(function)).context("a probe is gone")?;
+            let line =
+                lines.find(|words| words.first() == Some(function)).context("a probe is gone")?;
             Ok(line.get(1).context("no count")?.parse()?)
         };
         Self::OF.iter().map(hits).collect()

@@ -1,5 +1,6 @@
-//! WHICH addresses: a prefix; the pool of addresses that server and client derive from the same flags; the moving ones of MT6D,
-//! which follow from a key and the time; and the prefixes of those who may ask.
+//! WHICH addresses: a prefix; the pool of addresses that server and client derive from the same
+//! flags; the moving ones of MT6D, which follow from a key and the time; and the prefixes of those
+//! who may ask.
 //!
 //! Pure: no I/O, no clock, no state. It builds and is tested anywhere.
 

@@ -1,13 +1,15 @@
-//! Moving target IPv6 defence: an address that its two ends compute apart, and that is another one in each time step.
+//! Moving target IPv6 defence: an address that its two ends compute apart, and that is another one
+//! in each time step.
 //!
 //! ```text
 //!   identifier = the first 64 bits of SHA-256( seed identifier ‖ key ‖ time step )
 //!                                              8 bytes          any   8 bytes       numbers in network byte order
 //! ```
 //!
-//! The definition is that of the paper (Morrell, Ransbottom, Marchany, Tront, 2014, section II) and of MT6D itself (Dunlop,
-//! Groat, Urbanski, Marchany, Tront, 2011); neither says how wide the numbers are. All 64 bits are as the hash gives them:
-//! one identifier in 2^39 is a reserved one (RFC 5453), and is used all the same.
+//! The definition is that of the paper (Morrell, Ransbottom, Marchany, Tront, 2014, section II) and
+//! of MT6D itself (Dunlop, Groat, Urbanski, Marchany, Tront, 2011); neither says how wide the
+//! numbers are. All 64 bits are as the hash gives them: one identifier in 2^39 is a reserved one
+//! (RFC 5453), and is used all the same.
 //!
 //! Of each client three addresses are live at a time, so that clocks may differ by a step:
 //!
@@ -40,8 +42,10 @@ pub fn window(step: u64) -> RangeInclusive<u64> {
 #[inline]
 #[must_use]
 pub fn identifier(seed: u64, key: &[u8], step: u64) -> u64 {
-    let hash =
-        Sha256::new().chain_update(seed.to_be_bytes()).chain_update(key).chain_update(step.to_be_bytes());
+    let hash = Sha256::new()
+        .chain_update(seed.to_be_bytes())
+        .chain_update(key)
+        .chain_update(step.to_be_bytes());
     let hash: [u8; 32] = hash.finalize().into();
     hash.first_chunk().map_or(0, |bits| u64::from_be_bytes(*bits)) // 32 bytes have a first 8
 }
@@ -73,7 +77,8 @@ impl Subnet {
     }
 }
 
-/// Which time step it is. Times are in nanoseconds since 1970 (UTC), by the clock of this machine, right or wrong.
+/// Which time step it is. Times are in nanoseconds since 1970 (UTC), by the clock of this machine,
+/// right or wrong.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Clock {
     period: u64,
@@ -146,8 +151,8 @@ impl fmt::Debug for Identity {
     }
 }
 
-/// Which address each client has on the server in which time step. Server and client hold the same when they are given the same
-/// subnet, time step and secret.
+/// Which address each client has on the server in which time step. Server and client hold the same
+/// when they are given the same subnet, time step and secret.
 pub struct Timetable {
     subnet: Subnet,
     clock: Clock,
@@ -156,9 +161,16 @@ pub struct Timetable {
 }
 
 impl Timetable {
-    /// That of `clients` clients, derived on `threads` threads at once. The secret is needed no more.
+    /// That of `clients` clients, derived on `threads` threads at once. The secret is needed no
+    /// more.
     #[must_use]
-    pub fn new(subnet: Subnet, clock: Clock, secret: &Secret, clients: u32, threads: usize) -> Self {
+    pub fn new(
+        subnet: Subnet,
+        clock: Clock,
+        secret: &Secret,
+        clients: u32,
+        threads: usize,
+    ) -> Self {
         // Never grown: what is copied to larger memory leaves a copy behind.
         let mut identities = Zeroizing::new(vec![Identity::default(); clients as usize]);
         fill(&mut identities, threads, |client| secret.identity(client));
@@ -259,13 +271,15 @@ mod tests {
         }
     }
 
-    /// The chance that one of these bounds is passed by numbers that are drawn at random is below 1 in a million.
+    /// The chance that one of these bounds is passed by numbers that are drawn at random is below 1
+    /// in a million.
     #[test]
     fn nothing_links_the_addresses() {
         const CLIENTS: u64 = 1000;
         const STEPS: u64 = 100;
         const COUNT: f64 = (CLIENTS * STEPS) as f64;
-        // 6.5 standard deviations of a fair coin: 1 in 10^10, and fewer than 10,000 coins are looked at.
+        // 6.5 standard deviations of a fair coin: 1 in 10^10, and fewer than 10,000 coins are
+        // looked at.
         let fair = |ones: u64, of: f64| (ones as f64 - of / 2.0).abs() < 6.5 * (of / 4.0).sqrt();
         let timetable = timetable(CLIENTS as u32);
         let first = 178_000_000;
@@ -302,12 +316,15 @@ mod tests {
         for counts in [&ones[..], &changed, &between, &pairs[64..], &carried] {
             assert!(counts.iter().all(|count| fair(*count, COUNT)), "{counts:?}");
         }
-        // 1,024 equal intervals: chi-square with 1,023 degrees of freedom is about normal, with twice as large a variance.
+        // 1,024 equal intervals: chi-square with 1,023 degrees of freedom is about normal, with
+        // twice as large a variance.
         let expected = COUNT / buckets.len() as f64;
-        let chi: f64 = buckets.iter().map(|count| (*count as f64 - expected).powi(2) / expected).sum();
+        let chi: f64 =
+            buckets.iter().map(|count| (*count as f64 - expected).powi(2) / expected).sum();
         let freedom = buckets.len() as f64 - 1.0;
         assert!((chi - freedom).abs() < 6.5 * (2.0 * freedom).sqrt(), "{chi}");
-        // Pairs of neighbours in time are not independent, and their variance is a third of a coin's: well within.
+        // Pairs of neighbours in time are not independent, and their variance is a third of a
+        // coin's: well within.
         assert!(fair(ascending, COUNT), "{ascending}");
     }
 

@@ -1,9 +1,10 @@
-//! A pool of n distinct pseudo-random addresses under a prefix, computed from a seed instead of stored.
+//! A pool of n distinct pseudo-random addresses under a prefix, computed from a seed instead of
+//! stored.
 //!
-//! Address i is the image of i under a keyed permutation of the host bits. A permutation never gives the same image
-//! twice, so no table of what was drawn is needed: any address is computed from its index, and its index from the
-//! address, in a few nanoseconds, whatever the size of the pool. Server and client hold the same pool when they are
-//! given the same prefix, count and seed.
+//! Address i is the image of i under a keyed permutation of the host bits. A permutation never
+//! gives the same image twice, so no table of what was drawn is needed: any address is computed
+//! from its index, and its index from the address, in a few nanoseconds, whatever the size of the
+//! pool. Server and client hold the same pool when they are given the same prefix, count and seed.
 
 use std::net::Ipv6Addr;
 use std::ops::RangeInclusive;
@@ -24,7 +25,8 @@ pub struct Pool {
 pub enum PoolError {
     /// More addresses asked for than the prefix holds.
     #[error(
-        "{prefix} holds {capacity} usable addresses, not {count}: use a shorter prefix or fewer addresses"
+        "{prefix} holds {capacity} usable addresses, not {count}: use a shorter prefix or fewer \
+         addresses"
     )]
     TooMany {
         /// The prefix that is too small.
@@ -45,7 +47,8 @@ impl Pool {
     /// # Errors
     /// When `count` is 0 or more than the prefix holds without its reserved identifiers.
     pub fn new(prefix: Prefix, count: u64, seed: u64) -> Result<Self, PoolError> {
-        // Under a prefix shorter than /64 the bits between it and the 64-bit interface identifier stay zero.
+        // Under a prefix shorter than /64 the bits between it and the 64-bit interface identifier
+        // stay zero.
         let bits = u32::from(128 - prefix.length()).min(64);
         let capacity = capacity(bits);
         if count == 0 {
@@ -75,8 +78,9 @@ impl Pool {
     /// Address number `index`. Distinct for each index below [`count`](Self::count).
     #[inline]
     pub fn address(&self, index: u64) -> Ipv6Addr {
-        // Cycle walking: a reserved image is mapped again until it is a usable one. On the usable identifiers that is
-        // again a permutation, and at /64 it takes a second step once in 2^40 addresses.
+        // Cycle walking: a reserved image is mapped again until it is a usable one. On the usable
+        // identifiers that is again a permutation, and at /64 it takes a second step once in 2^40
+        // addresses.
         let mut host = self.permutation.forward(skip_reserved(index, self.permutation.bits));
         while is_reserved(host, self.permutation.bits) {
             host = self.permutation.forward(host);
@@ -109,7 +113,8 @@ impl Pool {
     /// All addresses in the order of their index, computed on `threads` threads at once.
     #[must_use]
     pub fn to_vec(&self, threads: usize) -> Vec<Ipv6Addr> {
-        let mut addresses = vec![Ipv6Addr::UNSPECIFIED; usize::try_from(self.count).unwrap_or(usize::MAX)];
+        let mut addresses =
+            vec![Ipv6Addr::UNSPECIFIED; usize::try_from(self.count).unwrap_or(usize::MAX)];
         super::fill(&mut addresses, threads, |index| self.address(index));
         addresses
     }
@@ -125,10 +130,11 @@ type Reserved = &'static [RangeInclusive<u64>];
 
 /// The reserved identifiers among host parts of `bits` bits that lie at fixed places, ascending.
 ///
-/// With 64 bits the IANA registry that RFC 5453 set up: subnet-router anycast (RFC 4291), the block of IANA's own
-/// Ethernet addresses (RFC 4291, RFC 6543), and the reserved subnet anycast addresses (RFC 2526, which gives
-/// identifiers in EUI-64 form another top than the others). With fewer bits the anycast ones of both kinds; a subnet
-/// of less than 8 bits has no room for the 128 of RFC 2526, and is used for point-to-point links (RFC 6164).
+/// With 64 bits the IANA registry that RFC 5453 set up: subnet-router anycast (RFC 4291), the block
+/// of IANA's own Ethernet addresses (RFC 4291, RFC 6543), and the reserved subnet anycast addresses
+/// (RFC 2526, which gives identifiers in EUI-64 form another top than the others). With fewer bits
+/// the anycast ones of both kinds; a subnet of less than 8 bits has no room for the 128 of RFC
+/// 2526, and is used for point-to-point links (RFC 6164).
 fn reserved(bits: u32) -> Reserved {
     const ANYCAST_64: Reserved = &[
         0..=0,
@@ -143,7 +149,8 @@ fn reserved(bits: u32) -> Reserved {
     }
 }
 
-/// First identifier of the RFC 2526 block in a host part of `bits` bits, where it is the end of the range.
+/// First identifier of the RFC 2526 block in a host part of `bits` bits, where it is the end of the
+/// range.
 fn anycast_top(bits: u32) -> Option<u64> {
     (8..64).contains(&bits).then(|| low(bits) - 127)
 }
@@ -154,7 +161,8 @@ fn is_reserved(host: u64, bits: u32) -> bool {
         || anycast_top(bits).is_some_and(|top| host >= top)
 }
 
-/// How many identifiers of `bits` bits are not reserved. 2^64 less the reserved ones fits into 64 bits.
+/// How many identifiers of `bits` bits are not reserved. 2^64 less the reserved ones fits into 64
+/// bits.
 fn capacity(bits: u32) -> u64 {
     let fixed: u64 = reserved(bits).iter().map(|range| range.end() - range.start() + 1).sum();
     let top = if anycast_top(bits).is_some() { 128 } else { 0 };
@@ -173,7 +181,11 @@ fn skip_reserved(index: u64, bits: u32) -> u64 {
 #[inline]
 fn unskip_reserved(host: u64, bits: u32) -> u64 {
     let below = |range: &&RangeInclusive<u64>| *range.end() < host;
-    host - reserved(bits).iter().filter(below).map(|range| range.end() - range.start() + 1).sum::<u64>()
+    host - reserved(bits)
+        .iter()
+        .filter(below)
+        .map(|range| range.end() - range.start() + 1)
+        .sum::<u64>()
 }
 
 /// The `bits` lower bits.
@@ -182,8 +194,9 @@ fn low(bits: u32) -> u64 {
     u64::MAX.checked_shr(64 - bits).unwrap_or(0)
 }
 
-/// A keyed bijection on `bits`-bit numbers: three rounds of xor-shift and odd multiplication, each of which can be
-/// undone modulo 2^bits. It scatters; it is not a cipher, and hides nothing from somebody who knows the method.
+/// A keyed bijection on `bits`-bit numbers: three rounds of xor-shift and odd multiplication, each
+/// of which can be undone modulo 2^bits. It scatters; it is not a cipher, and hides nothing from
+/// somebody who knows the method.
 #[derive(Debug, Clone)]
 struct Permutation {
     bits: u32,
@@ -230,13 +243,14 @@ impl Permutation {
     }
 }
 
-/// The inverse of an odd number modulo 2^64, by Newton's iteration: each step doubles the number of right bits, and
-/// an odd number is its own inverse modulo 8.
+/// The inverse of an odd number modulo 2^64, by Newton's iteration: each step doubles the number of
+/// right bits, and an odd number is its own inverse modulo 8.
 fn inverse(odd: u64) -> u64 {
     (0..5).fold(odd, |x, _| x.wrapping_mul(2u64.wrapping_sub(odd.wrapping_mul(x))))
 }
 
-/// The next number of the SplitMix64 generator (Steele, Lea, Flood 2014): good enough to draw constants from a seed.
+/// The next number of the SplitMix64 generator (Steele, Lea, Flood 2014): good enough to draw
+/// constants from a seed.
 fn splitmix64(state: &mut u64) -> u64 {
     *state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
     let mut z = *state;
@@ -257,7 +271,9 @@ mod tests {
 
     #[test]
     fn small_prefixes_are_used_up_exactly() {
-        for (prefix, usable) in [("2001:db8::/120", 127), ("2001:db8::/116", 3967), ("2001:db8::/122", 63)] {
+        for (prefix, usable) in
+            [("2001:db8::/120", 127), ("2001:db8::/116", 3967), ("2001:db8::/122", 63)]
+        {
             let whole = pool(prefix, usable, 7).unwrap();
             let drawn: HashSet<_> = whole.iter().collect();
             assert_eq!(drawn.len() as u64, usable, "{prefix}");
@@ -284,7 +300,8 @@ mod tests {
         let drawn: HashSet<_> = pool.iter().collect();
         assert_eq!(drawn.len(), 100_000);
         assert!(pool.to_vec(3).into_iter().eq(pool.iter()));
-        // Every host bit is set in about half of them: 7 standard deviations of a fair coin are 1,107.
+        // Every host bit is set in about half of them: 7 standard deviations of a fair coin are
+        // 1,107.
         for bit in 0..64 {
             let set = drawn.iter().filter(|address| address.to_bits() >> bit & 1 == 1).count();
             assert!(set.abs_diff(50_000) < 1_107, "bit {bit} is set in {set} of 100,000");
@@ -293,7 +310,8 @@ mod tests {
 
     #[test]
     fn the_same_flags_give_the_same_addresses_for_ever() {
-        // Server and client may be of different builds: this is a contract, not an implementation detail.
+        // Server and client may be of different builds: this is a contract, not an implementation
+        // detail.
         let pool = pool("2001:db8:1::/64", 3, 1).unwrap();
         let addresses: Vec<_> = pool.iter().map(|address| address.to_string()).collect();
         assert_eq!(addresses, FIRST_THREE);

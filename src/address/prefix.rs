@@ -35,7 +35,8 @@ impl Prefix {
     /// The prefix of `length` bits (0 to 128) that starts at `address`.
     ///
     /// # Errors
-    /// When bits beyond `length` are set, `length` exceeds 128, or it is not all of 2000::/3 or of fc00::/7.
+    /// When bits beyond `length` are set, `length` exceeds 128, or it is not all of 2000::/3 or of
+    /// fc00::/7.
     pub fn new(address: Ipv6Addr, length: u8) -> Result<Self, PrefixError> {
         if length > 128 {
             return Err(PrefixError::Length(length.to_string()));
@@ -48,12 +49,16 @@ impl Prefix {
             return Err(PrefixError::NotUnicast(prefix, "ff00::/8 is multicast"));
         }
         if address.is_unicast_link_local() {
-            return Err(PrefixError::NotUnicast(prefix, "fe80::/10 is link-local, and needs a scope"));
+            return Err(PrefixError::NotUnicast(
+                prefix,
+                "fe80::/10 is link-local, and needs a scope",
+            ));
         }
         if address == Ipv6Addr::LOCALHOST {
             return Err(PrefixError::NotUnicast(prefix, "::1 is loopback"));
         }
-        // All that is left without these is multicast, link-local, the kernel's own, or of no use yet (RFC 4291 section 2.4).
+        // All that is left without these is multicast, link-local, the kernel's own, or of no use
+        // yet (RFC 4291 section 2.4).
         let global = Self::around(Ipv6Addr::new(0x2000, 0, 0, 0, 0, 0, 0, 0), 3);
         let local = Self::around(Ipv6Addr::new(0xfc00, 0, 0, 0, 0, 0, 0, 0), 7);
         if !global.covers(&prefix) && !local.covers(&prefix) {
@@ -63,15 +68,16 @@ impl Prefix {
         Ok(prefix)
     }
 
-    /// The prefix of `length` bits (at most 128) that `address` lies under, whatever its kind: of neighbours, say, not of addresses
-    /// to bind.
+    /// The prefix of `length` bits (at most 128) that `address` lies under, whatever its kind: of
+    /// neighbours, say, not of addresses to bind.
     #[must_use]
     pub fn around(address: Ipv6Addr, length: u8) -> Self {
         let length = length.min(128);
         Self { network: address.to_bits() & mask(length), length }
     }
 
-    /// The address with all host bits zero (which is the subnet-router anycast address, RFC 4291 section 2.6.1).
+    /// The address with all host bits zero (which is the subnet-router anycast address, RFC 4291
+    /// section 2.6.1).
     pub fn network(&self) -> Ipv6Addr {
         self.network.into()
     }

@@ -1,4 +1,5 @@
-//! The secret that server and clients share, and what each client's seed identifier and key are of it.
+//! The secret that server and clients share, and what each client's seed identifier and key are of
+//! it.
 //!
 //! ```text
 //!   HKDF-SHA-256 (RFC 5869)   salt  "sixhop mt6d 1"
@@ -6,7 +7,8 @@
 //!   40 bytes                  seed identifier, 8 bytes in network byte order ‖ key, 32 bytes
 //! ```
 //!
-//! The salt says what it is for: the same secret in another program, or in another version of this scheme, gives other keys.
+//! The salt says what it is for: the same secret in another program, or in another version of this
+//! scheme, gives other keys.
 
 use std::fmt;
 
@@ -27,7 +29,10 @@ pub struct Secret(Zeroizing<Vec<u8>>);
 
 /// Why these bytes are no secret.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("a secret of {0} bytes can be guessed: it must have {MIN_SECRET} at least (head -c 32 /dev/urandom)")]
+#[error(
+    "a secret of {0} bytes can be guessed: it must have {MIN_SECRET} at least (head -c 32 \
+     /dev/urandom)"
+)]
 pub struct SecretError(usize);
 
 impl Secret {
@@ -45,8 +50,8 @@ impl Secret {
         let mut bytes = [0; 40];
         let number = client.to_be_bytes();
         // Only more than 255 hashes cannot be had.
-        let expanded =
-            Hkdf::<Sha256>::new(Some(SALT), &self.0).expand_multi_info(&[CLIENT, &number], &mut bytes);
+        let expanded = Hkdf::<Sha256>::new(Some(SALT), &self.0)
+            .expand_multi_info(&[CLIENT, &number], &mut bytes);
         debug_assert!(expanded.is_ok());
         let mut identity = Identity::default();
         if let Some((seed, key)) = bytes.split_first_chunk() {
@@ -74,7 +79,10 @@ mod tests {
     #[test]
     fn identities_are_those_of_an_independent_computation() {
         let bytes = |text: &str| -> Vec<u8> {
-            (0..text.len()).step_by(2).map(|at| u8::from_str_radix(&text[at..at + 2], 16).unwrap()).collect()
+            (0..text.len())
+                .step_by(2)
+                .map(|at| u8::from_str_radix(&text[at..at + 2], 16).unwrap())
+                .collect()
         };
         let mut count = 0;
         for line in VECTORS.lines() {

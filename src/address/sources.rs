@@ -54,13 +54,16 @@ impl Sources {
         &self.prefixes
     }
 
-    /// A prefix of sources, as in `2001:db8::/32`: unlike one that addresses are bound under it may be any that is not multicast.
+    /// A prefix of sources, as in `2001:db8::/32`: unlike one that addresses are bound under it may
+    /// be any that is not multicast.
     ///
     /// # Errors
     /// What is wrong with the text.
     pub fn parse(text: &str) -> Result<Prefix, PrefixError> {
         match text.parse() {
-            Err(PrefixError::NotUnicast(prefix, _)) if !prefix.network().is_multicast() => Ok(prefix),
+            Err(PrefixError::NotUnicast(prefix, _)) if !prefix.network().is_multicast() => {
+                Ok(prefix)
+            }
             parsed => parsed,
         }
     }

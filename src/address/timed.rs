@@ -1,5 +1,6 @@
-//! TIMED: addresses of one subnet, each entered for one time step, in memory that one writes while any number read, without a lock:
-//! those who read are the steering program (bpf/live.h) and the engines that have none.
+//! TIMED: addresses of one subnet, each entered for one time step, in memory that one writes while
+//! any number read, without a lock: those who read are the steering program (bpf/live.h) and the
+//! engines that have none.
 //!
 //! ```text
 //!   part s mod 4, of step s ──► bucket, by a hash of the identifier ──► while it is full, the next one, of 16 at most
@@ -8,8 +9,9 @@
 //!                       step << 8 | how many       interface identifiers, as they lie in memory
 //! ```
 //!
-//! Nothing is ever taken out. What a bucket has for another step counts as nothing and is overwritten: an address costs one cache miss
-//! to enter, and none to expire. Three steps are live, and the fourth part is for the one that is entered ahead.
+//! Nothing is ever taken out. What a bucket has for another step counts as nothing and is
+//! overwritten: an address costs one cache miss to enter, and none to expire. Three steps are live,
+//! and the fourth part is for the one that is entered ahead.
 
 use std::net::Ipv6Addr;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -23,11 +25,12 @@ const WORDS: usize = 8;
 /// Identifiers in a bucket.
 const SLOTS: usize = WORDS - 1;
 
-/// Buckets that are looked at for an identifier. Where two are expected in each, as at most, 16 neighbours have the 112 that fill them
-/// once in 10^27 times.
+/// Buckets that are looked at for an identifier. Where two are expected in each, as at most, 16
+/// neighbours have the 112 that fill them once in 10^27 times.
 const REACH: u64 = 16;
 
-/// 2^64 divided by the golden ratio: spreads identifiers that are no random numbers as well (Knuth, volume 3, section 6.4).
+/// 2^64 divided by the golden ratio: spreads identifiers that are no random numbers as well (Knuth,
+/// volume 3, section 6.4).
 const GOLDEN: u64 = 0x9e37_79b9_7f4a_7c15;
 
 /// How the memory is laid out: 2^`bits` buckets a part.
@@ -84,7 +87,8 @@ impl Layout {
         })
     }
 
-    /// Enters `identifier` for `step`, or leaves it there; only one thread does at a time. Returns whether there was room.
+    /// Enters `identifier` for `step`, or leaves it there; only one thread does at a time. Returns
+    /// whether there was room.
     #[inline]
     pub fn enter(self, words: &[AtomicU64], step: u64, identifier: u64) -> bool {
         for [head, slots @ ..] in self.places(words, step, identifier) {
@@ -132,7 +136,8 @@ fn number(head: u64, step: u64) -> usize {
     if head >> 8 == step { (head & 0xff) as usize } else { 0 }
 }
 
-/// The two halves of an address as they lie in memory: what all addresses of a subnet have alike, and the interface identifier.
+/// The two halves of an address as they lie in memory: what all addresses of a subnet have alike,
+/// and the interface identifier.
 #[inline]
 #[must_use]
 pub fn halves(address: Ipv6Addr) -> [u64; 2] {
@@ -153,9 +158,16 @@ mod tests {
 
     #[test]
     fn one_or_two_are_expected_in_a_bucket() {
-        for (clients, bits) in
-            [(0, 4), (1, 4), (32, 4), (33, 4), (34, 5), (1_000_000, 19), (1 << 20, 19), (1 << 32, 31)]
-        {
+        for (clients, bits) in [
+            (0, 4),
+            (1, 4),
+            (32, 4),
+            (33, 4),
+            (34, 5),
+            (1_000_000, 19),
+            (1 << 20, 19),
+            (1 << 32, 31),
+        ] {
             assert_eq!(Layout::new(clients).bits(), bits, "{clients}");
         }
         assert_eq!(Layout::new(1_000_000).words() * 8, 128 << 20);
@@ -167,11 +179,19 @@ mod tests {
         let words = memory(layout);
         let identifier = |step: u64, client: u64| mt6d::identifier(client, &[], step);
         for step in 1000..1006 {
-            assert!((0..1 << 20).all(|client| layout.enter(&words, step, identifier(step, client))));
+            assert!((0..1 << 20).all(|client| layout.enter(
+                &words,
+                step,
+                identifier(step, client)
+            )));
             assert_eq!(layout.count(&words, step), 1 << 20);
         }
         for step in 1002..1006 {
-            assert!((0..1 << 20).all(|client| layout.contains(&words, step, identifier(step, client))));
+            assert!((0..1 << 20).all(|client| layout.contains(
+                &words,
+                step,
+                identifier(step, client)
+            )));
             assert!((1 << 20..2 << 20).all(|client| !layout.contains(
                 &words,
                 step,
@@ -189,7 +209,8 @@ mod tests {
     }
 
     proptest! {
-        /// Few identifiers, so that buckets overflow: until 16 neighbours are full, it holds what a set holds.
+        /// Few identifiers, so that buckets overflow: until 16 neighbours are full, it holds what a
+        /// set holds.
         #[test]
         fn it_holds_what_was_entered_for_the_last_steps(entered in proptest::collection::vec((0u64..9, 0u64..400), 1..2000)) {
             let layout = Layout::new(0);

@@ -1,8 +1,9 @@
-//! AnyIP: a route of type `local` for a whole prefix, by which the kernel takes every address of it for its own.
+//! AnyIP: a route of type `local` for a whole prefix, by which the kernel takes every address of it
+//! for its own.
 //!
-//! It costs the same for any number of addresses. But the kernel answers Neighbour Solicitations only for addresses that an
-//! interface has, so neighbours need a route to the prefix; and every address of it answers ping and probes of ports, live or
-//! not.
+//! It costs the same for any number of addresses. But the kernel answers Neighbour Solicitations
+//! only for addresses that an interface has, so neighbours need a route to the prefix; and every
+//! address of it answers ping and probes of ports, live or not.
 
 use std::net::Ipv6Addr;
 
@@ -20,7 +21,8 @@ pub(super) struct AnyIp {
     loopback: u32,
     /// The VRF whose table it is in, where the interface is in one.
     vrf: Option<Vrf>,
-    /// Which interface the packets are to come from. The kernel does not ask for it; it is how leftovers are known.
+    /// Which interface the packets are to come from. The kernel does not ask for it; it is how
+    /// leftovers are known.
     index: u32,
 }
 
@@ -30,9 +32,11 @@ impl AnyIp {
         let mut socket = Socket::open()?;
         // A route for a subnet that this machine is in would make all its neighbours this machine.
         let own = socket.addresses(link.index)?;
-        if let Some(own) = own.iter().find(|own| own.prefix_length < 128 && prefix.contains(own.ip)) {
+        if let Some(own) = own.iter().find(|own| own.prefix_length < 128 && prefix.contains(own.ip))
+        {
             bail!(
-                "{prefix} holds {}/{} of {}, whose neighbours would be cut off: for anyip use a prefix of its own, and \
+                "{prefix} holds {}/{} of {}, whose neighbours would be cut off: for anyip use a \
+                 prefix of its own, and \
                  give the neighbours a route to it",
                 own.ip,
                 own.prefix_length,
@@ -60,8 +64,8 @@ pub(super) fn remove_leftovers(link: &Link) -> Result<()> {
 impl Binder for AnyIp {
     fn bind(&mut self, addresses: &[Ipv6Addr], step: &mut Step) -> Result<Phases> {
         let mut phases = Phases::default();
-        let outside =
-            phases.time("check", || addresses.iter().find(|address| !self.prefix.contains(**address)));
+        let outside = phases
+            .time("check", || addresses.iter().find(|address| !self.prefix.contains(**address)));
         if let Some(outside) = outside {
             bail!("{outside} is not under {}: nothing was bound", self.prefix);
         }
@@ -75,7 +79,8 @@ impl Binder for AnyIp {
 
     fn unbind(&mut self, addresses: &[Ipv6Addr], told: &mut Told) -> Result<Phases> {
         let mut phases = Phases::default();
-        phases.time("route", || self.socket.remove_local_route(self.prefix, self.vrf, self.index))?;
+        phases
+            .time("route", || self.socket.remove_local_route(self.prefix, self.vrf, self.index))?;
         told(addresses.len());
         Ok(phases)
     }

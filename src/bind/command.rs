@@ -35,7 +35,8 @@ pub(super) struct Program {
 }
 
 impl Program {
-    /// ip(8) of iproute2, with the flags that the netlink methods give: live at once, and no route besides its own.
+    /// ip(8) of iproute2, with the flags that the netlink methods give: live at once, and no route
+    /// besides its own.
     pub fn ip(link: &Link) -> Result<Self> {
         installed("ip", "iproute2")?;
         Ok(Self {
@@ -83,7 +84,8 @@ impl Program {
         })
     }
 
-    /// Runs it for the interface under the name that it has now, and returns whether there is one. Called where that is.
+    /// Runs it for the interface under the name that it has now, and returns whether there is one.
+    /// Called where that is.
     fn run(&self, arguments: &[&str], address: Ipv6Addr) -> Result<bool> {
         let name = || Ok::<_, Error>(netlink::link_at(self.index)?.map(|link| link.name));
         let mut called = name()?;
@@ -154,7 +156,8 @@ impl Way for Program {
                 if let Err(error) = self.run(self.remove, address) {
                     let words = error.to_string().to_lowercase();
                     if !self.gone.iter().any(|gone| words.contains(gone)) {
-                        let error = error.context(format!("cannot remove {address} from {}", self.name()));
+                        let error =
+                            error.context(format!("cannot remove {address} from {}", self.name()));
                         done = done.and(Err(error));
                     }
                 }

@@ -66,7 +66,8 @@ impl Way for Ioctl {
                 Ok(()) | Err(Errno::EADDRNOTAVAIL | Errno::ENODEV) => {}
                 Err(code) => {
                     let error = io::Error::from(code);
-                    done = done.and(Err(anyhow!("cannot remove {address} from {}: {error}", self.name())));
+                    done = done
+                        .and(Err(anyhow!("cannot remove {address} from {}: {error}", self.name())));
                 }
             }
         }

@@ -1,7 +1,9 @@
-//! Addresses of the kernel's own, one after the other: what the paper measures, and what can be made of it.
+//! Addresses of the kernel's own, one after the other: what the paper measures, and what can be
+//! made of it.
 //!
-//! The ways differ in how the kernel is told of an address. What they share is here: nothing is done that would fail
-//! half-way if that can be known, what fails half-way is undone, and what has to be set meanwhile is put back.
+//! The ways differ in how the kernel is told of an address. What they share is here: nothing is
+//! done that would fail half-way if that can be known, what fails half-way is undone, and what has
+//! to be set meanwhile is put back.
 //!
 //! All of them get slower with every address, because the kernel does: docs/binding.md.
 
@@ -23,10 +25,12 @@ pub(super) trait Way: Send {
         1
     }
 
-    /// Adds the addresses of one batch. If not all could be added, says how many were, and why the first was not.
+    /// Adds the addresses of one batch. If not all could be added, says how many were, and why the
+    /// first was not.
     fn add(&mut self, addresses: &[Ipv6Addr]) -> Result<(), (usize, Error)>;
 
-    /// Removes addresses, however many. Those that are gone already, alone or with their interface, are no error.
+    /// Removes addresses, however many. Those that are gone already, alone or with their interface,
+    /// are no error.
     fn remove(&mut self, addresses: &[Ipv6Addr]) -> Result<()>;
 }
 
@@ -50,20 +54,25 @@ pub(super) struct Kernel<W> {
     bound: usize,
 }
 
-/// For fewer addresses than this the link stays up in any case: they cost less than setting it down and up, which takes a
-/// millisecond or two on a veth pair (the phases `down` and `up` of docs/results/bind.jsonl).
+/// For fewer addresses than this the link stays up in any case: they cost less than setting it down
+/// and up, which takes a millisecond or two on a veth pair (the phases `down` and `up` of
+/// docs/results/bind.jsonl).
 const DOWN_PAYS: usize = 250;
 
-/// Setting a link up takes the kernel long when it has many addresses, and a card needs a second or two for its carrier.
+/// Setting a link up takes the kernel long when it has many addresses, and a card needs a second or
+/// two for its carrier.
 const CARRIER_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// The kernel's worker has little to do for each address without Duplicate Address Detection; this is for very many.
+/// The kernel's worker has little to do for each address without Duplicate Address Detection; this
+/// is for very many.
 const SETTLE_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// How often to look, while the kernel does not receive for addresses that were made live again, whether it has them still.
+/// How often to look, while the kernel does not receive for addresses that were made live again,
+/// whether it has them still.
 const RESTORED: Duration = Duration::from_millis(100);
 
-/// Clients whose addresses are exchanged in one go: each takes the kernel a millisecond where there are some thousand.
+/// Clients whose addresses are exchanged in one go: each takes the kernel a millisecond where there
+/// are some thousand.
 const EXCHANGED: usize = 8;
 
 /// Addresses removed before that is told: a hundredth of a second or so.
@@ -82,9 +91,10 @@ impl<W: Way> Kernel<W> {
         })
     }
 
-    /// With the link down while addresses are added, and up afterwards; and down for a moment to have all of them gone at
-    /// once, for which the way has to give them a finite lifetime. The interface keeps its other addresses, if they are without
-    /// end, but loses the routes that were added through it; the kernel makes those of its prefixes again.
+    /// With the link down while addresses are added, and up afterwards; and down for a moment to
+    /// have all of them gone at once, for which the way has to give them a finite lifetime. The
+    /// interface keeps its other addresses, if they are without end, but loses the routes that were
+    /// added through it; the kernel makes those of its prefixes again.
     pub fn while_down(mut self) -> Result<Self> {
         ensure!(
             Setting::for_all("keep_addr_on_down")? >= 0,
@@ -95,26 +105,34 @@ impl<W: Way> Kernel<W> {
         Ok(self)
     }
 
-    /// For a way that cannot say that an address is live at once: without Duplicate Address Detection all of them are.
+    /// For a way that cannot say that an address is live at once: without Duplicate Address
+    /// Detection all of them are.
     pub fn without_detection(mut self) -> Result<Self> {
         ensure!(
             Setting::for_all("accept_dad")? <= 0,
-            "each address would wait for its Duplicate Address Detection: set net.ipv6.conf.all.accept_dad to 0, or use netlink"
+            "each address would wait for its Duplicate Address Detection: set \
+             net.ipv6.conf.all.accept_dad to 0, or use netlink"
         );
         self.meanwhile = Meanwhile::NoDetection(Setting::of(&self.name, "accept_dad")?);
         Ok(self)
     }
 
-    /// Refuses, before anything is done, what would fail half-way. From here on, each of `addresses` that is on the
-    /// interface is there because of this binder.
+    /// Refuses, before anything is done, what would fail half-way. From here on, each of
+    /// `addresses` that is on the interface is there because of this binder.
     fn check(&mut self, addresses: &[Ipv6Addr]) -> Result<()> {
         let present = self.socket.addresses(self.index)?;
         let present: HashSet<_> = present.into_iter().map(|address| address.ip).collect();
         let mut wanted = HashSet::with_capacity(addresses.len());
         for address in addresses {
             let name = &self.name;
-            ensure!(!present.contains(address), "{address} is on {name} already: nothing was bound");
-            ensure!(wanted.insert(address), "{address} is to be bound to {name} twice: nothing was bound");
+            ensure!(
+                !present.contains(address),
+                "{address} is on {name} already: nothing was bound"
+            );
+            ensure!(
+                wanted.insert(address),
+                "{address} is to be bound to {name} twice: nothing was bound"
+            );
         }
         Ok(())
     }
@@ -123,7 +141,8 @@ impl<W: Way> Kernel<W> {
     fn add(&mut self, addresses: &[Ipv6Addr], step: &mut Step) -> Result<()> {
         let mut bound = 0;
         for batch in addresses.chunks(self.way.batch()) {
-            let added = if step(bound) { self.way.add(batch) } else { Err((0, Interrupted.into())) };
+            let added =
+                if step(bound) { self.way.add(batch) } else { Err((0, Interrupted.into())) };
             if let Err((more, why)) = added {
                 // The whole batch: what was not added need not be removed, but may be.
                 let undone = self.remove(&addresses[..bound + batch.len()], &mut |_| {});
@@ -140,8 +159,8 @@ impl<W: Way> Kernel<W> {
         if !self.socket.link_at(self.index)?.is_some_and(|link| link.up) {
             return Ok(());
         }
-        let live =
-            phases.time("settle", || self.socket.wait_for_local(self.index, addresses, SETTLE_TIMEOUT));
+        let live = phases
+            .time("settle", || self.socket.wait_for_local(self.index, addresses, SETTLE_TIMEOUT));
         live.map_err(|why| {
             let undone = self.remove(addresses, &mut |_| {});
             failed(why, addresses.len(), addresses.len(), undone)
@@ -155,7 +174,8 @@ impl<W: Way> Kernel<W> {
         }
         let present = self.socket.addresses(self.index)?;
         let present: HashSet<_> = present.into_iter().map(|address| address.ip).collect();
-        let left: Vec<_> = addresses.iter().copied().filter(|address| present.contains(address)).collect();
+        let left: Vec<_> =
+            addresses.iter().copied().filter(|address| present.contains(address)).collect();
         let mut gone = addresses.len() - left.len();
         let mut done = Ok(());
         for some in left.chunks(self.way.batch().max(TELL)) {
@@ -267,7 +287,8 @@ impl<W: Way> Kernel<W> {
                 if let Err((_, why)) = self.way.add(batch) {
                     // Where all of them are there, one was there before.
                     let present = self.socket.addresses(self.index)?;
-                    let present: HashSet<_> = present.into_iter().map(|address| address.ip).collect();
+                    let present: HashSet<_> =
+                        present.into_iter().map(|address| address.ip).collect();
                     if !batch.iter().all(|address| present.contains(address)) {
                         return Err(why);
                     }
@@ -278,7 +299,8 @@ impl<W: Way> Kernel<W> {
         Ok(())
     }
 
-    /// Has all addresses of finite lifetime gone with the link, where that is this binder's way and the link is up.
+    /// Has all addresses of finite lifetime gone with the link, where that is this binder's way and
+    /// the link is up.
     fn flush(&mut self, phases: &mut Phases) -> Result<()> {
         let Meanwhile::Down(keep_addresses) = &self.meanwhile else { return Ok(()) };
         if !self.socket.links()?.iter().any(|link| link.index == self.index && link.up) {
@@ -297,8 +319,13 @@ impl<W: Way> Kernel<W> {
         phases: &mut Phases,
     ) -> Result<()> {
         let was_up = self.socket.link_at(self.index)?.is_some_and(|link| link.up);
-        // The setting is looked at when the link goes down, and only then. That it is down is noted: a killed run's is set up.
-        let down = if was_up { Some(phases.time("down", || keep_addresses.link_down("1"))?) } else { None };
+        // The setting is looked at when the link goes down, and only then. That it is down is
+        // noted: a killed run's is set up.
+        let down = if was_up {
+            Some(phases.time("down", || keep_addresses.link_down("1"))?)
+        } else {
+            None
+        };
         let bound = phases.time("add", || self.add(addresses, step));
         if bound.is_err() && !was_up {
             return bound;

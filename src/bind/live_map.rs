@@ -1,8 +1,8 @@
-//! Live by being an entry of the steering program's hash, or of its table of addresses that move: no address of the kernel, and no cost
-//! that grows.
+//! Live by being an entry of the steering program's hash, or of its table of addresses that move:
+//! no address of the kernel, and no cost that grows.
 //!
-//! The program steers requests to live addresses, and Neighbour Solicitations for them, into the engine's rings, and drops
-//! what else is sent to its prefix; the engine answers both.
+//! The program steers requests to live addresses, and Neighbour Solicitations for them, into the
+//! engine's rings, and drops what else is sent to its prefix; the engine answers both.
 
 use std::net::Ipv6Addr;
 
@@ -35,7 +35,8 @@ impl LiveMap {
     fn add(&mut self, addresses: &[Ipv6Addr], step: &mut Step) -> Result<()> {
         let mut bound = 0;
         for stride in addresses.chunks(STRIDE) {
-            let added = if step(bound) { self.live.add(stride) } else { Err((0, Interrupted.into())) };
+            let added =
+                if step(bound) { self.live.add(stride) } else { Err((0, Interrupted.into())) };
             match added {
                 Ok(()) => bound += stride.len(),
                 Err((more, why)) => {

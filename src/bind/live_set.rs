@@ -9,7 +9,8 @@ use super::Timed;
 use crate::address::mt6d::{Subnet, Timetable, window};
 use crate::address::timed::{Layout, halves};
 
-/// Addresses that move, each entered for a time step, of which those of the window around the current step are live.
+/// Addresses that move, each entered for a time step, of which those of the window around the
+/// current step are live.
 pub struct LiveSet {
     subnet: Subnet,
     step: AtomicU64,

@@ -8,13 +8,16 @@
 //!   live_map  entries of the steering program's maps; the engine answers neighbour discovery ──────► O(1) each
 //! ```
 //!
-//! A [`Rotation`] keeps addresses live that move, by any of those but anyip: a few at a time, for as long as a step lasts.
+//! A [`Rotation`] keeps addresses live that move, by any of those but anyip: a few at a time, for
+//! as long as a step lasts.
 //!
-//! Touches the addresses of one interface, the steering program's maps, and one route; and only those that it put there
-//! itself. All or nothing: a [`Binder`] that fails or is told to stop takes back what it did, and a [`Bound`] takes its
-//! addresses back when it goes. A run that is killed cannot do so; its guard ([`crate::guard`]) does at once, and the next run
-//! on that interface, where there is none, recognises what is left by its mark ([`crate::netlink::OUR_PROTOCOL`]) and removes it.
-//! Only `ioctl`, `command` and `ifconfig` cannot leave a mark: the guard knows which addresses they were.
+//! Touches the addresses of one interface, the steering program's maps, and one route; and only
+//! those that it put there itself. All or nothing: a [`Binder`] that fails or is told to stop takes
+//! back what it did, and a [`Bound`] takes its addresses back when it goes. A run that is killed
+//! cannot do so; its guard ([`crate::guard`]) does at once, and the next run on that interface,
+//! where there is none, recognises what is left by its mark ([`crate::netlink::OUR_PROTOCOL`]) and
+//! removes it. Only `ioctl`, `command` and `ifconfig` cannot leave a mark: the guard knows which
+//! addresses they were.
 
 mod anyip;
 mod command;
@@ -46,7 +49,8 @@ use kernel::Kernel;
 pub use live_set::LiveSet;
 pub use rotation::{Rotated, Rotation};
 
-/// Called between the steps of a bind with how many addresses are bound so far; returns whether to go on.
+/// Called between the steps of a bind with how many addresses are bound so far; returns whether to
+/// go on.
 pub type Step<'a> = dyn FnMut(usize) -> bool + 'a;
 
 /// Told between the steps of an unbind how many addresses are gone so far.
@@ -57,25 +61,26 @@ pub trait Binder: Send {
     /// Makes all `addresses` live, besides those that are already, and returns what took how long.
     ///
     /// # Errors
-    /// When one cannot be, is there already, or `step` said no ([`Interrupted`] is in the chain then). None of them is live
-    /// then, and the error says how many were.
+    /// When one cannot be, is there already, or `step` said no ([`Interrupted`] is in the chain
+    /// then). None of them is live then, and the error says how many were.
     fn bind(&mut self, addresses: &[Ipv6Addr], step: &mut Step) -> Result<Phases>;
 
-    /// Takes `addresses` back and returns what took how long. Those that are gone already are no error.
+    /// Takes `addresses` back and returns what took how long. Those that are gone already are no
+    /// error.
     ///
     /// # Errors
     /// When the kernel refuses. It took back what it could.
     fn unbind(&mut self, addresses: &[Ipv6Addr], told: &mut Told) -> Result<Phases>;
 
-    /// Has addresses of some time steps go, and then those of others come, each of which is for another client. That one is there
-    /// already, or is not, is no error: two may be the same.
+    /// Has addresses of some time steps go, and then those of others come, each of which is for
+    /// another client. That one is there already, or is not, is no error: two may be the same.
     ///
     /// # Errors
     /// When the kernel refuses, or such addresses cannot move. Some of them have gone or come then.
     fn exchange(&mut self, expired: &[Timed], fresh: &[Timed]) -> Result<()>;
 
-    /// How many steps ahead of the live window addresses may come without being live: those that are, [`set_step`](Self::set_step)
-    /// says. With 0, an address is live as soon as it is there.
+    /// How many steps ahead of the live window addresses may come without being live: those that
+    /// are, [`set_step`](Self::set_step) says. With 0, an address is live as soon as it is there.
     fn ahead(&self) -> u64 {
         0
     }
@@ -85,13 +90,14 @@ pub trait Binder: Send {
         let _ = step;
     }
 
-    /// Clients whose addresses are to be exchanged in one go, so that whoever else wants the processor need not wait long.
+    /// Clients whose addresses are to be exchanged in one go, so that whoever else wants the
+    /// processor need not wait long.
     fn stride(&self) -> usize {
         1
     }
 
-    /// Those of `addresses`, which were bound, that are so no more: the kernel takes its own away when the link is set down, and
-    /// others may.
+    /// Those of `addresses`, which were bound, that are so no more: the kernel takes its own away
+    /// when the link is set down, and others may.
     ///
     /// # Errors
     /// When the kernel cannot be asked.
@@ -99,7 +105,8 @@ pub trait Binder: Send {
         Ok(Vec::new())
     }
 
-    /// Whether all seem to be live, by `one` of them: a single question to the kernel, where nothing announces a loss.
+    /// Whether all seem to be live, by `one` of them: a single question to the kernel, where
+    /// nothing announces a loss.
     ///
     /// # Errors
     /// When the kernel cannot be asked.
@@ -182,9 +189,11 @@ pub enum Method {
     Command,
     /// Addresses of the kernel, one process of ifconfig(8) each
     Ifconfig,
-    /// A local route for the whole prefix: every address of it is live, and neighbours need a route to it
+    /// A local route for the whole prefix: every address of it is live, and neighbours need a route
+    /// to it
     Anyip,
-    /// Entries of the steering program's maps: the engine answers neighbour discovery, and the kernel has no part in it
+    /// Entries of the steering program's maps: the engine answers neighbour discovery, and the
+    /// kernel has no part in it
     LiveMap,
     /// Leave the addresses to others
     None,
@@ -270,15 +279,16 @@ pub struct Place<'a> {
     pub link: &'a Link,
     /// What all of the addresses lie under.
     pub prefix: Prefix,
-    /// The maps of a hidden steering program that runs on the interface; only [`Method::LiveMap`] needs one.
+    /// The maps of a hidden steering program that runs on the interface; only [`Method::LiveMap`]
+    /// needs one.
     pub live_addresses: Option<LiveAddresses>,
 }
 
 /// The binder for `method` at `place`. What a killed run left on the interface is removed first.
 ///
 /// # Errors
-/// When another process binds addresses of that interface, the leftovers cannot be removed, or the method needs something
-/// that is not there.
+/// When another process binds addresses of that interface, the leftovers cannot be removed, or the
+/// method needs something that is not there.
 pub fn binder(method: Method, place: Place) -> Result<Box<dyn Binder>> {
     if method == Method::None {
         return Ok(Box::new(Nothing));
@@ -289,19 +299,24 @@ pub fn binder(method: Method, place: Place) -> Result<Box<dyn Binder>> {
     anyip::remove_leftovers(link)?;
     let inner: Box<dyn Binder> = match method {
         Method::Netlink => Box::new(Kernel::new(link, netlink::Messages::new(link, 1)?)?),
-        Method::NetlinkBatch => Box::new(Kernel::new(link, netlink::Messages::new(link, netlink::BATCH)?)?),
+        Method::NetlinkBatch => {
+            Box::new(Kernel::new(link, netlink::Messages::new(link, netlink::BATCH)?)?)
+        }
         Method::NetlinkDown => {
             let messages = netlink::Messages::new(link, netlink::BATCH)?.of_finite_lifetime();
             Box::new(Kernel::new(link, messages)?.while_down()?)
         }
-        Method::Ioctl => Box::new(Kernel::new(link, ioctl::Ioctl::new(link)?)?.without_detection()?),
+        Method::Ioctl => {
+            Box::new(Kernel::new(link, ioctl::Ioctl::new(link)?)?.without_detection()?)
+        }
         Method::Command => Box::new(Kernel::new(link, command::Program::ip(link)?)?),
         Method::Ifconfig => {
             Box::new(Kernel::new(link, command::Program::ifconfig(link)?)?.without_detection()?)
         }
         Method::Anyip => Box::new(anyip::AnyIp::new(link, place.prefix)?),
         Method::LiveMap => {
-            let live = place.live_addresses.context("live-map needs a steering program to write to")?;
+            let live =
+                place.live_addresses.context("live-map needs a steering program to write to")?;
             Box::new(live_map::LiveMap::new(link, live)?)
         }
         Method::None => Box::new(Nothing),
@@ -320,7 +335,12 @@ pub struct Bound {
 ///
 /// # Errors
 /// Those of [`binder`] and [`Binder::bind`]. None of the addresses is live then.
-pub fn bind(method: Method, place: Place, addresses: Vec<Ipv6Addr>, step: &mut Step) -> Result<Bound> {
+pub fn bind(
+    method: Method,
+    place: Place,
+    addresses: Vec<Ipv6Addr>,
+    step: &mut Step,
+) -> Result<Bound> {
     let mut binder = binder(method, place)?;
     let phases = binder.bind(&addresses, step)?;
     Ok(Bound { binder, addresses, phases })
@@ -345,7 +365,8 @@ impl Bound {
         self.binder.kernel_memory()
     }
 
-    /// Makes those addresses live again that the kernel or somebody else has taken away, and returns how many they were.
+    /// Makes those addresses live again that the kernel or somebody else has taken away, and
+    /// returns how many they were.
     ///
     /// # Errors
     /// Those of [`Binder::restore`].
@@ -365,7 +386,8 @@ impl Bound {
         self.addresses.first().map_or(Ok(true), |one| self.binder.seems_live(*one))
     }
 
-    /// Takes the addresses back, tells how far it is, and returns what that took. Dropping does the same, but cannot say that it failed.
+    /// Takes the addresses back, tells how far it is, and returns what that took. Dropping does the
+    /// same, but cannot say that it failed.
     ///
     /// # Errors
     /// When the kernel refuses.
@@ -392,15 +414,16 @@ fn failed<T>(why: anyhow::Error, bound: usize, all: usize, undone: Result<T>) ->
     }
 }
 
-/// A binder, and the name by which another process would see that its interface is taken. The name is in the namespace, and
-/// without a file: the kernel takes it back however this process ends.
+/// A binder, and the name by which another process would see that its interface is taken. The name
+/// is in the namespace, and without a file: the kernel takes it back however this process ends.
 struct Claimed {
     inner: Box<dyn Binder>,
     _claim: UnixDatagram,
 }
 
-/// Takes back what a process that was killed has left on `link`, and returns how many addresses that were. `unmarked` are those
-/// that may be there without a mark because of it. Nothing is taken from a process that lives.
+/// Takes back what a process that was killed has left on `link`, and returns how many addresses
+/// that were. `unmarked` are those that may be there without a mark because of it. Nothing is taken
+/// from a process that lives.
 ///
 /// # Errors
 /// When the kernel refuses.
@@ -418,8 +441,8 @@ fn at_work(link: &Link) -> io::Result<SocketAddr> {
     SocketAddr::from_abstract_name(format!("sixhop-guard-{}", link.index))
 }
 
-/// Keeps others from binding addresses to `link`, until what it returns is dropped. They would take this one's addresses
-/// for leftovers.
+/// Keeps others from binding addresses to `link`, until what it returns is dropped. They would take
+/// this one's addresses for leftovers.
 fn claim(link: &Link) -> Result<UnixDatagram> {
     let (at_work, prober) = (at_work(link)?, UnixDatagram::unbound()?);
     claim_within(link, || if prober.connect_addr(&at_work).is_ok() { CLEARED } else { RELEASE })
@@ -444,11 +467,12 @@ fn claim_within(link: &Link, patience: impl Fn() -> Duration) -> Result<UnixData
     }
 }
 
-/// A name that was given back is taken for as long as another thread starts a process: until that has become another program it
-/// has a copy of every descriptor.
+/// A name that was given back is taken for as long as another thread starts a process: until that
+/// has become another program it has a copy of every descriptor.
 const RELEASE: Duration = Duration::from_millis(200);
 
-/// What a killed server left is taken back within this: the kernel takes a millisecond for each of some 10,000 addresses.
+/// What a killed server left is taken back within this: the kernel takes a millisecond for each of
+/// some 10,000 addresses.
 const CLEARED: Duration = Duration::from_secs(60);
 
 impl Binder for Claimed {
@@ -528,7 +552,11 @@ mod tests {
     #[test]
     fn none_leaves_addresses_to_others() {
         let loopback = crate::netlink::link("lo").unwrap();
-        let place = Place { link: &loopback, prefix: "2001:db8::/64".parse().unwrap(), live_addresses: None };
+        let place = Place {
+            link: &loopback,
+            prefix: "2001:db8::/64".parse().unwrap(),
+            live_addresses: None,
+        };
         let address = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 0x77);
         let bound = bind(Method::None, place, vec![address], &mut |_| false).unwrap();
         assert_eq!(bound.addresses(), [address]);
@@ -539,7 +567,10 @@ mod tests {
     fn a_failure_says_how_far_it_came_and_what_became_of_it() {
         let why = || anyhow::Error::new(Interrupted);
         let error = failed(why(), 3, 10, Ok(()));
-        assert_eq!(format!("{error:#}"), "3 of 10 addresses were bound, and are taken back: interrupted");
+        assert_eq!(
+            format!("{error:#}"),
+            "3 of 10 addresses were bound, and are taken back: interrupted"
+        );
         assert!(error.chain().any(|cause| cause.is::<Interrupted>()));
         let error = format!("{:#}", failed(why(), 3, 10, Err::<(), _>(anyhow!("no room"))));
         assert!(error.contains("could not all be taken back (no room)"), "{error}");

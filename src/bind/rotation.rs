@@ -7,8 +7,9 @@
 //!   kernel, in k:    ███ ─ chunk by chunk, in half the step ─► ███    live as soon as it is there
 //! ```
 //!
-//! Each chunk is a few clients: their newest addresses come, and then the processor is free until it is the next chunk's turn. Those of
-//! k-2 are not live any more, whoever has them. The kernel must be told so: they are computed again, not stored.
+//! Each chunk is a few clients: their newest addresses come, and then the processor is free until
+//! it is the next chunk's turn. Those of k-2 are not live any more, whoever has them. The kernel
+//! must be told so: they are computed again, not stored.
 
 use std::collections::HashSet;
 use std::net::Ipv6Addr;
@@ -27,19 +28,19 @@ use crate::netlink::Socket;
 use crate::time::{self, Moment, System, Time};
 use crate::xdp::LiveAddresses;
 
-/// Share of a step in which the addresses of the next are prepared, where they are not live before that: the rest is for the case
-/// that others want the processor.
+/// Share of a step in which the addresses of the next are prepared, where they are not live before
+/// that: the rest is for the case that others want the processor.
 const SHARE_AHEAD: f64 = 0.8;
 
-/// The same where an address is live as soon as it is there: from the middle of the step on, clients that are half a step ahead
-/// ask on it.
+/// The same where an address is live as soon as it is there: from the middle of the step on,
+/// clients that are half a step ahead ask on it.
 const SHARE_AT_ONCE: f64 = 0.5;
 
 /// Who has nothing to do looks up this often whether to stop, and whether the clock was set.
 const DOZE: Duration = Duration::from_millis(100);
 
-/// Who wanted to sleep and woke up so much later had no processor. Less than half of the shortest step, so that no step begins
-/// and ends unseen.
+/// Who wanted to sleep and woke up so much later had no processor. Less than half of the shortest
+/// step, so that no step begins and ends unseen.
 const STALL: Duration = Duration::from_millis(400);
 
 /// Clients whose addresses are entered in one go before anybody is served.
@@ -56,13 +57,15 @@ pub struct Rotated {
     pub seconds: f64,
     /// Seconds of processor time, all that the rotation took in that step.
     pub cpu_seconds: f64,
-    /// Milliseconds after the end of the step until the work was done; if it is not done, until now. By a clock that nobody sets.
+    /// Milliseconds after the end of the step until the work was done; if it is not done, until
+    /// now. By a clock that nobody sets.
     pub late_ms: f64,
     /// Clients whose addresses were exchanged: all of them, unless the step ended before.
     pub rotated: u64,
     /// Addresses that are live now.
     pub live: u64,
-    /// Where it was late, and had the processor: for how many clients a step is long enough, as the work of this one lets expect.
+    /// Where it was late, and had the processor: for how many clients a step is long enough, as the
+    /// work of this one lets expect.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub clients_carried: Option<u64>,
 }
@@ -86,7 +89,8 @@ struct Work {
     cpu: Duration,
 }
 
-/// Which steps' addresses are there, of which clients: ranges of clients that follow each other, and the steps of each.
+/// Which steps' addresses are there, of which clients: ranges of clients that follow each other,
+/// and the steps of each.
 #[derive(Debug, Default)]
 struct Holdings(Vec<(Range<u64>, Range<u64>)>);
 
@@ -111,7 +115,8 @@ impl Holdings {
 
     /// Those of `clients`.
     fn of(&self, clients: &Range<u64>) -> Vec<(Range<u64>, Range<u64>)> {
-        let cut = |others: &Range<u64>| others.start.max(clients.start)..others.end.min(clients.end);
+        let cut =
+            |others: &Range<u64>| others.start.max(clients.start)..others.end.min(clients.end);
         let parts = self.0.iter().map(|(others, steps)| (cut(others), steps.clone()));
         parts.filter(|(clients, _)| !clients.is_empty()).collect()
     }
@@ -154,8 +159,8 @@ fn cpu_time() -> Duration {
 }
 
 impl Rotation {
-    /// Makes the addresses of `timetable` live at `place`, those of the step that it is and of its neighbours. `set` is told of all
-    /// changes, if an engine asks it.
+    /// Makes the addresses of `timetable` live at `place`, those of the step that it is and of its
+    /// neighbours. `set` is told of all changes, if an engine asks it.
     ///
     /// # Errors
     /// Those of [`binder`](super::binder) and [`Binder::bind`]. None of the addresses is live then.
@@ -168,7 +173,8 @@ impl Rotation {
     ) -> Result<Self> {
         ensure!(
             method.moves(),
-            "--bind {method} makes no address live by itself, and so none that moves: use live-map or netlink-batch"
+            "--bind {method} makes no address live by itself, and so none that moves: use live-map \
+             or netlink-batch"
         );
         let index = place.link.index;
         let binder = super::binder(method, place)?;
@@ -217,7 +223,8 @@ impl Rotation {
                 .clone()
                 .map(|step| rotation.addresses(step, 0..rotation.timetable.clients()))
                 .collect();
-            let list: Vec<_> = all.iter().flat_map(|timed| timed.addresses.iter().copied()).collect();
+            let list: Vec<_> =
+                all.iter().flat_map(|timed| timed.addresses.iter().copied()).collect();
             rotation.phases = rotation.binder.bind(&list, told)?;
             rotation.enter_in_set(&all)?;
             rotation.held.put(0..rotation.timetable.clients(), target);
@@ -252,7 +259,8 @@ impl Rotation {
         Ok(())
     }
 
-    /// A way to have it make addresses live again that were lost: the kernel takes its own away when the link is set down.
+    /// A way to have it make addresses live again that were lost: the kernel takes its own away
+    /// when the link is set down.
     #[must_use]
     pub fn renewal(&self) -> Arc<AtomicBool> {
         self.renew.clone()
@@ -294,8 +302,8 @@ impl Rotation {
         self.binder.kernel_memory()
     }
 
-    /// Moves the addresses until `stop` is set, tells `show` of each step how it went, and `say` where the clock was set, or a step
-    /// was missed for want of a processor.
+    /// Moves the addresses until `stop` is set, tells `show` of each step how it went, and `say`
+    /// where the clock was set, or a step was missed for want of a processor.
     ///
     /// # Errors
     /// When the kernel refuses an address.
@@ -321,7 +329,8 @@ impl Rotation {
             let now = self.look();
             let step = clock.step(now.wall);
             let jump = now.jump_since(&before);
-            let late = meant.map_or(Duration::ZERO, |meant| now.since(&before).saturating_sub(meant));
+            let late =
+                meant.map_or(Duration::ZERO, |meant| now.since(&before).saturating_sub(meant));
             let stall = (late >= STALL).then_some(late);
             let ends = self.ends(step, &now);
             if let Some(work) = &mut self.work {
@@ -342,7 +351,8 @@ impl Rotation {
                 if let (Some(work), None, true) = (&self.work, jump, step > was) {
                     show(self.sum_up(work, &now));
                 }
-                // What it was to enter is of no use any more. Slewing takes a step back as well, but for a moment.
+                // What it was to enter is of no use any more. Slewing takes a step back as well,
+                // but for a moment.
                 if jump.is_some() || stall.is_some() || step < was {
                     self.work = None;
                 }
@@ -365,9 +375,14 @@ impl Rotation {
                         if let Some(Some(work)) = done {
                             show(self.sum_up(&work, &after));
                         }
-                        // The kernel may have to wait for what it needs; a table only takes the processor.
+                        // The kernel may have to wait for what it needs; a table only takes the
+                        // processor.
                         let kernel = self.binder.ahead() == 0;
-                        meant = Some(if kernel { after.since(&now) } else { cpu_time().saturating_sub(cpu) });
+                        meant = Some(if kernel {
+                            after.since(&now)
+                        } else {
+                            cpu_time().saturating_sub(cpu)
+                        });
                         continue;
                     }
                     due.min(boundary)
@@ -397,20 +412,23 @@ impl Rotation {
         let moved = match self.step {
             step if step == was => format!("it is step {step} as before"),
             step => format!(
-                "it is step {step}, and it was step {was}: the addresses of {step} are made live at once"
+                "it is step {step}, and it was step {was}: the addresses of {step} are made live \
+                 at once"
             ),
         };
         // A step that was not missed needs no words.
         let stalled = stall.filter(|_| self.step != was).map(|stall| {
             let (asleep, seconds) = (suspended >= stall / 2, stall.as_secs_f64());
-            let why = if asleep { "this machine was suspended" } else { "the server had no processor" };
+            let why =
+                if asleep { "this machine was suspended" } else { "the server had no processor" };
             format!("{why} for {seconds:.3} s")
         });
         let causes: Vec<_> = jump.map(time::set).into_iter().chain(stalled).collect();
         (!causes.is_empty()).then(|| format!("{}; {moved}", causes.join(", and ")))
     }
 
-    /// Takes the addresses back, tells how far it is, and returns what that took. Dropping does the same, but cannot say that it failed.
+    /// Takes the addresses back, tells how far it is, and returns what that took. Dropping does the
+    /// same, but cannot say that it failed.
     ///
     /// # Errors
     /// When the kernel refuses.
@@ -443,7 +461,8 @@ impl Rotation {
     }
 
     fn addresses(&self, step: u64, clients: Range<u64>) -> Timed {
-        let addresses: Vec<Ipv6Addr> = clients.map(|client| self.timetable.address(client, step)).collect();
+        let addresses: Vec<Ipv6Addr> =
+            clients.map(|client| self.timetable.address(client, step)).collect();
         Timed { step, addresses }
     }
 
@@ -502,13 +521,15 @@ impl Rotation {
                 steps.map(|step| self.addresses(step, clients.clone())).collect()
             };
             let fresh = of(&work.target, &held);
-            // A table has one part for steps four apart, of which another may have taken what was there.
+            // A table has one part for steps four apart, of which another may have taken what was
+            // there.
             let entered = if anew { of(&work.target, &(0..0)) } else { fresh.clone() };
             // What is entered ahead expires by itself.
             let (expired, fresh) =
                 if ahead { (Vec::new(), &entered) } else { (of(&held, &work.target), &fresh) };
             self.binder.exchange(&expired, fresh)?;
-            // Nothing is steered that is not live, and no client has more addresses in between than before or after.
+            // Nothing is steered that is not live, and no client has more addresses in between than
+            // before or after.
             if let Some(set) = &self.set {
                 ensure!(set.enter(&entered), NO_ROOM);
             }
@@ -545,7 +566,8 @@ impl Rotation {
         Ok(())
     }
 
-    /// What was `done`; nothing, after a while, where the kernel takes no addresses at the moment: then it is to be tried again.
+    /// What was `done`; nothing, after a while, where the kernel takes no addresses at the moment:
+    /// then it is to be tried again.
     fn unless_refused<T>(&mut self, done: Result<T>) -> Result<Option<T>> {
         let error = match done {
             Ok(done) => {
@@ -565,11 +587,9 @@ impl Rotation {
 
     /// Enters those again that should be there and are not, and returns what to say of it.
     fn enter_again(&mut self) -> Result<Option<String>> {
-        let there = self
-            .held
-            .0
-            .iter()
-            .flat_map(|(clients, steps)| steps.clone().map(|step| self.addresses(step, clients.clone())));
+        let there = self.held.0.iter().flat_map(|(clients, steps)| {
+            steps.clone().map(|step| self.addresses(step, clients.clone()))
+        });
         let mut all: Vec<_> = there.collect();
         let list: Vec<_> = all.iter().flat_map(|timed| timed.addresses.iter().copied()).collect();
         let lost: HashSet<_> = self.binder.lost(&list)?.into_iter().collect();
@@ -585,9 +605,12 @@ impl Rotation {
         let clock = self.timetable.clock();
         let clients = self.timetable.clients();
         let late = now.steady.saturating_sub(work.ends);
-        // The wall clock says when the step is over, and may have been slewed since it was looked at.
+        // The wall clock says when the step is over, and may have been slewed since it was looked
+        // at.
         let late = if self.step > work.step { late.max(1) } else { late };
-        let live = |steps: &Range<u64>| window(self.step).filter(|step| steps.contains(step)).count() as u64;
+        let live = |steps: &Range<u64>| {
+            window(self.step).filter(|step| steps.contains(step)).count() as u64
+        };
         // Of the whole work, if the rest takes as long as what is done.
         let share = work.done as f64 / clients as f64;
         let room = clock.period().as_secs_f64() * share / work.wall.as_secs_f64().max(1e-9);
@@ -627,7 +650,13 @@ mod tests {
     fn timetable() -> Arc<Timetable> {
         let subnet = Subnet::new("2001:db8:1::/64".parse().unwrap()).unwrap();
         let clock = Clock::new(Duration::from_secs(PERIOD)).unwrap();
-        Arc::new(Timetable::new(subnet, clock, &Secret::new(vec![7; 32]).unwrap(), CLIENTS as u32, 1))
+        Arc::new(Timetable::new(
+            subnet,
+            clock,
+            &Secret::new(vec![7; 32]).unwrap(),
+            CLIENTS as u32,
+            1,
+        ))
     }
 
     /// What happens to the clocks, in nanoseconds.
@@ -698,7 +727,8 @@ mod tests {
         }
     }
 
-    /// Addresses that are live as soon as they are there, and steps that are there ahead, of a set of which some are live.
+    /// Addresses that are live as soon as they are there, and steps that are there ahead, of a set
+    /// of which some are live.
     enum Binds {
         Kernel(Arc<Mutex<HashSet<Ipv6Addr>>>),
         Map(Arc<LiveSet>),
@@ -756,14 +786,22 @@ mod tests {
         checks: Vec<Moment>,
     }
 
-    /// Rotates from `start` on, in nanoseconds since 1970, for so long, while `events` happen; looks whenever there is time at what is live.
-    fn rotate(map: bool, start: u64, seconds: u64, tick: u64, mut events: Vec<(u64, Event)>) -> Course {
+    /// Rotates from `start` on, in nanoseconds since 1970, for so long, while `events` happen;
+    /// looks whenever there is time at what is live.
+    fn rotate(
+        map: bool,
+        start: u64,
+        seconds: u64,
+        tick: u64,
+        mut events: Vec<(u64, Event)>,
+    ) -> Course {
         let timetable = timetable();
         let clock = timetable.clock();
         events.sort_by_key(|(at, _)| *at);
         let moment = Moment { wall: start, steady: 0, awake: 0, slack: 0 };
         let clocks = Arc::new(Mutex::new(Clocks { moment, events, tick, checks: vec![] }));
-        let (set, live) = (Arc::new(LiveSet::new(&timetable)), Arc::new(Mutex::new(HashSet::new())));
+        let (set, live) =
+            (Arc::new(LiveSet::new(&timetable)), Arc::new(Mutex::new(HashSet::new())));
         let stop = Arc::new(AtomicBool::new(false));
         let check = {
             let (timetable, set, live) = (timetable.clone(), set.clone(), live.clone());
@@ -789,12 +827,17 @@ mod tests {
                         !whole && step == 1 || live.len() as u64 == CLIENTS * 3.min(step + 2),
                         "in {step}"
                     );
-                    let known =
-                        |step: u64| of(step).map(address).filter(|known| live.contains(known)).count();
+                    let known = |step: u64| {
+                        of(step).map(address).filter(|known| live.contains(known)).count()
+                    };
                     let here = window(step).map(known).sum::<usize>();
                     assert!(!whole || here == live.len(), "{here} of {} in {step}", live.len());
                     // No others than those of the step before.
-                    assert_eq!(here + step.checked_sub(2).map_or(0, known), live.len(), "in {step}");
+                    assert_eq!(
+                        here + step.checked_sub(2).map_or(0, known),
+                        live.len(),
+                        "in {step}"
+                    );
                 }
             }
         };
@@ -804,11 +847,15 @@ mod tests {
             true => (Method::LiveMap, Binds::Map(set), None),
             false => (Method::Netlink, Binds::Kernel(live.clone()), Some(set)),
         };
-        let mut rotation =
-            Rotation::start_with((method, 1), Box::new(binder), timetable, set, Box::new(time), &mut |_| {
-                true
-            })
-            .unwrap();
+        let mut rotation = Rotation::start_with(
+            (method, 1),
+            Box::new(binder),
+            timetable,
+            set,
+            Box::new(time),
+            &mut |_| true,
+        )
+        .unwrap();
         let (mut rotated, mut notices) = (vec![], vec![]);
         rotation.run(&stop, |work| rotated.push(work), |words| notices.push(words)).unwrap();
         rotation.release(&mut |_| {}).unwrap();
@@ -831,7 +878,10 @@ mod tests {
             assert_eq!(course.notices, [""; 0]);
             assert_eq!(course.rotated.len(), 6); // the first was there when it started
             for (rotated, step) in course.rotated.iter().zip(START / SECOND / PERIOD + 1..) {
-                assert_eq!((rotated.rotated, rotated.live, rotated.late_ms), (CLIENTS, 3 * CLIENTS, 0.0));
+                assert_eq!(
+                    (rotated.rotated, rotated.live, rotated.late_ms),
+                    (CLIENTS, 3 * CLIENTS, 0.0)
+                );
                 assert_eq!(rotated.step, step);
             }
         }
@@ -844,13 +894,18 @@ mod tests {
             let events = (1..400).map(|look| (look * SECOND / 10, Event::Set(by))).collect();
             let course = rotate(true, START, 60, 1000, events);
             assert_eq!(course.notices, [""; 0]);
-            assert!(course.rotated.iter().all(|rotated| rotated.late_ms == 0.0), "{:?}", course.rotated);
+            assert!(
+                course.rotated.iter().all(|rotated| rotated.late_ms == 0.0),
+                "{:?}",
+                course.rotated
+            );
         }
     }
 
     #[test]
     fn a_clock_that_is_set_is_followed_at_once_and_told_once() {
-        // 3 s into the second step: by 12 steps, by as many as the table has parts, by one, and by less.
+        // 3 s into the second step: by 12 steps, by as many as the table has parts, by one, and by
+        // less.
         for (jump, words) in [
             (-120, "back by 120.000 s; it is step 169999989, and it was step 170000001"),
             (-40, "back by 40.000 s"),
@@ -865,13 +920,19 @@ mod tests {
         ] {
             for map in [true, false] {
                 let at = 13 * SECOND;
-                let course = rotate(map, START, 100, 1000, vec![(at, Event::Set(jump * SECOND as i64))]);
+                let course =
+                    rotate(map, START, 100, 1000, vec![(at, Event::Set(jump * SECOND as i64))]);
                 let [notice] = &course.notices[..] else { panic!("{jump}: {:?}", course.notices) };
                 assert!(notice.contains(words), "{notice}");
-                // Nothing waits for the pace of the schedule: a few looks of 1 µs each, and one doze.
+                // Nothing waits for the pace of the schedule: a few looks of 1 µs each, and one
+                // doze.
                 let settled = settled(&course, at);
                 assert!(settled < at + SECOND / 5, "{jump}: {settled}");
-                assert!(course.rotated.iter().all(|rotated| rotated.late_ms == 0.0), "{:?}", course.rotated);
+                assert!(
+                    course.rotated.iter().all(|rotated| rotated.late_ms == 0.0),
+                    "{:?}",
+                    course.rotated
+                );
             }
         }
     }
@@ -893,7 +954,11 @@ mod tests {
         // In the middle of a step, it is nobody's business.
         let course = rotate(true, START, 30, 1000, vec![(2 * SECOND, Event::Stop(3 * SECOND))]);
         assert_eq!(course.notices, [""; 0]);
-        assert!(course.rotated.iter().all(|rotated| rotated.late_ms == 0.0), "{:?}", course.rotated);
+        assert!(
+            course.rotated.iter().all(|rotated| rotated.late_ms == 0.0),
+            "{:?}",
+            course.rotated
+        );
     }
 
     #[test]
@@ -911,7 +976,8 @@ mod tests {
     #[test]
     fn the_first_step_of_all_has_no_one_before_it() {
         for map in [true, false] {
-            let course = rotate(map, 0, 59, 1000, vec![(30 * SECOND, Event::Set(-100 * SECOND as i64))]);
+            let course =
+                rotate(map, 0, 59, 1000, vec![(30 * SECOND, Event::Set(-100 * SECOND as i64))]);
             assert_eq!(course.notices.len(), 1);
             assert_eq!(course.rotated.last().unwrap().live, 3 * CLIENTS);
         }
@@ -935,8 +1001,9 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(40))]
 
-        /// Whatever the clocks do: whenever it has nothing to do, the addresses of the window are live, and no others. In a tenth
-        /// of the looks, which take up to a tenth of a second, the work is half-way when something happens.
+        /// Whatever the clocks do: whenever it has nothing to do, the addresses of the window are
+        /// live, and no others. In a tenth of the looks, which take up to a tenth of a second, the
+        /// work is half-way when something happens.
         #[test]
         fn the_right_addresses_are_live_after_any_jump_or_stop(
             map: bool,

@@ -31,7 +31,8 @@ pub struct Args {
     /// How they are made live
     #[arg(long)]
     method: Method,
-    /// Have live-map or anyip take all of the prefix, also where this machine has routes of other interfaces under it
+    /// Have live-map or anyip take all of the prefix, also where this machine has routes of other
+    /// interfaces under it
     #[arg(long)]
     take_prefix: bool,
     /// Print JSON lines: live, bound
@@ -71,7 +72,10 @@ pub fn run(args: Args) -> Result<ExitCode> {
 
 fn describe(result: &BindResult) -> String {
     let mut table = Table::new();
-    table.load_preset(presets::NOTHING).set_content_arrangement(ContentArrangement::Dynamic).set_width(80);
+    table
+        .load_preset(presets::NOTHING)
+        .set_content_arrangement(ContentArrangement::Dynamic)
+        .set_width(80);
     table.set_header(["", "an address", "all", "of which"]);
     let all = |nanoseconds: f64| nanoseconds * result.addresses as f64 / 1e9;
     let phases = |phases: &crate::bind::Phases| {

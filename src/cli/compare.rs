@@ -30,10 +30,16 @@ then all their second. The table has the median, and what was measured there;
 JSON has every run.")]
 pub struct Args {
     /// Engines, as in socket,afxdp
-    #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "socket,socket-gso,afxdp")]
+    #[arg(
+        long,
+        value_name = "LIST",
+        value_delimiter = ',',
+        default_value = "socket,socket-gso,afxdp"
+    )]
     engines: Vec<EngineKind>,
-    /// Another program to compare with, may be given again: in its command {interface}, {address}, {port}, {core} and {client-core}
-    /// are filled in. It has to answer from the address that was asked
+    /// Another program to compare with, may be given again: in its command {interface}, {address},
+    /// {port}, {core} and {client-core} are filled in. It has to answer from the address that was
+    /// asked
     #[arg(long = "peer", value_name = "NAME=CMD", value_parser = peer)]
     peers: Vec<Peer>,
     /// How many addresses, or several numbers, as in 1,1000000
@@ -62,15 +68,17 @@ pub struct Args {
     /// The mean time to the first reply up to which a rate is sustained, in milliseconds
     #[arg(long, value_name = "MS", default_value_t = 1.0, value_parser = mean)]
     mean: f64,
-    /// Have the client do its interface's receive work itself, polling for so long: otherwise, on a veth pair, the server's core has it as
-    /// well, for all engines alike
+    /// Have the client do its interface's receive work itself, polling for so long: otherwise, on a
+    /// veth pair, the server's core has it as well, for all engines alike
     #[arg(long, value_name = "USECS", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     client_busy_poll: Option<u32>,
-    /// Have the kernel take what comes to either interface in batches, so many microseconds apart, for all engines and peers alike: a veth pair
-    /// otherwise does it packet by packet, in the sender's time, which no card does
+    /// Have the kernel take what comes to either interface in batches, so many microseconds apart,
+    /// for all engines and peers alike: a veth pair otherwise does it packet by packet, in the
+    /// sender's time, which no card does
     #[arg(long, value_name = "USECS", value_parser = super::serve::coalesce())]
     coalesce: Option<u32>,
-    /// A lab that is up, to be used as it is, such as 'sixhop' in the guest of 'lab vm' [default: one is made]
+    /// A lab that is up, to be used as it is, such as 'sixhop' in the guest of 'lab vm' [default:
+    /// one is made]
     #[arg(long, value_name = "NAME")]
     lab: Option<String>,
     /// Directory for the results: compare.jsonl, a line for each engine
@@ -81,7 +89,8 @@ pub struct Args {
     json: bool,
 }
 
-/// Seconds, as a flag. In a second a queue that grows by 0.1 % of the requests passes a millisecond.
+/// Seconds, as a flag. In a second a queue that grows by 0.1 % of the requests passes a
+/// millisecond.
 fn trial(text: &str) -> Result<f64, String> {
     match text.parse() {
         Ok(seconds) if (0.01..=600.0).contains(&seconds) => Ok(seconds),
@@ -141,7 +150,11 @@ pub fn run(args: Args) -> Result<ExitCode> {
         mean: args.mean * 1000.0,
         client_busy_poll: args.client_busy_poll,
         coalesce: args.coalesce,
-        lab: args.lab.map(|name| Lab::named(&name)).transpose().map_err(|error| Usage(error.to_string()))?,
+        lab: args
+            .lab
+            .map(|name| Lab::named(&name))
+            .transpose()
+            .map_err(|error| Usage(error.to_string()))?,
     };
     let stop = stop_on_signal()?;
     let bar = progress(0, "{bar:20} {wide_msg}");
@@ -163,7 +176,8 @@ pub fn run(args: Args) -> Result<ExitCode> {
         bar.set_message(format!("about {} left: {}", HumanDuration(left), step.doing));
     });
     bar.finish_and_clear();
-    let results: Vec<_> = results?.into_iter().map(|result| Event::Engine(Box::new(result))).collect();
+    let results: Vec<_> =
+        results?.into_iter().map(|result| Event::Engine(Box::new(result))).collect();
     if let Some(directory) = &args.out {
         let lines: String = results.iter().map(Event::to_line).collect::<Result<_>>()?;
         write(directory, "compare.jsonl", &lines)?;
@@ -226,7 +240,12 @@ fn describe(results: &[EngineResult]) -> String {
             first.payload,
             first.mean_limit_us / 1000.0,
             first.runs.len(),
-            super::load::client(first.client, first.client_attach, first.client_copy, first.client_busy_poll),
+            super::load::client(
+                first.client,
+                first.client_attach,
+                first.client_copy,
+                first.client_busy_poll
+            ),
             first.environment.nic.driver,
             first.environment.nic.receive_work(),
             first.environment.kernel,
@@ -285,7 +304,8 @@ mod tests {
         }
     }
 
-    /// The figure that stands under `name` in the row of the first result: right-aligned, both end at the same place.
+    /// The figure that stands under `name` in the row of the first result: right-aligned, both end
+    /// at the same place.
     fn under(table: &str, name: &str) -> String {
         let lines: Vec<Vec<char>> = table.lines().map(|line| line.chars().collect()).collect();
         let header: String = lines[0].iter().collect();

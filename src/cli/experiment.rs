@@ -14,13 +14,15 @@ use super::bind::seconds;
 use super::{Usage, align, make, print_json, progress, stop_on_signal, write};
 use crate::address::Prefix;
 use crate::bind::{Interrupted, Method};
-use crate::experiment::{self, BindProgress, Host, Place, Profile, ResponseConfig, RotationProfile};
+use crate::experiment::{
+    self, BindProgress, Host, Place, Profile, ResponseConfig, RotationProfile,
+};
 use crate::load::Client;
 use crate::report::chart::svg;
 use crate::report::response::{is_at_least, series_name};
 use crate::report::{
-    self, BindCell, BindOutcome, BindSummary, Carried, Event, Failed, RotationOutcome, ThresholdSummary,
-    or_dash, rate,
+    self, BindCell, BindOutcome, BindSummary, Carried, Event, Failed, RotationOutcome,
+    ThresholdSummary, or_dash, rate,
 };
 use crate::xdp::{AttachRequest, CopyRequest};
 
@@ -90,7 +92,8 @@ struct Response {
     /// The server's processors, as in 0,1 [default: one for each worker]
     #[arg(long, value_name = "LIST")]
     cores: Option<String>,
-    /// Words before the server's command that run it elsewhere, as in 'ssh root@server' [default: a lab on this machine]
+    /// Words before the server's command that run it elsewhere, as in 'ssh root@server' [default: a
+    /// lab on this machine]
     #[arg(long, value_name = "WORDS", requires_all = ["server_interface", "interface", "prefix"])]
     server_via: Option<String>,
     /// The program there
@@ -140,7 +143,10 @@ struct Common {
 impl Common {
     /// The result file of that name, in a directory that is there.
     fn file(&self, name: &str) -> Result<Option<PathBuf>> {
-        self.out.as_deref().map(|directory| make(directory).map(|()| directory.join(name))).transpose()
+        self.out
+            .as_deref()
+            .map(|directory| make(directory).map(|()| directory.join(name)))
+            .transpose()
     }
 
     /// What an experiment ended with, with what to do about it.
@@ -163,7 +169,8 @@ impl Common {
 /// Runs the subcommand.
 ///
 /// # Errors
-/// When the lab or the server cannot be had, the profile makes no sense, or the results cannot be written.
+/// When the lab or the server cannot be had, the profile makes no sense, or the results cannot be
+/// written.
 pub fn run(args: Args) -> Result<ExitCode> {
     match args.figure {
         Figure::Bind(bind) => run_bind(&bind)?,
@@ -177,8 +184,8 @@ fn usage(error: impl std::fmt::Display) -> Usage {
     Usage(format!("{error:#}"))
 }
 
-/// Shows how far an experiment is: a bar on a terminal, elsewhere a line whenever `step` is another one, so that a log shows
-/// where it is.
+/// Shows how far an experiment is: a bar on a terminal, elsewhere a line whenever `step` is another
+/// one, so that a log shows where it is.
 struct Meter {
     bar: ProgressBar,
     step: String,
@@ -204,7 +211,9 @@ fn run_bind(args: &Bind) -> Result<()> {
     let name = &args.common.profile;
     let profile = Profile::load(name).and_then(|profile| profile.bind(name)).map_err(usage)?;
     let measured = profile.cells();
-    if let Some(method) = args.methods.iter().find(|method| !measured.iter().any(|cell| cell.0 == **method)) {
+    if let Some(method) =
+        args.methods.iter().find(|method| !measured.iter().any(|cell| cell.0 == **method))
+    {
         return Err(Usage(format!("profile {name} does not measure {method}")).into());
     }
     let profile = if args.methods.is_empty() { profile } else { profile.only(&args.methods) };
@@ -235,7 +244,8 @@ fn run_response(args: &Response) -> Result<()> {
     let name = &args.common.profile;
     let profile = Profile::load(name).and_then(|profile| profile.response(name)).map_err(usage)?;
     let file = args.common.file("response.jsonl")?;
-    let config = ResponseConfig { profile, place: args.place()?, client: args.client, flags: args.flags() };
+    let config =
+        ResponseConfig { profile, place: args.place()?, client: args.client, flags: args.flags() };
     let stop = stop_on_signal()?;
     let mut meter = Meter::new();
     let mut show = |progress: experiment::ResponseProgress| {
@@ -290,7 +300,11 @@ fn run_rotation(args: &Rotation) -> Result<()> {
     Ok(())
 }
 
-fn write_response(directory: &Path, summaries: &[ThresholdSummary], events: &[Event]) -> Result<()> {
+fn write_response(
+    directory: &Path,
+    summaries: &[ThresholdSummary],
+    events: &[Event],
+) -> Result<()> {
     write(directory, "response.csv", &report::response::csv(summaries)?)?;
     write(directory, "response-runs.csv", &report::response::trials_csv(events)?)?;
     if summaries.is_empty() {
@@ -307,8 +321,9 @@ impl Response {
             return Ok(Place::Lab);
         };
         let via = shlex::split(via).filter(|words| !words.is_empty());
-        let via =
-            via.context("--server-via has a quotation mark without its other, or no word").map_err(usage)?;
+        let via = via
+            .context("--server-via has a quotation mark without its other, or no word")
+            .map_err(usage)?;
         let host = Host {
             via: via.into_iter().map(OsString::from).collect(),
             program: self.server_program.clone(),
@@ -330,7 +345,15 @@ impl Response {
 fn describe_bind(summaries: &[BindSummary], events: &[Event]) -> String {
     let mut table = Table::new();
     table.load_preset(presets::NOTHING);
-    table.set_header(["method", "addresses", "generate", "bind", "unbind", "all three", "to netlink"]);
+    table.set_header([
+        "method",
+        "addresses",
+        "generate",
+        "bind",
+        "unbind",
+        "all three",
+        "to netlink",
+    ]);
     for summary in summaries {
         table.add_row([
             summary.method.to_string(),
@@ -351,15 +374,22 @@ fn describe_bind(summaries: &[BindSummary], events: &[Event]) -> String {
         Event::Cell(cell) => Some(cell),
         _ => None,
     });
-    for cell in cells.filter(|cell| cell.run == 1 || !matches!(cell.outcome, BindOutcome::Skipped { .. })) {
+    for cell in
+        cells.filter(|cell| cell.run == 1 || !matches!(cell.outcome, BindOutcome::Skipped { .. }))
+    {
         let BindCell { method, addresses, .. } = cell;
         text += &match &cell.outcome {
             BindOutcome::Bound(_) => continue,
             BindOutcome::Stopped { bound, budget } => {
-                format!("\n{method}, {addresses} addresses: stopped after {budget} s, with {bound} bound")
+                format!(
+                    "\n{method}, {addresses} addresses: stopped after {budget} s, with {bound} \
+                     bound"
+                )
             }
             BindOutcome::Skipped { .. } => format!("\n{method}, {addresses} addresses: not tried"),
-            BindOutcome::Failed { why } => format!("\n{method}, {addresses} addresses: failed: {why}"),
+            BindOutcome::Failed { why } => {
+                format!("\n{method}, {addresses} addresses: failed: {why}")
+            }
         };
     }
     text + &machine(events)
@@ -372,11 +402,14 @@ fn describe_response(summaries: &[ThresholdSummary], events: &[Event]) -> String
     let mut table = Table::new();
     table.load_preset(presets::NOTHING);
     let names = ["engine, bound by".to_owned(), "addresses".to_owned()];
-    table.set_header(names.into_iter().chain(thresholds.iter().map(|threshold| format!("≤ {threshold} ms"))));
+    table.set_header(
+        names.into_iter().chain(thresholds.iter().map(|threshold| format!("≤ {threshold} ms"))),
+    );
     for cell in report::response::cells(events) {
         let figure = |threshold: &f64| {
-            let summary =
-                summaries.iter().find(|summary| summary.cell == cell && summary.threshold_ms == *threshold);
+            let summary = summaries
+                .iter()
+                .find(|summary| summary.cell == cell && summary.threshold_ms == *threshold);
             let Some(summary) = summary else { return String::new() };
             let at_least = if is_at_least(summary.limit) { "≥ " } else { "" };
             or_dash(summary.rate, |spread| format!("{at_least}{}", rate(spread.median)))
@@ -389,7 +422,8 @@ fn describe_response(summaries: &[ThresholdSummary], events: &[Event]) -> String
     text += "\nrequests/s sustained with that mean time to the first reply: median of the runs";
     text += "\n–: not even at the lowest rate; ≥: the generator or the profile ended it";
     if let Some(summary) = summaries.first() {
-        let (runs, trials) = (summary.runs.len(), summaries.iter().map(|one| (one.cell, one.trials)));
+        let (runs, trials) =
+            (summary.runs.len(), summaries.iter().map(|one| (one.cell, one.trials)));
         let mut trials: Vec<_> = trials.collect();
         trials.dedup();
         let made: usize = trials.iter().map(|(_, trials)| trials).sum();
@@ -407,14 +441,29 @@ fn describe_response(summaries: &[ThresholdSummary], events: &[Event]) -> String
 fn describe_rotation(profile: &RotationProfile, events: &[Event]) -> String {
     let mut table = Table::new();
     table.load_preset(presets::NOTHING);
-    table.set_header(["engine, bound by", "clients", "work", "late", "lost", "in", "p99", "out", "p99", ""]);
+    table.set_header([
+        "engine, bound by",
+        "clients",
+        "work",
+        "late",
+        "lost",
+        "in",
+        "p99",
+        "out",
+        "p99",
+        "",
+    ]);
     for trial in report::rotation::sorted(events) {
         let name = format!("{}, {}", trial.cell.engine, trial.cell.bind);
         let mut row = vec![name, trial.cell.clients.to_string()];
         match report::rotation::figures(trial) {
             Some(of) => {
                 row.push(seconds(of.seconds));
-                row.push(if of.late_ms > 0.0 { seconds(of.late_ms / 1e3) } else { "–".to_owned() });
+                row.push(if of.late_ms > 0.0 {
+                    seconds(of.late_ms / 1e3)
+                } else {
+                    "–".to_owned()
+                });
                 row.push(of.lost.to_string());
                 row.extend(of.times().map(|time| or_dash(time, |time| format!("{time:.0}"))));
             }
@@ -426,7 +475,8 @@ fn describe_rotation(profile: &RotationProfile, events: &[Event]) -> String {
     align(&mut table, 1);
     let mut text = table.to_string();
     text += &format!(
-        "\n{} requests/s, {} replies each, a time step of {} s, three live addresses for each client\n\
+        "\n{} requests/s, {} replies each, a time step of {} s, three live addresses for each \
+         client\n\
          work: the most that one step took, without its pauses; late: after its end\n\
          in, out: mean and p99 in µs to the first reply while addresses are exchanged, and\n\
          while none is; ✓: carried",
@@ -502,7 +552,8 @@ mod tests {
         let text = describe_bind(&[summary], &[]);
         assert!(text.lines().all(|line| line.chars().count() <= 80), "{text}");
 
-        let cell = Cell { engine: EngineKind::Socket, bind: Method::NetlinkDown, addresses: 1_000_000 };
+        let cell =
+            Cell { engine: EngineKind::Socket, bind: Method::NetlinkDown, addresses: 1_000_000 };
         let trial = report::response::tests::trial(cell.engine, cell.addresses, 1, 1_000_000, 10.0);
         let summaries = [1.0, 5.0, 50.0, 100.0].map(|threshold_ms| ThresholdSummary {
             cell,

@@ -59,7 +59,8 @@ enum Action {
         #[arg(last = true, required = true, value_name = "CMD")]
         command: Vec<OsString>,
     },
-    /// Run a command in a virtual machine with two network cards, which are the lab there; its exit status becomes this one's
+    /// Run a command in a virtual machine with two network cards, which are the lab there; its exit
+    /// status becomes this one's
     #[command(after_help = "Example: zero-copy on an emulated Intel card, beside the others
   sixhop lab vm --nic igb -- sixhop compare --lab sixhop --addresses 1000
 
@@ -83,8 +84,8 @@ struct Vm {
     /// Queues that each card uses; virtio has one here [default: 1, where the driver can choose]
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..=8))]
     queues: Option<u32>,
-    /// Its kernel: a directory like /lib/modules/6.18.0, with a vmlinuz, or a release of Debian's, which is fetched
-    /// [default: this machine's, if it is 6.14 or newer, or else one of Debian's]
+    /// Its kernel: a directory like /lib/modules/6.18.0, with a vmlinuz, or a release of Debian's,
+    /// which is fetched [default: this machine's, if it is 6.14 or newer, or else one of Debian's]
     #[arg(long, value_name = "RELEASE|DIR")]
     kernel: Option<String>,
     /// What executes it
@@ -96,7 +97,8 @@ struct Vm {
     /// Its memory
     #[arg(long, value_name = "MIB", default_value_t = 1024, value_parser = clap::value_parser!(u32).range(256..))]
     memory: u32,
-    /// A directory that it may write to, and which is made; all else it sees of this machine it can only read
+    /// A directory that it may write to, and which is made; all else it sees of this machine it can
+    /// only read
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
     /// End it when it takes longer
@@ -181,7 +183,9 @@ fn text(status: &Status, outcome: Option<Outcome>, removed: Option<bool>) -> Str
         (_, Some(true), _) => "removed",
         (_, Some(false), _) => "down already",
         (_, _, State::Up) => "up",
-        (_, _, State::Partial) => "half-made: 'sixhop lab up' makes it whole, 'sixhop lab down' removes it",
+        (_, _, State::Partial) => {
+            "half-made: 'sixhop lab up' makes it whole, 'sixhop lab down' removes it"
+        }
         (_, _, State::Down) => "down",
     };
     let mut text = format!("lab {}: {what}\n", status.name);
@@ -202,5 +206,7 @@ fn describe(interface: &InterfaceStatus) -> String {
         Some(program) => format!("XDP program {} ({})", program.id, program.mode),
         None => "no XDP program".to_owned(),
     };
-    format!("{name} {mac}, mtu {mtu}, queues {queues}, {carrier}, IPv6 addresses {addresses}, {xdp}")
+    format!(
+        "{name} {mac}, mtu {mtu}, queues {queues}, {carrier}, IPv6 addresses {addresses}, {xdp}"
+    )
 }

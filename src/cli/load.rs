@@ -7,7 +7,9 @@ use anyhow::{Result, bail};
 use comfy_table::{Table, presets};
 
 use super::{Moving, align, note, print_json, progress, stop_on_signal};
-use crate::load::{Client, Generator, Heard, LoadConfig, Outcome, Run, UNFINISHED, cause, nothing_came};
+use crate::load::{
+    Client, Generator, Heard, LoadConfig, Outcome, Run, UNFINISHED, cause, nothing_came,
+};
 use crate::netlink::AttachMode;
 use crate::report::{Event, LoadResult, Percentiles, or_dash, rate};
 use crate::wire::{MAX_PAYLOAD, MIN_PAYLOAD};
@@ -63,12 +65,12 @@ pub struct Args {
     #[arg(long, value_name = "BYTES", default_value_t = 32,
         value_parser = clap::value_parser!(u64).range(MIN_PAYLOAD as u64..=MAX_PAYLOAD as u64))]
     payload: u64,
-    /// Do the interface's receive work in the client's own calls, polling for so long: on a veth pair it otherwise falls to who sends,
-    /// and so the replies' to the server
+    /// Do the interface's receive work in the client's own calls, polling for so long: on a veth
+    /// pair it otherwise falls to who sends, and so the replies' to the server
     #[arg(long, value_name = "USECS", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     busy_poll: Option<u32>,
-    /// Have the kernel take what comes to the interface in batches, so many microseconds apart (software interrupt coalescing, which is put
-    /// back)
+    /// Have the kernel take what comes to the interface in batches, so many microseconds apart
+    /// (software interrupt coalescing, which is put back)
     #[arg(long, value_name = "USECS", value_parser = super::serve::coalesce())]
     coalesce: Option<u32>,
     /// Print one JSON line
@@ -96,8 +98,8 @@ fn offset(text: &str) -> Result<i64, String> {
 /// Runs the subcommand.
 ///
 /// # Errors
-/// When the server cannot be found, the generator cannot run, or nothing was answered. That the server
-/// loses requests is a result, not an error.
+/// When the server cannot be found, the generator cannot run, or nothing was answered. That the
+/// server loses requests is a result, not an error.
 pub fn run(args: Args) -> Result<ExitCode> {
     let stop = stop_on_signal()?;
     let mut generator = Generator::open(LoadConfig {
@@ -110,7 +112,8 @@ pub fn run(args: Args) -> Result<ExitCode> {
         busy_poll: args.busy_poll,
         coalesce: args.coalesce,
     })?;
-    let bar = progress(args.requests, "sending {bar:40} {human_pos}/{human_len} requests, {eta} left");
+    let bar =
+        progress(args.requests, "sending {bar:40} {human_pos}/{human_len} requests, {eta} left");
     let run = Run { rate: args.rate, requests: args.requests };
     let before = Heard::now();
     let mut result = generator.run(run, &stop, |sent| bar.set_position(sent))?;
@@ -123,7 +126,8 @@ pub fn run(args: Args) -> Result<ExitCode> {
     let (answered, unfinished) = (result.outcome.answered, result.outcome.unfinished);
     if result.unsent > 0 {
         note(format_args!(
-            "{} of {sent} requests have not left: the kernel does not take them out of the tx ring of queue 0",
+            "{} of {sent} requests have not left: the kernel does not take them out of the tx ring \
+             of queue 0",
             result.unsent
         ));
     }
@@ -135,7 +139,8 @@ pub fn run(args: Args) -> Result<ExitCode> {
     let uneven = clock_steps.map(|steps| uneven(steps, args.addresses.rotate));
     if answered == 0 && sent > 0 {
         let why = uneven.or(cause).unwrap_or_else(|| match args.addresses.schedule {
-            Some(_) => "not even on addresses of other steps: the server may be down, or its --secret, --rotate or --prefix \
+            Some(_) => "not even on addresses of other steps: the server may be down, or its \
+                --secret, --rotate or --prefix \
                         another"
                 .to_owned(),
             None => nothing_came(args.port),
@@ -167,8 +172,8 @@ pub(super) fn client(
     copy: Option<CopyMode>,
     busy_poll: Option<BusyPoll>,
 ) -> String {
-    let polling =
-        busy_poll.map_or(String::new(), |poll| format!(", busy polling for {} us", poll.microseconds));
+    let polling = busy_poll
+        .map_or(String::new(), |poll| format!(", busy polling for {} us", poll.microseconds));
     match (attach, copy) {
         (Some(attach), Some(copy)) => format!("{client}, XDP {attach}, {copy} mode{polling}"),
         _ => client.to_string(),
@@ -196,7 +201,9 @@ fn describe(result: &LoadResult) -> String {
     let mut table = Table::new();
     table.load_preset(presets::NOTHING);
     table.set_header(["µs to the", "mean", "p50", "p90", "p99", "p99.9", "max"]);
-    for (name, times) in [("first reply", &result.outcome.first), ("last reply", &result.outcome.last)] {
+    for (name, times) in
+        [("first reply", &result.outcome.first), ("last reply", &result.outcome.last)]
+    {
         let figures: [fn(&Percentiles) -> f64; 6] = [
             |times| times.mean_us,
             |times| times.p50_us,
@@ -217,7 +224,9 @@ fn describe(result: &LoadResult) -> String {
 fn corrupt(outcome: &Outcome) -> String {
     match outcome.unfinished {
         0 => format!("{} corrupt", outcome.corrupt),
-        unfinished => format!("{} corrupt, {unfinished} of them with unfinished checksums", outcome.corrupt),
+        unfinished => {
+            format!("{} corrupt, {unfinished} of them with unfinished checksums", outcome.corrupt)
+        }
     }
 }
 
@@ -261,8 +270,12 @@ mod tests {
         assert!(text.lines().skip(2).all(|line| line.chars().count() <= 80), "{text}");
         assert!(text.contains("12345.6") && text.contains("9999999"), "{text}");
 
-        let slow =
-            LoadResult { offered_rate: 0.5, achieved_rate: 0.025, outcome: Outcome::default(), ..result };
+        let slow = LoadResult {
+            offered_rate: 0.5,
+            achieved_rate: 0.025,
+            outcome: Outcome::default(),
+            ..result
+        };
         let text = describe(&slow);
         assert!(text.contains("offered 0.5/s, achieved 0.025/s"), "{text}");
         let row = text.lines().find(|line| line.starts_with("first reply")).unwrap();

@@ -1,4 +1,5 @@
-//! What a program says besides its results: lines on standard error, by level, for people or as JSON.
+//! What a program says besides its results: lines on standard error, by level, for people or as
+//! JSON.
 
 use std::fmt;
 use std::io;
@@ -15,8 +16,8 @@ use super::Usage;
 #[derive(Debug, Clone, clap::Args)]
 #[command(next_help_heading = "Logs")]
 pub struct Args {
-    /// Least important level that is shown, error to trace, or directives as in warn,sixhop::metrics=debug [default:
-    /// SIXHOP_LOG, RUST_LOG, or warn]
+    /// Least important level that is shown, error to trace, or directives as in
+    /// warn,sixhop::metrics=debug [default: SIXHOP_LOG, RUST_LOG, or warn]
     #[arg(long, value_name = "LEVEL", global = true)]
     log: Option<String>,
     /// How lines look
@@ -49,7 +50,9 @@ impl Args {
             Some(level) => ("--log", level.clone()),
             None => ["SIXHOP_LOG", "RUST_LOG"]
                 .into_iter()
-                .find_map(|name| Some((name, std::env::var(name).ok().filter(|level| !level.is_empty())?)))
+                .find_map(|name| {
+                    Some((name, std::env::var(name).ok().filter(|level| !level.is_empty())?))
+                })
                 .unwrap_or(("--log", "warn".to_owned())),
         };
         let filter = EnvFilter::try_new(&level).map_err(|_| {
@@ -67,7 +70,8 @@ impl Args {
     }
 }
 
-/// As this program has always spoken: its name and a sentence. What is neither warning nor error says what it is.
+/// As this program has always spoken: its name and a sentence. What is neither warning nor error
+/// says what it is.
 struct Lines;
 
 impl<S, N> FormatEvent<S, N> for Lines

@@ -1,4 +1,5 @@
-//! The command line: one file a subcommand. Flags in, library calls out, results printed; no logic of its own.
+//! The command line: one file a subcommand. Flags in, library calls out, results printed; no logic
+//! of its own.
 
 pub mod bind;
 pub mod compare;
@@ -118,8 +119,8 @@ impl Addresses {
     }
 }
 
-/// Which addresses, and whether they move. Server and client derive the same ones from the same flags, or from the same secret and
-/// the time.
+/// Which addresses, and whether they move. Server and client derive the same ones from the same
+/// flags, or from the same secret and the time.
 #[derive(Debug, Clone, clap::Args)]
 pub struct Moving {
     /// Prefix that the addresses lie under
@@ -141,7 +142,8 @@ pub struct Moving {
     #[arg(long, value_name = "TIME", default_value = "10s", requires = "schedule",
         value_parser = humantime::parse_duration)]
     pub rotate: Duration,
-    /// File with the secret that server and clients share: 16 bytes or more, readable by nobody else
+    /// File with the secret that server and clients share: 16 bytes or more, readable by nobody
+    /// else
     #[arg(long, value_name = "FILE", requires = "schedule")]
     pub secret: Option<PathBuf>,
 }
@@ -151,23 +153,29 @@ impl Moving {
     fn targets(&self, ahead: i64) -> Result<Targets> {
         let usage = |error: &dyn Display| Usage(error.to_string());
         match (self.schedule, self.addresses, self.clients, &self.secret) {
-            (None, Some(addresses), ..) => {
-                Ok(Pool::new(self.prefix, addresses, self.seed).map_err(|error| usage(&error))?.into())
-            }
+            (None, Some(addresses), ..) => Ok(Pool::new(self.prefix, addresses, self.seed)
+                .map_err(|error| usage(&error))?
+                .into()),
             (Some(Schedule::Mt6d), _, Some(clients), Some(secret)) => {
                 let subnet = Subnet::new(self.prefix).map_err(|error| usage(&error))?;
                 let clock = Clock::new(self.rotate).map_err(|error| usage(&error))?.ahead(ahead);
                 let secret = crate::secret::read(secret)?;
-                machine::has_memory(Timetable::memory_for(clients), format_args!("{clients} clients"))?;
+                machine::has_memory(
+                    Timetable::memory_for(clients),
+                    format_args!("{clients} clients"),
+                )?;
                 let threads = thread::available_parallelism().map_or(1, |count| count.get());
-                Ok(Targets::Moving(Arc::new(Timetable::new(subnet, clock, &secret, clients, threads))))
+                Ok(Targets::Moving(Arc::new(Timetable::new(
+                    subnet, clock, &secret, clients, threads,
+                ))))
             }
             _ => Err(Usage("--schedule needs --clients and --secret".into()).into()),
         }
     }
 }
 
-/// A flag whose value makes no sense together with others: the exit status is 2, as for one that makes no sense alone.
+/// A flag whose value makes no sense together with others: the exit status is 2, as for one that
+/// makes no sense alone.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub struct Usage(pub String);
@@ -222,14 +230,15 @@ fn note(what: impl Display) {
     tracing::warn!("{what}");
 }
 
-/// What binding the rest takes when `share` of the addresses took `elapsed`. What the kernel takes for each grows with their
-/// number, and what it takes for all with its square.
+/// What binding the rest takes when `share` of the addresses took `elapsed`. What the kernel takes
+/// for each grows with their number, and what it takes for all with its square.
 fn left(method: Method, elapsed: Duration, share: f64) -> Duration {
     Duration::try_from_secs_f64(elapsed.as_secs_f64() * (share.powi(-method.power()) - 1.0))
         .unwrap_or(elapsed)
 }
 
-/// Runs the server, with a bar while its addresses are taken back. `guard` has its turn where they are not.
+/// Runs the server, with a bar while its addresses are taken back. `guard` has its turn where they
+/// are not.
 fn running(
     (server, guard): (Server, Guard),
     stop: &AtomicBool,
@@ -254,18 +263,27 @@ fn running(
 fn print_json(event: &Event) -> Result<()> {
     let line = event.to_line()?;
     let mut out = io::stdout().lock();
-    out.write_all(line.as_bytes()).and_then(|()| out.flush()).context("cannot write to standard output")
+    out.write_all(line.as_bytes())
+        .and_then(|()| out.flush())
+        .context("cannot write to standard output")
 }
 
 /// Makes `directory` for results: before anything is measured rather than afterwards.
 fn make(directory: &Path) -> Result<()> {
-    let cannot =
-        || format!("cannot make {}: name a directory for --out that can be written", directory.display());
+    let cannot = || {
+        format!(
+            "cannot make {}: name a directory for --out that can be written",
+            directory.display()
+        )
+    };
     fs::create_dir_all(directory).with_context(cannot)?;
     // As a file would be: the rights of a directory do not say all.
     let probe = directory.join(".sixhop");
     fs::write(&probe, "").and_then(|()| fs::remove_file(&probe)).with_context(|| {
-        format!("cannot write into {}: name a directory for --out that can be written", directory.display())
+        format!(
+            "cannot write into {}: name a directory for --out that can be written",
+            directory.display()
+        )
     })
 }
 
@@ -278,19 +296,26 @@ fn write(directory: &Path, name: &str, text: &str) -> Result<()> {
         .with_context(|| format!("cannot write {}", path.display()))
 }
 
-/// The first `names` columns of a table to the left, figures to the right, and none wider than needed.
+/// The first `names` columns of a table to the left, figures to the right, and none wider than
+/// needed.
 fn align(table: &mut Table, names: usize) {
     for (index, column) in table.column_iter_mut().enumerate() {
         column.set_padding((0, 1));
-        column.set_cell_alignment(if index < names { CellAlignment::Left } else { CellAlignment::Right });
+        column.set_cell_alignment(if index < names {
+            CellAlignment::Left
+        } else {
+            CellAlignment::Right
+        });
     }
 }
 
-/// A bar on standard error, with a colour where NO_COLOR is not set; none where that is not a terminal.
+/// A bar on standard error, with a colour where NO_COLOR is not set; none where that is not a
+/// terminal.
 fn progress(length: u64, template: &str) -> ProgressBar {
     let bar = ProgressBar::with_draw_target(Some(length), ProgressDrawTarget::stderr());
     let template = template.replace("{bar:20}", "{bar:20.cyan/dim}");
-    let style = ProgressStyle::with_template(&template).unwrap_or_else(|_| ProgressStyle::default_bar());
+    let style =
+        ProgressStyle::with_template(&template).unwrap_or_else(|_| ProgressStyle::default_bar());
     bar.with_style(style)
 }
 

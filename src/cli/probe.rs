@@ -60,7 +60,10 @@ pub fn run(args: Args) -> Result<ExitCode> {
 
 fn short(probes: &[Probe]) -> String {
     let mut table = Table::new();
-    table.load_preset(presets::NOTHING).set_content_arrangement(ContentArrangement::Dynamic).set_width(80);
+    table
+        .load_preset(presets::NOTHING)
+        .set_content_arrangement(ContentArrangement::Dynamic)
+        .set_width(80);
     table.set_header(["interface", "driver", "state", "queues", "XDP of the driver", "serve gets"]);
     for probe in probes {
         let Interface { nic, queues_possible, .. } = &probe.interface;
@@ -85,7 +88,10 @@ fn long(probe: &Probe) -> String {
     let Probe { interface, host, verdict, tried } = probe;
     let nic = &interface.nic;
     let mut table = Table::new();
-    table.load_preset(presets::NOTHING).set_content_arrangement(ContentArrangement::Dynamic).set_width(80);
+    table
+        .load_preset(presets::NOTHING)
+        .set_content_arrangement(ContentArrangement::Dynamic)
+        .set_width(80);
     let mut row = |name: &str, text: String| {
         table.add_row([name.to_owned(), text]);
     };
@@ -95,7 +101,10 @@ fn long(probe: &Probe) -> String {
     row("queues", format!("{} in use, {} possible", nic.queues, interface.queues_possible));
     row("spreading", spreading(interface));
     row("XDP", xdp_detail(interface));
-    row("program", interface.program.map_or("none".to_owned(), |p| format!("id {}, {}", p.id, p.mode)));
+    row(
+        "program",
+        interface.program.map_or("none".to_owned(), |p| format!("id {}, {}", p.id, p.mode)),
+    );
     row("card's rings", rings(interface));
     row("offloads", offloads(interface));
     row("kernel", kernel(host));
@@ -103,8 +112,15 @@ fn long(probe: &Probe) -> String {
     row("may lock", locked_memory(host));
     row("lacks", missing(host));
     if !interface.sys_seen {
-        let why = if interface.sys_mounted { "/sys shows another namespace" } else { "/sys is not mounted" };
-        row("not seen", format!("{why}: the card's identity, its NUMA node and what a virtio device takes"));
+        let why = if interface.sys_mounted {
+            "/sys shows another namespace"
+        } else {
+            "/sys is not mounted"
+        };
+        row(
+            "not seen",
+            format!("{why}: the card's identity, its NUMA node and what a virtio device takes"),
+        );
     }
     if nic.driver == "veth" && interface.peer.is_none() {
         row("not seen", "its other end, whose MTU counts: that takes CAP_NET_ADMIN".to_owned());
@@ -112,7 +128,9 @@ fn long(probe: &Probe) -> String {
     row("", String::new());
     row("serve gets", expected(probe));
     let findings = verdict.obstacles.iter().map(|finding| ("not before", finding));
-    for (name, finding) in findings.chain(verdict.why_not_more.iter().map(|finding| ("not more", finding))) {
+    for (name, finding) in
+        findings.chain(verdict.why_not_more.iter().map(|finding| ("not more", finding)))
+    {
         row(name, finding.why.clone());
         if let Some(cure) = &finding.cure {
             row("  cure", cure.clone());
@@ -122,7 +140,10 @@ fn long(probe: &Probe) -> String {
         row("tried", truth(tried));
     }
     if !verdict.flags.is_empty() {
-        row("flags", format!("sixhop serve --interface {}\n{}", nic.interface, verdict.flags.join(" ")));
+        row(
+            "flags",
+            format!("sixhop serve --interface {}\n{}", nic.interface, verdict.flags.join(" ")),
+        );
     }
     for advice in &verdict.advice {
         row("recommended", format!("{}\n{}", advice.command, advice.why));
@@ -170,13 +191,18 @@ fn driver(interface: &Interface) -> String {
         text += &format!(", NUMA node {node}");
     }
     if let Some(virtio) = interface.virtio {
-        text += if virtio.access_platform { ", takes DMA addresses" } else { ", takes no DMA addresses" };
+        text += if virtio.access_platform {
+            ", takes DMA addresses"
+        } else {
+            ", takes no DMA addresses"
+        };
     }
     text
 }
 
 fn link(interface: &Interface) -> String {
-    let speed = interface.nic.speed_mbps.map_or("no speed".to_owned(), |mbps| format!("{mbps} Mbit/s"));
+    let speed =
+        interface.nic.speed_mbps.map_or("no speed".to_owned(), |mbps| format!("{mbps} Mbit/s"));
     let mut text = format!("{}, {speed}, MTU {}", state(interface), interface.nic.mtu);
     if let Some(peer) = &interface.peer {
         text += &format!("; its other end {}, MTU {}", peer.name, peer.mtu);
@@ -189,14 +215,15 @@ fn spreading(interface: &Interface) -> String {
         Some(entries) => format!("RSS by a table of {entries} entries"),
         None => "no RSS that can be set".to_owned(),
     };
-    let rules = match (interface.is_on(NTUPLE), interface.is_changeable(NTUPLE), interface.flow_rules) {
-        (true, _, count) => format!("flow rules on, {} set", count.unwrap_or(0)),
-        (false, true, _) => {
-            format!("flow rules to be had (ethtool -K {} ntuple on)", interface.nic.interface)
-        }
-        (false, false, Some(count)) => format!("flow rules, {count} set"),
-        (false, false, None) => "no flow rules".to_owned(),
-    };
+    let rules =
+        match (interface.is_on(NTUPLE), interface.is_changeable(NTUPLE), interface.flow_rules) {
+            (true, _, count) => format!("flow rules on, {} set", count.unwrap_or(0)),
+            (false, true, _) => {
+                format!("flow rules to be had (ethtool -K {} ntuple on)", interface.nic.interface)
+            }
+            (false, false, Some(count)) => format!("flow rules, {count} set"),
+            (false, false, None) => "no flow rules".to_owned(),
+        };
     format!("{rss}; {rules}")
 }
 
@@ -291,7 +318,9 @@ fn truth(tried: &Tried) -> String {
     };
     match (&tried.error, tried.attach, tried.copy) {
         (Some(error), ..) => format!("refused, {agrees}: {error}"),
-        (None, Some(attach), Some(copy)) => format!("{attach}, {copy}, {agrees}; queues {:?}", tried.queues),
+        (None, Some(attach), Some(copy)) => {
+            format!("{attach}, {copy}, {agrees}; queues {:?}", tried.queues)
+        }
         (None, ..) => format!("started, but in no mode; {agrees}"),
     }
 }

@@ -38,7 +38,10 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         rotation: read(&directory.join("rotation.jsonl"))?,
         compare: read(&directory.join("compare.jsonl"))?,
     };
-    if [&data.bind, &data.response, &data.rotation, &data.compare].iter().all(|events| events.is_empty()) {
+    if [&data.bind, &data.response, &data.rotation, &data.compare]
+        .iter()
+        .all(|events| events.is_empty())
+    {
         bail!(
             "{} has no results: make some with 'sixhop experiment response --out {0}'",
             directory.display()
@@ -73,6 +76,8 @@ fn read(path: &Path) -> Result<Vec<Event>> {
     let whole = text.rfind('\n').map_or("", |end| &text[..end]);
     let lines = whole.lines().enumerate();
     lines
-        .map(|(number, line)| Event::parse(line).with_context(|| format!("{name}, line {}", number + 1)))
+        .map(|(number, line)| {
+            Event::parse(line).with_context(|| format!("{name}, line {}", number + 1))
+        })
         .collect()
 }

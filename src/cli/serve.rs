@@ -57,7 +57,8 @@ pub struct Args {
     /// How requests are answered
     #[arg(long, default_value = "afxdp")]
     engine: EngineKind,
-    /// Processors to pin the workers to, as in 0,1 [default: one for each worker, near the interrupt of its queue]
+    /// Processors to pin the workers to, as in 0,1 [default: one for each worker, near the
+    /// interrupt of its queue]
     #[arg(long, value_name = "LIST", value_delimiter = ',')]
     cores: Vec<usize>,
     /// Layout of the rings of packet-ring
@@ -69,22 +70,25 @@ pub struct Args {
     /// Replies to each request
     #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u16).range(1..=255))]
     replies: u16,
-    /// Prefixes whose sources are answered, as in 2001:db8::/32,fe80::/10; ::/0 for everybody [default: those on the interface's link]
+    /// Prefixes whose sources are answered, as in 2001:db8::/32,fe80::/10; ::/0 for everybody
+    /// [default: those on the interface's link]
     #[arg(long, value_name = "PREFIX", value_delimiter = ',', value_parser = Sources::parse)]
     allow: Vec<Prefix>,
-    /// Requests of one source that are answered in a second, a tenth of them at once; takes an engine that has an XDP program
-    /// [default: any number]
+    /// Requests of one source that are answered in a second, a tenth of them at once; takes an
+    /// engine that has an XDP program [default: any number]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     limit: Option<u32>,
-    /// Have the kernel take what comes to the interface in batches, so many microseconds apart (software interrupt coalescing: napi_defer_hard_irqs
-    /// and gro_flush_timeout, which are put back) [default: as the interface is]
+    /// Have the kernel take what comes to the interface in batches, so many microseconds apart
+    /// (software interrupt coalescing: napi_defer_hard_irqs and gro_flush_timeout, which are put
+    /// back) [default: as the interface is]
     #[arg(long, value_name = "USECS", value_parser = coalesce())]
     coalesce: Option<u32>,
-    /// Have live-map or anyip take all of the prefix, also where this machine has routes of other interfaces under it
+    /// Have live-map or anyip take all of the prefix, also where this machine has routes of other
+    /// interfaces under it
     #[arg(long)]
     take_prefix: bool,
-    /// Tell switches that a multicast router is here (RFC 4286), every 20 s: those that snoop MLD then pass on the solicitations for
-    /// addresses of live-map
+    /// Tell switches that a multicast router is here (RFC 4286), every 20 s: those that snoop MLD
+    /// then pass on the solicitations for addresses of live-map
     #[arg(long)]
     multicast_router: bool,
     /// Stop when standard input closes, so that the server ends with the program that started it
@@ -104,7 +108,8 @@ pub struct Args {
     rings: Rings,
 }
 
-/// The ways out of a card. What is left to auto takes the best that can be had, and says what it did not get
+/// The ways out of a card. What is left to auto takes the best that can be had, and says what it
+/// did not get
 #[derive(Debug, clap::Args)]
 #[command(next_help_heading = "AF_XDP")]
 struct Rings {
@@ -128,7 +133,8 @@ struct Rings {
     hugepages: HugepageRequest,
 }
 
-/// Microseconds between two batches, as a flag. At a tenth of a second all that waits would be lost.
+/// Microseconds between two batches, as a flag. At a tenth of a second all that waits would be
+/// lost.
 pub(super) fn coalesce() -> RangedI64ValueParser<u32> {
     clap::value_parser!(u32).range(1..=100_000)
 }
@@ -260,7 +266,8 @@ impl Manager {
 
     fn ready(&self, ready: &Ready) {
         let engine = ready.engine.map(|engine| engine.to_string()).unwrap_or_default();
-        let status = format!("{engine} answers on {} addresses of {}", ready.addresses, ready.interface);
+        let status =
+            format!("{engine} answers on {} addresses of {}", ready.addresses, ready.interface);
         tracing::info!(sandbox = ready.sandbox, "ready: {status}");
         Self::tell(&[NotifyState::Ready, NotifyState::Status(&status)]);
     }
@@ -281,7 +288,8 @@ impl Manager {
 
 fn describe(ready: &Ready) -> String {
     let mut text = format!(
-        "ready: {} answers on {} addresses of {} ({}), UDP port {}, {} replies each; bound by {} in {:.2} s",
+        "ready: {} answers on {} addresses of {} ({}), UDP port {}, {} replies each; bound by {} \
+         in {:.2} s",
         ready.engine.map_or("nobody".to_owned(), |engine| engine.to_string()),
         ready.addresses,
         ready.interface,
@@ -308,7 +316,8 @@ fn describe(ready: &Ready) -> String {
     if let Some(attach) = ready.modes.attach {
         text += &format!("; XDP {attach}");
         if let Some(copy) = ready.modes.copy {
-            let hugepages = if ready.modes.hugepages == Some(true) { "huge pages" } else { "no huge pages" };
+            let hugepages =
+                if ready.modes.hugepages == Some(true) { "huge pages" } else { "no huge pages" };
             text += &format!(", {copy} mode, {hugepages}");
         }
         text += &format!(", queues {:?}", ready.modes.queues);
@@ -340,7 +349,8 @@ fn describe(ready: &Ready) -> String {
 
 fn rotation(rotated: &Rotated) -> String {
     format!(
-        "          step {}: the addresses of {} clients exchanged in {:.3} s of work, {:.3} s of a processor; {} are live",
+        "          step {}: the addresses of {} clients exchanged in {:.3} s of work, {:.3} s of a \
+         processor; {} are live",
         rotated.step, rotated.rotated, rotated.seconds, rotated.cpu_seconds, rotated.live
     )
 }

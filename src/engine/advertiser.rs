@@ -1,5 +1,5 @@
-//! Neighbour discovery for addresses that are live without being the kernel's: which solicitations are answered, and how
-//! many.
+//! Neighbour discovery for addresses that are live without being the kernel's: which solicitations
+//! are answered, and how many.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -8,12 +8,13 @@ use std::time::{Duration, Instant};
 use super::handler::Handler;
 use crate::wire::{self, Refusal, Solicitation};
 
-/// Answers in a second, of one worker. An answer is no larger than its question and goes to who asked, so it amplifies nothing;
-/// this bounds what a flood of questions takes from the requests: as many packets as 1,000 of those with ten replies.
+/// Answers in a second, of one worker. An answer is no larger than its question and goes to who
+/// asked, so it amplifies nothing; this bounds what a flood of questions takes from the requests:
+/// as many packets as 1,000 of those with ten replies.
 const RATE: u32 = 10_000;
 
-/// Answers at once: a neighbour's table holds 1,024 addresses unless it is told otherwise (gc_thresh3), so that one neighbour may
-/// ask for as many in one go.
+/// Answers at once: a neighbour's table holds 1,024 addresses unless it is told otherwise
+/// (gc_thresh3), so that one neighbour may ask for as many in one go.
 const BURST: u32 = 1024;
 
 /// The Ethernet address of an interface, which may change while others read it.
@@ -63,7 +64,12 @@ impl Advertiser {
     ///
     /// # Errors
     /// Why it is not.
-    pub fn decide(&mut self, frame: &[u8], handler: &Handler, now: Instant) -> Result<Solicitation, Refusal> {
+    pub fn decide(
+        &mut self,
+        frame: &[u8],
+        handler: &Handler,
+        now: Instant,
+    ) -> Result<Solicitation, Refusal> {
         const INTERVAL: Duration = Duration::from_nanos(1_000_000_000 / RATE as u64);
         let solicitation = wire::solicitation(frame)?;
         if !handler.is_live(solicitation.target()) {
@@ -77,7 +83,8 @@ impl Advertiser {
         Ok(solicitation)
     }
 
-    /// Writes the answer into the beginning of `frame` and returns its length, as [`Solicitation::advertise`].
+    /// Writes the answer into the beginning of `frame` and returns its length, as
+    /// [`Solicitation::advertise`].
     pub fn answer(&self, solicitation: &Solicitation, frame: &mut [u8]) -> Option<usize> {
         solicitation.advertise(self.link_address.get(), frame)
     }
@@ -118,7 +125,10 @@ mod tests {
                 .map(|found| found.target())
         };
         let second = Duration::from_secs(1);
-        assert_eq!(at(Duration::ZERO, "2001:db8:1::77".parse().unwrap()), Err(Refusal::DestinationNotOurs));
+        assert_eq!(
+            at(Duration::ZERO, "2001:db8:1::77".parse().unwrap()),
+            Err(Refusal::DestinationNotOurs)
+        );
         for _ in 0..BURST {
             assert_eq!(at(second, live), Ok(live));
         }

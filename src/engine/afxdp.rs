@@ -1,5 +1,6 @@
-//! The engines that have an XDP program. afxdp: for each queue a socket, its rings, and a pinned worker that owns both. reflect:
-//! the program answers by itself, and there are queues only where neighbour discovery has to be answered.
+//! The engines that have an XDP program. afxdp: for each queue a socket, its rings, and a pinned
+//! worker that owns both. reflect: the program answers by itself, and there are queues only where
+//! neighbour discovery has to be answered.
 
 use std::io;
 use std::net::Ipv6Addr;
@@ -16,7 +17,9 @@ use super::multicast_router::MulticastRouter;
 use super::statistics::{Shown, Tally};
 use super::udp::SocketCounters;
 use super::worker::{BATCH, Worker};
-use super::{Advertiser, CounterSet, Engine, EngineConfig, Follower, LinkAddress, Modes, pin, supervise};
+use super::{
+    Advertiser, CounterSet, Engine, EngineConfig, Follower, LinkAddress, Modes, pin, supervise,
+};
 use crate::address::{Prefix, Targets};
 use crate::bind::Method;
 use crate::machine::sandbox::{Role, Sandbox};
@@ -24,21 +27,24 @@ use crate::netlink::{self, AttachMode, Delivery, KernelAddresses, Link};
 use crate::report::{Counters, QueueCounters};
 use crate::wire::OVERHEAD;
 use crate::xdp::{
-    AllMulticast, Attachment, CopyMode, CounterSource, Doorbell, Fate, Frame, KernelCounters, LevelSource,
-    LiveAddresses, MovingAddresses, Program, ProgramConfig, Reflect, RingLevels, Rings, Screen, Socket,
-    SocketConfig, Station, Verdict, VerdictSource, ethtool, spare_frames, xdp_features,
+    AllMulticast, Attachment, CopyMode, CounterSource, Doorbell, Fate, Frame, KernelCounters,
+    LevelSource, LiveAddresses, MovingAddresses, Program, ProgramConfig, Reflect, RingLevels,
+    Rings, Screen, Socket, SocketConfig, Station, Verdict, VerdictSource, ethtool, spare_frames,
+    xdp_features,
 };
 
-/// Frames of each queue. They are the queue of requests that wait while the worker is kept from its processor: at
-/// 100,000 requests/s they hold 40 ms of them, which is more than a scheduler takes away at a time.
+/// Frames of each queue. They are the queue of requests that wait while the worker is kept from its
+/// processor: at 100,000 requests/s they hold 40 ms of them, which is more than a scheduler takes
+/// away at a time.
 pub const FRAMES: u32 = 4096;
 
-/// Descriptors of the tx and completion rings. As many as frames: 409 requests of ten replies in flight, and the
-/// kernel's budget of one system call.
+/// Descriptors of the tx and completion rings. As many as frames: 409 requests of ten replies in
+/// flight, and the kernel's budget of one system call.
 const SEND_RING: u32 = 4096;
 
-/// A worker that found nothing to do looks again for this long before it sleeps. On the machine of the README a request that
-/// finds it asleep is answered after some 130 µs, one that finds it awake after 4; looking costs only what nobody else wants.
+/// A worker that found nothing to do looks again for this long before it sleeps. On the machine of
+/// the README a request that finds it asleep is answered after some 130 µs, one that finds it awake
+/// after 4; looking costs only what nobody else wants.
 const PATIENCE: Duration = Duration::from_micros(50);
 
 /// A sleeping worker looks up this often whether it is to stop.
@@ -50,10 +56,12 @@ const NAP: Duration = Duration::from_millis(1);
 /// A worker that is to stop waits so long for its last replies to leave.
 const DRAIN: Duration = Duration::from_millis(100);
 
-/// Bytes that the kernel takes of each frame before the packet (XDP_PACKET_HEADROOM), Ethernet header and VLAN tags.
+/// Bytes that the kernel takes of each frame before the packet (XDP_PACKET_HEADROOM), Ethernet
+/// header and VLAN tags.
 const FRAME_OVERHEAD: u32 = 256 + 14 + 8;
 
-/// Frames of a queue, for so many replies to each request, where the card's own receive ring is as large as `card_ring`.
+/// Frames of a queue, for so many replies to each request, where the card's own receive ring is as
+/// large as `card_ring`.
 pub fn frames(copy: CopyMode, card_ring: Option<u32>, replies: u16) -> u32 {
     FRAMES + if copy == CopyMode::Zero { spare_frames(card_ring, elsewhere(replies)) } else { 0 }
 }
@@ -63,7 +71,8 @@ fn elsewhere(replies: u16) -> u32 {
     SEND_RING / u32::from(replies.max(1)) + BATCH as u32
 }
 
-/// Bytes of a frame that holds packets of `mtu` bytes, as far as any does: there are none larger than 4,096.
+/// Bytes of a frame that holds packets of `mtu` bytes, as far as any does: there are none larger
+/// than 4,096.
 pub fn frame_size(mtu: u32) -> u32 {
     if mtu.saturating_add(FRAME_OVERHEAD) <= 2048 { 2048 } else { 4096 }
 }
@@ -74,8 +83,8 @@ pub fn largest_request(frame_size: u32) -> u32 {
 }
 
 pub(super) struct AfXdp {
-    // Fields are dropped in this order: first the kernel gets nothing for live addresses, then nothing is steered any more, then the
-    // sockets go.
+    // Fields are dropped in this order: first the kernel gets nothing for live addresses, then
+    // nothing is steered any more, then the sockets go.
     delivering: Option<Delivering>,
     hidden: Option<Hidden>,
     /// Where switches are to be told that there is one.
@@ -91,7 +100,8 @@ pub(super) struct AfXdp {
     reflected: u16,
     /// What its advertisements name.
     link_address: LinkAddress,
-    /// Packets of this MTU fit into its frames; `None` where there are none, or of the largest size that there is.
+    /// Packets of this MTU fit into its frames; `None` where there are none, or of the largest size
+    /// that there is.
     fits: Option<Frames>,
     modes: Modes,
     sandbox: Sandbox,
@@ -135,8 +145,8 @@ impl AfXdp {
                 (0, Some(MovingAddresses { subnet, clients }))
             }
         };
-        let addresses =
-            u32::try_from(still).context("the steering program holds no more than 2^32 addresses")?;
+        let addresses = u32::try_from(still)
+            .context("the steering program holds no more than 2^32 addresses")?;
         let mut program = Program::load(&ProgramConfig {
             port: handler.port(),
             addresses,
@@ -153,7 +163,8 @@ impl AfXdp {
         program.add_prefix(targets.prefix())?;
         handler.sources().prefixes().iter().try_for_each(|prefix| program.allow(*prefix))?;
         let mut live = program.live_addresses()?;
-        // Nobody else may ask from the interface's own addresses; those that steer only leave it to the handler.
+        // Nobody else may ask from the interface's own addresses; those that steer only leave it to
+        // the handler.
         let mut own = if reflects { handler.interface().to_vec() } else { vec![] };
         let hidden = if is_hidden {
             own.retain(|address| !targets.prefix().contains(*address));
@@ -295,14 +306,16 @@ impl Follower for Followed {
     }
 }
 
-/// Refuses a card that takes no frames from a program: the kernel would drop every reply, and say nothing. A veth takes them once its
-/// other end polls, by an XDP program there or GRO, which may come later than this server.
+/// Refuses a card that takes no frames from a program: the kernel would drop every reply, and say
+/// nothing. A veth takes them once its other end polls, by an XDP program there or GRO, which may
+/// come later than this server.
 fn can_send_redirected(link: &Link) -> Result<()> {
     let features = xdp_features(link.index).ok().flatten();
     let can = features.is_none_or(|features| features.has("ndo-xmit"));
     ensure!(
         can || ethtool::driver(&link.name)? == "veth",
-        "the driver of {} sends no frames for an XDP program: use --attach generic, or another engine",
+        "the driver of {} sends no frames for an XDP program: use --attach generic, or another \
+         engine",
         link.name
     );
     Ok(())
@@ -315,15 +328,16 @@ fn chosen_frame_size(config: &EngineConfig) -> Result<u32> {
     let size = config.rings.frame_size.unwrap_or(needed);
     ensure!(
         size >= needed,
-        "a frame of {size} bytes is too small for packets of {name}, whose MTU is {mtu}: use --frame-size {needed}, or set \
+        "a frame of {size} bytes is too small for packets of {name}, whose MTU is {mtu}: use \
+         --frame-size {needed}, or set \
          an MTU of at most {}",
         size.saturating_sub(FRAME_OVERHEAD)
     );
     Ok(size)
 }
 
-/// Opens a socket from processor `core`: the kernel takes the memory of frames and rings from the NUMA node of the processor
-/// that touches it first, which is then the worker's.
+/// Opens a socket from processor `core`: the kernel takes the memory of frames and rings from the
+/// NUMA node of the processor that touches it first, which is then the worker's.
 fn open_on(core: usize, config: &SocketConfig) -> Result<(Socket, Rings, Vec<Frame>)> {
     thread::scope(|scope| {
         let opener = scope.spawn(|| {
@@ -376,8 +390,12 @@ impl Engine for AfXdp {
     }
 
     fn run(self: Box<Self>, stop: &AtomicBool) -> Result<()> {
-        let Self { attachment, program, queues, hidden, delivering, router, behind, sandbox, .. } = *self;
-        let work = || Self::work((attachment, delivering), &program, queues, (hidden, router), sandbox, stop);
+        let Self {
+            attachment, program, queues, hidden, delivering, router, behind, sandbox, ..
+        } = *self;
+        let work = || {
+            Self::work((attachment, delivering), &program, queues, (hidden, router), sandbox, stop)
+        };
         match behind {
             Some(behind) => behind.beside(stop, work),
             None => work(),
@@ -430,8 +448,9 @@ impl AfXdp {
     }
 }
 
-/// Has the kernel take what the program passes for live addresses; only while the program is attached. A thread keeps it, which is
-/// started while everything is still allowed, and keeps what that takes.
+/// Has the kernel take what the program passes for live addresses; only while the program is
+/// attached. A thread keeps it, which is started while everything is still allowed, and keeps what
+/// that takes.
 struct Delivering {
     /// Until this goes.
     stop: Option<mpsc::Sender<()>>,
@@ -467,8 +486,8 @@ impl Drop for Delivering {
 }
 
 impl Hidden {
-    /// Keeps the program told which addresses are the kernel's, until `stop` is set: they come and go, those of
-    /// autoconfiguration by themselves.
+    /// Keeps the program told which addresses are the kernel's, until `stop` is set: they come and
+    /// go, those of autoconfiguration by themselves.
     fn keep(mut self, program: &Program, stop: &AtomicBool) -> Result<()> {
         while !stop.load(Ordering::Relaxed) {
             if self.kernel.changed(DOZE)? {
@@ -490,8 +509,8 @@ impl Queue {
     fn run(mut self, stop: &AtomicBool) -> io::Result<()> {
         pin(self.core);
         let polling = self.socket.busy_poll();
-        let patience =
-            polling.map_or(PATIENCE, |poll| PATIENCE.max(Duration::from_micros(poll.microseconds.into())));
+        let patience = polling
+            .map_or(PATIENCE, |poll| PATIENCE.max(Duration::from_micros(poll.microseconds.into())));
         let mut idle_since = None;
         while !stop.load(Ordering::Relaxed) {
             if self.worker.turn(&mut self.rings, &mut self.socket)? {
@@ -584,8 +603,9 @@ impl AfXdpCounters {
         }
     }
 
-    /// What the program did that answered so many requests, and refused others. Where the kernel does not say which of the replies the driver took,
-    /// they count as sent: they were handed to it.
+    /// What the program did that answered so many requests, and refused others. Where the kernel
+    /// does not say which of the replies the driver took, they count as sent: they were handed to
+    /// it.
     fn reflected(&self, answered: u64) -> Tally {
         let all = answered * u64::from(self.reflected);
         let replies = if self.counts_frames {
@@ -594,8 +614,8 @@ impl AfXdpCounters {
         } else {
             all
         };
-        // Also those that never came as far as the driver: the kernel leaves out a device that takes
-        // no frames from programs.
+        // Also those that never came as far as the driver: the kernel leaves out a device that
+        // takes no frames from programs.
         let unsent = all - replies;
         let refused = self.verdicts.refusals().unwrap_or_default();
         Tally { answered, replies, unsent, refused, ..Tally::default() }
@@ -677,8 +697,8 @@ impl Lost {
     /// A packet has arrived after this long, or never will.
     const UNDER_WAY: Duration = Duration::from_millis(100);
 
-    /// Packets that a queue has under way at most: a driver passes on what one poll of its ring gave
-    /// it (NAPI_POLL_WEIGHT, 64), and some room.
+    /// Packets that a queue has under way at most: a driver passes on what one poll of its ring
+    /// gave it (NAPI_POLL_WEIGHT, 64), and some room.
     const OF_A_QUEUE: u64 = 256;
 
     /// `arrived` is to be counted after `steered`.
@@ -713,7 +733,8 @@ mod tests {
         let at = |second: u64| start + Duration::from_secs(second);
         let mut none = Lost::default();
         // 64 are always under way.
-        let seen = (0..10).map(|second| none.look(at(second), 1000 * second + 64, 1000 * second, 1));
+        let seen =
+            (0..10).map(|second| none.look(at(second), 1000 * second + 64, 1000 * second, 1));
         assert_eq!(seen.sum::<u64>(), 0);
         assert_eq!(none.at_the_end(9064, 9064), 0);
 

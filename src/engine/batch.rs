@@ -1,13 +1,14 @@
-//! Sockets, as well as they go: one pinned worker a processor, each with a socket of its own (SO_REUSEPORT), takes what has come by
-//! one recvmmsg and hands over all replies by one sendmmsg.
+//! Sockets, as well as they go: one pinned worker a processor, each with a socket of its own
+//! (SO_REUSEPORT), takes what has come by one recvmmsg and hands over all replies by one sendmmsg.
 //!
 //! ```text
 //!   recvmmsg ─► Handler ─► socket-batch   ten messages to each request  ─► sendmmsg
 //!                      └─► socket-gso     one large one, which the kernel cuts into ten (UDP_SEGMENT) ─► sendmmsg
 //! ```
 //!
-//! Ten equal replies to one peer are what UDP_SEGMENT is made for: they go through the stack as one. It is the best that a plain
-//! socket server can do at this work, and the one that others are to be compared with.
+//! Ten equal replies to one peer are what UDP_SEGMENT is made for: they go through the stack as
+//! one. It is the best that a plain socket server can do at this work, and the one that others are
+//! to be compared with.
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -47,7 +48,8 @@ impl Batch {
         Ok(Self::of(config, sockets.into_iter().zip(cores), segments))
     }
 
-    /// One worker on whatever processor, on a socket that no other shares, behind an engine that looks at frames.
+    /// One worker on whatever processor, on a socket that no other shares, behind an engine that
+    /// looks at frames.
     pub fn alone(config: &EngineConfig) -> Result<Self> {
         let socket = Arc::new(udp::open(config, false)?);
         let batch = Self::of(config, [(socket, None)], false);
@@ -80,7 +82,8 @@ impl Batch {
     /// What it counts.
     pub fn socket_counters(&self) -> SocketCounters {
         let workers = self.workers.iter();
-        let (sockets, shown) = workers.map(|worker| (worker.socket.clone(), worker.shown.clone())).unzip();
+        let (sockets, shown) =
+            workers.map(|worker| (worker.socket.clone(), worker.shown.clone())).unzip();
         SocketCounters { sockets, shown }
     }
 
@@ -108,7 +111,8 @@ impl Batch {
             };
             // Its size is known only now; to allocate it costs nothing beside the two system calls.
             tally.received += count.min(BATCH) as u64;
-            let mut messages = Vec::with_capacity(count * if self.segments { 1 } else { self.replies });
+            let mut messages =
+                Vec::with_capacity(count * if self.segments { 1 } else { self.replies });
             for index in 0..count.min(BATCH) {
                 self.answer(&incoming, index, &mut messages, &mut tally);
             }
@@ -143,7 +147,12 @@ impl Batch {
         let mut left = self.replies;
         while left > 0 {
             let copies = left.min(most);
-            messages.push(Message { payload, peer: *incoming.peer(index), source: Some(from), copies });
+            messages.push(Message {
+                payload,
+                peer: *incoming.peer(index),
+                source: Some(from),
+                copies,
+            });
             left -= copies;
         }
     }
@@ -186,6 +195,8 @@ impl Engine for Batch {
     }
 
     fn run(self: Box<Self>, stop: &AtomicBool) -> Result<()> {
-        udp::run(&self.workers, (self.sandbox, Role::Socket), stop, |worker| self.work(worker, stop))
+        udp::run(&self.workers, (self.sandbox, Role::Socket), stop, |worker| {
+            self.work(worker, stop)
+        })
     }
 }

@@ -1,13 +1,14 @@
-//! The socket behind an engine that looks at frames: it answers by the same rules what has more before its UDP header than an IPv6
-//! header, which the kernel takes apart: extension headers and fragments. So no client sees a difference between engines.
+//! The socket behind an engine that looks at frames: it answers by the same rules what has more
+//! before its UDP header than an IPv6 header, which the kernel takes apart: extension headers and
+//! fragments. So no client sees a difference between engines.
 //!
 //! ```text
 //!   XDP program, or tap ─┬─ UDP directly over IPv6 ──► the engine
 //!                        └─ anything else ──► kernel ──► UDP socket ──► Handler ──► the same replies
 //! ```
 //!
-//! One thread that sleeps unless such a request comes. It also keeps the port from other programs, and the kernel from telling
-//! clients that nobody listens there.
+//! One thread that sleeps unless such a request comes. It also keeps the port from other programs,
+//! and the kernel from telling clients that nobody listens there.
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -59,7 +60,8 @@ impl Behind {
         self.0.socket_counters()
     }
 
-    /// A way to tell the socket of another MTU, where it is beside taps whose buffers hold packets of `room` bytes.
+    /// A way to tell the socket of another MTU, where it is beside taps whose buffers hold packets
+    /// of `room` bytes.
     pub fn follower(&self, room: u32) -> Box<dyn Follower> {
         Box::new(BesideTaps { sockets: self.counters().sockets, room })
     }
@@ -69,7 +71,8 @@ impl Behind {
         thread::scope(|scope| {
             let answering = scope.spawn(|| Box::new(self.0).run(stop));
             let worked = work();
-            let answered = answering.join().map_err(|_| anyhow!("the thread of the socket behind panicked"));
+            let answered =
+                answering.join().map_err(|_| anyhow!("the thread of the socket behind panicked"));
             worked.and(answered?)
         })
     }

@@ -1,5 +1,6 @@
-//! What is looked at before a server changes anything: that the interface has IPv6, that there is room for so many addresses, and
-//! that taking the prefix takes nothing from others. And the largest request that its rings will hold.
+//! What is looked at before a server changes anything: that the interface has IPv6, that there is
+//! room for so many addresses, and that taking the prefix takes nothing from others. And the
+//! largest request that its rings will hold.
 
 use anyhow::{Result, bail, ensure};
 
@@ -16,12 +17,14 @@ pub(super) fn before(link: &Link, config: &ServerConfig, kind: Option<EngineKind
     let hidden = config.bind == Method::LiveMap;
     ensure!(
         !config.multicast_router || hidden,
-        "--multicast-router is for --bind live-map: the kernel reports the groups of its own addresses"
+        "--multicast-router is for --bind live-map: the kernel reports the groups of its own \
+         addresses"
     );
     fits(link, kind, hidden)?;
     ensure!(
         !(hidden && config.engine.is_some() && netlink::vrf(link.index)?.is_some()),
-        "{} is in a VRF, where the kernel cannot be had to take only what comes from it, as live-map needs for requests in \
+        "{} is in a VRF, where the kernel cannot be had to take only what comes from it, as \
+         live-map needs for requests in \
          fragments: use --bind netlink, or take it out with 'ip link set {0} nomaster'",
         link.name
     );
@@ -38,14 +41,16 @@ fn fits(link: &Link, engine: Option<EngineKind>, hidden: bool) -> Result<()> {
     let Some(engine) = engine.filter(|engine| engine.sees_frames()) else { return Ok(()) };
     ensure!(
         link.is_ethernet(),
-        "{} carries no Ethernet frames (link type {}, a tunnel's), and {engine} takes no others: use --engine socket-gso, or another of \
+        "{} carries no Ethernet frames (link type {}, a tunnel's), and {engine} takes no others: \
+         use --engine socket-gso, or another of \
          the socket engines, with --bind netlink",
         link.name,
         link.link_type
     );
     ensure!(
         !hidden || ethtool::driver(&link.name)? != "ipvlan",
-        "{} is an ipvlan, which gets only what is for the kernel's addresses, and those of live-map are none: use --bind netlink, or a \
+        "{} is an ipvlan, which gets only what is for the kernel's addresses, and those of \
+         live-map are none: use --bind netlink, or a \
          macvlan",
         link.name
     );
@@ -76,7 +81,8 @@ fn has_room(targets: &Targets, bind: Method, kind: Option<EngineKind>) -> Result
     machine::has_memory(bytes, format_args!("{count} addresses"))
 }
 
-/// Whether all that the prefix takes from this machine is what comes to `link`, and nothing that it has routes for elsewhere.
+/// Whether all that the prefix takes from this machine is what comes to `link`, and nothing that it
+/// has routes for elsewhere.
 fn takes_nothing(link: &Link, prefix: Prefix, method: Method) -> Result<()> {
     let routes = netlink::routes(link.index)?;
     let own: Vec<_> = std::iter::once(link.index).chain(link.master).collect();
@@ -91,10 +97,12 @@ fn takes_nothing(link: &Link, prefix: Prefix, method: Method) -> Result<()> {
     )
 }
 
-/// A route, other than to the link itself, of which the interfaces `own` are, by which packets to some address under `prefix` go.
+/// A route, other than to the link itself, of which the interfaces `own` are, by which packets to
+/// some address under `prefix` go.
 fn in_the_way<'a>(own: &[u32], prefix: Prefix, routes: &'a [TableRoute]) -> Option<&'a TableRoute> {
-    let is_own =
-        |route: &&TableRoute| route.on_link && route.interface.is_some_and(|index| own.contains(&index));
+    let is_own = |route: &&TableRoute| {
+        route.on_link && route.interface.is_some_and(|index| own.contains(&index))
+    };
     let others = || routes.iter().filter(|route| route.prefix.length() > 0 && !is_own(route));
     let under = others().find(|route| prefix.covers(&route.prefix));
     // Where the prefix is part of the subnet of another interface. The route that is longer counts.
@@ -118,9 +126,13 @@ pub(super) fn too_large(link: &Link, kind: Option<EngineKind>, modes: &Modes) ->
             largest_request(rings.frame_size),
             "larger ones do not fit into a frame of the rings and are dropped (xdp.rx_dropped)",
         ),
-        (EngineKind::Socket | EngineKind::SocketBatch | EngineKind::SocketGso | EngineKind::Uring, _) => {
-            (MAX_PAYLOAD as u32, "of larger ones the replies hold only so many bytes")
-        }
+        (
+            EngineKind::Socket
+            | EngineKind::SocketBatch
+            | EngineKind::SocketGso
+            | EngineKind::Uring,
+            _,
+        ) => (MAX_PAYLOAD as u32, "of larger ones the replies hold only so many bytes"),
         _ => return None,
     };
     (served < possible).then(|| {
@@ -200,9 +212,12 @@ mod tests {
 
     #[test]
     fn what_does_not_fit_is_refused_with_the_number_that_does() {
-        let pool =
-            |count| Targets::from(crate::address::Pool::new(prefix("2001:db8::/64"), count, 1).unwrap());
-        let said = |count, bind, kind| has_room(&pool(count), bind, kind).map_err(|error| error.to_string());
+        let pool = |count| {
+            Targets::from(crate::address::Pool::new(prefix("2001:db8::/64"), count, 1).unwrap())
+        };
+        let said = |count, bind, kind| {
+            has_room(&pool(count), bind, kind).map_err(|error| error.to_string())
+        };
         assert_eq!(said(1000, Method::LiveMap, Some(EngineKind::Afxdp)), Ok(()));
         let many = said(400_000_000, Method::LiveMap, Some(EngineKind::Afxdp)).unwrap_err();
         assert!(many.contains("at most 134217728"), "{many}");

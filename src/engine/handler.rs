@@ -1,5 +1,5 @@
-//! The answering rules: whether a request is answered. Every engine asks here, so that a comparison compares the
-//! transport and nothing else.
+//! The answering rules: whether a request is answered. Every engine asks here, so that a comparison
+//! compares the transport and nothing else.
 
 use std::net::Ipv6Addr;
 use std::sync::Arc;
@@ -15,8 +15,8 @@ pub enum Ours {
     Pool(Pool),
     /// They move, and this says where they are at the moment.
     Set(Arc<LiveSet>),
-    /// They move, and a steering program has decided: it gives to its engine only what goes to live addresses, or asks for them, and
-    /// nothing that comes from one.
+    /// They move, and a steering program has decided: it gives to its engine only what goes to live
+    /// addresses, or asks for them, and nothing that comes from one.
     Steered {
         /// All of them lie under it.
         prefix: Prefix,
@@ -36,14 +36,16 @@ impl From<Pool> for Ours {
 pub struct Handler {
     port: u16,
     ours: Ours,
-    /// Addresses of the interface that are not among those: ours too, but the service does not answer on them.
+    /// Addresses of the interface that are not among those: ours too, but the service does not
+    /// answer on them.
     interface: Vec<Ipv6Addr>,
     /// Who may ask.
     sources: Sources,
 }
 
 impl Handler {
-    /// For the service on UDP `port` of the live addresses `ours`; `interface` are the machine's other addresses. Everybody may ask.
+    /// For the service on UDP `port` of the live addresses `ours`; `interface` are the machine's
+    /// other addresses. Everybody may ask.
     pub fn new(port: u16, ours: impl Into<Ours>, interface: Vec<Ipv6Addr>) -> Self {
         Self { port, ours: ours.into(), interface, sources: Sources::all() }
     }
@@ -74,7 +76,9 @@ impl Handler {
         match &self.ours {
             Ours::Pool(pool) => pool.contains(address),
             Ours::Set(set) => set.contains(address),
-            Ours::Steered { prefix, .. } => prefix.contains(address) && !self.interface.contains(&address),
+            Ours::Steered { prefix, .. } => {
+                prefix.contains(address) && !self.interface.contains(&address)
+            }
         }
     }
 
@@ -99,8 +103,9 @@ impl Handler {
         &self.interface
     }
 
-    /// Whether anything from `source`, `source_port` is answered, as far as it can be told without knowing our own addresses: what
-    /// the XDP program decides first (bpf/sources.h), in the same order.
+    /// Whether anything from `source`, `source_port` is answered, as far as it can be told without
+    /// knowing our own addresses: what the XDP program decides first (bpf/sources.h), in the same
+    /// order.
     ///
     /// # Errors
     /// Why it is not.
@@ -130,7 +135,12 @@ impl Handler {
     /// # Errors
     /// Why it is not.
     #[inline]
-    pub fn decide(&self, source: Ipv6Addr, source_port: u16, destination: Ipv6Addr) -> Result<(), Refusal> {
+    pub fn decide(
+        &self,
+        source: Ipv6Addr,
+        source_port: u16,
+        destination: Ipv6Addr,
+    ) -> Result<(), Refusal> {
         self.screen(source, source_port)?;
         if self.is_own(source) {
             Err(Refusal::SourceOwn)
@@ -143,7 +153,8 @@ impl Handler {
         }
     }
 
-    /// Turns the request in `frame` into its reply, in place, and returns the reply's length in bytes.
+    /// Turns the request in `frame` into its reply, in place, and returns the reply's length in
+    /// bytes.
     ///
     /// # Errors
     /// Why it is not answered; `frame` is as it was.

@@ -1,5 +1,5 @@
-//! A port of a bridge or a bond: the kernel hands its packets on to the device above, also those that
-//! ask for addresses of the port. Only a program on the port sees them before.
+//! A port of a bridge or a bond: the kernel hands its packets on to the device above, also those
+//! that ask for addresses of the port. Only a program on the port sees them before.
 
 use anyhow::{Result, bail};
 
@@ -28,13 +28,14 @@ pub(super) fn may_serve(link: &Link, bind: Method, serves: bool) -> Result<Optio
     }))
 }
 
-/// Whether a device of that kind takes the packets of its ports for its own. A VRF leaves them theirs.
+/// Whether a device of that kind takes the packets of its ports for its own. A VRF leaves them
+/// theirs.
 pub fn takes_packets(kind: Option<&str>) -> bool {
     kind != Some("vrf")
 }
 
-/// Whether addresses that `bind` makes live on a port can be reached. A bridge takes the IPv6 routes
-/// of its ports; a bond's packets still go by the routing table, and AnyIP needs no more.
+/// Whether addresses that `bind` makes live on a port can be reached. A bridge takes the IPv6
+/// routes of its ports; a bond's packets still go by the routing table, and AnyIP needs no more.
 fn works(kind: Option<&str>, bind: Method) -> bool {
     match bind {
         Method::LiveMap | Method::None => true,
@@ -53,7 +54,8 @@ fn no_use(port: &str, above: &str, kind: Option<&str>, bind: Method, serves: boo
     let instead = if serves { " or use --bind live-map" } else { "" };
     let what = if serves { "serve on" } else { "bind to" };
     format!(
-        "{port} is a port of the {kind} {above}, which takes what neighbours ask of {port}: addresses that \
+        "{port} is a port of the {kind} {above}, which takes what neighbours ask of {port}: \
+         addresses that \
          --bind {bind} makes live there are never found; {what} {above}{}{instead}",
         if serves { "," } else { "" }
     )

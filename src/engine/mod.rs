@@ -1,4 +1,5 @@
-//! ANSWERING: requests come in, replies go out. Several engines do it in different ways by the same rules.
+//! ANSWERING: requests come in, replies go out. Several engines do it in different ways by the same
+//! rules.
 //!
 //! ```text
 //!   afxdp          rings ─► worker ─► rings                                       one worker a queue
@@ -12,10 +13,11 @@
 //!                                 └ Handler decides for all, and bpf/sources.h and reflect.h by the same rules
 //! ```
 //!
-//! Behind those that look at frames themselves is a UDP socket for what they do not take apart (behind).
+//! Behind those that look at frames themselves is a UDP socket for what they do not take apart
+//! (behind).
 //!
-//! An engine opens what it needs, says what the kernel granted, and answers until it is told to stop. It makes no
-//! address live: that is the business of `bind`, which [`Server`] does first.
+//! An engine opens what it needs, says what the kernel granted, and answers until it is told to
+//! stop. It makes no address live: that is the business of `bind`, which [`Server`] does first.
 
 mod advertiser;
 mod afxdp;
@@ -53,7 +55,8 @@ use crate::machine::sandbox::Sandbox;
 use crate::netlink::{AttachMode, Link};
 use crate::report::Counters;
 use crate::xdp::{
-    AttachRequest, BusyPoll, CopyMode, CopyRequest, Fallback, HugepageRequest, LiveAddresses, RingSizes,
+    AttachRequest, BusyPoll, CopyMode, CopyRequest, Fallback, HugepageRequest, LiveAddresses,
+    RingSizes,
 };
 
 pub use advertiser::{Advertiser, LinkAddress};
@@ -77,18 +80,21 @@ pub enum EngineKind {
     Socket,
     /// Sockets with many datagrams to a system call, a worker for each processor
     SocketBatch,
-    /// The same, with all replies to a request as one datagram that the kernel cuts: the best of the socket servers
+    /// The same, with all replies to a request as one datagram that the kernel cuts: the best of
+    /// the socket servers
     SocketGso,
     /// io_uring: requests come without being asked for one by one, replies leave as with socket-gso
     Uring,
     /// Packet sockets: whole frames, with headers of our own, past the kernel's UDP and IPv6
     Raw,
-    /// The same through memory that is shared with the kernel (PACKET_RX_RING, PACKET_TX_RING): no copy out of it per request
+    /// The same through memory that is shared with the kernel (PACKET_RX_RING, PACKET_TX_RING): no
+    /// copy out of it per request
     PacketRing,
 }
 
 impl EngineKind {
-    /// Whether it has an XDP program on the interface, which steers requests by their addresses, queue by queue.
+    /// Whether it has an XDP program on the interface, which steers requests by their addresses,
+    /// queue by queue.
     #[must_use]
     pub fn steers(self) -> bool {
         matches!(self, Self::Afxdp | Self::Reflect)
@@ -100,7 +106,8 @@ impl EngineKind {
         self.steers() || matches!(self, Self::Raw | Self::PacketRing)
     }
 
-    /// Whether it can answer on addresses that are made live by `method`: live-map takes a steering program.
+    /// Whether it can answer on addresses that are made live by `method`: live-map takes a steering
+    /// program.
     #[must_use]
     pub fn can(self, method: Method) -> bool {
         method != Method::LiveMap || self.steers()
@@ -143,17 +150,20 @@ pub struct EngineConfig {
     pub queues: Vec<u32>,
     /// The processors to pin to, at least one; workers beyond their number share them in turn.
     pub cores: Vec<usize>,
-    /// Requests of one source that are answered in a second; `None` for any number. Only engines that have an XDP program can.
+    /// Requests of one source that are answered in a second; `None` for any number. Only engines
+    /// that have an XDP program can.
     pub limit: Option<u32>,
     /// How the rings of packet-ring are laid out.
     pub tpacket: TPacket,
     /// What its threads enter before they answer.
     pub sandbox: Sandbox,
-    /// Whether switches are to be told that a multicast router is here; only with [`Method::LiveMap`].
+    /// Whether switches are to be told that a multicast router is here; only with
+    /// [`Method::LiveMap`].
     pub multicast_router: bool,
-    /// How the addresses are made live. A steering program has to be told of those that move; with [`Method::LiveMap`] they are no addresses of the kernel: none is live until it is put
-    /// into [`live_addresses`](Engine::live_addresses), and the engine answers neighbour discovery; only engines that have an XDP
-    /// program can.
+    /// How the addresses are made live. A steering program has to be told of those that move; with
+    /// [`Method::LiveMap`] they are no addresses of the kernel: none is live until it is put into
+    /// [`live_addresses`](Engine::live_addresses), and the engine answers neighbour discovery; only
+    /// engines that have an XDP program can.
     pub bind: Method,
 }
 
@@ -164,12 +174,14 @@ pub struct RingRequest {
     pub frame_size: Option<u32>,
     /// Whether the frames are to lie on huge pages.
     pub hugepages: HugepageRequest,
-    /// Preferred busy polling: for how long a worker that finds nothing to do does the card's receive work itself before it
-    /// sleeps, in microseconds. `None` to leave that work to interrupts.
+    /// Preferred busy polling: for how long a worker that finds nothing to do does the card's
+    /// receive work itself before it sleeps, in microseconds. `None` to leave that work to
+    /// interrupts.
     pub busy_poll: Option<u32>,
 }
 
-/// What the kernel granted an engine: what it reports, not what was asked for. `None` where the engine has no such thing.
+/// What the kernel granted an engine: what it reports, not what was asked for. `None` where the
+/// engine has no such thing.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Modes {
     /// How its XDP program is attached.
@@ -193,10 +205,12 @@ pub struct Modes {
     pub rings: Option<RingSizes>,
     /// Messages that its queue holds.
     pub queue_depth: Option<i64>,
-    /// Bytes of memory that requests may take which wait in its socket, as the kernel reports it (twice what was asked for).
+    /// Bytes of memory that requests may take which wait in its socket, as the kernel reports it
+    /// (twice what was asked for).
     #[serde(default)]
     pub receive_buffer: Option<usize>,
-    /// Whether the kernel cuts equal replies out of one large frame; otherwise each goes as a frame of its own.
+    /// Whether the kernel cuts equal replies out of one large frame; otherwise each goes as a frame
+    /// of its own.
     #[serde(default)]
     pub segmentation: Option<bool>,
     /// How its memory-mapped packet rings are laid out.
@@ -225,7 +239,8 @@ pub trait Engine: Send {
         None
     }
 
-    /// A way to tell it of changes of the interface while it runs; `None` where it keeps nothing of it.
+    /// A way to tell it of changes of the interface while it runs; `None` where it keeps nothing of
+    /// it.
     fn follower(&self) -> Option<Box<dyn Follower>> {
         None
     }
@@ -275,7 +290,8 @@ pub fn open(kind: EngineKind, config: &EngineConfig) -> Result<Box<dyn Engine>> 
     })
 }
 
-/// Pins the calling thread to processor `core`. Not being allowed to is no reason to stop: `cores` was checked before.
+/// Pins the calling thread to processor `core`. Not being allowed to is no reason to stop: `cores`
+/// was checked before.
 fn pin(core: usize) {
     core_affinity::set_for_current(core_affinity::CoreId { id: core });
 }

@@ -1,5 +1,6 @@
-//! Has switches that snoop MLD pass on all multicast: nobody reports the solicited-node groups of addresses that the kernel does
-//! not have, and a report for each would cost what live-map avoids. To be known as a multicast router costs a packet in 20 s.
+//! Has switches that snoop MLD pass on all multicast: nobody reports the solicited-node groups of
+//! addresses that the kernel does not have, and a report for each would cost what live-map avoids.
+//! To be known as a multicast router costs a packet in 20 s.
 
 use std::net::Ipv6Addr;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -17,7 +18,8 @@ use crate::wire::{self, ADVERTISEMENT_INTERVAL, INITIAL_COUNT, INITIAL_INTERVAL}
 /// How often it looks whether to stop.
 const DOZE: Duration = Duration::from_millis(100);
 
-/// After an advertisement that could not be sent, as while the link is down, the next is tried so much later.
+/// After an advertisement that could not be sent, as while the link is down, the next is tried so
+/// much later.
 const AGAIN: Duration = Duration::from_secs(1);
 
 /// Sends advertisements by RFC 4286, and takes them back.
@@ -45,7 +47,8 @@ impl MulticastRouter {
         })
     }
 
-    /// Advertises until `stop` is set. That a packet does not go is no reason to end: the link may be down for a while.
+    /// Advertises until `stop` is set. That a packet does not go is no reason to end: the link may
+    /// be down for a while.
     pub fn keep(self, stop: &AtomicBool) {
         let mut next = Instant::now();
         let mut sent = 0;

@@ -1,14 +1,14 @@
-//! Packet sockets (packet(7)), as the engines raw and packet-ring have them: which frames come to them, how several share
-//! these, and how replies are handed over.
+//! Packet sockets (packet(7)), as the engines raw and packet-ring have them: which frames come to
+//! them, how several share these, and how replies are handed over.
 //!
 //! ```text
 //!   link ─► tap (filter: UDP to the service port) ─► worker ─► sender ─► link
 //!      └──► the kernel's IPv6 ─► a UDP socket that keeps the port and drops what came to the tap (behind)
 //! ```
 //!
-//! A packet socket is a tap: the kernel's own stack gets each request as well. Without a socket on the port it would tell
-//! the client that the port is unreachable, so there is one; it also shows that no other server has the port, and answers what
-//! does not come to the tap.
+//! A packet socket is a tap: the kernel's own stack gets each request as well. Without a socket on
+//! the port it would tell the client that the port is unreachable, so there is one; it also shows
+//! that no other server has the port, and answers what does not come to the tap.
 //!
 //! `unsafe` are the system calls.
 
@@ -43,8 +43,8 @@ const VNET: usize = 10;
 /// What stands before the payload of a frame that is handed over.
 pub(super) const HEAD: usize = VNET + OVERHEAD;
 
-/// Bytes of memory that frames may take which are on their way out: as many as the largest ring of packet-ring holds, with what the
-/// kernel adds to each.
+/// Bytes of memory that frames may take which are on their way out: as many as the largest ring of
+/// packet-ring holds, with what the kernel adds to each.
 const SEND_BUFFER: usize = 16 << 20;
 
 /// Bytes of the largest frame on the link.
@@ -69,7 +69,11 @@ impl Tap {
         let socket = packet_socket()?;
         option::set_filter(&socket, &NOTHING).context("no filter for a packet socket")?;
         udp::set_receive_buffer(&socket)?;
-        setsockopt(&socket, sockopt::ReceiveTimeout, &TimeVal::milliseconds(DOZE.as_millis() as i64))?;
+        setsockopt(
+            &socket,
+            sockopt::ReceiveTimeout,
+            &TimeVal::milliseconds(DOZE.as_millis() as i64),
+        )?;
         Ok(Arc::new(Self { socket, dropped: AtomicU64::new(0) }))
     }
 
@@ -80,7 +84,8 @@ impl Tap {
     }
 }
 
-/// Has requests to `port` come to `taps`, each to one of them: which one, addresses and ports decide.
+/// Has requests to `port` come to `taps`, each to one of them: which one, addresses and ports
+/// decide.
 pub(super) fn listen(taps: &[Arc<Tap>], link: &Link, port: u16) -> Result<()> {
     for tap in taps {
         // Of one protocol alone: what the interface sends does not come to such a socket.
@@ -97,15 +102,18 @@ pub(super) fn listen(taps: &[Arc<Tap>], link: &Link, port: u16) -> Result<()> {
     }
     // Not before: sockets that do not share yet would get a request each.
     for tap in taps {
-        option::set_filter(&tap.socket, &requests(port)).context("no filter for a packet socket")?;
+        option::set_filter(&tap.socket, &requests(port))
+            .context("no filter for a packet socket")?;
     }
     Ok(())
 }
 
-/// A packet socket that only sends, and whether the kernel cuts what it sends: each frame is to begin with a virtio_net_hdr then.
+/// A packet socket that only sends, and whether the kernel cuts what it sends: each frame is to
+/// begin with a virtio_net_hdr then.
 ///
-/// Nothing says whether it does (VIRTIO_NET_HDR_GSO_UDP_L4, Linux 6.2), and to try would put a packet on the link.
-/// PACKET_VNET_HDR_SZ came after (6.5): a kernel that knows it cuts, and does so itself for an interface that cannot.
+/// Nothing says whether it does (VIRTIO_NET_HDR_GSO_UDP_L4, Linux 6.2), and to try would put a
+/// packet on the link. PACKET_VNET_HDR_SZ came after (6.5): a kernel that knows it cuts, and does
+/// so itself for an interface that cannot.
 pub(super) fn sender(link: &Link) -> Result<(OwnedFd, bool)> {
     let socket = packet_socket()?;
     let cuts = option::set(&socket, option::PACKET_VNET_HDR_SZ, &(VNET as libc::c_int)).is_ok();
@@ -113,7 +121,8 @@ pub(super) fn sender(link: &Link) -> Result<(OwnedFd, bool)> {
         setsockopt(&socket, sockopt::SndBuf, &SEND_BUFFER)?;
     }
     setsockopt(&socket, sockopt::SendTimeout, &TimeVal::milliseconds(DOZE.as_millis() as i64))?;
-    // Protocol 0: nothing comes to it. PACKET_QDISC_BYPASS is no choice: it drops what the kernel has to cut itself.
+    // Protocol 0: nothing comes to it. PACKET_QDISC_BYPASS is no choice: it drops what the kernel
+    // has to cut itself.
     bind(&socket, link, 0)?;
     Ok((socket, cuts))
 }
@@ -178,7 +187,8 @@ fn head(headers: &[u8; OVERHEAD], payload: usize, copies: usize) -> [u8; HEAD] {
     if copies > 1 && join(&mut headers, copies) {
         head[..2].copy_from_slice(&[NEEDS_CSUM, GSO_UDP_L4]);
         // Length of the headers, of a piece's payload, and where the checksum is.
-        let numbers = [OVERHEAD, payload, UDP, CHECKSUM].map(|number| (number as u16).to_ne_bytes());
+        let numbers =
+            [OVERHEAD, payload, UDP, CHECKSUM].map(|number| (number as u16).to_ne_bytes());
         head[2..VNET].copy_from_slice(numbers.as_flattened());
     }
     head[VNET..].copy_from_slice(&headers);
@@ -189,7 +199,8 @@ fn head(headers: &[u8; OVERHEAD], payload: usize, copies: usize) -> [u8; HEAD] {
 pub(super) fn fatal(error: io::Error, interface: &str) -> anyhow::Error {
     match error.raw_os_error() {
         Some(libc::ENETDOWN | libc::ENXIO) => anyhow!(
-            "{interface} is down, or has gone, and its addresses with it: set it up with 'ip link set {interface} up' and start again"
+            "{interface} is down, or has gone, and its addresses with it: set it up with 'ip link \
+             set {interface} up' and start again"
         ),
         _ => anyhow!("a packet socket on {interface} fails: {error}"),
     }
@@ -258,9 +269,10 @@ const fn instruction(code: u32, k: u32, jump_unless: u8) -> libc::sock_filter {
 /// A filter that lets nothing through.
 const NOTHING: [libc::sock_filter; 1] = [instruction(libc::BPF_RET, 0, 0)];
 
-/// A filter that lets through UDP to `port` directly over IPv6 (of which the socket is) which is for this machine: neither for
-/// another's Ethernet address nor for many, and of no VLAN. What is too short to tell is not let through (bpf(4)), nor a UDP length of 0,
-/// that of a jumbogram, for which the kernel takes the length of the packet.
+/// A filter that lets through UDP to `port` directly over IPv6 (of which the socket is) which is
+/// for this machine: neither for another's Ethernet address nor for many, and of no VLAN. What is
+/// too short to tell is not let through (bpf(4)), nor a UDP length of 0, that of a jumbogram, for
+/// which the kernel takes the length of the packet.
 fn requests(port: u16) -> [libc::sock_filter; 10] {
     const NEXT_HEADER: u32 = 14 + 6;
     const DESTINATION_PORT: u32 = UDP as u32 + 2;
@@ -282,9 +294,10 @@ fn requests(port: u16) -> [libc::sock_filter; 10] {
     ]
 }
 
-/// A filter for a UDP socket that lets through what [`requests`] does not: what is for many on the link, what has more than an IPv6
-/// header before its UDP header, and what has no length. What the kernel has put together from fragments looks as if it had never been any. That it is
-/// too large for the link gives it away; of smaller ones nothing can be known.
+/// A filter for a UDP socket that lets through what [`requests`] does not: what is for many on the
+/// link, what has more than an IPv6 header before its UDP header, and what has no length. What the
+/// kernel has put together from fragments looks as if it had never been any. That it is too large
+/// for the link gives it away; of smaller ones nothing can be known.
 fn all_but_requests(mtu: u32) -> [libc::sock_filter; 10] {
     const IP: u32 = libc::SKF_NET_OFF as u32;
     const PACKET_TYPE: u32 = (libc::SKF_AD_OFF + libc::SKF_AD_PKTTYPE) as u32;

@@ -1,5 +1,5 @@
-//! Packet sockets through memory that is shared with the kernel: requests are read, and become replies, where the kernel put
-//! them, and one system call sends what a batch of them gave.
+//! Packet sockets through memory that is shared with the kernel: requests are read, and become
+//! replies, where the kernel put them, and one system call sends what a batch of them gave.
 //!
 //! ```text
 //!   RX_RING ─► Handler, in place ─► TX_RING: equal replies as one frame ─► send ─► cut into ten
@@ -27,16 +27,20 @@ use super::{CounterSet, Engine, EngineConfig, Follower, Modes, pin};
 use crate::machine::sandbox::{Role, Sandbox};
 use crate::wire::MAX_PAYLOAD;
 
-/// Requests that are answered before the kernel is asked to send: the first reply of a batch is not to wait long for its last.
+/// Requests that are answered before the kernel is asked to send: the first reply of a batch is not
+/// to wait long for its last.
 const BATCH: usize = 64;
 
-/// Bytes of payload that a slot of the tx ring has room for where the kernel cuts: ten replies as long as an Ethernet frame allows.
+/// Bytes of payload that a slot of the tx ring has room for where the kernel cuts: ten replies as
+/// long as an Ethernet frame allows.
 const SLOT: usize = 10 * MAX_PAYLOAD;
 
-/// A worker that found nothing to do looks again for this long before it sleeps, as one of afxdp does.
+/// A worker that found nothing to do looks again for this long before it sleeps, as one of afxdp
+/// does.
 const PATIENCE: Duration = Duration::from_micros(50);
 
-/// A sleeping worker looks up this often while replies wait: nothing announces that there is room for them again.
+/// A sleeping worker looks up this often while replies wait: nothing announces that there is room
+/// for them again.
 const NAP: Duration = Duration::from_millis(1);
 
 pub(super) struct PacketRing {
@@ -79,8 +83,8 @@ impl PacketRing {
             let (socket, cuts) = packet::sender(link)?;
             // Before a frame stands what says how it is to be cut.
             let room = HEAD + if cuts { largest.max(SLOT) } else { largest };
-            let tx =
-                TxRing::map(&socket, *version, room).with_context(|| format!("no send ring of {version}"))?;
+            let tx = TxRing::map(&socket, *version, room)
+                .with_context(|| format!("no send ring of {version}"))?;
             Ok(Worker {
                 tap,
                 rx,
@@ -112,7 +116,8 @@ impl Engine for PacketRing {
 
     fn counters(&self) -> Result<Box<dyn CounterSet>> {
         let workers = self.workers.iter();
-        let (taps, shown) = workers.map(|worker| (worker.tap.clone(), worker.shown.clone())).unzip();
+        let (taps, shown) =
+            workers.map(|worker| (worker.tap.clone(), worker.shown.clone())).unzip();
         Ok(Box::new(PacketCounters { taps, shown, behind: self.behind.counters() }))
     }
 
@@ -202,7 +207,8 @@ impl Worker {
 }
 
 impl Sender {
-    /// Puts the replies into the ring. When there is no room, it waits until the kernel is through with what is in it.
+    /// Puts the replies into the ring. When there is no room, it waits until the kernel is through
+    /// with what is in it.
     fn send(&mut self, reply: &[u8], tally: &mut Tally) -> io::Result<()> {
         for bundle in packet::bundles(reply, self.replies, self.cuts, self.tx.room()) {
             let mut is_in = self.put(&bundle);
@@ -220,7 +226,8 @@ impl Sender {
         let room = slot.bytes();
         let all = room.len();
         let mut rest = room;
-        let parts = std::iter::once(bundle.head()).chain(std::iter::repeat_n(bundle.payload, bundle.copies));
+        let parts = std::iter::once(bundle.head())
+            .chain(std::iter::repeat_n(bundle.payload, bundle.copies));
         for part in parts {
             if rest.write_all(part).is_err() {
                 return false;
@@ -231,7 +238,8 @@ impl Sender {
         true
     }
 
-    /// Asks the kernel to send what is in the ring. Without MSG_DONTWAIT, waits until it has, or for [`DOZE`].
+    /// Asks the kernel to send what is in the ring. Without MSG_DONTWAIT, waits until it has, or
+    /// for [`DOZE`].
     fn kick(&self, flags: MsgFlags) -> io::Result<()> {
         match send(self.socket.as_raw_fd(), &[], flags) {
             Err(error @ (Errno::ENETDOWN | Errno::ENXIO)) => Err(error.into()),

@@ -1,5 +1,5 @@
-//! Packet sockets by plain system calls: whole frames come by recvmmsg, become replies in place, and go by sendmmsg, past the
-//! kernel's UDP and IPv6.
+//! Packet sockets by plain system calls: whole frames come by recvmmsg, become replies in place,
+//! and go by sendmmsg, past the kernel's UDP and IPv6.
 //!
 //! ```text
 //!   recvmmsg ─► Handler, in place ─► ten replies as one frame: headers, then the same payload ten times ─► sendmmsg
@@ -114,7 +114,9 @@ impl Worker {
                 Ok(sent) => (sent.clamp(1, some.len()), true),
                 Err(error) => match error.raw_os_error() {
                     Some(libc::EINTR) => continue,
-                    Some(libc::ENETDOWN | libc::ENXIO) => return Err(packet::fatal(error, &self.interface)),
+                    Some(libc::ENETDOWN | libc::ENXIO) => {
+                        return Err(packet::fatal(error, &self.interface));
+                    }
                     // The link takes nothing: those behind it would each wait as long.
                     Some(libc::EAGAIN) => (rest.len(), false),
                     // That one does not go; those behind it may.
@@ -137,7 +139,8 @@ impl Engine for Raw {
 
     fn counters(&self) -> Result<Box<dyn CounterSet>> {
         let workers = self.workers.iter();
-        let (taps, shown) = workers.map(|worker| (worker.tap.clone(), worker.shown.clone())).unzip();
+        let (taps, shown) =
+            workers.map(|worker| (worker.tap.clone(), worker.shown.clone())).unzip();
         Ok(Box::new(PacketCounters { taps, shown, behind: self.behind.counters() }))
     }
 
@@ -178,7 +181,8 @@ impl Frames {
             header.msg_hdr.msg_iovlen = 1;
         }
         let (socket, flags, none) = (socket.as_raw_fd(), libc::MSG_WAITFORONE, ptr::null_mut());
-        // SAFETY: the headers, and all that they point to, are valid for reads and writes until the call returns.
+        // SAFETY: the headers, and all that they point to, are valid for reads and writes until the
+        // call returns.
         let received =
             unsafe { libc::recvmmsg(socket, headers.as_mut_ptr(), BATCH as u32, flags as _, none) };
         for (length, header) in self.lengths.iter_mut().zip(&headers) {
@@ -222,8 +226,10 @@ struct Outgoing {
 impl Outgoing {
     /// Sends `bundles`, at most [`MAX_MESSAGES`], and returns how many the kernel took.
     fn send(&mut self, socket: &OwnedFd, bundles: &[Bundle]) -> io::Result<usize> {
-        let vector =
-            |bytes: &[u8]| libc::iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: bytes.len() };
+        let vector = |bytes: &[u8]| libc::iovec {
+            iov_base: bytes.as_ptr().cast_mut().cast(),
+            iov_len: bytes.len(),
+        };
         self.headers.clear();
         self.vectors.clear();
         for bundle in bundles {
@@ -242,7 +248,8 @@ impl Outgoing {
             vectors = rest;
         }
         let (socket, count) = (socket.as_raw_fd(), self.headers.len() as u32);
-        // SAFETY: the headers, and all that they point to, are valid for reads until the call returns.
+        // SAFETY: the headers, and all that they point to, are valid for reads until the call
+        // returns.
         let sent = unsafe { libc::sendmmsg(socket, self.headers.as_mut_ptr(), count, 0) };
         usize::try_from(sent).map_err(|_| io::Error::last_os_error())
     }

@@ -1,5 +1,5 @@
-//! A server, whole: what it needs is checked, its addresses made live, its engine opened, and in the end all of it is
-//! taken back.
+//! A server, whole: what it needs is checked, its addresses made live, its engine opened, and in
+//! the end all of it is taken back.
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -14,7 +14,9 @@ use super::master;
 use super::silence::Silence;
 use super::symptoms::Symptoms;
 use super::watch::Watcher;
-use super::{CounterSet, Engine, EngineConfig, EngineKind, RingRequest, TPacket, checks, spread, supervise};
+use super::{
+    CounterSet, Engine, EngineConfig, EngineKind, RingRequest, TPacket, checks, spread, supervise,
+};
 use crate::address::{Pool, Prefix, Schedule, Sources, Targets};
 use crate::bind::{self, Bound, LiveSet, Method, Phases, Place, Rotated, Rotation, Step, Told};
 use crate::machine::sandbox::{Role, Sandbox};
@@ -55,14 +57,16 @@ pub struct ServerConfig {
     pub allow: Option<Sources>,
     /// Requests of one source that are answered in a second; `None` for any number.
     pub limit: Option<u32>,
-    /// Microseconds between two batches that the kernel takes from the interface; `None` to leave that as it is.
+    /// Microseconds between two batches that the kernel takes from the interface; `None` to leave
+    /// that as it is.
     pub coalesce: Option<u32>,
     /// Whether live-map and anyip may take a prefix under which this machine has other routes.
     pub take_prefix: bool,
-    /// Whether switches that snoop MLD are to be told that a multicast router is here, so that they pass on all multicast.
+    /// Whether switches that snoop MLD are to be told that a multicast router is here, so that they
+    /// pass on all multicast.
     pub multicast_router: bool,
-    /// Whether its threads give up what they do not need once it is ready. That is for good: the thread that calls
-    /// [`Server::start`] is good for nothing else afterwards.
+    /// Whether its threads give up what they do not need once it is ready. That is for good: the
+    /// thread that calls [`Server::start`] is good for nothing else afterwards.
     pub sandbox: Sandbox,
 }
 
@@ -146,7 +150,8 @@ pub enum Occasion<'a> {
     Renamed(String),
     /// Something has changed, or goes wrong, and the server goes on: a sentence for people.
     Notice(String),
-    /// Each of its workers has shown since the last time that it is alive. Looked for some times a second.
+    /// Each of its workers has shown since the last time that it is alive. Looked for some times a
+    /// second.
     Alive,
     /// It answers no more, and takes its addresses back.
     Stopping,
@@ -170,7 +175,8 @@ const PERIOD: Duration = Duration::from_secs(1);
 const LOOK: Duration = Duration::from_millis(100);
 
 impl ServerConfig {
-    /// Only to make the addresses of `pool` live on `interface`, and to answer for them what makes them so.
+    /// Only to make the addresses of `pool` live on `interface`, and to answer for them what makes
+    /// them so.
     #[must_use]
     pub fn hold(interface: String, pool: Pool, bind: Method) -> Self {
         Self {
@@ -202,7 +208,8 @@ impl ServerConfig {
                 let engine = engine.unwrap_or(EngineKind::Afxdp);
                 ensure!(
                     engine.can(self.bind),
-                    "--bind live-map needs an engine that has an XDP program, which {engine} has not: use afxdp or reflect"
+                    "--bind live-map needs an engine that has an XDP program, which {engine} has \
+                     not: use afxdp or reflect"
                 );
                 Ok((Some(engine), true))
             }
@@ -212,8 +219,8 @@ impl ServerConfig {
 }
 
 impl Server {
-    /// Does everything that is needed before the first request can be answered. `step` is told how many addresses are bound,
-    /// and ends a bind that takes long.
+    /// Does everything that is needed before the first request can be answered. `step` is told how
+    /// many addresses are bound, and ends a bind that takes long.
     ///
     /// # Errors
     /// What is missing and what to do about it. Nothing is left behind.
@@ -272,7 +279,10 @@ impl Server {
             netlink::addresses(link.index)?.into_iter().filter(|a| !a.ours).map(|a| a.ip).collect();
         if let Targets::Pool(pool) = &config.targets {
             if let Some(taken) = own.iter().find(|address| pool.contains(**address)) {
-                bail!("{taken} is an address of {} already: use another --seed or --prefix", link.name);
+                bail!(
+                    "{taken} is an address of {} already: use another --seed or --prefix",
+                    link.name
+                );
             }
         }
 
@@ -330,12 +340,14 @@ impl Server {
             Ok::<_, anyhow::Error>(match &config.targets {
                 Targets::Pool(_) => Held::Still(bind::bind(config.bind, place, addresses, step)?),
                 Targets::Moving(timetable) => {
-                    let rotation = Rotation::start(config.bind, place, timetable.clone(), set, step)?;
+                    let rotation =
+                        Rotation::start(config.bind, place, timetable.clone(), set, step)?;
                     Held::Moving(Box::new(rotation))
                 }
             })
         };
-        // Addresses that the engine makes live come after it, all others before: nothing is steered that is not live.
+        // Addresses that the engine makes live come after it, all others before: nothing is steered
+        // that is not live.
         let (engine, bound) = if hidden {
             let mut engine = open(kind, &link)?;
             let live = engine.as_mut().and_then(|engine| engine.live_addresses());
@@ -351,7 +363,9 @@ impl Server {
             }
             (engine, bound)
         };
-        notes.extend(engine.as_ref().and_then(|engine| checks::too_large(&link, kind, engine.modes())));
+        notes.extend(
+            engine.as_ref().and_then(|engine| checks::too_large(&link, kind, engine.modes())),
+        );
         // After the engine, which may have had the driver set up its queues anew.
         let mut settings = Vec::new();
         match (config.rings.busy_poll, config.coalesce) {
@@ -393,12 +407,15 @@ impl Server {
         let now = netlink::link_at(link.index)?;
         let now = now.with_context(|| format!("{} has gone meanwhile", link.name))?;
         let xdp = now.xdp.filter(|_| kind.is_some_and(EngineKind::steers));
-        let silence = Silence::on(&link, hidden && config.engine.is_some() && !config.multicast_router);
-        // What the engine was opened for, but as it is now: setting it up may have had the link down.
+        let silence =
+            Silence::on(&link, hidden && config.engine.is_some() && !config.multicast_router);
+        // What the engine was opened for, but as it is now: setting it up may have had the link
+        // down.
         let known = Link { up: true, carrier_losses: now.carrier_losses, ipv6: now.ipv6, ..link };
-        let watcher = Watcher::new(known, xdp.map(|xdp| xdp.id), config.bind, config.targets.count())?
-            .with_queues(kind.is_some_and(EngineKind::steers).then_some(in_use))
-            .with_follower(engine.as_ref().and_then(|engine| engine.follower()));
+        let watcher =
+            Watcher::new(known, xdp.map(|xdp| xdp.id), config.bind, config.targets.count())?
+                .with_queues(kind.is_some_and(EngineKind::steers).then_some(in_use))
+                .with_follower(engine.as_ref().and_then(|engine| engine.follower()));
         // From here on nothing is opened that takes a privilege.
         let role = if config.bind.starts_programs() { Role::Commander } else { Role::Main };
         let takes_back = config.bind.takes_back() || !settings.is_empty();
@@ -417,12 +434,13 @@ impl Server {
         self.ready.metrics = Some(place);
     }
 
-    /// Answers until `stop` is set, has `tell` told what there is to tell meanwhile, takes the addresses back, which `told` is told of,
-    /// and returns the totals.
+    /// Answers until `stop` is set, has `tell` told what there is to tell meanwhile, takes the
+    /// addresses back, which `told` is told of, and returns the totals.
     ///
     /// # Errors
-    /// When the engine cannot go on, the interface has gone or changed so that it cannot, its XDP program has gone, or an address
-    /// cannot be made live again after it was lost, or cannot be taken back. Everything else was taken back then.
+    /// When the engine cannot go on, the interface has gone or changed so that it cannot, its XDP
+    /// program has gone, or an address cannot be made live again after it was lost, or cannot be
+    /// taken back. Everything else was taken back then.
     pub fn run(
         mut self,
         stop: &AtomicBool,
@@ -484,8 +502,10 @@ impl Server {
             let mut next = started + PERIOD;
             let mut look = started + LOOK;
             let mut before = beats();
-            // A signal sets `stop` and cannot wake this thread: it looks often enough not to keep anybody waiting.
-            while !stop.load(Ordering::Relaxed) && !engine.as_ref().is_some_and(|engine| engine.is_finished())
+            // A signal sets `stop` and cannot wake this thread: it looks often enough not to keep
+            // anybody waiting.
+            while !stop.load(Ordering::Relaxed)
+                && !engine.as_ref().is_some_and(|engine| engine.is_finished())
             {
                 thread::sleep(Duration::from_millis(20));
                 let now = beats();
@@ -505,7 +525,9 @@ impl Server {
                     next += PERIOD;
                     let stats = stats(moves, lag);
                     tell(Occasion::Stats(&stats));
-                    for words in symptoms.look(&stats.counters).into_iter().chain(self.silence.look(&stats)) {
+                    for words in
+                        symptoms.look(&stats.counters).into_iter().chain(self.silence.look(&stats))
+                    {
                         tell(Occasion::Notice(words));
                     }
                 }
@@ -532,7 +554,9 @@ impl Server {
                                 let step = &mut |_| !stop.load(Ordering::Relaxed);
                                 let renewed = bound.renew(step);
                                 self.watcher.restored(renewed, stop).map(|words| {
-                                    words.into_iter().for_each(|words| tell(Occasion::Notice(words)));
+                                    words
+                                        .into_iter()
+                                        .for_each(|words| tell(Occasion::Notice(words)));
                                 })
                             } else {
                                 Ok(())
@@ -542,14 +566,20 @@ impl Server {
                     stop.fetch_or(seen.is_err(), Ordering::Relaxed);
                 }
             }
-            let answered =
-                engine.map_or(Ok(()), |engine| engine.join().map_err(|_| anyhow!("the engine panicked"))?);
+            let answered = engine.map_or(Ok(()), |engine| {
+                engine.join().map_err(|_| anyhow!("the engine panicked"))?
+            });
             let moved = supervise::wait_for(rotation);
             answered.and(moved.context("the addresses cannot be moved"))
         });
         // The engine may have been quicker, and have said less.
         if let (Ok(()), Err(_)) = (&seen, &result) {
-            seen = self.watcher.look(|_| false).end.filter(|_| self.watcher.has_gone()).map_or(Ok(()), Err);
+            seen = self
+                .watcher
+                .look(|_| false)
+                .end
+                .filter(|_| self.watcher.has_gone())
+                .map_or(Ok(()), Err);
         }
         tell(Occasion::Stopping);
         let stats = stats(moves, lag);
@@ -600,7 +630,8 @@ fn existing(config: &ServerConfig, link: &Link, engine: Option<EngineKind>) -> R
     Ok(config.queues.clone())
 }
 
-/// The processors to pin to, each of which this process may use: near the interrupts of `queues`, where there are any.
+/// The processors to pin to, each of which this process may use: near the interrupts of `queues`,
+/// where there are any.
 fn cores(config: &ServerConfig, link: &Link, queues: &[u32]) -> Result<Vec<usize>> {
     let allowed = machine::allowed();
     if config.cores.is_empty() {
@@ -638,7 +669,8 @@ mod tests {
 
         fn run(self: Box<Self>, stop: &AtomicBool) -> Result<()> {
             thread::scope(|scope| {
-                let worker = super::super::supervise::start(scope, stop, || panic!("as a test wants it"));
+                let worker =
+                    super::super::supervise::start(scope, stop, || panic!("as a test wants it"));
                 super::super::supervise::wait_for([worker])
             })
         }
@@ -659,7 +691,11 @@ mod tests {
     #[test]
     fn a_worker_that_panics_ends_the_server_with_an_error_and_all_is_taken_back() {
         let loopback = netlink::link("lo").unwrap();
-        let place = Place { link: &loopback, prefix: "2001:db8::/64".parse().unwrap(), live_addresses: None };
+        let place = Place {
+            link: &loopback,
+            prefix: "2001:db8::/64".parse().unwrap(),
+            live_addresses: None,
+        };
         let bound = bind::bind(Method::None, place, vec![], &mut |_| true).unwrap();
         let ready = json!({
             "engine": "afxdp", "interface": "lo", "driver": "", "port": 3540, "replies": 10, "addresses": 0, "bind": "none",

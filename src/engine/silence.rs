@@ -1,4 +1,5 @@
-//! Nobody asks for a live address, and a switch may be why: what is said once of a server with live-map.
+//! Nobody asks for a live address, and a switch may be why: what is said once of a server with
+//! live-map.
 
 use std::fs;
 
@@ -17,7 +18,8 @@ pub(super) struct Silence {
 }
 
 impl Silence {
-    /// On `link`; `watches` where the kernel reports no groups for the addresses, and nothing else brings solicitations.
+    /// On `link`; `watches` where the kernel reports no groups for the addresses, and nothing else
+    /// brings solicitations.
     pub fn on(link: &Link, watches: bool) -> Self {
         Self { interface: link.name.clone(), mac: link.mac, watches }
     }
@@ -35,15 +37,18 @@ impl Silence {
             self.watches = false;
             return None;
         }
-        // Without a querier a switch that snoops passes on everything, or nobody at all could be reached.
+        // Without a querier a switch that snoops passes on everything, or nobody at all could be
+        // reached.
         if stats.seconds < PATIENCE || queries(&self.interface) == 0 {
             return None;
         }
         self.watches = false;
         let [a, b, c, d, e, f] = self.mac;
         Some(format!(
-            "nobody has asked for a live address of {0} in {1:.0} s, and an MLD querier is on its link: a switch between that snoops \
-             MLD keeps solicitations back, since live-map reports no groups; use --multicast-router, have the switch take {0}'s port \
+            "nobody has asked for a live address of {0} in {1:.0} s, and an MLD querier is on its \
+             link: a switch between that snoops \
+             MLD keeps solicitations back, since live-map reports no groups; use \
+             --multicast-router, have the switch take {0}'s port \
              for a router's, or give neighbours 'ip -6 neigh replace ADDRESS lladdr \
              {a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x} dev IF nud permanent'",
             self.interface, stats.seconds
@@ -58,7 +63,8 @@ fn is_asked(stats: &Stats) -> bool {
     ["solicited", "steered", "reflected", "refused"].into_iter().any(|verdict| count(verdict) > 0)
 }
 
-/// MLD queries that the interface has heard, by the kernel's count (net/ipv6/proc.c); 0 where it does not say.
+/// MLD queries that the interface has heard, by the kernel's count (net/ipv6/proc.c); 0 where it
+/// does not say.
 fn queries(interface: &str) -> u64 {
     let counts = fs::read_to_string(format!("/proc/thread-self/net/dev_snmp6/{interface}"));
     parse(&counts.unwrap_or_default())
@@ -91,11 +97,15 @@ mod tests {
     #[test]
     fn it_is_said_once_where_a_querier_is_and_nobody_asks() {
         let mut watch = silence(true);
-        let mut look = |seconds, queries| watch.look_with(&after(seconds, "dropped_hidden", 9), |_| queries);
+        let mut look =
+            |seconds, queries| watch.look_with(&after(seconds, "dropped_hidden", 9), |_| queries);
         assert_eq!(look(29.0, 1), None);
         assert_eq!(look(31.0, 0), None);
         let words = look(60.0, 1).unwrap();
-        assert!(words.contains("server0 in 60 s") && words.contains("lladdr 02:00:00:00:00:fe"), "{words}");
+        assert!(
+            words.contains("server0 in 60 s") && words.contains("lladdr 02:00:00:00:00:fe"),
+            "{words}"
+        );
         assert_eq!(look(61.0, 2), None);
     }
 
@@ -111,7 +121,8 @@ mod tests {
 
     #[test]
     fn the_kernels_count_is_read() {
-        let counts = "ifIndex\t2\nIcmp6InGroupMembQueries         \t3\nIcmp6InGroupMembResponses\t4\n";
+        let counts =
+            "ifIndex\t2\nIcmp6InGroupMembQueries         \t3\nIcmp6InGroupMembResponses\t4\n";
         assert_eq!((parse(counts), parse("")), (3, 0));
     }
 }

@@ -1,7 +1,9 @@
-//! The paper's server, as it describes it: a listener thread takes datagrams from a UDP socket and puts them into a POSIX
-//! message queue; one worker takes them out and calls sendmsg ten times, with the address that was asked as the source.
+//! The paper's server, as it describes it: a listener thread takes datagrams from a UDP socket and
+//! puts them into a POSIX message queue; one worker takes them out and calls sendmsg ten times,
+//! with the address that was asked as the source.
 //!
-//! Morrell, Ransbottom, Marchany, Tront, "Scaling IPv6 Address Bindings in Support of a Moving Target Defense", section IV.
+//! Morrell, Ransbottom, Marchany, Tront, "Scaling IPv6 Address Bindings in Support of a Moving
+//! Target Defense", section IV.
 
 use std::ffi::CString;
 use std::io::{IoSlice, IoSliceMut};
@@ -16,7 +18,9 @@ use nix::errno::Errno;
 use nix::mqueue::{MQ_OFlag, MqAttr, MqdT, mq_open, mq_receive, mq_unlink};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::resource::{Resource, setrlimit};
-use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, SockaddrIn6, recvmsg, sendmsg};
+use nix::sys::socket::{
+    ControlMessage, ControlMessageOwned, MsgFlags, SockaddrIn6, recvmsg, sendmsg,
+};
 use nix::sys::stat::Mode;
 use nix::sys::time::TimeSpec;
 
@@ -28,8 +32,8 @@ use crate::machine::denied;
 use crate::machine::sandbox::{Role, Sandbox};
 use crate::wire::MAX_PAYLOAD;
 
-/// Messages that the queue is asked to hold. The system's default of 10 (fs.mqueue.msg_max) loses requests at once;
-/// root may have more.
+/// Messages that the queue is asked to hold. The system's default of 10 (fs.mqueue.msg_max) loses
+/// requests at once; root may have more.
 const QUEUE_DEPTH: i64 = 1024;
 
 /// A message: whom to answer, from where, and with what. All in the order of the fields.
@@ -39,7 +43,8 @@ const DESTINATION: usize = 18;
 const PAYLOAD: usize = 34;
 const MESSAGE: usize = PAYLOAD + MAX_PAYLOAD;
 
-/// Messages to the worker, which waits for one without an end: to show that it is alive, and to end. A request makes longer ones.
+/// Messages to the worker, which waits for one without an end: to show that it is alive, and to
+/// end. A request makes longer ones.
 const TICK: [u8; 0] = [];
 const END: [u8; 1] = [0];
 
@@ -88,24 +93,30 @@ impl SocketServer {
         while !stop.load(Ordering::Relaxed) {
             let mut payload = [IoSliceMut::new(&mut message[PAYLOAD..])];
             let fd = self.socket.as_raw_fd();
-            let received =
-                match recvmsg::<SockaddrIn6>(fd, &mut payload, Some(&mut control), MsgFlags::empty()) {
-                    Ok(received) => received,
-                    Err(Errno::EAGAIN | Errno::EINTR) => {
-                        self.listener.beat();
-                        // Where the queue is full, the worker has enough to wake up for.
-                        self.try_put(&TICK)?;
-                        continue;
-                    }
-                    Err(error) => return Err(error).context("cannot receive"),
-                };
+            let received = match recvmsg::<SockaddrIn6>(
+                fd,
+                &mut payload,
+                Some(&mut control),
+                MsgFlags::empty(),
+            ) {
+                Ok(received) => received,
+                Err(Errno::EAGAIN | Errno::EINTR) => {
+                    self.listener.beat();
+                    // Where the queue is full, the worker has enough to wake up for.
+                    self.try_put(&TICK)?;
+                    continue;
+                }
+                Err(error) => return Err(error).context("cannot receive"),
+            };
             tally.received += 1;
             let (Some(peer), length) = (received.address, received.bytes) else {
                 tally.invalid += 1;
                 continue;
             };
             let destination = received.cmsgs()?.find_map(|message| match message {
-                ControlMessageOwned::Ipv6PacketInfo(info) => Some(Ipv6Addr::from(info.ipi6_addr.s6_addr)),
+                ControlMessageOwned::Ipv6PacketInfo(info) => {
+                    Some(Ipv6Addr::from(info.ipi6_addr.s6_addr))
+                }
                 _ => None,
             });
             let Some(destination) = destination else {
@@ -117,7 +128,8 @@ impl SocketServer {
                     message[SOURCE..SOURCE_PORT].copy_from_slice(&peer.ip().octets());
                     message[SOURCE_PORT..DESTINATION].copy_from_slice(&peer.port().to_be_bytes());
                     message[DESTINATION..PAYLOAD].copy_from_slice(&destination.octets());
-                    // Waits while the queue is full: then the socket's buffer is the queue, and the kernel counts.
+                    // Waits while the queue is full: then the socket's buffer is the queue, and the
+                    // kernel counts.
                     self.put(&message[..PAYLOAD + length], stop)?;
                 }
                 Err(refusal) => tally.refused[refusal as usize] += 1,
@@ -128,7 +140,8 @@ impl SocketServer {
     }
 
     fn put(&self, message: &[u8], stop: &AtomicBool) -> Result<()> {
-        // The worker takes the messages until the listener has ended, so the queue stays full only where that has failed.
+        // The worker takes the messages until the listener has ended, so the queue stays full only
+        // where that has failed.
         while !self.try_put(message)? {
             self.wait_for_room()?;
             if stop.load(Ordering::Relaxed) {
@@ -142,7 +155,8 @@ impl SocketServer {
     /// Puts a message into the queue, and returns whether there was room.
     fn try_put(&self, message: &[u8]) -> Result<bool> {
         loop {
-            // The deadline is one by the time of day, which may be set: one that is always over waits for nothing.
+            // The deadline is one by the time of day, which may be set: one that is always over
+            // waits for nothing.
             match mq_timedsend(&self.queue, message, &TimeSpec::new(0, 0)) {
                 Ok(()) => return Ok(true),
                 Err(Errno::ETIMEDOUT) => return Ok(false),
@@ -201,13 +215,16 @@ impl SocketServer {
             self.interface,
         );
         let peer = SockaddrIn6::from(peer);
-        let source =
-            libc::in6_pktinfo { ipi6_addr: libc::in6_addr { s6_addr: *from }, ipi6_ifindex: self.interface };
+        let source = libc::in6_pktinfo {
+            ipi6_addr: libc::in6_addr { s6_addr: *from },
+            ipi6_ifindex: self.interface,
+        };
         let control = [ControlMessage::Ipv6PacketInfo(&source)];
         let data = [IoSlice::new(payload)];
         tally.answered += 1;
         for _ in 0..self.replies {
-            match sendmsg(self.socket.as_raw_fd(), &data, &control, MsgFlags::empty(), Some(&peer)) {
+            match sendmsg(self.socket.as_raw_fd(), &data, &control, MsgFlags::empty(), Some(&peer))
+            {
                 Ok(_) => tally.replies += 1,
                 Err(_) => tally.unsent += 1,
             }
@@ -226,7 +243,8 @@ impl Engine for SocketServer {
     }
 
     fn run(self: Box<Self>, stop: &AtomicBool) -> Result<()> {
-        let (first, second) = (self.modes.cores[0], *self.modes.cores.last().unwrap_or(&self.modes.cores[0]));
+        let (first, second) =
+            (self.modes.cores[0], *self.modes.cores.last().unwrap_or(&self.modes.cores[0]));
         thread::scope(|scope| {
             let worker = supervise::start(scope, stop, || {
                 pin(second);
@@ -252,20 +270,25 @@ impl Engine for SocketServer {
     }
 }
 
-/// Puts a message into the queue, before `deadline` (by `CLOCK_REALTIME`) or not at all. What nix has waits for ever.
+/// Puts a message into the queue, before `deadline` (by `CLOCK_REALTIME`) or not at all. What nix
+/// has waits for ever.
 fn mq_timedsend(queue: &MqdT, message: &[u8], deadline: &TimeSpec) -> Result<(), Errno> {
     let (bytes, length) = (message.as_ptr().cast(), message.len());
-    // SAFETY: the message is valid for reads of its length, and the deadline of its size, until the call returns.
-    let result = unsafe { libc::mq_timedsend(queue.as_raw_fd(), bytes, length, 0, deadline.as_ref()) };
+    // SAFETY: the message is valid for reads of its length, and the deadline of its size, until the
+    // call returns.
+    let result =
+        unsafe { libc::mq_timedsend(queue.as_raw_fd(), bytes, length, 0, deadline.as_ref()) };
     Errno::result(result).map(drop)
 }
 
-/// A POSIX message queue without a name left in the system, as deep as is allowed up to [`QUEUE_DEPTH`].
+/// A POSIX message queue without a name left in the system, as deep as is allowed up to
+/// [`QUEUE_DEPTH`].
 fn open_queue() -> Result<(MqdT, i64)> {
     static COUNT: AtomicU32 = AtomicU32::new(0);
     let number = COUNT.fetch_add(1, Ordering::Relaxed);
     let name = CString::new(format!("/sixhop-{}-{number}", std::process::id()))?;
-    // A queue's bytes count against RLIMIT_MSGQUEUE, 800 KiB by default, of which the kernel keeps some for itself.
+    // A queue's bytes count against RLIMIT_MSGQUEUE, 800 KiB by default, of which the kernel keeps
+    // some for itself.
     let bytes = 2 * (QUEUE_DEPTH as u64 * MESSAGE as u64);
     let _ = setrlimit(Resource::RLIMIT_MSGQUEUE, bytes, bytes);
     let mut depth = QUEUE_DEPTH;
@@ -279,13 +302,19 @@ fn open_queue() -> Result<(MqdT, i64)> {
                 return Ok((queue, depth));
             }
             Err(Errno::EINVAL | Errno::EMFILE) if depth > 1 => depth /= 2,
-            Err(Errno::ENOSYS) => return Err(anyhow!("this kernel is built without CONFIG_POSIX_MQUEUE")),
+            Err(Errno::ENOSYS) => {
+                return Err(anyhow!("this kernel is built without CONFIG_POSIX_MQUEUE"));
+            }
             Err(Errno::EPERM | Errno::EACCES) => {
-                return Err(anyhow!("no POSIX message queue: {}", denied::explain("it", &[], "mq_open(2)")));
+                return Err(anyhow!(
+                    "no POSIX message queue: {}",
+                    denied::explain("it", &[], "mq_open(2)")
+                ));
             }
             Err(Errno::ENOSPC) => {
                 return Err(anyhow!(
-                    "no POSIX message queue: this machine has as many as it may (sysctl fs.mqueue.queues_max)"
+                    "no POSIX message queue: this machine has as many as it may (sysctl \
+                     fs.mqueue.queues_max)"
                 ));
             }
             Err(error) => return Err(anyhow!("no POSIX message queue: {error}")),

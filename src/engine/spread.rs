@@ -1,4 +1,5 @@
-//! On which queues requests arrive: where not all are served, the card is told to put them on those that are, if it can.
+//! On which queues requests arrive: where not all are served, the card is told to put them on those
+//! that are, if it can.
 
 use anyhow::Result;
 
@@ -6,11 +7,12 @@ use crate::netlink::Link;
 use crate::settings::{Changed, Keeper, RULE_SET, Setting};
 use crate::xdp::ethtool::{self, FlowRule};
 
-/// Has requests to UDP port `port` arrive on the queues `served`, out of `count` that are in use, until what this returns is
-/// dropped. Says in one line what was done, or why nothing was; where the program is `hidden`, such requests are lost then.
+/// Has requests to UDP port `port` arrive on the queues `served`, out of `count` that are in use,
+/// until what this returns is dropped. Says in one line what was done, or why nothing was; where
+/// the program is `hidden`, such requests are lost then.
 ///
-/// A rule for the port is better than another spread of everything: other traffic stays where it was. But a rule names one
-/// queue, and few cards match UDP over IPv6.
+/// A rule for the port is better than another spread of everything: other traffic stays where it
+/// was. But a rule names one queue, and few cards match UDP over IPv6.
 pub(super) fn onto(
     keeper: &Keeper,
     link: &Link,
@@ -27,8 +29,9 @@ pub(super) fn onto(
     if let [queue] = *served {
         match rule(keeper, link, port, queue) {
             Ok(changed) => {
-                let words =
-                    format!("a flow rule of {name} puts requests to UDP port {port} on queue {queue}");
+                let words = format!(
+                    "a flow rule of {name} puts requests to UDP port {port} on queue {queue}"
+                );
                 return (Some(changed), Some(words));
             }
             Err(error) => refusals.push(format!("no flow rule ({error:#})")),
@@ -43,7 +46,8 @@ pub(super) fn onto(
             refusals.push(format!("no RSS ({error:#})"));
             let fate = if hidden { "are dropped" } else { "go to the socket behind the program" };
             let words = format!(
-                "requests that arrive on other queues of {name} than {served:?} {fate}, and are counted as no_ring: its \
+                "requests that arrive on other queues of {name} than {served:?} {fate}, and are \
+                 counted as no_ring: its \
                  driver has {}",
                 refusals.join(" and ")
             );

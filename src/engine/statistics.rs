@@ -31,7 +31,8 @@ pub struct Tally {
 
 impl Tally {
     fn fields(&self) -> impl Iterator<Item = u64> + '_ {
-        let Self { received, answered, replies, advertised, unsent, frames_lost, invalid, .. } = *self;
+        let Self { received, answered, replies, advertised, unsent, frames_lost, invalid, .. } =
+            *self;
         [received, answered, replies, advertised, unsent, frames_lost, invalid]
             .into_iter()
             .chain(self.refused)
@@ -51,7 +52,8 @@ impl Tally {
         }
     }
 
-    /// As counters of a server, where all that came to it came to the worker. Who knows of what did not adds it.
+    /// As counters of a server, where all that came to it came to the worker. Who knows of what did
+    /// not adds it.
     #[must_use]
     pub fn counters(&self) -> Counters {
         let mut counters = Counters {
@@ -106,7 +108,8 @@ impl Shown {
         self.closed.load(Ordering::Acquire)
     }
 
-    /// Shows that its worker is alive, also where there is nothing to do. Only its worker calls this.
+    /// Shows that its worker is alive, also where there is nothing to do. Only its worker calls
+    /// this.
     #[inline]
     pub fn beat(&self) {
         // There is no other writer.

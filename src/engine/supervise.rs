@@ -54,7 +54,8 @@ mod tests {
             Ok(())
         };
         thread::scope(|scope| {
-            let threads = [start(scope, &stop, work), start(scope, &stop, end), start(scope, &stop, work)];
+            let threads =
+                [start(scope, &stop, work), start(scope, &stop, end), start(scope, &stop, work)];
             wait_for(threads)
         })
     }

@@ -29,8 +29,10 @@ const RULES: [Rule; 3] = [
 
 fn unfinished_checksums(counters: &Counters) -> Option<String> {
     counters.refused.contains_key(Refusal::UnfinishedChecksum.name()).then(|| {
-        "requests come with unfinished checksums and are not answered (their sender leaves checksums to its \
-         interface, and a veth or tap fills none in): run 'ethtool -K IF tx off' for the sender's interface, in its \
+        "requests come with unfinished checksums and are not answered (their sender leaves \
+         checksums to its \
+         interface, and a veth or tap fills none in): run 'ethtool -K IF tx off' for the sender's \
+         interface, in its \
          namespace, container or guest, or serve with --engine socket"
             .to_owned()
     })
@@ -51,7 +53,8 @@ fn nothing_leaves(counters: &Counters) -> Option<String> {
     // Some may be on their way.
     (reflected >= 10 && counters.replies == 0).then(|| {
         format!(
-            "none of the replies to {reflected} requests left: the driver takes no frames from an XDP \
+            "none of the replies to {reflected} requests left: the driver takes no frames from an \
+             XDP \
              program; a veth does once its other end polls ('ethtool -K PEER gro on' there), \
              or use --attach generic"
         )
@@ -138,7 +141,10 @@ mod tests {
         let mut look = |queues: &[_]| symptoms.look(&counters(queues));
         assert!(look(&[(0, 0), (0, 10)]).is_empty(), "it may be about to leave");
         let news = look(&[(10, 5), (0, 10)]);
-        assert!(news.len() == 1 && news[0].starts_with("replies of queue 1 do not leave"), "{news:?}");
+        assert!(
+            news.len() == 1 && news[0].starts_with("replies of queue 1 do not leave"),
+            "{news:?}"
+        );
         assert!(look(&[(20, 5), (0, 30)]).is_empty(), "it is said already, and queue 0 sends");
         assert!(look(&[(20, 0), (0, 30)]).is_empty(), "queue 0 has sent all");
         assert_eq!(look(&[(20, 4), (0, 30)]).len(), 0);

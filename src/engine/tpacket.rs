@@ -1,4 +1,5 @@
-//! The memory-mapped rings of packet sockets (Documentation/networking/packet_mmap.rst): who may touch what, and when.
+//! The memory-mapped rings of packet sockets (Documentation/networking/packet_mmap.rst): who may
+//! touch what, and when.
 //!
 //! ```text
 //!   RX_RING, TPACKET_V2   units are frames         header | ... | packet        handed over one by one, at once
@@ -10,12 +11,14 @@
 //!   tx   ours ──status SEND_REQUEST──► kernel's ──status AVAILABLE──► ours
 //! ```
 //!
-//! A status is read by an acquire load before what it guards is touched, and written by a release store after: that pairing
-//! is all the synchronisation there is. A unit that is ours is a value ([`Handed`], [`Slot`]) that borrows the ring, and what
-//! is in it borrows the value: nothing of it is left in our hands when it is given back.
+//! A status is read by an acquire load before what it guards is touched, and written by a release
+//! store after: that pairing is all the synchronisation there is. A unit that is ours is a value
+//! ([`Handed`], [`Slot`]) that borrows the ring, and what is in it borrows the value: nothing of it
+//! is left in our hands when it is given back.
 //!
-//! A ring does not know whether the kernel is on the other side: the tests have it over plain memory. What the other side says
-//! that makes no sense is counted. `unsafe` are the views into the memory.
+//! A ring does not know whether the kernel is on the other side: the tests have it over plain
+//! memory. What the other side says that makes no sense is counted. `unsafe` are the views into the
+//! memory.
 
 use std::fmt;
 use std::io;
@@ -32,7 +35,9 @@ use crate::xdp::Memory;
 use crate::xdp::option::{self, SocketOption};
 
 /// How memory-mapped packet rings are laid out.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize, clap::ValueEnum)]
+#[derive(
+    Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize, clap::ValueEnum,
+)]
 #[serde(rename_all = "kebab-case")]
 pub enum TPacket {
     /// TPACKET_V2: each packet is handed over at once
@@ -42,24 +47,28 @@ pub enum TPacket {
     V3,
 }
 
-/// Milliseconds after which a block that is not full is handed over: the shortest time that can be named.
+/// Milliseconds after which a block that is not full is handed over: the shortest time that can be
+/// named.
 const RETIRE: u32 = 1;
 
 /// Bytes of each ring. With frames of 2 KiB it holds 4,096: as many as the rings of afxdp.
 const RING: usize = 8 << 20;
 
-/// Bytes of a block, of which the kernel makes a ring: as many requests as come within some hundreds of microseconds at
-/// 100,000 requests/s.
+/// Bytes of a block, of which the kernel makes a ring: as many requests as come within some
+/// hundreds of microseconds at 100,000 requests/s.
 const BLOCK: usize = 32 << 10;
 
-/// Bytes that the kernel takes of a frame of the rx ring before the packet, with room to align it, in either version.
+/// Bytes that the kernel takes of a frame of the rx ring before the packet, with room to align it,
+/// in either version.
 const RX_OVERHEAD: usize = libc::TPACKET3_HDRLEN + 32;
 
-/// What is where in a unit, and in the header of a packet. Such a header is a multiple of 16 bytes long (TPACKET_ALIGNMENT).
+/// What is where in a unit, and in the header of a packet. Such a header is a multiple of 16 bytes
+/// long (TPACKET_ALIGNMENT).
 struct Layout {
     /// The status of a unit of the rx ring.
     unit_status: usize,
-    /// In the header of a packet: its status, length, captured length, and the word in which its offset comes first.
+    /// In the header of a packet: its status, length, captured length, and the word in which its
+    /// offset comes first.
     status: usize,
     length: usize,
     captured: usize,
@@ -91,8 +100,8 @@ impl TPacket {
     }
 }
 
-/// In a block: its header, and in that how many packets it holds and where the first is; in the header of a packet of
-/// it, how far away the next one is.
+/// In a block: its header, and in that how many packets it holds and where the first is; in the
+/// header of a packet of it, how far away the next one is.
 const BLOCK_HEADER: usize = offset_of!(tpacket_block_desc, hdr);
 const PACKETS: usize = BLOCK_HEADER + offset_of!(tpacket_hdr_v1, num_pkts);
 const FIRST: usize = BLOCK_HEADER + offset_of!(tpacket_hdr_v1, offset_to_first_pkt);
@@ -163,7 +172,8 @@ impl Ring {
     /// The word at byte `at`; `None` when it does not lie in the ring.
     fn word(&self, at: usize) -> Option<&AtomicU32> {
         let word = self.memory.at::<AtomicU32>(at, 1)?;
-        // SAFETY: within the memory, which lives as long as the ring; atomics may be shared with the kernel.
+        // SAFETY: within the memory, which lives as long as the ring; atomics may be shared with
+        // the kernel.
         Some(unsafe { word.as_ref() })
     }
 
@@ -175,10 +185,12 @@ impl Ring {
     /// The bytes from `at` on; `None` when they do not lie in the ring.
     ///
     /// # Safety
-    /// They are ours by their unit's status, and for as long as the slice lives nothing else looks at them.
+    /// They are ours by their unit's status, and for as long as the slice lives nothing else looks
+    /// at them.
     unsafe fn bytes(&mut self, at: usize, length: usize) -> Option<&mut [u8]> {
         let start = self.memory.at::<u8>(at, length)?;
-        // SAFETY: within the memory, which lives as long as the ring; for the rest the caller answers.
+        // SAFETY: within the memory, which lives as long as the ring; for the rest the caller
+        // answers.
         Some(unsafe { slice::from_raw_parts_mut(start.as_ptr(), length) })
     }
 
@@ -200,7 +212,8 @@ pub(super) struct RxRing {
 }
 
 impl RxRing {
-    /// The rx ring of `socket`, for packets of at most `largest` bytes: what is longer is shown cut off.
+    /// The rx ring of `socket`, for packets of at most `largest` bytes: what is longer is shown cut
+    /// off.
     pub fn map(socket: &OwnedFd, version: TPacket, largest: usize) -> io::Result<Self> {
         let ring = Ring::map(
             socket,
@@ -215,7 +228,8 @@ impl RxRing {
     /// What the kernel has handed over, if it has.
     pub fn next(&mut self) -> Option<Handed<'_>> {
         let unit = self.ring.place();
-        let status = self.ring.word(unit + self.ring.version.layout().unit_status)?.load(Ordering::Acquire);
+        let status =
+            self.ring.word(unit + self.ring.version.layout().unit_status)?.load(Ordering::Acquire);
         if status == libc::TP_STATUS_KERNEL {
             return None;
         }
@@ -225,9 +239,10 @@ impl RxRing {
                 (unit, 0)
             }
             TPacket::V2 => (unit, 1),
-            TPacket::V3 => {
-                (unit.saturating_add(self.ring.read(unit + FIRST)?), self.ring.read(unit + PACKETS)?)
-            }
+            TPacket::V3 => (
+                unit.saturating_add(self.ring.read(unit + FIRST)?),
+                self.ring.read(unit + PACKETS)?,
+            ),
         };
         Some(Handed { rx: self, unit, packet, left })
     }
@@ -258,11 +273,13 @@ impl Handed<'_> {
             self.left = 0; // where the others are is not known either
             return None;
         };
-        // SAFETY: within the unit, which is ours; the slice borrows `self`, so it is gone when another is made or all goes back.
+        // SAFETY: within the unit, which is ours; the slice borrows `self`, so it is gone when
+        // another is made or all goes back.
         unsafe { self.rx.ring.bytes(start, length) }
     }
 
-    /// Where the packet of the next header lies, and goes on to the header after it; `None` when that is not within the unit.
+    /// Where the packet of the next header lies, and goes on to the header after it; `None` when
+    /// that is not within the unit.
     fn find(&mut self) -> Option<(usize, usize)> {
         let ring = &self.rx.ring;
         let layout = ring.version.layout();
@@ -301,16 +318,24 @@ pub(super) struct TxRing(Ring);
 impl TxRing {
     /// The tx ring of `socket`, for at least `room` bytes a packet.
     pub fn map(socket: &OwnedFd, version: TPacket, room: usize) -> io::Result<Self> {
-        // What cannot be sent is skipped. Otherwise the kernel would wait at it for something else in its place.
+        // What cannot be sent is skipped. Otherwise the kernel would wait at it for something else
+        // in its place.
         option::set(socket, option::PACKET_LOSS, &1)?;
-        let ring = Ring::map(socket, option::PACKET_TX_RING, version, room + version.layout().header, false)?;
+        let ring = Ring::map(
+            socket,
+            option::PACKET_TX_RING,
+            version,
+            room + version.layout().header,
+            false,
+        )?;
         Ok(Self(ring))
     }
 
     /// Room for one packet, unless all of it is the kernel's.
     pub fn slot(&mut self) -> Option<Slot<'_>> {
         let ring = &mut self.0;
-        let status = ring.word(ring.place() + ring.version.layout().status)?.load(Ordering::Acquire);
+        let status =
+            ring.word(ring.place() + ring.version.layout().status)?.load(Ordering::Acquire);
         if status & (libc::TP_STATUS_SEND_REQUEST | libc::TP_STATUS_SENDING) != 0 {
             return None;
         }
@@ -330,7 +355,9 @@ impl TxRing {
         let ring = &self.0;
         let last = (ring.next + ring.units - 1) % ring.units * ring.unit;
         let status = ring.word(last + ring.version.layout().status);
-        status.is_some_and(|status| status.load(Ordering::Relaxed) & libc::TP_STATUS_SEND_REQUEST != 0)
+        status.is_some_and(|status| {
+            status.load(Ordering::Relaxed) & libc::TP_STATUS_SEND_REQUEST != 0
+        })
     }
 
     /// What the kernel said that makes no sense.
@@ -347,7 +374,8 @@ impl Slot<'_> {
     pub fn bytes(&mut self) -> &mut [u8] {
         let header = self.0.version.layout().header;
         let (start, length) = (self.0.place() + header, self.0.unit - header);
-        // SAFETY: within the unit, which is ours; the slice borrows `self`, so it is gone when the unit is sent.
+        // SAFETY: within the unit, which is ours; the slice borrows `self`, so it is gone when the
+        // unit is sent.
         unsafe { self.0.bytes(start, length) }.unwrap_or_default()
     }
 
@@ -402,7 +430,9 @@ mod tests {
         }
 
         fn unit_status(&self, unit: usize) -> u32 {
-            self.word(unit * UNIT + self.version.layout().unit_status).unwrap().load(Ordering::Acquire)
+            self.word(unit * UNIT + self.version.layout().unit_status)
+                .unwrap()
+                .load(Ordering::Acquire)
         }
 
         fn hand_over(&self, unit: usize, status: u32) {
@@ -532,7 +562,8 @@ mod tests {
             let range = rx.ring.memory.at::<u8>(UNIT, UNIT).unwrap().as_ptr() as usize;
             let range = range..=range + UNIT;
             let mut handed = rx.next().unwrap();
-            // A loop that the kernel would have to close: packets may overlap, but not more than it says there are.
+            // A loop that the kernel would have to close: packets may overlap, but not more than it
+            // says there are.
             for _ in 0..100 {
                 let Some(packet) = handed.packet() else { break };
                 let packet = packet.as_ptr_range();

@@ -21,24 +21,28 @@ use crate::bind::Method;
 use crate::machine::sandbox::{Role, Sandbox};
 use crate::report::Counters;
 
-/// Bytes of memory that requests may take which wait for the engine. The default (net.core.rmem_default, 212,992) holds a few
-/// hundred small ones: a moment without the processor would lose requests that the server has the time to answer.
+/// Bytes of memory that requests may take which wait for the engine. The default
+/// (net.core.rmem_default, 212,992) holds a few hundred small ones: a moment without the processor
+/// would lose requests that the server has the time to answer.
 const RECEIVE_BUFFER: usize = 4 << 20;
 
 /// Whoever waits for a request looks up this often whether to stop.
 pub(super) const DOZE: Duration = Duration::from_millis(100);
 
-/// A socket on the service port of every address of the interface, which says of each request which address it was sent to.
-/// `shared`: further ones may be opened, and the kernel spreads the requests over them.
+/// A socket on the service port of every address of the interface, which says of each request which
+/// address it was sent to. `shared`: further ones may be opened, and the kernel spreads the
+/// requests over them.
 pub(super) fn open(config: &EngineConfig, shared: bool) -> Result<OwnedFd> {
     let port = config.handler.port();
     let flags = SockFlag::SOCK_CLOEXEC;
-    let socket = socket(AddressFamily::Inet6, SockType::Datagram, flags, None).context("no UDP socket")?;
+    let socket =
+        socket(AddressFamily::Inet6, SockType::Datagram, flags, None).context("no UDP socket")?;
     setsockopt(&socket, sockopt::Ipv6V6Only, &true)?;
     setsockopt(&socket, sockopt::Ipv6RecvPacketInfo, &true)?;
     setsockopt(&socket, sockopt::ReusePort, &shared)?;
     if matches!(config.bind, Method::Anyip | Method::LiveMap | Method::None) {
-        // The source of a reply may be no address that the kernel has, only one that it receives for.
+        // The source of a reply may be no address that the kernel has, only one that it receives
+        // for.
         set_freebind(&socket).context("no replies from addresses that the kernel has not")?;
     }
     setsockopt(&socket, sockopt::BindToDevice, &config.link.name.clone().into())
@@ -47,7 +51,9 @@ pub(super) fn open(config: &EngineConfig, shared: bool) -> Result<OwnedFd> {
     set_receive_buffer(&socket)?;
     let any = SockaddrIn6::from(SocketAddrV6::new(Ipv6Addr::UNSPECIFIED, port, 0, 0));
     bind(socket.as_raw_fd(), &any).map_err(|error| match error {
-        Errno::EADDRINUSE => anyhow!("UDP port {port} is taken by another program: stop it, or use --port"),
+        Errno::EADDRINUSE => {
+            anyhow!("UDP port {port} is taken by another program: stop it, or use --port")
+        }
         other => anyhow!("cannot bind UDP port {port}: {other}"),
     })?;
     Ok(socket)
@@ -64,7 +70,8 @@ pub(super) fn set_receive_buffer(socket: &OwnedFd) -> nix::Result<()> {
 
 /// A socket for each of `count` workers, over which the kernel spreads the requests.
 pub(super) fn open_shared(config: &EngineConfig, count: usize) -> Result<Vec<Arc<OwnedFd>>> {
-    // Sockets that share a port share it with those of any other server of this user: that there is none shows this one.
+    // Sockets that share a port share it with those of any other server of this user: that there is
+    // none shows this one.
     drop(open(config, false)?);
     (0..count).map(|_| open(config, true).map(Arc::new)).collect()
 }
@@ -82,10 +89,12 @@ pub(super) fn segments(length: usize) -> usize {
 }
 
 /// What EIO means of one that the kernel is to cut.
-pub(super) const CUTS_NONE: &str = "this kernel cuts no datagrams on an interface that computes no checksums: switch its tx checksum \
+pub(super) const CUTS_NONE: &str = "this kernel cuts no datagrams on an interface that computes no \
+    checksums: switch its tx checksum \
     offload on, use Linux 6.11 or newer, or use --engine socket-batch";
 
-/// Has each of `workers` work on a thread of its own, in its role, until `stop` is set: by the first that fails, too.
+/// Has each of `workers` work on a thread of its own, in its role, until `stop` is set: by the
+/// first that fails, too.
 pub(super) fn run<W: Send>(
     workers: impl IntoIterator<Item = W>,
     (sandbox, role): (Sandbox, Role),

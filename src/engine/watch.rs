@@ -5,7 +5,8 @@
 //!   announced ───► addresses that went ──────────────►└─ addresses are made live again
 //! ```
 //!
-//! Whatever an answer depends on is compared: a server never goes on in a mode that its `ready` line no longer describes.
+//! Whatever an answer depends on is compared: a server never goes on in a mode that its `ready`
+//! line no longer describes.
 
 use std::net::Ipv6Addr;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -18,10 +19,12 @@ use crate::bind::Method;
 use crate::netlink::{AddressLosses, Link, Socket};
 use crate::xdp::ethtool;
 
-/// Who removes many addresses is given this long to be through: what is added meanwhile would go as well.
+/// Who removes many addresses is given this long to be through: what is added meanwhile would go as
+/// well.
 const REMOVING: Duration = Duration::from_secs(1);
 
-/// Looks at the interface: nothing tells an idle worker that it has gone, or what others have done to it.
+/// Looks at the interface: nothing tells an idle worker that it has gone, or what others have done
+/// to it.
 pub(super) struct Watcher {
     socket: Socket,
     losses: AddressLosses,
@@ -78,7 +81,8 @@ enum Change {
     Arp,
 }
 
-/// What has changed from `before` to `now`. `program` is the number of the XDP program that should be there.
+/// What has changed from `before` to `now`. `program` is the number of the XDP program that should
+/// be there.
 fn changes(before: &Link, now: Option<&Link>, program: Option<u32>) -> Vec<Change> {
     let Some(now) = now else { return vec![Change::Gone] };
     let detached = program.is_some() && now.xdp.map(|xdp| xdp.id) != program;
@@ -102,8 +106,8 @@ fn changes(before: &Link, now: Option<&Link>, program: Option<u32>) -> Vec<Chang
 }
 
 impl Watcher {
-    /// For the interface that `link` describes now, in the namespace of the calling thread, on which the XDP program of that
-    /// number runs.
+    /// For the interface that `link` describes now, in the namespace of the calling thread, on
+    /// which the XDP program of that number runs.
     pub fn new(link: Link, program: Option<u32>, bind: Method, addresses: u64) -> Result<Self> {
         Ok(Self {
             socket: Socket::open()?,
@@ -137,7 +141,11 @@ impl Watcher {
     ///
     /// # Errors
     /// When they were not, although the kernel takes them, and nobody has asked to stop.
-    pub fn restored(&mut self, renewed: Result<usize>, stop: &AtomicBool) -> Result<Option<String>> {
+    pub fn restored(
+        &mut self,
+        renewed: Result<usize>,
+        stop: &AtomicBool,
+    ) -> Result<Option<String>> {
         let link = self.socket.link_at(self.before.index).ok().flatten();
         match renewed {
             Ok(count) => {
@@ -146,11 +154,14 @@ impl Watcher {
                     (self.before.up, self.before.carrier_losses) = (link.up, link.carrier_losses);
                 }
                 let (all, name) = (self.addresses, &self.before.name);
-                let words = format!("{count} of the {all} addresses of {name} had gone, and are live again");
+                let words = format!(
+                    "{count} of the {all} addresses of {name} had gone, and are live again"
+                );
                 Ok((count > 0).then_some(words))
             }
             Err(_) if stop.load(Ordering::Relaxed) => Ok(None),
-            // Switched off, or gone, meanwhile: the next look says so, and what is missed is entered when it is there again.
+            // Switched off, or gone, meanwhile: the next look says so, and what is missed is
+            // entered when it is there again.
             Err(_) if link.is_none_or(|link| !link.ipv6 || !link.up) => {
                 self.missing = Some(Instant::now());
                 Ok(None)
@@ -162,7 +173,8 @@ impl Watcher {
         }
     }
 
-    /// Compares the interface with what it was. `is_ours`: whether an address is live because of this server.
+    /// Compares the interface with what it was. `is_ours`: whether an address is live because of
+    /// this server.
     pub fn look(&mut self, is_ours: impl Fn(Ipv6Addr) -> bool) -> Seen {
         let mut seen = Seen::default();
         let Ok(link) = self.socket.link_at(self.before.index) else { return seen };
@@ -195,14 +207,15 @@ impl Watcher {
         seen
     }
 
-    /// Why it cannot go on where another number of queues is in use. A driver need not give a new queue the XDP program
-    /// (veth does not), and there is no socket on it.
+    /// Why it cannot go on where another number of queues is in use. A driver need not give a new
+    /// queue the XDP program (veth does not), and there is no socket on it.
     fn queues_changed(&self) -> Option<Error> {
         let name = &self.before.name;
         let (before, now) = (self.queues?, ethtool::queues(name).ok()?);
         let words = || {
             anyhow!(
-                "{name} had {before} queue(s) in use, and has {now} now: start the server again to serve them"
+                "{name} had {before} queue(s) in use, and has {now} now: start the server again to \
+                 serve them"
             )
         };
         (before != now).then(words)
@@ -215,13 +228,15 @@ impl Watcher {
         Ok(Some(match change {
             Change::Gone => {
                 return Err(anyhow!(
-                    "{name} has gone, and its {addresses} addresses with it: it was deleted, or moved to another \
+                    "{name} has gone, and its {addresses} addresses with it: it was deleted, or \
+                     moved to another \
                      network namespace"
                 ));
             }
             Change::Detached => {
                 return Err(anyhow!(
-                    "somebody has taken the XDP program off {name}: requests would not come any more"
+                    "somebody has taken the XDP program off {name}: requests would not come any \
+                     more"
                 ));
             }
             Change::Renamed { from } => {
@@ -251,16 +266,20 @@ impl Watcher {
                 None => format!("{name} is under no other interface any more"),
                 Some(index) => {
                     let master = self.socket.link_at(index).ok().flatten();
-                    let master = master.map_or_else(|| format!("interface {index}"), |link| link.name);
+                    let master =
+                        master.map_or_else(|| format!("interface {index}"), |link| link.name);
                     if !is_hidden {
                         return Err(anyhow!(
-                            "{name} was put under {master}, for which the kernel takes its packets now, so that its \
-                             addresses are not found: serve on {master}, or take it out ('ip link set {name} \
+                            "{name} was put under {master}, for which the kernel takes its packets \
+                             now, so that its \
+                             addresses are not found: serve on {master}, or take it out ('ip link \
+                             set {name} \
                              nomaster')"
                         ));
                     }
                     format!(
-                        "{name} was put under {master}: the XDP program goes on to answer, but fragments and requests \
+                        "{name} was put under {master}: the XDP program goes on to answer, but \
+                         fragments and requests \
                          behind extension headers are {master}'s now, and get no answer"
                     )
                 }

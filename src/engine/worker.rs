@@ -1,5 +1,5 @@
-//! One queue's work: received frames become replies. It takes rings and a doorbell, not a socket, so that tests, benches
-//! and production run the same loop.
+//! One queue's work: received frames become replies. It takes rings and a doorbell, not a socket,
+//! so that tests, benches and production run the same loop.
 //!
 //! ```text
 //!   turn:  completion ─► fill      frames whose last reply has gone
@@ -20,9 +20,9 @@ use super::statistics::Tally;
 use crate::wire::{ADVERTISEMENT, Refusal};
 use crate::xdp::{Doorbell, Packet, Rings};
 
-/// Requests taken in one turn. Enough to spread the cost of a turn (four counters, two flags, one system call), few enough
-/// that the first reply of a batch does not wait long for its last: 64 requests of ten replies are about 4 µs of work
-/// (bench/worker.rs).
+/// Requests taken in one turn. Enough to spread the cost of a turn (four counters, two flags, one
+/// system call), few enough that the first reply of a batch does not wait long for its last: 64
+/// requests of ten replies are about 4 µs of work (bench/worker.rs).
 pub(super) const BATCH: usize = 64;
 
 /// What a packet that is to be sent answers.
@@ -39,7 +39,8 @@ pub struct Worker {
     replies: u16,
     /// Answers solicitations; none where that is the kernel's business.
     advertiser: Option<Advertiser>,
-    /// What the tx ring had no room for. While there is something, nothing is received: the rings are the queue.
+    /// What the tx ring had no room for. While there is something, nothing is received: the rings
+    /// are the queue.
     held: Option<(Packet, Answer)>,
     /// Which of all descriptors sent, counted from 0, are advertisements: those that the rings may
     /// still hold.
@@ -109,8 +110,8 @@ impl Worker {
         Ok(busy)
     }
 
-    /// Takes back the frames that were sent, and sends what found no room. Returns whether there was
-    /// anything.
+    /// Takes back the frames that were sent, and sends what found no room. Returns whether there
+    /// was anything.
     #[inline]
     fn take_back(&mut self, rings: &mut Rings) -> bool {
         let mut busy = false;
@@ -185,7 +186,8 @@ impl Worker {
         self.reuse(rings.discard(packet));
     }
 
-    /// Sends `packet`, as often as it is to be, or holds it when there is no room, and returns whether it was sent.
+    /// Sends `packet`, as often as it is to be, or holds it when there is no room, and returns
+    /// whether it was sent.
     #[inline]
     fn send(&mut self, rings: &mut Rings, packet: Packet, answer: Answer) -> bool {
         let copies = match answer {
@@ -213,7 +215,8 @@ impl Worker {
         self.tally.advertised += 1;
     }
 
-    /// A fill ring twice as large as the UMEM takes every frame; if one is ever refused, that is seen in the statistics.
+    /// A fill ring twice as large as the UMEM takes every frame; if one is ever refused, that is
+    /// seen in the statistics.
     #[inline]
     fn reuse<T>(&mut self, filled: Result<(), T>) {
         if filled.is_err() {
@@ -221,7 +224,8 @@ impl Worker {
         }
     }
 
-    /// Frames that are in no ring and not held: lost, and a bug. For the end of a run and for tests.
+    /// Frames that are in no ring and not held: lost, and a bug. For the end of a run and for
+    /// tests.
     pub fn missing(&self, rings: &Rings) -> u32 {
         let holds = self.held.as_ref().is_some_and(|(packet, _)| rings.umem().owns(packet));
         rings.census().in_hand() - u32::from(holds)
@@ -260,7 +264,8 @@ mod tests {
         let destination = pool().address(sequence % 100);
         let mut frame = vec![0; 1600];
         let stamp = Stamp { run: 7, sequence };
-        let length = Template::new(&ends, payload).unwrap().write(&mut frame, destination, stamp).unwrap();
+        let length =
+            Template::new(&ends, payload).unwrap().write(&mut frame, destination, stamp).unwrap();
         frame.truncate(length);
         frame
     }
@@ -312,9 +317,10 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever arrives and however little the rings hold: every request that arrived is answered by exactly its
-        /// replies, and every solicitation for a live address once, in order and intact when they leave; everything else is
-        /// counted, and no frame is lost on any step.
+        /// Whatever arrives and however little the rings hold: every request that arrived is
+        /// answered by exactly its replies, and every solicitation for a live address once, in
+        /// order and intact when they leave; everything else is counted, and no frame is lost on
+        /// any step.
         #[test]
         fn every_request_is_answered_and_no_frame_is_lost(
             events in proptest::collection::vec(event(), 1..120),
@@ -464,8 +470,8 @@ mod tests {
         assert!(worker.drain(&mut rings, &mut model).unwrap(), "all of that has left");
         assert_eq!((worker.close(&rings).replies, worker.close(&rings).unsent), (10, 0));
 
-        // From here on nothing leaves: the replies to three requests, an advertisement, and those to
-        // three more.
+        // From here on nothing leaves: the replies to three requests, an advertisement, and those
+        // to three more.
         model.budget = 0;
         for sequence in 1..=3 {
             assert!(model.deliver(&request(sequence, 32)));

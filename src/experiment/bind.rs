@@ -1,7 +1,8 @@
 //! Figure 1: what it takes to compute, bind and unbind n addresses, by each method.
 //!
-//! Every run has a fresh interface: what was bound on it before makes the kernel slower, also after it is gone. Runs of the
-//! methods alternate, so that what else the machine does disturbs all of them alike.
+//! Every run has a fresh interface: what was bound on it before makes the kernel slower, also after
+//! it is gone. Runs of the methods alternate, so that what else the machine does disturbs all of
+//! them alike.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -22,7 +23,8 @@ use crate::netlink;
 use crate::report::bind::summarize;
 use crate::report::{BindCell, BindOutcome, BindResult, Event, Plan, Ready};
 
-/// A prefix that none of the lab's own addresses lies under, so that a local route may be had for it.
+/// A prefix that none of the lab's own addresses lies under, so that a local route may be had for
+/// it.
 const PREFIX: &str = "2001:db8:6::/64";
 
 /// How far an experiment is.
@@ -38,17 +40,17 @@ pub struct BindProgress {
     pub done: usize,
     /// All runs.
     pub all: usize,
-    /// The most that the rest can take, in seconds: as long as a method's cost is not known its budget, and then what follows
-    /// from that.
+    /// The most that the rest can take, in seconds: as long as a method's cost is not known its
+    /// budget, and then what follows from that.
     pub at_most: f64,
 }
 
-/// Runs the experiment, with `file` for its results, and returns them. `show` is told what comes next, `found` everything that goes
-/// into the file.
+/// Runs the experiment, with `file` for its results, and returns them. `show` is told what comes
+/// next, `found` everything that goes into the file.
 ///
 /// # Errors
-/// Without root, when another such experiment is running, when `stop` is set, or `found` fails. The lab is taken down in any
-/// case. That a method does not work here is no error but an outcome.
+/// Without root, when another such experiment is running, when `stop` is set, or `found` fails. The
+/// lab is taken down in any case. That a method does not work here is no error but an outcome.
 pub fn bind<'a>(
     profile: &BindProfile,
     file: Option<&Path>,
@@ -67,11 +69,15 @@ pub fn bind<'a>(
     let runs = profile.runs;
     for (position, &(method, addresses)) in cells.iter().enumerate() {
         for run in 1..=runs {
-            let rest =
-                cells[position..].iter().enumerate().map(|(later, cell)| match given_up.get(&cell.0) {
+            let rest = cells[position..].iter().enumerate().map(|(later, cell)| {
+                match given_up.get(&cell.0) {
                     Some(_) => 0.0,
-                    None => f64::from(if later == 0 { runs - run + 1 } else { runs }) * estimate.of(*cell),
-                });
+                    None => {
+                        f64::from(if later == 0 { runs - run + 1 } else { runs })
+                            * estimate.of(*cell)
+                    }
+                }
+            });
             show(BindProgress {
                 method,
                 addresses,
@@ -96,12 +102,18 @@ pub fn bind<'a>(
             let Event::Cell(BindCell { outcome, .. }) = event else { continue };
             match outcome {
                 BindOutcome::Bound(result) => {
-                    let all = if replayed { result.seconds + 0.5 } else { started.elapsed().as_secs_f64() };
+                    let all = if replayed {
+                        result.seconds + 0.5
+                    } else {
+                        started.elapsed().as_secs_f64()
+                    };
                     estimate.learn((method, addresses), result.seconds, all);
                 }
                 BindOutcome::Stopped { bound, .. } => {
-                    let why =
-                        format!("of {addresses} addresses it bound {bound} within {} s", profile.budget);
+                    let why = format!(
+                        "of {addresses} addresses it bound {bound} within {} s",
+                        profile.budget
+                    );
                     given_up.insert(method, why);
                 }
                 BindOutcome::Failed { why } => {
@@ -128,7 +140,13 @@ fn environment(lab: &Lab) -> Result<Environment> {
 }
 
 /// One run, on an interface of its own.
-fn once(lab: &Lab, method: Method, addresses: u64, budget: f64, stop: &AtomicBool) -> Result<BindOutcome> {
+fn once(
+    lab: &Lab,
+    method: Method,
+    addresses: u64,
+    budget: f64,
+    stop: &AtomicBool,
+) -> Result<BindOutcome> {
     lab.down()?;
     lab.up(1)?;
     let pool = Pool::new(PREFIX.parse()?, addresses, 1)?;
@@ -161,7 +179,8 @@ fn once(lab: &Lab, method: Method, addresses: u64, budget: f64, stop: &AtomicBoo
     })
 }
 
-/// What a server's addresses took, from what it said when they were live and when they were taken back.
+/// What a server's addresses took, from what it said when they were live and when they were taken
+/// back.
 #[must_use]
 pub fn bound(ready: &Ready, totals: &Totals) -> BindResult {
     let count = ready.addresses as f64;
@@ -176,7 +195,9 @@ pub fn bound(ready: &Ready, totals: &Totals) -> BindResult {
         unbind_ns: of(&totals.unbind),
         seconds: ready.generate_seconds + ready.bind_seconds + unbind_seconds,
         open_seconds: ready.open_seconds,
-        bytes_per_address: ready.kernel_memory.map(|kernel| (kernel + ready.list_memory) as f64 / count),
+        bytes_per_address: ready
+            .kernel_memory
+            .map(|kernel| (kernel + ready.list_memory) as f64 / count),
         bind_phases: ready.bind_phases.clone(),
         unbind_phases: totals.unbind.clone(),
         environment: ready.environment.clone(),

@@ -1,12 +1,14 @@
-//! Engines side by side: each on the same lab, with the same addresses and the same load, and what rate it sustains.
+//! Engines side by side: each on the same lab, with the same addresses and the same load, and what
+//! rate it sustains.
 //!
 //! ```text
 //!   namespace sixhop-compare-client          namespace sixhop-compare-server
 //!   generator (this process, core B) ═ veth ═ sixhop serve --engine E (a process, core A)
 //! ```
 //!
-//! or in a lab that is there, such as that of a guest with its cards. All have their first search, then all their second, and so on: a
-//! machine that others share is faster at one time than at another, and no engine is to have the good one to itself.
+//! or in a lab that is there, such as that of a guest with its cards. All have their first search,
+//! then all their second, and so on: a machine that others share is faster at one time than at
+//! another, and no engine is to have the good one to itself.
 
 use std::ffi::OsString;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -51,7 +53,8 @@ pub struct CompareConfig {
     pub mean: f64,
     /// For how many microseconds the client polls its interface, where it is to do so itself.
     pub client_busy_poll: Option<u32>,
-    /// Microseconds between two batches that the kernel takes from either interface, for whatever contestant; `None` to leave that as it is.
+    /// Microseconds between two batches that the kernel takes from either interface, for whatever
+    /// contestant; `None` to leave that as it is.
     pub coalesce: Option<u32>,
     /// A lab that is up, to be used as it is; otherwise one of its own is made.
     pub lab: Option<Lab>,
@@ -70,7 +73,8 @@ pub struct Progress {
 /// Searches for each engine's rate so many times, with a server that is started for each.
 const RUNS: usize = 3;
 
-/// The first rate tried: low, since what is found does not depend on it; the search goes down from it where it must.
+/// The first rate tried: low, since what is found does not depend on it; the search goes down from
+/// it where it must.
 const START: f64 = 4000.0;
 
 /// No rate above this is tried: one core does not generate it.
@@ -79,7 +83,8 @@ const CEILING: f64 = 2_000_000.0;
 /// A rate is sustained when this share of the requests has all its replies, …
 const COMPLETE: f64 = 0.999;
 
-/// … the mean time to the first reply is at most [`CompareConfig::mean`], and the generator sent at least this share of the rate: a generator that is late proves nothing about a server.
+/// … the mean time to the first reply is at most [`CompareConfig::mean`], and the generator sent at
+/// least this share of the rate: a generator that is late proves nothing about a server.
 const ON_TIME: f64 = 0.99;
 
 /// Binding takes its time: the paper needed 216 s for 55,000 addresses.
@@ -88,8 +93,8 @@ const START_LIMIT: Duration = Duration::from_secs(600);
 /// Compares the engines. `show` is told how far it is, `found` each result as it comes.
 ///
 /// # Errors
-/// Without root, when another comparison is running, when an engine cannot start, or when `stop` is set. The lab is taken
-/// down in any case.
+/// Without root, when another comparison is running, when an engine cannot start, or when `stop` is
+/// set. The lab is taken down in any case.
 pub fn compare(
     config: &CompareConfig,
     stop: &AtomicBool,
@@ -111,9 +116,9 @@ pub fn compare(
     };
     for index in 0..results.len() {
         let addresses = results[index].addresses;
-        let socket = results
-            .iter()
-            .find(|r| r.engine == Contestant::Engine(EngineKind::Socket) && r.addresses == addresses);
+        let socket = results.iter().find(|r| {
+            r.engine == Contestant::Engine(EngineKind::Socket) && r.addresses == addresses
+        });
         results[index].ratio_to_socket =
             socket.map(|socket| results[index].sustained_rps / socket.sustained_rps);
     }
@@ -128,8 +133,9 @@ fn on_lab(
 ) -> Result<Vec<EngineResult>> {
     let host = Host::lab(lab)?;
     let engines = config.engines.iter().map(|engine| Contestant::Engine(*engine));
-    let contestants: Vec<_> =
-        engines.chain(config.peers.iter().map(|peer| Contestant::Peer(peer.name.clone()))).collect();
+    let contestants: Vec<_> = engines
+        .chain(config.peers.iter().map(|peer| Contestant::Peer(peer.name.clone())))
+        .collect();
     let steps = (config.addresses.len() * contestants.len() * RUNS) as u64;
     let mut done = 0;
     let mut results = Vec::new();
@@ -139,7 +145,11 @@ fn on_lab(
         for run in 1..=RUNS {
             for (who, searched) in contestants.iter().zip(&mut all) {
                 let mut show = |doing| {
-                    show(Progress { done, steps, doing: format!("{who}, run {run} of {RUNS}: {doing}") })
+                    show(Progress {
+                        done,
+                        steps,
+                        doing: format!("{who}, run {run} of {RUNS}: {doing}"),
+                    })
                 };
                 show(format!("binding {addresses} addresses"));
                 let last = searched.last();
@@ -164,7 +174,8 @@ fn cores() -> Result<[usize; 2]> {
     }
 }
 
-/// Starts `who` on the addresses of `pool`, searches for its rate, and ends it. `last` is what an earlier search found.
+/// Starts `who` on the addresses of `pool`, searches for its rate, and ends it. `last` is what an
+/// earlier search found.
 fn search(
     (lab, host): (&Lab, &Host),
     config: &CompareConfig,
@@ -176,9 +187,10 @@ fn search(
     let [server_core, client_core] = cores()?;
     let mut running = match who {
         Contestant::Engine(engine) => {
-            let mut flags = ["--cores", &server_core.to_string(), "--port", &config.port.to_string()]
-                .map(OsString::from)
-                .to_vec();
+            let mut flags =
+                ["--cores", &server_core.to_string(), "--port", &config.port.to_string()]
+                    .map(OsString::from)
+                    .to_vec();
             if let Some(time) = config.coalesce {
                 flags.extend(["--coalesce".into(), time.to_string().into()]);
             }
@@ -192,7 +204,8 @@ fn search(
             Running::Engine(Box::new(ServerProcess::start(host, &order, START_LIMIT, stop)?))
         }
         Contestant::Peer(name) => {
-            let peer = config.peers.iter().find(|peer| peer.name == *name).context("no such peer")?;
+            let peer =
+                config.peers.iter().find(|peer| peer.name == *name).context("no such peer")?;
             let held = ServerConfig {
                 coalesce: config.coalesce,
                 ..ServerConfig::hold(Side::Server.interface().to_owned(), pool.clone(), config.bind)
@@ -203,8 +216,10 @@ fn search(
         }
     };
     let server = running.ready()?.clone();
-    // An engine without a worker has the kernel do the work where its interface interrupts: on the server's processor.
-    let cores = if server.modes.cores.is_empty() { vec![server_core] } else { server.modes.cores.clone() };
+    // An engine without a worker has the kernel do the work where its interface interrupts: on the
+    // server's processor.
+    let cores =
+        if server.modes.cores.is_empty() { vec![server_core] } else { server.modes.cores.clone() };
     let measured = lab.run_in(Side::Client, || {
         core_affinity::set_for_current(core_affinity::CoreId { id: client_core });
         let mut generator = Generator::open(LoadConfig {
@@ -220,7 +235,8 @@ fn search(
         if let Running::Peer(process, peer) = &mut running {
             process.wait(peer, &mut generator, stop)?;
         }
-        let mut bench = Bench { generator, cores: &cores, trial: config.trial, mean: config.mean, stop };
+        let mut bench =
+            Bench { generator, cores: &cores, trial: config.trial, mean: config.mean, stop };
         let (run, half) = bench.measure(last.map(|last| last.run.load.offered_rate), show)?;
         Ok((run, half, bench.generator.environment()))
     });
@@ -231,7 +247,11 @@ fn search(
 }
 
 /// What was found of `who`; `None` where nothing was.
-fn result(config: &CompareConfig, who: &Contestant, searched: Vec<Searched>) -> Option<EngineResult> {
+fn result(
+    config: &CompareConfig,
+    who: &Contestant,
+    searched: Vec<Searched>,
+) -> Option<EngineResult> {
     let at = median(&searched)?;
     let (At { load, cpu }, half, ready) = (&at.run, &at.half, &at.server);
     let mean = |load: &LoadResult| load.outcome.first.as_ref().map(|times| times.mean_us);
@@ -352,7 +372,8 @@ impl Bench<'_> {
         let before = Ticks::of(self.cores)?;
         let mut after = before;
         let load = self.generator.run(run, self.stop, |sent| {
-            // Up to the last request, not through the wait for what is lost; and not while there is something to send.
+            // Up to the last request, not through the wait for what is lost; and not while there is
+            // something to send.
             if let (true, Ok(ticks)) = (sent == run.requests, Ticks::of(self.cores)) {
                 after = ticks;
             }

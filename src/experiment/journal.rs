@@ -1,5 +1,6 @@
-//! The result file of an experiment: a line for each thing that was found, in order, written at once. An experiment that was
-//! stopped, however, and is started again gets from it what was found already, and goes on from there.
+//! The result file of an experiment: a line for each thing that was found, in order, written at
+//! once. An experiment that was stopped, however, and is started again gets from it what was found
+//! already, and goes on from there.
 
 use std::collections::VecDeque;
 use std::fs::{self, File, OpenOptions};
@@ -25,8 +26,8 @@ pub struct Journal<'a> {
 }
 
 impl<'a> Journal<'a> {
-    /// Begins the file, or goes on with it where it is one of the same plan on the same machine. Without a path nothing is
-    /// kept.
+    /// Begins the file, or goes on with it where it is one of the same plan on the same machine.
+    /// Without a path nothing is kept.
     ///
     /// # Errors
     /// When the file cannot be written, or is of another plan, machine or sixhop.
@@ -39,7 +40,8 @@ impl<'a> Journal<'a> {
         let started = humantime::format_rfc3339_seconds(SystemTime::now()).to_string();
         let mut start = Experiment { plan, started, environment };
         let Some(path) = path else {
-            let mut journal = Self { recorded: VecDeque::new(), file: None, events: Vec::new(), found };
+            let mut journal =
+                Self { recorded: VecDeque::new(), file: None, events: Vec::new(), found };
             journal.keep(begun(start))?;
             return Ok(journal);
         };
@@ -67,19 +69,23 @@ impl<'a> Journal<'a> {
             Some(Event::Experiment(before)) => {
                 if let Some(what) = difference(&before, &start) {
                     bail!(
-                        "{name} is of another {what}: finish it as it was begun, remove it, or use another --out"
+                        "{name} is of another {what}: finish it as it was begun, remove it, or use \
+                         another --out"
                     );
                 }
                 start = *before;
             }
-            Some(_) => bail!("{name} does not begin with what was to be measured: use another --out"),
+            Some(_) => {
+                bail!("{name} does not begin with what was to be measured: use another --out")
+            }
         }
         let open = OpenOptions::new().create(true).append(true).open(path);
         let file = open.with_context(|| {
             format!("cannot write {name}: name a directory for --out that can be written")
         })?;
         file.set_len(length as u64).with_context(|| format!("cannot write {name}"))?;
-        let mut journal = Self { recorded, file: Some((path.to_owned(), file)), events: Vec::new(), found };
+        let mut journal =
+            Self { recorded, file: Some((path.to_owned(), file)), events: Vec::new(), found };
         let first = begun(start);
         if length == 0 {
             journal.write(&first)?;
@@ -88,8 +94,8 @@ impl<'a> Journal<'a> {
         Ok(journal)
     }
 
-    /// The next thing: from the file where it is there, from `find` and into the file otherwise. `is_it` knows it from
-    /// others.
+    /// The next thing: from the file where it is there, from `find` and into the file otherwise.
+    /// `is_it` knows it from others.
     ///
     /// # Errors
     /// Those of `find`, when the file cannot be written, or has something else there.
@@ -100,7 +106,11 @@ impl<'a> Journal<'a> {
     ) -> Result<&Event> {
         let event = match self.recorded.pop_front() {
             Some(event) => {
-                ensure!(is_it(&event), "{} has lines in another order: use another --out", self.name());
+                ensure!(
+                    is_it(&event),
+                    "{} has lines in another order: use another --out",
+                    self.name()
+                );
                 event
             }
             None => {
@@ -157,8 +167,9 @@ fn begun(start: Experiment) -> Event {
 /// In what the two differ that results must not be mixed of.
 fn difference(before: &Experiment, now: &Experiment) -> Option<String> {
     let (was, is) = (&before.environment, &now.environment);
-    let changed =
-        |what: &str, was: &str, is: &str| (was != is).then(|| format!("{what} ({was:?}, not {is:?})"));
+    let changed = |what: &str, was: &str, is: &str| {
+        (was != is).then(|| format!("{what} ({was:?}, not {is:?})"))
+    };
     if before.plan != now.plan {
         return Some("profile".to_owned());
     }

@@ -1,7 +1,7 @@
 //! Experiments: servers started, loads put on them, figures found. What they find goes to `report`.
 //!
-//! An experiment starts servers as processes of their own, by the command line that anybody else would use, and asks them
-//! with the generator of `load` from this process.
+//! An experiment starts servers as processes of their own, by the command line that anybody else
+//! would use, and asks them with the generator of `load` from this process.
 
 mod bind;
 mod compare;
@@ -22,18 +22,20 @@ pub use bind::{BindProgress, bind, bound};
 pub use compare::{CompareConfig, Progress, compare};
 pub use peer::Peer;
 pub use profile::{
-    Approach, BindProfile, BindSeries, Profile, Rates, ResponseProfile, ResponseSeries, RotationProfile,
-    RotationSeries,
+    Approach, BindProfile, BindSeries, Profile, Rates, ResponseProfile, ResponseSeries,
+    RotationProfile, RotationSeries,
 };
 pub use response::{Place, ResponseConfig, ResponseProgress, response};
 pub use rotation::{RotationProgress, rotation};
 pub use server::Host;
 
-/// Holds a name that only one process can have, and that is free again when it ends, however it ends.
+/// Holds a name that only one process can have, and that is free again when it ends, however it
+/// ends.
 fn only_one(name: &str) -> Result<UnixDatagram> {
     let name = SocketAddr::from_abstract_name(name).context("no abstract socket names")?;
-    UnixDatagram::bind_addr(&name)
-        .map_err(|_| anyhow!("another such experiment is running on this machine: wait for it, or stop it"))
+    UnixDatagram::bind_addr(&name).map_err(|_| {
+        anyhow!("another such experiment is running on this machine: wait for it, or stop it")
+    })
 }
 
 /// Pins the calling thread to the first processor that it may use.

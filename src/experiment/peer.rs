@@ -1,5 +1,5 @@
-//! Another program as the server, for comparison: Sixhop makes the addresses live for it, starts it on the server's side of a lab, and
-//! ends it.
+//! Another program as the server, for comparison: Sixhop makes the addresses live for it, starts it
+//! on the server's side of a lab, and ends it.
 
 use std::ffi::OsString;
 use std::os::unix::process::CommandExt;
@@ -26,8 +26,8 @@ use crate::report::Ready;
 pub struct Peer {
     /// What it is called in results.
     pub name: String,
-    /// The command, in which `{interface}`, `{address}` (the first of them), `{port}`, `{core}` (the server's) and `{client-core}` are
-    /// replaced.
+    /// The command, in which `{interface}`, `{address}` (the first of them), `{port}`, `{core}`
+    /// (the server's) and `{client-core}` are replaced.
     pub command: Vec<String>,
 }
 
@@ -45,11 +45,13 @@ const START: Duration = Duration::from_secs(60);
 /// A program that was interrupted ends within this, or is killed.
 const STOP: Duration = Duration::from_secs(10);
 
-/// What a peer is asked until it answers: slowly, so that nothing of it is under way when the measuring begins.
+/// What a peer is asked until it answers: slowly, so that nothing of it is under way when the
+/// measuring begins.
 const FIRST: Run = Run { rate: 100.0, requests: 10 };
 
 impl<'a> PeerProcess<'a> {
-    /// Starts it on the addresses of `pool`, which are held as `held` says. Whether it answers, [`wait`](Self::wait) finds out.
+    /// Starts it on the addresses of `pool`, which are held as `held` says. Whether it answers,
+    /// [`wait`](Self::wait) finds out.
     pub fn start(
         lab: &'a Lab,
         peer: &Peer,
@@ -61,8 +63,8 @@ impl<'a> PeerProcess<'a> {
     ) -> Result<Self> {
         let interface = Side::Server.interface();
         let target = pool.address(0);
-        let addresses =
-            lab.run_in(Side::Server, || Server::start(held, &mut |_| !stop.load(Ordering::Relaxed)))?;
+        let addresses = lab
+            .run_in(Side::Server, || Server::start(held, &mut |_| !stop.load(Ordering::Relaxed)))?;
         let mac = lab.run_in(Side::Server, || Ok(netlink::link(interface)?.mac))?;
         // A peer may take every packet from the kernel, which then answers no solicitation.
         neighbour(lab, target, Some(mac))?;
@@ -74,7 +76,8 @@ impl<'a> PeerProcess<'a> {
             ("{client-core}", client_core.to_string()),
         ];
         let fill = |word: &String| {
-            let filled = values.iter().fold(word.clone(), |word, (name, value)| word.replace(name, value));
+            let filled =
+                values.iter().fold(word.clone(), |word, (name, value)| word.replace(name, value));
             OsString::from(filled)
         };
         let host = Host::lab(lab)?;
@@ -98,7 +101,12 @@ impl<'a> PeerProcess<'a> {
     }
 
     /// Waits until it answers `generator`.
-    pub fn wait(&mut self, peer: &Peer, generator: &mut Generator, stop: &AtomicBool) -> Result<()> {
+    pub fn wait(
+        &mut self,
+        peer: &Peer,
+        generator: &mut Generator,
+        stop: &AtomicBool,
+    ) -> Result<()> {
         let give_up = Instant::now() + START;
         loop {
             if let Some(status) = self.child.try_wait().context("cannot look after a peer")? {
@@ -113,7 +121,12 @@ impl<'a> PeerProcess<'a> {
             if outcome.complete == FIRST.requests {
                 return Ok(());
             }
-            ensure!(Instant::now() < give_up, "{} answered nothing within {} s", peer.name, START.as_secs());
+            ensure!(
+                Instant::now() < give_up,
+                "{} answered nothing within {} s",
+                peer.name,
+                START.as_secs()
+            );
         }
     }
 }

@@ -66,7 +66,8 @@ pub struct ResponseProfile {
     pub seconds: Option<f64>,
     /// Passes through the rates, at least 1.
     pub runs: u32,
-    /// The mean response times that are asked for, in milliseconds, each larger than the one before.
+    /// The mean response times that are asked for, in milliseconds, each larger than the one
+    /// before.
     pub thresholds_ms: Vec<f64>,
     /// Replies to each request, 1 to 255.
     pub replies: u8,
@@ -132,7 +133,8 @@ pub struct RotationProfile {
     pub series: Vec<RotationSeries>,
 }
 
-/// Ways of binding, and the numbers of clients among which the largest is looked for that each of them carries.
+/// Ways of binding, and the numbers of clients among which the largest is looked for that each of
+/// them carries.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RotationSeries {
@@ -154,13 +156,17 @@ impl Profile {
     /// The profile of that name, or the one in the file of that name.
     ///
     /// # Errors
-    /// When there is neither, or it makes no sense: one line with the file, the key, and what is allowed.
+    /// When there is neither, or it makes no sense: one line with the file, the key, and what is
+    /// allowed.
     pub fn load(name: &str) -> Result<Self> {
         match BUILT_IN.iter().find(|(built_in, _)| *built_in == name) {
             Some((_, text)) => Self::parse(text).with_context(|| format!("profile {name}")),
             None => {
                 let text = fs::read_to_string(Path::new(name)).with_context(|| {
-                    format!("no profile '{name}': there are quick and paper, and files in TOML like bench/profiles/quick.toml")
+                    format!(
+                        "no profile '{name}': there are quick and paper, and files in TOML \
+                        like bench/profiles/quick.toml"
+                    )
                 })?;
                 Self::parse(&text).with_context(|| name.to_owned())
             }
@@ -172,8 +178,9 @@ impl Profile {
     /// # Errors
     /// When it says nothing.
     pub fn bind(self, name: &str) -> Result<BindProfile> {
-        self.bind
-            .with_context(|| format!("{name}: there is no table [bind], and 'experiment bind' needs one"))
+        self.bind.with_context(|| {
+            format!("{name}: there is no table [bind], and 'experiment bind' needs one")
+        })
     }
 
     /// What it says of `experiment rotation`.
@@ -215,7 +222,8 @@ impl Profile {
         })?;
         ensure!(
             profile.bind.is_some() || profile.response.is_some() || profile.rotation.is_some(),
-            "it has none of the tables [bind], [response] and [rotation]: there is nothing to measure"
+            "it has none of the tables [bind], [response] and [rotation]: there is nothing to \
+             measure"
         );
         profile.bind.iter().try_for_each(BindProfile::check)?;
         profile.response.iter().try_for_each(ResponseProfile::check)?;
@@ -247,10 +255,17 @@ impl BindProfile {
     fn check(&self) -> Result<()> {
         check_runs("bind.runs", self.runs)?;
         check_seconds("bind.budget", self.budget)?;
-        check_addresses("bind.series.addresses", self.series.iter().flat_map(|series| &series.addresses))?;
+        check_addresses(
+            "bind.series.addresses",
+            self.series.iter().flat_map(|series| &series.addresses),
+        )?;
         ensure!(
-            self.series.iter().flat_map(|series| &series.methods).all(|&method| method != Method::None),
-            "bind.series.methods has 'none', which binds nothing: allowed are the other methods of --bind"
+            self.series
+                .iter()
+                .flat_map(|series| &series.methods)
+                .all(|&method| method != Method::None),
+            "bind.series.methods has 'none', which binds nothing: allowed are the other methods of \
+             --bind"
         );
         ensure!(
             !self.cells().is_empty(),
@@ -268,7 +283,8 @@ impl BindProfile {
         self
     }
 
-    /// The cells: each method and number once, smallest number first, and at one number in the order of the series.
+    /// The cells: each method and number once, smallest number first, and at one number in the
+    /// order of the series.
     #[must_use]
     pub fn cells(&self) -> Vec<(Method, u64)> {
         let mut cells = Vec::new();
@@ -332,7 +348,11 @@ impl RotationProfile {
             "rotation.rotate is {}: allowed are 1 to 86400 seconds",
             self.rotate
         );
-        ensure!((1..=1000).contains(&self.steps), "rotation.steps is {}: allowed are 1 to 1000", self.steps);
+        ensure!(
+            (1..=1000).contains(&self.steps),
+            "rotation.steps is {}: allowed are 1 to 1000",
+            self.steps
+        );
         ensure!(
             (1..=MAX_RATE).contains(&self.rate),
             "rotation.rate is {}: allowed are 1 to {MAX_RATE} requests/s",
@@ -351,12 +371,17 @@ impl RotationProfile {
             for method in methods {
                 ensure!(
                     method.moves() && engine.can(*method),
-                    "rotation.series.methods has '{method}', by which no addresses move that engine '{engine}' answers on: allowed is \
-                     live-map for afxdp and reflect, and netlink, netlink-batch, netlink-down, ioctl, command and ifconfig"
+                    "rotation.series.methods has '{method}', by which no addresses move that \
+                     engine '{engine}' answers on: allowed is \
+                     live-map for afxdp and reflect, and netlink, netlink-batch, netlink-down, \
+                     ioctl, command and ifconfig"
                 );
             }
         }
-        ensure!(!self.servers().is_empty(), "rotation.series is empty: it needs methods, at least one");
+        ensure!(
+            !self.servers().is_empty(),
+            "rotation.series is empty: it needs methods, at least one"
+        );
         Ok(())
     }
 
@@ -386,7 +411,8 @@ impl ResponseProfile {
             !thresholds.is_empty()
                 && thresholds.iter().all(|&threshold| threshold > 0.0 && threshold.is_finite())
                 && thresholds.is_sorted_by(|a, b| a < b),
-            "response.thresholds_ms is {thresholds:?}: allowed are milliseconds above 0, at least one, each larger than the one before"
+            "response.thresholds_ms is {thresholds:?}: allowed are milliseconds above 0, at least \
+             one, each larger than the one before"
         );
         ensure!(self.replies > 0, "response.replies is 0: allowed are 1 to 255");
         check_payload("response.payload", self.payload)?;
@@ -398,7 +424,8 @@ impl ResponseProfile {
         let unable = self.cells().into_iter().find(|cell| !cell.engine.can(cell.bind));
         if let Some(Cell { engine, bind, .. }) = unable {
             return Err(anyhow!(
-                "response.series.bind is '{bind}', which engine '{engine}' cannot have: allowed is live-map for afxdp and \
+                "response.series.bind is '{bind}', which engine '{engine}' cannot have: allowed is \
+                 live-map for afxdp and \
                  reflect, and the other methods for every engine"
             ));
         }
@@ -409,7 +436,8 @@ impl ResponseProfile {
         Ok(())
     }
 
-    /// The servers: each once, smallest number of addresses first, and at one number in the order of the series.
+    /// The servers: each once, smallest number of addresses first, and at one number in the order
+    /// of the series.
     #[must_use]
     pub fn cells(&self) -> Vec<Cell> {
         let mut cells = Vec::new();
@@ -442,7 +470,8 @@ mod tests {
     #[test]
     fn the_built_in_ones_are_right() {
         for file in ["binding", "figure2"] {
-            Profile::load(&format!("{}/bench/profiles/{file}.toml", env!("CARGO_MANIFEST_DIR"))).unwrap();
+            Profile::load(&format!("{}/bench/profiles/{file}.toml", env!("CARGO_MANIFEST_DIR")))
+                .unwrap();
         }
         let paper = Profile::load("paper").unwrap().bind.unwrap();
         assert_eq!(paper.runs, 5);
@@ -455,10 +484,16 @@ mod tests {
             );
         }
         assert!(
-            cells.contains(&(Method::LiveMap, 10_000_000)) && !cells.contains(&(Method::Netlink, 1_000_000))
+            cells.contains(&(Method::LiveMap, 10_000_000))
+                && !cells.contains(&(Method::Netlink, 1_000_000))
         );
         assert!(
-            Profile::load("quick").unwrap().bind.unwrap().cells().contains(&(Method::LiveMap, 1_000_000))
+            Profile::load("quick")
+                .unwrap()
+                .bind
+                .unwrap()
+                .cells()
+                .contains(&(Method::LiveMap, 1_000_000))
         );
     }
 
@@ -489,7 +524,11 @@ mod tests {
             ("[bind]\nruns = 2", "[bind]", "missing field `runs`"),
             ("budget = 2.0", "budget = -1", "bind.budget is -1: allowed are seconds above 0"),
             ("addresses = [1,", "addresses = [0,", "bind.series.addresses has a 0"),
-            ("\"netlink\"", "\"telepathy\"", "unknown variant `telepathy`, expected one of `netlink`"),
+            (
+                "\"netlink\"",
+                "\"telepathy\"",
+                "unknown variant `telepathy`, expected one of `netlink`",
+            ),
             ("\"netlink\"", "\"none\"", "bind.series.methods has 'none'"),
             (
                 "way = \"bisect\"",
@@ -499,17 +538,29 @@ mod tests {
             ("replies = 10", "replies = 0", "response.replies is 0: allowed are 1 to 255"),
             ("replies = 10", "replies = 256", "response.replies: invalid value: integer `256`"),
             ("payload = 32", "payload = 1", "response.payload is 1: allowed are"),
-            ("thresholds_ms = [1, ", "thresholds_ms = [7, ", "response.thresholds_ms is [7.0, 5.0,"),
+            (
+                "thresholds_ms = [1, ",
+                "thresholds_ms = [7, ",
+                "response.thresholds_ms is [7.0, 5.0,",
+            ),
             ("rotate = 2.0", "rotate = 0.5", "rotation.rotate is 0.5: allowed are 1 to"),
             ("rate = 10000", "rate = 0", "rotation.rate is 0: allowed are 1 to"),
             ("steps = 2", "steps = 0", "rotation.steps is 0"),
-            ("from = 20, to", "from = 0, to", "rotation.series.clients.from is 0: allowed are 1 to"),
+            (
+                "from = 20, to",
+                "from = 0, to",
+                "rotation.series.clients.from is 0: allowed are 1 to",
+            ),
             (
                 "engine = \"afxdp\"\nmethods = [\"live-map\"]",
                 "engine = \"socket\"\nmethods = [\"live-map\"]",
                 "rotation.series.methods has 'live-map', by which no addresses move that engine 'socket' answers on",
             ),
-            ("methods = [\"netlink-batch\"]", "methods = [\"anyip\"]", "rotation.series.methods has 'anyip'"),
+            (
+                "methods = [\"netlink-batch\"]",
+                "methods = [\"anyip\"]",
+                "rotation.series.methods has 'anyip'",
+            ),
             ("engines = [\"socket\"", "engines = [\"smoke\"", "unknown variant `smoke`"),
         ] {
             let said = error(0, from, to);
@@ -521,10 +572,17 @@ mod tests {
             error(0, line, &format!("rates = {rates}"))
         };
         assert!(
-            rates("{ from = 0, to = 10, step = 2 }").contains("response.rates.from is 0: allowed are 1 to")
+            rates("{ from = 0, to = 10, step = 2 }")
+                .contains("response.rates.from is 0: allowed are 1 to")
         );
-        assert!(rates("{ from = 9, to = 0, step = 2 }").contains("response.rates.to is 0: allowed are 9"));
-        assert!(rates("{ from = 1, to = 9, step = 1 }").contains("response.rates.step is 1: allowed are"));
+        assert!(
+            rates("{ from = 9, to = 0, step = 2 }")
+                .contains("response.rates.to is 0: allowed are 9")
+        );
+        assert!(
+            rates("{ from = 1, to = 9, step = 1 }")
+                .contains("response.rates.step is 1: allowed are")
+        );
         assert!(
             Profile::parse("")
                 .unwrap_err()
@@ -532,7 +590,8 @@ mod tests {
                 .contains("none of the tables [bind], [response] and [rotation]")
         );
         assert!(
-            format!("{:#}", Profile::load("nowhere.toml").unwrap_err()).contains("there are quick and paper")
+            format!("{:#}", Profile::load("nowhere.toml").unwrap_err())
+                .contains("there are quick and paper")
         );
     }
 
@@ -544,16 +603,21 @@ mod tests {
         assert_eq!(Rates { from: 1, to: 4, step: 1.1 }.all(), [1, 2, 3, 4]); // no rate twice
         let paper = Profile::load("paper").unwrap().response.unwrap();
         let rates = paper.rates.all();
-        assert!(rates.first() == Some(&1900) && rates.last().is_some_and(|&highest| highest > 150_000));
+        assert!(
+            rates.first() == Some(&1900) && rates.last().is_some_and(|&highest| highest > 150_000)
+        );
         assert_eq!((paper.requests_at(1900), paper.requests_at(150_000)), (250_000, 250_000));
         assert_eq!(ResponseProfile { seconds: Some(0.5), ..paper }.requests_at(1900), 950);
     }
 
     #[test]
     fn a_cell_that_two_series_have_is_measured_once() {
-        let series =
-            |addresses: &[u64]| BindSeries { methods: vec![Method::Ioctl], addresses: addresses.to_vec() };
-        let profile = BindProfile { runs: 1, budget: 1.0, series: vec![series(&[5, 1]), series(&[1, 3])] };
+        let series = |addresses: &[u64]| BindSeries {
+            methods: vec![Method::Ioctl],
+            addresses: addresses.to_vec(),
+        };
+        let profile =
+            BindProfile { runs: 1, budget: 1.0, series: vec![series(&[5, 1]), series(&[1, 3])] };
         assert_eq!(profile.cells(), [1, 3, 5].map(|addresses| (Method::Ioctl, addresses)));
     }
 }

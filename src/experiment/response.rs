@@ -1,11 +1,13 @@
-//! Figure 2: which request rate n addresses sustain while the mean response time stays under a threshold, for each engine.
+//! Figure 2: which request rate n addresses sustain while the mean response time stays under a
+//! threshold, for each engine.
 //!
 //! ```text
 //!   this process: generator, rates ═══ lab, or the network ═══ sixhop serve, a process here or on another machine
 //! ```
 //!
-//! Servers of the same number of addresses come one after the other, so that what else the machine does in the meantime disturbs
-//! the engines that are compared alike. In the lab each has fresh interfaces.
+//! Servers of the same number of addresses come one after the other, so that what else the machine
+//! does in the meantime disturbs the engines that are compared alike. In the lab each has fresh
+//! interfaces.
 
 use std::ffi::OsString;
 use std::path::Path;
@@ -32,7 +34,8 @@ use crate::report::{Cell, Event, Failed, Plan, Trial};
 /// Where the experiment runs.
 #[derive(Debug, Clone)]
 pub enum Place {
-    /// In a lab of its own on this machine, the server on the first processor and the client on the last.
+    /// In a lab of its own on this machine, the server on the first processor and the client on the
+    /// last.
     Lab,
     /// The server where `host` says, the client here.
     Elsewhere {
@@ -75,12 +78,12 @@ const SEED: u64 = 1;
 /// UDP port of the service.
 const PORT: u16 = 3540;
 
-/// Runs the experiment, with `file` for its results, and returns them. `show` is told how far it is, `found` everything that goes
-/// into the file.
+/// Runs the experiment, with `file` for its results, and returns them. `show` is told how far it
+/// is, `found` everything that goes into the file.
 ///
 /// # Errors
-/// Without root, when another such experiment is running, when `stop` is set, or the file cannot be written. A server that cannot
-/// be had is no error but a result.
+/// Without root, when another such experiment is running, when `stop` is set, or the file cannot be
+/// written. A server that cannot be had is no error but a result.
 pub fn response(
     config: &ResponseConfig,
     file: Option<&Path>,
@@ -225,7 +228,11 @@ impl Bench<'_> {
             let replayed = journal.is_replaying();
             let mut trial = |index: usize| {
                 let rate = rates[index];
-                progress.doing(format!("{}, run {run} of {}: {rate}/s", describe(self.cell), profile.runs));
+                progress.doing(format!(
+                    "{}, run {run} of {}: {rate}/s",
+                    describe(self.cell),
+                    profile.runs
+                ));
                 let is_it = |event: &Event| {
                     matches!(event, Event::Trial(trial)
                         if (trial.cell, trial.run, trial.rate) == (self.cell, run, rate))
@@ -238,7 +245,8 @@ impl Bench<'_> {
                             let server = self.start()?;
                             ensure!(
                                 server.ready().modes == ready.modes,
-                                "the server did not get the modes that it had before the interruption: use another --out"
+                                "the server did not get the modes that it had before the \
+                                 interruption: use another --out"
                             );
                             pair.insert(self.ask(server)?)
                         }
@@ -246,7 +254,11 @@ impl Bench<'_> {
                     self.trial(pair, run, rate)
                 })?;
                 let Event::Trial(trial) = found else { return Ok(vec![]) };
-                Ok(profile.thresholds_ms.iter().map(|&threshold| held(trial, threshold).is_none()).collect())
+                Ok(profile
+                    .thresholds_ms
+                    .iter()
+                    .map(|&threshold| held(trial, threshold).is_none())
+                    .collect())
             };
             match profile.way {
                 Approach::Bisect => guesses = bisect(rates.len(), &guesses, trial)?,
@@ -268,7 +280,8 @@ impl Bench<'_> {
             let (lost, invalid) = (counters.frames_lost, counters.invalid);
             ensure!(
                 lost + invalid == 0,
-                "{} lost {lost} frames and met {invalid} descriptors that make no sense: its figures are not to be trusted",
+                "{} lost {lost} frames and met {invalid} descriptors that make no sense: its \
+                 figures are not to be trusted",
                 self.cell.engine
             );
         }
@@ -303,8 +316,8 @@ impl Bench<'_> {
         ServerProcess::start(self.host, &order, Duration::from_secs_f64(profile.budget), self.stop)
     }
 
-    /// Opens a generator for `server` on this thread, and warms both up. Only now is the thread pinned: a server that it starts
-    /// would inherit that.
+    /// Opens a generator for `server` on this thread, and warms both up. Only now is the thread
+    /// pinned: a server that it starts would inherit that.
     fn ask(&self, server: ServerProcess) -> Result<Pair> {
         pin_to_last();
         let profile = &self.config.profile;
@@ -331,7 +344,8 @@ impl Bench<'_> {
         let before = Ticks::of(cores)?;
         let mut after = before;
         let load = pair.generator.run(Run { rate: rate as f64, requests }, self.stop, |sent| {
-            // Up to the last request, not through the wait for what is lost; and not while there is something to send.
+            // Up to the last request, not through the wait for what is lost; and not while there is
+            // something to send.
             if let (true, Ok(ticks)) = (sent == requests, Ticks::of(cores)) {
                 after = ticks;
             }
@@ -371,7 +385,14 @@ impl<'a> Passes<'a> {
             Approach::Bisect => 10.0 * rates.get(rates.len() / 2).copied().map_or(1.0, seconds),
         };
         let all = profile.cells().len() as u64 * u64::from(profile.runs);
-        Self { show, done: 0, all, made: 0, began: Instant::now(), guess: Duration::from_secs_f64(guess) }
+        Self {
+            show,
+            done: 0,
+            all,
+            made: 0,
+            began: Instant::now(),
+            guess: Duration::from_secs_f64(guess),
+        }
     }
 
     fn doing(&mut self, doing: String) {

@@ -1,11 +1,13 @@
-//! For how many clients all addresses can move in one time step while requests are answered, for each way of making them live.
+//! For how many clients all addresses can move in one time step while requests are answered, for
+//! each way of making them live.
 //!
 //! ```text
 //!   step k   |▒▒▒▒▒▒▒▒▒▒▒▒ addresses are exchanged ▒▒▒▒▒▒▒▒▒▒▒▒|   at rest   |
 //!   load    ─┤  inside: over the boundary, and the exchange  ├───┤ outside ├─┤
 //! ```
 //!
-//! Numbers of clients are tried upwards until a step's work is not done by its end, or requests are lost, and then between.
+//! Numbers of clients are tried upwards until a step's work is not done by its end, or requests are
+//! lost, and then between.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -47,8 +49,9 @@ pub struct RotationProgress {
 /// UDP port of the service.
 const PORT: u16 = 3540;
 
-/// Shares of a step between which requests are sent while nothing is exchanged: after the last share of any method
-/// ([`crate::bind::Rotation`] spreads its work over 0.8 of a step at most), and before the next boundary.
+/// Shares of a step between which requests are sent while nothing is exchanged: after the last
+/// share of any method ([`crate::bind::Rotation`] spreads its work over 0.8 of a step at most), and
+/// before the next boundary.
 const OUTSIDE: (f64, f64) = (0.83, 0.94);
 
 /// The same while addresses are exchanged, from before the boundary that the step begins with.
@@ -57,12 +60,12 @@ const INSIDE: (f64, f64) = (-0.03, 0.78);
 /// Requests before anything is counted.
 const WARM_UP: u64 = 2000;
 
-/// Runs the experiment, with `file` for its results, and returns them. `show` is told how far it is, `found` everything that goes
-/// into the file.
+/// Runs the experiment, with `file` for its results, and returns them. `show` is told how far it
+/// is, `found` everything that goes into the file.
 ///
 /// # Errors
-/// Without root, when another such experiment is running, when `stop` is set, or the file cannot be written. A server that cannot
-/// be had is no error but a result.
+/// Without root, when another such experiment is running, when `stop` is set, or the file cannot be
+/// written. A server that cannot be had is no error but a result.
 pub fn rotation(
     profile: &RotationProfile,
     file: Option<&Path>,
@@ -117,7 +120,8 @@ fn on_lab<'a>(
                 all: series.len() as u64,
                 doing: format!("{engine}, {bind}: {} clients", cell.clients),
             });
-            let is_it = |event: &Event| matches!(event, Event::Rotated(trial) if trial.cell == cell);
+            let is_it =
+                |event: &Event| matches!(event, Event::Rotated(trial) if trial.cell == cell);
             let event = journal.next(is_it, || {
                 fresh()?;
                 Ok(Event::Rotated(Box::new(bench.trial(cell)?)))
@@ -169,7 +173,8 @@ impl Bench<'_> {
         };
         ensure!(
             counters.frames_lost + counters.invalid == 0,
-            "{} lost {} frames and met {} descriptors that make no sense: its figures are not to be trusted",
+            "{} lost {} frames and met {} descriptors that make no sense: its figures are not to \
+             be trusted",
             cell.engine,
             counters.frames_lost,
             counters.invalid
@@ -197,15 +202,19 @@ impl Bench<'_> {
             coalesce: None,
         })?;
         let mut load = |requests: u64| {
-            let measured = generator.run(Run { rate: profile.rate as f64, requests }, self.stop, |_| {})?;
+            let measured =
+                generator.run(Run { rate: profile.rate as f64, requests }, self.stop, |_| {})?;
             ensure!(!self.stop.load(Ordering::Relaxed), Interrupted);
             Ok(measured)
         };
         load(WARM_UP)?;
-        // Steps are those of the time of day: where that is set, what was to be inside of one is not.
+        // Steps are those of the time of day: where that is set, what was to be inside of one is
+        // not.
         let began = System.now();
         let (period, mut rotated) = (profile.rotate * 1e9, server.rotated());
-        let place = |step: u64, share: f64| clock.start(step).saturating_add_signed((period * share) as i64);
+        let place = |step: u64, share: f64| {
+            clock.start(step).saturating_add_signed((period * share) as i64)
+        };
         // The first step that has not begun, with time to get there.
         let first = clock.step(unix_time() + (period * 0.05) as u64) + 1;
         let (mut inside, mut outside) = (Vec::new(), Vec::new());
@@ -219,7 +228,9 @@ impl Bench<'_> {
         let last = first + u64::from(profile.steps) - 1;
         // What is not done by then is late, and that is told at the boundary.
         let give_up = Instant::now() + Duration::from_secs_f64(profile.rotate) + SLACK;
-        while !rotated.iter().any(|rotated: &Rotated| rotated.step >= last) && Instant::now() < give_up {
+        while !rotated.iter().any(|rotated: &Rotated| rotated.step >= last)
+            && Instant::now() < give_up
+        {
             ensure!(!self.stop.load(Ordering::Relaxed), Interrupted);
             thread::sleep(LOOK);
             rotated.extend(server.rotated());
@@ -239,7 +250,8 @@ impl Bench<'_> {
         })
     }
 
-    /// Waits until `time`, in nanoseconds since 1970, unless the clock is set: then that may be never.
+    /// Waits until `time`, in nanoseconds since 1970, unless the clock is set: then that may be
+    /// never.
     fn sleep_until(&self, time: u64, began: &Moment) -> Result<()> {
         loop {
             was_not_set(began)?;

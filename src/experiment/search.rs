@@ -1,11 +1,12 @@
-//! The search for the highest rate that still holds: on until it fails, then halved in between. No I/O: what a trial is, is
-//! the caller's business.
+//! The search for the highest rate that still holds: on until it fails, then halved in between. No
+//! I/O: what a trial is, is the caller's business.
 
 use std::collections::BTreeMap;
 
 use anyhow::Result;
 
-/// The search ends when the lowest rate that failed is within this factor of the highest that held: 2 %.
+/// The search ends when the lowest rate that failed is within this factor of the highest that held:
+/// 2 %.
 pub const RESOLUTION: f64 = 1.02;
 
 /// How a trial ended.
@@ -16,11 +17,12 @@ pub enum Trial<T> {
     Failed,
 }
 
-/// The highest rate that held, with what was measured there. `None` when even the smallest one that is worth trying, a
-/// thousandth of `start`, failed.
+/// The highest rate that held, with what was measured there. `None` when even the smallest one that
+/// is worth trying, a thousandth of `start`, failed.
 ///
-/// A rate that fails is tried once more before it counts as failed: other work on the machine can spoil one trial, and a
-/// server that cannot hold a rate fails both. No rate above `ceiling` is tried.
+/// A rate that fails is tried once more before it counts as failed: other work on the machine can
+/// spoil one trial, and a server that cannot hold a rate fails both. No rate above `ceiling` is
+/// tried.
 ///
 /// # Errors
 /// Those of `trial`, which is called with a rate per second.
@@ -55,11 +57,12 @@ pub fn highest<T>(
     }
 }
 
-/// Looks, for each of `thresholds`, for the highest of `count` rates that holds, and tries only as many as that takes.
+/// Looks, for each of `thresholds`, for the highest of `count` rates that holds, and tries only as
+/// many as that takes.
 ///
-/// A trial is told which of the rates, and returns for each threshold whether it held. The lowest rate is always tried. No rate is
-/// tried twice: where a higher one held, a lower one that did not was disturbed. `guesses` is where to begin: what an earlier
-/// search found, or nothing.
+/// A trial is told which of the rates, and returns for each threshold whether it held. The lowest
+/// rate is always tried. No rate is tried twice: where a higher one held, a lower one that did not
+/// was disturbed. `guesses` is where to begin: what an earlier search found, or nothing.
 ///
 /// # Errors
 /// Those of `trial`.
@@ -75,17 +78,22 @@ pub fn bisect(
         // Without a guess the first steps are as large as halving makes them.
         let mut stride = if guess.is_some() { 1 } else { count.div_ceil(2) };
         loop {
-            let held = tried.iter().rev().find(|(_, held)| held[threshold]).map(|(index, _)| *index);
-            let failed = tried.range(held.map_or(0, |held| held + 1)..).next().map(|(index, _)| *index);
+            let held =
+                tried.iter().rev().find(|(_, held)| held[threshold]).map(|(index, _)| *index);
+            let failed =
+                tried.range(held.map_or(0, |held| held + 1)..).next().map(|(index, _)| *index);
             let next = match (held, failed) {
                 (None, _) => break, // not even the lowest
                 (Some(held), Some(failed)) if failed == held + 1 => break,
                 (Some(held), None) if held + 1 >= count => break,
-                (Some(0), _) if guess.is_some_and(|guess| guess > 0 && !tried.contains_key(&guess)) => {
+                (Some(0), _)
+                    if guess.is_some_and(|guess| guess > 0 && !tried.contains_key(&guess)) =>
+                {
                     guess.unwrap_or(1)
                 }
                 (Some(held), failed) => {
-                    // Beyond what held by a stride that doubles, but not past the middle of what is left.
+                    // Beyond what held by a stride that doubles, but not past the middle of what is
+                    // left.
                     let end = failed.unwrap_or(count);
                     let step = stride.min((end - held).div_ceil(2)).max(1);
                     stride *= 2;
@@ -114,7 +122,8 @@ mod tests {
                 Ok(if rate <= limit { Trial::Held(()) } else { Trial::Failed })
             });
             let (rate, ()) = found.unwrap().unwrap();
-            prop_assert!(rate <= limit && rate * RESOLUTION * 1.000_001 >= limit, "{rate} for {limit}");
+            prop_assert!(rate <= limit && rate * RESOLUTION * 1.000_001 >= limit, "{rate} for \
+                {limit}");
             prop_assert!(trials < 400);
         }
     }
@@ -141,9 +150,11 @@ mod tests {
             trials.sort_unstable();
             trials.dedup();
             prop_assert_eq!(trials.len(), all, "a rate was tried twice");
-            // The lowest, one for each guess, and for each threshold there and back: twice a binary search at most.
+            // The lowest, one for each guess, and for each threshold there and back: twice a binary
+            // search at most.
             let logarithm = count.next_power_of_two().trailing_zeros() as usize;
-            prop_assert!(all <= 1 + limits.len() * (2 * logarithm + 2), "{} trials for {} rates", all, count);
+            prop_assert!(all <= 1 + limits.len() * (2 * logarithm + 2), "{} trials for {} \
+                rates", all, count);
         }
     }
 
@@ -160,8 +171,9 @@ mod tests {
         });
         assert_eq!((found.unwrap(), trials), (vec![Some(60)], 3)); // with the lowest
         // What holds at 80 holds at 60, whatever that trial said.
-        let found =
-            bisect(100, &[Some(60), Some(80)], |index| Ok(vec![index <= 80 && index != 60, index <= 80]));
+        let found = bisect(100, &[Some(60), Some(80)], |index| {
+            Ok(vec![index <= 80 && index != 60, index <= 80])
+        });
         assert_eq!(found.unwrap()[1], Some(80));
     }
 

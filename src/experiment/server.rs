@@ -1,5 +1,5 @@
-//! A server in a process of its own, here or on another machine: started by the command line, read by its JSON lines, and
-//! stopped by closing its input.
+//! A server in a process of its own, here or on another machine: started by the command line, read
+//! by its JSON lines, and stopped by closing its input.
 
 use std::ffi::OsString;
 use std::fs;
@@ -90,7 +90,8 @@ impl Host {
     /// # Errors
     /// When this program's own file cannot be found.
     pub fn lab(lab: &Lab) -> Result<Self> {
-        let program = OsString::from(std::env::current_exe().context("cannot find this program's own file")?);
+        let program =
+            OsString::from(std::env::current_exe().context("cannot find this program's own file")?);
         let enter = ["lab", "--name", lab.name(), "exec", "server", "--"].map(OsString::from);
         let network = Side::Server.address().to_bits() >> PREFIX_LENGTH << PREFIX_LENGTH;
         Ok(Self {
@@ -105,7 +106,8 @@ impl Host {
     fn command(&self, order: &Order) -> Vec<OsString> {
         let Cell { engine, bind, addresses } = order.cell;
         let serve = format!(
-            "serve --engine {engine} --interface {} --prefix {} --bind {bind} --replies {} --stop-on-eof --json",
+            "serve --engine {engine} --interface {} --prefix {} --bind {bind} --replies {} \
+             --stop-on-eof --json",
             self.interface, self.prefix, order.replies,
         );
         let words = |text: String| text.split(' ').map(OsString::from).collect::<Vec<_>>();
@@ -120,7 +122,8 @@ impl Host {
                 which
             }
         };
-        [self.via.clone(), vec![self.program.clone()], words(serve), which, order.flags.clone()].concat()
+        [self.via.clone(), vec![self.program.clone()], words(serve), which, order.flags.clone()]
+            .concat()
     }
 }
 
@@ -128,8 +131,14 @@ impl ServerProcess {
     /// Starts the server and waits until it is ready, for as long as `patience`.
     ///
     /// # Errors
-    /// What the server says on standard error, when it ends before that; when it takes too long, or `stop` is set.
-    pub fn start(host: &Host, order: &Order, patience: Duration, stop: &AtomicBool) -> Result<Self> {
+    /// What the server says on standard error, when it ends before that; when it takes too long, or
+    /// `stop` is set.
+    pub fn start(
+        host: &Host,
+        order: &Order,
+        patience: Duration,
+        stop: &AtomicBool,
+    ) -> Result<Self> {
         let command = host.command(order);
         let (program, arguments) = command.split_first().context("no command")?;
         let mut child = Command::new(program)
@@ -173,16 +182,20 @@ impl ServerProcess {
         &self.ready
     }
 
-    /// How its addresses have moved since this was asked last, a value for each time step, and again where one was late.
+    /// How its addresses have moved since this was asked last, a value for each time step, and
+    /// again where one was late.
     pub fn rotated(&self) -> Vec<Rotated> {
         let news = self.process.events.try_iter();
-        news.filter_map(|event| if let Event::Rotation(rotated) = event { Some(rotated) } else { None })
-            .collect()
+        news.filter_map(
+            |event| if let Event::Rotation(rotated) = event { Some(rotated) } else { None },
+        )
+        .collect()
     }
 
     /// Bytes of memory that its process has, where it runs on this machine.
     pub fn memory(&self) -> Option<u64> {
-        let status = fs::read_to_string(format!("/proc/{}/status", self.process.child.id())).ok()?;
+        let status =
+            fs::read_to_string(format!("/proc/{}/status", self.process.child.id())).ok()?;
         let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
         line.trim().strip_suffix(" kB")?.parse::<u64>().ok().map(|kilobytes| kilobytes * 1024)
     }

@@ -1,15 +1,18 @@
-//! A NETWORK ON ONE MACHINE: two network namespaces, joined by a veth pair, for the server and its client.
+//! A NETWORK ON ONE MACHINE: two network namespaces, joined by a veth pair, for the server and its
+//! client.
 //!
 //! ```text
 //!   namespace NAME-client                    namespace NAME-server
 //!   client0  2001:db8:1::1/64  ═══ veth ═══  server0  2001:db8:1::2/64
 //! ```
 //!
-//! Both can be seen with `ip netns` and entered with `ip netns exec`. The pair is made inside them, so the rest of the
-//! machine never sees it. Several labs of different names do not know of each other.
+//! Both can be seen with `ip netns` and entered with `ip netns exec`. The pair is made inside them,
+//! so the rest of the machine never sees it. Several labs of different names do not know of each
+//! other.
 //!
-//! The lab changes nothing that it did not make: its interfaces carry an alias, and where anything else is in a namespace
-//! of its name, it refuses. It needs root, and a kernel with veth, network namespaces and IPv6.
+//! The lab changes nothing that it did not make: its interfaces carry an alias, and where anything
+//! else is in a namespace of its name, it refuses. It needs root, and a kernel with veth, network
+//! namespaces and IPv6.
 
 mod namespace;
 pub mod vm;
@@ -45,15 +48,16 @@ pub const PREFIX_LENGTH: u8 = 64;
 /// By this a later run knows an interface that an earlier one made.
 const ALIAS: &str = "sixhop lab";
 
-/// A veth pair has its carrier as soon as both ends are up. This is for a machine that has other things to do.
+/// A veth pair has its carrier as soon as both ends are up. This is for a machine that has other
+/// things to do.
 const CARRIER_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// What a kernel with these drivers puts into every new namespace, besides lo.
 const FALLBACK_TUNNELS: [&str; 9] =
     ["tunl0", "gre0", "gretap0", "erspan0", "ip_vti0", "ip6_vti0", "sit0", "ip6tnl0", "ip6gre0"];
 
-/// Settings for all interfaces of a namespace, so that there is no packet that nobody asked for, and no waiting: without
-/// Duplicate Address Detection an address is live at once.
+/// Settings for all interfaces of a namespace, so that there is no packet that nobody asked for,
+/// and no waiting: without Duplicate Address Detection an address is live at once.
 const QUIET: [(&str, &str); 5] = [
     ("disable_ipv6", "0"),
     ("accept_dad", "0"),
@@ -200,8 +204,9 @@ impl Lab {
         format!("{}-{side}", self.name)
     }
 
-    /// Makes the lab, with `queues` queues each way at both ends. One that is there as wanted is left as it is; anything
-    /// less, or with other queues, is replaced. If it cannot be made, nothing of it is left.
+    /// Makes the lab, with `queues` queues each way at both ends. One that is there as wanted is
+    /// left as it is; anything less, or with other queues, is replaced. If it cannot be made,
+    /// nothing of it is left.
     ///
     /// # Errors
     /// Without root, and when something that is not the lab's is in its place.
@@ -223,8 +228,9 @@ impl Lab {
         made.map(|()| outcome)
     }
 
-    /// Makes a lab of two cards that are joined, known by their Ethernet addresses: each goes into a namespace of its own, with
-    /// the name that a lab's interface has. Their settings stay as they are.
+    /// Makes a lab of two cards that are joined, known by their Ethernet addresses: each goes into
+    /// a namespace of its own, with the name that a lab's interface has. Their settings stay as
+    /// they are.
     ///
     /// # Errors
     /// When there is a lab of that name, or no such card.
@@ -249,8 +255,8 @@ impl Lab {
         Ok(())
     }
 
-    /// Removes the lab, or what there is of it. True if there was anything. Processes inside it keep running, without
-    /// its interfaces.
+    /// Removes the lab, or what there is of it. True if there was anything. Processes inside it
+    /// keep running, without its interfaces.
     ///
     /// # Errors
     /// Without root, and when something that is not the lab's is in its place.
@@ -283,8 +289,8 @@ impl Lab {
         })
     }
 
-    /// Moves the calling thread into one side, for as long as it lives. Other threads stay where they are; those that it
-    /// starts afterwards are with it.
+    /// Moves the calling thread into one side, for as long as it lives. Other threads stay where
+    /// they are; those that it starts afterwards are with it.
     ///
     /// # Errors
     /// When the lab is not up, or without root.
@@ -300,16 +306,18 @@ impl Lab {
         self.open(side)?.run(f)
     }
 
-    /// Becomes `command`, running in one side: its signals and its exit status are the command's own. As with
-    /// `ip netns exec`, /sys shows that side's interfaces.
+    /// Becomes `command`, running in one side: its signals and its exit status are the command's
+    /// own. As with `ip netns exec`, /sys shows that side's interfaces.
     ///
     /// # Errors
-    /// When the lab is not up, without root, or when there is no such command. Otherwise it does not return.
+    /// When the lab is not up, without root, or when there is no such command. Otherwise it does
+    /// not return.
     pub fn exec(&self, side: Side, command: &[OsString]) -> Result<Infallible> {
         need_root("exec")?;
         let (program, arguments) = command.split_first().context("no command to run: name one")?;
         self.enter(side)?;
-        // Without it /sys/class/net would list the interfaces outside, but most commands do not look there.
+        // Without it /sys/class/net would list the interfaces outside, but most commands do not
+        // look there.
         let _ = machine::mount_own_sys();
         let error = Command::new(program).args(arguments).exec();
         Err(anyhow!("cannot run {}: {error}", program.to_string_lossy()))
@@ -344,8 +352,8 @@ impl Lab {
 
     /// Removes what was found. True if there was anything.
     fn remove(&self, found: [Found; 2]) -> Result<bool> {
-        // First the pair: a namespace, and with it what is inside, lives on while a process is in it. With one end goes
-        // the other.
+        // First the pair: a namespace, and with it what is inside, lives on while a process is in
+        // it. With one end goes the other.
         for Found { namespace, link, .. } in &found {
             if let (Some(namespace), Some(link)) = (namespace, link) {
                 namespace.run(|| Socket::open()?.delete_link(link.index))?;
@@ -426,10 +434,9 @@ impl Found {
     fn is_whole(&self) -> bool {
         self.link.as_ref().is_some_and(|link| link.up && link.carrier)
             && self.foreign.is_empty()
-            && self
-                .addresses
-                .iter()
-                .any(|address| address.ip == self.side.address() && address.prefix_length == PREFIX_LENGTH)
+            && self.addresses.iter().any(|address| {
+                address.ip == self.side.address() && address.prefix_length == PREFIX_LENGTH
+            })
     }
 
     /// Queues each way.
@@ -482,7 +489,10 @@ impl Drop for Lock {
 }
 
 fn need_root(command: &str) -> Result<()> {
-    ensure!(nix::unistd::geteuid().is_root(), "the lab needs root: run 'sudo sixhop lab {command}'");
+    ensure!(
+        nix::unistd::geteuid().is_root(),
+        "the lab needs root: run 'sudo sixhop lab {command}'"
+    );
     Ok(())
 }
 
@@ -496,7 +506,9 @@ fn quieten() -> Result<()> {
         for interfaces in ["all", "default"] {
             let path = format!("/proc/sys/net/ipv6/conf/{interfaces}/{setting}");
             fs::write(&path, value).map_err(|error| match error.kind() {
-                ErrorKind::NotFound => anyhow!("there is no {path}: the lab needs a kernel with IPv6"),
+                ErrorKind::NotFound => {
+                    anyhow!("there is no {path}: the lab needs a kernel with IPv6")
+                }
                 _ => anyhow!("cannot write {path}: {error}"),
             })?;
         }
@@ -504,9 +516,11 @@ fn quieten() -> Result<()> {
     Ok(())
 }
 
-/// Gives the interface of `side`, in the namespace of the calling thread, its address and sets it up.
+/// Gives the interface of `side`, in the namespace of the calling thread, its address and sets it
+/// up.
 fn configure(side: Side) -> Result<()> {
-    // A veth leaves checksums to nobody. What comes out of it must be as on a wire, for a server that verifies them.
+    // A veth leaves checksums to nobody. What comes out of it must be as on a wire, for a server
+    // that verifies them.
     ethtool::set_tx_checksum(side.interface(), false)?;
     set_up(side)
 }
@@ -536,7 +550,8 @@ mod tests {
 
     #[test]
     fn sides_are_in_one_prefix() {
-        let [server, client] = Side::BOTH.map(|side| u128::from(side.address()) >> (128 - PREFIX_LENGTH));
+        let [server, client] =
+            Side::BOTH.map(|side| u128::from(side.address()) >> (128 - PREFIX_LENGTH));
         assert_eq!(server, client);
     }
 

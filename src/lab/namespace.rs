@@ -1,5 +1,6 @@
-//! NETWORK NAMESPACES WITH A NAME, made and shown as `ip netns` does it: a file in /run/netns onto which the namespace is
-//! mounted. Touches /run/netns, and the namespace of the calling thread where it says so.
+//! NETWORK NAMESPACES WITH A NAME, made and shown as `ip netns` does it: a file in /run/netns onto
+//! which the namespace is mounted. Touches /run/netns, and the namespace of the calling thread
+//! where it says so.
 
 use std::fs::{self, DirBuilder, File};
 use std::io::ErrorKind;
@@ -18,13 +19,14 @@ use crate::machine::denied;
 
 const DIRECTORY: &str = "/run/netns";
 
-/// A namespace that exists. It lives until its name is removed, this is dropped and the last process in it has ended.
+/// A namespace that exists. It lives until its name is removed, this is dropped and the last
+/// process in it has ended.
 #[derive(Debug)]
 pub(super) struct Namespace(File);
 
 impl Namespace {
-    /// The namespace of that name, if there is one. The empty file that a run leaves which is killed between making the
-    /// file and mounting onto it is none.
+    /// The namespace of that name, if there is one. The empty file that a run leaves which is
+    /// killed between making the file and mounting onto it is none.
     pub fn open(name: &str) -> Result<Option<Self>> {
         let path = path(name);
         let file = match File::open(&path) {
@@ -37,7 +39,10 @@ impl Namespace {
         } else if file.metadata().is_ok_and(|metadata| metadata.is_file() && metadata.len() == 0) {
             Ok(None)
         } else {
-            bail!("{} is not a network namespace: remove it, or choose another name", path.display())
+            bail!(
+                "{} is not a network namespace: remove it, or choose another name",
+                path.display()
+            )
         }
     }
 
@@ -47,7 +52,8 @@ impl Namespace {
         let path = path(name);
         File::create_new(&path).with_context(|| format!("cannot make {}", path.display()))?;
         let made = thread::scope(|scope| {
-            // A thread that ends afterwards: the one that unshares is in the new namespace and would have to come back.
+            // A thread that ends afterwards: the one that unshares is in the new namespace and
+            // would have to come back.
             let maker = scope.spawn(|| {
                 unshare(CloneFlags::CLONE_NEWNET)?;
                 bind_mount(Path::new("/proc/thread-self/ns/net"), &path)
@@ -61,17 +67,22 @@ impl Namespace {
         Self::open(name)?.with_context(|| format!("network namespace {name} went away at once"))
     }
 
-    /// Takes away the name, whether a namespace or an unused file carries it. False if there is no such name.
+    /// Takes away the name, whether a namespace or an unused file carries it. False if there is no
+    /// such name.
     pub fn remove(name: &str) -> Result<bool> {
         let path = path(name);
         match umount2(&path, MntFlags::MNT_DETACH) {
             // No such file, or nothing mounted on it.
             Ok(()) | Err(Errno::ENOENT | Errno::EINVAL) => {}
-            Err(error) => return Err(error).with_context(|| format!("cannot unmount {}", path.display())),
+            Err(error) => {
+                return Err(error).with_context(|| format!("cannot unmount {}", path.display()));
+            }
         }
         match fs::remove_file(&path) {
             Err(error) if error.kind() == ErrorKind::NotFound => Ok(false),
-            removed => removed.map(|()| true).with_context(|| format!("cannot remove {}", path.display())),
+            removed => {
+                removed.map(|()| true).with_context(|| format!("cannot remove {}", path.display()))
+            }
         }
     }
 
@@ -108,13 +119,14 @@ fn path(name: &str) -> PathBuf {
     Path::new(DIRECTORY).join(name)
 }
 
-/// Makes /run/netns a mount that is shared between mount namespaces, as `ip netns add` does. Otherwise a process with
-/// mounts of its own would keep a namespace alive after its removal here.
+/// Makes /run/netns a mount that is shared between mount namespaces, as `ip netns add` does.
+/// Otherwise a process with mounts of its own would keep a namespace alive after its removal here.
 fn prepare_directory() -> Result<()> {
     DirBuilder::new().recursive(true).mode(0o755).create(DIRECTORY)?;
     let directory = Path::new(DIRECTORY);
     // The lock that `ip` takes too, so that two do not mount on top of each other.
-    let _lock = Flock::lock(File::open(directory)?, FlockArg::LockExclusive).map_err(|(_, error)| error)?;
+    let _lock =
+        Flock::lock(File::open(directory)?, FlockArg::LockExclusive).map_err(|(_, error)| error)?;
     let share = || {
         let flags = MsFlags::MS_SHARED | MsFlags::MS_REC;
         mount(None::<&str>, directory, None::<&str>, flags, None::<&str>)

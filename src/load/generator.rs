@@ -1,5 +1,5 @@
-//! The generator: one thread that sends what is due, takes what has come, and never waits for the server. How datagrams leave
-//! and arrive is a [`Transport`]'s business.
+//! The generator: one thread that sends what is due, takes what has come, and never waits for the
+//! server. How datagrams leave and arrive is a [`Transport`]'s business.
 
 use std::collections::hash_map::RandomState;
 use std::fmt;
@@ -12,7 +12,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrIn6, bind, setsockopt, socket, sockopt};
+use nix::sys::socket::{
+    AddressFamily, SockFlag, SockType, SockaddrIn6, bind, setsockopt, socket, sockopt,
+};
 use serde::{Deserialize, Serialize};
 
 use super::ledger::{Aim, Ledger};
@@ -62,9 +64,11 @@ pub struct LoadConfig {
     pub replies: u8,
     /// Bytes of payload in a request.
     pub payload: usize,
-    /// Preferred busy polling, for so many microseconds: the client's own calls do its interface's receive work. Rings only.
+    /// Preferred busy polling, for so many microseconds: the client's own calls do its interface's
+    /// receive work. Rings only.
     pub busy_poll: Option<u32>,
-    /// Microseconds between two batches that the kernel takes from the interface; `None` to leave that as it is.
+    /// Microseconds between two batches that the kernel takes from the interface; `None` to leave
+    /// that as it is.
     pub coalesce: Option<u32>,
 }
 
@@ -79,8 +83,8 @@ pub struct Run {
 
 /// How datagrams leave and arrive.
 pub(super) trait Transport {
-    /// Sends what is due of the requests from number `sent` on, those before number `due`, as far as there is room, and returns
-    /// the next number.
+    /// Sends what is due of the requests from number `sent` on, those before number `due`, as far
+    /// as there is room, and returns the next number.
     fn send(&mut self, ledger: &Ledger, sent: u64, due: u64) -> Result<u64>;
 
     /// Enters what has arrived and returns whether there was anything.
@@ -95,22 +99,25 @@ pub(super) trait Transport {
 /// Datagrams sent, or taken, before the other side has its turn.
 pub(super) const BATCH: usize = 64;
 
-/// The generator looks for replies this often. Whoever delivers a reply writes to the ring that is looked at: looking all
-/// the time would take the cache line away from it with each look, and slow down the server that is measured (by 2 to 5 %
-/// on a veth pair). A time is too long by at most this, and never too short.
+/// The generator looks for replies this often. Whoever delivers a reply writes to the ring that is
+/// looked at: looking all the time would take the cache line away from it with each look, and slow
+/// down the server that is measured (by 2 to 5 % on a veth pair). A time is too long by at most
+/// this, and never too short.
 const LOOK: Duration = Duration::from_micros(1);
 
 /// A request that leaves later than this after it was due is counted as late.
 const LATE: Duration = Duration::from_millis(1);
 
-/// A run is over when all replies are there, or none has come for this long. A request that takes longer is lost.
+/// A run is over when all replies are there, or none has come for this long. A request that takes
+/// longer is lost.
 const QUIET: Duration = Duration::from_millis(500);
 
-/// How long the kernel may take to find the server's Ethernet address: three solicitations a second apart (RFC 4861
-/// section 10, MAX_MULTICAST_SOLICIT and RETRANS_TIMER), and a bit.
+/// How long the kernel may take to find the server's Ethernet address: three solicitations a second
+/// apart (RFC 4861 section 10, MAX_MULTICAST_SOLICIT and RETRANS_TIMER), and a bit.
 const RESOLVE: Duration = Duration::from_secs(4);
 
-/// The time of a run: nanoseconds since its start, by a clock that nobody sets and that is not slewed for the time of day.
+/// The time of a run: nanoseconds since its start, by a clock that nobody sets and that is not
+/// slewed for the time of day.
 pub(super) struct Clock {
     start: Instant,
     began: Moment,
@@ -120,14 +127,15 @@ pub(super) struct Clock {
     parted: Option<i64>,
 }
 
-/// The wall clock may come so much further apart from the other between two readings, whatever the time between them: where it was
-/// set by less, no time is wrong by more.
+/// The wall clock may come so much further apart from the other between two readings, whatever the
+/// time between them: where it was set by less, no time is wrong by more.
 const PARTED: u64 = 100_000;
 
 /// And by this share of the time between them: adjtimex(2) slews by no more.
 const SLEWED: f64 = 0.0005;
 
-/// How far apart two readings of the clocks are, besides slewing and the time that reading took; in nanoseconds.
+/// How far apart two readings of the clocks are, besides slewing and the time that reading took; in
+/// nanoseconds.
 fn parting(now: &Moment, before: &Moment) -> Option<i64> {
     let drift = now.wall.wrapping_sub(before.wall) as i64;
     let drift = drift.wrapping_sub(now.awake.wrapping_sub(before.awake) as i64);
@@ -164,7 +172,8 @@ impl Clock {
         self.last = now;
     }
 
-    /// When the time of day was that, which was just before it was last looked at; 0 for what was before the start.
+    /// When the time of day was that, which was just before it was last looked at; 0 for what was
+    /// before the start.
     #[inline]
     pub fn at(&self, seconds: i64, nanos: i64) -> u64 {
         let wall = i128::from(seconds) * 1_000_000_000 + i128::from(nanos);
@@ -181,12 +190,14 @@ impl Clock {
         let suspended = self.last.suspended_since(&self.began);
         if suspended >= Duration::from_millis(1) {
             bail!(
-                "this machine was suspended for {:.3} s while requests were sent: what was measured is worthless; repeat the run",
+                "this machine was suspended for {:.3} s while requests were sent: what was \
+                 measured is worthless; repeat the run",
                 suspended.as_secs_f64()
             );
         }
         bail!(
-            "{} while requests were sent: what was measured by it is worthless; repeat the run while nothing sets the clock",
+            "{} while requests were sent: what was measured by it is worthless; repeat the run \
+             while nothing sets the clock",
             time::set(parted)
         );
     }
@@ -216,7 +227,8 @@ impl Way {
         };
         ensure!(
             link.is_ethernet() || config.client == Client::Socket,
-            "{} carries no Ethernet frames (link type {}, a tunnel's), and the client afxdp takes no others: use --client socket",
+            "{} carries no Ethernet frames (link type {}, a tunnel's), and the client afxdp takes \
+             no others: use --client socket",
             link.name,
             link.link_type
         );
@@ -224,7 +236,8 @@ impl Way {
         let route = netlink::route_in(vrf, target)?;
         ensure!(
             route.interface == link.index,
-            "the route to {target} does not lead through {}: use the interface that it does lead through",
+            "the route to {target} does not lead through {}: use the interface that it does lead \
+             through",
             link.name
         );
         if matches!(&config.targets, Targets::Pool(pool) if pool.contains(route.source)) {
@@ -240,7 +253,9 @@ impl Way {
             false => Ok([0; 6]),
         };
         let server = match (resolve(), config) {
-            (Err(why), LoadConfig { targets: Targets::Moving(timetable), .. }) if route.gateway.is_none() => {
+            (Err(why), LoadConfig { targets: Targets::Moving(timetable), .. })
+                if route.gateway.is_none() =>
+            {
                 // Somebody answers for an address of another step, if only the clocks are uneven.
                 let addresses: Vec<_> =
                     steps_around(timetable).map(|step| timetable.address(0, step)).collect();
@@ -256,7 +271,8 @@ impl Way {
     }
 }
 
-/// A socket on a port that the kernel chooses. In a VRF it is bound to the interface: the address is known there alone.
+/// A socket on a port that the kernel chooses. In a VRF it is bound to the interface: the address
+/// is known there alone.
 fn port_of_ours(link: &Link, source: Ipv6Addr, in_vrf: bool) -> Result<UdpSocket> {
     let address = SocketAddrV6::new(source, 0, 0, link.index);
     if !in_vrf {
@@ -281,7 +297,8 @@ fn steps_around(timetable: &Timetable) -> RangeInclusive<u64> {
 fn nobody(timetable: &Timetable) -> String {
     let around = STEPS_TRIED as u32 * timetable.clock().period();
     format!(
-        "nor does anybody where this clock is up to {STEPS_TRIED} steps ({around:?}) wrong: the server may be down, or its --secret, \
+        "nor does anybody where this clock is up to {STEPS_TRIED} steps ({around:?}) wrong: the \
+         server may be down, or its --secret, \
          --rotate or --prefix another"
     )
 }
@@ -304,7 +321,8 @@ impl Generator {
     /// Finds the server and opens what is needed to ask it.
     ///
     /// # Errors
-    /// When the server is not there, the flags make no sense, or the kernel does not give what is needed.
+    /// When the server is not there, the flags make no sense, or the kernel does not give what is
+    /// needed.
     pub fn open(config: LoadConfig) -> Result<Self> {
         let way = Way::find(&config)?;
         let link = way.link.clone();
@@ -329,8 +347,8 @@ impl Generator {
         Ok(Self { transport, config, link, _settings: settings })
     }
 
-    /// How the client's program is attached, and how packets get into its rings: `Zero` only when all queues are. `None` where
-    /// it has neither.
+    /// How the client's program is attached, and how packets get into its rings: `Zero` only when
+    /// all queues are. `None` where it has neither.
     pub fn modes(&self) -> Option<(AttachMode, CopyMode)> {
         match &self.transport {
             AnyTransport::Rings(rings) => Some(rings.modes()),
@@ -343,14 +361,20 @@ impl Generator {
         Environment::of(&self.link)
     }
 
-    /// Sends the requests of `run` and takes their replies. `show` is called now and then with the number sent,
-    /// and once with all of them when the last was sent.
+    /// Sends the requests of `run` and takes their replies. `show` is called now and then with the
+    /// number sent, and once with all of them when the last was sent.
     ///
-    /// Sending stops early when `stop` is set, or at twice the time planned and a second: the result says how many were sent.
+    /// Sending stops early when `stop` is set, or at twice the time planned and a second: the
+    /// result says how many were sent.
     ///
     /// # Errors
     /// When the interface goes away.
-    pub fn run(&mut self, run: Run, stop: &AtomicBool, show: impl FnMut(u64)) -> Result<LoadResult> {
+    pub fn run(
+        &mut self,
+        run: Run,
+        stop: &AtomicBool,
+        show: impl FnMut(u64),
+    ) -> Result<LoadResult> {
         let mut clock = Clock::start();
         let aim = match &self.config.targets {
             Targets::Pool(pool) => Aim::Pool(pool.clone()),
@@ -358,13 +382,16 @@ impl Generator {
         };
         let (ledger, sent) = self.drive(aim, &mut clock, run, stop, show)?;
         // Rings have no timestamps: there only steps go by the time of day.
-        if self.config.client == Client::Socket || matches!(self.config.targets, Targets::Moving(_)) {
+        if self.config.client == Client::Socket || matches!(self.config.targets, Targets::Moving(_))
+        {
             clock.verify()?;
         }
         let outcome = ledger.close();
         let clock_steps = match self.config.targets.clone() {
             // Some are always lost where a server is asked too much.
-            Targets::Moving(timetable) if sent.sent > 0 && outcome.answered < sent.sent - sent.sent / 10 => {
+            Targets::Moving(timetable)
+                if sent.sent > 0 && outcome.answered < sent.sent - sent.sent / 10 =>
+            {
                 self.compare_clocks(&timetable, stop)?
             }
             _ => None,
@@ -374,7 +401,8 @@ impl Generator {
             AnyTransport::Rings(rings) => (rings.sizes(), rings.busy_poll()),
             AnyTransport::Socket(_) => (None, None),
         };
-        // The interval after the last request belongs to it: then a generator in time achieves what was offered.
+        // The interval after the last request belongs to it: then a generator in time achieves what
+        // was offered.
         let seconds = sent.last as f64 / 1e9 + 1.0 / run.rate;
         Ok(LoadResult {
             client: self.config.client,
@@ -393,9 +421,14 @@ impl Generator {
         })
     }
 
-    /// Asks once on the addresses that the first client has in the steps around this clock's, and returns how many steps that is
-    /// ahead of the server's, if anything is answered and the two differ.
-    fn compare_clocks(&mut self, timetable: &Arc<Timetable>, stop: &AtomicBool) -> Result<Option<i64>> {
+    /// Asks once on the addresses that the first client has in the steps around this clock's, and
+    /// returns how many steps that is ahead of the server's, if anything is answered and the two
+    /// differ.
+    fn compare_clocks(
+        &mut self,
+        timetable: &Arc<Timetable>,
+        stop: &AtomicBool,
+    ) -> Result<Option<i64>> {
         const RATE: f64 = 200.0; // per second: slow enough for any server, and all are asked within a short step
         let steps = steps_around(timetable);
         let own = timetable.clock().step(unix_time());
@@ -421,8 +454,12 @@ impl Generator {
         show: impl FnMut(u64),
     ) -> Result<(Ledger, Sent)> {
         match &mut self.transport {
-            AnyTransport::Rings(rings) => drive(&mut **rings, &self.config, aim, clock, run, stop, show),
-            AnyTransport::Socket(socket) => drive(&mut **socket, &self.config, aim, clock, run, stop, show),
+            AnyTransport::Rings(rings) => {
+                drive(&mut **rings, &self.config, aim, clock, run, stop, show)
+            }
+            AnyTransport::Socket(socket) => {
+                drive(&mut **socket, &self.config, aim, clock, run, stop, show)
+            }
         }
     }
 }
@@ -463,7 +500,8 @@ fn drive(
         sent = transport.send(&ledger, sent, if sending { schedule.due_by(now) } else { sent })?;
         if sent > before {
             last_sent = now;
-            let overdue = now.checked_sub(LATE.as_nanos() as u64).map_or(0, |then| schedule.due_by(then));
+            let overdue =
+                now.checked_sub(LATE.as_nanos() as u64).map_or(0, |then| schedule.due_by(then));
             late += overdue.min(sent).saturating_sub(before);
         }
         if sending && (now >= shown + SHOW || sent == requests) {
@@ -477,7 +515,8 @@ fn drive(
             }
         }
         if !sending
-            && (ledger.complete() == sent || now > last_reply.max(last_sent) + QUIET.as_nanos() as u64)
+            && (ledger.complete() == sent
+                || now > last_reply.max(last_sent) + QUIET.as_nanos() as u64)
         {
             break;
         }
@@ -495,7 +534,8 @@ mod tests {
         let mut clock = Clock::start();
         let kernel = System.now();
         clock.look();
-        let (seconds, nanos) = ((kernel.wall / 1_000_000_000) as i64, (kernel.wall % 1_000_000_000) as i64);
+        let (seconds, nanos) =
+            ((kernel.wall / 1_000_000_000) as i64, (kernel.wall % 1_000_000_000) as i64);
         let (at, now) = (clock.at(seconds, nanos), clock.now());
         assert!(at <= now + 1_000_000, "{at} ns is after {now} ns"); // but for a clock that was set meanwhile
         assert_eq!(clock.at(seconds - 100, 0), 0);
@@ -505,8 +545,12 @@ mod tests {
     #[test]
     fn times_are_right_while_the_time_of_day_is_slewed_and_worthless_where_it_is_set() {
         const SECOND: u64 = 1_000_000_000;
-        let began =
-            Moment { wall: 1_700_000_000 * SECOND, steady: 7 * SECOND, awake: 5 * SECOND, slack: 100 };
+        let began = Moment {
+            wall: 1_700_000_000 * SECOND,
+            steady: 7 * SECOND,
+            awake: 5 * SECOND,
+            slack: 100,
+        };
         let start = || Clock { start: Instant::now(), began, last: began, parted: None };
         let later = |clock: &Clock, time: u64, off: i64| Moment {
             wall: (clock.last.wall + time).saturating_add_signed(off),

@@ -1,7 +1,8 @@
-//! Which reply belongs to which request, and what that says. No I/O and no clock: time comes in as a number.
+//! Which reply belongs to which request, and what that says. No I/O and no clock: time comes in as
+//! a number.
 //!
-//! Nothing is stored for a request but how many replies it had: where it went follows from its sequence number and the run,
-//! and when it was due from the schedule.
+//! Nothing is stored for a request but how many replies it had: where it went follows from its
+//! sequence number and the run, and when it was due from the schedule.
 
 use std::net::Ipv6Addr;
 use std::sync::Arc;
@@ -22,8 +23,8 @@ use crate::wire::Stamp;
 pub enum Aim {
     /// Each to an address that is drawn from the pool, all with the same probability.
     Pool(Pool),
-    /// Each client asks in its turn, on the address that it has when the request is due. The run starts so many nanoseconds after
-    /// 1970, by this machine's clock.
+    /// Each client asks in its turn, on the address that it has when the request is due. The run
+    /// starts so many nanoseconds after 1970, by this machine's clock.
     Moving(Arc<Timetable>, u64),
     /// The first client asks on its address in that step, and in each after it.
     Steps(Arc<Timetable>, u64),
@@ -83,8 +84,8 @@ fn is_zero(count: &u64) -> bool {
 }
 
 impl Ledger {
-    /// For the requests of `schedule` with `payload` bytes to where `aim` says, each of which is to have `replies` (at
-    /// least 1) replies. `run` tells this run from others.
+    /// For the requests of `schedule` with `payload` bytes to where `aim` says, each of which is to
+    /// have `replies` (at least 1) replies. `run` tells this run from others.
     pub fn new(
         run: u64,
         aim: impl Into<Aim>,
@@ -128,7 +129,8 @@ impl Ledger {
     /// A number below `count` that belongs to request `sequence`.
     #[inline]
     fn draw(&self, sequence: u64, count: u64) -> u64 {
-        // The finalizer of MurmurHash3 scatters the sequence number, and a multiplication maps it onto all.
+        // The finalizer of MurmurHash3 scatters the sequence number, and a multiplication maps it
+        // onto all.
         let mut x = sequence ^ self.run;
         x = (x ^ (x >> 33)).wrapping_mul(0xff51_afd7_ed55_8ccd);
         x = (x ^ (x >> 33)).wrapping_mul(0xc4ce_b9fe_1a85_ec53);
@@ -136,8 +138,8 @@ impl Ledger {
         ((u128::from(x) * u128::from(count)) >> 64) as u64
     }
 
-    /// Enters an intact datagram that came from the service port of `source` at `now`, nanoseconds after the start. `sent`
-    /// requests had been sent.
+    /// Enters an intact datagram that came from the service port of `source` at `now`, nanoseconds
+    /// after the start. `sent` requests had been sent.
     #[inline]
     pub fn reply(&mut self, source: Ipv6Addr, payload: &[u8], now: u64, sent: u64) {
         let Some(stamp) = Stamp::read(payload) else {
@@ -206,7 +208,8 @@ impl Ledger {
     }
 }
 
-/// Times in nanoseconds: a histogram for the percentiles, and an exact sum, since a histogram knows only its buckets.
+/// Times in nanoseconds: a histogram for the percentiles, and an exact sum, since a histogram knows
+/// only its buckets.
 struct Times {
     histogram: Histogram<u64>,
     sum: u128,
@@ -349,7 +352,10 @@ mod tests {
             (summary.p999_us, 999.0),
             (summary.max_us, 1000.0),
         ] {
-            assert!((found / expected - 1.0).abs() < 0.002, "{found} is not {expected} to three figures");
+            assert!(
+                (found / expected - 1.0).abs() < 0.002,
+                "{found} is not {expected} to three figures"
+            );
         }
         // What other programs make of it.
         let bytes = BASE64_STANDARD.decode(&summary.histogram).unwrap();
@@ -379,10 +385,13 @@ mod tests {
         // A request a second, from 8 seconds into step 5 on.
         let aim = Aim::Moving(timetable.clone(), 58_000_000_000);
         let ledger = Ledger::new(9, aim, Schedule::new(1.0, 100), 100, 1, 32);
-        for (sequence, client, step) in [(0, 0, 5), (1, 1, 5), (2, 2, 6), (3, 0, 6), (11, 2, 6), (12, 0, 7)] {
+        for (sequence, client, step) in
+            [(0, 0, 5), (1, 1, 5), (2, 2, 6), (3, 0, 6), (11, 2, 6), (12, 0, 7)]
+        {
             assert_eq!(ledger.destination(sequence), timetable.address(client, step), "{sequence}");
         }
-        let ledger = Ledger::new(9, Aim::Steps(timetable.clone(), 5), Schedule::new(1.0, 9), 9, 1, 32);
+        let ledger =
+            Ledger::new(9, Aim::Steps(timetable.clone(), 5), Schedule::new(1.0, 9), 9, 1, 32);
         assert_eq!(ledger.destination(3), timetable.address(0, 8));
     }
 }

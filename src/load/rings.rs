@@ -1,6 +1,8 @@
-//! Asking by AF_XDP rings: a socket and its rings on each queue, requests from the first, replies from all.
+//! Asking by AF_XDP rings: a socket and its rings on each queue, requests from the first, replies
+//! from all.
 //!
-//! It uses the same steering program as the server, with its own address and port, so that replies come into its ring.
+//! It uses the same steering program as the server, with its own address and port, so that replies
+//! come into its ring.
 
 use std::net::UdpSocket;
 use std::thread;
@@ -14,13 +16,13 @@ use crate::address::Prefix;
 use crate::netlink::{self, AttachMode};
 use crate::wire::{self, Endpoints, Refusal, Template};
 use crate::xdp::{
-    AttachRequest, Attachment, BusyPoll, CopyMode, CopyRequest, Doorbell, Frame, HugepageRequest, Program,
-    ProgramConfig, RingSizes, Rings, Socket, SocketConfig, stacked,
+    AttachRequest, Attachment, BusyPoll, CopyMode, CopyRequest, Doorbell, Frame, HugepageRequest,
+    Program, ProgramConfig, RingSizes, Rings, Socket, SocketConfig, stacked,
 };
 
-/// Frames of each queue. Ten replies to each request come back; these hold what comes while the generator is kept from its
-/// processor for 7 ms at a million replies/s. More would cost more on every packet: they are used in turn, and each that
-/// is not in a cache or a TLB is a miss.
+/// Frames of each queue. Ten replies to each request come back; these hold what comes while the
+/// generator is kept from its processor for 7 ms at a million replies/s. More would cost more on
+/// every packet: they are used in turn, and each that is not in a cache or a TLB is a miss.
 const FRAMES: u32 = 8192;
 
 /// Of these, as many are for sending, from the first queue.
@@ -31,7 +33,8 @@ const DRAIN: Duration = Duration::from_millis(100);
 
 /// Requests and replies by rings.
 pub(super) struct RingTransport {
-    // Dropped in this order: nothing is steered any more, then the sockets go, then the port is free.
+    // Dropped in this order: nothing is steered any more, then the sockets go, then the port is
+    // free.
     attachment: Attachment,
     queues: Vec<Queue>,
     _port: UdpSocket,
@@ -100,7 +103,8 @@ impl RingTransport {
         Ok(Self { attachment, queues, _port: port, template, source_port, service_port })
     }
 
-    /// How the program is attached, and how packets get into the rings: `Zero` only when all queues are.
+    /// How the program is attached, and how packets get into the rings: `Zero` only when all queues
+    /// are.
     pub fn modes(&self) -> (AttachMode, CopyMode) {
         let zero = self.queues.iter().all(|queue| queue.socket.mode() == CopyMode::Zero);
         (self.attachment.mode(), if zero { CopyMode::Zero } else { CopyMode::Copy })
@@ -131,7 +135,9 @@ impl Transport for RingTransport {
                 break;
             }
             // All in `free` are of these rings, so none is refused here or below.
-            let Some(Ok(mut packet)) = free.pop().map(|frame| rings.umem().blank(frame)) else { break };
+            let Some(Ok(mut packet)) = free.pop().map(|frame| rings.umem().blank(frame)) else {
+                break;
+            };
             let bytes = rings.bytes_mut(&mut packet);
             let length = self.template.write(bytes, ledger.destination(sent), ledger.stamp(sent));
             packet.truncate(length.unwrap_or(0));
@@ -176,7 +182,8 @@ impl Transport for RingTransport {
             let mut now = None;
             for _ in 0..BATCH {
                 let Some(mut packet) = rings.receive() else { break };
-                // One reading for the batch: what came is there already, and reading the clock costs as much as a reply.
+                // One reading for the batch: what came is there already, and reading the clock
+                // costs as much as a reply.
                 let now = *now.get_or_insert_with(|| clock.now());
                 match wire::validate(rings.bytes_mut(&mut packet), self.source_port) {
                     Ok(reply) if reply.source_port() == self.service_port => {

@@ -14,7 +14,8 @@ pub struct Schedule {
 const SECOND: f64 = 1e9;
 
 impl Schedule {
-    /// `requests` requests at `rate` per second, which is positive. Exact to the nanosecond for 100 days.
+    /// `requests` requests at `rate` per second, which is positive. Exact to the nanosecond for 100
+    /// days.
     pub fn new(rate: f64, requests: u64) -> Self {
         Self { rate, requests }
     }

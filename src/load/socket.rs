@@ -1,8 +1,9 @@
-//! Asking by a UDP socket, for hosts without XDP and as a check on the rings: many datagrams to a system call, and the kernel's
-//! own timestamp of each that arrives, so that a reply is not charged for waiting in the socket.
+//! Asking by a UDP socket, for hosts without XDP and as a check on the rings: many datagrams to a
+//! system call, and the kernel's own timestamp of each that arrives, so that a reply is not charged
+//! for waiting in the socket.
 //!
-//! The kernel needs a neighbour for each address that is on the link. Its table holds 1,024 (gc_thresh3): more addresses need a
-//! larger table, or a route by way of the server.
+//! The kernel needs a neighbour for each address that is on the link. Its table holds 1,024
+//! (gc_thresh3): more addresses need a larger table, or a route by way of the server.
 
 use std::net::UdpSocket;
 
@@ -14,8 +15,8 @@ use super::ledger::Ledger;
 use crate::datagrams::{self, BATCH, Incoming, Message, Outgoing};
 use crate::wire::MAX_PAYLOAD;
 
-/// Bytes of memory that replies may take which wait for the generator: four times what the socket server has for requests, since
-/// ten replies come back to each.
+/// Bytes of memory that replies may take which wait for the generator: four times what the socket
+/// server has for requests, since ten replies come back to each.
 const RECEIVE_BUFFER: usize = 16 << 20;
 
 /// Requests and replies by a socket.
@@ -33,7 +34,8 @@ impl SocketTransport {
     /// Has the kernel stamp what arrives, and keep much of it.
     pub fn open(way: Way, config: &LoadConfig) -> Result<Self> {
         let socket = way.socket;
-        setsockopt(&socket, sockopt::ReceiveTimestampns, &true).context("the kernel gives no timestamps")?;
+        setsockopt(&socket, sockopt::ReceiveTimestampns, &true)
+            .context("the kernel gives no timestamps")?;
         // Beyond net.core.rmem_max needs CAP_NET_ADMIN; without it, as much as is allowed.
         if setsockopt(&socket, sockopt::RcvBufForce, &RECEIVE_BUFFER).is_err() {
             setsockopt(&socket, sockopt::RcvBuf, &RECEIVE_BUFFER)?;
@@ -64,7 +66,10 @@ impl Transport for SocketTransport {
             Ok(taken) => Ok(sent + taken as u64),
             // No room at the moment: they are sent when there is, and are late then.
             Err(error)
-                if matches!(error.raw_os_error(), Some(libc::EAGAIN | libc::ENOBUFS | libc::EINTR)) =>
+                if matches!(
+                    error.raw_os_error(),
+                    Some(libc::EAGAIN | libc::ENOBUFS | libc::EINTR)
+                ) =>
             {
                 Ok(sent)
             }

@@ -7,7 +7,8 @@ use crate::machine::Environment;
 use crate::report::LoadResult;
 
 /// What to do about replies whose checksum only a card would have finished.
-pub const UNFINISHED: &str = "replies came with unfinished checksums, which the server's kernel left to its interface: run \
+pub const UNFINISHED: &str = "replies came with unfinished checksums, which the server's kernel \
+    left to its interface: run \
      'ethtool -K IF tx off' for the server's interface, or ask with --client socket";
 
 /// Drivers whose packets go from memory to memory: no card finishes a checksum.
@@ -26,7 +27,8 @@ impl Heard {
     /// So far, in the network namespace of the calling thread.
     #[must_use]
     pub fn now() -> Self {
-        fs::read_to_string("/proc/thread-self/net/snmp6").map_or(Self::default(), |text| Self::parse(&text))
+        fs::read_to_string("/proc/thread-self/net/snmp6")
+            .map_or(Self::default(), |text| Self::parse(&text))
     }
 
     fn parse(text: &str) -> Self {
@@ -58,19 +60,22 @@ pub fn cause(result: &LoadResult, here: &Environment, heard: Heard, port: u16) -
     }
     if outcome.corrupt > 0 {
         return Some(format!(
-            "{} replies came, and all were damaged: see whether another program answers on port {port}",
+            "{} replies came, and all were damaged: see whether another program answers on port \
+             {port}",
             outcome.corrupt
         ));
     }
     if outcome.wrong_source > 0 {
         return Some(format!(
-            "{} replies came, and all from another address than the one asked: the server has to answer from that",
+            "{} replies came, and all from another address than the one asked: the server has to \
+             answer from that",
             outcome.wrong_source
         ));
     }
     if heard.unreachable > 0 {
         return Some(format!(
-            "the network said {} times that a destination is unreachable (ICMPv6): see whether the server serves port \
+            "the network said {} times that a destination is unreachable (ICMPv6): see whether the \
+             server serves port \
              {port}, and whether a firewall rejects requests",
             heard.unreachable
         ));
@@ -82,11 +87,13 @@ pub fn cause(result: &LoadResult, here: &Environment, heard: Heard, port: u16) -
         ));
     }
     let nic = &here.nic;
-    let leaves = |offload: &String| offload == "tx-checksum-ip-generic" || offload == "tx-checksum-ipv6";
+    let leaves =
+        |offload: &String| offload == "tx-checksum-ip-generic" || offload == "tx-checksum-ipv6";
     let may_leave = MEMORY.contains(&nic.driver.as_str()) && nic.offloads.iter().any(leaves);
     (result.client == Client::Socket && may_leave).then(|| {
         format!(
-            "{0} ({1}) leaves checksums unfinished, which only socket engines take: run 'ethtool -K {0} tx off', or ask with \
+            "{0} ({1}) leaves checksums unfinished, which only socket engines take: run 'ethtool \
+             -K {0} tx off', or ask with \
              --client afxdp; otherwise {2}",
             nic.interface,
             nic.driver,
@@ -103,8 +110,10 @@ pub fn nothing_came(port: u16) -> String {
 
 fn look(port: u16) -> String {
     format!(
-        "see whether the server is up and serves port {port} and these addresses (--prefix, --addresses, \
-         --seed), whether its --allow has this machine, whether a firewall is between, and what its statistics say was dropped"
+        "see whether the server is up and serves port {port} and these addresses (--prefix, \
+         --addresses, \
+         --seed), whether its --allow has this machine, whether a firewall is between, and what \
+         its statistics say was dropped"
     )
 }
 
@@ -145,9 +154,19 @@ mod tests {
         let damaged = Heard { damaged: 5, ..silent };
         for (result, here, heard, words) in [
             (&unfinished, &veth, silent, "9 replies came with unfinished checksums"),
-            (&with(|outcome| outcome.corrupt = 3), &veth, silent, "3 replies came, and all were damaged"),
+            (
+                &with(|outcome| outcome.corrupt = 3),
+                &veth,
+                silent,
+                "3 replies came, and all were damaged",
+            ),
             (&with(|outcome| outcome.wrong_source = 4), &veth, silent, "from another address"),
-            (&socket, &veth, unreachable, "unreachable (ICMPv6): see whether the server serves port 3540"),
+            (
+                &socket,
+                &veth,
+                unreachable,
+                "unreachable (ICMPv6): see whether the server serves port 3540",
+            ),
             (&socket, &none, damaged, "5 replies came with a wrong checksum"),
             (&socket, &veth, silent, "ethtool -K eth7 tx off"),
         ] {
@@ -165,7 +184,10 @@ mod tests {
         let text = "Icmp6InDestUnreachs             \t3\nUdp6InErrors \t9\nUdp6InCsumErrors \t2\n";
         let now = Heard::parse(text);
         assert_eq!(now, Heard { unreachable: 3, damaged: 2 });
-        assert_eq!(now.since(Heard { unreachable: 1, damaged: 2 }), Heard { unreachable: 2, damaged: 0 });
+        assert_eq!(
+            now.since(Heard { unreachable: 1, damaged: 2 }),
+            Heard { unreachable: 2, damaged: 0 }
+        );
         assert_eq!(Heard::parse(""), Heard::default());
     }
 }

@@ -1,7 +1,8 @@
 //! WHY THE KERNEL SAYS NO: a refusal (EPERM, EACCES), read beside what the calling thread may do.
 //!
-//! The kernel gives the same error for a missing capability, a seccomp filter, a security module and a user namespace.
-//! An error that names a capability which is there sends its reader the wrong way.
+//! The kernel gives the same error for a missing capability, a seccomp filter, a security module
+//! and a user namespace. An error that names a capability which is there sends its reader the wrong
+//! way.
 
 use std::fmt::Write;
 use std::fs;
@@ -32,7 +33,8 @@ struct Standing {
 /// Security modules that only ever look at capabilities or at what a thread has asked for itself.
 const HARMLESS: [&str; 6] = ["lockdown", "capability", "landlock", "yama", "ima", "evm"];
 
-/// Why `doing` was refused, and what to do about it. It takes `needs`, and `call` is the name of the system call.
+/// Why `doing` was refused, and what to do about it. It takes `needs`, and `call` is the name of
+/// the system call.
 pub(crate) fn explain(doing: &str, needs: &[&str], call: &str) -> String {
     Standing::of_this_thread().explain(doing, needs, call)
 }
@@ -48,7 +50,9 @@ pub(crate) fn no_packet_socket(error: Errno) -> anyhow::Error {
         Errno::EPERM | Errno::EACCES => {
             anyhow!("no packet socket: {}", explain("it", &["CAP_NET_RAW"], "socket(AF_PACKET)"))
         }
-        Errno::EAFNOSUPPORT => anyhow!("no packet socket: this kernel is built without CONFIG_PACKET"),
+        Errno::EAFNOSUPPORT => {
+            anyhow!("no packet socket: this kernel is built without CONFIG_PACKET")
+        }
         _ => anyhow!("no packet socket: {}", error.desc()),
     }
 }
@@ -77,7 +81,8 @@ impl Standing {
 
     /// From /proc/self/status and /proc/self/uid_map.
     fn parse(status: &str, user_ids: &str) -> Self {
-        let field = |name: &str| status.lines().find_map(|line| line.strip_prefix(name)).map(str::trim);
+        let field =
+            |name: &str| status.lines().find_map(|line| line.strip_prefix(name)).map(str::trim);
         Self {
             effective: field("CapEff:").and_then(|bits| u64::from_str_radix(bits, 16).ok()),
             filtered: field("Seccomp:") == Some("2"),
@@ -88,10 +93,12 @@ impl Standing {
         }
     }
 
-    /// Whether it has that capability; CAP_BPF and CAP_PERFMON were split off CAP_SYS_ADMIN, which still contains them.
+    /// Whether it has that capability; CAP_BPF and CAP_PERFMON were split off CAP_SYS_ADMIN, which
+    /// still contains them.
     fn has(effective: u64, capability: &str) -> bool {
         let held = |name: &str| {
-            let number = CAPABILITIES.iter().find(|(known, ..)| *known == name).map(|(_, number, _)| number);
+            let number =
+                CAPABILITIES.iter().find(|(known, ..)| *known == name).map(|(_, number, _)| number);
             number.is_some_and(|number| effective & 1 << number != 0)
         };
         held(capability) || matches!(capability, "CAP_BPF" | "CAP_PERFMON") && held("CAP_SYS_ADMIN")
@@ -102,12 +109,16 @@ impl Standing {
         let effective = match (self.effective, needs) {
             (Some(effective), _) => effective,
             (None, []) => 0,
-            (None, _) => return format!("{doing} needs {all}: run as root, or as sixhop probe says"),
+            (None, _) => {
+                return format!("{doing} needs {all}: run as root, or as sixhop probe says");
+            }
         };
-        let missing: Vec<_> = needs.iter().copied().filter(|name| !Self::has(effective, name)).collect();
+        let missing: Vec<_> =
+            needs.iter().copied().filter(|name| !Self::has(effective, name)).collect();
         if !missing.is_empty() {
             let lacks = if missing.len() == needs.len() { String::new() } else { listed(&missing) };
-            let lacks = if lacks.is_empty() { lacks } else { format!(", and this process lacks {lacks}") };
+            let lacks =
+                if lacks.is_empty() { lacks } else { format!(", and this process lacks {lacks}") };
             return format!("{doing} needs {all}{lacks}: run as root, or as sixhop probe says");
         }
         let mut words = match needs {
@@ -117,25 +128,34 @@ impl Standing {
         let mut suspects = Vec::new();
         if self.in_user_namespace {
             suspects.push(
-                "it has them only in its user namespace (/proc/self/uid_map), as in a rootless container: run it outside"
+                "it has them only in its user namespace (/proc/self/uid_map), as in a rootless \
+                 container: run it outside"
                     .to_owned(),
             );
         }
         if self.filtered {
             suspects.push(format!(
-                "a seccomp filter is on it (Seccomp: 2 in /proc/self/status), and the default one of container runtimes denies \
+                "a seccomp filter is on it (Seccomp: 2 in /proc/self/status), and the default one \
+                 of container runtimes denies \
                  {call}: allow that, as with docker run --security-opt seccomp=FILE"
             ));
         }
         if let Some(mode) = self.lockdown.as_ref().filter(|_| call == BPF) {
-            suspects.push(format!("the kernel is in lockdown, mode {mode} (/sys/kernel/security/lockdown)"));
+            suspects.push(format!(
+                "the kernel is in lockdown, mode {mode} (/sys/kernel/security/lockdown)"
+            ));
         }
         if suspects.is_empty() {
             let modules = match &self.modules[..] {
                 [] => "a security module or a policy of this machine".to_owned(),
-                modules => format!("the security module {} (/sys/kernel/security/lsm)", modules.join(" or ")),
+                modules => format!(
+                    "the security module {} (/sys/kernel/security/lsm)",
+                    modules.join(" or ")
+                ),
             };
-            suspects.push(format!("{modules} forbids {call}; dmesg or the audit log may say which rule"));
+            suspects.push(format!(
+                "{modules} forbids {call}; dmesg or the audit log may say which rule"
+            ));
         }
         let _ = write!(words, "{}", suspects.join("; or "));
         words
@@ -145,15 +165,18 @@ impl Standing {
         let instead = "or use --engine socket-gso";
         match self.io_uring_disabled.as_deref() {
             Some(disabled @ ("1" | "2")) => format!(
-                "io_uring is forbidden here, kernel.io_uring_disabled is {disabled}: allow it with 'sysctl kernel.io_uring_disabled=0', \
+                "io_uring is forbidden here, kernel.io_uring_disabled is {disabled}: allow it with \
+                 'sysctl kernel.io_uring_disabled=0', \
                  {instead}"
             ),
             Some(_) if self.filtered => format!(
-                "io_uring is forbidden by a seccomp filter on this process (Seccomp: 2 in /proc/self/status), as containers have: allow \
+                "io_uring is forbidden by a seccomp filter on this process (Seccomp: 2 in \
+                 /proc/self/status), as containers have: allow \
                  it there, {instead}"
             ),
             _ => format!(
-                "io_uring is forbidden here: allow it with 'sysctl kernel.io_uring_disabled=0', or in the container's seccomp profile, \
+                "io_uring is forbidden here: allow it with 'sysctl kernel.io_uring_disabled=0', or \
+                 in the container's seccomp profile, \
                  {instead}"
             ),
         }
@@ -192,11 +215,13 @@ mod tests {
         let few = said("CapEff:\t0000008000001000\nSeccomp:\t2\n", ROOT); // CAP_BPF and CAP_NET_ADMIN
         assert_eq!(
             few,
-            "loading it needs CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN, and this process lacks CAP_PERFMON: run as root, or as sixhop \
+            "loading it needs CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN, and this process lacks \
+             CAP_PERFMON: run as root, or as sixhop \
              probe says"
         );
         assert!(
-            said("CapEff:\t0\n", ROOT).contains("needs CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN: run as root")
+            said("CapEff:\t0\n", ROOT)
+                .contains("needs CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN: run as root")
         );
         // CAP_SYS_ADMIN contains two of them.
         let admin = said("CapEff:\t0000000000201000\nSeccomp:\t0\n", ROOT);
@@ -212,11 +237,17 @@ mod tests {
     fn what_else_denies_is_named() {
         let all = "CapEff:\t000001ffffffffff\nSeccomp:\t";
         let filtered = said(&format!("{all}2\n"), ROOT);
-        assert!(filtered.contains("seccomp filter") && !filtered.contains("user namespace"), "{filtered}");
+        assert!(
+            filtered.contains("seccomp filter") && !filtered.contains("user namespace"),
+            "{filtered}"
+        );
         let rootless = said(&format!("{all}0\n"), "0 100000 65536\n");
         assert!(rootless.contains("user namespace") && !rootless.contains("seccomp"), "{rootless}");
         let both = said(&format!("{all}2\n"), "0 100000 65536\n");
-        assert!(both.contains("user namespace") && both.contains("; or a seccomp filter"), "{both}");
+        assert!(
+            both.contains("user namespace") && both.contains("; or a seccomp filter"),
+            "{both}"
+        );
         let standing = Standing::parse(&format!("{all}0\n"), ROOT);
         let locked = Standing { lockdown: Some("confidentiality".to_owned()), ..standing.clone() };
         assert!(locked.explain("it", &LOAD, BPF).contains("lockdown, mode confidentiality"));
@@ -230,7 +261,8 @@ mod tests {
     fn io_uring_is_switched_off_or_filtered() {
         let with = |disabled: Option<&str>, filtered| {
             let disabled = disabled.map(str::to_owned);
-            Standing { io_uring_disabled: disabled, filtered, ..Standing::default() }.explain_io_uring()
+            Standing { io_uring_disabled: disabled, filtered, ..Standing::default() }
+                .explain_io_uring()
         };
         assert!(with(Some("2"), true).contains("kernel.io_uring_disabled is 2"));
         assert!(with(Some("0"), true).contains("by a seccomp filter"));

@@ -28,7 +28,8 @@ impl Nearness {
             let Some(device) = fs::canonicalize(device).ok().filter(|_| shows(link)) else {
                 return Self::default();
             };
-            // The interrupts and the node of a virtio card are those of the PCI device that it is in.
+            // The interrupts and the node of a virtio card are those of the PCI device that it is
+            // in.
             let mut places = device.ancestors().take(2);
             let Some(place) = places.find(|place| place.join("irq").exists()) else {
                 return Self::default();
@@ -46,24 +47,28 @@ impl Nearness {
                 (queue, processors(&list.unwrap_or_default()))
             });
             let node = file(place.join("numa_node")).and_then(|node| node.parse::<usize>().ok());
-            let node = node.and_then(|node| file(format!("/sys/devices/system/node/node{node}/cpulist")));
+            let node =
+                node.and_then(|node| file(format!("/sys/devices/system/node/node{node}/cpulist")));
             Self { interrupted: interrupted.collect(), node: processors(&node.unwrap_or_default()) }
         })
         .unwrap_or_default()
     }
 
-    /// A processor for the worker of each of `queues`, out of those `allowed`: one that has no worker yet, if possible, and of
-    /// those the one that its queue interrupts, otherwise one of the card's node.
+    /// A processor for the worker of each of `queues`, out of those `allowed`: one that has no
+    /// worker yet, if possible, and of those the one that its queue interrupts, otherwise one of
+    /// the card's node.
     ///
-    /// The interrupted processor is where the kernel takes packets from the card: the rings stay in one cache, and a queue
-    /// costs one processor and no more. The price is that both share it. Where processors are to spare, `--cores` can name a
-    /// neighbour that shares a cache; where they are not, busy polling makes the two take turns.
+    /// The interrupted processor is where the kernel takes packets from the card: the rings stay in
+    /// one cache, and a queue costs one processor and no more. The price is that both share it.
+    /// Where processors are to spare, `--cores` can name a neighbour that shares a cache; where
+    /// they are not, busy polling makes the two take turns.
     #[must_use]
     pub fn choose(&self, queues: &[u32], allowed: &[usize]) -> Vec<usize> {
         let mut chosen: Vec<usize> = Vec::with_capacity(queues.len());
         for queue in queues {
             let rank = |core: &usize| {
-                let interrupted = self.interrupted.get(queue).is_some_and(|cores| cores.contains(core));
+                let interrupted =
+                    self.interrupted.get(queue).is_some_and(|cores| cores.contains(core));
                 let workers = chosen.iter().filter(|taken| *taken == core).count();
                 (workers, !interrupted, !self.node.contains(core))
             };
@@ -73,8 +78,9 @@ impl Nearness {
     }
 }
 
-/// The receive queues that interrupts serve, with the number of the interrupt: of those lines of /proc/interrupts that are of
-/// `irqs`. One that serves a queue has its name from the driver; a card's only one serves queue 0.
+/// The receive queues that interrupts serve, with the number of the interrupt: of those lines of
+/// /proc/interrupts that are of `irqs`. One that serves a queue has its name from the driver; a
+/// card's only one serves queue 0.
 fn interrupts(table: &str, irqs: &HashSet<u32>) -> BTreeMap<u32, u32> {
     let lines = table.lines().filter_map(|line| {
         let (irq, rest) = line.trim_start().split_once(':')?;
@@ -94,9 +100,9 @@ fn interrupts(table: &str, irqs: &HashSet<u32>) -> BTreeMap<u32, u32> {
     queues
 }
 
-/// The receive queue that an interrupt of this name serves, as drivers name them: eth0-TxRx-3 and eth0-rx-3 (igb, igc, ixgbe),
-/// i40e-eth0-TxRx-3 (i40e, ice the same), virtio0-input.3, mlx5_comp3@pci:0000:3b:00.0, eth0-Tx-Rx-3 (ena), eth0-rxtx-3
-/// (vmxnet3).
+/// The receive queue that an interrupt of this name serves, as drivers name them: eth0-TxRx-3 and
+/// eth0-rx-3 (igb, igc, ixgbe), i40e-eth0-TxRx-3 (i40e, ice the same), virtio0-input.3,
+/// mlx5_comp3@pci:0000:3b:00.0, eth0-Tx-Rx-3 (ena), eth0-rxtx-3 (vmxnet3).
 fn queue(name: &str) -> Option<u32> {
     let name = name.split('@').next().unwrap_or_default();
     let stem = name.trim_end_matches(|digit: char| digit.is_ascii_digit());
@@ -163,7 +169,9 @@ NMI:          0          0   Non-maskable interrupts";
         }
         assert_eq!(queue("eth0-Tx-Rx-7"), Some(7));
         assert_eq!(queue("eth0-rxtx-7"), Some(7));
-        for other in ["eth0-tx-7", "virtio0-output.7", "7", "", "eth0-rx-", "eth0-rx-99999999999", "é7"] {
+        for other in
+            ["eth0-tx-7", "virtio0-output.7", "7", "", "eth0-rx-", "eth0-rx-99999999999", "é7"]
+        {
             assert_eq!(queue(other), None, "{other}");
         }
         assert!(interrupts(IGB, &HashSet::new()).is_empty());
@@ -173,7 +181,11 @@ NMI:          0          0   Non-maskable interrupts";
     fn lists_of_processors_are_read_whatever_they_hold() {
         assert_eq!(processors("0-3,8\n"), [0, 1, 2, 3, 8]);
         assert_eq!(processors("5"), [5]);
-        assert!(processors("").is_empty() && processors("x-y,-").is_empty() && processors("3-1").is_empty());
+        assert!(
+            processors("").is_empty()
+                && processors("x-y,-").is_empty()
+                && processors("3-1").is_empty()
+        );
         assert_eq!(processors("0-99999999999").len(), PROCESSORS + 1);
     }
 
@@ -189,7 +201,11 @@ NMI:          0          0   Non-maskable interrupts";
             node: vec![2, 3],
         };
         assert_eq!(near.choose(&[0], &allowed), [3]);
-        assert_eq!(near.choose(&[1, 0, 2], &allowed), [3, 2, 0], "a processor of its own before a near one");
+        assert_eq!(
+            near.choose(&[1, 0, 2], &allowed),
+            [3, 2, 0],
+            "a processor of its own before a near one"
+        );
         assert_eq!(near.choose(&[2], &allowed), [2], "one that is not allowed is none");
     }
 

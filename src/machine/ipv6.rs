@@ -1,4 +1,5 @@
-//! Whether the kernel has IPv6 on an interface: without, it adds no address there, receives no packet, and says little about it.
+//! Whether the kernel has IPv6 on an interface: without, it adds no address there, receives no
+//! packet, and says little about it.
 
 use std::fs;
 use std::io::ErrorKind;
@@ -9,7 +10,8 @@ use anyhow::{Result, anyhow};
 use super::is_mounted;
 use crate::netlink::Link;
 
-/// The smallest MTU with which the kernel has IPv6 on an interface (IPV6_MIN_MTU, RFC 8200 section 5).
+/// The smallest MTU with which the kernel has IPv6 on an interface (IPV6_MIN_MTU, RFC 8200 section
+/// 5).
 const LEAST_MTU: u32 = 1280;
 
 /// Finds out whether it does, in the namespace of the calling thread.
@@ -57,20 +59,25 @@ fn explain(link: &Link, found: Found) -> Option<String> {
                 link.name
             ))
         }
-        Found::NoProc => {
-            Some("/proc is not mounted, and takes settings of the network: mount -t proc proc /proc".to_owned())
-        }
+        Found::NoProc => Some(
+            "/proc is not mounted, and takes settings of the network: mount -t proc proc \
+                /proc"
+                .to_owned(),
+        ),
         Found::NoSettings => Some(
-            "this kernel has no IPv6 (no /proc/sys/net/ipv6): start it without ipv6.disable=1, or load the module ipv6"
+            "this kernel has no IPv6 (no /proc/sys/net/ipv6): start it without ipv6.disable=1, or \
+             load the module ipv6"
                 .to_owned(),
         ),
         Found::NotOnThis if link.mtu < LEAST_MTU => Some(format!(
-            "{name} has no IPv6, which takes an MTU of {LEAST_MTU} and {name} has {}: ip link set dev {name} mtu 1500",
+            "{name} has no IPv6, which takes an MTU of {LEAST_MTU} and {name} has {}: ip link set \
+             dev {name} mtu 1500",
             link.mtu
         )),
-        Found::NotOnThis => {
-            Some(format!("the kernel has no IPv6 on {name} (no /proc/sys/net/ipv6/conf/{name}): is it part of a bond or bridge?"))
-        }
+        Found::NotOnThis => Some(format!(
+            "the kernel has no IPv6 on {name} (no /proc/sys/net/ipv6/conf/{name}): is \
+                it part of a bond or bridge?"
+        )),
     }
 }
 
@@ -83,7 +90,8 @@ mod tests {
         let loopback = crate::netlink::link("lo").unwrap();
         assert!(has_ipv6(&loopback).is_ok());
         let said = |name: &str, mtu, found| {
-            explain(&Link { name: name.to_owned(), mtu, ..loopback.clone() }, found).unwrap_or_default()
+            explain(&Link { name: name.to_owned(), mtu, ..loopback.clone() }, found)
+                .unwrap_or_default()
         };
         assert_eq!(said("eth1", 1500, Found::Setting(false)), "");
         assert!(

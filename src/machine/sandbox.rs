@@ -11,12 +11,14 @@
 //!     └─ metrics, input ─ none
 //! ```
 //!
-//! Capabilities are a thread's own in Linux, and a thread never has more than the one that started it: one that has to keep
-//! some is started by the main thread, not by the engine's. Filters add up the same way, so what a role may call its
-//! ancestors may call as well. No thread gains privileges by starting a program (no_new_privs).
+//! Capabilities are a thread's own in Linux, and a thread never has more than the one that started
+//! it: one that has to keep some is started by the main thread, not by the engine's. Filters add up
+//! the same way, so what a role may call its ancestors may call as well. No thread gains privileges
+//! by starting a program (no_new_privs).
 //!
-//! A call that is not on the list is not made: the thread says on standard error which one it was, and the process ends with
-//! status 1. What is left behind then is what SIGKILL leaves, and the next start puts it right.
+//! A call that is not on the list is not made: the thread says on standard error which one it was,
+//! and the process ends with status 1. What is left behind then is what SIGKILL leaves, and the
+//! next start puts it right.
 //!
 //! To add a role: a variant, its name, its calls, and the capabilities that it keeps.
 //!
@@ -33,7 +35,8 @@ use nix::sys::resource::{Resource, setrlimit};
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
 use nix::sys::utsname::uname;
 use seccompiler::{
-    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule,
+    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter,
+    SeccompRule,
 };
 
 /// What a thread is for.
@@ -41,7 +44,8 @@ use seccompiler::{
 pub enum Role {
     /// The main thread: reads counters, prints, and takes back addresses and settings at the end.
     Main,
-    /// The same where addresses are taken back by other programs (ip, ifconfig), which run under its filter.
+    /// The same where addresses are taken back by other programs (ip, ifconfig), which run under
+    /// its filter.
     Commander,
     /// Starts an engine's workers and waits for them.
     Engine,
@@ -70,7 +74,8 @@ macro_rules! calls {
     ($($call:ident),* $(,)?) => { &[$((stringify!($call), libc::$call)),*] };
 }
 
-/// What the standard library and the allocator need on any thread, to pin it, to say why it panics, and to end it.
+/// What the standard library and the allocator need on any thread, to pin it, to say why it panics,
+/// and to end it.
 const RUNTIME: &[Call] = calls![
     SYS_brk,
     SYS_clock_gettime,
@@ -110,8 +115,9 @@ const POLL: &[Call] = calls![SYS_poll, SYS_ppoll];
 #[cfg(not(target_arch = "x86_64"))]
 const POLL: &[Call] = calls![SYS_ppoll];
 
-/// What no thread but the main one may do, and what is refused rather than the end of the process: glibc's allocator looks into
-/// /proc/sys/vm/overcommit_memory when it first gives memory back, and into /sys for the number of processors, and does without.
+/// What no thread but the main one may do, and what is refused rather than the end of the process:
+/// glibc's allocator looks into /proc/sys/vm/overcommit_memory when it first gives memory back, and
+/// into /sys for the number of processors, and does without.
 #[cfg(target_arch = "x86_64")]
 const OPEN: &[Call] = calls![SYS_open, SYS_openat];
 #[cfg(not(target_arch = "x86_64"))]
@@ -122,8 +128,14 @@ const SPAWN: &[Call] =
     calls![SYS_capget, SYS_capset, SYS_clone, SYS_clone3, SYS_prctl, SYS_seccomp, SYS_uname];
 
 const RING: &[Call] = calls![SYS_recvfrom, SYS_sendto];
-const SOCKET: &[Call] =
-    calls![SYS_mq_timedreceive, SYS_mq_timedsend, SYS_recvmmsg, SYS_recvmsg, SYS_sendmmsg, SYS_sendmsg,];
+const SOCKET: &[Call] = calls![
+    SYS_mq_timedreceive,
+    SYS_mq_timedsend,
+    SYS_recvmmsg,
+    SYS_recvmsg,
+    SYS_sendmmsg,
+    SYS_sendmsg,
+];
 const URING: &[Call] = calls![SYS_io_uring_enter, SYS_io_uring_register];
 const PACKET: &[Call] = calls![SYS_getsockopt, SYS_recvmmsg, SYS_sendmmsg, SYS_sendto];
 /// bpf(2) on maps and programs that are loaded, and netlink.
@@ -139,10 +151,12 @@ const BINDING: &[Call] = calls![
     SYS_setsockopt,
     SYS_socket,
 ];
-const METRICS: &[Call] = calls![SYS_accept4, SYS_recvfrom, SYS_sendto, SYS_setsockopt, SYS_shutdown];
+const METRICS: &[Call] =
+    calls![SYS_accept4, SYS_recvfrom, SYS_sendto, SYS_setsockopt, SYS_shutdown];
 const INPUT: &[Call] = calls![SYS_read];
 
-/// To take back: the guard when it has ended, notes under /run/sixhop, settings in /proc/sys and /sys, requests to drivers, words to the service manager.
+/// To take back: the guard when it has ended, notes under /run/sixhop, settings in /proc/sys and
+/// /sys, requests to drivers, words to the service manager.
 const TAKE_BACK: &[Call] = calls![
     SYS_connect,
     SYS_flock,
@@ -194,8 +208,9 @@ const COMMANDS_OLD: &[Call] = calls![SYS_access, SYS_arch_prctl, SYS_dup2, SYS_v
 #[cfg(not(target_arch = "x86_64"))]
 const COMMANDS_OLD: &[Call] = &[];
 
-/// What a server needs besides before it answers: for the unit file, whose filter holds from the start. Without mount and
-/// unshare it sees /sys as it is, which in the namespace of the machine is right.
+/// What a server needs besides before it answers: for the unit file, whose filter holds from the
+/// start. Without mount and unshare it sees /sys as it is, which in the namespace of the machine is
+/// right.
 const START: &[Call] = calls![
     SYS_getdents64,
     SYS_io_uring_setup,
@@ -255,8 +270,10 @@ impl Role {
         if matches!(self, Self::Main | Self::Commander | Self::Binding) {
             kept.insert(Capability::CAP_NET_ADMIN);
         }
-        // Before Linux 5.19 a process that is not to load programs may not read the maps of one either.
-        let reads_maps = matches!(self, Self::Main | Self::Commander | Self::Binding | Self::Addresses);
+        // Before Linux 5.19 a process that is not to load programs may not read the maps of one
+        // either.
+        let reads_maps =
+            matches!(self, Self::Main | Self::Commander | Self::Binding | Self::Addresses);
         let is_old = || {
             // Not from /proc: whoever enters may open nothing already.
             let system = uname();
@@ -301,17 +318,22 @@ fn unique(parts: &[&[Call]]) -> Vec<Call> {
     parts.concat().into_iter().collect::<BTreeSet<_>>().into_iter().collect()
 }
 
-/// All system calls that a server makes from its start to its end, by name in order, with their numbers: the unit file's filter.
+/// All system calls that a server makes from its start to its end, by name in order, with their
+/// numbers: the unit file's filter.
 #[must_use]
 pub fn unit_calls() -> Vec<(&'static str, libc::c_long)> {
     let calls = everything(&[COMMANDS, COMMANDS_OLD, START]);
-    calls.into_iter().map(|(name, number)| (name.strip_prefix("SYS_").unwrap_or(name), number)).collect()
+    calls
+        .into_iter()
+        .map(|(name, number)| (name.strip_prefix("SYS_").unwrap_or(name), number))
+        .collect()
 }
 
 /// The capabilities that a server needs at its start, whatever its engine: the unit file's.
 pub const UNIT_CAPABILITIES: [&str; 4] = ["CAP_NET_ADMIN", "CAP_NET_RAW", "CAP_BPF", "CAP_PERFMON"];
 
-/// The kinds of sockets that a server opens, but for AF_PACKET of the engines that have packet sockets: the unit file's.
+/// The kinds of sockets that a server opens, but for AF_PACKET of the engines that have packet
+/// sockets: the unit file's.
 pub const UNIT_FAMILIES: [&str; 5] = ["AF_UNIX", "AF_INET", "AF_INET6", "AF_NETLINK", "AF_XDP"];
 
 /// As 6.1.0-rc3 is (6, 1).
@@ -357,8 +379,8 @@ impl Sandbox {
         self.enter_keeping(role, &role.capabilities())
     }
 
-    /// The same for a main thread, `takes_back` whether there is something that takes CAP_NET_ADMIN at the end. Its memory is in no
-    /// core dump from now on.
+    /// The same for a main thread, `takes_back` whether there is something that takes CAP_NET_ADMIN
+    /// at the end. Its memory is in no core dump from now on.
     ///
     /// # Errors
     /// As [`enter`](Self::enter).
@@ -437,7 +459,8 @@ fn filter(role: Role) -> Result<BpfProgram> {
         })
         .collect::<Result<_>>()?;
     let architecture = std::env::consts::ARCH.try_into().map_err(|error| anyhow!("{error}"))?;
-    let filter = SeccompFilter::new(rules, SeccompAction::Trap, SeccompAction::Allow, architecture)?;
+    let filter =
+        SeccompFilter::new(rules, SeccompAction::Trap, SeccompAction::Allow, architecture)?;
     Ok(filter.try_into()?)
 }
 
@@ -452,9 +475,13 @@ fn explain_violations() -> Result<()> {
     static ONCE: Once = Once::new();
     let mut done = Ok(());
     ONCE.call_once(|| {
-        let action = SigAction::new(SigHandler::SigAction(refused), SaFlags::SA_SIGINFO, SigSet::empty());
-        // SAFETY: the handler only makes system calls that are safe in one (signal-safety(7)), and does not return.
-        done = unsafe { sigaction(Signal::SIGSYS, &action) }.map(drop).context("no handler for SIGSYS");
+        let action =
+            SigAction::new(SigHandler::SigAction(refused), SaFlags::SA_SIGINFO, SigSet::empty());
+        // SAFETY: the handler only makes system calls that are safe in one (signal-safety(7)), and
+        // does not return.
+        done = unsafe { sigaction(Signal::SIGSYS, &action) }
+            .map(drop)
+            .context("no handler for SIGSYS");
     });
     done
 }
@@ -470,7 +497,8 @@ struct Violation {
 }
 
 extern "C" fn refused(_: libc::c_int, info: *mut libc::siginfo_t, _: *mut libc::c_void) {
-    // SAFETY: the kernel gives a siginfo_t, which is larger than this, and of SIGSYS it is laid out so.
+    // SAFETY: the kernel gives a siginfo_t, which is larger than this, and of SIGSYS it is laid out
+    // so.
     let call = unsafe { (*info.cast::<Violation>()).call };
     let role = ROLE.get().map_or("a", Role::name);
     let mut text = [0; 256];
@@ -513,15 +541,24 @@ mod tests {
 
     #[test]
     fn workers_open_nothing_and_become_nothing() {
-        for role in [Role::Ring, Role::Socket, Role::Uring, Role::Packet, Role::Metrics, Role::Input] {
+        for role in
+            [Role::Ring, Role::Socket, Role::Uring, Role::Packet, Role::Metrics, Role::Input]
+        {
             assert!(role.capabilities().is_empty(), "{role:?}");
-            for forbidden in
-                [libc::SYS_execve, libc::SYS_socket, libc::SYS_bpf, libc::SYS_capset, libc::SYS_clone]
-            {
+            for forbidden in [
+                libc::SYS_execve,
+                libc::SYS_socket,
+                libc::SYS_bpf,
+                libc::SYS_capset,
+                libc::SYS_clone,
+            ] {
                 assert!(!role.calls().iter().any(|(_, number)| *number == forbidden), "{role:?}");
             }
         }
-        assert_eq!(Role::ALL.map(Role::name).into_iter().collect::<BTreeSet<_>>().len(), Role::ALL.len());
+        assert_eq!(
+            Role::ALL.map(Role::name).into_iter().collect::<BTreeSet<_>>().len(),
+            Role::ALL.len()
+        );
     }
 
     #[test]

@@ -1,4 +1,5 @@
-//! WHAT AN INTERFACE WOULD GIVE `serve`: facts from the kernel, a verdict that follows from them, and on demand the truth.
+//! WHAT AN INTERFACE WOULD GIVE `serve`: facts from the kernel, a verdict that follows from them,
+//! and on demand the truth.
 //!
 //! ```text
 //!   xdp::capability (facts, nothing disturbed) ─► verdict (pure) ─┐
@@ -62,8 +63,8 @@ impl Probe {
         Self { interface, host, verdict, tried: None }
     }
 
-    /// Attaches the program and binds all queues, as `serve` does, and lets go of them at once. Steers no packet, but some
-    /// drivers reset their link meanwhile.
+    /// Attaches the program and binds all queues, as `serve` does, and lets go of them at once.
+    /// Steers no packet, but some drivers reset their link meanwhile.
     ///
     /// # Errors
     /// When the link does not come back. That something was refused is none.
@@ -77,11 +78,13 @@ impl Probe {
     }
 }
 
-/// Some drivers reset their link when a program goes. An igb needs about 2 s, a card at the end of a long cable more.
+/// Some drivers reset their link when a program goes. An igb needs about 2 s, a card at the end of
+/// a long cable more.
 const CARRIER_TIMEOUT: Duration = Duration::from_secs(10);
 
 fn attempt(interface: &str) -> Result<Modes> {
-    // No address of it becomes live, and without a port nothing is steered: which pool does not matter.
+    // No address of it becomes live, and without a port nothing is steered: which pool does not
+    // matter.
     let pool = Pool::new("2001:db8::/64".parse()?, 1, 1)?;
     let config = ServerConfig {
         engine: Some(EngineKind::Afxdp),
@@ -114,10 +117,15 @@ mod tests {
     #[test]
     fn a_verdict_agrees_when_it_said_so() {
         let open = Verdict::default();
-        let copy = Verdict { attach: Some(AttachMode::Native), copy: Some(CopyMode::Copy), ..open.clone() };
+        let copy = Verdict {
+            attach: Some(AttachMode::Native),
+            copy: Some(CopyMode::Copy),
+            ..open.clone()
+        };
         let down = Finding { name: "down".to_owned(), why: String::new(), cure: None };
         let refused = Verdict { obstacles: vec![down], ..copy.clone() };
-        let modes = |copy| Modes { attach: Some(AttachMode::Native), copy: Some(copy), ..Modes::default() };
+        let modes =
+            |copy| Modes { attach: Some(AttachMode::Native), copy: Some(copy), ..Modes::default() };
         let agrees = |result, verdict| Tried::compared(result, verdict).agrees;
         assert_eq!(agrees(Ok(modes(CopyMode::Copy)), &copy), Some(true));
         assert_eq!(agrees(Ok(modes(CopyMode::Zero)), &copy), Some(false));

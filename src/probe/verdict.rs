@@ -72,15 +72,17 @@ impl Verdict {
 /// Cards whose drivers have both native XDP and zero-copy (docs/hardware.md).
 const BETTER_CARDS: &str = "take a card of igb, igc, ixgbe, i40e, ice or mlx5_core";
 
-/// Largest MTU at which packets of a program without fragments fit a page of 4 KiB, after XDP_PACKET_HEADROOM (256), struct
-/// skb_shared_info (320) and the Ethernet header (14). veth and virtio_net refuse a program beyond it, and a driver that has a page
-/// for each packet cannot take more.
+/// Largest MTU at which packets of a program without fragments fit a page of 4 KiB, after
+/// XDP_PACKET_HEADROOM (256), struct skb_shared_info (320) and the Ethernet header (14). veth and
+/// virtio_net refuse a program beyond it, and a driver that has a page for each packet cannot take
+/// more.
 const PAGE_MTU: u32 = 4096 - 256 - 320 - 14;
 
 /// Every driver with native XDP takes a program at this one.
 const ETHERNET_MTU: u32 = 1500;
 
-/// Up to which MTU a driver takes a program, and from which on it does not. What is between is not known here.
+/// Up to which MTU a driver takes a program, and from which on it does not. What is between is not
+/// known here.
 fn mtu_limits(driver: &str) -> (u32, u32) {
     match driver {
         "veth" | "virtio_net" => (PAGE_MTU, PAGE_MTU),
@@ -102,12 +104,14 @@ fn attach(interface: &Interface, host: &Host) -> (Option<AttachMode>, Vec<Findin
     let name = &interface.nic.interface;
     let driver = interface.nic.driver.as_str();
     let Some(xdp) = &interface.xdp else {
-        let why = format!("Linux {} does not tell what a driver can do: 6.3 and newer do", host.kernel);
+        let why =
+            format!("Linux {} does not tell what a driver can do: 6.3 and newer do", host.kernel);
         return (None, vec![Finding::new("kernel", why, format!("sixhop probe {name} --try"))]);
     };
     if stacked::runs_below(interface.kind.as_deref()) {
-        let why =
-            format!("{name} has a native program run on its ports, whose packets its rings do not take");
+        let why = format!(
+            "{name} has a native program run on its ports, whose packets its rings do not take"
+        );
         return (Some(AttachMode::Generic), vec![Finding::new("ports", why, None)]);
     }
     if !xdp.has("basic") {
@@ -128,10 +132,16 @@ fn attach(interface: &Interface, host: &Host) -> (Option<AttachMode>, Vec<Findin
         let why = if mtu > limit {
             format!("the MTU of {whose} is {mtu}, and native XDP takes {limit} at most here")
         } else {
-            format!("the MTU of {whose} is {mtu}: whether {driver} takes native XDP then is not known here")
+            format!(
+                "the MTU of {whose} is {mtu}: whether {driver} takes native XDP then is not known here"
+            )
         };
         let device = interface.peer.as_ref().map_or(name, |peer| &peer.name);
-        reasons.push(Finding::new("mtu", why, format!("ip link set dev {device} mtu {ETHERNET_MTU}")));
+        reasons.push(Finding::new(
+            "mtu",
+            why,
+            format!("ip link set dev {device} mtu {ETHERNET_MTU}"),
+        ));
     }
     // vmxnet3 switches it off by itself.
     if interface.is_on(LRO) && driver != "vmxnet3" {
@@ -152,7 +162,8 @@ fn attach(interface: &Interface, host: &Host) -> (Option<AttachMode>, Vec<Findin
 fn no_native(interface: &Interface, host: &Host) -> (String, Option<String>) {
     match interface.nic.driver.as_str() {
         "e1000e" => (
-            "e1000e, the driver of the I217 and its relatives, has no native XDP in any kernel".to_owned(),
+            "e1000e, the driver of the I217 and its relatives, has no native XDP in any kernel"
+                .to_owned(),
             Some(BETTER_CARDS.to_owned()),
         ),
         "veth" => (
@@ -163,7 +174,10 @@ fn no_native(interface: &Interface, host: &Host) -> (String, Option<String>) {
             Some("ethtool -L: as many rx here as tx there".to_owned()),
         ),
         "" => (
-            format!("{} is no card, and has no driver that could run a program", interface.nic.interface),
+            format!(
+                "{} is no card, and has no driver that could run a program",
+                interface.nic.interface
+            ),
             None,
         ),
         driver => (
@@ -205,17 +219,22 @@ fn copy(
 fn zero_copy(interface: &Interface, host: &Host) -> (Option<bool>, Option<Finding>) {
     let driver = interface.nic.driver.as_str();
     // The kernel wants both (NETDEV_XDP_ACT_XSK).
-    let offered = interface.xdp.as_ref().is_some_and(|xdp| xdp.has("xsk-zerocopy") && xdp.has("redirect"));
+    let offered =
+        interface.xdp.as_ref().is_some_and(|xdp| xdp.has("xsk-zerocopy") && xdp.has("redirect"));
     if !offered {
         let (why, cure) = match (driver, zero_copy_since(driver)) {
             ("veth", _) => ("a veth has no card that could write into the rings".to_owned(), None),
             (_, Some(since)) => (
-                format!("{driver} has zero-copy from Linux {since} on, and this is {}", host.kernel),
+                format!(
+                    "{driver} has zero-copy from Linux {since} on, and this is {}",
+                    host.kernel
+                ),
                 Some(format!("Linux {since} or newer")),
             ),
-            _ => {
-                (format!("{driver} has no zero-copy in Linux {}", host.kernel), Some(BETTER_CARDS.to_owned()))
-            }
+            _ => (
+                format!("{driver} has no zero-copy in Linux {}", host.kernel),
+                Some(BETTER_CARDS.to_owned()),
+            ),
         };
         return (Some(false), Some(Finding::new("driver", why, cure)));
     }
@@ -251,7 +270,8 @@ fn obstacles(interface: &Interface, host: &Host) -> Vec<Finding> {
             "{name} carries no Ethernet frames (link type {}, a tunnel's), and engines with an XDP program or packet sockets take no others",
             interface.link_type
         );
-        let cure = "serve with --engine socket-gso, or another of the socket engines, and --bind netlink";
+        let cure =
+            "serve with --engine socket-gso, or another of the socket engines, and --bind netlink";
         obstacles.push(Finding::new("no-ethernet", why, cure.to_owned()));
     }
     if host.af_xdp == Some(false) {
@@ -262,13 +282,15 @@ fn obstacles(interface: &Interface, host: &Host) -> Vec<Finding> {
     let missing: Vec<_> = NEEDED.into_iter().filter(|name| !host.has(name)).collect();
     if !missing.is_empty() {
         let why = format!("this process lacks {}", missing.join(", "));
-        // File capabilities are set all at once: a line that names only what lacks would take the others away.
+        // File capabilities are set all at once: a line that names only what lacks would take the
+        // others away.
         let all = NEEDED.map(str::to_ascii_lowercase).join(",");
         let cure = format!("run as root, or setcap {all}=ep \"$(command -v sixhop)\"");
         obstacles.push(Finding::new("capabilities", why, cure));
     }
     if !host.initial_user_namespace {
-        let why = "this process is in a user namespace, whose root may not load programs".to_owned();
+        let why =
+            "this process is in a user namespace, whose root may not load programs".to_owned();
         obstacles.push(Finding::new("user-namespace", why, "run on the machine itself".to_owned()));
     }
     // Inside a user namespace the reason is that.
@@ -283,15 +305,26 @@ fn obstacles(interface: &Interface, host: &Host) -> Vec<Finding> {
     obstacles.extend(too_little_memory(interface, host, CopyMode::Copy));
     obstacles.extend(cannot_send(interface));
     if let Some(program) = interface.program {
-        let why = format!("another XDP program ({}, id {}) is attached to {name}", program.mode, program.id);
+        let why = format!(
+            "another XDP program ({}, id {}) is attached to {name}",
+            program.mode, program.id
+        );
         let cure = format!("stop what put it there, or ip link set dev {name} xdp off");
         obstacles.push(Finding::new("occupied", why, cure));
     }
     if !interface.up {
-        obstacles.push(Finding::new("down", format!("{name} is down"), format!("ip link set {name} up")));
+        obstacles.push(Finding::new(
+            "down",
+            format!("{name} is down"),
+            format!("ip link set {name} up"),
+        ));
     } else if !interface.carrier {
         let why = format!("{name} has no carrier");
-        obstacles.push(Finding::new("no-carrier", why, "connect it, or set its other end up".to_owned()));
+        obstacles.push(Finding::new(
+            "no-carrier",
+            why,
+            "connect it, or set its other end up".to_owned(),
+        ));
     }
     obstacles
 }
@@ -374,8 +407,7 @@ fn advice(interface: &Interface, host: &Host) -> Vec<Advice> {
     let is_veth = interface.nic.driver == "veth"; // whose queues are a matter of both ends
     if is_veth {
         let peer = interface.peer.as_ref().map_or("PEER", |peer| &peer.name);
-        let why =
-            "at the other end, where it is on: its packets come without checksums, and are not answered";
+        let why = "at the other end, where it is on: its packets come without checksums, and are not answered";
         advise(format!("ethtool -K {peer} tx off"), why.to_owned());
     }
     let wanted = interface.queues_possible.min(u32::try_from(host.processors).unwrap_or(u32::MAX));
@@ -384,11 +416,14 @@ fn advice(interface: &Interface, host: &Host) -> Vec<Advice> {
         let why = format!("a queue for each of {} processors: {queues} in use", host.processors);
         advise(format!("ethtool -L {name} {kind} {wanted}"), why);
     }
-    if let (Some((rx, tx)), Some((most_rx, most_tx))) = (interface.nic.rings, interface.rings_possible) {
+    if let (Some((rx, tx)), Some((most_rx, most_tx))) =
+        (interface.nic.rings, interface.rings_possible)
+    {
         // Larger ones take frames in turn that no cache holds.
         let (wanted_rx, wanted_tx) = (most_rx.min(FRAMES / 2), most_tx.min(FRAMES / 2));
         if rx < wanted_rx || tx < wanted_tx {
-            let command = format!("ethtool -G {name} rx {} tx {}", wanted_rx.max(rx), wanted_tx.max(tx));
+            let command =
+                format!("ethtool -G {name} rx {} tx {}", wanted_rx.max(rx), wanted_tx.max(tx));
             advise(command, format!("room for bursts: {rx} and {tx} descriptors now"));
         }
     }
@@ -412,7 +447,8 @@ fn advice(interface: &Interface, host: &Host) -> Vec<Advice> {
             * (memory(interface, copy) / u64::from(queues.max(1))).div_ceil(host.hugepages.size);
         if needed > host.hugepages.free {
             let total = host.hugepages.total + needed - host.hugepages.free;
-            let why = format!("frames on huge pages: {needed} needed, {} free", host.hugepages.free);
+            let why =
+                format!("frames on huge pages: {needed} needed, {} free", host.hugepages.free);
             advise(format!("sysctl vm.nr_hugepages={total}"), why);
         }
     }
@@ -488,8 +524,10 @@ mod tests {
             with.nic.offloads.push(LRO.to_owned());
             with
         };
-        let peer =
-            |mtu| Interface { peer: Some(Peer { name: "peer0".to_owned(), mtu }), ..interface("veth", VETH) };
+        let peer = |mtu| Interface {
+            peer: Some(Peer { name: "peer0".to_owned(), mtu }),
+            ..interface("veth", VETH)
+        };
         let unseen = Interface { virtio: None, ..virtio(true) };
         let bound = Virtio { guest_offloads: true, ..Virtio::default() };
         let bound = Interface { virtio: Some(bound), ..interface("virtio_net", VIRTIO) };
@@ -512,11 +550,46 @@ mod tests {
                 Some(Copy),
                 &["driver", "generic"],
             ),
-            ("veth, large peer", peer(9000), "6.18", Some(Generic), Some(Copy), &["mtu", "generic"]),
-            ("veth, large itself", with_mtu(peer(3506), 9000), "6.18", Some(Native), Some(Copy), &["driver"]),
-            ("e1000e", interface("e1000e", NONE), "6.18", Some(Generic), Some(Copy), &["driver", "generic"]),
-            ("r8169", interface("r8169", NONE), "6.18", Some(Generic), Some(Copy), &["driver", "generic"]),
-            ("igb, old", interface("igb", OLD_IGB), "6.12.95", Some(Native), Some(Copy), &["driver"]),
+            (
+                "veth, large peer",
+                peer(9000),
+                "6.18",
+                Some(Generic),
+                Some(Copy),
+                &["mtu", "generic"],
+            ),
+            (
+                "veth, large itself",
+                with_mtu(peer(3506), 9000),
+                "6.18",
+                Some(Native),
+                Some(Copy),
+                &["driver"],
+            ),
+            (
+                "e1000e",
+                interface("e1000e", NONE),
+                "6.18",
+                Some(Generic),
+                Some(Copy),
+                &["driver", "generic"],
+            ),
+            (
+                "r8169",
+                interface("r8169", NONE),
+                "6.18",
+                Some(Generic),
+                Some(Copy),
+                &["driver", "generic"],
+            ),
+            (
+                "igb, old",
+                interface("igb", OLD_IGB),
+                "6.12.95",
+                Some(Native),
+                Some(Copy),
+                &["driver"],
+            ),
             ("igb", interface("igb", IGB), "6.16.3", Some(Native), Some(Zero), &[]),
             ("igb, silent kernel", silent, "6.1", None, None, &["kernel"]),
             (
@@ -527,7 +600,14 @@ mod tests {
                 None,
                 &["mtu", "generic"],
             ),
-            ("igb, larger MTU", with_mtu(interface("igb", IGB), 2000), "6.16", None, None, &["mtu"]),
+            (
+                "igb, larger MTU",
+                with_mtu(interface("igb", IGB), 2000),
+                "6.16",
+                None,
+                None,
+                &["mtu"],
+            ),
             (
                 "igc, larger MTU",
                 with_mtu(interface("igc", IGB), 1501),
@@ -537,11 +617,39 @@ mod tests {
                 &["mtu", "generic"],
             ),
             ("ixgbe, LRO", lro("ixgbe", IGB), "6.16", Some(Generic), None, &["lro", "generic"]),
-            ("vmxnet3, LRO", lro("vmxnet3", VMXNET3), "6.16", Some(Native), Some(Copy), &["driver"]),
-            ("vmxnet3", interface("vmxnet3", VMXNET3), "6.16", Some(Native), Some(Copy), &["driver"]),
+            (
+                "vmxnet3, LRO",
+                lro("vmxnet3", VMXNET3),
+                "6.16",
+                Some(Native),
+                Some(Copy),
+                &["driver"],
+            ),
+            (
+                "vmxnet3",
+                interface("vmxnet3", VMXNET3),
+                "6.16",
+                Some(Native),
+                Some(Copy),
+                &["driver"],
+            ),
             ("virtio", virtio(true), "6.16", Some(Native), Some(Zero), &[]),
-            ("virtio, legacy", virtio(false), "6.16", Some(Native), Some(Copy), &["access-platform"]),
-            ("virtio, old", interface("virtio_net", VETH), "6.12.95", Some(Native), Some(Copy), &["driver"]),
+            (
+                "virtio, legacy",
+                virtio(false),
+                "6.16",
+                Some(Native),
+                Some(Copy),
+                &["access-platform"],
+            ),
+            (
+                "virtio, old",
+                interface("virtio_net", VETH),
+                "6.12.95",
+                Some(Native),
+                Some(Copy),
+                &["driver"],
+            ),
             ("virtio, unseen", unseen, "6.16", Some(Native), None, &["access-platform"]),
             (
                 "virtio, host's offloads",
@@ -574,7 +682,10 @@ mod tests {
     fn what_is_granted_and_of_no_use_is_known() {
         let bond = Interface { kind: Some("bond".to_owned()), ..interface("bonding", VMXNET3) };
         let verdict = Verdict::on(&bond, &root("6.18"));
-        assert_eq!((verdict.attach, verdict.copy), (Some(AttachMode::Generic), Some(CopyMode::Copy)));
+        assert_eq!(
+            (verdict.attach, verdict.copy),
+            (Some(AttachMode::Generic), Some(CopyMode::Copy))
+        );
         assert_eq!(names(&verdict.why_not_more), ["ports", "generic"]);
 
         let mut odd = Interface { transmit_queues: (1, 2), ..interface("veth", VETH) };
@@ -592,7 +703,10 @@ mod tests {
         let verdict = Verdict::on(&port("bridge"), &root("6.18"));
         assert_eq!(verdict.flags.join(" "), "--attach native --copy zero --bind live-map");
         assert_eq!(verdict.advice[0].command, "sixhop serve --interface above0");
-        assert_eq!(Verdict::on(&port("vrf"), &root("6.18")).flags.join(" "), "--attach native --copy zero");
+        assert_eq!(
+            Verdict::on(&port("vrf"), &root("6.18")).flags.join(" "),
+            "--attach native --copy zero"
+        );
     }
 
     #[test]
@@ -600,16 +714,24 @@ mod tests {
         let said = |interface: Interface, kernel: &str| {
             let verdict = Verdict::on(&interface, &root(kernel));
             let words = verdict.why_not_more.iter();
-            words.map(|f| format!("{}: {}\n", f.why, f.cure.as_deref().unwrap_or("none"))).collect::<String>()
+            words
+                .map(|f| format!("{}: {}\n", f.why, f.cure.as_deref().unwrap_or("none")))
+                .collect::<String>()
         };
         let text = said(interface("igb", OLD_IGB), "6.12.95");
-        assert!(text.contains("from Linux 6.14 on, and this is 6.12.95: Linux 6.14 or newer"), "{text}");
+        assert!(
+            text.contains("from Linux 6.14 on, and this is 6.12.95: Linux 6.14 or newer"),
+            "{text}"
+        );
         let text = said(interface("e1000e", NONE), "6.18");
         assert!(text.contains("I217") && text.contains("a card of igb"), "{text}");
         let text = said(virtio(false), "6.18");
         assert!(text.contains("iommu_platform=on"), "{text}");
         let text = said(with_mtu(interface("igb", IGB), 9000), "6.18");
-        assert!(text.contains("ip link set dev if0 mtu 1500") && text.contains("--copy copy"), "{text}");
+        assert!(
+            text.contains("ip link set dev if0 mtu 1500") && text.contains("--copy copy"),
+            "{text}"
+        );
     }
 
     #[test]
@@ -622,14 +744,23 @@ mod tests {
         let obstacles = |interface: &Interface, host: &Host| {
             let verdict = Verdict::on(interface, host);
             // The modes are still those of when the obstacles are gone.
-            assert_eq!((verdict.attach, verdict.copy), (Some(AttachMode::Native), Some(CopyMode::Zero)));
+            assert_eq!(
+                (verdict.attach, verdict.copy),
+                (Some(AttachMode::Native), Some(CopyMode::Zero))
+            );
             names(&verdict.obstacles).join(" ")
         };
         let host = root("6.18");
         assert_eq!(obstacles(&Interface { up: false, carrier: false, ..igb() }, &host), "down");
         assert_eq!(obstacles(&Interface { carrier: false, ..igb() }, &host), "no-carrier");
-        assert_eq!(obstacles(&Interface { link_type: netlink::ARPHRD_NONE, ..igb() }, &host), "no-ethernet");
-        assert_eq!(obstacles(&Interface { link_type: netlink::ARPHRD_LOOPBACK, ..igb() }, &host), "");
+        assert_eq!(
+            obstacles(&Interface { link_type: netlink::ARPHRD_NONE, ..igb() }, &host),
+            "no-ethernet"
+        );
+        assert_eq!(
+            obstacles(&Interface { link_type: netlink::ARPHRD_LOOPBACK, ..igb() }, &host),
+            ""
+        );
         let program = Some(AttachedProgram { mode: AttachMode::Native, id: 7 });
         assert_eq!(obstacles(&Interface { program, ..igb() }, &host), "occupied");
         assert_eq!(obstacles(&igb(), &Host { af_xdp: Some(false), ..host.clone() }), "af-xdp");
@@ -641,12 +772,19 @@ mod tests {
             locked_memory: Some(16 << 20),
             ..host.clone()
         };
-        assert_eq!(obstacles(&igb(), &with(&["CAP_NET_ADMIN", "CAP_NET_RAW", "CAP_BPF", "CAP_PERFMON"])), "");
-        assert_eq!(obstacles(&igb(), &with(&["CAP_NET_ADMIN", "CAP_NET_RAW", "CAP_SYS_ADMIN"])), "");
+        assert_eq!(
+            obstacles(&igb(), &with(&["CAP_NET_ADMIN", "CAP_NET_RAW", "CAP_BPF", "CAP_PERFMON"])),
+            ""
+        );
+        assert_eq!(
+            obstacles(&igb(), &with(&["CAP_NET_ADMIN", "CAP_NET_RAW", "CAP_SYS_ADMIN"])),
+            ""
+        );
         let few = Verdict::on(&igb(), &with(&["CAP_NET_ADMIN", "CAP_BPF"]));
         assert_eq!(few.obstacles[0].why, "this process lacks CAP_NET_RAW, CAP_PERFMON");
 
-        // 4,096 frames of 2 KiB a queue, and 4,825 in zero-copy: those of two fit into 16 MiB in copy mode, of three not at all.
+        // 4,096 frames of 2 KiB a queue, and 4,825 in zero-copy: those of two fit into 16 MiB in
+        // copy mode, of three not at all.
         let mut more = igb();
         more.nic.queues = 2;
         let unlocked = with(&["CAP_NET_ADMIN", "CAP_NET_RAW", "CAP_SYS_ADMIN"]);
@@ -671,11 +809,15 @@ mod tests {
         card.queues_combined = true;
         card.rings_possible = Some((4096, 4096));
         card.offloads_changeable = vec![VLAN.to_owned()];
-        let host =
-            Host { processors: 4, hugepages: Hugepages { size: 2 << 20, total: 3, free: 1 }, ..root("6.18") };
+        let host = Host {
+            processors: 4,
+            hugepages: Hugepages { size: 2 << 20, total: 3, free: 1 },
+            ..root("6.18")
+        };
         let verdict = Verdict::on(&card, &host);
         assert_eq!(verdict.flags.join(" "), "--attach native --copy zero --queues 0,1");
-        let commands: Vec<_> = verdict.advice.iter().map(|advice| advice.command.as_str()).collect();
+        let commands: Vec<_> =
+            verdict.advice.iter().map(|advice| advice.command.as_str()).collect();
         assert_eq!(
             commands,
             [

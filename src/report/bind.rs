@@ -1,4 +1,5 @@
-//! Figure 1 from its runs: summed up, as a table for other programs, and as a chart beside what the paper states.
+//! Figure 1 from its runs: summed up, as a table for other programs, and as a chart beside what the
+//! paper states.
 
 use anyhow::{Context, Result, anyhow};
 use clap::ValueEnum;
@@ -7,8 +8,8 @@ use super::chart::{Axis, Line, Panel, nanoseconds, short};
 use super::results::{BindCell, BindOutcome, BindResult, BindSummary, Event, Spread};
 use crate::bind::Method;
 
-/// Sums up the runs of each method and number of addresses, in the order of the first of each. Those without a figure are left
-/// out.
+/// Sums up the runs of each method and number of addresses, in the order of the first of each.
+/// Those without a figure are left out.
 #[must_use]
 pub fn summarize(events: &[Event]) -> Vec<BindSummary> {
     let cells: Vec<&BindCell> = events
@@ -33,8 +34,9 @@ pub fn summarize(events: &[Event]) -> Vec<BindSummary> {
             })
             .collect()
     };
-    let spread =
-        |key, figure: fn(&BindResult) -> Option<f64>| Spread::of(results(key).into_iter().filter_map(figure));
+    let spread = |key, figure: fn(&BindResult) -> Option<f64>| {
+        Spread::of(results(key).into_iter().filter_map(figure))
+    };
     let summary = |key: (Method, u64)| {
         let bind_ns = spread(key, |result| result.bind_ns)?;
         let netlink = spread((Method::Netlink, key.1), |result| result.bind_ns);
@@ -56,7 +58,8 @@ pub fn summarize(events: &[Event]) -> Vec<BindSummary> {
     keys.into_iter().filter_map(summary).collect()
 }
 
-/// The summaries as CSV, with a line of names first. Times are in nanoseconds an address but for the total.
+/// The summaries as CSV, with a line of names first. Times are in nanoseconds an address but for
+/// the total.
 ///
 /// # Errors
 /// When there is no memory for it.
@@ -69,8 +72,11 @@ pub fn csv(summaries: &[BindSummary]) -> Result<String> {
     names.extend(["bytes_per_address", "faster_than_netlink"].map(str::to_owned));
     writer.write_record(names)?;
     for summary in summaries {
-        let mut record =
-            vec![summary.method.to_string(), summary.addresses.to_string(), summary.runs.to_string()];
+        let mut record = vec![
+            summary.method.to_string(),
+            summary.addresses.to_string(),
+            summary.runs.to_string(),
+        ];
         for Spread { min, median, max } in
             [summary.generate_ns, summary.bind_ns, summary.unbind_ns, summary.seconds]
         {
@@ -80,18 +86,20 @@ pub fn csv(summaries: &[BindSummary]) -> Result<String> {
         record.extend([optional(summary.bytes_per_address), optional(summary.faster_than_netlink)]);
         writer.write_record(record)?;
     }
-    String::from_utf8(writer.into_inner().map_err(|error| anyhow!("{error}"))?).context("CSV is text")
+    String::from_utf8(writer.into_inner().map_err(|error| anyhow!("{error}"))?)
+        .context("CSV is text")
 }
 
-/// What the paper states of its Figure 1 (the curves themselves are only in pictures): addresses, and nanoseconds for each to
-/// bind. 55,000 took 216 s in total.
+/// What the paper states of its Figure 1 (the curves themselves are only in pictures): addresses,
+/// and nanoseconds for each to bind. 55,000 took 216 s in total.
 const PAPER_BIND: [(f64, f64); 6] =
     [(1.0, 176e3), (50e3, 3.9e6), (55e3, 216e9 / 55e3), (60e3, 11e6), (65e3, 50e6), (70e3, 101e6)];
 
 /// The same to unbind: "at worst about 5 ms".
 const PAPER_UNBIND: [(f64, f64); 1] = [(70e3, 5e6)];
 
-/// What the paper states of the time to compute an address, at every number of addresses: nanoseconds.
+/// What the paper states of the time to compute an address, at every number of addresses:
+/// nanoseconds.
 const PAPER_COMPUTE: (f64, f64) = (16.0, 48.0);
 
 /// The methods in the order of their colours.
@@ -115,7 +123,8 @@ pub fn panels(summaries: &[BindSummary]) -> Vec<Panel> {
             .iter()
             .filter(|method| summaries.iter().any(|summary| summary.method == **method));
         let line = |method: &Method| {
-            let colour = METHODS.iter().position(|of_colour| of_colour == method).unwrap_or(METHODS.len());
+            let colour =
+                METHODS.iter().position(|of_colour| of_colour == method).unwrap_or(METHODS.len());
             let of_method = summaries.iter().filter(|summary| summary.method == *method);
             let points = of_method.map(|summary| (summary.addresses as f64, figure(summary)));
             Line::new(method.to_string(), colour, points.collect())
@@ -123,8 +132,10 @@ pub fn panels(summaries: &[BindSummary]) -> Vec<Panel> {
         methods.map(line).collect::<Vec<_>>()
     };
     // The quickest at each number: the others were disturbed more.
-    let mut computed: Vec<_> =
-        summaries.iter().map(|summary| (summary.addresses as f64, summary.generate_ns.median)).collect();
+    let mut computed: Vec<_> = summaries
+        .iter()
+        .map(|summary| (summary.addresses as f64, summary.generate_ns.median))
+        .collect();
     computed.sort_by(|a, b| a.0.total_cmp(&b.0).then(a.1.total_cmp(&b.1)));
     computed.dedup_by_key(|point| point.0);
     let exactly = |value: f64| Spread { min: value, median: value, max: value };
@@ -176,7 +187,12 @@ mod tests {
             unbind_phases: Phases::default(),
             environment: Environment::default(),
         };
-        Event::Cell(BindCell { method, addresses, run, outcome: BindOutcome::Bound(Box::new(result)) })
+        Event::Cell(BindCell {
+            method,
+            addresses,
+            run,
+            outcome: BindOutcome::Bound(Box::new(result)),
+        })
     }
 
     fn cells() -> Vec<Event> {
@@ -187,16 +203,26 @@ mod tests {
             cell(Method::Netlink, 10, 3, 9000.0),
             cell(Method::LiveMap, 10, 1, 2.0),
             cell(Method::LiveMap, 1000, 1, 3.0),
-            Event::Cell(BindCell { method: Method::Netlink, addresses: 1000, run: 1, outcome: stopped }),
+            Event::Cell(BindCell {
+                method: Method::Netlink,
+                addresses: 1000,
+                run: 1,
+                outcome: stopped,
+            }),
         ]
     }
 
     #[test]
     fn runs_are_summed_up_and_what_has_no_figure_gets_none() {
         let summaries = summarize(&cells());
-        let keys: Vec<_> =
-            summaries.iter().map(|summary| (summary.method, summary.addresses, summary.runs)).collect();
-        assert_eq!(keys, [(Method::Netlink, 10, 3), (Method::LiveMap, 10, 1), (Method::LiveMap, 1000, 1)]);
+        let keys: Vec<_> = summaries
+            .iter()
+            .map(|summary| (summary.method, summary.addresses, summary.runs))
+            .collect();
+        assert_eq!(
+            keys,
+            [(Method::Netlink, 10, 3), (Method::LiveMap, 10, 1), (Method::LiveMap, 1000, 1)]
+        );
         assert_eq!(summaries[0].bind_ns, Spread { min: 2000.0, median: 4000.0, max: 9000.0 });
         let ratios: Vec<_> = summaries.iter().map(|summary| summary.faster_than_netlink).collect();
         assert_eq!(ratios, [Some(1.0), Some(2000.0), None]);
@@ -225,9 +251,15 @@ mod tests {
     #[test]
     fn the_chart_names_what_it_shows() {
         let picture = svg(&panels(&summarize(&cells())), 2).unwrap();
-        for text in
-            ["netlink", "live-map", "stated in the paper", "to bind", "to unbind", "addresses", "10 k"]
-        {
+        for text in [
+            "netlink",
+            "live-map",
+            "stated in the paper",
+            "to bind",
+            "to unbind",
+            "addresses",
+            "10 k",
+        ] {
             assert!(picture.contains(text), "{text}");
         }
         assert!(!picture.contains("ioctl"));

@@ -6,8 +6,8 @@ use plotters::style::text_anchor::{HPos, Pos, VPos};
 
 use super::results::Spread;
 
-/// Colours, the first six told apart also by people who see fewer (Okabe and Ito 2008, without its yellow and black, which are lost
-/// on one background or the other).
+/// Colours, the first six told apart also by people who see fewer (Okabe and Ito 2008, without its
+/// yellow and black, which are lost on one background or the other).
 pub const PALETTE: [RGBColor; 11] = [
     RGBColor(213, 94, 0),
     RGBColor(0, 114, 178),
@@ -90,7 +90,8 @@ impl Line {
     }
 }
 
-/// Pixels of a panel without its legend. Narrow enough for a telephone, where text must not shrink much.
+/// Pixels of a panel without its legend. Narrow enough for a telephone, where text must not shrink
+/// much.
 const SIZE: (u32, u32) = (460, 340);
 /// Pixels of a line of the legend.
 const LEGEND: u32 = 18;
@@ -119,11 +120,13 @@ pub fn svg(panels: &[Panel], columns: usize) -> Result<String> {
     Ok(svg)
 }
 
-/// An SVG of [`svg`] for a page that gives its colours other values in the dark: each becomes the variable `--line-N`, `--ink`,
-/// `--paper`, `--grid` or `--fine-grid`, and its own value where that is not defined.
+/// An SVG of [`svg`] for a page that gives its colours other values in the dark: each becomes the
+/// variable `--line-N`, `--ink`, `--paper`, `--grid` or `--fine-grid`, and its own value where that
+/// is not defined.
 #[must_use]
 pub fn for_page(svg: &str) -> String {
-    let lines = PALETTE.iter().enumerate().map(|(index, colour)| (*colour, format!("--line-{index}")));
+    let lines =
+        PALETTE.iter().enumerate().map(|(index, colour)| (*colour, format!("--line-{index}")));
     let others = VARIABLES.iter().map(|(colour, name)| (*colour, (*name).to_owned()));
     lines.chain(others).fold(svg.to_owned(), |svg, (RGBColor(r, g, b), name)| {
         let hex = format!("#{r:02X}{g:02X}{b:02X}");
@@ -133,7 +136,8 @@ pub fn for_page(svg: &str) -> String {
 
 type Area<'a> = DrawingArea<SVGBackend<'a>, plotters::coord::Shift>;
 
-/// What the legend names, in lines: each with its place from the left, and its line, or none for the marks.
+/// What the legend names, in lines: each with its place from the left, and its line, or none for
+/// the marks.
 fn legend(panel: &Panel) -> Vec<Vec<(i32, &str, Option<&Line>)>> {
     let names = panel.lines.iter().map(|line| (line.name.as_str(), Some(line)));
     let marks = (!panel.marks.is_empty()).then_some((panel.marks_name.as_str(), None));
@@ -173,8 +177,10 @@ fn draw(area: &Area, panel: &Panel, legend_height: u32) -> Result<()> {
     let spreads = panel.lines.iter().flat_map(|line| &line.points);
     let ends = spreads.flat_map(|(x, Spread { min, max, .. })| [(*x, *min), (*x, *max)]);
     let points: Vec<_> = ends.chain(panel.marks.iter().copied()).collect();
-    let (left, right) = range(points.iter().map(|point| point.0)).context("there is nothing to draw")?;
-    let (low, high) = range(points.iter().map(|point| point.1)).context("there is nothing to draw")?;
+    let (left, right) =
+        range(points.iter().map(|point| point.0)).context("there is nothing to draw")?;
+    let (low, high) =
+        range(points.iter().map(|point| point.1)).context("there is nothing to draw")?;
     let mut chart = ChartBuilder::on(&area)
         .margin(8)
         .margin_right(24) // half of the last label
@@ -198,8 +204,10 @@ fn draw(area: &Area, panel: &Panel, legend_height: u32) -> Result<()> {
     for ([x0, x1, y0, y1], words) in &panel.bands {
         let (x0, x1, y0, y1) = (x0.max(left), x1.min(right), y0.max(low), y1.min(high));
         chart.draw_series([Rectangle::new([(x0, y0), (x1, y1)], INK.mix(0.12).filled())])?;
-        let small =
-            ("sans-serif", 11).into_font().color(&INK.mix(0.7)).pos(Pos::new(HPos::Left, VPos::Center));
+        let small = ("sans-serif", 11)
+            .into_font()
+            .color(&INK.mix(0.7))
+            .pos(Pos::new(HPos::Left, VPos::Center));
         let place = (x0 * (x1 / x0).powf(0.03), (y0 * y1).sqrt());
         chart.draw_series([Text::new(words.clone(), place, small)])?;
     }
@@ -213,27 +221,32 @@ fn draw(area: &Area, panel: &Panel, legend_height: u32) -> Result<()> {
         let path = points().map(|(x, spread)| (*x, spread.median));
         chart.draw_series(LineSeries::new(path.clone(), colour.stroke_width(line.width)))?;
         if line.dots {
-            chart.draw_series(path.map(|point| Circle::new(point, line.width / 2 + 2, colour.filled())))?;
+            chart.draw_series(
+                path.map(|point| Circle::new(point, line.width / 2 + 2, colour.filled())),
+            )?;
         }
         let whiskers = points().map(|(x, Spread { min, max, .. })| [(*x, *min), (*x, *max)]);
         chart.draw_series(whiskers.map(|ends| PathElement::new(ends, colour.stroke_width(1))))?;
-        chart.draw_series(
-            line.at_least
-                .iter()
-                .map(|&(x, y)| EmptyElement::at((x, y)) + TriangleMarker::new((0, -7), 5, colour.filled())),
-        )?;
+        chart.draw_series(line.at_least.iter().map(|&(x, y)| {
+            EmptyElement::at((x, y)) + TriangleMarker::new((0, -7), 5, colour.filled())
+        }))?;
     }
-    chart.draw_series(panel.marks.iter().map(|&point| Cross::new(point, 5, INK.stroke_width(2))))?;
+    chart
+        .draw_series(panel.marks.iter().map(|&point| Cross::new(point, 5, INK.stroke_width(2))))?;
     Ok(())
 }
 
-/// What holds all of `values`, with room for the points at the ends, and at least two powers of ten, which are what has labels;
-/// `None` where there are none.
+/// What holds all of `values`, with room for the points at the ends, and at least two powers of
+/// ten, which are what has labels; `None` where there are none.
 fn range(values: impl Iterator<Item = f64> + Clone) -> Option<(f64, f64)> {
     let positive = values.filter(|value| *value > 0.0);
     let (low, high) = (positive.clone().reduce(f64::min)? * 0.7, positive.reduce(f64::max)? * 1.4);
     let (first, last) = (low.log10().ceil(), high.log10().floor());
-    Some(if last > first { (low, high) } else { (10f64.powf(first - 1.0), 10f64.powf(first + 1.0)) })
+    Some(if last > first {
+        (low, high)
+    } else {
+        (10f64.powf(first - 1.0), 10f64.powf(first + 1.0))
+    })
 }
 
 /// A number, at a power of ten.
@@ -300,7 +313,10 @@ mod tests {
     #[test]
     fn in_a_page_every_colour_is_a_variable() {
         let page = for_page(&svg(&[panel()], 1).unwrap());
-        assert!(page.contains("\"var(--line-0, #D55E00)\"") && page.contains("\"var(--paper, #FFFFFF)\""));
+        assert!(
+            page.contains("\"var(--line-0, #D55E00)\"")
+                && page.contains("\"var(--paper, #FFFFFF)\"")
+        );
         let left = page.match_indices("\"#").count();
         assert_eq!(left, 0, "{left} colours are none");
     }

@@ -1,5 +1,5 @@
-//! What runs leave behind for people and programs: one schema for every JSON line that a command prints, and what is made of
-//! such lines.
+//! What runs leave behind for people and programs: one schema for every JSON line that a command
+//! prints, and what is made of such lines.
 //!
 //! Pure: numbers and their names come in, text goes out.
 
@@ -13,9 +13,9 @@ mod words;
 
 pub(crate) use results::times;
 pub use results::{
-    BindCell, BindOutcome, BindResult, BindSummary, Carried, Cell, Contestant, Counters, EngineResult, Event,
-    Experiment, Failed, Limit, LoadResult, Moves, Moving, Notice, Percentiles, Plan, QueueCounters, Ready,
-    RotationCell, RotationLimit, RotationOutcome, RotationTrial, SCHEMA, Spread, Stats, Sustained,
-    ThresholdSummary, Trial,
+    BindCell, BindOutcome, BindResult, BindSummary, Carried, Cell, Contestant, Counters,
+    EngineResult, Event, Experiment, Failed, Limit, LoadResult, Moves, Moving, Notice, Percentiles,
+    Plan, QueueCounters, Ready, RotationCell, RotationLimit, RotationOutcome, RotationTrial,
+    SCHEMA, Spread, Stats, Sustained, ThresholdSummary, Trial,
 };
 pub use words::{or_dash, rate};

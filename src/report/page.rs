@@ -1,5 +1,5 @@
-//! One page of everything that was measured: figures, tables, what to doubt, and where it was measured. It needs no network and
-//! no script, and fits a telephone, the dark and paper.
+//! One page of everything that was measured: figures, tables, what to doubt, and where it was
+//! measured. It needs no network and no script, and fits a telephone, the dark and paper.
 
 use anyhow::Result;
 use maud::{DOCTYPE, Markup, PreEscaped, html};
@@ -8,8 +8,8 @@ use super::bind;
 use super::chart::{Panel, for_page, svg};
 use super::response::{self, cells, is_at_least, limit_name, series_name, trials};
 use super::results::{
-    BindOutcome, BindSummary, Cell, EngineResult, Event, Experiment, Plan, Ready, RotationOutcome, Spread,
-    ThresholdSummary, Trial,
+    BindOutcome, BindSummary, Cell, EngineResult, Event, Experiment, Plan, Ready, RotationOutcome,
+    Spread, ThresholdSummary, Trial,
 };
 use super::rotation;
 use super::words::{self, or_dash};
@@ -22,7 +22,8 @@ use crate::xdp::{CopyMode, CopyRequest};
 /// Runs that differ by more than this share of their median are named.
 const VARIES: f64 = 0.2;
 
-/// What a directory of results holds, each in the order of its file; empty where there is no such file.
+/// What a directory of results holds, each in the order of its file; empty where there is no such
+/// file.
 #[derive(Debug, Default)]
 pub struct Data {
     /// bind.jsonl.
@@ -123,7 +124,8 @@ pub fn page(data: &Data) -> Result<Page> {
                     @if !latencies.is_empty() {
                         section {
                             h2 { "How long a reply takes" }
-                            p { "Time from when a request was due to its first reply, all runs at that rate together." }
+                            p { "Time from when a request was due to its first reply, all runs at \
+                                that rate together." }
                             (latency_chart)
                             (latency_table(&latencies))
                         }
@@ -132,8 +134,10 @@ pub fn page(data: &Data) -> Result<Page> {
                         section {
                             h2 { "Figure 1: what an address costs" }
                             p {
-                                "Mean time for each of n addresses, bound and unbound as quickly as it goes, on an interface that is \
-                                 fresh for each run. Lines go through medians; whiskers go from the quickest run to the slowest."
+                                "Mean time for each of n addresses, bound and unbound as quickly \
+                                 as it goes, on an interface that is \
+                                 fresh for each run. Lines go through medians; whiskers go from \
+                                 the quickest run to the slowest."
                             }
                             (charts)
                             (bind_table(&summed.bind, &data.bind))
@@ -143,7 +147,8 @@ pub fn page(data: &Data) -> Result<Page> {
                         section {
                             h2 { "Addresses that move: for how many clients" }
                             p {
-                                "All addresses of all clients are exchanged in each time step while requests are answered. Times are those \
+                                "All addresses of all clients are exchanged in each time step \
+                                 while requests are answered. Times are those \
                                  to the first reply, inside the exchange and outside it."
                             }
                             (charts)
@@ -154,9 +159,12 @@ pub fn page(data: &Data) -> Result<Page> {
                 }
                 footer {
                     p {
-                        "The paper is Morrell, Ransbottom, Marchany and Tront, “Scaling IPv6 Address Bindings in Support of a Moving \
-                         Target Defense”, 2014, measured on an i7-4770 with an Intel I217-LM. Its curves are only in pictures: what is \
-                         marked here is what its text states. Every run is in the .jsonl files beside this page, with its histogram."
+                        "The paper is Morrell, Ransbottom, Marchany and Tront, “Scaling IPv6 \
+                         Address Bindings in Support of a Moving \
+                         Target Defense”, 2014, measured on an i7-4770 with an Intel I217-LM. Its \
+                         curves are only in pictures: what is \
+                         marked here is what its text states. Every run is in the .jsonl files \
+                         beside this page, with its histogram."
                     }
                 }
             }
@@ -196,8 +204,10 @@ impl<'a> Summed<'a> {
             Some(Event::Experiment(start)) => Some(&**start),
             _ => None,
         };
-        let starts: Vec<_> =
-            [start(&data.response), start(&data.bind), start(&data.rotation)].into_iter().flatten().collect();
+        let starts: Vec<_> = [start(&data.response), start(&data.bind), start(&data.rotation)]
+            .into_iter()
+            .flatten()
+            .collect();
         let profile = starts.iter().find_map(|start| match &start.plan {
             Plan::Response(profile) => Some(profile),
             Plan::Bind(_) | Plan::Rotation(_) => None,
@@ -215,7 +225,8 @@ impl<'a> Summed<'a> {
                 response = &response[..first.unwrap_or(0)];
             }
         }
-        let thresholds = profile.map_or(Vec::new(), |profile| response::summarize(profile, response));
+        let thresholds =
+            profile.map_or(Vec::new(), |profile| response::summarize(profile, response));
         Self { profile, response, finished, thresholds, bind: bind::summarize(&data.bind), starts }
     }
 
@@ -243,29 +254,38 @@ impl<'a> Summed<'a> {
 
     /// The rate of a server under a threshold.
     fn rate(&self, cell: Cell, threshold: f64) -> Option<&ThresholdSummary> {
-        self.thresholds.iter().find(|summary| summary.cell == cell && summary.threshold_ms == threshold)
+        self.thresholds
+            .iter()
+            .find(|summary| summary.cell == cell && summary.threshold_ms == threshold)
     }
 
     fn method_2(&self) -> Markup {
         let Some(profile) = self.profile else { return html! {} };
         let way = match profile.way {
             Approach::Grid => {
-                "every rate was measured, and the highest that held counts, though a lower one failed"
+                "every rate was measured, and the highest that held counts, though a lower one \
+                 failed"
             }
             Approach::Bisect => {
-                "halving found the highest; where rates hold in one run and fail in the next, it ends at the lowest of them"
+                "halving found the highest; where rates hold in one run and fail in the next, it \
+                 ends at the lowest of them"
             }
         };
         let length = match profile.seconds {
-            Some(seconds) => format!("{} requests, or {seconds} s of them", thousands(profile.requests)),
+            Some(seconds) => {
+                format!("{} requests, or {seconds} s of them", thousands(profile.requests))
+            }
             None => format!("{} requests", thousands(profile.requests)),
         };
         html! {
             p {
-                "A rate is sustained when the mean time from when a request was due to its first reply is at most the threshold, at \
-                 least 90 % of the requests were answered, and the generator sent 99 % of the rate. "
+                "A rate is sustained when the mean time from when a request was due to its first \
+                 reply is at most the threshold, at \
+                 least 90 % of the requests were answered, and the generator sent 99 % of the \
+                 rate. "
                 (format!(
-                    "Each of {} passes went through rates from {} to {}/s, each {:.0} % above the one before: {way}. A run has {length}; each \
+                    "Each of {} passes went through rates from {} to {}/s, each {:.0} % above the \
+                     one before: {way}. A run has {length}; each \
                      of {} bytes to an address drawn at random, with {} replies. ",
                     profile.runs,
                     thousands(profile.rates.from),
@@ -274,8 +294,10 @@ impl<'a> Summed<'a> {
                     profile.payload,
                     profile.replies,
                 ))
-                "The paper states 150,000/s for up to 10,000 addresses, no mean under 1 ms at any rate past 30,000, and at most 2,000/s \
-                 with 55,000, at 5 ms. Lines go through medians; whiskers go from the lowest pass to the highest. ▲ stands where the server may be able to do \
+                "The paper states 150,000/s for up to 10,000 addresses, no mean under 1 ms at any \
+                 rate past 30,000, and at most 2,000/s \
+                 with 55,000, at 5 ms. Lines go through medians; whiskers go from the lowest pass \
+                 to the highest. ▲ stands where the server may be able to do \
                  more: the generator, or the highest rate, ended the search."
             }
         }
@@ -293,14 +315,17 @@ impl<'a> Summed<'a> {
         }
         html! {
                     p.note {
-                                "Requests/s sustained: median, and from the lowest pass to the highest. "
-                                (format!("{} runs, of {} that the full grid has.", thousands(made as u64), thousands(grid as u64)))
+                                "Requests/s sustained: median, and from the lowest pass to the \
+                                 highest. "
+                                (format!("{} runs, of {} that the full grid \
+                                    has.", thousands(made as u64), thousands(grid as u64)))
                             }
         div.table tabindex="0" role="region" aria-label="Rates sustained" {
                         table {
                             thead { tr {
                                 th { "engine, bound by" } th.number { "addresses" }
-                                @for threshold in thresholds { th.number { "≤ " (threshold) " ms" } }
+                                @for threshold in thresholds { th.number { "≤ " (threshold) " \
+                                    ms" } }
                             } }
                             tbody {
                                 @for cell in cells(self.response) { tr {
@@ -336,16 +361,18 @@ impl<'a> Summed<'a> {
         }
     }
 
-    /// Each engine beside the socket server, on the same addresses bound in the same way; where the socket server cannot have
-    /// them so, bound in its own.
+    /// Each engine beside the socket server, on the same addresses bound in the same way; where the
+    /// socket server cannot have them so, bound in its own.
     fn comparison(&self) -> Markup {
-        let Some(&threshold) = self.profile.and_then(|profile| profile.thresholds_ms.first()) else {
+        let Some(&threshold) = self.profile.and_then(|profile| profile.thresholds_ms.first())
+        else {
             return html! {};
         };
         let all = cells(self.response);
         let socket = |cell: Cell| {
-            let of_number =
-                |other: &&Cell| other.engine == EngineKind::Socket && other.addresses == cell.addresses;
+            let of_number = |other: &&Cell| {
+                other.engine == EngineKind::Socket && other.addresses == cell.addresses
+            };
             let same = all.iter().filter(of_number).find(|other| other.bind == cell.bind);
             same.or_else(|| all.iter().find(of_number)).copied()
         };
@@ -385,7 +412,8 @@ impl<'a> Summed<'a> {
                 }
     }
 
-    /// Of each server, at the lowest rate, which all have in common, and at the highest that holds under the first threshold.
+    /// Of each server, at the lowest rate, which all have in common, and at the highest that holds
+    /// under the first threshold.
     fn latencies(&self) -> Vec<Latency> {
         let Some((profile, &threshold)) =
             self.profile.and_then(|profile| Some((profile, profile.thresholds_ms.first()?)))
@@ -395,11 +423,14 @@ impl<'a> Summed<'a> {
         let mut rows = Vec::new();
         let cells = cells(self.response);
         let at = |cell: Cell, rate: u64, is_lowest: bool| {
-            let of_rate =
-                || trials(self.response).filter(move |trial| trial.cell == cell && trial.rate == rate);
+            let of_rate = || {
+                trials(self.response).filter(move |trial| trial.cell == cell && trial.rate == rate)
+            };
             let answered: u64 = of_rate().map(|trial| trial.load.outcome.answered).sum();
             let sum: f64 = of_rate()
-                .filter_map(|trial| Some((trial.load.outcome.first.as_ref()?, trial.load.outcome.answered)))
+                .filter_map(|trial| {
+                    Some((trial.load.outcome.first.as_ref()?, trial.load.outcome.answered))
+                })
                 .map(|(times, answered)| times.mean_us * answered as f64)
                 .sum();
             let times = response::merged(of_rate())?;
@@ -407,7 +438,8 @@ impl<'a> Summed<'a> {
         };
         rows.extend(cells.iter().filter_map(|&cell| at(cell, profile.rates.from, true)));
         rows.extend(cells.iter().filter_map(|&cell| {
-            let rates: Vec<_> = self.rate(cell, threshold)?.runs.iter().filter_map(|run| run.rate).collect();
+            let rates: Vec<_> =
+                self.rate(cell, threshold)?.runs.iter().filter_map(|run| run.rate).collect();
             // A rate that was measured: the median of an even number of passes need not be one.
             at(cell, *rates.iter().min()?, false)
         }));
@@ -418,15 +450,24 @@ impl<'a> Summed<'a> {
     fn warnings(&self, data: &Data) -> Vec<String> {
         let mut warnings = Vec::new();
         if !data.response.is_empty() && !self.finished {
-            warnings.push("Figure 2 is not finished: run the same command again, and it goes on.".to_owned());
+            warnings.push(
+                "Figure 2 is not finished: run the same command again, and it goes on.".to_owned(),
+            );
         }
-        if !data.bind.is_empty() && !data.bind.iter().any(|event| matches!(event, Event::Summary(_))) {
-            warnings.push("Figure 1 is not finished: run the same command again, and it goes on.".to_owned());
-        }
-        if !data.rotation.is_empty() && !data.rotation.iter().any(|event| matches!(event, Event::Carried(_)))
+        if !data.bind.is_empty()
+            && !data.bind.iter().any(|event| matches!(event, Event::Summary(_)))
         {
-            warnings
-                .push("The rotation is not finished: run the same command again, and it goes on.".to_owned());
+            warnings.push(
+                "Figure 1 is not finished: run the same command again, and it goes on.".to_owned(),
+            );
+        }
+        if !data.rotation.is_empty()
+            && !data.rotation.iter().any(|event| matches!(event, Event::Carried(_)))
+        {
+            warnings.push(
+                "The rotation is not finished: run the same command again, and it goes on."
+                    .to_owned(),
+            );
         }
         self.warn_of_runs(&mut warnings);
         self.warn_of_spread(&mut warnings);
@@ -441,13 +482,16 @@ impl<'a> Summed<'a> {
         }
         let governors = environments().filter_map(|environment| environment.governor.as_ref());
         for governor in governors.filter(|name| *name != "performance").take(1) {
-            warnings.push(format!("The processor's frequency was left to the governor '{governor}'."));
+            warnings
+                .push(format!("The processor's frequency was left to the governor '{governor}'."));
         }
         let mut copied: Vec<String> = Vec::new();
         for ready in readies(data) {
             let Some(engine) = ready.engine else { continue };
             let nic = driver(&ready.driver);
-            if let Some(CopyMode::Copy) = ready.modes.copy.filter(|_| ready.copy_asked != CopyRequest::Copy) {
+            if let Some(CopyMode::Copy) =
+                ready.modes.copy.filter(|_| ready.copy_asked != CopyRequest::Copy)
+            {
                 copied.push(format!(
                     "{engine} ran in copy mode, though {} was asked for: zero-copy was not to be had on {nic}. These are no \
                      zero-copy figures.",
@@ -473,8 +517,8 @@ impl<'a> Summed<'a> {
         for cell in cells(self.response) {
             let name = format!("{}, {}", series_name(cell), addresses(cell.addresses));
             let of_cell = || trials(self.response).filter(|trial| trial.cell == cell);
-            let late =
-                of_cell().filter(|trial| response::held(trial, highest) == Some(super::Limit::Generator));
+            let late = of_cell()
+                .filter(|trial| response::held(trial, highest) == Some(super::Limit::Generator));
             if let Some(rate) = late.map(|trial| trial.rate).min() {
                 warnings.push(format!(
                     "{name}: the generator was late from {}/s on: there it says nothing of the server.",
@@ -484,10 +528,12 @@ impl<'a> Summed<'a> {
             let held = || of_cell().filter(|trial| response::held(trial, highest).is_none());
             let share = |part: u64, trial: &Trial| part as f64 / trial.load.sent.max(1) as f64;
             let worst = |part: fn(&Trial) -> u64| {
-                held().map(|trial| (share(part(trial), trial), trial.rate)).max_by(|a, b| a.0.total_cmp(&b.0))
+                held()
+                    .map(|trial| (share(part(trial), trial), trial.rate))
+                    .max_by(|a, b| a.0.total_cmp(&b.0))
             };
-            if let Some((lost, rate)) =
-                worst(|trial| trial.load.sent - trial.load.outcome.complete).filter(|lost| lost.0 > 0.001)
+            if let Some((lost, rate)) = worst(|trial| trial.load.sent - trial.load.outcome.complete)
+                .filter(|lost| lost.0 > 0.001)
             {
                 warnings.push(format!(
                     "{name}: up to {:.1} % of the requests lacked a reply in runs that count as sustained, at {}/s.",
@@ -495,7 +541,8 @@ impl<'a> Summed<'a> {
                     thousands(rate)
                 ));
             }
-            if let Some((late, rate)) = worst(|trial| trial.load.late).filter(|late| late.0 > 0.01) {
+            if let Some((late, rate)) = worst(|trial| trial.load.late).filter(|late| late.0 > 0.01)
+            {
                 warnings.push(format!(
                     "{name}: up to {:.1} % of the requests were sent more than 1 ms late in runs that count as sustained, at {}/s; their \
                      times have that in them.",
@@ -509,8 +556,9 @@ impl<'a> Summed<'a> {
             });
             let wrong: u64 = wrong.sum();
             if wrong > 0 {
-                warnings
-                    .push(format!("{name}: {wrong} replies were damaged, doubled, or from a wrong address."));
+                warnings.push(format!(
+                    "{name}: {wrong} replies were damaged, doubled, or from a wrong address."
+                ));
             }
         }
         let cut = trials(self.response).any(|trial| trial.load.sent < profile.requests);
@@ -524,7 +572,8 @@ impl<'a> Summed<'a> {
     }
 
     fn warn_of_spread(&self, warnings: &mut Vec<String>) {
-        let varies = |Spread { min, median, max }: Spread| (median > 0.0).then(|| (max - min) / median);
+        let varies =
+            |Spread { min, median, max }: Spread| (median > 0.0).then(|| (max - min) / median);
         let list = |what: &str, all: usize, mut names: Vec<(f64, String)>| {
             names.sort_by(|a, b| b.0.total_cmp(&a.0));
             let worst = names.first()?;
@@ -548,27 +597,33 @@ impl<'a> Summed<'a> {
         });
         warnings.extend(list("Figure 2", self.thresholds.len(), rates.collect()));
         let times = self.bind.iter().flat_map(|summary| {
-            [("to bind", summary.bind_ns), ("to unbind", summary.unbind_ns)].map(|(what, spread)| {
-                let name = format!("{}, {}, {what}", summary.method, addresses(summary.addresses));
-                (varies(spread), name)
-            })
+            [("to bind", summary.bind_ns), ("to unbind", summary.unbind_ns)].map(
+                |(what, spread)| {
+                    let name =
+                        format!("{}, {}, {what}", summary.method, addresses(summary.addresses));
+                    (varies(spread), name)
+                },
+            )
         });
-        let times = times.filter_map(|(share, name)| Some((share.filter(|share| *share > VARIES)?, name)));
+        let times =
+            times.filter_map(|(share, name)| Some((share.filter(|share| *share > VARIES)?, name)));
         warnings.extend(list("Figure 1", 2 * self.bind.len(), times.collect()));
     }
 }
 
 /// What the servers said of themselves.
 fn readies(data: &Data) -> impl Iterator<Item = &Ready> {
-    data.response.iter().chain(&data.rotation).chain(&data.compare).filter_map(|event| match event {
-        Event::Ready(ready) => Some(ready),
-        Event::Rotated(trial) => match &trial.outcome {
-            RotationOutcome::Measured { ready, .. } => Some(&**ready),
-            RotationOutcome::Failed { .. } => None,
+    data.response.iter().chain(&data.rotation).chain(&data.compare).filter_map(
+        |event| match event {
+            Event::Ready(ready) => Some(ready),
+            Event::Rotated(trial) => match &trial.outcome {
+                RotationOutcome::Measured { ready, .. } => Some(&**ready),
+                RotationOutcome::Failed { .. } => None,
+            },
+            Event::Engine(result) => Some(&result.server),
+            _ => None,
         },
-        Event::Engine(result) => Some(&result.server),
-        _ => None,
-    })
+    )
 }
 
 fn latency_table(rows: &[Latency]) -> Markup {
@@ -659,9 +714,10 @@ fn bind_table(summaries: &[BindSummary], events: &[Event]) -> Markup {
         .filter_map(|event| match event {
             Event::Cell(cell) if cell.run == 1 => match &cell.outcome {
                 BindOutcome::Bound(_) => None,
-                BindOutcome::Stopped { bound, budget } => {
-                    Some((cell, format!("stopped after {budget} s, with {} bound", thousands(*bound))))
-                }
+                BindOutcome::Stopped { bound, budget } => Some((
+                    cell,
+                    format!("stopped after {budget} s, with {} bound", thousands(*bound)),
+                )),
                 BindOutcome::Skipped { why } => Some((cell, format!("not tried: {why}"))),
                 BindOutcome::Failed { why } => Some((cell, why.clone())),
             },
@@ -771,9 +827,12 @@ fn environment(data: &Data) -> Markup {
     let clients: Vec<String> = trials(&data.response)
         .map(|trial| {
             let load = &trial.load;
-            let rings = load.rings.map_or(String::new(), |rings| format!("; {}", ring_words(rings)));
+            let rings =
+                load.rings.map_or(String::new(), |rings| format!("; {}", ring_words(rings)));
             match (load.attach, load.copy) {
-                (Some(attach), Some(copy)) => format!("{}, XDP {attach}, {copy} mode{rings}", load.client),
+                (Some(attach), Some(copy)) => {
+                    format!("{}, XDP {attach}, {copy} mode{rings}", load.client)
+                }
                 _ => load.client.to_string(),
             }
         })
@@ -796,9 +855,11 @@ fn environment(data: &Data) -> Markup {
                 dl {
                     (pair("mode", &modes(ready)))
                     (pair("asked for", &format!("attach {}, copy {}", ready.attach_asked, ready.copy_asked)))
-                    (pair("queues, processors", &format!("{:?}, {:?}", ready.modes.queues, ready.modes.cores)))
+                    (pair("queues, processors", &format!("{:?}, \
+                        {:?}", ready.modes.queues, ready.modes.cores)))
                     @if let Some(rings) = ready.modes.rings { (pair("rings", &ring_words(rings))) }
-                    @if let Some(depth) = ready.modes.queue_depth { (pair("message queue", &depth.to_string())) }
+                    @if let Some(depth) = ready.modes.queue_depth { (pair("message \
+                        queue", &depth.to_string())) }
                     @if let Some(bytes) = ready.modes.receive_buffer { (pair("receive buffer", &format!("{} bytes", thousands(bytes as u64)))) }
                 }
                 (machine(&ready.environment))
@@ -808,16 +869,28 @@ fn environment(data: &Data) -> Markup {
 }
 
 fn machine(environment: &Environment) -> Markup {
-    let Environment { sixhop, revision, guest, command, kernel, cpu, processors, cores, governor, nic } =
-        environment;
+    let Environment {
+        sixhop,
+        revision,
+        guest,
+        command,
+        kernel,
+        cpu,
+        processors,
+        cores,
+        governor,
+        nic,
+    } = environment;
     let unknown = || "not stated".to_owned();
     let nanoseconds = nic.napi.gro_flush_timeout_ns.map_or_else(unknown, |value| value.to_string());
     let defer = nic.napi.defer_hard_irqs.map_or_else(unknown, |value| value.to_string());
     html! {
         dl {
-            (pair("sixhop", &format!("{sixhop}, revision {}", if revision.is_empty() { "unknown" } else { revision })))
+            (pair("sixhop", &format!("{sixhop}, revision \
+                {}", if revision.is_empty() { "unknown" } else { revision })))
             @if let Some(guest) = guest {
-                (pair("virtual machine", &format!("{guest}: good for ratios within it, and for nothing else")))
+                (pair("virtual machine", &format!("{guest}: good for ratios within it, and for \
+                    nothing else")))
             }
             (pair("kernel", kernel))
             (pair("processor", &format!("{cpu}, {processors} of them; used here: {cores:?}")))
@@ -994,7 +1067,8 @@ mod tests {
         for words in [
             "socket, netlink-down, 10 addresses: the generator was late from 20\u{202f}000/s on",
             "socket, netlink-down, 10 addresses: up to 5.0 % of the requests lacked a reply",
-            "socket, netlink-down, 10 addresses: up to 2.0 % of the requests were sent more than 1 ms late",
+            "socket, netlink-down, 10 addresses: up to 2.0 % of the requests were sent more than 1 \
+             ms late",
             "afxdp, netlink-down, 10 addresses: 3 replies were damaged",
             "Figure 2: 4 of 8 figures vary by more than 20 % from run to run, most of all afxdp",
         ] {
@@ -1008,7 +1082,10 @@ mod tests {
             start.environment.governor = Some("powersave".to_owned());
         }
         let said = warnings(&data);
-        assert!(said.contains("was changed when") && said.contains("governor 'powersave'"), "{said}");
+        assert!(
+            said.contains("was changed when") && said.contains("governor 'powersave'"),
+            "{said}"
+        );
     }
 
     #[test]

@@ -1,5 +1,5 @@
-//! Figure 2 from its runs: which rate each server sustained under each threshold, as a table for other programs, and as charts
-//! beside what the paper states.
+//! Figure 2 from its runs: which rate each server sustained under each threshold, as a table for
+//! other programs, and as charts beside what the paper states.
 
 use std::collections::HashMap;
 
@@ -18,7 +18,8 @@ pub const ANSWERED: f64 = 0.9;
 /// A generator that sent a smaller share of the rate proves nothing about the server.
 pub const ON_TIME: f64 = 0.99;
 
-/// Why the rate of `trial` was not sustained with a mean of `threshold_ms` at most; `None` where it was.
+/// Why the rate of `trial` was not sustained with a mean of `threshold_ms` at most; `None` where it
+/// was.
 #[must_use]
 pub fn held(trial: &Trial, threshold_ms: f64) -> Option<Limit> {
     let load = &trial.load;
@@ -64,7 +65,8 @@ pub fn summarize(profile: &ResponseProfile, events: &[Event]) -> Vec<ThresholdSu
         for &threshold_ms in &profile.thresholds_ms {
             let mut runs = Vec::new();
             for run in 1..=profile.runs {
-                let of_run: Vec<_> = of_cell.iter().copied().filter(|trial| trial.run == run).collect();
+                let of_run: Vec<_> =
+                    of_cell.iter().copied().filter(|trial| trial.run == run).collect();
                 if !of_run.is_empty() {
                     runs.push(sustained(&of_run, threshold_ms));
                 }
@@ -86,11 +88,17 @@ pub fn summarize(profile: &ResponseProfile, events: &[Event]) -> Vec<ThresholdSu
 
 /// The highest rate of one pass that held, and why no higher one did.
 fn sustained(of_run: &[&Trial], threshold_ms: f64) -> Sustained {
-    let rate =
-        of_run.iter().filter(|trial| held(trial, threshold_ms).is_none()).map(|trial| trial.rate).max();
+    let rate = of_run
+        .iter()
+        .filter(|trial| held(trial, threshold_ms).is_none())
+        .map(|trial| trial.rate)
+        .max();
     let above = of_run.iter().filter(|trial| rate.is_none_or(|rate| trial.rate > rate));
     let next = above.min_by_key(|trial| trial.rate);
-    Sustained { rate, limit: next.and_then(|trial| held(trial, threshold_ms)).unwrap_or(Limit::Highest) }
+    Sustained {
+        rate,
+        limit: next.and_then(|trial| held(trial, threshold_ms)).unwrap_or(Limit::Highest),
+    }
 }
 
 /// The first of those that occur most often.
@@ -171,14 +179,16 @@ pub fn trials_csv(events: &[Event]) -> Result<String> {
         "max_us",
     ])?;
     for Trial { cell, run, rate, server_cpu, load } in trials(events) {
-        let mut record = vec![cell.engine.to_string(), cell.bind.to_string(), cell.addresses.to_string()];
+        let mut record =
+            vec![cell.engine.to_string(), cell.bind.to_string(), cell.addresses.to_string()];
         record.extend([run.to_string(), rate.to_string(), load.sent.to_string()]);
         record.extend([load.outcome.answered.to_string(), load.outcome.complete.to_string()]);
         record.extend([load.achieved_rate.to_string(), load.late.to_string()]);
         record.push(server_cpu.map_or(String::new(), |share| share.to_string()));
         match &load.outcome.first {
             Some(Percentiles { mean_us, p50_us, p90_us, p99_us, p999_us, max_us, .. }) => {
-                record.extend([mean_us, p50_us, p90_us, p99_us, p999_us, max_us].map(f64::to_string));
+                record
+                    .extend([mean_us, p50_us, p90_us, p99_us, p999_us, max_us].map(f64::to_string));
             }
             None => record.extend([const { String::new() }; 6]),
         }
@@ -188,7 +198,8 @@ pub fn trials_csv(events: &[Event]) -> Result<String> {
 }
 
 fn into_text(writer: csv::Writer<Vec<u8>>) -> Result<String> {
-    String::from_utf8(writer.into_inner().map_err(|error| anyhow!("{error}"))?).context("CSV is text")
+    String::from_utf8(writer.into_inner().map_err(|error| anyhow!("{error}"))?)
+        .context("CSV is text")
 }
 
 /// A limit as the schema names it.
@@ -208,8 +219,9 @@ pub fn is_at_least(limit: Limit) -> bool {
     matches!(limit, Limit::Generator | Limit::Highest)
 }
 
-/// What the paper states of its Figure 2 (the curves themselves are only in pictures): addresses, and requests per second. That
-/// 150,000 were sustained up to 10,000 addresses, and 2,000 at most with 55,000, at a mean of 5 ms.
+/// What the paper states of its Figure 2 (the curves themselves are only in pictures): addresses,
+/// and requests per second. That 150,000 were sustained up to 10,000 addresses, and 2,000 at most
+/// with 55,000, at a mean of 5 ms.
 const PAPER: [(f64, f64); 3] = [(1.0, 150e3), (10e3, 150e3), (55e3, 2e3)];
 
 /// A name for a series of cells: engine and binding.
@@ -229,7 +241,8 @@ fn series(summaries: &[ThresholdSummary]) -> Vec<Cell> {
     series
 }
 
-/// The charts: one for each engine and binding with a line for each threshold, then all of them under the first threshold.
+/// The charts: one for each engine and binding with a line for each threshold, then all of them
+/// under the first threshold.
 #[must_use]
 pub fn panels(summaries: &[ThresholdSummary]) -> Vec<Panel> {
     let series = series(summaries);
@@ -270,7 +283,8 @@ pub fn panels(summaries: &[ThresholdSummary]) -> Vec<Panel> {
     }
     for &of in &series {
         let lines = thresholds.iter().enumerate().map(|(index, &threshold)| {
-            // Above a server's limit all thresholds are passed almost at once: the lines lie on each other.
+            // Above a server's limit all thresholds are passed almost at once: the lines lie on
+            // each other.
             line(of, threshold, format!("under {threshold} ms"), index, 2 + 3 * index as u32 / 2)
         });
         panels.push(panel(series_name(of), lines.collect()));
@@ -278,8 +292,8 @@ pub fn panels(summaries: &[ThresholdSummary]) -> Vec<Panel> {
     panels
 }
 
-/// All times to the first reply of some runs together; `None` where there are none, or a run did not
-/// keep them.
+/// All times to the first reply of some runs together; `None` where there are none, or a run did
+/// not keep them.
 #[must_use]
 pub fn merged<'a>(trials: impl Iterator<Item = &'a Trial>) -> Option<Histogram<u64>> {
     let mut all: Option<Histogram<u64>> = None;
@@ -335,19 +349,28 @@ pub(crate) mod tests {
     use crate::report::chart::svg;
 
     pub fn trial(engine: EngineKind, addresses: u64, run: u32, rate: u64, mean_us: f64) -> Event {
-        let mut times = hdrhistogram::Histogram::<u64>::new_with_bounds(1, 3_600_000_000_000, 3).unwrap();
+        let mut times =
+            hdrhistogram::Histogram::<u64>::new_with_bounds(1, 3_600_000_000_000, 3).unwrap();
         times.record_n((mean_us * 1000.0) as u64, 1000).unwrap();
         let mut bytes = Vec::new();
         use hdrhistogram::serialization::{Serializer, V2DeflateSerializer};
         V2DeflateSerializer::new().serialize(&times, &mut bytes).unwrap();
-        let first =
-            Percentiles { mean_us, histogram: BASE64_STANDARD.encode(bytes), ..Percentiles::default() };
+        let first = Percentiles {
+            mean_us,
+            histogram: BASE64_STANDARD.encode(bytes),
+            ..Percentiles::default()
+        };
         let load = LoadResult {
             clock_steps: None,
             client: Client::Afxdp,
             sent: 1000,
             unsent: 0,
-            outcome: Outcome { answered: 1000, complete: 1000, first: Some(first), ..Outcome::default() },
+            outcome: Outcome {
+                answered: 1000,
+                complete: 1000,
+                first: Some(first),
+                ..Outcome::default()
+            },
             late: 0,
             offered_rate: rate as f64,
             achieved_rate: rate as f64,
@@ -358,7 +381,13 @@ pub(crate) mod tests {
             environment: None,
         };
         let bind = Method::NetlinkDown;
-        Event::Trial(Trial { cell: Cell { engine, bind, addresses }, run, rate, server_cpu: Some(0.5), load })
+        Event::Trial(Trial {
+            cell: Cell { engine, bind, addresses },
+            run,
+            rate,
+            server_cpu: Some(0.5),
+            load,
+        })
     }
 
     fn with(event: Event, change: impl FnOnce(&mut LoadResult)) -> Event {
@@ -373,7 +402,8 @@ pub(crate) mod tests {
         profile
     }
 
-    /// Two passes over 1,000 to 5,000 requests/s, mean times in ms as given; 0 for half lost, -1 for a late generator.
+    /// Two passes over 1,000 to 5,000 requests/s, mean times in ms as given; 0 for half lost, -1
+    /// for a late generator.
     fn events(passes: &[[f64; 5]]) -> Vec<Event> {
         let mut events = Vec::new();
         for (run, means) in (1..).zip(passes) {
@@ -391,11 +421,15 @@ pub(crate) mod tests {
 
     #[test]
     fn the_highest_rate_that_held_is_found_with_the_reason_for_no_higher() {
-        let summaries =
-            summarize(&profile(), &events(&[[0.5, 0.9, 3.0, 20.0, 0.0], [0.5, 2.0, 4.0, 0.0, 0.0]]));
+        let summaries = summarize(
+            &profile(),
+            &events(&[[0.5, 0.9, 3.0, 20.0, 0.0], [0.5, 2.0, 4.0, 0.0, 0.0]]),
+        );
         let found: Vec<_> = summaries
             .iter()
-            .map(|summary| (summary.threshold_ms, summary.runs.iter().map(|run| run.rate.unwrap()).collect()))
+            .map(|summary| {
+                (summary.threshold_ms, summary.runs.iter().map(|run| run.rate.unwrap()).collect())
+            })
             .collect::<Vec<(f64, Vec<u64>)>>();
         let expected = [
             (1.0, vec![2000, 1000]),
@@ -468,15 +502,19 @@ pub(crate) mod tests {
         let panels = panels(&summarize(&profile(), &two));
         assert_eq!(panels.len(), 3);
         let picture = svg(&panels, 2).unwrap();
-        for words in ["socket, netlink-down", "afxdp, netlink-down", "under 50 ms", "stated in the paper"] {
+        for words in
+            ["socket, netlink-down", "afxdp, netlink-down", "under 50 ms", "stated in the paper"]
+        {
             assert!(picture.contains(words), "{words}");
         }
     }
 
     #[test]
     fn histograms_of_runs_are_added_up() {
-        let both =
-            [trial(EngineKind::Socket, 1, 1, 1000, 10.0), trial(EngineKind::Socket, 1, 2, 1000, 1000.0)];
+        let both = [
+            trial(EngineKind::Socket, 1, 1, 1000, 10.0),
+            trial(EngineKind::Socket, 1, 2, 1000, 1000.0),
+        ];
         let all = merged(trials(&both)).unwrap();
         assert_eq!(all.len(), 2000);
         assert!((all.value_at_quantile(0.4) as f64 / 10_000.0 - 1.0).abs() < 0.001);
@@ -484,6 +522,9 @@ pub(crate) mod tests {
         assert!(merged(trials(&[])).is_none());
         let panel = latency_panel("times".to_owned(), &[("socket".to_owned(), all)]);
         assert!(svg(&[panel], 1).unwrap().contains("99 %"));
-        assert_eq!([1.0, 10.0, 100.0, 1e3, 1e4].map(share), ["0 %", "90 %", "99 %", "99.9 %", "99.99 %"]);
+        assert_eq!(
+            [1.0, 10.0, 100.0, 1e3, 1e4].map(share),
+            ["0 %", "90 %", "99 %", "99.9 %", "99.99 %"]
+        );
     }
 }

@@ -1,5 +1,5 @@
-//! The schema. Field names are the command-line contract; units are in the names (`_us` microseconds, `_rps` requests
-//! per second, `_pps` packets per second).
+//! The schema. Field names are the command-line contract; units are in the names (`_us`
+//! microseconds, `_rps` requests per second, `_pps` packets per second).
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -15,10 +15,12 @@ use crate::load::{Client, Outcome};
 use crate::machine::Environment;
 use crate::netlink::AttachMode;
 use crate::probe::Probe;
-use crate::xdp::{AttachRequest, BusyPoll, CopyMode, CopyRequest, KernelCounters, RingLevels, RingSizes};
+use crate::xdp::{
+    AttachRequest, BusyPoll, CopyMode, CopyRequest, KernelCounters, RingLevels, RingSizes,
+};
 
-/// Version of the schema, on every line as `schema`. It grows when a field goes or changes its meaning; new fields alone do not
-/// change it. Lines without one are from before it was counted.
+/// Version of the schema, on every line as `schema`. It grows when a field goes or changes its
+/// meaning; new fields alone do not change it. Lines without one are from before it was counted.
 pub const SCHEMA: u32 = 1;
 
 /// One line of JSON output.
@@ -132,8 +134,9 @@ pub struct Ready {
     pub bind: Method,
     /// How long it took to compute them, on one processor, in seconds.
     pub generate_seconds: f64,
-    /// How long it took to open the engine, in seconds: its program loaded and attached, the hash of live addresses made, its
-    /// rings armed. Once, whatever is bound then, and not in `bind_seconds`.
+    /// How long it took to open the engine, in seconds: its program loaded and attached, the hash
+    /// of live addresses made, its rings armed. Once, whatever is bound then, and not in
+    /// `bind_seconds`.
     pub open_seconds: f64,
     /// How long it took to make them live, in seconds.
     pub bind_seconds: f64,
@@ -149,7 +152,8 @@ pub struct Ready {
     /// Which copy mode was asked for; `copy` is what was granted.
     #[serde(default)]
     pub copy_asked: CopyRequest,
-    /// The prefixes whose sources are answered; empty in results of versions that answered everybody.
+    /// The prefixes whose sources are answered; empty in results of versions that answered
+    /// everybody.
     #[serde(default)]
     pub allowed: Vec<String>,
     /// Requests of one source that are answered in a second, where there is a limit.
@@ -158,7 +162,8 @@ pub struct Ready {
     /// The server's machine.
     #[serde(default)]
     pub environment: Environment,
-    /// Lines for people: settings that a killed server had left changed, and where requests arrive if not all queues are served.
+    /// Lines for people: settings that a killed server had left changed, and where requests arrive
+    /// if not all queues are served.
     #[serde(default)]
     pub notes: Vec<String>,
     /// Where its metrics are to be had.
@@ -235,13 +240,14 @@ pub struct Stats {
 /// What a server counts. All since it was started.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Counters {
-    /// Packets for the service that came in: all of them are answered, advertised to, dropped or waiting.
+    /// Packets for the service that came in: all of them are answered, advertised to, dropped or
+    /// waiting.
     #[serde(default)]
     pub received: u64,
     /// Requests that were answered.
     pub answered: u64,
-    /// Of those, the ones answered by the socket behind an engine that looks at frames: they came in fragments, or behind extension
-    /// headers.
+    /// Of those, the ones answered by the socket behind an engine that looks at frames: they came
+    /// in fragments, or behind extension headers.
     #[serde(default)]
     pub answered_behind: u64,
     /// Of all in `refused`, the ones refused there.
@@ -255,11 +261,13 @@ pub struct Counters {
     pub advertised: u64,
     /// Packets that were not answered, by reason; reasons that did not occur are left out.
     pub refused: BTreeMap<String, u64>,
-    /// All packets that were received and came to nothing, by reason: those refused, those that found no room, and those that the
-    /// XDP program dropped. Reasons that did not occur are left out.
+    /// All packets that were received and came to nothing, by reason: those refused, those that
+    /// found no room, and those that the XDP program dropped. Reasons that did not occur are left
+    /// out.
     #[serde(default)]
     pub dropped: BTreeMap<String, u64>,
-    /// Packets that were received and that nobody has looked at yet. In the totals: that nobody ever will.
+    /// Packets that were received and that nobody has looked at yet. In the totals: that nobody
+    /// ever will.
     #[serde(default)]
     pub waiting: u64,
     /// Frames that are in no ring and in nobody's hands: always 0.
@@ -273,8 +281,8 @@ pub struct Counters {
     /// What each queue did, where the engine has a worker for each.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub queues: Vec<QueueCounters>,
-    /// How long after it was due the last change of addresses was done, where they change while the server runs.
-    /// `None` before the first change.
+    /// How long after it was due the last change of addresses was done, where they change while the
+    /// server runs. `None` before the first change.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rotation_lag_seconds: Option<f64>,
     /// Datagrams that the kernel dropped because the socket's buffer was full.
@@ -311,7 +319,8 @@ impl Counters {
         }
     }
 
-    /// The same where the kernel says how many packets found no room in a socket: they were received as well.
+    /// The same where the kernel says how many packets found no room in a socket: they were
+    /// received as well.
     #[must_use]
     pub fn with_socket_dropped(mut self, dropped: Option<u64>) -> Self {
         self.socket_dropped = dropped;
@@ -320,11 +329,12 @@ impl Counters {
         self
     }
 
-    /// Packets that were received and are counted nowhere else. While packets come in it may be off by those that are on their way
-    /// between two counters; when none do, it is 0.
+    /// Packets that were received and are counted nowhere else. While packets come in it may be off
+    /// by those that are on their way between two counters; when none do, it is 0.
     #[must_use]
     pub fn unaccounted(&self) -> i64 {
-        let known = self.answered + self.advertised + self.waiting + self.dropped.values().sum::<u64>();
+        let known =
+            self.answered + self.advertised + self.waiting + self.dropped.values().sum::<u64>();
         self.received as i64 - known as i64
     }
 }
@@ -338,8 +348,8 @@ pub struct BindResult {
     pub addresses: u64,
     /// Mean time to compute an address, on one processor.
     pub generate_ns: f64,
-    /// Mean time to make one live: that for all, and what is needed once for all of them, by their number.
-    /// `None` where nothing was to be done.
+    /// Mean time to make one live: that for all, and what is needed once for all of them, by their
+    /// number. `None` where nothing was to be done.
     #[serde(deserialize_with = "unless_zero")]
     pub bind_ns: Option<f64>,
     /// Mean time to take one back; `None` where nothing was to be done.
@@ -347,10 +357,12 @@ pub struct BindResult {
     pub unbind_ns: Option<f64>,
     /// All three, for all addresses.
     pub seconds: f64,
-    /// What `live-map` needs once before: its engine opened. 0 for the others, and in none of the figures above.
+    /// What `live-map` needs once before: its engine opened. 0 for the others, and in none of the
+    /// figures above.
     #[serde(default)]
     pub open_seconds: f64,
-    /// Memory of the kernel, as it reports it, and of this process's list; `None` where the kernel's is not known.
+    /// Memory of the kernel, as it reports it, and of this process's list; `None` where the
+    /// kernel's is not known.
     pub bytes_per_address: Option<f64>,
     /// What took how long when they were made live.
     pub bind_phases: Phases,
@@ -418,7 +430,8 @@ pub struct BindSummary {
     pub seconds: Spread,
     /// Memory of the kernel and of the list, the median; `None` where the kernel's is not known.
     pub bytes_per_address: Option<f64>,
-    /// Median bind time of `netlink` at this number of addresses by that of this method: how many times as fast it is.
+    /// Median bind time of `netlink` at this number of addresses by that of this method: how many
+    /// times as fast it is.
     pub faster_than_netlink: Option<f64>,
 }
 
@@ -463,8 +476,8 @@ pub struct Percentiles {
     pub p999_us: f64,
     /// The slowest.
     pub max_us: f64,
-    /// All of them, in nanoseconds: hdrhistogram's V2 encoding, compressed, in base64, as its logs have it. Empty where they were not
-    /// kept.
+    /// All of them, in nanoseconds: hdrhistogram's V2 encoding, compressed, in base64, as its logs
+    /// have it. Empty where they were not kept.
     pub histogram: String,
 }
 
@@ -502,9 +515,11 @@ pub(crate) mod times {
         .serialize(to)
     }
 
-    /// `None` also where a slowest time of 0 says it without a histogram: earlier versions wrote that
-    /// where nothing was answered.
-    pub fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Percentiles>, D::Error> {
+    /// `None` also where a slowest time of 0 says it without a histogram: earlier versions wrote
+    /// that where nothing was answered.
+    pub fn deserialize<'de, D: Deserializer<'de>>(
+        from: D,
+    ) -> Result<Option<Percentiles>, D::Error> {
         let times = Times::deserialize(from)?;
         let read = || {
             Some(Percentiles {
@@ -541,8 +556,9 @@ pub struct LoadResult {
     pub outcome: Outcome,
     /// Requests sent more than a millisecond after they were due.
     pub late: u64,
-    /// Where addresses move and requests were lost: how many time steps the client's clock is ahead of the server's, behind it
-    /// where negative. `None` where they agree within a step, and where nothing answered within 32 steps.
+    /// Where addresses move and requests were lost: how many time steps the client's clock is ahead
+    /// of the server's, behind it where negative. `None` where they agree within a step, and where
+    /// nothing answered within 32 steps.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub clock_steps: Option<i64>,
     /// Requests per second asked for.
@@ -726,7 +742,8 @@ pub struct ThresholdSummary {
     pub rate: Option<Spread>,
     /// The limit that most of the passes met.
     pub limit: Limit,
-    /// Runs that were made of this server, for all thresholds together; `grid_trials` would be all rates.
+    /// Runs that were made of this server, for all thresholds together; `grid_trials` would be all
+    /// rates.
     pub trials: usize,
     /// Runs that the full grid has.
     pub grid_trials: usize,
@@ -785,8 +802,8 @@ pub struct EngineResult {
     /// 99th percentile of it.
     #[serde(deserialize_with = "unless_zero")]
     pub p99_us: Option<f64>,
-    /// Share of the server's processors that was busy at the sustained rate, 0 to 1; `None` where it
-    /// is not known.
+    /// Share of the server's processors that was busy at the sustained rate, 0 to 1; `None` where
+    /// it is not known.
     pub server_cpu: Option<f64>,
     /// Half the sustained rate: where a server that is not at its limit is measured.
     pub half_rps: f64,
@@ -798,7 +815,8 @@ pub struct EngineResult {
     pub half_p99_us: Option<f64>,
     /// Share of the server's processors that was busy in that run, 0 to 1.
     pub half_server_cpu: Option<f64>,
-    /// `sustained_rps` by that of the engine `socket` in the same comparison; `None` when that was not in it.
+    /// `sustained_rps` by that of the engine `socket` in the same comparison; `None` when that was
+    /// not in it.
     pub ratio_to_socket: Option<f64>,
     /// Sustained requests per second of each run.
     pub runs: Vec<f64>,

@@ -1,5 +1,5 @@
-//! How many clients can have moving addresses: the trials of `experiment rotation` judged, summed up, as a table for other programs,
-//! and as charts.
+//! How many clients can have moving addresses: the trials of `experiment rotation` judged, summed
+//! up, as a table for other programs, and as charts.
 
 use std::cmp::Reverse;
 
@@ -7,8 +7,8 @@ use anyhow::{Context, Result, anyhow};
 
 use super::chart::{Axis, Line, Panel, microseconds, nanoseconds, short};
 use super::results::{
-    Carried, Event, LoadResult, Percentiles, RotationCell, RotationLimit, RotationOutcome, RotationTrial,
-    Spread,
+    Carried, Event, LoadResult, Percentiles, RotationCell, RotationLimit, RotationOutcome,
+    RotationTrial, Spread,
 };
 use crate::bind::Method;
 use crate::engine::EngineKind;
@@ -32,8 +32,9 @@ pub struct Figures {
     pub sent: u64,
     /// Those that did not get all their replies.
     pub lost: u64,
-    /// Mean and 99th percentile of the time to the first reply while addresses were exchanged, in microseconds: medians of the
-    /// steps in which something was answered; `None` where that is none.
+    /// Mean and 99th percentile of the time to the first reply while addresses were exchanged, in
+    /// microseconds: medians of the steps in which something was answered; `None` where that is
+    /// none.
     pub inside_us: Option<[f64; 2]>,
     /// The same while none was.
     pub outside_us: Option<[f64; 2]>,
@@ -44,19 +45,28 @@ impl Figures {
     #[must_use]
     pub fn times(&self) -> [Option<f64>; 4] {
         let [inside, outside] = [self.inside_us, self.outside_us];
-        [inside.map(|us| us[0]), inside.map(|us| us[1]), outside.map(|us| us[0]), outside.map(|us| us[1])]
+        [
+            inside.map(|us| us[0]),
+            inside.map(|us| us[1]),
+            outside.map(|us| us[0]),
+            outside.map(|us| us[1]),
+        ]
     }
 }
 
 /// The trials among `events`, in their order.
 pub fn trials(events: &[Event]) -> impl Iterator<Item = &RotationTrial> {
-    events.iter().filter_map(|event| if let Event::Rotated(trial) = event { Some(&**trial) } else { None })
+    events
+        .iter()
+        .filter_map(|event| if let Event::Rotated(trial) = event { Some(&**trial) } else { None })
 }
 
 /// What `trial` comes to; `None` where nothing was measured.
 #[must_use]
 pub fn figures(trial: &RotationTrial) -> Option<Figures> {
-    let RotationOutcome::Measured { steps, inside, outside, .. } = &trial.outcome else { return None };
+    let RotationOutcome::Measured { steps, inside, outside, .. } = &trial.outcome else {
+        return None;
+    };
     let most = steps.iter().max_by(|a, b| a.seconds.total_cmp(&b.seconds))?;
     let middle = |results: &[LoadResult]| {
         let times = || results.iter().filter_map(|load| load.outcome.first.as_ref());
@@ -82,10 +92,15 @@ pub fn limit(trial: &RotationTrial) -> Option<RotationLimit> {
         return Some(RotationLimit::Unready);
     };
     let Some(figures) = figures(trial) else { return Some(RotationLimit::Late) };
-    let in_time = steps.iter().all(|step| step.late_ms == 0.0 && step.rotated == trial.cell.clients);
+    let in_time =
+        steps.iter().all(|step| step.late_ms == 0.0 && step.rotated == trial.cell.clients);
     if !in_time {
         Some(RotationLimit::Late)
-    } else if inside.iter().chain(outside).any(|load| load.achieved_rate < ON_TIME * load.offered_rate) {
+    } else if inside
+        .iter()
+        .chain(outside)
+        .any(|load| load.achieved_rate < ON_TIME * load.offered_rate)
+    {
         Some(RotationLimit::Generator)
     } else if figures.lost as f64 > LOST * figures.sent as f64 {
         Some(RotationLimit::Lost)
@@ -98,13 +113,16 @@ pub fn limit(trial: &RotationTrial) -> Option<RotationLimit> {
 #[must_use]
 pub fn summarize(profile: &RotationProfile, events: &[Event]) -> Vec<Carried> {
     let summary = |(engine, bind): (EngineKind, Method)| {
-        let mut of_server: Vec<_> =
-            trials(events).filter(|trial| (trial.cell.engine, trial.cell.bind) == (engine, bind)).collect();
+        let mut of_server: Vec<_> = trials(events)
+            .filter(|trial| (trial.cell.engine, trial.cell.bind) == (engine, bind))
+            .collect();
         of_server.sort_by_key(|trial| trial.cell.clients);
         let carried = of_server.iter().copied().rfind(|trial| limit(trial).is_none());
         let clients = carried.map(|trial| trial.cell.clients);
-        let next =
-            of_server.iter().copied().find(|trial| clients.is_none_or(|most| trial.cell.clients > most));
+        let next = of_server
+            .iter()
+            .copied()
+            .find(|trial| clients.is_none_or(|most| trial.cell.clients > most));
         Carried {
             engine,
             bind,
@@ -118,7 +136,11 @@ pub fn summarize(profile: &RotationProfile, events: &[Event]) -> Vec<Carried> {
 }
 
 /// Why `next` was not carried, in words. `carried` is the largest that was.
-fn cause(profile: &RotationProfile, carried: Option<&RotationTrial>, next: Option<&RotationTrial>) -> String {
+fn cause(
+    profile: &RotationProfile,
+    carried: Option<&RotationTrial>,
+    next: Option<&RotationTrial>,
+) -> String {
     let Some(next) = next else { return "more were not tried".to_owned() };
     let RotationCell { bind, clients, .. } = next.cell;
     if let RotationOutcome::Failed { why } = &next.outcome {
@@ -136,7 +158,8 @@ fn cause(profile: &RotationProfile, carried: Option<&RotationTrial>, next: Optio
                 Spread::of(done.map(|step| step.seconds / step.rotated as f64 * 1e6))
                     .map(|spread| spread.median)
             };
-            let mut words = format!("{clients}: a step's work is not done in its {} s", profile.rotate);
+            let mut words =
+                format!("{clients}: a step's work is not done in its {} s", profile.rotate);
             if let Some(now) = each(next) {
                 words += &format!(", at {now:.0} µs for each client's exchange");
             }
@@ -144,15 +167,19 @@ fn cause(profile: &RotationProfile, carried: Option<&RotationTrial>, next: Optio
                 words += &format!(" ({before:.0} µs with {})", carried.cell.clients);
             }
             if bind.power() > 1 {
-                words += ": the kernel's time for an address grows with the number on the interface";
+                words +=
+                    ": the kernel's time for an address grows with the number on the interface";
             }
             words
         }
         Some(RotationLimit::Lost) => format!(
-            "{clients}: {} of {} requests lost while the kernel or the engine was busy with addresses",
+            "{clients}: {} of {} requests lost while the kernel or the engine was busy with \
+             addresses",
             figures.lost, figures.sent
         ),
-        Some(RotationLimit::Generator) => format!("{clients}: the generator was kept from its processor"),
+        Some(RotationLimit::Generator) => {
+            format!("{clients}: the generator was kept from its processor")
+        }
         _ => String::new(),
     }
 }
@@ -185,16 +212,20 @@ pub fn csv(events: &[Event]) -> Result<String> {
         record.extend([(3 * clients).to_string(), limit(trial).is_none().to_string()]);
         match figures(trial) {
             Some(of) => {
-                record.extend([of.seconds, of.cpu_seconds, of.late_ms].map(|figure| figure.to_string()));
+                record.extend(
+                    [of.seconds, of.cpu_seconds, of.late_ms].map(|figure| figure.to_string()),
+                );
                 record.extend([of.sent, of.lost].map(|figure| figure.to_string()));
-                let times = of.times().map(|time| time.map_or(String::new(), |time| time.to_string()));
+                let times =
+                    of.times().map(|time| time.map_or(String::new(), |time| time.to_string()));
                 record.extend(times);
             }
             None => record.resize(14, String::new()),
         }
         writer.write_record(record)?;
     }
-    String::from_utf8(writer.into_inner().map_err(|error| anyhow!("{error}"))?).context("CSV is text")
+    String::from_utf8(writer.into_inner().map_err(|error| anyhow!("{error}"))?)
+        .context("CSV is text")
 }
 
 /// The trials by server, in the order of the first of each, and number of clients.
@@ -224,24 +255,27 @@ fn servers(events: &[Event]) -> Vec<(EngineKind, Method)> {
     servers
 }
 
-/// The charts: how long a step's work takes, and the response time while it goes on and while it does not, against the number of
-/// clients.
+/// The charts: how long a step's work takes, and the response time while it goes on and while it
+/// does not, against the number of clients.
 #[must_use]
 pub fn panels(events: &[Event]) -> Vec<Panel> {
-    let line =
-        |(index, server): (usize, &(EngineKind, Method)), name: &str, figure: fn(&Figures) -> Option<f64>| {
-            let of_server =
-                sorted(events).into_iter().filter(|trial| (trial.cell.engine, trial.cell.bind) == *server);
-            let points = of_server.filter_map(|trial| {
-                let value = figure(&figures(trial)?)?;
-                let spread = Spread { min: value, median: value, max: value };
-                (value > 0.0).then_some((trial.cell.clients as f64, spread))
-            });
-            Line::new(format!("{}, {}{name}", server.0, server.1), index, points.collect())
-        };
+    let line = |(index, server): (usize, &(EngineKind, Method)),
+                name: &str,
+                figure: fn(&Figures) -> Option<f64>| {
+        let of_server = sorted(events)
+            .into_iter()
+            .filter(|trial| (trial.cell.engine, trial.cell.bind) == *server);
+        let points = of_server.filter_map(|trial| {
+            let value = figure(&figures(trial)?)?;
+            let spread = Spread { min: value, median: value, max: value };
+            (value > 0.0).then_some((trial.cell.clients as f64, spread))
+        });
+        Line::new(format!("{}, {}{name}", server.0, server.1), index, points.collect())
+    };
     let servers = servers(events);
     let x = Axis { name: "clients", words: short };
-    let work = servers.iter().enumerate().map(|server| line(server, "", |of| Some(of.seconds * 1e9)));
+    let work =
+        servers.iter().enumerate().map(|server| line(server, "", |of| Some(of.seconds * 1e9)));
     let times = servers.iter().enumerate().flat_map(|(index, server)| {
         let inside = line((2 * index, server), ", inside", |of| of.times()[1]);
         let outside = line((2 * index + 1, server), ", outside", |of| of.times()[3]);
@@ -256,7 +290,11 @@ pub fn panels(events: &[Event]) -> Vec<Panel> {
     };
     let panels = [
         panel("Work in a time step", Axis { name: "time", words: nanoseconds }, work.collect()),
-        panel("99 % are answered within", Axis { name: "time", words: microseconds }, times.collect()),
+        panel(
+            "99 % are answered within",
+            Axis { name: "time", words: microseconds },
+            times.collect(),
+        ),
     ];
     panels.into_iter().filter(|panel| !panel.lines.is_empty()).collect()
 }
@@ -299,7 +337,8 @@ pub(crate) mod tests {
         }
     }
 
-    /// A step took `seconds`, and ended `late_ms` after its time; `lost` of 20,000 requests were lost.
+    /// A step took `seconds`, and ended `late_ms` after its time; `lost` of 20,000 requests were
+    /// lost.
     pub fn trial(clients: u64, seconds: f64, late_ms: f64, lost: u64) -> Event {
         let cell = RotationCell { engine: EngineKind::Afxdp, bind: Method::NetlinkBatch, clients };
         let rotated = Rotated {
@@ -329,7 +368,8 @@ pub(crate) mod tests {
 
     #[test]
     fn the_largest_that_is_carried_is_found_and_why_no_larger_one() {
-        let events = [trial(1000, 0.2, 0.0, 0), trial(4000, 3.0, 700.0, 0), trial(2000, 0.8, 0.0, 0)];
+        let events =
+            [trial(1000, 0.2, 0.0, 0), trial(4000, 3.0, 700.0, 0), trial(2000, 0.8, 0.0, 0)];
         let [carried] = &summarize(&profile(), &events)[..] else { panic!("one server") };
         assert_eq!((carried.clients, carried.limit), (Some(2000), RotationLimit::Late));
         assert_eq!(
@@ -344,7 +384,8 @@ pub(crate) mod tests {
         assert!(carried.cause.contains("21 of 20000"), "{}", carried.cause);
         let all = &summarize(&profile(), &events[..1])[0];
         assert_eq!((all.clients, all.limit), (Some(1000), RotationLimit::Highest));
-        let cell = RotationCell { engine: EngineKind::Afxdp, bind: Method::NetlinkBatch, clients: 1000 };
+        let cell =
+            RotationCell { engine: EngineKind::Afxdp, bind: Method::NetlinkBatch, clients: 1000 };
         let none = [Event::Rotated(Box::new(RotationTrial::failed(cell, "no memory".to_owned())))];
         let carried = &summarize(&profile(), &none)[0];
         assert_eq!((carried.clients, carried.limit), (None, RotationLimit::Unready));

@@ -1,5 +1,6 @@
-//! Multicast Router Discovery (RFC 4286), as far as a switch needs it that snoops MLD: it passes all multicast on to the ports
-//! behind which it knows a multicast router, by an advertisement to the group of all snoopers.
+//! Multicast Router Discovery (RFC 4286), as far as a switch needs it that snoops MLD: it passes
+//! all multicast on to the ports behind which it knows a multicast router, by an advertisement to
+//! the group of all snoopers.
 //!
 //! ```text
 //!  0        6        12    14                22         38         54              62   63       64
@@ -13,7 +14,8 @@ use etherparse::{EtherType, IpNumber};
 
 use super::request::{IP, IP_PAYLOAD, checksum};
 
-/// Seconds between two advertisements (DefaultAdvertisementInterval, section 4.1.1). A snooper forgets the router after three.
+/// Seconds between two advertisements (DefaultAdvertisementInterval, section 4.1.1). A snooper
+/// forgets the router after three.
 pub const ADVERTISEMENT_INTERVAL: u8 = 20;
 
 /// Seconds between the first advertisements, and how many those are (sections 4.1.4 and 4.1.5).
@@ -29,12 +31,14 @@ const ALL_SNOOPERS: Ipv6Addr = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 0x6a);
 /// The Ethernet address of that (RFC 2464 section 7).
 const ALL_SNOOPERS_LINK: [u8; 6] = [0x33, 0x33, 0, 0, 0, 0x6a];
 
-/// Hop-by-hop options before an ICMPv6 message: the router alert of MLD (RFC 2711), and two bytes of padding.
+/// Hop-by-hop options before an ICMPv6 message: the router alert of MLD (RFC 2711), and two bytes
+/// of padding.
 const ROUTER_ALERT: [u8; 8] = [IpNumber::IPV6_ICMP.0, 0, 5, 2, 0, 0, 1, 0];
 
 const MESSAGE: usize = IP_PAYLOAD + ROUTER_ALERT.len();
 
-/// The frame by which a multicast router makes itself known. It says that it sends no MLD queries of its own.
+/// The frame by which a multicast router makes itself known. It says that it sends no MLD queries
+/// of its own.
 #[must_use]
 pub fn router_advertisement(link_address: [u8; 6], source: Ipv6Addr) -> Vec<u8> {
     let no_queries = [0, 0, 0, 0]; // query interval, robustness variable
@@ -79,7 +83,8 @@ mod tests {
     const OURS: [u8; 6] = [2, 0, 0, 0, 0, 2];
     const SOURCE: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 2);
 
-    /// Type, code, and what comes after the checksum, of a frame that another reads without complaint.
+    /// Type, code, and what comes after the checksum, of a frame that another reads without
+    /// complaint.
     fn read(frame: &[u8]) -> (u8, u8, Vec<u8>) {
         let packet = SlicedPacket::from_ethernet(frame).unwrap();
         let Some(NetSlice::Ipv6(ip)) = &packet.net else { panic!("{packet:?}") };
@@ -98,7 +103,8 @@ mod tests {
     #[test]
     fn a_router_is_advertised_and_taken_back() {
         assert_eq!(read(&router_advertisement(OURS, SOURCE)), (151, 20, vec![0; 4]));
-        // The message is four bytes long, as RFC 4286 section 5.1 has it, which is less than others have.
+        // The message is four bytes long, as RFC 4286 section 5.1 has it, which is less than others
+        // have.
         let frame = router_termination(OURS, SOURCE);
         assert_eq!((frame.len(), &frame[MESSAGE..MESSAGE + 2]), (MESSAGE + 4, &[153, 0][..]));
         let addresses = &frame[IP + 8..IP_PAYLOAD];

@@ -1,5 +1,5 @@
-//! Neighbour Discovery (RFC 4861), as far as an address needs it that no kernel has: the check of a Neighbour Solicitation,
-//! and the Neighbour Advertisement that answers it.
+//! Neighbour Discovery (RFC 4861), as far as an address needs it that no kernel has: the check of a
+//! Neighbour Solicitation, and the Neighbour Advertisement that answers it.
 //!
 //! ```text
 //!  0        6        12    14                22         38          54   55   56    58         62         78
@@ -49,7 +49,8 @@ pub struct Solicitation {
     link_address: [u8; 6],
 }
 
-/// Takes `frame`, from its Ethernet header on, as a Neighbour Solicitation, by the rules of RFC 4861 section 7.1.1.
+/// Takes `frame`, from its Ethernet header on, as a Neighbour Solicitation, by the rules of RFC
+/// 4861 section 7.1.1.
 ///
 /// # Errors
 /// What is wrong with it: [`Refusal::NotUdp`] when it is something else altogether.
@@ -62,8 +63,10 @@ pub fn solicitation(frame: &[u8]) -> Result<Solicitation, Refusal> {
     if ip.next_header() != IpNumber::IPV6_ICMP {
         return Err(Refusal::NotUdp);
     }
-    let message = frame[IP_PAYLOAD..].get(..ip.payload_length().into()).ok_or(Refusal::BadLength)?;
-    let Some((header, mut options)) = message.split_first_chunk::<{ OPTIONS - IP_PAYLOAD }>() else {
+    let message =
+        frame[IP_PAYLOAD..].get(..ip.payload_length().into()).ok_or(Refusal::BadLength)?;
+    let Some((header, mut options)) = message.split_first_chunk::<{ OPTIONS - IP_PAYLOAD }>()
+    else {
         return Err(Refusal::BadLength);
     };
     if ip.hop_limit() != ON_LINK {
@@ -73,7 +76,8 @@ pub fn solicitation(frame: &[u8]) -> Result<Solicitation, Refusal> {
         return Err(Refusal::BadChecksum);
     }
     let target: [u8; 16] = std::array::from_fn(|index| header[TARGET - IP_PAYLOAD + index]);
-    let (source, destination, target) = (ip.source_addr(), ip.destination_addr(), Ipv6Addr::from(target));
+    let (source, destination, target) =
+        (ip.source_addr(), ip.destination_addr(), Ipv6Addr::from(target));
     if header[..2] != [SOLICITATION_TYPE, 0] || target.is_multicast() {
         return Err(Refusal::BadSolicitation);
     }
@@ -130,8 +134,8 @@ impl Solicitation {
         self.target
     }
 
-    /// Writes the answer that the target is at `link_address` (section 7.2.4) into the beginning of `frame`, and returns its
-    /// length. `None` when `frame` is shorter than [`ADVERTISEMENT`].
+    /// Writes the answer that the target is at `link_address` (section 7.2.4) into the beginning of
+    /// `frame`, and returns its length. `None` when `frame` is shorter than [`ADVERTISEMENT`].
     pub fn advertise(&self, link_address: [u8; 6], frame: &mut [u8]) -> Option<usize> {
         const LENGTH: u16 = (ADVERTISEMENT - IP_PAYLOAD) as u16;
         let frame = frame.first_chunk_mut::<ADVERTISEMENT>()?;
@@ -159,7 +163,8 @@ impl Solicitation {
         put(&self.target.octets());
         put(&[TARGET_LINK_ADDRESS, 1]);
         put(&link_address);
-        let sum = checksum(&frame[IP + 8..IP_PAYLOAD], IpNumber::IPV6_ICMP, LENGTH, &frame[IP_PAYLOAD..]);
+        let sum =
+            checksum(&frame[IP + 8..IP_PAYLOAD], IpNumber::IPV6_ICMP, LENGTH, &frame[IP_PAYLOAD..]);
         frame[IP_PAYLOAD + 2..IP_PAYLOAD + 4].copy_from_slice(&sum.to_ne_bytes());
         Some(ADVERTISEMENT)
     }
@@ -174,7 +179,8 @@ pub(crate) mod tests {
 
     const ASKER: [u8; 6] = [2, 0, 0, 0, 0, 1];
     const OURS: [u8; 6] = [2, 0, 0, 0, 0, 2];
-    const TARGET_ADDRESS: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 1, 0, 0x1234, 0x5678, 0x9abc, 0xdef0);
+    const TARGET_ADDRESS: Ipv6Addr =
+        Ipv6Addr::new(0x2001, 0xdb8, 1, 0, 0x1234, 0x5678, 0x9abc, 0xdef0);
     const SOURCE: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 1, 0, 0, 0, 0, 1);
 
     /// A solicitation built by etherparse: an independent opinion on what the bytes should be.
@@ -201,11 +207,15 @@ pub(crate) mod tests {
         "ff02::1:ffbc:def0".parse().unwrap()
     }
 
-    /// What an advertisement says: Ethernet and IPv6 destination, flags, target and link-layer address.
+    /// What an advertisement says: Ethernet and IPv6 destination, flags, target and link-layer
+    /// address.
     fn read(frame: &[u8]) -> ([u8; 6], Ipv6Addr, u8, Ipv6Addr, [u8; 6]) {
         let ether = Ethernet2HeaderSlice::from_slice(frame).unwrap();
         let ip = Ipv6HeaderSlice::from_slice(&frame[IP..]).unwrap();
-        assert_eq!((ip.hop_limit(), usize::from(ip.payload_length())), (255, frame.len() - IP_PAYLOAD));
+        assert_eq!(
+            (ip.hop_limit(), usize::from(ip.payload_length())),
+            (255, frame.len() - IP_PAYLOAD)
+        );
         let message = Icmpv6Slice::from_slice(&frame[IP_PAYLOAD..]).unwrap();
         assert!(message.is_checksum_valid(ip.source(), ip.destination()));
         let Ok(Icmpv6PayloadSlice::NeighborAdvertisement(payload)) = message.payload_slice() else {
@@ -234,7 +244,8 @@ pub(crate) mod tests {
     #[test]
     fn each_kind_of_question_has_its_answer() {
         let right = (ASKER, SOURCE, SOLICITED | OVERRIDE, TARGET_ADDRESS, OURS);
-        // To the group, as long as the address is not known, and to the address itself, to see whether it is still there.
+        // To the group, as long as the address is not known, and to the address itself, to see
+        // whether it is still there.
         assert_eq!(answer(&build(SOURCE, group(), 255, TARGET_ADDRESS, &OPTION)), right);
         assert_eq!(answer(&build(SOURCE, TARGET_ADDRESS, 255, TARGET_ADDRESS, &[])), right);
         // The option goes before the Ethernet header, and what follows it is ignored.
@@ -259,11 +270,15 @@ pub(crate) mod tests {
             let expected = if length < IP_PAYLOAD { Refusal::NotUdp } else { Refusal::BadLength };
             assert_eq!(refusal(&whole[..length]), expected, "cut to {length}");
         }
-        let build =
-            |source, destination, options: &[u8]| build(source, destination, 255, TARGET_ADDRESS, options);
+        let build = |source, destination, options: &[u8]| {
+            build(source, destination, 255, TARGET_ADDRESS, options)
+        };
         let bad = Refusal::BadSolicitation;
         let cases = [
-            (super::tests::build(SOURCE, group(), 254, TARGET_ADDRESS, &OPTION), Refusal::BadHopLimit),
+            (
+                super::tests::build(SOURCE, group(), 254, TARGET_ADDRESS, &OPTION),
+                Refusal::BadHopLimit,
+            ),
             (super::tests::build(SOURCE, group(), 255, ALL_NODES, &OPTION), bad),
             (build(SOURCE, group(), &[1, 0, 2, 0, 0, 0, 0, 1]), bad), // an option without length
             (build(SOURCE, group(), &[1, 2, 2, 0, 0, 0, 0, 1]), bad), // longer than the message
@@ -289,7 +304,10 @@ pub(crate) mod tests {
         assert_eq!(changed(IP + 6, 17), Refusal::NotUdp); // UDP
         assert_eq!(changed(IP_PAYLOAD + 1, 1), Refusal::BadChecksum); // code, and with it the sum
         assert_eq!(changed(TARGET, 0), Refusal::BadChecksum);
-        assert_eq!(solicitation(&whole).unwrap().advertise(OURS, &mut [0; ADVERTISEMENT - 1]), None);
+        assert_eq!(
+            solicitation(&whole).unwrap().advertise(OURS, &mut [0; ADVERTISEMENT - 1]),
+            None
+        );
     }
 
     #[test]

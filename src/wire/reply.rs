@@ -6,14 +6,16 @@
 //!     └── swapped ┘               64              └────── swapped ──┘             └ swapped ┘
 //! ```
 //!
-//! The UDP checksum is a one's-complement sum of 16-bit words, which does not care about their order: swapping the
-//! addresses and the ports leaves it right. It does not cover the hop limit. So nothing needs to be summed again.
+//! The UDP checksum is a one's-complement sum of 16-bit words, which does not care about their
+//! order: swapping the addresses and the ports leaves it right. It does not cover the hop limit. So
+//! nothing needs to be summed again.
 
 use etherparse::IpNumber;
 
 use super::request::{IP, IP_PAYLOAD, OVERHEAD, Request, UDP_HEADER, checksum};
 
-/// Hop limit of a reply: what Linux gives its own packets (`IPV6_DEFAULT_HOPLIMIT`; IANA's recommended default).
+/// Hop limit of a reply: what Linux gives its own packets (`IPV6_DEFAULT_HOPLIMIT`; IANA's
+/// recommended default).
 pub const HOP_LIMIT: u8 = 64;
 
 const MAC: usize = 6;
@@ -27,7 +29,8 @@ const UDP_LENGTH: usize = IP_PAYLOAD + 4;
 const UDP_CHECKSUM: usize = IP_PAYLOAD + 6;
 
 impl Request<'_> {
-    /// Rewrites the frame into the reply and returns its length in bytes, without any padding the request had.
+    /// Rewrites the frame into the reply and returns its length in bytes, without any padding the
+    /// request had.
     #[inline]
     pub fn into_reply(self) -> usize {
         // A `Request` is at least as long as its headers: this never takes the other way.
@@ -43,15 +46,18 @@ impl Request<'_> {
     }
 }
 
-/// Makes the headers of a reply those of one datagram that carries its payload `copies` times, for whoever cuts it into as many
-/// (UDP generic segmentation offload): the lengths are of the whole, and in place of the checksum stands the sum over the
-/// pseudo-header, from which the checksum of each piece is computed.
+/// Makes the headers of a reply those of one datagram that carries its payload `copies` times, for
+/// whoever cuts it into as many (UDP generic segmentation offload): the lengths are of the whole,
+/// and in place of the checksum stands the sum over the pseudo-header, from which the checksum of
+/// each piece is computed.
 ///
-/// Returns whether there can be such a datagram: the headers are as they were when it would be too long.
+/// Returns whether there can be such a datagram: the headers are as they were when it would be too
+/// long.
 pub fn join(headers: &mut [u8; OVERHEAD], copies: usize) -> bool {
     let length = usize::from(u16::from_be_bytes([headers[UDP_LENGTH], headers[UDP_LENGTH + 1]]));
     let payload = length.saturating_sub(UDP_HEADER);
-    let Some(length) = payload.checked_mul(copies).and_then(|sum| u16::try_from(sum + UDP_HEADER).ok())
+    let Some(length) =
+        payload.checked_mul(copies).and_then(|sum| u16::try_from(sum + UDP_HEADER).ok())
     else {
         return false;
     };
@@ -106,7 +112,8 @@ mod tests {
             let mut headers = *bytes.first_chunk::<OVERHEAD>().unwrap();
             prop_assert!(join(&mut headers, copies));
             let mut whole = [&headers[..], &payload.repeat(copies)].concat();
-            // What a card does with it: the sum from the UDP header on, with what stands in place of the checksum.
+            // What a card does with it: the sum from the UDP header on, with what stands in place
+            // of the checksum.
             let sum = !checksum(&[0; 32], IpNumber(0), 0, &whole[IP_PAYLOAD..]);
             whole[UDP_CHECKSUM..UDP_CHECKSUM + 2].copy_from_slice(&(!sum).to_ne_bytes());
             prop_assert!(validate(&mut whole, 3540).is_ok());

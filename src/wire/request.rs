@@ -1,17 +1,20 @@
 //! Checks a received frame once; after that nothing about it can fail.
 //!
-//! etherparse does the reading and the summing. What this file adds is what it leaves to its caller: which lengths
-//! are consistent, which next header is wanted, and that the checksum is right.
+//! etherparse does the reading and the summing. What this file adds is what it leaves to its
+//! caller: which lengths are consistent, which next header is wanted, and that the checksum is
+//! right.
 
 use std::net::Ipv6Addr;
 
 use etherparse::checksum::u64_16bit_word as sum;
 use etherparse::{EtherType, Ethernet2HeaderSlice, IpNumber, Ipv6HeaderSlice, UdpHeaderSlice};
 
-/// Bytes of Ethernet, IPv6 and UDP header before the payload: 14 (IEEE 802.3) + 40 (RFC 8200) + 8 (RFC 768).
+/// Bytes of Ethernet, IPv6 and UDP header before the payload: 14 (IEEE 802.3) + 40 (RFC 8200) + 8
+/// (RFC 768).
 pub const OVERHEAD: usize = IP_PAYLOAD + UDP_HEADER;
 
-/// Most bytes of payload in one unfragmented datagram at the largest frame that is handled, the Ethernet MTU of 1500.
+/// Most bytes of payload in one unfragmented datagram at the largest frame that is handled, the
+/// Ethernet MTU of 1500.
 pub const MAX_PAYLOAD: usize = 1500 - 40 - UDP_HEADER;
 
 /// Where the IPv6 header starts in the frame.
@@ -22,14 +25,15 @@ pub(super) const UDP_HEADER: usize = 8;
 
 /// Why a packet is not answered. One counter each in the statistics.
 ///
-/// The first five and the last are a matter of the bytes, found by [`validate`]; the kernel finds them
-/// for a socket. Then come the answering rules, decided by [`Handler`](crate::engine::Handler) for
-/// every engine alike, and where there is an XDP program, there first. Three more are for
+/// The first five and the last are a matter of the bytes, found by [`validate`]; the kernel finds
+/// them for a socket. Then come the answering rules, decided by [`Handler`](crate::engine::Handler)
+/// for every engine alike, and where there is an XDP program, there first. Three more are for
 /// solicitations.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[repr(usize)]
 pub enum Refusal {
-    /// Not UDP directly over IPv6 over Ethernet, and where solicitations are answered, not ICMPv6 either.
+    /// Not UDP directly over IPv6 over Ethernet, and where solicitations are answered, not ICMPv6
+    /// either.
     NotUdp,
     /// A length field that contradicts another one or the frame.
     BadLength,
@@ -65,9 +69,11 @@ pub enum Refusal {
     SourceOverLimit,
     /// The destination is a multicast address.
     DestinationMulticast,
-    /// The source is an IPv4-mapped address, which the kernel takes from no network: `::ffff:127.0.0.1` would be one.
+    /// The source is an IPv4-mapped address, which the kernel takes from no network:
+    /// `::ffff:127.0.0.1` would be one.
     SourceMapped,
-    /// The checksum covers the pseudo-header alone: the sender's kernel left the rest to a card, and none did it.
+    /// The checksum covers the pseudo-header alone: the sender's kernel left the rest to a card,
+    /// and none did it.
     UnfinishedChecksum,
 }
 
@@ -123,8 +129,8 @@ impl Refusal {
     }
 }
 
-/// A frame that holds one whole, intact UDP datagram to the port asked for. Only [`validate`] makes one, so every
-/// offset below is within the frame.
+/// A frame that holds one whole, intact UDP datagram to the port asked for. Only [`validate`] makes
+/// one, so every offset below is within the frame.
 #[derive(Debug)]
 pub struct Request<'frame> {
     pub(super) frame: &'frame mut [u8],
@@ -137,8 +143,8 @@ pub struct Request<'frame> {
 
 /// Takes `frame`, from its Ethernet header on, as a request to UDP port `port`.
 ///
-/// What follows the datagram is ignored as the kernel ignores it: padding of a short Ethernet frame, and bytes between
-/// the UDP length and the IPv6 payload length.
+/// What follows the datagram is ignored as the kernel ignores it: padding of a short Ethernet
+/// frame, and bytes between the UDP length and the IPv6 payload length.
 ///
 /// # Errors
 /// What is wrong with it.
@@ -152,8 +158,10 @@ pub fn validate(frame: &mut [u8], port: u16) -> Result<Request<'_>, Refusal> {
     if ip.next_header() != IpNumber::UDP {
         return Err(Refusal::NotUdp);
     }
-    // A payload length of 0 would be a jumbogram (RFC 2675): too short for a UDP header, so refused below.
-    let ip_payload = frame[IP_PAYLOAD..].get(..ip.payload_length().into()).ok_or(Refusal::BadLength)?;
+    // A payload length of 0 would be a jumbogram (RFC 2675): too short for a UDP header, so refused
+    // below.
+    let ip_payload =
+        frame[IP_PAYLOAD..].get(..ip.payload_length().into()).ok_or(Refusal::BadLength)?;
     let udp = UdpHeaderSlice::from_slice(ip_payload).map_err(|_| Refusal::BadLength)?;
     let udp_length = udp.length();
     let datagram = ip_payload.get(..udp_length.into()).ok_or(Refusal::BadLength)?;
@@ -175,8 +183,8 @@ pub fn validate(frame: &mut [u8], port: u16) -> Result<Request<'_>, Refusal> {
     Ok(Request { frame, source, destination, source_port, udp_length })
 }
 
-/// What is wrong with the checksum of `datagram`. Linux puts the sum of the pseudo-header alone into
-/// what its card is to finish (CHECKSUM_PARTIAL). A veth or tap hands that on as it is.
+/// What is wrong with the checksum of `datagram`. Linux puts the sum of the pseudo-header alone
+/// into what its card is to finish (CHECKSUM_PARTIAL). A veth or tap hands that on as it is.
 #[cold]
 fn wrong_checksum(addresses: &[u8], length: u16, datagram: &[u8]) -> Refusal {
     let unfinished = !checksum(addresses, IpNumber::UDP, length, &[]);
@@ -187,11 +195,16 @@ fn wrong_checksum(addresses: &[u8], length: u16, datagram: &[u8]) -> Refusal {
     }
 }
 
-/// The Internet checksum of pseudo-header and message, of UDP or ICMPv6 (RFC 8200 section 8.1): 0 when the message carries a
-/// right one; over one with a zero in its place, what to put there, its bytes as they lie in memory. `addresses` are the 32
-/// bytes of source and destination.
+/// The Internet checksum of pseudo-header and message, of UDP or ICMPv6 (RFC 8200 section 8.1): 0
+/// when the message carries a right one; over one with a zero in its place, what to put there, its
+/// bytes as they lie in memory. `addresses` are the 32 bytes of source and destination.
 #[inline]
-pub(super) fn checksum(addresses: &[u8], next_header: IpNumber, length: u16, message: &[u8]) -> u16 {
+pub(super) fn checksum(
+    addresses: &[u8],
+    next_header: IpNumber,
+    length: u16,
+    message: &[u8],
+) -> u16 {
     let pseudo = sum::add_slice(0, addresses);
     let pseudo = sum::add_2bytes(pseudo, length.to_be_bytes());
     let pseudo = sum::add_2bytes(pseudo, [0, next_header.0]);
@@ -229,7 +242,8 @@ pub(super) mod tests {
     pub const CLIENT: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 1, 0, 0, 0, 0, 1);
     pub const SERVER: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 1, 0, 0, 0, 0, 9);
 
-    /// A right request, built by etherparse's own builder: an independent opinion on what the bytes should be.
+    /// A right request, built by etherparse's own builder: an independent opinion on what the bytes
+    /// should be.
     pub fn frame(payload: &[u8]) -> Vec<u8> {
         let mut frame = Vec::new();
         PacketBuilder::ethernet2([2, 0, 0, 0, 0, 1], [2, 0, 0, 0, 0, 2])
@@ -271,8 +285,10 @@ pub(super) mod tests {
 
     /// The sum of source, destination, length and next header, as RFC 1071 has it, word by word.
     pub fn unfinished(frame: &[u8]) -> [u8; 2] {
-        let words = frame[IP + 8..IP_PAYLOAD].chunks(2).chain([&frame[IP_PAYLOAD + 4..IP_PAYLOAD + 6]]);
-        let mut sum = words.map(|word| u32::from(word[0]) << 8 | u32::from(word[1])).sum::<u32>() + 17;
+        let words =
+            frame[IP + 8..IP_PAYLOAD].chunks(2).chain([&frame[IP_PAYLOAD + 4..IP_PAYLOAD + 6]]);
+        let mut sum =
+            words.map(|word| u32::from(word[0]) << 8 | u32::from(word[1])).sum::<u32>() + 17;
         while sum > 0xffff {
             sum = (sum & 0xffff) + (sum >> 16);
         }

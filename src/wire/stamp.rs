@@ -1,11 +1,12 @@
-//! What the load generator writes into a request, so that each reply says which request it belongs to.
+//! What the load generator writes into a request, so that each reply says which request it belongs
+//! to.
 //!
 //! ```text
 //! payload:  0 ── run id ── 8 ── sequence number ── 16 ── filling, a function of both ── end
 //! ```
 //!
-//! Both numbers are big-endian. The filling lets the generator tell a damaged payload from an intact one without
-//! keeping a copy of what it sent.
+//! Both numbers are big-endian. The filling lets the generator tell a damaged payload from an
+//! intact one without keeping a copy of what it sent.
 
 use std::net::Ipv6Addr;
 
@@ -55,9 +56,11 @@ impl Stamp {
         self.filling().zip(filling.chunks(8)).all(|(word, chunk)| &word[..chunk.len()] == chunk)
     }
 
-    /// Endless eight-byte words that differ between requests in every word, and within one request from word to word.
+    /// Endless eight-byte words that differ between requests in every word, and within one request
+    /// from word to word.
     fn filling(self) -> impl Iterator<Item = [u8; 8]> {
-        // The golden ratio's fraction: successive sequence numbers give words that differ in about half their bits.
+        // The golden ratio's fraction: successive sequence numbers give words that differ in about
+        // half their bits.
         let mut word = (self.run ^ self.sequence).wrapping_mul(0x9e37_79b9_7f4a_7c15);
         std::iter::repeat_with(move || {
             word = word.rotate_left(7) ^ self.run;
@@ -95,7 +98,9 @@ impl Template {
     /// When `payload` is less than [`MIN_PAYLOAD`] or more than [`MAX_PAYLOAD`].
     pub fn new(ends: &Endpoints, payload: usize) -> Result<Self, String> {
         if !(MIN_PAYLOAD..=MAX_PAYLOAD).contains(&payload) {
-            return Err(format!("a payload of {payload} bytes: it must be {MIN_PAYLOAD} to {MAX_PAYLOAD}"));
+            return Err(format!(
+                "a payload of {payload} bytes: it must be {MIN_PAYLOAD} to {MAX_PAYLOAD}"
+            ));
         }
         let mut frame = Vec::with_capacity(OVERHEAD + payload);
         PacketBuilder::ethernet2(ends.source_mac, ends.destination_mac)
@@ -112,8 +117,8 @@ impl Template {
         self.frame.len()
     }
 
-    /// Writes the request with `stamp` to `destination` into the beginning of `frame` and returns its length, or
-    /// `None` when `frame` is too short.
+    /// Writes the request with `stamp` to `destination` into the beginning of `frame` and returns
+    /// its length, or `None` when `frame` is too short.
     #[inline]
     pub fn write(&self, frame: &mut [u8], destination: Ipv6Addr, stamp: Stamp) -> Option<usize> {
         const DESTINATION: usize = IP + 24;

@@ -1,5 +1,6 @@
-//! What an interface, its card, this process and its kernel can do, found out without disturbing any of them: nothing is
-//! attached, bound or set. What follows from it is the business of [`crate::probe`].
+//! What an interface, its card, this process and its kernel can do, found out without disturbing
+//! any of them: nothing is attached, bound or set. What follows from it is the business of
+//! [`crate::probe`].
 
 use std::fs;
 use std::sync::OnceLock;
@@ -50,7 +51,8 @@ pub struct Interface {
     pub queues_combined: bool,
     /// As many descriptors as the card's receive and transmit rings can have.
     pub rings_possible: Option<(u32, u32)>,
-    /// Entries of the table that spreads packets over the queues (RSS); `None` where the card does not.
+    /// Entries of the table that spreads packets over the queues (RSS); `None` where the card does
+    /// not.
     pub rss_entries: Option<u32>,
     /// Rules that send packets to a queue; `None` where the card takes none.
     pub flow_rules: Option<u32>,
@@ -110,12 +112,15 @@ pub struct Master {
     pub kind: Option<String>,
 }
 
-/// Feature bits that a virtio network device and its driver agreed on (Virtual I/O Device 1.2, sections 5.1.3 and 6).
+/// Feature bits that a virtio network device and its driver agreed on (Virtual I/O Device 1.2,
+/// sections 5.1.3 and 6).
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Virtio {
-    /// VIRTIO_F_ACCESS_PLATFORM: the device takes DMA addresses, and not those of the guest's memory.
+    /// VIRTIO_F_ACCESS_PLATFORM: the device takes DMA addresses, and not those of the guest's
+    /// memory.
     pub access_platform: bool,
-    /// VIRTIO_NET_F_CTRL_GUEST_OFFLOADS: the guest may switch off that the host merges packets and leaves out checksums.
+    /// VIRTIO_NET_F_CTRL_GUEST_OFFLOADS: the guest may switch off that the host merges packets and
+    /// leaves out checksums.
     pub ctrl_guest_offloads: bool,
     /// Whether the host does any of that.
     pub guest_offloads: bool,
@@ -131,7 +136,8 @@ pub struct Host {
     /// Why it may not have one, although it has CAP_NET_RAW.
     #[serde(default)]
     pub af_xdp_refused: Option<String>,
-    /// Why the kernel does not take the XDP program, which was tried; `None` where it does, or a capability is missing.
+    /// Why the kernel does not take the XDP program, which was tried; `None` where it does, or a
+    /// capability is missing.
     #[serde(default)]
     pub program_refused: Option<String>,
     /// Memory in huge pages.
@@ -140,7 +146,8 @@ pub struct Host {
     pub locked_memory: Option<u64>,
     /// The capabilities that it has, of those that matter here ([`CAPABILITIES`]).
     pub capabilities: Vec<String>,
-    /// Whether those are capabilities over the machine, and not only in a user namespace of a container.
+    /// Whether those are capabilities over the machine, and not only in a user namespace of a
+    /// container.
     pub initial_user_namespace: bool,
     /// Processors that it may use.
     pub processors: usize,
@@ -174,9 +181,11 @@ impl Interface {
         let name = &link.name;
         let queues = ethtool::queue_counts(name).ok();
         let offloads = ethtool::offloads(name).unwrap_or_default();
-        let matters =
-            |offload: &ethtool::Offload| offload.name == NTUPLE || OFFLOADS.contains(&offload.name.as_str());
-        let changeable = offloads.into_iter().filter(|offload| matters(offload) && offload.changeable);
+        let matters = |offload: &ethtool::Offload| {
+            offload.name == NTUPLE || OFFLOADS.contains(&offload.name.as_str())
+        };
+        let changeable =
+            offloads.into_iter().filter(|offload| matters(offload) && offload.changeable);
         let seen = machine::with_own_sys(|| {
             let directory = machine::directory(link);
             let file = |path: &str| machine::file(directory.as_ref()?.join(path));
@@ -197,7 +206,8 @@ impl Interface {
         Self {
             link_type: link.link_type,
             kind: link.kind.clone(),
-            transmit_queues: queues.map_or((0, 0), |queues| (queues.sending, queues.sending_possible)),
+            transmit_queues: queues
+                .map_or((0, 0), |queues| (queues.sending, queues.sending_possible)),
             master,
             up: link.up,
             carrier: link.carrier,
@@ -278,7 +288,8 @@ impl Host {
             ..Self::default()
         };
         if host.af_xdp.is_none() && host.has("CAP_NET_RAW") {
-            host.af_xdp_refused = Some(denied::explain("opening one", &["CAP_NET_RAW"], "socket(AF_XDP)"));
+            host.af_xdp_refused =
+                Some(denied::explain("opening one", &["CAP_NET_RAW"], "socket(AF_XDP)"));
         }
         if LOADS.into_iter().all(|capability| host.has(capability)) {
             host.program_refused = program_refused();
@@ -317,7 +328,8 @@ fn program_refused() -> Option<String> {
 /// Those in effect, from /proc/self/status.
 fn capabilities(status: &str) -> Vec<String> {
     let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
-    let effective = effective.and_then(|bits| u64::from_str_radix(bits.trim(), 16).ok()).unwrap_or(0);
+    let effective =
+        effective.and_then(|bits| u64::from_str_radix(bits.trim(), 16).ok()).unwrap_or(0);
     let held = CAPABILITIES.iter().filter(|(_, number, _)| effective & 1 << number != 0);
     held.map(|(name, ..)| (*name).to_owned()).collect()
 }
@@ -348,8 +360,13 @@ mod tests {
             (interface.nic.interface.as_str(), interface.nic.queues, interface.queues_possible),
             ("lo", 1, 1)
         );
-        assert_eq!((interface.rings_possible, interface.rss_entries, interface.virtio), (None, None, None));
-        assert!(interface.is_changeable("rx-gro") && !interface.is_changeable("tx-checksum-ip-generic"));
+        assert_eq!(
+            (interface.rings_possible, interface.rss_entries, interface.virtio),
+            (None, None, None)
+        );
+        assert!(
+            interface.is_changeable("rx-gro") && !interface.is_changeable("tx-checksum-ip-generic")
+        );
         let host = Host::of_this_process();
         assert!(!host.kernel.is_empty() && host.processors > 0);
     }
@@ -366,8 +383,9 @@ mod tests {
 
     #[test]
     fn virtio_bits_count_from_the_left() {
-        let bits =
-            |set: &[usize]| (0..64).map(|bit| if set.contains(&bit) { '1' } else { '0' }).collect::<String>();
+        let bits = |set: &[usize]| {
+            (0..64).map(|bit| if set.contains(&bit) { '1' } else { '0' }).collect::<String>()
+        };
         let virtio = |set: &[usize]| Virtio::parse(&bits(set));
         assert_eq!(virtio(&[0, 32]), Virtio::default());
         assert!(virtio(&[33]).access_platform && virtio(&[2]).ctrl_guest_offloads);

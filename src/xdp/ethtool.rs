@@ -260,7 +260,8 @@ struct FeatureBlock {
     never_changed: u32,
 }
 
-/// `struct ethtool_sfeatures`: of each block, which offloads are meant, and which of them are to be on.
+/// `struct ethtool_sfeatures`: of each block, which offloads are meant, and which of them are to be
+/// on.
 #[repr(C)]
 struct Wishes {
     command: u32,
@@ -388,8 +389,8 @@ pub struct CardInfo {
     pub bus: String,
 }
 
-/// How many receive queues of `interface` are in use: what an AF_XDP socket can be bound to. 1 where the driver has no
-/// notion of them.
+/// How many receive queues of `interface` are in use: what an AF_XDP socket can be bound to. 1
+/// where the driver has no notion of them.
 ///
 /// # Errors
 /// When there is no such interface.
@@ -415,11 +416,21 @@ pub fn queue_counts(interface: &str) -> Result<QueueCounts> {
                 some => some,
             };
             let sending_possible = max_combined.max(max_tx).max(sending);
-            Ok(QueueCounts { in_use, possible, combined: max_combined > 0, sending, sending_possible })
+            Ok(QueueCounts {
+                in_use,
+                possible,
+                combined: max_combined > 0,
+                sending,
+                sending_possible,
+            })
         }
-        Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => {
-            Ok(QueueCounts { in_use: 1, possible: 1, combined: false, sending: 1, sending_possible: 1 })
-        }
+        Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => Ok(QueueCounts {
+            in_use: 1,
+            possible: 1,
+            combined: false,
+            sending: 1,
+            sending_possible: 1,
+        }),
         Err(error) => Err(anyhow!("cannot ask {interface} for its queues: {error}")),
     }
 }
@@ -457,9 +468,11 @@ pub fn card(interface: &str) -> Result<CardInfo> {
         rest: [0; 64],
     };
     match ioctl(interface, ETHTOOL_GDRVINFO, &mut info) {
-        Ok(()) => {
-            Ok(CardInfo { driver: text(&info.driver), firmware: text(&info.firmware), bus: text(&info.bus) })
-        }
+        Ok(()) => Ok(CardInfo {
+            driver: text(&info.driver),
+            firmware: text(&info.firmware),
+            bus: text(&info.bus),
+        }),
         Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => Ok(CardInfo::default()),
         Err(error) => Err(anyhow!("cannot ask {interface} for its driver: {error}")),
     }
@@ -481,7 +494,8 @@ pub fn speed(interface: &str) -> Option<u32> {
     (speed != 0 && speed != u32::MAX).then_some(speed) // SPEED_UNKNOWN is -1
 }
 
-/// Descriptors in the card's own receive and transmit rings; `None` where the driver has none, or does not say.
+/// Descriptors in the card's own receive and transmit rings; `None` where the driver has none, or
+/// does not say.
 pub fn card_rings(interface: &str) -> Option<(u32, u32)> {
     ring_parameters(interface).map(|rings| (rings.rx, rings.tx))
 }
@@ -513,12 +527,14 @@ fn ring_parameters(interface: &str) -> Option<RingParameters> {
     Some(rings)
 }
 
-/// Entries of the table by which the card spreads packets over its queues (RSS); `None` where it does not.
+/// Entries of the table by which the card spreads packets over its queues (RSS); `None` where it
+/// does not.
 pub fn rss_entries(interface: &str) -> Option<u32> {
     Some(indirection(interface).ok()?.len() as u32)
 }
 
-/// How many rules the card has that send packets to a queue (`ethtool -n`); `None` where it takes none.
+/// How many rules the card has that send packets to a queue (`ethtool -n`); `None` where it takes
+/// none.
 pub fn flow_rules(interface: &str) -> Option<u32> {
     let mut rules = Classification::new(0);
     ioctl(interface, ETHTOOL_GRXCLSRLCNT, &mut rules).ok()?;
@@ -558,7 +574,8 @@ pub fn switch_off(interface: &str, offload: &str) -> Result<()> {
     let Some(index) = names.iter().position(|name| name == offload) else { return Ok(()) };
     // The kernel takes no block that it has not.
     let blocks = names.len().div_ceil(32).min(MAX_FEATURES / 32);
-    let mut wishes = Wishes { command: 0, blocks: blocks as u32, data: [[0; 2]; MAX_FEATURES / 32] };
+    let mut wishes =
+        Wishes { command: 0, blocks: blocks as u32, data: [[0; 2]; MAX_FEATURES / 32] };
     wishes.data.get_mut(index / 32).context("an offload beyond all blocks")?[0] = 1 << (index % 32);
     ioctl(interface, ETHTOOL_SFEATURES, &mut wishes).map_err(cannot)
 }
@@ -578,7 +595,10 @@ pub fn statistics(interface: &str) -> Result<Vec<(String, u64)>> {
     ioctl(interface, ETHTOOL_GSTATS, &mut statistics).map_err(cannot)?;
     let Statistics { count, data, .. } = statistics.get().map_err(cannot)?;
     // A counter beside another's name would be worse than none.
-    ensure!(*count as usize == names.len(), "{interface} has got other counters meanwhile: try again");
+    ensure!(
+        *count as usize == names.len(),
+        "{interface} has got other counters meanwhile: try again"
+    );
     Ok(names.into_iter().zip(data.iter().copied()).collect())
 }
 
@@ -603,8 +623,9 @@ fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes.split(|&byte| byte == 0).next().unwrap_or_default()).into_owned()
 }
 
-/// Has the kernel compute the checksums of what `interface` sends (`on` false), or leave them to the card. A veth leaves
-/// them to nobody: its peer would see packets whose checksum is not there yet.
+/// Has the kernel compute the checksums of what `interface` sends (`on` false), or leave them to
+/// the card. A veth leaves them to nobody: its peer would see packets whose checksum is not there
+/// yet.
 ///
 /// # Errors
 /// When the interface does not have that setting.
@@ -614,7 +635,8 @@ pub fn set_tx_checksum(interface: &str, on: bool) -> Result<()> {
         .map_err(|error| anyhow!("cannot set the tx checksum offload of {interface}: {error}"))
 }
 
-/// The table by which RSS chooses a queue: the hash of a packet, modulo the table's length, is the place where its queue stands.
+/// The table by which RSS chooses a queue: the hash of a packet, modulo the table's length, is the
+/// place where its queue stands.
 ///
 /// # Errors
 /// When the card has no such table: one queue only, say.
@@ -630,8 +652,8 @@ pub fn indirection(interface: &str) -> io::Result<Vec<u32>> {
     Ok(table.0.split_off(2))
 }
 
-/// Sets that table. Where it is the one that the kernel makes by itself, it is given back to the kernel: a table of somebody's own
-/// would keep the card from having fewer queues later.
+/// Sets that table. Where it is the one that the kernel makes by itself, it is given back to the
+/// kernel: a table of somebody's own would keep the card from having fewer queues later.
 ///
 /// # Errors
 /// When the card does not take it.
@@ -660,10 +682,14 @@ pub fn free_rule(interface: &str) -> Result<u32> {
     let taken: HashSet<_> = all.locations.iter().take(known.count as usize).collect();
     // What the card has room for, as the driver says with the list.
     let places = u32::try_from(all.data).unwrap_or(u32::MAX).min(MAX_RULES as u32);
-    (0..places).rev().find(|place| !taken.contains(place)).context("it has no room for one more rule")
+    (0..places)
+        .rev()
+        .find(|place| !taken.contains(place))
+        .context("it has no room for one more rule")
 }
 
-/// The rule at `location`; `None` where there is none. One of another kind is shown as a rule for port 0, which is no port.
+/// The rule at `location`; `None` where there is none. One of another kind is shown as a rule for
+/// port 0, which is no port.
 pub fn flow_rule(interface: &str, location: u32) -> Option<FlowRule> {
     let mut found = Classification::new(location);
     ioctl(interface, ETHTOOL_GRXCLSRULE, &mut found).ok()?;
@@ -738,7 +764,13 @@ mod tests {
     #[test]
     fn loopback_has_one_queue_and_what_does_not_exist_is_an_error() {
         assert_eq!(queues("lo").unwrap(), 1);
-        let one = QueueCounts { in_use: 1, possible: 1, combined: false, sending: 1, sending_possible: 1 };
+        let one = QueueCounts {
+            in_use: 1,
+            possible: 1,
+            combined: false,
+            sending: 1,
+            sending_possible: 1,
+        };
         assert_eq!(queue_counts("lo").unwrap(), one);
         assert!(queues("no-such-if").is_err());
         assert!(driver("a-name-that-is-much-too-long").is_err());
@@ -747,8 +779,9 @@ mod tests {
     #[test]
     fn offloads_have_names_and_what_loopback_has_not_is_none() {
         let offloads = offloads("lo").unwrap();
-        let is =
-            |name: &str| offloads.iter().find(|offload| offload.name == name).map(|o| (o.on, o.changeable));
+        let is = |name: &str| {
+            offloads.iter().find(|offload| offload.name == name).map(|o| (o.on, o.changeable))
+        };
         assert_eq!(is("loopback"), Some((true, false)), "{offloads:?}");
         assert_eq!(is("rx-gro").map(|(_, changeable)| changeable), Some(true), "{offloads:?}");
         assert!(offloads.iter().all(|offload| !offload.name.is_empty()));
@@ -762,7 +795,8 @@ mod tests {
 
     #[test]
     fn what_has_less_room_than_it_says_does_not_get_to_the_kernel() {
-        let is_refused = |result: io::Result<()>| result.unwrap_err().raw_os_error() == Some(libc::E2BIG);
+        let is_refused =
+            |result: io::Result<()>| result.unwrap_err().raw_os_error() == Some(libc::E2BIG);
         let mut short = Indirection(vec![0, 3, 7, 7]);
         assert!(is_refused(ioctl("lo", ETHTOOL_GRXFHINDIR, &mut short)));
         assert!(is_refused(ioctl("lo", ETHTOOL_GRXFHINDIR, &mut Indirection(vec![0]))));

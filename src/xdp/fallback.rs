@@ -18,7 +18,12 @@ pub struct Fallback {
 }
 
 impl Fallback {
-    pub(super) fn new(what: &str, from: impl fmt::Display, to: impl fmt::Display, why: String) -> Self {
+    pub(super) fn new(
+        what: &str,
+        from: impl fmt::Display,
+        to: impl fmt::Display,
+        why: String,
+    ) -> Self {
         Self { what: what.to_owned(), from: from.to_string(), to: to.to_string(), why }
     }
 }

@@ -1,4 +1,5 @@
-//! Mapped memory: the UMEM that frames lie in, and the rings that the kernel maps for a socket, here and in the engine room.
+//! Mapped memory: the UMEM that frames lie in, and the rings that the kernel maps for a socket,
+//! here and in the engine room.
 
 use std::fmt;
 use std::io;
@@ -60,7 +61,8 @@ impl Memory {
                 Ok(memory)
             }
             Err(error) if pages == HugepageRequest::Yes => Err(io::Error::other(format!(
-                "{} huge pages of 2 MiB are not free ({error}): raise vm.nr_hugepages (sysctl -w vm.nr_hugepages=N, for \
+                "{} huge pages of 2 MiB are not free ({error}): raise vm.nr_hugepages (sysctl -w \
+                 vm.nr_hugepages=N, for \
                  all queues), or use --hugepages auto",
                 rounded / HUGEPAGE
             ))),
@@ -101,7 +103,8 @@ impl Memory {
         if start == libc::MAP_FAILED {
             return Err(io::Error::last_os_error());
         }
-        let start = NonNull::new(start.cast()).ok_or_else(|| io::Error::other("mmap returned address 0"))?;
+        let start = NonNull::new(start.cast())
+            .ok_or_else(|| io::Error::other("mmap returned address 0"))?;
         Ok(Self { start, length, hugepages: false })
     }
 
@@ -120,7 +123,8 @@ impl Memory {
         self.hugepages
     }
 
-    /// The place of `count` values of type `T` at byte `offset`; `None` when they would not lie within, or not be aligned.
+    /// The place of `count` values of type `T` at byte `offset`; `None` when they would not lie
+    /// within, or not be aligned.
     pub fn at<T>(&self, offset: usize, count: usize) -> Option<NonNull<T>> {
         let end = count.checked_mul(size_of::<T>())?.checked_add(offset)?;
         if end > self.length {

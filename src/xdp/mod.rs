@@ -1,9 +1,9 @@
-//! KERNEL BYPASS PLUMBING: the program that steers, the memory and rings that packets go through, and the questions
-//! that only the card can answer.
+//! KERNEL BYPASS PLUMBING: the program that steers, the memory and rings that packets go through,
+//! and the questions that only the card can answer.
 //!
-//! This room makes system calls and maps memory, and has most of the `unsafe` of the crate: what it gives to others is
-//! safe to use, and counts frames so that none is lost unseen. Only the program in the kernel
-//! knows anything of requests and replies.
+//! This room makes system calls and maps memory, and has most of the `unsafe` of the crate: what it
+//! gives to others is safe to use, and counts frames so that none is lost unseen. Only the program
+//! in the kernel knows anything of requests and replies.
 
 mod fallback;
 mod memory;
@@ -28,12 +28,12 @@ pub use multicast::AllMulticast;
 pub use netdev::{XdpFeatures, xdp_features};
 pub use option::namespace_cookie;
 pub use program::{
-    AttachRequest, Attachment, Fate, LiveAddresses, MovingAddresses, Program, ProgramConfig, Reflect, Screen,
-    Station, Verdict, VerdictSource, occupied,
+    AttachRequest, Attachment, Fate, LiveAddresses, MovingAddresses, Program, ProgramConfig,
+    Reflect, Screen, Station, Verdict, VerdictSource, occupied,
 };
 pub use rings::{Census, Doorbell, LevelSource, RingLevels, Rings};
 pub use socket::{
-    BusyPoll, CopyMode, CopyRequest, CounterSource, KernelCounters, RingSizes, Socket, SocketConfig,
-    spare_frames,
+    BusyPoll, CopyMode, CopyRequest, CounterSource, KernelCounters, RingSizes, Socket,
+    SocketConfig, spare_frames,
 };
 pub use umem::{Frame, Packet, Umem};

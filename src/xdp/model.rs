@@ -1,7 +1,9 @@
-//! The kernel's part, played in user space: rings over plain memory with both ends in hand, for tests and benches.
+//! The kernel's part, played in user space: rings over plain memory with both ends in hand, for
+//! tests and benches.
 //!
-//! It keeps to the kernel's rules: it receives only into frames of the fill ring, sends in the order of the tx ring,
-//! completes each descriptor once, and, as in copy mode, does not look at the tx ring until it is woken.
+//! It keeps to the kernel's rules: it receives only into frames of the fill ring, sends in the
+//! order of the tx ring, completes each descriptor once, and, as in copy mode, does not look at the
+//! tx ring until it is woken.
 
 use std::io;
 use std::ptr::NonNull;
@@ -32,13 +34,19 @@ pub struct Model {
     sent: std::collections::VecDeque<(u64, Vec<u8>)>,
     /// How many descriptors one wake-up sends.
     pub budget: usize,
-    /// Whether sent packets are kept for [`take_sent`](Self::take_sent) or completed at once and forgotten.
+    /// Whether sent packets are kept for [`take_sent`](Self::take_sent) or completed at once and
+    /// forgotten.
     pub keep: bool,
 }
 
-/// Rings of `size` entries each (a power of two) around `frames` frames, with all counters starting at `start`; the
-/// frames' tokens; and the other ends. `None` when the memory cannot be had.
-pub fn rings(frames: u32, frame_size: u32, size: u32, start: u32) -> Option<(Rings, Vec<Frame>, Model)> {
+/// Rings of `size` entries each (a power of two) around `frames` frames, with all counters starting
+/// at `start`; the frames' tokens; and the other ends. `None` when the memory cannot be had.
+pub fn rings(
+    frames: u32,
+    frame_size: u32,
+    size: u32,
+    start: u32,
+) -> Option<(Rings, Vec<Frame>, Model)> {
     let (umem, tokens) = Umem::new(frames, frame_size, HugepageRequest::Auto).ok()?;
     let memory = umem.memory.clone();
     let (fill, kernel_fill) = pair(fill_ring(frames), start)?;
@@ -60,13 +68,14 @@ pub fn rings(frames: u32, frame_size: u32, size: u32, start: u32) -> Option<(Rin
 }
 
 impl Model {
-    /// A packet arrives. Returns whether there was a frame and room for it; otherwise it is dropped, as by the kernel.
+    /// A packet arrives. Returns whether there was a frame and room for it; otherwise it is
+    /// dropped, as by the kernel.
     pub fn deliver(&mut self, bytes: &[u8]) -> bool {
         if self.rx.room(1) == 0 || bytes.len() as u64 + HEADROOM > self.frame_size.into() {
             return false;
         }
-        // Like the kernel, it gives places in the fill ring back only when it has used up all that it knew of: until then user
-        // space sees entries that are long gone.
+        // Like the kernel, it gives places in the fill ring back only when it has used up all that
+        // it knew of: until then user space sees entries that are long gone.
         let frame = self.fill.pop_known().or_else(|| {
             self.fill.release();
             self.fill.pop()
@@ -76,15 +85,16 @@ impl Model {
         let Some(place) = self.memory.at::<u8>(address as usize, bytes.len()) else {
             return false;
         };
-        // SAFETY: within the memory, as `at` checked, and the fill ring says that the frame is the kernel's.
+        // SAFETY: within the memory, as `at` checked, and the fill ring says that the frame is the
+        // kernel's.
         unsafe { place.copy_from_nonoverlapping(NonNull::from(bytes).cast(), bytes.len()) };
         let _ = self.rx.push(xdp_desc { addr: address, len: bytes.len() as u32, options: 0 }); // has room
         self.rx.publish();
         true
     }
 
-    /// Completes the oldest packet that was sent and returns its bytes as they were when it was sent. `None` when there is
-    /// none, or no room in the completion ring.
+    /// Completes the oldest packet that was sent and returns its bytes as they were when it was
+    /// sent. `None` when there is none, or no room in the completion ring.
     pub fn take_sent(&mut self) -> Option<Vec<u8>> {
         if self.completion.room(1) == 0 {
             return None;
@@ -102,7 +112,8 @@ impl Model {
     fn bytes(&self, descriptor: &xdp_desc) -> Vec<u8> {
         let length = descriptor.len as usize;
         match self.memory.at::<u8>(descriptor.addr as usize, length) {
-            // SAFETY: within the memory, as `at` checked, and the tx ring says that the frame is the kernel's.
+            // SAFETY: within the memory, as `at` checked, and the tx ring says that the frame is
+            // the kernel's.
             Some(place) => unsafe { std::slice::from_raw_parts(place.as_ptr(), length) }.to_vec(),
             None => Vec::new(),
         }

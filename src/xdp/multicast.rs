@@ -8,15 +8,16 @@ use crate::netlink::Link;
 use anyhow::{Context, Result, anyhow};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
 
-/// A card delivers only the multicast that it was told to, and nobody tells it of the solicited-node groups of addresses that
-/// the kernel does not have. While this lives it delivers all; the kernel takes that back when the process ends, however it
-/// ends.
+/// A card delivers only the multicast that it was told to, and nobody tells it of the
+/// solicited-node groups of addresses that the kernel does not have. While this lives it delivers
+/// all; the kernel takes that back when the process ends, however it ends.
 #[derive(Debug)]
 pub struct AllMulticast(#[allow(dead_code)] Option<OwnedFd>); // held, not used
 
 impl AllMulticast {
-    /// Asks it of the interface, in the namespace of the calling thread. Of one that is told to receive all anyway (`ip link set
-    /// allmulticast on`) it need not be asked, and only where it cannot be it is not: somebody may tell it otherwise.
+    /// Asks it of the interface, in the namespace of the calling thread. Of one that is told to
+    /// receive all anyway (`ip link set allmulticast on`) it need not be asked, and only where it
+    /// cannot be it is not: somebody may tell it otherwise.
     ///
     /// # Errors
     /// Without CAP_NET_RAW, and when there is no such interface.

@@ -1,5 +1,6 @@
-//! What the kernel says of a driver's XDP abilities: the generic netlink family "netdev" (linux/netdev.h), which is there from
-//! Linux 6.3 on. Asks, changes nothing, and needs no privilege.
+//! What the kernel says of a driver's XDP abilities: the generic netlink family "netdev"
+//! (linux/netdev.h), which is there from Linux 6.3 on. Asks, changes nothing, and needs no
+//! privilege.
 
 use std::io;
 
@@ -49,8 +50,8 @@ impl XdpFeatures {
     }
 }
 
-/// What the driver of the interface with that index, in the namespace of the calling thread, can do. `None` where the kernel does
-/// not know.
+/// What the driver of the interface with that index, in the namespace of the calling thread, can
+/// do. `None` where the kernel does not know.
 ///
 /// # Errors
 /// When there is no such interface, or no generic netlink.
@@ -62,15 +63,15 @@ pub fn xdp_features(index: u32) -> io::Result<Option<XdpFeatures>> {
     let query = request(GENL_ID_CTRL, CTRL_CMD_GETFAMILY, CTRL_ATTR_FAMILY_NAME, b"netdev\0");
     let family = match ask(&socket, &query) {
         Err(Errno::ENOENT) => return Ok(None),
-        answer => {
-            find(&answer?, CTRL_ATTR_FAMILY_ID).and_then(|id| Some(u16::from_ne_bytes(*id.first_chunk()?)))
-        }
+        answer => find(&answer?, CTRL_ATTR_FAMILY_ID)
+            .and_then(|id| Some(u16::from_ne_bytes(*id.first_chunk()?))),
     };
     let family = family.ok_or(Errno::EBADMSG)?;
     let query = request(family, NETDEV_CMD_DEV_GET, NETDEV_A_DEV_IFINDEX, &index.to_ne_bytes());
     let answer = ask(&socket, &query)?;
     let named = |attribute, names: &[&str]| {
-        let bits = find(&answer, attribute).and_then(|bits| Some(u64::from_ne_bytes(*bits.first_chunk()?)));
+        let bits = find(&answer, attribute)
+            .and_then(|bits| Some(u64::from_ne_bytes(*bits.first_chunk()?)));
         bits_by_name(bits.unwrap_or(0), names)
     };
     Ok(Some(XdpFeatures {
@@ -84,10 +85,12 @@ pub fn xdp_features(index: u32) -> io::Result<Option<XdpFeatures>> {
 
 fn bits_by_name(bits: u64, names: &[&str]) -> Vec<String> {
     let set = (0..u64::BITS as usize).filter(|bit| bits & 1 << bit != 0);
-    set.map(|bit| names.get(bit).map_or_else(|| format!("bit-{bit}"), |name| (*name).to_owned())).collect()
+    set.map(|bit| names.get(bit).map_or_else(|| format!("bit-{bit}"), |name| (*name).to_owned()))
+        .collect()
 }
 
-/// A message to `family` with one attribute: struct nlmsghdr, struct genlmsghdr, struct nlattr, each in the host's order.
+/// A message to `family` with one attribute: struct nlmsghdr, struct genlmsghdr, struct nlattr,
+/// each in the host's order.
 fn request(family: u16, command: u8, attribute: u16, value: &[u8]) -> Vec<u8> {
     const HEADERS: usize = 16 + 4;
     let attribute_length = 4 + value.len();

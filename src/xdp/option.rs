@@ -25,14 +25,16 @@ impl<T: Plain> SocketOption<T> {
     }
 }
 
-pub(super) const XDP_UMEM_FILL_RING: SocketOption<u32> = SocketOption::new(SOL_XDP, libc::XDP_UMEM_FILL_RING);
+pub(super) const XDP_UMEM_FILL_RING: SocketOption<u32> =
+    SocketOption::new(SOL_XDP, libc::XDP_UMEM_FILL_RING);
 pub(super) const XDP_UMEM_COMPLETION_RING: SocketOption<u32> =
     SocketOption::new(SOL_XDP, libc::XDP_UMEM_COMPLETION_RING);
 pub(super) const XDP_RX_RING: SocketOption<u32> = SocketOption::new(SOL_XDP, libc::XDP_RX_RING);
 pub(super) const XDP_TX_RING: SocketOption<u32> = SocketOption::new(SOL_XDP, libc::XDP_TX_RING);
 pub(super) const XDP_MMAP_OFFSETS: SocketOption<libc::xdp_mmap_offsets> =
     SocketOption::new(SOL_XDP, libc::XDP_MMAP_OFFSETS);
-pub(super) const XDP_OPTIONS: SocketOption<libc::xdp_options> = SocketOption::new(SOL_XDP, libc::XDP_OPTIONS);
+pub(super) const XDP_OPTIONS: SocketOption<libc::xdp_options> =
+    SocketOption::new(SOL_XDP, libc::XDP_OPTIONS);
 pub(super) const XDP_STATISTICS: SocketOption<libc::xdp_statistics> =
     SocketOption::new(SOL_XDP, libc::XDP_STATISTICS);
 /// Of linux/if_xdp.h since Linux 6.17, not yet in the libc crate.
@@ -40,15 +42,18 @@ pub(super) const XDP_MAX_TX_SKB_BUDGET: SocketOption<u32> = SocketOption::new(SO
 
 pub(super) const SO_PREFER_BUSY_POLL: SocketOption<u32> =
     SocketOption::new(SOL_SOCKET, libc::SO_PREFER_BUSY_POLL);
-pub(super) const SO_BUSY_POLL: SocketOption<u32> = SocketOption::new(SOL_SOCKET, libc::SO_BUSY_POLL);
+pub(super) const SO_BUSY_POLL: SocketOption<u32> =
+    SocketOption::new(SOL_SOCKET, libc::SO_BUSY_POLL);
 pub(super) const SO_BUSY_POLL_BUDGET: SocketOption<u32> =
     SocketOption::new(SOL_SOCKET, libc::SO_BUSY_POLL_BUDGET);
 const SO_NETNS_COOKIE: SocketOption<u64> = SocketOption::new(SOL_SOCKET, libc::SO_NETNS_COOKIE);
 
-pub(crate) const PACKET_FANOUT: SocketOption<u32> = SocketOption::new(SOL_PACKET, libc::PACKET_FANOUT);
+pub(crate) const PACKET_FANOUT: SocketOption<u32> =
+    SocketOption::new(SOL_PACKET, libc::PACKET_FANOUT);
 pub(crate) const PACKET_VNET_HDR_SZ: SocketOption<i32> =
     SocketOption::new(SOL_PACKET, libc::PACKET_VNET_HDR_SZ);
-pub(crate) const PACKET_VERSION: SocketOption<i32> = SocketOption::new(SOL_PACKET, libc::PACKET_VERSION);
+pub(crate) const PACKET_VERSION: SocketOption<i32> =
+    SocketOption::new(SOL_PACKET, libc::PACKET_VERSION);
 pub(crate) const PACKET_LOSS: SocketOption<i32> = SocketOption::new(SOL_PACKET, libc::PACKET_LOSS);
 pub(crate) const PACKET_RX_RING: SocketOption<libc::tpacket_req3> =
     SocketOption::new(SOL_PACKET, libc::PACKET_RX_RING);
@@ -78,7 +83,8 @@ unsafe impl Plain for [u32; 2] {
     const ZERO: Self = [0; 2];
 }
 
-const NOWHERE: libc::xdp_ring_offset = libc::xdp_ring_offset { producer: 0, consumer: 0, desc: 0, flags: 0 };
+const NOWHERE: libc::xdp_ring_offset =
+    libc::xdp_ring_offset { producer: 0, consumer: 0, desc: 0, flags: 0 };
 
 // SAFETY: integers.
 unsafe impl Plain for libc::xdp_mmap_offsets {
@@ -128,14 +134,16 @@ pub(crate) fn get<T: Plain>(fd: &OwnedFd, option: SocketOption<T>) -> io::Result
     let place = (&raw mut value).cast();
     // SAFETY: `value` is valid for writes of its size, which the kernel is told, and any bytes are
     // a value of it.
-    let result =
-        unsafe { libc::getsockopt(fd.as_raw_fd(), option.level, option.name, place, &raw mut length) };
+    let result = unsafe {
+        libc::getsockopt(fd.as_raw_fd(), option.level, option.name, place, &raw mut length)
+    };
     if result == 0 { Ok(value) } else { Err(io::Error::last_os_error()) }
 }
 
 /// Has a socket take only the packets that a filter lets through.
 pub(crate) fn set_filter(fd: &OwnedFd, filter: &[libc::sock_filter]) -> io::Result<()> {
-    let length = filter.len().try_into().map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
+    let length =
+        filter.len().try_into().map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
     let program = libc::sock_fprog { len: length, filter: filter.as_ptr().cast_mut() };
     // SAFETY: it points to as many instructions as it says, which the kernel copies.
     unsafe { set_any(fd, SOL_SOCKET, libc::SO_ATTACH_FILTER, &program) }
@@ -149,12 +157,15 @@ pub(crate) fn set_filter(fd: &OwnedFd, filter: &[libc::sock_filter]) -> io::Resu
 pub(super) unsafe fn set_any<T>(fd: &OwnedFd, level: i32, name: i32, value: &T) -> io::Result<()> {
     let length = size_of::<T>() as libc::socklen_t;
     // SAFETY: `value` is valid for reads of its size; for the rest the caller answers.
-    let result = unsafe { libc::setsockopt(fd.as_raw_fd(), level, name, (&raw const *value).cast(), length) };
+    let result = unsafe {
+        libc::setsockopt(fd.as_raw_fd(), level, name, (&raw const *value).cast(), length)
+    };
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
-/// The number of the calling thread's network namespace, which no other gets until the machine is started again
-/// (SO_NETNS_COOKIE, Linux 5.14). The inode of a namespace is used again soon after it has gone.
+/// The number of the calling thread's network namespace, which no other gets until the machine is
+/// started again (SO_NETNS_COOKIE, Linux 5.14). The inode of a namespace is used again soon after
+/// it has gone.
 ///
 /// # Errors
 /// On an older kernel.

@@ -1,5 +1,5 @@
-//! The steering program, which may answer as well: loaded, told what is ours, attached by a link that goes when the process
-//! goes, and read out.
+//! The steering program, which may answer as well: loaded, told what is ours, attached by a link
+//! that goes when the process goes, and read out.
 
 use std::fmt;
 use std::fs;
@@ -44,7 +44,8 @@ const SECOND: u64 = 1_000_000_000;
 /// A source that has been quiet may ask for as much at once as in a second divided by this.
 const BURSTS: u64 = 10;
 
-/// Sources whose requests are counted where there is a limit. Of more the kernel forgets those that asked longest ago.
+/// Sources whose requests are counted where there is a limit. Of more the kernel forgets those that
+/// asked longest ago.
 const BUDGETS: u32 = 1 << 16;
 
 /// Where a kernel that was built with CONFIG_DEBUG_INFO_BTF describes its structures.
@@ -73,7 +74,8 @@ impl fmt::Display for AttachRequest {
     }
 }
 
-/// What the program did with a packet. One counter each, in the order of `enum verdict` in bpf/headers.h.
+/// What the program did with a packet. One counter each, in the order of `enum verdict` in
+/// bpf/headers.h.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(usize)]
 pub enum Verdict {
@@ -93,14 +95,16 @@ pub enum Verdict {
     PassedPrefix,
     /// To the kernel: our port, under a bound prefix, but no live address.
     PassedNotLive,
-    /// To the kernel, for the socket behind the program: a request behind extension headers, or part of one.
+    /// To the kernel, for the socket behind the program: a request behind extension headers, or
+    /// part of one.
     PassedBehind,
-    /// To the kernel: under a bound prefix, but to an address of the kernel's own; only where hidden.
+    /// To the kernel: under a bound prefix, but to an address of the kernel's own; only where
+    /// hidden.
     PassedKernel,
     /// Under a bound prefix, and nothing that a live address answers; only where hidden.
     DroppedHidden,
-    /// Got around the XDP program, as on a queue that has none, and was dropped by the tc program behind it; only where hidden. What the
-    /// XDP program passed before counts twice.
+    /// Got around the XDP program, as on a queue that has none, and was dropped by the tc program
+    /// behind it; only where hidden. What the XDP program passed before counts twice.
     DroppedBackstop,
     /// Ours, but no socket sits on this queue: to the kernel, or dropped where hidden.
     NoRing,
@@ -181,15 +185,17 @@ pub struct ProgramConfig {
     pub addresses: u32,
     /// How many queues may get a socket, from 0 on.
     pub queues: u32,
-    /// Whether the kernel is to have no part in the bound prefixes, but for its own addresses there: Neighbour
-    /// Solicitations for live addresses are steered as well, and what nobody answers is dropped.
+    /// Whether the kernel is to have no part in the bound prefixes, but for its own addresses
+    /// there: Neighbour Solicitations for live addresses are steered as well, and what nobody
+    /// answers is dropped.
     pub hidden: bool,
-    /// Those that move, instead of any that stay. The program itself refuses requests that come from a live one then, since nobody
-    /// else knows.
+    /// Those that move, instead of any that stay. The program itself refuses requests that come
+    /// from a live one then, since nobody else knows.
     pub moving: Option<MovingAddresses>,
     /// Where the program is to answer requests itself; otherwise it steers them.
     pub reflect: Option<Reflect>,
-    /// Which sources may ask, and how often; `None` to look at no source at all, as for a load generator.
+    /// Which sources may ask, and how often; `None` to look at no source at all, as for a load
+    /// generator.
     pub screen: Option<Screen>,
 }
 
@@ -257,8 +263,9 @@ pub struct Program {
     frames: MapHandle,
 }
 
-/// The addresses that are live, to be changed from any thread while the program runs: those that stay, in a hash, or those that move,
-/// each entered for a time step and live while it is that step, the one before or the one after.
+/// The addresses that are live, to be changed from any thread while the program runs: those that
+/// stay, in a hash, or those that move, each entered for a time step and live while it is that
+/// step, the one before or the one after.
 #[derive(Debug)]
 pub struct LiveAddresses {
     map: MapHandle,
@@ -278,7 +285,9 @@ impl Station {
     /// Has it be `mac`, from now on.
     pub fn set(&self, [a, b, c, d, e, f]: [u8; 6]) {
         if let Ok(variables) = self.0.get() {
-            variables.station.store(u64::from_ne_bytes([a, b, c, d, e, f, 0, 0]), Ordering::Release);
+            variables
+                .station
+                .store(u64::from_ne_bytes([a, b, c, d, e, f, 0, 0]), Ordering::Release);
         }
     }
 }
@@ -333,7 +342,8 @@ impl Variables {
 
     fn get(&self) -> Result<&Bss> {
         let place = self.0.at(0, 1).context("the XDP program lost its variables")?;
-        // SAFETY: within the mapping, as `at` checked, which lives as long as `self`; all of it are atomic words.
+        // SAFETY: within the mapping, as `at` checked, which lives as long as `self`; all of it are
+        // atomic words.
         Ok(unsafe { place.as_ref() })
     }
 }
@@ -376,7 +386,8 @@ impl Timed {
 
     fn words(&self) -> &[AtomicU64] {
         let count = self.layout.words();
-        // SAFETY: within the mapping, as `at` checked, which lives as long as `self`; only ever read or written in whole words.
+        // SAFETY: within the mapping, as `at` checked, which lives as long as `self`; only ever
+        // read or written in whole words.
         self.addresses
             .at(0, count)
             .map_or(&[], |place| unsafe { slice::from_raw_parts(place.as_ptr(), count) })
@@ -400,7 +411,8 @@ pub struct VerdictSource {
     frames: MapHandle,
 }
 
-/// The program on an interface. The kernel takes it off when this is dropped or the process ends, however it ends.
+/// The program on an interface. The kernel takes it off when this is dropped or the process ends,
+/// however it ends.
 #[derive(Debug)]
 pub struct Attachment {
     _link: OwnedFd,
@@ -425,8 +437,10 @@ impl Program {
         });
         has_descriptors()?;
         let mut storage = MaybeUninit::uninit();
-        let mut open = skeleton::SteerSkelBuilder::default().open(&mut storage).map_err(explain_load)?;
-        let constants = open.maps.rodata_data.as_deref_mut().context("the program lost its constants")?;
+        let mut open =
+            skeleton::SteerSkelBuilder::default().open(&mut storage).map_err(explain_load)?;
+        let constants =
+            open.maps.rodata_data.as_deref_mut().context("the program lost its constants")?;
         constants.service_port = config.port.to_be();
         constants.hidden = config.hidden;
         if let Some(moving) = &config.moving {
@@ -434,8 +448,8 @@ impl Program {
             constants.moving = true;
             constants.subnet = moving.network();
             constants.bits = layout.bits();
-            let buckets =
-                u32::try_from(layout.buckets()).context("the XDP program has no room for so many clients")?;
+            let buckets = u32::try_from(layout.buckets())
+                .context("the XDP program has no room for so many clients")?;
             open.maps.timed_addresses.set_max_entries(buckets).map_err(explain_load)?;
         }
         // It needs to know the kernel's structures; without, the frames are not counted.
@@ -463,7 +477,8 @@ impl Program {
         if let Some(Reflect { replies, interface }) = config.reflect {
             for way in 0..u32::from(replies.max(1)) {
                 let way = way.to_ne_bytes();
-                let added = loaded.maps.ways_out.update(&way, &interface.to_ne_bytes(), MapFlags::ANY);
+                let added =
+                    loaded.maps.ways_out.update(&way, &interface.to_ne_bytes(), MapFlags::ANY);
                 added.context("cannot have the XDP program send out of the interface")?;
             }
         }
@@ -486,7 +501,9 @@ impl Program {
             allowed_sources: MapHandle::try_from(&loaded.maps.allowed_sources)?,
             xsks: MapHandle::try_from(&loaded.maps.xsks)?,
             backstop: config.hidden.then(|| keep(loaded.progs.backstop.as_fd())).transpose()?,
-            count_frames: counts_frames.then(|| keep(loaded.progs.count_frames.as_fd())).transpose()?,
+            count_frames: counts_frames
+                .then(|| keep(loaded.progs.count_frames.as_fd()))
+                .transpose()?,
             verdicts: MapHandle::try_from(&loaded.maps.verdicts)?,
             refusals: MapHandle::try_from(&loaded.maps.refusals)?,
             frames: MapHandle::try_from(&loaded.maps.frames)?,
@@ -502,7 +519,8 @@ impl Program {
         added.with_context(|| format!("cannot add {prefix} to the steering program"))
     }
 
-    /// A way to have it know its interface by another Ethernet address while it runs, from any thread.
+    /// A way to have it know its interface by another Ethernet address while it runs, from any
+    /// thread.
     #[must_use]
     pub fn station(&self) -> Station {
         Station(self.variables.clone())
@@ -519,8 +537,8 @@ impl Program {
         })
     }
 
-    /// The addresses whose packets are steered, provided that they lie under a prefix that was added. To be had once: two that
-    /// change them would stage them in the same place.
+    /// The addresses whose packets are steered, provided that they lie under a prefix that was
+    /// added. To be had once: two that change them would stage them in the same place.
     ///
     /// # Errors
     /// When it was had before, or the process is out of file descriptors.
@@ -531,7 +549,8 @@ impl Program {
         Ok(LiveAddresses {
             map: MapHandle::try_from(map)?,
             change: self.change_live.try_clone()?,
-            staged: Memory::of_file(staged.as_fd(), length, 0).context("cannot map the staged addresses")?,
+            staged: Memory::of_file(staged.as_fd(), length, 0)
+                .context("cannot map the staged addresses")?,
             moving: self
                 .moving
                 .map(|moving| Ok::<_, anyhow::Error>((moving, self.timed(moving)?)))
@@ -554,8 +573,8 @@ impl Program {
         Ok(window(now).map(|step| timed.layout.count(timed.words(), step)).sum())
     }
 
-    /// Takes exactly these addresses for the kernel's own from now on: a hidden program leaves packets to them to the kernel, and
-    /// one that answers does not answer them.
+    /// Takes exactly these addresses for the kernel's own from now on: a hidden program leaves
+    /// packets to them to the kernel, and one that answers does not answer them.
     ///
     /// # Errors
     /// When there are more than 1,024 of them.
@@ -567,7 +586,9 @@ impl Program {
                 format!("cannot leave {address} to the kernel: it has more than 1024 addresses")
             })?;
         }
-        for gone in map.keys().filter(|key| !addresses.iter().any(|address| address.octets() == key[..])) {
+        for gone in
+            map.keys().filter(|key| !addresses.iter().any(|address| address.octets() == key[..]))
+        {
             map.delete(&gone)?;
         }
         Ok(())
@@ -579,9 +600,9 @@ impl Program {
     /// When the program was loaded for fewer queues.
     pub fn add_socket(&self, queue: u32, socket: impl AsFd) -> Result<()> {
         let fd = socket.as_fd().as_raw_fd();
-        self.xsks
-            .update(&queue.to_ne_bytes(), &fd.to_ne_bytes(), MapFlags::ANY)
-            .with_context(|| format!("cannot register the socket of queue {queue} with the steering program"))
+        self.xsks.update(&queue.to_ne_bytes(), &fd.to_ne_bytes(), MapFlags::ANY).with_context(
+            || format!("cannot register the socket of queue {queue} with the steering program"),
+        )
     }
 
     /// A way to read the counters from another thread.
@@ -596,7 +617,8 @@ impl Program {
         })
     }
 
-    /// Attaches the program to `link`, in the best mode that `request` allows, where nothing is attached yet.
+    /// Attaches the program to `link`, in the best mode that `request` allows, where nothing is
+    /// attached yet.
     ///
     /// # Errors
     /// When another program is attached, which is left alone, or the mode cannot be had.
@@ -619,10 +641,18 @@ impl Program {
         let below = stacked::runs_below(link.kind.as_deref());
         let (flags, fallback) = match request {
             AttachRequest::Native if below => {
-                anyhow::bail!("{}: use --attach generic, or auto to take what there is", runs_below(link))
+                anyhow::bail!(
+                    "{}: use --attach generic, or auto to take what there is",
+                    runs_below(link)
+                )
             }
             AttachRequest::Auto if below => {
-                let step = Fallback::new("attach", AttachMode::Native, AttachMode::Generic, runs_below(link));
+                let step = Fallback::new(
+                    "attach",
+                    AttachMode::Native,
+                    AttachMode::Generic,
+                    runs_below(link),
+                );
                 (XDP_FLAGS_SKB_MODE, Some(step))
             }
             AttachRequest::Native => (XDP_FLAGS_DRV_MODE, None),
@@ -631,13 +661,17 @@ impl Program {
                 Ok(fd) => return Attachment::new(fd, link, None),
                 // Then the generic hook would be refused as well.
                 Err(error)
-                    if matches!(error.raw_os_error(), Some(libc::EBUSY | libc::EEXIST | libc::EPERM)) =>
+                    if matches!(
+                        error.raw_os_error(),
+                        Some(libc::EBUSY | libc::EEXIST | libc::EPERM)
+                    ) =>
                 {
                     return Err(explain_attach(link, &error));
                 }
                 Err(error) => {
                     let why = explain_attach(link, &error).to_string();
-                    let step = Fallback::new("attach", AttachMode::Native, AttachMode::Generic, why);
+                    let step =
+                        Fallback::new("attach", AttachMode::Native, AttachMode::Generic, why);
                     (XDP_FLAGS_SKB_MODE, Some(step))
                 }
             },
@@ -665,17 +699,19 @@ impl Program {
     fn trace_frames(&self) -> Result<Option<OwnedFd>> {
         let Some(program) = &self.count_frames else { return Ok(None) };
         // SAFETY: no name is given, because the program says itself where it belongs.
-        let fd = unsafe { libbpf_sys::bpf_raw_tracepoint_open(std::ptr::null(), program.as_raw_fd()) };
+        let fd =
+            unsafe { libbpf_sys::bpf_raw_tracepoint_open(std::ptr::null(), program.as_raw_fd()) };
         if fd < 0 {
             let error = io::Error::from_raw_os_error(-fd);
-            return Err(error).context("cannot count what the driver sends (the tracepoint xdp_devmap_xmit)");
+            return Err(error)
+                .context("cannot count what the driver sends (the tracepoint xdp_devmap_xmit)");
         }
         // SAFETY: a fresh descriptor that nobody else owns.
         Ok(Some(unsafe { OwnedFd::from_raw_fd(fd) }))
     }
 
-    /// Runs the program on `packet` without any interface (BPF_PROG_TEST_RUN) and returns its XDP action and the packet
-    /// afterwards. The packet counts as one of queue 0.
+    /// Runs the program on `packet` without any interface (BPF_PROG_TEST_RUN) and returns its XDP
+    /// action and the packet afterwards. The packet counts as one of queue 0.
     ///
     /// # Errors
     /// When the kernel does not take the packet: it wants at least an Ethernet header.
@@ -684,7 +720,8 @@ impl Program {
         Ok((action, after))
     }
 
-    /// The same `repeat` times, the packet as it was left by the run before, with the mean duration of one as well.
+    /// The same `repeat` times, the packet as it was left by the run before, with the mean duration
+    /// of one as well.
     ///
     /// # Errors
     /// When the kernel does not take the packet.
@@ -700,9 +737,12 @@ impl Program {
             ..Default::default()
         };
         // SAFETY: both buffers are valid for the sizes given with them.
-        let result = unsafe { libbpf_sys::bpf_prog_test_run_opts(self.program.as_raw_fd(), &raw mut run) };
+        let result =
+            unsafe { libbpf_sys::bpf_prog_test_run_opts(self.program.as_raw_fd(), &raw mut run) };
         if result < 0 {
-            return Err(anyhow!(io::Error::from_raw_os_error(-result)).context("BPF_PROG_TEST_RUN failed"));
+            return Err(
+                anyhow!(io::Error::from_raw_os_error(-result)).context("BPF_PROG_TEST_RUN failed")
+            );
         }
         after.truncate(run.data_size_out as usize);
         Ok((run.retval, after, Duration::from_nanos(run.duration.into())))
@@ -717,20 +757,22 @@ fn prefix_key(prefix: Prefix) -> [u8; 20] {
     key
 }
 
-/// Finds out whether there are descriptors for what libbpf opens, for good or for a moment: where there are none, it says that
-/// the kernel does not take the program.
+/// Finds out whether there are descriptors for what libbpf opens, for good or for a moment: where
+/// there are none, it says that the kernel does not take the program.
 fn has_descriptors() -> Result<()> {
     const ENOUGH: usize = 48;
     let some: io::Result<Vec<_>> = (0..ENOUGH).map(|_| fs::File::open("/dev/null")).collect();
-    some.map(drop).context("too few file descriptors for an XDP program: raise the limit (ulimit -n)")
+    some.map(drop)
+        .context("too few file descriptors for an XDP program: raise the limit (ulimit -n)")
 }
 
 impl LiveAddresses {
-    /// Most addresses that stay: a hash has a power of two of buckets, 16 bytes each, of less than 4 GiB (htab_map_alloc in
-    /// kernel/bpf/hashtab.c).
+    /// Most addresses that stay: a hash has a power of two of buckets, 16 bytes each, of less than
+    /// 4 GiB (htab_map_alloc in kernel/bpf/hashtab.c).
     pub const MOST: u64 = 1 << 27;
 
-    /// Bytes of kernel memory that a hash for so many takes: an element each, of 72 bytes, and the buckets.
+    /// Bytes of kernel memory that a hash for so many takes: an element each, of 72 bytes, and the
+    /// buckets.
     #[must_use]
     pub fn memory(addresses: u64) -> u64 {
         const ELEMENT: u64 = 72;
@@ -745,13 +787,14 @@ impl LiveAddresses {
     /// Makes these addresses live.
     ///
     /// # Errors
-    /// At the first that is live already, or when there is no room for more: with how many of `addresses` are live because of
-    /// this call.
+    /// At the first that is live already, or when there is no room for more: with how many of
+    /// `addresses` are live because of this call.
     pub fn add(&mut self, addresses: &[Ipv6Addr]) -> Result<(), (usize, anyhow::Error)> {
         let mut done = 0;
         while done < addresses.len() {
             let change = Change::default();
-            let (count, error) = self.change(&addresses[done..], change).map_err(|error| (done, error))?;
+            let (count, error) =
+                self.change(&addresses[done..], change).map_err(|error| (done, error))?;
             done += count;
             if let Some(error) = error {
                 return Err((done, explain_add(addresses[done], &error)));
@@ -760,8 +803,8 @@ impl LiveAddresses {
         Ok(())
     }
 
-    /// Enters these addresses, which move, for time step `step`: they are live from the step before it to the one after it. Those of
-    /// the step four steps before are forgotten.
+    /// Enters these addresses, which move, for time step `step`: they are live from the step before
+    /// it to the one after it. Those of the step four steps before are forgotten.
     ///
     /// # Errors
     /// When one is of another subnet, or there is no room for more.
@@ -804,30 +847,37 @@ impl LiveAddresses {
         Ok(())
     }
 
-    /// Enters the first of `addresses`, or takes them out, as `change` says but for their number. Returns how many, and if that are
-    /// fewer than [`BATCH`](Self::BATCH), why it stopped.
-    fn change(&mut self, addresses: &[Ipv6Addr], mut change: Change) -> Result<(usize, Option<io::Error>)> {
+    /// Enters the first of `addresses`, or takes them out, as `change` says but for their number.
+    /// Returns how many, and if that are fewer than [`BATCH`](Self::BATCH), why it stopped.
+    fn change(
+        &mut self,
+        addresses: &[Ipv6Addr],
+        mut change: Change,
+    ) -> Result<(usize, Option<io::Error>)> {
         let addresses = &addresses[..addresses.len().min(Self::BATCH)];
         for (index, address) in addresses.iter().enumerate() {
             let place = self.staged.at::<[u8; 16]>(16 * index, 1);
             let place = place.context("the map of staged addresses is too small")?;
-            // SAFETY: within the mapping, as `at` checked; `&mut self` and the kernel, in its turn below, are its only users.
+            // SAFETY: within the mapping, as `at` checked; `&mut self` and the kernel, in its turn
+            // below, are its only users.
             unsafe { place.write(address.octets()) };
         }
         change.count = addresses.len() as u32;
         let mut run = libbpf_sys::bpf_test_run_opts {
             sz: size_of::<libbpf_sys::bpf_test_run_opts>() as libbpf_sys::size_t,
-            // What a program of this kind makes of its context is written back to where it came from.
+            // What a program of this kind makes of its context is written back to where it came
+            // from.
             ctx_in: (&raw mut change).cast(),
             ctx_size_in: size_of::<Change>() as u32,
             ..Default::default()
         };
-        // SAFETY: `change` is valid for reads and writes of the size given with it, which is what the program takes.
-        let result = unsafe { libbpf_sys::bpf_prog_test_run_opts(self.change.as_raw_fd(), &raw mut run) };
+        // SAFETY: `change` is valid for reads and writes of the size given with it, which is what
+        // the program takes.
+        let result =
+            unsafe { libbpf_sys::bpf_prog_test_run_opts(self.change.as_raw_fd(), &raw mut run) };
         if result < 0 {
-            return Err(
-                anyhow!(io::Error::from_raw_os_error(-result)).context("cannot change the live addresses")
-            );
+            return Err(anyhow!(io::Error::from_raw_os_error(-result))
+                .context("cannot change the live addresses"));
         }
         let error = (change.error != 0).then(|| io::Error::from_raw_os_error(change.error as i32));
         Ok((run.retval as usize, error))
@@ -841,7 +891,8 @@ impl LiveAddresses {
         Ok(self.map.lookup(&address.octets(), MapFlags::ANY)?.is_some())
     }
 
-    /// Bytes of kernel memory that the addresses take, full or not, as the kernel reports them. `None` where it does not.
+    /// Bytes of kernel memory that the addresses take, full or not, as the kernel reports them.
+    /// `None` where it does not.
     #[must_use]
     pub fn kernel_memory(&self) -> Option<u64> {
         self.map.query_fdinfo().ok()?.memlock
@@ -881,7 +932,8 @@ impl VerdictSource {
         sums(&self.refusals)
     }
 
-    /// Replies of the program that the driver took, and those that it did not; where [`counts_frames`](Attachment::counts_frames).
+    /// Replies of the program that the driver took, and those that it did not; where
+    /// [`counts_frames`](Attachment::counts_frames).
     ///
     /// # Errors
     /// When the map cannot be read.
@@ -896,7 +948,8 @@ fn sums<const N: usize>(map: &MapHandle) -> Result<[u64; N]> {
     for (index, total) in totals.iter_mut().enumerate() {
         let key = (index as u32).to_ne_bytes();
         let counts = map.lookup_percpu(&key, MapFlags::ANY)?.unwrap_or_default();
-        let counts = counts.iter().filter_map(|bytes| Some(u64::from_ne_bytes(*bytes.first_chunk()?)));
+        let counts =
+            counts.iter().filter_map(|bytes| Some(u64::from_ne_bytes(*bytes.first_chunk()?)));
         *total = counts.sum();
     }
     Ok(totals)
@@ -920,7 +973,8 @@ impl Attachment {
         self.frames.is_some()
     }
 
-    /// What is wrong where a hidden program has no backstop: then the kernel may take nothing under its prefixes for its own.
+    /// What is wrong where a hidden program has no backstop: then the kernel may take nothing under
+    /// its prefixes for its own.
     pub fn lacks_backstop(&self) -> Option<&str> {
         self.backstop.as_ref()?.as_ref().err().map(String::as_str)
     }
@@ -931,7 +985,8 @@ impl Attachment {
     }
 }
 
-/// Has `program` run at the ingress of an interface, before what others have there, until the link goes. From Linux 6.6 (tcx).
+/// Has `program` run at the ingress of an interface, before what others have there, until the link
+/// goes. From Linux 6.6 (tcx).
 fn create_tc_link(program: &OwnedFd, interface: u32) -> io::Result<OwnedFd> {
     create_link(program, interface, libbpf_sys::BPF_TCX_INGRESS, libbpf_sys::BPF_F_BEFORE)
 }
@@ -1011,7 +1066,8 @@ fn no_types(sys_is_mounted: bool) -> String {
     )
 }
 
-/// Where the driver takes no program because packets may be larger than a page. A veth looks at what its `peer` may send.
+/// Where the driver takes no program because packets may be larger than a page. A veth looks at
+/// what its `peer` may send.
 fn mtu_too_large(link: &Link, peer: Option<&Link>) -> String {
     let name = &link.name;
     let (whose, mtu) = peer.map_or((name, link.mtu), |peer| (&peer.name, peer.mtu));
@@ -1031,7 +1087,8 @@ fn explain_load(error: libbpf_rs::Error) -> anyhow::Error {
         libbpf_rs::ErrorKind::OutOfMemory => anyhow!(
             "no memory for the maps of the XDP program: use fewer addresses, or allow the process or its control group more memory"
         ),
-        // libbpf wants the kernel's types also for a program that is not loaded, and says ESRCH where it finds none.
+        // libbpf wants the kernel's types also for a program that is not loaded, and says ESRCH
+        // where it finds none.
         _ if !Path::new(KERNEL_TYPES).exists() => anyhow!(no_types(machine::is_mounted("/sys"))),
         _ => anyhow!(
             "the kernel does not take the XDP program ({error}): Linux 5.14 or newer with CONFIG_BPF_SYSCALL and \

@@ -1,4 +1,5 @@
-//! The rings that user space and the kernel share: single producer, single consumer, a power of two of entries.
+//! The rings that user space and the kernel share: single producer, single consumer, a power of two
+//! of entries.
 //!
 //! ```text
 //!   fill        user ──frames to receive into──► kernel      completion  kernel ──frames that were sent──► user
@@ -8,12 +9,13 @@
 //!   consumer ─┘ counts what was taken out                             full when they differ by size
 //! ```
 //!
-//! The layout is the kernel's (Documentation/networking/af_xdp.rst). Each side owns its own counter, publishes it with
-//! a release store after it has touched the entries, and reads the other's with an acquire load before it does: that
-//! pairing is all the synchronisation there is.
+//! The layout is the kernel's (Documentation/networking/af_xdp.rst). Each side owns its own
+//! counter, publishes it with a release store after it has touched the entries, and reads the
+//! other's with an acquire load before it does: that pairing is all the synchronisation there is.
 //!
-//! A ring does not know whether the kernel is on the other side: [`pair`] builds one over plain memory with both ends in
-//! user space, which is how tests and benches run the very code that production runs.
+//! A ring does not know whether the kernel is on the other side: [`pair`] builds one over plain
+//! memory with both ends in user space, which is how tests and benches run the very code that
+//! production runs.
 
 use std::ptr::NonNull;
 use std::sync::Arc;
@@ -21,7 +23,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use super::memory::Memory;
 
-/// Where a ring lies in its memory: byte offsets of its counters, flags and first entry, as XDP_MMAP_OFFSETS gives them.
+/// Where a ring lies in its memory: byte offsets of its counters, flags and first entry, as
+/// XDP_MMAP_OFFSETS gives them.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Layout {
     pub producer: usize,
@@ -53,12 +56,13 @@ struct Ring<T> {
     _memory: Arc<Memory>,
 }
 
-// SAFETY: the pointers lead into `_memory`, which goes along; the counters are atomic, and an entry is touched by one
-// end at a time, which the counters arrange.
+// SAFETY: the pointers lead into `_memory`, which goes along; the counters are atomic, and an entry
+// is touched by one end at a time, which the counters arrange.
 unsafe impl<T: Entry> Send for Ring<T> {}
 
 impl<T: Entry> Ring<T> {
-    /// A ring of `size` entries, a power of two, over `memory`; `None` when the layout does not fit into it.
+    /// A ring of `size` entries, a power of two, over `memory`; `None` when the layout does not fit
+    /// into it.
     fn new(memory: &Arc<Memory>, layout: &Layout, size: u32) -> Option<Self> {
         if !size.is_power_of_two() {
             return None;
@@ -75,7 +79,8 @@ impl<T: Entry> Ring<T> {
 
     #[inline]
     fn producer(&self) -> &AtomicU32 {
-        // SAFETY: points to a counter within `_memory`, checked by `new`; atomics may be shared with the kernel.
+        // SAFETY: points to a counter within `_memory`, checked by `new`; atomics may be shared
+        // with the kernel.
         unsafe { self.producer.as_ref() }
     }
 
@@ -114,7 +119,8 @@ unsafe impl Send for Level {}
 impl Level {
     /// Entries that were put in and not taken out, as far as each end has said so.
     pub fn read(&self) -> u32 {
-        // SAFETY: points to a counter within `_memory`, checked by `Ring::new`; atomics may be shared with the kernel.
+        // SAFETY: points to a counter within `_memory`, checked by `Ring::new`; atomics may be
+        // shared with the kernel.
         let consumer = unsafe { self.consumer.as_ref() }.load(Ordering::Relaxed);
         // SAFETY: as above.
         let producer = unsafe { self.producer.as_ref() }.load(Ordering::Relaxed);
@@ -124,7 +130,8 @@ impl Level {
 
     /// Entries that were ever put in, modulo 2^32 and from wherever the counter began.
     pub fn put(&self) -> u32 {
-        // SAFETY: points to a counter within `_memory`, checked by `Ring::new`; atomics may be shared with the kernel.
+        // SAFETY: points to a counter within `_memory`, checked by `Ring::new`; atomics may be
+        // shared with the kernel.
         unsafe { self.producer.as_ref() }.load(Ordering::Relaxed)
     }
 }
@@ -177,7 +184,8 @@ impl<T: Entry> Producer<T> {
         size.wrapping_sub(self.next.wrapping_sub(self.taken))
     }
 
-    /// Puts `entry` in; gives it back when the ring is full. The other end sees it after [`publish`](Self::publish).
+    /// Puts `entry` in; gives it back when the ring is full. The other end sees it after
+    /// [`publish`](Self::publish).
     #[inline]
     pub fn push(&mut self, entry: T) -> Result<(), T> {
         if self.room(1) == 0 {
@@ -206,7 +214,8 @@ impl<T: Entry> Producer<T> {
         self.next.wrapping_sub(self.taken)
     }
 
-    /// Whether the kernel asks to be woken before it looks at this ring again (XDP_USE_NEED_WAKEUP).
+    /// Whether the kernel asks to be woken before it looks at this ring again
+    /// (XDP_USE_NEED_WAKEUP).
     #[inline]
     pub fn needs_wakeup(&self) -> bool {
         self.ring.flags().load(Ordering::Relaxed) & libc::XDP_RING_NEED_WAKEUP != 0
@@ -238,7 +247,8 @@ impl<T: Entry> Consumer<T> {
         self.ring.level()
     }
 
-    /// Takes the oldest entry. Its place is free for the other end after [`release`](Self::release).
+    /// Takes the oldest entry. Its place is free for the other end after
+    /// [`release`](Self::release).
     #[inline]
     pub fn pop(&mut self) -> Option<T> {
         if self.next == self.put {
@@ -247,7 +257,8 @@ impl<T: Entry> Consumer<T> {
                 return None;
             }
         }
-        // SAFETY: within the ring, and published by the other end, which does not touch it until it is released.
+        // SAFETY: within the ring, and published by the other end, which does not touch it until it
+        // is released.
         let entry = unsafe { self.ring.entry(self.next).read() };
         self.next = self.next.wrapping_add(1);
         Some(entry)
@@ -269,7 +280,8 @@ impl<T: Entry> Consumer<T> {
     }
 }
 
-/// Both ends of a ring of `size` entries (a power of two) over plain memory, whose counters start at `start`.
+/// Both ends of a ring of `size` entries (a power of two) over plain memory, whose counters start
+/// at `start`.
 pub(super) fn pair<T: Entry>(size: u32, start: u32) -> Option<(Producer<T>, Consumer<T>)> {
     const LINE: usize = 64; // one cache line each, as in the kernel, so that the ends do not disturb each other
     let layout = Layout { producer: 0, consumer: LINE, flags: 2 * LINE, entries: 3 * LINE };
@@ -306,7 +318,8 @@ mod tests {
     }
 
     proptest! {
-        /// Against a queue of what is visible and counts of what is not, from any starting counter, so that it wraps.
+        /// Against a queue of what is visible and counts of what is not, from any starting counter,
+        /// so that it wraps.
         #[test]
         fn a_ring_is_a_bounded_queue(
             start in prop_oneof![any::<u32>(), (u32::MAX - 20)..=u32::MAX],
@@ -379,6 +392,9 @@ mod tests {
         assert!(Producer::<u64>::new(&memory, &layout, 1).is_some());
         assert!(Producer::<u64>::new(&memory, &layout, 2).is_none());
         assert!(Producer::<u64>::new(&memory, &Layout { entries: length, ..layout }, 1).is_none());
-        assert!(Producer::<u64>::new(&memory, &Layout { flags: 3, ..layout }, 1).is_none(), "not aligned");
+        assert!(
+            Producer::<u64>::new(&memory, &Layout { flags: 3, ..layout }, 1).is_none(),
+            "not aligned"
+        );
     }
 }

@@ -6,8 +6,9 @@
 //!   NIC ──► (kernel) ──► rx ── Packet ──► the worker ── Packet × n ──► tx ──► (kernel) ──► completion
 //! ```
 //!
-//! All accounting of frames is here: a frame is in the kernel's hands for receiving (fill and rx), in the kernel's hands
-//! for sending (tx and completion), or it is a token in the caller's hands. The three always add up to the UMEM.
+//! All accounting of frames is here: a frame is in the kernel's hands for receiving (fill and rx),
+//! in the kernel's hands for sending (tx and completion), or it is a token in the caller's hands.
+//! The three always add up to the UMEM.
 
 use std::io;
 use std::time::Duration;
@@ -18,7 +19,8 @@ use serde::{Deserialize, Serialize};
 use super::ring::{Consumer, Level, Producer};
 use super::umem::{Frame, Packet, Umem};
 
-/// Ways to get the kernel to look at the rings. A socket's are system calls; a test's are its own model of the kernel.
+/// Ways to get the kernel to look at the rings. A socket's are system calls; a test's are its own
+/// model of the kernel.
 pub trait Doorbell {
     /// Makes the kernel send what is in the tx ring; in copy mode it sends only here.
     ///
@@ -70,8 +72,8 @@ pub struct RingLevels {
     pub completion: u32,
 }
 
-/// Sees how full the rings of a queue are, from any thread: it reads their counters, which costs their ends nothing but a cache
-/// line now and then.
+/// Sees how full the rings of a queue are, from any thread: it reads their counters, which costs
+/// their ends nothing but a cache line now and then.
 #[derive(Debug)]
 pub struct LevelSource {
     fill: Level,
@@ -146,8 +148,8 @@ impl Rings {
         self.umem.bytes_mut(packet)
     }
 
-    /// Gives the kernel a frame to receive into, or back to the caller when the fill ring is full (which a ring twice as
-    /// large as the UMEM never is), and when the frame is of another UMEM.
+    /// Gives the kernel a frame to receive into, or back to the caller when the fill ring is full
+    /// (which a ring twice as large as the UMEM never is), and when the frame is of another UMEM.
     #[inline]
     pub fn fill(&mut self, frame: Frame) -> Result<(), Frame> {
         let offset = self.umem.frame_offset(&frame);
@@ -158,7 +160,8 @@ impl Rings {
     /// back, as [`fill`](Self::fill) does.
     #[inline]
     pub fn discard(&mut self, packet: Packet) -> Result<(), Packet> {
-        let offset = self.umem.packet_offset(&packet).map(|(offset, _)| self.umem.frame_start(offset));
+        let offset =
+            self.umem.packet_offset(&packet).map(|(offset, _)| self.umem.frame_start(offset));
         if offset.is_some_and(|offset| self.give(offset)) { Ok(()) } else { Err(packet) }
     }
 
@@ -199,7 +202,8 @@ impl Rings {
             return Err(packet);
         }
         let Some((addr, len)) = self.umem.packet_offset(&packet) else { return Err(packet) };
-        let Some(outstanding) = self.umem.frame_of(addr).and_then(|frame| self.outstanding.get_mut(frame))
+        let Some(outstanding) =
+            self.umem.frame_of(addr).and_then(|frame| self.outstanding.get_mut(frame))
         else {
             return Err(packet);
         };
@@ -217,7 +221,8 @@ impl Rings {
     pub fn complete(&mut self) -> Option<Frame> {
         loop {
             let offset = self.completion.pop()?;
-            let frame = self.umem.frame_of(offset).and_then(|frame| self.outstanding.get_mut(frame));
+            let frame =
+                self.umem.frame_of(offset).and_then(|frame| self.outstanding.get_mut(frame));
             let Some(outstanding) = frame.filter(|outstanding| **outstanding > 0) else {
                 self.invalid += 1;
                 continue;
@@ -457,7 +462,8 @@ mod tests {
                 } else if !hand.is_empty() {
                     let (token, mark) = hand.swap_remove(index.index(hand.len()));
                     let (left, done) = side.apply(&step, token);
-                    prop_assert!(mark == side.mark || !done, "{step:?} with a token of another UMEM");
+                    prop_assert!(mark == side.mark || !done, "{step:?} with a token of another \
+                        UMEM");
                     hand.extend(left.map(|token| (token, mark)));
                 }
                 for side in &sides {

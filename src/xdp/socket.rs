@@ -1,7 +1,8 @@
-//! An AF_XDP socket: the UMEM registered, the rings mapped, the fill ring filled, and only then bound to a queue.
+//! An AF_XDP socket: the UMEM registered, the rings mapped, the fill ring filled, and only then
+//! bound to a queue.
 //!
-//! Written on the kernel's interface itself (Documentation/networking/af_xdp.rst): xsk-rs hands out the fill ring only
-//! after the bind, and drivers that start receiving at the bind find it empty.
+//! Written on the kernel's interface itself (Documentation/networking/af_xdp.rst): xsk-rs hands out
+//! the fill ring only after the bind, and drivers that start receiving at the bind find it empty.
 
 use std::fmt;
 use std::io;
@@ -79,8 +80,8 @@ pub struct SocketConfig<'a> {
     pub copy: CopyRequest,
     /// How the program that steers to it is attached.
     pub attach: AttachMode,
-    /// Frames in the UMEM, a power of two. The rx ring is as large, so that it never overflows. In zero-copy there are
-    /// [`spare_frames`] besides.
+    /// Frames in the UMEM, a power of two. The rx ring is as large, so that it never overflows. In
+    /// zero-copy there are [`spare_frames`] besides.
     pub frames: u32,
     /// Frames that are on their way out or in the caller's hands at a time, at most.
     pub elsewhere: u32,
@@ -92,7 +93,8 @@ pub struct SocketConfig<'a> {
     pub busy_poll: Option<u32>,
     /// Descriptors in the tx and completion rings, a power of two.
     pub send_ring: u32,
-    /// How many of the frames go into the fill ring, besides the spare ones; the others are the caller's.
+    /// How many of the frames go into the fill ring, besides the spare ones; the others are the
+    /// caller's.
     pub fill: u32,
 }
 
@@ -133,7 +135,8 @@ impl SocketConfig<'_> {
     }
 }
 
-/// A bound socket. Its rings are a value apart, so that one thread can work on them while another asks for statistics.
+/// A bound socket. Its rings are a value apart, so that one thread can work on them while another
+/// asks for statistics.
 #[derive(Debug)]
 pub struct Socket {
     fd: Arc<OwnedFd>,
@@ -143,15 +146,17 @@ pub struct Socket {
     busy_poll: Option<BusyPoll>,
 }
 
-/// Busy polling of a socket, as the kernel says that it is set (Documentation/networking/napi.rst): whoever waits for
-/// packets does the card's receive work itself, instead of an interrupt that takes the processor from it.
+/// Busy polling of a socket, as the kernel says that it is set (Documentation/networking/napi.rst):
+/// whoever waits for packets does the card's receive work itself, instead of an interrupt that
+/// takes the processor from it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BusyPoll {
     /// For how long, in microseconds (SO_BUSY_POLL).
     pub microseconds: u32,
     /// Whether the card's interrupts stay off meanwhile (SO_PREFER_BUSY_POLL).
     pub preferred: bool,
-    /// Packets that one call takes from the card at most (SO_BUSY_POLL_BUDGET, which the kernel does not show: what was set).
+    /// Packets that one call takes from the card at most (SO_BUSY_POLL_BUDGET, which the kernel
+    /// does not show: what was set).
     pub budget: u32,
 }
 
@@ -181,10 +186,11 @@ impl KernelCounters {
     }
 }
 
-/// Frames that a socket needs in zero-copy besides those for its rx ring: as many as the card's own receive ring holds, `card_ring` where
-/// its driver says, and as are `elsewhere`. Then the driver finds frames in the fill ring also while the rx ring is full. One that finds
-/// none may hand out the same frame twice: igb does, up to Linux 7.3 at least, where it leaves the length of an old packet in the
-/// descriptor behind the last that it could fill (igb_alloc_rx_buffers_zc).
+/// Frames that a socket needs in zero-copy besides those for its rx ring: as many as the card's own
+/// receive ring holds, `card_ring` where its driver says, and as are `elsewhere`. Then the driver
+/// finds frames in the fill ring also while the rx ring is full. One that finds none may hand out
+/// the same frame twice: igb does, up to Linux 7.3 at least, where it leaves the length of an old
+/// packet in the descriptor behind the last that it could fill (igb_alloc_rx_buffers_zc).
 #[must_use]
 pub fn spare_frames(card_ring: Option<u32>, elsewhere: u32) -> u32 {
     card_ring.unwrap_or(UNKNOWN_RING) + elsewhere
@@ -193,18 +199,19 @@ pub fn spare_frames(card_ring: Option<u32>, elsewhere: u32) -> u32 {
 /// Descriptors in the receive ring of a card whose driver does not say: as many as any has.
 const UNKNOWN_RING: u32 = 8192;
 
-/// Bind retries for this long while the kernel still tears down the last socket of the queue, which it does after the
-/// close, on its own time (RCU grace periods, tens of milliseconds each).
+/// Bind retries for this long while the kernel still tears down the last socket of the queue, which
+/// it does after the close, on its own time (RCU grace periods, tens of milliseconds each).
 const BUSY_LIMIT: Duration = Duration::from_secs(2);
 
 impl Socket {
-    /// Opens a socket, fills its fill ring and binds it. Returns it with its rings and the frames that are not in the
-    /// fill ring.
+    /// Opens a socket, fills its fill ring and binds it. Returns it with its rings and the frames
+    /// that are not in the fill ring.
     ///
     /// # Errors
     /// When the kernel refuses, with what to do about it.
     pub fn open(config: &SocketConfig) -> Result<(Self, Rings, Vec<super::Frame>)> {
-        // Left to itself the kernel would try zero-copy first as well, and keep the reason why it is not to be had.
+        // Left to itself the kernel would try zero-copy first as well, and keep the reason why it
+        // is not to be had.
         let best = if config.copy == CopyRequest::Copy { CopyMode::Copy } else { CopyMode::Zero };
         let why = match Self::open_as(config, best) {
             Err(OpenError::Bind(error)) if config.copy == CopyRequest::Auto && may_copy(&error) => {
@@ -213,14 +220,19 @@ impl Socket {
             opened => return opened.map_err(|error| error.explain(config, best)),
         };
         let copying = Self::open_as(config, CopyMode::Copy);
-        let (mut socket, rings, frames) = copying.map_err(|error| error.explain(config, CopyMode::Copy))?;
+        let (mut socket, rings, frames) =
+            copying.map_err(|error| error.explain(config, CopyMode::Copy))?;
         socket.fallback = Some(Fallback::new("copy", CopyMode::Zero, CopyMode::Copy, why));
         Ok((socket, rings, frames))
     }
 
-    fn open_as(config: &SocketConfig, mode: CopyMode) -> Result<(Self, Rings, Vec<super::Frame>), OpenError> {
+    fn open_as(
+        config: &SocketConfig,
+        mode: CopyMode,
+    ) -> Result<(Self, Rings, Vec<super::Frame>), OpenError> {
         if mode == CopyMode::Zero && config.attach == AttachMode::Generic {
-            // A driver might grant it all the same. But what its generic hook steers was copied into a socket buffer before.
+            // A driver might grant it all the same. But what its generic hook steers was copied
+            // into a socket buffer before.
             return Err(OpenError::Bind(io::Error::other("generic XDP has no zero-copy")));
         }
         let give_up = Instant::now() + BUSY_LIMIT;
@@ -242,7 +254,9 @@ impl Socket {
     ) -> Result<(Self, Rings, Vec<super::Frame>), OpenError> {
         let fd = Arc::new(unbound().map_err(|error| {
             let cure = match error.raw_os_error() {
-                Some(libc::EAFNOSUPPORT) => "this kernel is built without CONFIG_XDP_SOCKETS".to_owned(),
+                Some(libc::EAFNOSUPPORT) => {
+                    "this kernel is built without CONFIG_XDP_SOCKETS".to_owned()
+                }
                 Some(libc::EPERM) => denied::explain("it", &["CAP_NET_RAW"], "socket(AF_XDP)"),
                 _ => "socket(AF_XDP) failed".to_owned(),
             };
@@ -250,17 +264,21 @@ impl Socket {
         })?);
 
         let sizes = config.rings(mode);
-        let (umem, frames) =
-            Umem::new(sizes.frames, config.frame_size, config.hugepages).context("no memory for the UMEM")?;
+        let (umem, frames) = Umem::new(sizes.frames, config.frame_size, config.hugepages)
+            .context("no memory for the UMEM")?;
         if let Err(error) = umem.register(&fd) {
             let kib = umem.length() >> 10;
             return Err(match (error.raw_os_error(), mode) {
                 // Zero-copy takes spare frames: in copy mode there may be room.
-                (Some(libc::ENOBUFS), CopyMode::Zero) => OpenError::Bind(io::Error::other(format!(
-                    "its frames take {kib} KiB, and fewer may be locked (ulimit -l {kib}, for each queue)"
-                ))),
+                (Some(libc::ENOBUFS), CopyMode::Zero) => {
+                    OpenError::Bind(io::Error::other(format!(
+                        "its frames take {kib} KiB, and fewer may be locked (ulimit -l {kib}, for each \
+                     queue)"
+                    )))
+                }
                 (Some(libc::ENOBUFS), CopyMode::Copy) => anyhow!(
-                    "the frames take {kib} KiB, and fewer may be locked: ulimit -l {kib} (for each queue), or CAP_IPC_LOCK"
+                    "the frames take {kib} KiB, and fewer may be locked: ulimit -l {kib} (for each \
+                     queue), or CAP_IPC_LOCK"
                 )
                 .into(),
                 _ => anyhow::Error::new(error).context("the kernel does not take the UMEM").into(),
@@ -272,10 +290,12 @@ impl Socket {
             (option::XDP_RX_RING, sizes.rx),
             (option::XDP_TX_RING, sizes.tx),
         ] {
-            option::set(&fd, ring, &size).with_context(|| format!("the kernel refuses a ring of {size}"))?;
+            option::set(&fd, ring, &size)
+                .with_context(|| format!("the kernel refuses a ring of {size}"))?;
         }
 
-        let offsets = option::get(&fd, option::XDP_MMAP_OFFSETS).context("cannot ask where the rings lie")?;
+        let offsets =
+            option::get(&fd, option::XDP_MMAP_OFFSETS).context("cannot ask where the rings lie")?;
         let fill = producer(&fd, &offsets.fr, libc::XDP_UMEM_PGOFF_FILL_RING as i64, sizes.fill)?;
         let place = libc::XDP_UMEM_PGOFF_COMPLETION_RING as i64;
         let completion = consumer(&fd, &offsets.cr, place, sizes.completion)?;
@@ -291,11 +311,12 @@ impl Socket {
 
         let busy_poll = config.busy_poll.map(|time| busy_poll(&fd, time)).transpose()?;
         bind(&fd, config, mode).map_err(OpenError::Bind)?;
-        // One system call may send all that the ring holds: the default lets it send 32 packets (Linux 6.17; older
-        // kernels do not know the option and keep to 32).
+        // One system call may send all that the ring holds: the default lets it send 32 packets
+        // (Linux 6.17; older kernels do not know the option and keep to 32).
         let _ = option::set(&fd, option::XDP_MAX_TX_SKB_BUDGET, &config.send_ring);
 
-        let options = option::get(&fd, option::XDP_OPTIONS).context("cannot ask for the copy mode")?;
+        let options =
+            option::get(&fd, option::XDP_OPTIONS).context("cannot ask for the copy mode")?;
         let zero = options.flags & libc::XDP_OPTIONS_ZEROCOPY != 0;
         let mode = if zero { CopyMode::Zero } else { CopyMode::Copy };
         Ok((Self { fd, mode, fallback: None, sizes, busy_poll }, rings, frames.collect()))
@@ -357,7 +378,14 @@ impl Doorbell for Socket {
     fn wake_sender(&mut self) -> io::Result<()> {
         // SAFETY: an empty message: the kernel reads no memory of ours.
         let sent = unsafe {
-            libc::sendto(self.fd.as_raw_fd(), std::ptr::null(), 0, libc::MSG_DONTWAIT, std::ptr::null(), 0)
+            libc::sendto(
+                self.fd.as_raw_fd(),
+                std::ptr::null(),
+                0,
+                libc::MSG_DONTWAIT,
+                std::ptr::null(),
+                0,
+            )
         };
         if sent >= 0 { Ok(()) } else { unless_busy(io::Error::last_os_error()) }
     }
@@ -387,8 +415,8 @@ impl Doorbell for Socket {
     }
 }
 
-/// What a wake-up may say without anything being wrong: try again (EAGAIN, EBUSY), out of buffers for now (ENOBUFS), or the
-/// link is down for now (ENETDOWN).
+/// What a wake-up may say without anything being wrong: try again (EAGAIN, EBUSY), out of buffers
+/// for now (ENOBUFS), or the link is down for now (ENETDOWN).
 fn unless_busy(error: io::Error) -> io::Result<()> {
     match error.raw_os_error() {
         Some(libc::EAGAIN | libc::EBUSY | libc::ENOBUFS | libc::ENETDOWN | libc::EINTR) => Ok(()),
@@ -396,9 +424,9 @@ fn unless_busy(error: io::Error) -> io::Result<()> {
     }
 }
 
-/// Size of a fill ring that always takes every one of `frames` frames. The kernel takes entries out well before it says so
-/// (`__xskq_cons_release` comes after the packets were published): a frame can be back in user space while its old entry
-/// still counts, so each frame may have two.
+/// Size of a fill ring that always takes every one of `frames` frames. The kernel takes entries out
+/// well before it says so (`__xskq_cons_release` comes after the packets were published): a frame
+/// can be back in user space while its old entry still counts, so each frame may have two.
 pub(super) fn fill_ring(frames: u32) -> u32 {
     2 * frames.next_power_of_two()
 }
@@ -434,8 +462,8 @@ pub(super) fn unbound() -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-/// Packets that one call takes from the card at most: as many as its driver takes in one go (NAPI_POLL_WEIGHT), where the
-/// kernel's default for busy polling is 8.
+/// Packets that one call takes from the card at most: as many as its driver takes in one go
+/// (NAPI_POLL_WEIGHT), where the kernel's default for busy polling is 8.
 const BUSY_POLL_BUDGET: u32 = 64;
 
 /// Has `fd` poll the card itself, and asks what came of it.
@@ -447,10 +475,16 @@ fn busy_poll(fd: &OwnedFd, microseconds: u32) -> Result<BusyPoll> {
     ] {
         option::set(fd, option, &value).map_err(|error| match error.raw_os_error() {
             Some(libc::ENOPROTOOPT) => {
-                anyhow!("no busy polling: it takes Linux 5.11 or newer with CONFIG_NET_RX_BUSY_POLL")
+                anyhow!(
+                    "no busy polling: it takes Linux 5.11 or newer with CONFIG_NET_RX_BUSY_POLL"
+                )
             }
             Some(libc::EPERM) => {
-                anyhow!(denied::explain("busy polling", &["CAP_NET_ADMIN"], "setsockopt(SO_BUSY_POLL)"))
+                anyhow!(denied::explain(
+                    "busy polling",
+                    &["CAP_NET_ADMIN"],
+                    "setsockopt(SO_BUSY_POLL)"
+                ))
             }
             _ => anyhow!("no busy polling for {microseconds} microseconds: {error}"),
         })?;
@@ -486,8 +520,8 @@ fn may_copy(error: &io::Error) -> bool {
     !matches!(error.raw_os_error(), Some(libc::EBUSY | libc::EPERM | libc::ENODEV | libc::ENETDOWN))
 }
 
-/// Why there is no zero-copy. Drivers without it say EOPNOTSUPP; virtio_net says EINVAL where its queues have no DMA of their
-/// own (no iommu_platform), or are too short.
+/// Why there is no zero-copy. Drivers without it say EOPNOTSUPP; virtio_net says EINVAL where its
+/// queues have no DMA of their own (no iommu_platform), or are too short.
 fn no_zero_copy(config: &SocketConfig, error: &io::Error) -> String {
     match error.raw_os_error() {
         Some(_) => format!("the driver of {} refuses zero-copy ({error})", config.interface),
@@ -500,14 +534,21 @@ fn explain(config: &SocketConfig, mode: CopyMode, error: &io::Error) -> anyhow::
     let SocketConfig { interface, queue, .. } = config;
     if mode == CopyMode::Zero && may_copy(error) {
         let why = no_zero_copy(config, error);
-        return anyhow!("no zero-copy on queue {queue}: {why}: use --copy auto, which falls back to copy");
+        return anyhow!(
+            "no zero-copy on queue {queue}: {why}: use --copy auto, which falls back to copy"
+        );
     }
     let why = match error.raw_os_error() {
         Some(libc::EBUSY) => format!(
-            "queue {queue} of {interface} is taken by another AF_XDP socket: stop it, or use another queue"
+            "queue {queue} of {interface} is taken by another AF_XDP socket: stop it, or use \
+             another queue"
         ),
-        Some(libc::EINVAL) => format!("the kernel refuses queue {queue} of {interface}: does it exist?"),
-        Some(libc::EPERM) => denied::explain("binding an AF_XDP socket", &["CAP_NET_RAW"], "bind(2)"),
+        Some(libc::EINVAL) => {
+            format!("the kernel refuses queue {queue} of {interface}: does it exist?")
+        }
+        Some(libc::EPERM) => {
+            denied::explain("binding an AF_XDP socket", &["CAP_NET_RAW"], "bind(2)")
+        }
         Some(libc::ENODEV) => format!("{interface} has gone"),
         Some(libc::ENETDOWN) => format!("{interface} is down: set it up first"),
         _ => format!("the kernel refuses queue {queue} of {interface}"),
@@ -522,7 +563,8 @@ fn producer<T: Entry>(
     size: u32,
 ) -> Result<Producer<T>> {
     let (memory, layout) = map_ring::<T>(fd, offsets, page, size)?;
-    Producer::new(&memory, &layout, size).context("the kernel gave a ring layout that makes no sense")
+    Producer::new(&memory, &layout, size)
+        .context("the kernel gave a ring layout that makes no sense")
 }
 
 fn consumer<T: Entry>(
@@ -532,7 +574,8 @@ fn consumer<T: Entry>(
     size: u32,
 ) -> Result<Consumer<T>> {
     let (memory, layout) = map_ring::<T>(fd, offsets, page, size)?;
-    Consumer::new(&memory, &layout, size).context("the kernel gave a ring layout that makes no sense")
+    Consumer::new(&memory, &layout, size)
+        .context("the kernel gave a ring layout that makes no sense")
 }
 
 fn map_ring<T: Entry>(

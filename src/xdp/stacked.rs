@@ -6,7 +6,8 @@ use super::ethtool;
 use crate::netlink::{self, Link};
 
 /// Whether the driver of `link` runs an XDP program on the devices below it. Packets arrive there,
-/// and a ring of `link` takes none of theirs (`xsk_rcv_check` in net/xdp/xsk.c compares the devices).
+/// and a ring of `link` takes none of theirs (`xsk_rcv_check` in net/xdp/xsk.c compares the
+/// devices).
 #[must_use]
 pub fn runs_below(kind: Option<&str>) -> bool {
     matches!(kind, Some("bond" | "team"))
@@ -27,8 +28,8 @@ pub fn queues(link: &Link) -> Result<u32> {
     Ok(below.clamp(own, link.rx_queues.max(own)))
 }
 
-/// Refuses to serve queues of `link` whose replies would stay in the ring: those of an AF_XDP socket
-/// leave by the queue that it is bound to.
+/// Refuses to serve queues of `link` whose replies would stay in the ring: those of an AF_XDP
+/// socket leave by the queue that it is bound to.
 ///
 /// # Errors
 /// When one of `served` has no transmit queue, with what to do about it.
@@ -51,7 +52,8 @@ pub fn cannot_send(
     let queue = served.iter().find(|queue| **queue >= counts.sending)?;
     let wanted = served.iter().max().map_or(1, |queue| queue + 1);
     let why = format!(
-        "replies of queue {queue} of {interface} would not leave: it receives on {} queues and sends on {}",
+        "replies of queue {queue} of {interface} would not leave: it receives on {} queues and \
+         sends on {}",
         counts.in_use, counts.sending
     );
     Some((why, more_to_send(interface, counts, wanted)))

@@ -4,8 +4,9 @@
 //!   Frame ──fill──► (kernel) ──receive──► Packet ──transmit──► (kernel, n times) ──n-th completion──► Frame
 //! ```
 //!
-//! A token is not `Copy` and not `Clone`: what was handed over cannot be used again, and what was not handed over still
-//! has an owner. [`Rings`](super::Rings) is the only place that makes tokens after the first ones, and it counts them.
+//! A token is not `Copy` and not `Clone`: what was handed over cannot be used again, and what was
+//! not handed over still has an owner. [`Rings`](super::Rings) is the only place that makes tokens
+//! after the first ones, and it counts them.
 //!
 //! A token also says which UMEM it belongs to. Each UMEM has a range of addresses that no other has
 //! had before, and a token holds its address in there:
@@ -108,26 +109,35 @@ fn claim(unclaimed: &AtomicU64, length: u64, alignment: u64) -> Option<u64> {
 }
 
 impl Umem {
-    /// `frames` frames of `frame_size` bytes (2048 or 4096: what the kernel takes as aligned chunks), and the tokens of
-    /// all of them. The memory is touched here, so it is of the NUMA node whose processor the calling thread is on.
+    /// `frames` frames of `frame_size` bytes (2048 or 4096: what the kernel takes as aligned
+    /// chunks), and the tokens of all of them. The memory is touched here, so it is of the NUMA
+    /// node whose processor the calling thread is on.
     ///
     /// # Errors
     /// When there is not that much memory, or not that many huge pages, or the frame size is no
     /// power of two.
-    pub fn new(frames: u32, frame_size: u32, pages: HugepageRequest) -> io::Result<(Self, Vec<Frame>)> {
+    pub fn new(
+        frames: u32,
+        frame_size: u32,
+        pages: HugepageRequest,
+    ) -> io::Result<(Self, Vec<Frame>)> {
         let length = u64::from(frames) * u64::from(frame_size);
         if !frame_size.is_power_of_two() {
-            let why = format!("frames of {frame_size} bytes: the size must be a power of two, 2048 or 4096");
+            let why = format!(
+                "frames of {frame_size} bytes: the size must be a power of two, 2048 or 4096"
+            );
             return Err(io::Error::new(io::ErrorKind::InvalidInput, why));
         }
         let bytes = usize::try_from(length).map_err(io::Error::other)?;
         let memory = Memory::anonymous_on(pages, bytes)?;
         // Of all that is mapped, which may be more than the frames: `bytes_mut` checks against
         // that.
-        let base = claim(&UNCLAIMED, memory.length() as u64, frame_size.into())
-            .ok_or_else(|| io::Error::other("this process has had too many UMEMs: start it again"))?;
-        let tokens =
-            (0..frames).map(|frame| Frame { address: base + u64::from(frame) * u64::from(frame_size) });
+        let base =
+            claim(&UNCLAIMED, memory.length() as u64, frame_size.into()).ok_or_else(|| {
+                io::Error::other("this process has had too many UMEMs: start it again")
+            })?;
+        let tokens = (0..frames)
+            .map(|frame| Frame { address: base + u64::from(frame) * u64::from(frame_size) });
         Ok((Self { memory: Arc::new(memory), base, frame_size, frames, length }, tokens.collect()))
     }
 

@@ -5,8 +5,8 @@
 //!   client0  2001:db8:1::1/64  ═══ veth ═══  server0  2001:db8:1::2/64
 //! ```
 //!
-//! Every test has its own lab and takes it down, so they run in parallel, and beside those of other runs. What a killed
-//! run left is removed by the next one.
+//! Every test has its own lab and takes it down, so they run in parallel, and beside those of other
+//! runs. What a killed run left is removed by the next one.
 
 #![allow(dead_code)] // each test program uses its share of it
 
@@ -95,12 +95,17 @@ impl Drop for TestLab {
 /// Runs `ip` with these arguments, separated by blanks.
 pub fn ip(arguments: &str) -> Result<()> {
     let output = Command::new("ip").args(arguments.split_whitespace()).output()?;
-    ensure!(output.status.success(), "ip {arguments}: {}", String::from_utf8_lossy(&output.stderr).trim());
+    ensure!(
+        output.status.success(),
+        "ip {arguments}: {}",
+        String::from_utf8_lossy(&output.stderr).trim()
+    );
     Ok(())
 }
 
-/// Has the client's end poll for packets (NAPI), by a program there that passes all. A veth takes what an XDP program redirects into it
-/// only where the other end does, and a client with plain sockets does not.
+/// Has the client's end poll for packets (NAPI), by a program there that passes all. A veth takes
+/// what an XDP program redirects into it only where the other end does, and a client with plain
+/// sockets does not.
 pub fn have_client_poll(lab: &Lab) -> Result<Attachment> {
     let config = ProgramConfig {
         port: 0,
@@ -129,7 +134,8 @@ pub fn wait_for_no_program(lab: &Lab, side: Side) -> Result<()> {
 
 /// The server's addresses, without the one that the kernel makes anew whenever the link is set up.
 pub fn addresses(lab: &Lab) -> Result<HashSet<Ipv6Addr>> {
-    let addresses = lab.run_in(Side::Server, || netlink::addresses(netlink::link("server0")?.index))?;
+    let addresses =
+        lab.run_in(Side::Server, || netlink::addresses(netlink::link("server0")?.index))?;
     let addresses = addresses.into_iter().map(|address| address.ip);
     Ok(addresses.filter(|address| !address.is_unicast_link_local()).collect())
 }
@@ -166,7 +172,8 @@ fn sweep() {
         let Some((lab, _side)) = namespace.rsplit_once('-') else {
             continue;
         };
-        let Some((pid, _number)) = lab.strip_prefix('t').and_then(|rest| rest.split_once('-')) else {
+        let Some((pid, _number)) = lab.strip_prefix('t').and_then(|rest| rest.split_once('-'))
+        else {
             continue;
         };
         let is_dead = pid.parse::<u32>().is_ok() && !Path::new("/proc").join(pid).exists();

@@ -1,4 +1,5 @@
-//! Frames as they are on the link: sent as they are given, and everything that comes in from the other end.
+//! Frames as they are on the link: sent as they are given, and everything that comes in from the
+//! other end.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -55,7 +56,8 @@ impl PacketSocket {
         Ok(())
     }
 
-    /// Waits for the next frame, and takes all that has come; an error when none comes or something was missed.
+    /// Waits for the next frame, and takes all that has come; an error when none comes or something
+    /// was missed.
     pub fn receive(&self) -> Result<Vec<Vec<u8>>> {
         let patience = PollTimeout::try_from(PATIENCE)?;
         let ready = poll(&mut [PollFd::new(self.0.as_fd(), PollFlags::POLLIN)], patience)?;
@@ -82,7 +84,11 @@ impl PacketSocket {
                 &raw mut length,
             )
         };
-        ensure!(result == 0 && statistics.tp_drops == 0, "the capture missed {} frames", statistics.tp_drops);
+        ensure!(
+            result == 0 && statistics.tp_drops == 0,
+            "the capture missed {} frames",
+            statistics.tp_drops
+        );
         Ok(frames)
     }
 }
@@ -91,14 +97,20 @@ fn set_option<T>(socket: &OwnedFd, option: i32, value: &T) -> Result<()> {
     let length = size_of::<T>() as libc::socklen_t;
     // SAFETY: `value` is valid for reads of its size.
     let result = unsafe {
-        libc::setsockopt(socket.as_raw_fd(), libc::SOL_PACKET, option, (&raw const *value).cast(), length)
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_PACKET,
+            option,
+            (&raw const *value).cast(),
+            length,
+        )
     };
     ensure!(result == 0, io::Error::last_os_error());
     Ok(())
 }
 
-/// Has `frame`, UDP directly over IPv6, as a kernel hands it to a card that is to finish its checksum:
-/// the sum of the pseudo-header stands in its place (RFC 8200 section 8.1).
+/// Has `frame`, UDP directly over IPv6, as a kernel hands it to a card that is to finish its
+/// checksum: the sum of the pseudo-header stands in its place (RFC 8200 section 8.1).
 pub fn leave_checksum_unfinished(frame: &mut [u8]) {
     let words = frame[22..54].chunks(2).chain([&frame[58..60]]);
     let mut sum = words.map(|word| u32::from(word[0]) << 8 | u32::from(word[1])).sum::<u32>() + 17;

@@ -114,8 +114,8 @@ impl Server {
         Ok(kill(Pid::from_raw(self.child.id() as i32), signal)?)
     }
 
-    /// Kills the server, and before it the guard that would put right at once what it leaves (tests/faults.rs): then that is
-    /// for the next to do.
+    /// Kills the server, and before it the guard that would put right at once what it leaves
+    /// (tests/faults.rs): then that is for the next to do.
     pub fn kill_with_guard(&mut self) -> Result<()> {
         let pid = self.child.id();
         let children = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"))?;

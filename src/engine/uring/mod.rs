@@ -1,5 +1,6 @@
-//! Sockets by io_uring: one receive stands and brings each request in a buffer of its own (multishot, provided buffers), and replies
-//! are sent from that same buffer. A turn of a worker is one system call, which submits the replies to what came in the turn before.
+//! Sockets by io_uring: one receive stands and brings each request in a buffer of its own
+//! (multishot, provided buffers), and replies are sent from that same buffer. A turn of a worker is
+//! one system call, which submits the replies to what came in the turn before.
 //!
 //! ```text
 //!   recvmsg, multishot ─► completions ─► Handler ─► sendmsg of equal replies as one (UDP_SEGMENT) ─► completions ─► buffer is free
@@ -22,8 +23,9 @@ use super::{CounterSet, Engine, EngineConfig, Modes, pin};
 use crate::machine::sandbox::{Role, Sandbox};
 use ring::{Event, Request, Ring};
 
-/// Buffers of a worker, a power of two. The kernel hands over 32 requests at once (MULTISHOT_MAX_RETRY): this is room for those whose
-/// replies wait for the card, and little enough to stay in a processor's cache. More requests wait in the socket.
+/// Buffers of a worker, a power of two. The kernel hands over 32 requests at once
+/// (MULTISHOT_MAX_RETRY): this is room for those whose replies wait for the card, and little enough
+/// to stay in a processor's cache. More requests wait in the socket.
 const BUFFERS: u16 = 256;
 
 pub(super) struct Uring {
@@ -54,7 +56,8 @@ impl Uring {
             let ring = Ring::open(socket.clone(), BUFFERS)?;
             Ok(Worker { ring, socket, core, shown: Arc::default() })
         };
-        let workers: Vec<_> = sockets.into_iter().zip(&config.cores).map(worker).collect::<Result<_>>()?;
+        let workers: Vec<_> =
+            sockets.into_iter().zip(&config.cores).map(worker).collect::<Result<_>>()?;
         let modes = Modes {
             cores: config.cores.clone(),
             receive_buffer: workers.first().and_then(|worker| udp::receive_buffer(&worker.socket)),
@@ -82,7 +85,8 @@ impl Service {
         }
         ring.close()?;
         while ring.is_busy() {
-            // What was received is answered. A reply that the card does not take for so long is not waited for.
+            // What was received is answered. A reply that the card does not take for so long is not
+            // waited for.
             if !self.turn(&mut ring, &mut tally)? {
                 ring.cancel_all()?;
             }
@@ -92,7 +96,8 @@ impl Service {
         Ok(())
     }
 
-    /// Waits for something to happen, and does what is to be done about it; `false` when nothing has for a while.
+    /// Waits for something to happen, and does what is to be done about it; `false` when nothing
+    /// has for a while.
     fn turn(&self, ring: &mut Ring, tally: &mut Tally) -> Result<bool> {
         let happened = ring.wait()?;
         // More may come meanwhile, without an end: a turn has one.
@@ -137,7 +142,8 @@ impl Engine for Uring {
 
     fn counters(&self) -> Result<Box<dyn CounterSet>> {
         let workers = self.workers.iter();
-        let (sockets, shown) = workers.map(|worker| (worker.socket.clone(), worker.shown.clone())).unzip();
+        let (sockets, shown) =
+            workers.map(|worker| (worker.socket.clone(), worker.shown.clone())).unzip();
         Ok(Box::new(SocketCounters { sockets, shown }))
     }
 

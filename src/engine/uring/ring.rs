@@ -1,5 +1,5 @@
-//! An io_uring with a socket on it: buffers that the kernel receives into and that replies are sent from. It knows nothing of which
-//! requests are answered. The `unsafe` of the engine is here.
+//! An io_uring with a socket on it: buffers that the kernel receives into and that replies are sent
+//! from. It knows nothing of which requests are answered. The `unsafe` of the engine is here.
 //!
 //! ```text
 //!                ┌───────────── give (buffer ring, IORING_REGISTER_PBUF_RING) ◄────────────┐
@@ -8,9 +8,10 @@
 //!                                                 └────────────────put_back────────────────┘
 //! ```
 //!
-//! A buffer is in one place at a time. So no more completions can wait than there are buffers, and a few of operations that have
-//! none: the completion queue is twice as large, and does not overflow. If it did, the kernel would keep what has no room (all that
-//! have multishot receive have IORING_FEAT_NODROP) and hand it over at the next call, like anything else.
+//! A buffer is in one place at a time. So no more completions can wait than there are buffers, and
+//! a few of operations that have none: the completion queue is twice as large, and does not
+//! overflow. If it did, the kernel would keep what has no room (all that have multishot receive
+//! have IORING_FEAT_NODROP) and hand it over at the next call, like anything else.
 
 use std::io;
 use std::mem::{self, ManuallyDrop, offset_of};
@@ -31,29 +32,34 @@ use crate::machine::denied;
 use crate::wire::MAX_PAYLOAD;
 use crate::xdp::Memory;
 
-/// Operations that one call submits at most: no more requests are decided over before the reply to the first leaves.
+/// Operations that one call submits at most: no more requests are decided over before the reply to
+/// the first leaves.
 const SUBMISSIONS: u32 = 64;
 
 /// The buffers' group: a ring may have several, and this has one.
 const GROUP: u16 = 0;
 
-/// Where the parts of a datagram lie in a buffer: behind a struct io_uring_recvmsg_out (linux/io_uring.h: four u32).
+/// Where the parts of a datagram lie in a buffer: behind a struct io_uring_recvmsg_out
+/// (linux/io_uring.h: four u32).
 const PEER: usize = 16;
 const CONTROL: usize = PEER + size_of::<libc::sockaddr_in6>();
 const PAYLOAD: usize = CONTROL + size_of::<Control<libc::in6_pktinfo>>();
 const LENGTH: usize = PAYLOAD + MAX_PAYLOAD;
 
-/// What an operation is, to be recognised by when it completes: a reply by its buffer, and others by what no buffer is called.
+/// What an operation is, to be recognised by when it completes: a reply by its buffer, and others
+/// by what no buffer is called.
 const RECEIVE: u64 = u64::MAX;
 const CANCEL: u64 = u64::MAX - 1;
 
-/// How often [`Ring`]'s end looks whether all has completed, [`DOZE`] apart, before it gives up its memory for lost.
+/// How often [`Ring`]'s end looks whether all has completed, [`DOZE`] apart, before it gives up its
+/// memory for lost.
 const PATIENCE: u32 = 20;
 
 /// Why a request is refused: its buffer is not one of this ring.
 const ELSEWHERE: &str = "the request came by another ring: answer it there";
 
-/// A buffer, and what the kernel is told of the replies that are sent from it. Nobody writes it but who has it at the time.
+/// A buffer, and what the kernel is told of the replies that are sent from it. Nobody writes it but
+/// who has it at the time.
 #[repr(C, align(64))]
 struct Buffer {
     header: libc::msghdr,
@@ -92,12 +98,14 @@ pub(super) enum Event {
     Invalid,
 }
 
-/// The ring of one worker. Only the thread that has called [`enable`](Self::enable) may use it from then on.
+/// The ring of one worker. Only the thread that has called [`enable`](Self::enable) may use it from
+/// then on.
 pub(super) struct Ring {
     /// No other ring of this process has had the number: a request may outlive its ring.
     number: u64,
     ring: IoUring,
-    /// All that the kernel is told of, and the pointers below lead to: entries of the buffer ring, `receive`, buffers.
+    /// All that the kernel is told of, and the pointers below lead to: entries of the buffer ring,
+    /// `receive`, buffers.
     memory: ManuallyDrop<Memory>,
     socket: Arc<OwnedFd>,
     entries: NonNull<BufRingEntry>,
@@ -120,13 +128,16 @@ pub(super) struct Ring {
 unsafe impl Send for Ring {}
 
 impl Ring {
-    /// With `count` buffers, a power of two. Nothing is received before the first [`wait`](Self::wait).
+    /// With `count` buffers, a power of two. Nothing is received before the first
+    /// [`wait`](Self::wait).
     pub fn open(socket: Arc<OwnedFd>, count: u16) -> Result<Self> {
         let ring = set_up(count).map_err(explain)?;
         let header = usize::from(count) * size_of::<BufRingEntry>();
         let first = (header + size_of::<libc::msghdr>()).next_multiple_of(align_of::<Buffer>());
-        let memory = Memory::anonymous(first + usize::from(count) * size_of::<Buffer>()).map_err(explain)?;
-        let places = (memory.at(0, count.into()), memory.at(header, 1), memory.at(first, count.into()));
+        let memory =
+            Memory::anonymous(first + usize::from(count) * size_of::<Buffer>()).map_err(explain)?;
+        let places =
+            (memory.at(0, count.into()), memory.at(header, 1), memory.at(first, count.into()));
         let (Some(entries), Some(receive), Some(buffers)) = places else {
             return Err(anyhow!("no memory for {count} buffers"));
         };
@@ -155,7 +166,8 @@ impl Ring {
             this.give(buffer);
         }
         let address = this.entries.as_ptr() as u64;
-        // SAFETY: as many entries lie there, from the start of a page on, until no operation uses them (see `drop`).
+        // SAFETY: as many entries lie there, from the start of a page on, until no operation uses
+        // them (see `drop`).
         unsafe { this.ring.submitter().register_buf_ring_with_flags(address, count, GROUP, 0) }
             .map_err(explain)?;
         Ok(this)
@@ -166,10 +178,11 @@ impl Ring {
         self.ring.submitter().register_enable_rings().context("cannot enable the io_uring")
     }
 
-    /// Submits what is to be done, and waits until something has happened; `false` when nothing has for [`DOZE`].
+    /// Submits what is to be done, and waits until something has happened; `false` when nothing has
+    /// for [`DOZE`].
     pub fn wait(&mut self) -> Result<bool> {
-        // The kernel ends a receive when it has no buffer, for one, and it has none while they are all out: requests wait in the
-        // socket then.
+        // The kernel ends a receive when it has no buffer, for one, and it has none while they are
+        // all out: requests wait in the socket then.
         if !self.receiving && !self.closing && self.out < self.count {
             let socket = Fd(self.socket.as_raw_fd());
             let entry = opcode::RecvMsgMulti::new(socket, self.receive.as_ptr(), GROUP);
@@ -231,7 +244,8 @@ impl Ring {
     /// What came into `buffer`; `None` when the kernel does not say whom it was sent to.
     fn request(&self, buffer: u16, length: usize) -> Option<Request> {
         let place = self.place(buffer, offset_of!(Buffer, data));
-        // SAFETY: the buffer came out of the ring, so that nobody writes it; it is as long, and initialised from the start.
+        // SAFETY: the buffer came out of the ring, so that nobody writes it; it is as long, and
+        // initialised from the start.
         let data = unsafe { slice::from_raw_parts(place.as_ptr(), length.min(LENGTH)) };
         // SAFETY: nobody writes it after `open`.
         let header = unsafe { self.receive.as_ref() };
@@ -244,8 +258,14 @@ impl Ring {
         Some(Request { ring: self.number, buffer, length, source, source_port, asked })
     }
 
-    /// Sends what `request` carries back to whom it came from, `replies` times, from the address `from`.
-    pub fn reply(&mut self, request: Request, from: libc::in6_pktinfo, replies: usize) -> Result<()> {
+    /// Sends what `request` carries back to whom it came from, `replies` times, from the address
+    /// `from`.
+    pub fn reply(
+        &mut self,
+        request: Request,
+        from: libc::in6_pktinfo,
+        replies: usize,
+    ) -> Result<()> {
         ensure!(request.ring == self.number, ELSEWHERE);
         // SAFETY: within the memory; the request, which is of this ring, says that neither the ring
         // nor an operation has it.
@@ -257,8 +277,8 @@ impl Ring {
         self.send(request.buffer)
     }
 
-    /// Sends as many of the replies that are left as go at once. The others follow when those have left: so each buffer has one
-    /// operation at most.
+    /// Sends as many of the replies that are left as go at once. The others follow when those have
+    /// left: so each buffer has one operation at most.
     fn send(&mut self, index: u16) -> Result<()> {
         // SAFETY: within the memory; no operation has it.
         let buffer = unsafe { self.buffer(index).as_mut() };
@@ -267,7 +287,8 @@ impl Ring {
         buffer.header.msg_iovlen = buffer.copies as _;
         buffer.header.msg_controllen = Controls::length(buffer.copies) as _;
         let entry = opcode::SendMsg::new(Fd(self.socket.as_raw_fd()), &raw const buffer.header);
-        // SAFETY: the buffer, to which all of its pointers lead, is nobody else's until this has completed, and stays (see `drop`).
+        // SAFETY: the buffer, to which all of its pointers lead, is nobody else's until this has
+        // completed, and stays (see `drop`).
         unsafe { self.push(&entry.build().user_data(index.into())) }
     }
 
@@ -400,11 +421,13 @@ impl Ring {
 }
 
 impl Drop for Ring {
-    /// To close the ring does not end its operations at once: the kernel would write into memory that is something else by then.
+    /// To close the ring does not end its operations at once: the kernel would write into memory
+    /// that is something else by then.
     fn drop(&mut self) {
         if self.quiet().is_ok() {
-            // SAFETY: nothing is pending or will be submitted, so that the kernel writes and reads none of it; the pages of the buffer
-            // ring are its own too (it has pinned them). Nobody uses `memory` after this. Where operations do not end, it stays.
+            // SAFETY: nothing is pending or will be submitted, so that the kernel writes and reads
+            // none of it; the pages of the buffer ring are its own too (it has pinned them). Nobody
+            // uses `memory` after this. Where operations do not end, it stays.
             unsafe { ManuallyDrop::drop(&mut self.memory) };
         }
     }
@@ -414,12 +437,18 @@ impl Drop for Ring {
 fn set_up(count: u16) -> io::Result<IoUring> {
     let with = |choose: fn(&mut Builder) -> &mut Builder| {
         let mut builder = IoUring::builder();
-        builder.setup_single_issuer().setup_r_disabled().setup_cqsize(2 * u32::from(count).max(SUBMISSIONS));
+        builder
+            .setup_single_issuer()
+            .setup_r_disabled()
+            .setup_cqsize(2 * u32::from(count).max(SUBMISSIONS));
         choose(&mut builder).build(SUBMISSIONS)
     };
-    // Work that was put off is done when the worker asks what has happened (Linux 6.1), or at least does not interrupt it.
+    // Work that was put off is done when the worker asks what has happened (Linux 6.1), or at least
+    // does not interrupt it.
     match with(Builder::setup_defer_taskrun) {
-        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => with(Builder::setup_coop_taskrun),
+        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
+            with(Builder::setup_coop_taskrun)
+        }
         other => other,
     }
 }
@@ -429,7 +458,8 @@ fn outcome(result: i32) -> io::Result<usize> {
     usize::try_from(result).map_err(|_| io::Error::from_raw_os_error(result.wrapping_neg()))
 }
 
-/// Whether a call of io_uring_enter brought anything, which may be for want of time. Other failures are no reason to stop either.
+/// Whether a call of io_uring_enter brought anything, which may be for want of time. Other failures
+/// are no reason to stop either.
 fn passed(entered: io::Result<usize>) -> Result<bool> {
     let Err(error) = entered else { return Ok(true) };
     match error.raw_os_error() {
@@ -444,15 +474,19 @@ fn passed(entered: io::Result<usize>) -> Result<bool> {
 fn explain(error: io::Error) -> anyhow::Error {
     match error.raw_os_error() {
         Some(libc::ENOSYS) => anyhow!(
-            "this kernel has no io_uring (CONFIG_IO_URING), or a container hides it: use --engine socket-gso"
+            "this kernel has no io_uring (CONFIG_IO_URING), or a container hides it: use --engine \
+             socket-gso"
         ),
         Some(libc::EPERM | libc::EACCES) => anyhow!(denied::explain_io_uring()),
-        // Of what is asked for, the newest is IORING_SETUP_SINGLE_ISSUER, which is as old as multishot recvmsg.
+        // Of what is asked for, the newest is IORING_SETUP_SINGLE_ISSUER, which is as old as
+        // multishot recvmsg.
         Some(libc::EINVAL) => anyhow!(
-            "the io_uring of this kernel is too old, it takes Linux 6.0 or newer: use --engine socket-gso"
+            "the io_uring of this kernel is too old, it takes Linux 6.0 or newer: use --engine \
+             socket-gso"
         ),
         Some(libc::ENOMEM) => anyhow!(
-            "no memory for an io_uring: raise the limit of locked memory (ulimit -l) or that of the control group, or name fewer --cores"
+            "no memory for an io_uring: raise the limit of locked memory (ulimit -l) or that of \
+             the control group, or name fewer --cores"
         ),
         Some(libc::EMFILE | libc::ENFILE) => {
             anyhow!("no file descriptor left for an io_uring: raise the limit (ulimit -n)")
@@ -523,7 +557,9 @@ mod tests {
             while left > 0 {
                 ring.wait().unwrap();
                 while let Some(event) = ring.next().unwrap() {
-                    let Event::Sent(copies, Ok(())) = event else { panic!("only replies were to leave") };
+                    let Event::Sent(copies, Ok(())) = event else {
+                        panic!("only replies were to leave")
+                    };
                     left -= copies;
                 }
             }

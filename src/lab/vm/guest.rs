@@ -1,6 +1,8 @@
-//! INSIDE THE GUEST: the first process, which makes a machine of it, a lab of its cards, runs the command and ends the machine.
+//! INSIDE THE GUEST: the first process, which makes a machine of it, a lab of its cards, runs the
+//! command and ends the machine.
 //!
-//! It is process 1 and must not end by itself: whatever goes wrong is said to the host, and then the machine is switched off.
+//! It is process 1 and must not end by itself: whatever goes wrong is said to the host, and then
+//! the machine is switched off.
 
 use std::convert::Infallible;
 use std::fs::{self, File};
@@ -34,8 +36,9 @@ pub fn be_init() -> Result<Infallible> {
         "this is what 'sixhop lab vm' runs in its guest, and of no use outside of it"
     );
     let order = prepare();
-    let ended =
-        order.and_then(|order| work(&order)).unwrap_or_else(|error| Said::Error(format!("{error:#}")));
+    let ended = order
+        .and_then(|order| work(&order))
+        .unwrap_or_else(|error| Said::Error(format!("{error:#}")));
     if let Err(error) = say(&ended) {
         eprintln!("{ended:?}, and nobody to tell it: {error:#}"); // the console
     }
@@ -45,7 +48,9 @@ pub fn be_init() -> Result<Infallible> {
 
 /// Makes the machine's files those of the guest.
 fn prepare() -> Result<Order> {
-    for (kind, place) in [("devtmpfs", "/dev"), ("proc", "/proc"), ("sysfs", "/sys"), ("tmpfs", "/upper")] {
+    for (kind, place) in
+        [("devtmpfs", "/dev"), ("proc", "/proc"), ("sysfs", "/sys"), ("tmpfs", "/upper")]
+    {
         put(kind, place, None)?;
     }
     let order: Order = serde_json::from_slice(&fs::read(ORDER)?)?;
@@ -55,7 +60,8 @@ fn prepare() -> Result<Order> {
         finit_module(file, c"", ModuleInitFlags::empty())
             .with_context(|| format!("the kernel does not take {}", module.display()))?;
     }
-    // Nothing of the host changes while the guest runs, as far as it cares: it may remember all that it read.
+    // Nothing of the host changes while the guest runs, as far as it cares: it may remember all
+    // that it read.
     share("root", Path::new("/host"), "cache=loose,ro")?;
     fs::create_dir("/upper/files")?;
     fs::create_dir("/upper/work")?;
@@ -78,7 +84,8 @@ fn prepare() -> Result<Order> {
         share("out", &place, "cache=none")?;
     }
     std::env::set_current_dir("/root")?;
-    mount(Some("."), "/", None::<&str>, MsFlags::MS_MOVE, None::<&str>).context("cannot move the root")?;
+    mount(Some("."), "/", None::<&str>, MsFlags::MS_MOVE, None::<&str>)
+        .context("cannot move the root")?;
     chroot(".").context("cannot change the root")?;
     Ok(order)
 }
@@ -87,7 +94,8 @@ fn prepare() -> Result<Order> {
 fn work(order: &Order) -> Result<Said> {
     let [server, client] = MACS;
     let give_up = Instant::now() + CARD_TIMEOUT;
-    let there = |mac| Ok::<_, anyhow::Error>(crate::netlink::links()?.iter().any(|link| link.mac == mac));
+    let there =
+        |mac| Ok::<_, anyhow::Error>(crate::netlink::links()?.iter().any(|link| link.mac == mac));
     while !(there(server)? && there(client)?) {
         ensure!(Instant::now() < give_up, "the kernel has no driver for the cards");
         thread::sleep(Duration::from_millis(10));
@@ -98,19 +106,25 @@ fn work(order: &Order) -> Result<Said> {
         let card = links.iter().find(|link| link.mac == mac).context("a card has gone")?;
         match order.queues {
             Some(queues) => ethtool::set_queues(&card.name, queues)?,
-            // One, so that both sides have one worker; a card that cannot choose keeps those that it has.
+            // One, so that both sides have one worker; a card that cannot choose keeps those that
+            // it has.
             None => ethtool::set_queues(&card.name, 1).unwrap_or_default(),
         }
         // A flood waits in them instead of being dropped.
         ethtool::enlarge_card_rings(&card.name)?;
         interrupt_on(&card.name, core)?;
-        // QEMU (10.0) takes a datagram that an igb is to cut for one to be fragmented, and sends it whole: the kernel cuts it.
+        // QEMU (10.0) takes a datagram that an igb is to cut for one to be fragmented, and sends it
+        // whole: the kernel cuts it.
         ethtool::switch_off(&card.name, "tx-udp-segmentation")?;
     }
     Lab::named(DEFAULT_NAME)?.adopt(server, client)?;
     let (program, arguments) = order.command.split_first().context("no command")?;
     let mut command = Command::new(program);
-    command.args(arguments).current_dir(&order.directory).env_clear().envs(order.variables.iter().cloned());
+    command
+        .args(arguments)
+        .current_dir(&order.directory)
+        .env_clear()
+        .envs(order.variables.iter().cloned());
     command.stdin(File::open("/dev/null")?).stdout(port(PORTS[1])?).stderr(port(PORTS[2])?);
     let child = command.spawn().with_context(|| format!("cannot run {program}"))?;
     say(&Said::Started)?;
@@ -128,12 +142,14 @@ fn work(order: &Order) -> Result<Said> {
     }
 }
 
-/// Has a card interrupt one processor: the first does the server's work, the last the client's, for every engine alike.
+/// Has a card interrupt one processor: the first does the server's work, the last the client's, for
+/// every engine alike.
 fn interrupt_on(interface: &str, core: usize) -> Result<()> {
     let device = Path::new("/sys/class/net").join(interface).join("device");
     // Those of a virtio device are its PCI function's.
     let places = [device.join("msi_irqs"), device.join("../msi_irqs")];
-    for interrupt in places.iter().filter_map(|place| fs::read_dir(place).ok()).flatten().flatten() {
+    for interrupt in places.iter().filter_map(|place| fs::read_dir(place).ok()).flatten().flatten()
+    {
         let affinity = Path::new("/proc/irq").join(interrupt.file_name()).join("smp_affinity_list");
         // Vectors that the driver has not asked for have no such file.
         if affinity.exists() {
@@ -166,7 +182,8 @@ fn say(what: &Said) -> Result<()> {
 
 /// A way out to the host.
 fn port(name: &str) -> Result<File> {
-    for entry in fs::read_dir("/sys/class/virtio-ports").context("no ports to the host")?.flatten() {
+    for entry in fs::read_dir("/sys/class/virtio-ports").context("no ports to the host")?.flatten()
+    {
         if fs::read_to_string(entry.path().join("name")).is_ok_and(|found| found.trim() == name) {
             let device = Path::new("/dev").join(entry.file_name());
             return File::options()

@@ -1,4 +1,5 @@
-//! A LAB WITH REAL DRIVERS: a virtual machine with two network cards, joined back to back, each in a namespace of its own.
+//! A LAB WITH REAL DRIVERS: a virtual machine with two network cards, joined back to back, each in
+//! a namespace of its own.
 //!
 //! ```text
 //!   host      sixhop lab vm ──► QEMU ── console, stdout, stderr, how it ended ◄──┐
@@ -7,9 +8,11 @@
 //!             client0  card ═══════ QEMU's hub ═══════ card  server0
 //! ```
 //!
-//! The guest sees the files of the machine that starts it and can change none but those of one directory. What a card grants there,
-//! its driver grants; how fast it is says nothing of a real one, since QEMU translates the guest's instructions: figures say so
-//! ([`Environment::guest`](crate::machine::Environment)), and are good for ratios within one guest alone.
+//! The guest sees the files of the machine that starts it and can change none but those of one
+//! directory. What a card grants there, its driver grants; how fast it is says nothing of a real
+//! one, since QEMU translates the guest's instructions: figures say so
+//! ([`Environment::guest`](crate::machine::Environment)), and are good for ratios within one guest
+//! alone.
 
 mod guest;
 mod parts;
@@ -36,7 +39,8 @@ pub use parts::{Kernel, Qemu};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum Nic {
-    /// Intel 82576; its driver is that of the I210 and I350 as well, and has zero-copy since Linux 6.14
+    /// Intel 82576; its driver is that of the I210 and I350 as well, and has zero-copy since Linux
+    /// 6.14
     Igb,
     /// virtio-net as it has zero-copy: with IOMMU platform, without legacy
     Virtio,
@@ -176,12 +180,18 @@ pub fn label() -> Option<String> {
     line.split_ascii_whitespace().find_map(|word| Some(word.strip_prefix(LABEL)?.to_owned()))
 }
 
-/// Boots a guest, runs the command in it, and returns its exit status. `show` is told what takes long before the command starts, and
-/// `None` when it does. The guest ends with this process, and when `stop` is set.
+/// Boots a guest, runs the command in it, and returns its exit status. `show` is told what takes
+/// long before the command starts, and `None` when it does. The guest ends with this process, and
+/// when `stop` is set.
 ///
 /// # Errors
-/// When there is no kernel or QEMU, the guest does not boot, takes too long, or ends without a word.
-pub fn run(config: &VmConfig, stop: &AtomicBool, show: &mut dyn FnMut(Option<&str>)) -> Result<i32> {
+/// When there is no kernel or QEMU, the guest does not boot, takes too long, or ends without a
+/// word.
+pub fn run(
+    config: &VmConfig,
+    stop: &AtomicBool,
+    show: &mut dyn FnMut(Option<&str>),
+) -> Result<i32> {
     ensure!(!config.command.is_empty(), "no command to run: name one");
     let kernel = Kernel::find(config.kernel.as_deref(), &mut |what| show(Some(what)))?;
     let qemu = Qemu::find(&mut |what| show(Some(what)))?;
@@ -198,7 +208,9 @@ pub fn run(config: &VmConfig, stop: &AtomicBool, show: &mut dyn FnMut(Option<&st
     let mut command = qemu.command();
     arguments(&mut command, config, work.path());
     command.arg("-kernel").arg(&kernel.image).arg("-initrd").arg(&initramfs);
-    command.arg("-append").arg(format!("console=ttyS0 quiet panic=-1 rdinit=/init {label} -- lab guest"));
+    command
+        .arg("-append")
+        .arg(format!("console=ttyS0 quiet panic=-1 rdinit=/init {label} -- lab guest"));
     let output = work.path().join("qemu");
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(File::create(&output)?);
     let mut child = command.spawn().context("cannot start QEMU: setpriv of util-linux does it")?;
@@ -207,7 +219,8 @@ pub fn run(config: &VmConfig, stop: &AtomicBool, show: &mut dyn FnMut(Option<&st
         for listener in &listeners {
             ports.push(accept(listener, &mut child, &output)?);
         }
-        let [control, stdout, stderr] = ports.try_into().map_err(|_| anyhow::anyhow!("a port is missing"))?;
+        let [control, stdout, stderr] =
+            ports.try_into().map_err(|_| anyhow::anyhow!("a port is missing"))?;
         let copies = [
             scope.spawn(move || copy(stdout, &mut io::stdout())),
             scope.spawn(move || copy(stderr, &mut io::stderr())),
@@ -215,7 +228,9 @@ pub fn run(config: &VmConfig, stop: &AtomicBool, show: &mut dyn FnMut(Option<&st
         let (sender, said) = mpsc::channel();
         scope.spawn(move || {
             let lines = BufReader::new(control).lines().map_while(Result::ok);
-            lines.filter_map(|line| serde_json::from_str(&line).ok()).try_for_each(|said| sender.send(said))
+            lines
+                .filter_map(|line| serde_json::from_str(&line).ok())
+                .try_for_each(|said| sender.send(said))
         });
         let mut last = None;
         let give_up = Instant::now() + config.limit;
@@ -230,7 +245,10 @@ pub fn run(config: &VmConfig, stop: &AtomicBool, show: &mut dyn FnMut(Option<&st
             let why = if stop.load(Ordering::Relaxed) {
                 "interrupted".to_owned()
             } else if Instant::now() >= give_up {
-                format!("the guest did not end within {} s: --limit allows it more", config.limit.as_secs())
+                format!(
+                    "the guest did not end within {} s: --limit allows it more",
+                    config.limit.as_secs()
+                )
             } else {
                 thread::sleep(Duration::from_millis(10));
                 continue;
@@ -291,8 +309,12 @@ fn copy(mut from: UnixStream, to: &mut dyn Write) {
 fn last_words(console: &Path, output: &Path) -> String {
     let lines = |path| {
         let text = String::from_utf8_lossy(&fs::read(path).unwrap_or_default()).into_owned();
-        let lines: Vec<_> =
-            text.lines().map(str::trim).filter(|line| !line.is_empty()).map(str::to_owned).collect();
+        let lines: Vec<_> = text
+            .lines()
+            .map(str::trim)
+            .filter(|line| !line.is_empty())
+            .map(str::to_owned)
+            .collect();
         lines[lines.len().saturating_sub(4)..].join("; ")
     };
     format!(
@@ -325,12 +347,13 @@ fn arguments(qemu: &mut Command, config: &VmConfig, work: &Path) {
     }
     for (index, mac) in MACS.iter().enumerate() {
         let mac = mac.map(|byte| format!("{byte:02x}")).join(":");
-        // Other ways to join two cards (stream, socket) deadlock under flood when both ends are in one QEMU. An igb has to have
-        // a port of its own.
+        // Other ways to join two cards (stream, socket) deadlock under flood when both ends are in
+        // one QEMU. An igb has to have a port of its own.
         qemu.arg("-netdev").arg(format!("hubport,id=net{index},hubid=0"));
         qemu.arg("-device").arg(format!("pcie-root-port,id=port{index},chassis={}", index + 1));
         let card = config.nic.device();
-        qemu.arg("-device").arg(format!("{card},netdev=net{index},bus=port{index},mac={mac},romfile="));
+        qemu.arg("-device")
+            .arg(format!("{card},netdev=net{index},bus=port{index},mac={mac},romfile="));
     }
 }
 
@@ -342,7 +365,8 @@ fn option(name: &str, path: &Path) -> String {
 /// The module of virtual routing and forwarding.
 const VRF: &str = "vrf";
 
-/// What the guest has before it has anything else: this program as its init, with its libraries, modules, and the order.
+/// What the guest has before it has anything else: this program as its init, with its libraries,
+/// modules, and the order.
 fn write_initramfs(path: &Path, kernel: &Kernel, config: &VmConfig) -> Result<()> {
     let file = File::create(path).with_context(|| format!("cannot make {}", path.display()))?;
     let mut archive = Archive { out: BufWriter::new(file), made: Vec::new() };
@@ -369,7 +393,10 @@ fn write_initramfs(path: &Path, kernel: &Kernel, config: &VmConfig) -> Result<()
         }
     }
     let text = |words: &OsString| {
-        words.to_str().map(str::to_owned).with_context(|| format!("{} is not UTF-8", words.to_string_lossy()))
+        words
+            .to_str()
+            .map(str::to_owned)
+            .with_context(|| format!("{} is not UTF-8", words.to_string_lossy()))
     };
     let variable = |name: &&str| Some(((*name).to_owned(), std::env::var(name).ok()?));
     let order = Order {
@@ -389,10 +416,15 @@ fn write_initramfs(path: &Path, kernel: &Kernel, config: &VmConfig) -> Result<()
 fn libraries(program: &Path) -> Result<Vec<PathBuf>> {
     let output = Command::new("ldd").arg(program).output().context("cannot run ldd")?;
     let words = String::from_utf8_lossy(&output.stdout).into_owned();
-    Ok(words.split_ascii_whitespace().filter(|word| word.starts_with('/')).map(PathBuf::from).collect())
+    Ok(words
+        .split_ascii_whitespace()
+        .filter(|word| word.starts_with('/'))
+        .map(PathBuf::from)
+        .collect())
 }
 
-/// A cpio archive as the kernel unpacks it (Documentation/driver-api/early-userspace/buffer-format.rst).
+/// A cpio archive as the kernel unpacks it
+/// (Documentation/driver-api/early-userspace/buffer-format.rst).
 struct Archive {
     out: BufWriter<File>,
     /// Directories that are in it.
@@ -409,7 +441,8 @@ impl Archive {
 
     /// With those that it is in.
     fn directory(&mut self, path: &Path) -> Result<()> {
-        let mut ancestors: Vec<_> = path.ancestors().filter(|path| !path.as_os_str().is_empty()).collect();
+        let mut ancestors: Vec<_> =
+            path.ancestors().filter(|path| !path.as_os_str().is_empty()).collect();
         ancestors.reverse();
         for directory in ancestors {
             if !self.made.iter().any(|made| made == directory) {
@@ -422,7 +455,8 @@ impl Archive {
 
     fn entry(&mut self, path: &Path, mode: u32, bytes: &[u8]) -> Result<()> {
         let inode = 0; // no two of them are one file: the kernel need not tell them apart
-        let header = cpio::newc::Builder::new(&path.to_string_lossy()).ino(inode).mode(mode).nlink(1);
+        let header =
+            cpio::newc::Builder::new(&path.to_string_lossy()).ino(inode).mode(mode).nlink(1);
         let length = u32::try_from(bytes.len()).context("a file of 4 GiB or more")?;
         let mut writer = header.write(&mut self.out, length);
         writer.write_all(bytes)?;

@@ -1,8 +1,10 @@
-//! WHAT A GUEST IS MADE OF: a kernel with its modules, and QEMU. The machine's own where they will do; otherwise from the packages of
-//! its distribution, unpacked into a cache (`~/.cache/sixhop`), beside the machine and never into it.
+//! WHAT A GUEST IS MADE OF: a kernel with its modules, and QEMU. The machine's own where they will
+//! do; otherwise from the packages of its distribution, unpacked into a cache (`~/.cache/sixhop`),
+//! beside the machine and never into it.
 //!
-//! Only Debian's packages are known, taken by apt from the mirror that the machine has, so that its signatures are verified. Those that
-//! decide what is measured are pinned besides, by version and checksum.
+//! Only Debian's packages are known, taken by apt from the mirror that the machine has, so that its
+//! signatures are verified. Those that decide what is measured are pinned besides, by version and
+//! checksum.
 
 use std::cmp::Reverse;
 use std::ffi::OsStr;
@@ -45,7 +47,8 @@ const IGB_SINCE: u32 = 8;
 /// The kernel that is fetched where none is named.
 const RELEASE: &str = "7.3.4+deb13-amd64";
 
-/// The suite that has such kernels, and the one that has such a QEMU for Debian 12; later ones have it themselves.
+/// The suite that has such kernels, and the one that has such a QEMU for Debian 12; later ones have
+/// it themselves.
 const KERNELS: &str = "trixie-backports";
 const QEMU: &str = "bookworm-backports";
 
@@ -76,13 +79,18 @@ const PINNED: [(&str, &str, &str); 6] = [
         "1:10.0.2+ds-2+deb13u1~bpo12+1",
         "2d831088187087013b3fcbd19bdfb955b182a2d5a08f6dafa0ad1c6d2007fb4e",
     ),
-    ("seabios", "1.16.3-2~bpo12+1", "48390d0a534c66d11789e39518aa219773a9d3677b29fe1af8799dfb563ec713"),
+    (
+        "seabios",
+        "1.16.3-2~bpo12+1",
+        "48390d0a534c66d11789e39518aa219773a9d3677b29fe1af8799dfb563ec713",
+    ),
 ];
 
 impl Kernel {
-    /// The one that `wanted` names: a directory that holds `vmlinuz` and the modules, as /lib/modules/RELEASE does, or a release of
-    /// Debian's (`6.12.95+deb12-amd64`). Without it the newest that the machine has, if that knows zero-copy, or else one of Debian's.
-    /// `show` is told of what takes long.
+    /// The one that `wanted` names: a directory that holds `vmlinuz` and the modules, as
+    /// /lib/modules/RELEASE does, or a release of Debian's (`6.12.95+deb12-amd64`). Without it the
+    /// newest that the machine has, if that knows zero-copy, or else one of Debian's. `show` is
+    /// told of what takes long.
     ///
     /// # Errors
     /// When there is none and it cannot be fetched.
@@ -98,12 +106,16 @@ impl Kernel {
     }
 
     fn at(directory: &Path) -> Result<Self> {
-        let directory =
-            directory.canonicalize().with_context(|| format!("there is no {}", directory.display()))?;
+        let directory = directory
+            .canonicalize()
+            .with_context(|| format!("there is no {}", directory.display()))?;
         let release = directory.file_name().unwrap_or_default().to_string_lossy().into_owned();
         let base = directory.parent().filter(|modules| modules.ends_with("lib/modules"));
         let base = base.and_then(|modules| modules.parent()?.parent()).with_context(|| {
-            format!("{} is no directory of a kernel: name one like /lib/modules/6.18.0", directory.display())
+            format!(
+                "{} is no directory of a kernel: name one like /lib/modules/6.18.0",
+                directory.display()
+            )
         })?;
         let images = [directory.join("vmlinuz"), base.join(format!("boot/vmlinuz-{release}"))];
         let [first, _] = &images;
@@ -125,19 +137,23 @@ impl Kernel {
 
     fn fetched(release: &str, show: &mut dyn FnMut(&str)) -> Result<Self> {
         let root = cached(&format!("linux-{release}"), |apt, root| {
-            // One package in older releases, two in newer ones, which have no package of that name but an empty one.
+            // One package in older releases, two in newer ones, which have no package of that name
+            // but an empty one.
             let old = [format!("linux-image-{release}")];
             let new = ["binary", "modules"].map(|part| format!("linux-{part}-{release}"));
-            let names = if apt.knows(&new[0])? && apt.knows(&new[1])? { &new[..] } else { &old[..] };
+            let names =
+                if apt.knows(&new[0])? && apt.knows(&new[1])? { &new[..] } else { &old[..] };
             ensure!(
                 apt.knows(&names[0])?,
-                "Debian has no kernel {release} (any more): name another with --kernel, as {} or a directory like /lib/modules/6.18.0",
+                "Debian has no kernel {release} (any more): name another with --kernel, as {} or a \
+                 directory like /lib/modules/6.18.0",
                 apt.kernels()?
             );
             apt.download(names, show)?;
             apt.unpack(root)?;
             // Older packages still say lib for usr/lib.
-            let base = if root.join("lib/modules").exists() { root.to_owned() } else { root.join("usr") };
+            let base =
+                if root.join("lib/modules").exists() { root.to_owned() } else { root.join("usr") };
             run("depmod", Command::new(tool("depmod")).arg("-b").arg(base).arg(release))?;
             Ok(())
         })?;
@@ -154,7 +170,8 @@ impl Kernel {
         Ok(Self { release: release.to_owned(), image, base: base.clone() })
     }
 
-    /// Files of the modules that `name` needs, itself the last; none where it is part of the kernel.
+    /// Files of the modules that `name` needs, itself the last; none where it is part of the
+    /// kernel.
     ///
     /// # Errors
     /// When modprobe is not there.
@@ -198,7 +215,8 @@ impl Qemu {
         let output = qemu.command().arg("--version").output();
         let output = output.with_context(|| format!("cannot run {}", qemu.program.display()))?;
         let words = String::from_utf8_lossy(&output.stdout).into_owned();
-        let version = words.strip_prefix("QEMU emulator version ").and_then(|rest| rest.split(' ').next());
+        let version =
+            words.strip_prefix("QEMU emulator version ").and_then(|rest| rest.split(' ').next());
         let unwilling = || {
             let why = String::from_utf8_lossy(&output.stderr).trim().to_owned();
             format!("{} does not say its version: {why}", qemu.program.display())
@@ -207,7 +225,8 @@ impl Qemu {
         Ok(qemu)
     }
 
-    /// The command that starts it, to be given its arguments. It ends with the thread that starts it.
+    /// The command that starts it, to be given its arguments. It ends with the thread that starts
+    /// it.
     #[must_use]
     pub fn command(&self) -> Command {
         let mut command = Command::new("setpriv");
@@ -230,7 +249,8 @@ struct Apt {
 }
 
 impl Apt {
-    /// Knows the machine's own suite, and those which have newer things. Keeps all it needs in `directory`.
+    /// Knows the machine's own suite, and those which have newer things. Keeps all it needs in
+    /// `directory`.
     fn new(directory: &Path) -> Result<Self> {
         let codename = codename()?;
         let format = "$(REPO_URI) $(CODENAME) $(ORIGIN)";
@@ -240,8 +260,8 @@ impl Apt {
             [mirror, suite, "Debian"] if suite == codename => Some(mirror.to_owned()),
             _ => None,
         });
-        let mirror =
-            mirror.with_context(|| format!("apt has no mirror of {codename}: run 'apt-get update'"))?;
+        let mirror = mirror
+            .with_context(|| format!("apt has no mirror of {codename}: run 'apt-get update'"))?;
         let apt = Self { directory: directory.to_owned(), config: directory.join("apt.conf") };
         for part in ["state/lists/partial", "archives/partial"] {
             fs::create_dir_all(directory.join(part))?;
@@ -280,7 +300,8 @@ impl Apt {
     fn kernels(&self) -> Result<String> {
         let names = output(self.command("apt-cache").args(["pkgnames", "linux-modules-"]))?;
         let releases = names.lines().filter_map(|name| name.strip_prefix("linux-modules-"));
-        let mut releases: Vec<_> = releases.filter(|release| release.ends_with("deb13-amd64")).collect();
+        let mut releases: Vec<_> =
+            releases.filter(|release| release.ends_with("deb13-amd64")).collect();
         releases.sort_by_key(|release| Reverse(version(release)));
         releases.truncate(3);
         Ok(releases.join(", "))
@@ -318,19 +339,23 @@ impl Apt {
     }
 }
 
-/// Refuses what has the pinned version and is something else. Another version is what `--kernel` or another Debian wants: apt has
-/// verified it.
+/// Refuses what has the pinned version and is something else. Another version is what `--kernel` or
+/// another Debian wants: apt has verified it.
 fn verify(file: &Path, package: &str, version: &str) -> Result<()> {
     let pinned = PINNED.iter().find(|(name, pinned, _)| *name == package && *pinned == version);
     let Some((_, _, expected)) = pinned else { return Ok(()) };
     let mut hasher = Sha256::new();
     io::copy(&mut File::open(file)?, &mut hasher)?;
     let found: String = hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
-    ensure!(found == **expected, "{package} {version} is not the one that was tried: its SHA-256 is {found}");
+    ensure!(
+        found == **expected,
+        "{package} {version} is not the one that was tried: its SHA-256 is {found}"
+    );
     Ok(())
 }
 
-/// The directory `name` of the cache, made by `make` where it is not there. What was begun and not finished is not there.
+/// The directory `name` of the cache, made by `make` where it is not there. What was begun and not
+/// finished is not there.
 fn cached(name: &str, make: impl FnOnce(&Apt, &Path) -> Result<()>) -> Result<PathBuf> {
     let home = || Some(PathBuf::from(std::env::var_os("HOME")?).join(".cache"));
     let cache = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from).or_else(home);
@@ -338,8 +363,9 @@ fn cached(name: &str, make: impl FnOnce(&Apt, &Path) -> Result<()>) -> Result<Pa
     let cannot = || format!("cannot write into {}", cache.display());
     fs::create_dir_all(&cache).with_context(cannot)?;
     let lock = File::create(cache.join("lock")).with_context(cannot)?;
-    let _lock =
-        Flock::lock(lock, FlockArg::LockExclusive).map_err(|(_, error)| error).with_context(cannot)?;
+    let _lock = Flock::lock(lock, FlockArg::LockExclusive)
+        .map_err(|(_, error)| error)
+        .with_context(cannot)?;
     let root = cache.join(name);
     if root.exists() {
         return Ok(root);
@@ -369,7 +395,8 @@ fn codename() -> Result<String> {
 
 /// Major and minor number of a version that begins with them.
 fn version(text: &str) -> Option<(u32, u32)> {
-    let mut numbers = text.split(|c: char| !c.is_ascii_digit()).map_while(|number| number.parse().ok());
+    let mut numbers =
+        text.split(|c: char| !c.is_ascii_digit()).map_while(|number| number.parse().ok());
     Some((numbers.next()?, numbers.next()?))
 }
 
@@ -406,7 +433,11 @@ fn run(name: &str, command: &mut Command) -> Result<()> {
 fn output(command: &mut Command) -> Result<String> {
     let name = command.get_program().to_string_lossy().into_owned();
     let output = command.output().map_err(missing(&name))?;
-    ensure!(output.status.success(), "{name} failed: {}", String::from_utf8_lossy(&output.stderr).trim());
+    ensure!(
+        output.status.success(),
+        "{name} failed: {}",
+        String::from_utf8_lossy(&output.stderr).trim()
+    );
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
