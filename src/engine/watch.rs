@@ -367,7 +367,7 @@ mod tests {
         assert_eq!(after(|now| now.all_multicast = true), []);
         assert_eq!(after(|now| now.carrier = false), []);
         let renamed = Change::Renamed { from: "server0".to_owned() };
-        assert_eq!(after(|now| now.name = "lan0".to_owned()), [renamed.clone()]);
+        assert_eq!(after(|now| now.name = "lan0".to_owned()), std::slice::from_ref(&renamed));
         assert_eq!(after(|now| now.mac[5] = 2), [Change::Address { from: [2, 0, 0, 0, 0xaa, 1] }]);
         assert_eq!(after(|now| now.mtu = 9000), [Change::Mtu { from: 1500 }]);
         assert_eq!(after(|now| now.master = Some(9)), [Change::Master]);
