@@ -21,6 +21,8 @@ use prometheus_client::encoding::{DescriptorEncoder, NoLabelSet, prometheus_text
 use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::Registry;
 
+use crate::bind::Method;
+use crate::engine::EngineKind;
 use crate::machine::sandbox::{Role, Sandbox};
 use crate::report::{Counters, QueueCounters, Ready, Stats};
 
@@ -60,7 +62,9 @@ const METRICS: &[Metric] = &[
         "Time since the server was ready",
         |_, stats| one(stats.seconds),
     ),
-    gauge("sixhop_addresses", "Addresses that are live", |ready, _| one(ready.addresses as f64)),
+    gauge("sixhop_addresses", "Addresses that are live", |ready, stats| {
+        one(stats.moves.map_or(ready.addresses, |moves| moves.live) as f64)
+    }),
     counter("sixhop_received_packets", "Packets for the service that came in", |_, s| {
         count(s.counters.received)
     }),
@@ -73,8 +77,8 @@ const METRICS: &[Metric] = &[
     counter("sixhop_unsent_replies", "Replies that the kernel did not take", |_, s| {
         count(s.counters.unsent)
     }),
-    counter("sixhop_advertisements", "Neighbour Solicitations that were answered", |_, s| {
-        count(s.counters.advertised)
+    counter("sixhop_advertisements", "Neighbour Solicitations that were answered", |ready, s| {
+        if ready.bind == Method::LiveMap { count(s.counters.advertised) } else { Vec::new() }
     }),
     counter("sixhop_dropped_packets", "Packets that were received and came to nothing", |_, s| {
         named("reason", &s.counters.dropped)
@@ -133,12 +137,12 @@ const METRICS: &[Metric] = &[
     counter(
         "sixhop_lost_frames",
         "Frames that are in no ring and in nobody's hands: a bug if not 0",
-        |_, s| count(s.counters.frames_lost),
+        |ready, s| if has_frames(ready) { count(s.counters.frames_lost) } else { Vec::new() },
     ),
     counter(
         "sixhop_invalid_descriptors",
         "Descriptors from the kernel that made no sense: a bug if not 0",
-        |_, s| count(s.counters.invalid),
+        |ready, s| if has_frames(ready) { count(s.counters.invalid) } else { Vec::new() },
     ),
     gauge(
         "sixhop_rotation_lag_seconds",
@@ -146,6 +150,12 @@ const METRICS: &[Metric] = &[
         |_, s| s.counters.rotation_lag_seconds.map_or(vec![], one),
     ),
 ];
+
+/// Whether the engine shares memory with the kernel, frame by frame, that may be lost.
+fn has_frames(ready: &Ready) -> bool {
+    use EngineKind::{Afxdp, PacketRing, Reflect, Uring};
+    matches!(ready.engine, Some(Afxdp | Reflect | Uring | PacketRing))
+}
 
 const fn counter(
     name: &'static str,
