@@ -61,6 +61,7 @@ demo: packages
 test: packages
 	$(CARGO) fmt --check
 	$(CARGO) clippy --locked --all-targets -- -D warnings
+	$(CARGO) clippy --locked --no-default-features --lib -- -D warnings
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --no-deps --quiet
 	host=$$(rustc -vV | sed -n 's/^host: //p' | tr 'a-z-' 'A-Z_'); \
 	  env "CARGO_TARGET_$${host}_RUNNER=$(if $(SUDO),sudo -E,env)" $(CARGO) test --locked

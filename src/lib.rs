@@ -16,18 +16,25 @@
 
 pub mod address;
 pub mod bind;
+#[cfg(feature = "cli")]
 pub mod cli;
 mod datagrams;
 pub mod engine;
+#[cfg(feature = "lab")]
 pub mod experiment;
-#[cfg(any(test, feature = "fuzzing"))]
+#[cfg(all(feature = "lab", any(test, feature = "fuzzing")))]
 pub mod fuzz;
+#[cfg(feature = "cli")]
 pub mod guard;
+#[cfg(feature = "lab")]
 pub mod lab;
+#[cfg(feature = "lab")]
 pub mod load;
 pub mod machine;
+#[cfg(feature = "metrics")]
 pub mod metrics;
 pub mod netlink;
+#[cfg(feature = "lab")]
 pub mod probe;
 pub mod report;
 pub mod secret;

@@ -32,7 +32,7 @@ pub struct Environment {
     pub sixhop: String,
     /// Git revision of its source; ends in `-dirty` where the source was changed since.
     pub revision: String,
-    /// The virtual machine of [`lab::vm`](crate::lab::vm) that it was measured in, as in
+    /// The virtual machine of `lab::vm` that it was measured in, as in
     /// `QEMU-10.0.2-tcg-igb`. With tcg, instructions are translated: such figures are good for
     /// ratios within one guest, and for nothing else.
     #[serde(default)]
@@ -125,7 +125,10 @@ impl Environment {
         Self {
             sixhop: env!("CARGO_PKG_VERSION").to_owned(),
             revision: env!("SIXHOP_REVISION").to_owned(),
+            #[cfg(feature = "lab")]
             guest: crate::lab::vm::label(),
+            #[cfg(not(feature = "lab"))]
+            guest: None,
             command: command(),
             kernel: file("/proc/sys/kernel/osrelease").unwrap_or_default(),
             cpu: processor(&info),

@@ -976,6 +976,7 @@ impl Socket {
 
     /// Adds `ip` to the interface with that index, without Duplicate Address Detection: it is live
     /// at once.
+    #[cfg_attr(not(feature = "lab"), allow(dead_code))]
     pub fn add_address(&mut self, index: u32, ip: Ipv6Addr, prefix_length: u8) -> Result<()> {
         let mut message = address_message(index, ip, prefix_length);
         message.attributes.push(AddressAttribute::Flags(AddressFlags::Nodad));
@@ -1139,6 +1140,7 @@ impl Socket {
     ///
     /// All of it is one datagram, which the kernel works through before anything can kill the
     /// sender: there is no pair without its alias.
+    #[cfg_attr(not(feature = "lab"), allow(dead_code))]
     pub fn add_veth(
         &mut self,
         near: &str,
@@ -1196,6 +1198,7 @@ impl Socket {
     ///
     /// # Errors
     /// When it cannot be moved: it is up, gone, or the name is taken there.
+    #[cfg_attr(not(feature = "lab"), allow(dead_code))]
     pub fn move_link(
         &mut self,
         index: u32,
@@ -1216,6 +1219,7 @@ impl Socket {
     }
 
     /// Removes an interface, unless it is gone already. Of a veth pair, both ends go.
+    #[cfg_attr(not(feature = "lab"), allow(dead_code))]
     pub fn delete_link(&mut self, index: u32) -> Result<()> {
         let mut message = LinkMessage::default();
         message.header.index = index;

@@ -1,6 +1,7 @@
 //! What is built in, against deny.toml: licences and sources, without a network. `make audit` has
 //! cargo-deny check them again, and advisories besides, which takes a database from the network.
 
+use std::collections::BTreeSet;
 use std::process::Command;
 
 use serde_json::Value;
@@ -74,4 +75,25 @@ fn everything_comes_from_the_default_registry_or_from_here() {
         Some(0),
         "write down why, and change this"
     );
+}
+
+#[test]
+fn a_server_alone_takes_fewer_than_70_packages_and_none_of_the_laboratory() {
+    let output = Command::new(env!("CARGO"))
+        .args(["tree", "--locked", "--offline", "--no-default-features"])
+        .args(["--edges=normal", "--prefix=none", "--no-dedupe", "--format={p}"])
+        .args(["--manifest-path", concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml")])
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let text = String::from_utf8(output.stdout).unwrap();
+    let packages: BTreeSet<_> = text.lines().collect();
+    assert!(packages.len() < 70, "{}: {packages:#?}", packages.len());
+    let name = |package: &str| package.split(' ').next().unwrap_or_default().to_owned();
+    let names: BTreeSet<_> = packages.iter().map(|package| name(package)).collect();
+    assert!(names.contains("libbpf-rs"), "{names:?}");
+    let foreign = ["clap", "comfy-table", "csv", "indicatif", "maud", "plotters", "tempfile"];
+    for package in foreign {
+        assert!(!names.contains(package), "{package} is for the command line or the laboratory");
+    }
 }

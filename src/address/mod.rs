@@ -23,7 +23,8 @@ pub use secret::{Secret, SecretError};
 pub use sources::Sources;
 
 /// The ways in which addresses move.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "cli", derive(clap::ValueEnum))]
 #[serde(rename_all = "kebab-case")]
 pub enum Schedule {
     /// Each client has an address of its own on the server, and another one in each time step

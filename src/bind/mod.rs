@@ -174,7 +174,8 @@ impl Phases {
 }
 
 /// The ways there are.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, clap::ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "cli", derive(clap::ValueEnum))]
 #[serde(rename_all = "kebab-case")]
 pub enum Method {
     /// Addresses of the kernel, one netlink message each, and each acknowledged before the next
@@ -200,6 +201,19 @@ pub enum Method {
 }
 
 impl Method {
+    /// All of them, in the order of the command line's help.
+    pub const ALL: [Self; 9] = [
+        Self::Netlink,
+        Self::NetlinkBatch,
+        Self::NetlinkDown,
+        Self::Ioctl,
+        Self::Command,
+        Self::Ifconfig,
+        Self::Anyip,
+        Self::LiveMap,
+        Self::None,
+    ];
+
     /// Whether addresses that it made live can move.
     #[must_use]
     pub fn moves(self) -> bool {
@@ -427,6 +441,7 @@ struct Claimed {
 ///
 /// # Errors
 /// When the kernel refuses.
+#[cfg_attr(not(feature = "cli"), allow(dead_code))]
 pub(crate) fn take_back(link: &Link, unmarked: Option<&Pool>) -> Result<usize> {
     // Whoever comes next waits for this.
     let _at_work = UnixDatagram::bind_addr(&at_work(link)?);
@@ -538,10 +553,13 @@ impl Binder for Nothing {
 mod tests {
     use super::*;
     use anyhow::anyhow;
-    use clap::ValueEnum;
 
+    #[cfg(feature = "cli")]
     #[test]
     fn methods_have_one_name_in_flags_results_and_words() {
+        use clap::ValueEnum;
+
+        assert_eq!(Method::value_variants(), Method::ALL);
         for method in Method::value_variants() {
             let flag = method.to_possible_value().unwrap();
             assert_eq!(serde_json::to_value(method).unwrap(), flag.get_name());

@@ -4,9 +4,10 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Result, bail};
+use clap::ArgAction;
 use comfy_table::{Table, presets};
 
-use super::{Moving, align, note, print_json, progress, stop_on_signal};
+use super::{Moving, OPERATIONS, align, note, print_json, progress, stop_on_signal};
 use crate::load::{
     Client, Generator, Heard, LoadConfig, Outcome, Run, UNFINISHED, cause, nothing_came,
 };
@@ -17,7 +18,9 @@ use crate::xdp::{BusyPoll, CopyMode};
 
 /// Ask at a steady rate and measure the answers
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Example:
+#[command(
+    disable_help_flag = true,
+    after_help = "Example:
   sudo sixhop lab exec client -- sixhop load --interface client0 \\
       --prefix 2001:db8:1::/64 --addresses 1000 --rate 20000 --requests 200000
 
@@ -36,35 +39,61 @@ it is due. The server tolerates a clock that differs by a step; of one that
 differs by more, 'clock_steps' says by how many:
   sudo sixhop lab exec client -- sixhop load --interface client0 \\
       --prefix 2001:db8:1::/64 --schedule mt6d --clients 1000000 --rotate 10s \\
-      --secret secret --rate 20000 --requests 200000")]
+      --secret secret --rate 20000 --requests 200000"
+)]
 pub struct Args {
+    #[command(flatten)]
+    addresses: Addresses,
+    #[command(flatten)]
+    requests: Requests,
+    #[command(flatten)]
+    client: How,
+    #[command(flatten)]
+    operations: Operations,
+}
+
+#[derive(Debug, clap::Args)]
+#[command(next_help_heading = "Addresses")]
+struct Addresses {
     /// Interface to ask from
     #[arg(long, value_name = "IF")]
     interface: String,
     #[command(flatten)]
-    addresses: Moving,
+    which: Moving,
     /// Ask as if this machine's clock were so many seconds ahead, as in 0.5, or behind, as in -5
-    #[arg(long, value_name = "SECONDS", default_value = "0", allow_negative_numbers = true, value_parser = offset)]
+    #[arg(long, value_name = "SECONDS", default_value = "0", allow_negative_numbers = true,
+        value_parser = offset)]
     clock_offset: i64,
-    /// How requests are sent
-    #[arg(long, default_value = "afxdp")]
-    client: Client,
+    /// UDP port of the service
+    #[arg(long, default_value_t = 3540, value_parser = clap::value_parser!(u16).range(1..))]
+    port: u16,
+}
+
+#[derive(Debug, clap::Args)]
+#[command(next_help_heading = "Requests")]
+struct Requests {
     /// Requests per second
     #[arg(long, value_parser = rate_flag)]
     rate: f64,
     /// How many requests
-    #[arg(long, value_parser = clap::value_parser!(u64).range(1..=1_000_000_000))]
-    requests: u64,
-    /// UDP port of the service
-    #[arg(long, default_value_t = 3540, value_parser = clap::value_parser!(u16).range(1..))]
-    port: u16,
-    /// Replies to expect to each request
-    #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u8).range(1..))]
-    replies: u8,
+    #[arg(long = "requests", value_name = "REQUESTS",
+        value_parser = clap::value_parser!(u64).range(1..=1_000_000_000))]
+    count: u64,
     /// Bytes of payload in a request
     #[arg(long, value_name = "BYTES", default_value_t = 32,
         value_parser = clap::value_parser!(u64).range(MIN_PAYLOAD as u64..=MAX_PAYLOAD as u64))]
     payload: u64,
+    /// Replies to expect to each request
+    #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u8).range(1..))]
+    replies: u8,
+}
+
+#[derive(Debug, clap::Args)]
+#[command(next_help_heading = "Client")]
+struct How {
+    /// How requests are sent
+    #[arg(long = "client", value_name = "CLIENT", default_value = "afxdp")]
+    kind: Client,
     /// Do the interface's receive work in the client's own calls, polling for so long: on a veth
     /// pair it otherwise falls to who sends, and so the replies' to the server
     #[arg(long, value_name = "USECS", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
@@ -73,9 +102,17 @@ pub struct Args {
     /// (software interrupt coalescing, which is put back)
     #[arg(long, value_name = "USECS", value_parser = super::serve::coalesce())]
     coalesce: Option<u32>,
+}
+
+#[derive(Debug, clap::Args)]
+#[command(next_help_heading = OPERATIONS)]
+struct Operations {
     /// Print one JSON line
     #[arg(long)]
     json: bool,
+    /// Print help
+    #[arg(short, long, action = ArgAction::Help)]
+    help: Option<bool>,
 }
 
 /// Requests per second, as a flag.
@@ -103,23 +140,25 @@ fn offset(text: &str) -> Result<i64, String> {
 pub fn run(args: Args) -> Result<ExitCode> {
     let stop = stop_on_signal()?;
     let mut generator = Generator::open(LoadConfig {
-        client: args.client,
-        interface: args.interface,
-        targets: args.addresses.targets(args.clock_offset)?,
-        port: args.port,
-        replies: args.replies,
-        payload: args.payload as usize,
-        busy_poll: args.busy_poll,
-        coalesce: args.coalesce,
+        client: args.client.kind,
+        interface: args.addresses.interface,
+        targets: args.addresses.which.targets(args.addresses.clock_offset)?,
+        port: args.addresses.port,
+        replies: args.requests.replies,
+        payload: args.requests.payload as usize,
+        busy_poll: args.client.busy_poll,
+        coalesce: args.client.coalesce,
     })?;
-    let bar =
-        progress(args.requests, "sending {bar:40} {human_pos}/{human_len} requests, {eta} left");
-    let run = Run { rate: args.rate, requests: args.requests };
+    let bar = progress(
+        args.requests.count,
+        "sending {bar:40} {human_pos}/{human_len} requests, {eta} left",
+    );
+    let run = Run { rate: args.requests.rate, requests: args.requests.count };
     let before = Heard::now();
     let mut result = generator.run(run, &stop, |sent| bar.set_position(sent))?;
     let heard = Heard::now().since(before);
     let here = generator.environment();
-    let cause = cause(&result, &here, heard, args.port);
+    let cause = cause(&result, &here, heard, args.addresses.port);
     result.environment = Some(Box::new(here));
     bar.finish_and_clear();
     let (clock_steps, sent) = (result.clock_steps, result.sent);
@@ -131,19 +170,19 @@ pub fn run(args: Args) -> Result<ExitCode> {
             result.unsent
         ));
     }
-    if args.json {
+    if args.operations.json {
         print_json(&Event::Result(result))?;
     } else {
         println!("{}", describe(&result));
     }
-    let uneven = clock_steps.map(|steps| uneven(steps, args.addresses.rotate));
+    let uneven = clock_steps.map(|steps| uneven(steps, args.addresses.which.rotate));
     if answered == 0 && sent > 0 {
-        let why = uneven.or(cause).unwrap_or_else(|| match args.addresses.schedule {
+        let why = uneven.or(cause).unwrap_or_else(|| match args.addresses.which.schedule {
             Some(_) => "not even on addresses of other steps: the server may be down, or its \
                 --secret, --rotate or --prefix \
                         another"
                 .to_owned(),
-            None => nothing_came(args.port),
+            None => nothing_came(args.addresses.port),
         });
         bail!("none of {sent} requests was answered: {why}");
     }

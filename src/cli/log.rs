@@ -10,11 +10,11 @@ use tracing_subscriber::fmt::format::Writer;
 use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
 use tracing_subscriber::registry::LookupSpan;
 
-use super::Usage;
+use super::{OPERATIONS, Usage};
 
 /// How much is said on standard error, and how
 #[derive(Debug, Clone, clap::Args)]
-#[command(next_help_heading = "Logs")]
+#[command(next_help_heading = OPERATIONS)]
 pub struct Args {
     /// Least important level that is shown, error to trace, or directives as in
     /// warn,sixhop::metrics=debug [default: SIXHOP_LOG, RUST_LOG, or warn]

@@ -37,6 +37,9 @@ use crate::machine;
 use crate::machine::sandbox::{Role, Sandbox};
 use crate::report::Event;
 
+/// The heading of flags for whoever keeps a program running. Logs are under it in every subcommand.
+const OPERATIONS: &str = "Operations";
+
 /// Answers IPv6 requests on very many addresses from AF_XDP rings, and measures what that is worth
 #[derive(clap::Parser)]
 #[command(
@@ -327,6 +330,27 @@ mod tests {
     #[test]
     fn flags_are_those_of_one_command_line() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn flags_of_serve_and_load_are_in_groups_in_the_order_of_decisions() {
+        let serve = ["Addresses", "Who may ask", "Engine", "AF_XDP", OPERATIONS];
+        let load = ["Addresses", "Requests", "Client", OPERATIONS];
+        for (name, groups) in [("serve", &serve[..]), ("load", &load[..])] {
+            let mut command = Cli::command();
+            command.build();
+            let command = command.find_subcommand(name).unwrap();
+            let mut met = Vec::new();
+            for flag in command.get_arguments().filter(|flag| !flag.is_hide_set()) {
+                let group = flag.get_help_heading();
+                met.push(
+                    group.unwrap_or_else(|| panic!("{name}: {} is in no group", flag.get_id())),
+                );
+            }
+            // Flags of all subcommands come last, and belong to the last group.
+            met.dedup();
+            assert_eq!(met, groups, "{name}");
+        }
     }
 
     #[test]

@@ -6,10 +6,13 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
+use clap::ArgAction;
 use clap::builder::RangedI64ValueParser;
 use sd_notify::NotifyState;
 
-use super::{Moving, binding, note, print_json, running, stop_at_end_of_input, stop_on_signal};
+use super::{
+    Moving, OPERATIONS, binding, note, print_json, running, stop_at_end_of_input, stop_on_signal,
+};
 use crate::address::{Prefix, Sources};
 use crate::bind::{Method, Rotated};
 use crate::engine::{EngineKind, Occasion, RingRequest, ServerConfig, TPacket};
@@ -20,7 +23,9 @@ use crate::xdp::{AttachRequest, CopyRequest, HugepageRequest};
 
 /// Answer requests on many addresses
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Example:
+#[command(
+    disable_help_flag = true,
+    after_help = "Example:
   sudo sixhop lab up
   sudo sixhop lab exec server -- sixhop serve --interface server0 \\
       --prefix 2001:db8:1::/64 --addresses 1000
@@ -44,45 +49,32 @@ before and after are live too, so clocks may differ by a step:
   (umask 077; head -c 32 /dev/urandom > secret)
   sudo sixhop lab exec server -- sixhop serve --interface server0 \\
       --prefix 2001:db8:1::/64 --bind live-map --schedule mt6d \\
-      --clients 1000000 --rotate 10s --secret secret")]
+      --clients 1000000 --rotate 10s --secret secret"
+)]
 pub struct Args {
+    #[command(flatten)]
+    addresses: Addresses,
+    #[command(flatten)]
+    askers: Askers,
+    #[command(flatten)]
+    engine: Engine,
+    #[command(flatten)]
+    rings: Rings,
+    #[command(flatten)]
+    operations: Operations,
+}
+
+#[derive(Debug, clap::Args)]
+#[command(next_help_heading = "Addresses")]
+struct Addresses {
     /// Interface to answer on
     #[arg(long, value_name = "IF")]
     interface: String,
     #[command(flatten)]
-    addresses: Moving,
+    which: Moving,
     /// How the addresses are made live
     #[arg(long, value_name = "METHOD", default_value = "netlink")]
     bind: Method,
-    /// How requests are answered
-    #[arg(long, default_value = "afxdp")]
-    engine: EngineKind,
-    /// Processors to pin the workers to, as in 0,1 [default: one for each worker, near the
-    /// interrupt of its queue]
-    #[arg(long, value_name = "LIST", value_delimiter = ',')]
-    cores: Vec<usize>,
-    /// Layout of the rings of packet-ring
-    #[arg(long, value_name = "VERSION", default_value = "v2")]
-    tpacket: TPacket,
-    /// UDP port of the service
-    #[arg(long, default_value_t = 3540, value_parser = clap::value_parser!(u16).range(1..))]
-    port: u16,
-    /// Replies to each request
-    #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u16).range(1..=255))]
-    replies: u16,
-    /// Prefixes whose sources are answered, as in 2001:db8::/32,fe80::/10; ::/0 for everybody
-    /// [default: those on the interface's link]
-    #[arg(long, value_name = "PREFIX", value_delimiter = ',', value_parser = Sources::parse)]
-    allow: Vec<Prefix>,
-    /// Requests of one source that are answered in a second, a tenth of them at once; takes an
-    /// engine that has an XDP program [default: any number]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
-    limit: Option<u32>,
-    /// Have the kernel take what comes to the interface in batches, so many microseconds apart
-    /// (software interrupt coalescing: napi_defer_hard_irqs and gro_flush_timeout, which are put
-    /// back) [default: as the interface is]
-    #[arg(long, value_name = "USECS", value_parser = coalesce())]
-    coalesce: Option<u32>,
     /// Have live-map or anyip take all of the prefix, also where this machine has routes of other
     /// interfaces under it
     #[arg(long)]
@@ -91,25 +83,48 @@ pub struct Args {
     /// then pass on the solicitations for addresses of live-map
     #[arg(long)]
     multicast_router: bool,
-    /// Stop when standard input closes, so that the server ends with the program that started it
-    #[arg(long)]
-    stop_on_eof: bool,
-    /// Serve metrics for Prometheus over HTTP at this address and port, or port of [::1]: /metrics
-    #[arg(long, value_name = "ADDR", value_parser = metrics::place)]
-    metrics: Option<SocketAddr>,
-    /// Keep all capabilities and make any system call, for debuggers and profilers
-    #[arg(long)]
-    no_sandbox: bool,
-    /// Print JSON lines: ready, stats once a second, rotation once in each time step, stopped
-    #[arg(long)]
-    json: bool,
-    // The last: those behind it would be under its heading.
-    #[command(flatten)]
-    rings: Rings,
 }
 
-/// The ways out of a card. What is left to auto takes the best that can be had, and says what it
-/// did not get
+#[derive(Debug, clap::Args)]
+#[command(next_help_heading = "Who may ask")]
+struct Askers {
+    /// UDP port of the service
+    #[arg(long, default_value_t = 3540, value_parser = clap::value_parser!(u16).range(1..))]
+    port: u16,
+    /// Prefixes whose sources are answered, as in 2001:db8::/32,fe80::/10; ::/0 for everybody
+    /// [default: those on the interface's link]
+    #[arg(long, value_name = "PREFIX", value_delimiter = ',', value_parser = Sources::parse)]
+    allow: Vec<Prefix>,
+    /// Requests of one source that are answered in a second, a tenth of them at once; takes an
+    /// engine that has an XDP program [default: any number]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    limit: Option<u32>,
+}
+
+#[derive(Debug, clap::Args)]
+#[command(next_help_heading = "Engine")]
+struct Engine {
+    /// How requests are answered
+    #[arg(long = "engine", default_value = "afxdp")]
+    kind: EngineKind,
+    /// Replies to each request
+    #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u16).range(1..=255))]
+    replies: u16,
+    /// Processors to pin the workers to, as in 0,1 [default: one for each worker, near the
+    /// interrupt of its queue]
+    #[arg(long, value_name = "LIST", value_delimiter = ',')]
+    cores: Vec<usize>,
+    /// Have the kernel take what comes to the interface in batches, so many microseconds apart
+    /// (software interrupt coalescing: napi_defer_hard_irqs and gro_flush_timeout, which are put
+    /// back) [default: as the interface is]
+    #[arg(long, value_name = "USECS", value_parser = coalesce())]
+    coalesce: Option<u32>,
+    /// Layout of the rings of packet-ring
+    #[arg(long, value_name = "VERSION", default_value = "v2")]
+    tpacket: TPacket,
+}
+
+/// What is left to auto takes the best that can be had, and says what it did not get
 #[derive(Debug, clap::Args)]
 #[command(next_help_heading = "AF_XDP")]
 struct Rings {
@@ -133,6 +148,26 @@ struct Rings {
     hugepages: HugepageRequest,
 }
 
+#[derive(Debug, clap::Args)]
+#[command(next_help_heading = OPERATIONS)]
+struct Operations {
+    /// Serve metrics for Prometheus over HTTP at this address and port, or port of [::1]: /metrics
+    #[arg(long, value_name = "ADDR", value_parser = metrics::place)]
+    metrics: Option<SocketAddr>,
+    /// Stop when standard input closes, so that the server ends with the program that started it
+    #[arg(long)]
+    stop_on_eof: bool,
+    /// Keep all capabilities and make any system call, for debuggers and profilers
+    #[arg(long)]
+    no_sandbox: bool,
+    /// Print JSON lines: ready, stats once a second, rotation once in each time step, stopped
+    #[arg(long)]
+    json: bool,
+    /// Print help
+    #[arg(short, long, action = ArgAction::Help)]
+    help: Option<bool>,
+}
+
 /// Microseconds between two batches, as a flag. At a tenth of a second all that waits would be
 /// lost.
 pub(super) fn coalesce() -> RangedI64ValueParser<u32> {
@@ -153,10 +188,10 @@ fn frame_size(text: &str) -> Result<u32, String> {
 /// When the server cannot start, cannot go on, or leaves something behind.
 pub fn run(args: Args) -> Result<ExitCode> {
     let config = ServerConfig {
-        interface: args.interface,
-        targets: args.addresses.targets(0)?,
-        bind: args.bind,
-        engine: Some(args.engine),
+        interface: args.addresses.interface,
+        targets: args.addresses.which.targets(0)?,
+        bind: args.addresses.bind,
+        engine: Some(args.engine.kind),
         attach: args.rings.attach,
         copy: args.rings.copy,
         queues: args.rings.queues,
@@ -165,22 +200,22 @@ pub fn run(args: Args) -> Result<ExitCode> {
             hugepages: args.rings.hugepages,
             busy_poll: args.rings.busy_poll,
         },
-        cores: args.cores,
-        tpacket: args.tpacket,
-        port: args.port,
-        replies: args.replies,
-        allow: (!args.allow.is_empty()).then(|| Sources::new(args.allow)),
-        limit: args.limit,
-        coalesce: args.coalesce,
-        take_prefix: args.take_prefix,
-        multicast_router: args.multicast_router,
-        sandbox: Sandbox::new(!args.no_sandbox),
+        cores: args.engine.cores,
+        tpacket: args.engine.tpacket,
+        port: args.askers.port,
+        replies: args.engine.replies,
+        allow: (!args.askers.allow.is_empty()).then(|| Sources::new(args.askers.allow)),
+        limit: args.askers.limit,
+        coalesce: args.engine.coalesce,
+        take_prefix: args.addresses.take_prefix,
+        multicast_router: args.addresses.multicast_router,
+        sandbox: Sandbox::new(!args.operations.no_sandbox),
     };
     let stop = stop_on_signal()?;
-    if args.stop_on_eof {
+    if args.operations.stop_on_eof {
         stop_at_end_of_input(stop.clone(), config.sandbox);
     }
-    let listener = args.metrics.map(Listener::open).transpose()?;
+    let listener = args.operations.metrics.map(Listener::open).transpose()?;
     let mut manager = Manager::default();
     if config.sandbox.is_on() {
         // The usual words come with a backtrace where one is asked for, and that reads files.
@@ -195,7 +230,7 @@ pub fn run(args: Args) -> Result<ExitCode> {
         listener.answer(board.clone(), config.sandbox);
     }
     server.ready().modes.fallbacks.iter().for_each(note);
-    let (json, bind) = (args.json, args.bind);
+    let (json, bind) = (args.operations.json, args.addresses.bind);
     if json {
         print_json(&Event::Ready(server.ready().clone()))?;
     } else {

@@ -62,6 +62,7 @@ use crate::xdp::{
 pub use advertiser::{Advertiser, LinkAddress};
 pub use afxdp::{FRAMES, frame_size, frames, largest_request};
 pub use handler::{Handler, Ours};
+#[cfg(feature = "lab")]
 pub(crate) use master::takes_packets;
 pub use server::{Occasion, Server, ServerConfig, Totals};
 pub use statistics::{Shown, Tally};
@@ -69,7 +70,8 @@ pub use tpacket::TPacket;
 pub use worker::Worker;
 
 /// The engines there are.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, clap::ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "cli", derive(clap::ValueEnum))]
 #[serde(rename_all = "kebab-case")]
 pub enum EngineKind {
     /// AF_XDP rings: no socket buffers, no system call per packet

@@ -35,9 +35,8 @@ use crate::xdp::Memory;
 use crate::xdp::option::{self, SocketOption};
 
 /// How memory-mapped packet rings are laid out.
-#[derive(
-    Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize, clap::ValueEnum,
-)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "cli", derive(clap::ValueEnum))]
 #[serde(rename_all = "kebab-case")]
 pub enum TPacket {
     /// TPACKET_V2: each packet is handed over at once

@@ -31,7 +31,8 @@ use crate::time::{self, Moment, System, Time, unix_time};
 use crate::xdp::CopyMode;
 
 /// The ways to ask.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "cli", derive(clap::ValueEnum))]
 #[serde(rename_all = "kebab-case")]
 pub enum Client {
     /// AF_XDP rings: the server is the limit for longer

@@ -2,7 +2,6 @@
 //! paper states.
 
 use anyhow::{Context, Result, anyhow};
-use clap::ValueEnum;
 
 use super::chart::{Axis, Line, Panel, nanoseconds, short};
 use super::results::{BindCell, BindOutcome, BindResult, BindSummary, Event, Spread};
@@ -119,7 +118,7 @@ pub fn panels(summaries: &[BindSummary]) -> Vec<Panel> {
     let x = Axis { name: "addresses", words: short };
     let y = Axis { name: "time for each address", words: nanoseconds };
     let lines = |figure: fn(&BindSummary) -> Spread| {
-        let methods = Method::value_variants()
+        let methods = Method::ALL
             .iter()
             .filter(|method| summaries.iter().any(|summary| summary.method == **method));
         let line = |method: &Method| {

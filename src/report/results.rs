@@ -2,6 +2,7 @@
 //! microseconds, `_rps` requests per second, `_pps` packets per second).
 
 use std::collections::BTreeMap;
+#[cfg(feature = "lab")]
 use std::fmt;
 
 use anyhow::{Context, Result, ensure};
@@ -10,14 +11,18 @@ use serde::{Deserialize, Deserializer, Serialize};
 use crate::address::Schedule;
 use crate::bind::{Method, Phases, Rotated};
 use crate::engine::{EngineKind, Modes};
+#[cfg(feature = "lab")]
 use crate::experiment::{BindProfile, ResponseProfile, RotationProfile};
+#[cfg(feature = "lab")]
 use crate::load::{Client, Outcome};
 use crate::machine::Environment;
+#[cfg(feature = "lab")]
 use crate::netlink::AttachMode;
+#[cfg(feature = "lab")]
 use crate::probe::Probe;
-use crate::xdp::{
-    AttachRequest, BusyPoll, CopyMode, CopyRequest, KernelCounters, RingLevels, RingSizes,
-};
+use crate::xdp::{AttachRequest, CopyRequest, KernelCounters, RingLevels};
+#[cfg(feature = "lab")]
+use crate::xdp::{BusyPoll, CopyMode, RingSizes};
 
 /// Version of the schema, on every line as `schema`. It grows when a field goes or changes its
 /// meaning; new fields alone do not change it. Lines without one are from before it was counted.
@@ -38,6 +43,7 @@ pub enum Event {
     /// `serve`: the totals, at the end.
     Stopped(Stats),
     /// `load`: what a run measured.
+    #[cfg(feature = "lab")]
     Result(LoadResult),
     /// `bind`: every address is live.
     Live(Ready),
@@ -48,20 +54,25 @@ pub enum Event {
     /// `experiment bind`: all runs of a method at a number of addresses, summed up.
     Summary(BindSummary),
     /// `compare`: what one engine sustained.
+    #[cfg(feature = "lab")]
     Engine(Box<EngineResult>),
     /// `experiment`: what was to be measured, and where. The first line of its file.
+    #[cfg(feature = "lab")]
     Experiment(Box<Experiment>),
     /// `experiment response`: what one run gave. The server's own `ready` comes before those of it.
+    #[cfg(feature = "lab")]
     Trial(Trial),
     /// `experiment response`: a server that could not be had.
     Failed(Failed),
     /// `experiment response`: which rate all runs sustained below a threshold.
     Threshold(ThresholdSummary),
     /// `experiment rotation`: what one server did with its addresses, and with requests meanwhile.
+    #[cfg(feature = "lab")]
     Rotated(Box<RotationTrial>),
     /// `experiment rotation`: how many clients an engine and a way of binding carry.
     Carried(Carried),
     /// `probe`: what was found out about one interface.
+    #[cfg(feature = "lab")]
     Probe(Box<Probe>),
 }
 
@@ -306,6 +317,7 @@ pub struct QueueCounters {
     pub xdp: KernelCounters,
 }
 
+#[cfg(feature = "lab")]
 #[allow(clippy::trivially_copy_pass_by_ref)] // as serde wants it
 fn is_zero(count: &u64) -> bool {
     *count == 0
@@ -462,6 +474,7 @@ impl Spread {
 }
 
 /// Times of a run that had any, from when a request was due.
+#[cfg(feature = "lab")]
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Percentiles {
     /// Arithmetic mean of the exact times.
@@ -482,6 +495,7 @@ pub struct Percentiles {
 }
 
 /// The same in JSON: all fields are there, and null where there are no times.
+#[cfg(feature = "lab")]
 #[derive(Serialize, Deserialize)]
 struct Times {
     mean_us: Option<f64>,
@@ -495,6 +509,7 @@ struct Times {
 }
 
 /// For `#[serde(with)]`.
+#[cfg(feature = "lab")]
 pub(crate) mod times {
     use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
@@ -542,6 +557,7 @@ fn unless_zero<'de, D: Deserializer<'de>>(from: D) -> Result<Option<f64>, D::Err
 }
 
 /// What a load run measured.
+#[cfg(feature = "lab")]
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct LoadResult {
     /// How it asked.
@@ -581,6 +597,7 @@ pub struct LoadResult {
 }
 
 /// What an experiment was to measure, and where.
+#[cfg(feature = "lab")]
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Experiment {
     /// What.
@@ -592,6 +609,7 @@ pub struct Experiment {
 }
 
 /// What is to be measured.
+#[cfg(feature = "lab")]
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Plan {
@@ -615,6 +633,7 @@ pub struct RotationCell {
 }
 
 /// What one server of `experiment rotation` did.
+#[cfg(feature = "lab")]
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct RotationTrial {
     /// The server.
@@ -626,6 +645,7 @@ pub struct RotationTrial {
 }
 
 /// What became of a server whose addresses move.
+#[cfg(feature = "lab")]
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase", tag = "outcome")]
 pub enum RotationOutcome {
@@ -649,6 +669,7 @@ pub enum RotationOutcome {
     },
 }
 
+#[cfg(feature = "lab")]
 impl RotationTrial {
     /// A server that could not be had.
     #[must_use]
@@ -702,6 +723,7 @@ pub struct Cell {
 }
 
 /// One run of `experiment response`.
+#[cfg(feature = "lab")]
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Trial {
     /// The server.
@@ -773,6 +795,7 @@ pub enum Limit {
 }
 
 /// What one engine sustained in a comparison.
+#[cfg(feature = "lab")]
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct EngineResult {
     /// Which engine, or which other program.
@@ -840,11 +863,13 @@ pub struct EngineResult {
 }
 
 /// The limit of results from before it was kept.
+#[cfg(feature = "lab")]
 fn one_millisecond() -> f64 {
     1000.0
 }
 
 /// Whom a comparison measures.
+#[cfg(feature = "lab")]
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(untagged)]
 pub enum Contestant {
@@ -854,6 +879,7 @@ pub enum Contestant {
     Peer(String),
 }
 
+#[cfg(feature = "lab")]
 impl fmt::Display for Contestant {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

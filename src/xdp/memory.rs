@@ -9,7 +9,8 @@ use std::ptr::{self, NonNull};
 use serde::{Deserialize, Serialize};
 
 /// Whether packets are to lie on huge pages.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "cli", derive(clap::ValueEnum))]
 #[serde(rename_all = "lowercase")]
 pub enum HugepageRequest {
     /// Where enough of them are free.

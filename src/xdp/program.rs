@@ -52,7 +52,8 @@ const BUDGETS: u32 = 1 << 16;
 const KERNEL_TYPES: &str = "/sys/kernel/btf/vmlinux";
 
 /// Where the program is to run.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "cli", derive(clap::ValueEnum))]
 #[serde(rename_all = "lowercase")]
 pub enum AttachRequest {
     /// In the driver where it can, otherwise generic.

@@ -45,7 +45,8 @@ impl fmt::Display for CopyMode {
 }
 
 /// Which copy mode to ask for.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "cli", derive(clap::ValueEnum))]
 #[serde(rename_all = "lowercase")]
 pub enum CopyRequest {
     /// Zero-copy where the driver grants it, otherwise copy.

@@ -36,7 +36,8 @@ pub use guest::be_init;
 pub use parts::{Kernel, Qemu};
 
 /// The cards that a guest can have.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, clap::ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[cfg_attr(feature = "cli", derive(clap::ValueEnum))]
 #[serde(rename_all = "lowercase")]
 pub enum Nic {
     /// Intel 82576; its driver is that of the I210 and I350 as well, and has zero-copy since Linux
@@ -89,7 +90,8 @@ impl fmt::Display for Nic {
 }
 
 /// What executes the guest's instructions.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, clap::ValueEnum)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+#[cfg_attr(feature = "cli", derive(clap::ValueEnum))]
 #[serde(rename_all = "lowercase")]
 pub enum Accelerator {
     /// QEMU, by translation: works everywhere
