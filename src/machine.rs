@@ -352,7 +352,8 @@ mod tests {
 
     #[test]
     fn only_the_named_processors_count_and_stolen_time_does_not() {
-        let stat = "cpu  9 9 9 9 9 9 9 9 0 0\ncpu0 10 0 20 60 10 0 0 500 0 0\ncpu1 5 0 0 95 0 0 0 0 0 0\nintr 1 2\n";
+        let stat = "cpu  9 9 9 9 9 9 9 9 0 0\ncpu0 10 0 20 60 10 0 0 500 0 0\ncpu1 5 0 0 95 0 0 0 \
+                    0 0 0\nintr 1 2\n";
         let zero = Ticks::default();
         assert_eq!(Ticks::parse(stat, &[0]).busy_since(zero), Some(0.3));
         assert_eq!(Ticks::parse(stat, &[0, 1]).busy_since(zero), Some(0.175));

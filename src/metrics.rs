@@ -366,7 +366,8 @@ fn exchange(stream: &TcpStream, board: &Board) -> io::Result<u16> {
     };
     let allow = if status == 405 { "Allow: GET, HEAD\r\n" } else { "" };
     let mut answer = format!(
-        "HTTP/1.1 {status} {reason}\r\nContent-Type: {kind}\r\nContent-Length: {}\r\n{allow}Connection: close\r\n\r\n",
+        "HTTP/1.1 {status} {reason}\r\nContent-Type: {kind}\r\nContent-Length: \
+         {}\r\n{allow}Connection: close\r\n\r\n",
         body.len()
     );
     if method != b"HEAD" {

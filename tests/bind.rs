@@ -339,8 +339,8 @@ fn experiment() -> Result<()> {
 
     // Every method, and a number of addresses that netlink cannot bind within its budget.
     let text = "[bind]\nruns = 2\nbudget = 0.5\n\
-        [[bind.series]]\nmethods = ['netlink', 'netlink-batch', 'netlink-down', 'ioctl', 'command', 'ifconfig', 'anyip', \
-        'live-map']\naddresses = [1, 20]\n\
+        [[bind.series]]\nmethods = ['netlink', 'netlink-batch', 'netlink-down', 'ioctl', \
+        'command', 'ifconfig', 'anyip', 'live-map']\naddresses = [1, 20]\n\
         [[bind.series]]\nmethods = ['netlink', 'live-map']\naddresses = [20000, 30000]\n";
     let output = run(text, &[])?.wait_with_output()?;
     ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
@@ -405,7 +405,8 @@ fn experiment() -> Result<()> {
 
     // Interrupted, it keeps what it has, and leaves no namespace behind.
     std::fs::remove_file(directory.0.join("bind.jsonl"))?;
-    let text = "[bind]\nruns = 1000\nbudget = 5\n[[bind.series]]\nmethods = ['live-map']\naddresses = [1000]\n";
+    let text = "[bind]\nruns = 1000\nbudget = 5\n[[bind.series]]\nmethods = \
+                ['live-map']\naddresses = [1000]\n";
     let mut child = run(text, &["--methods", "live-map"])?;
     let mut lines = BufReader::new(child.stdout.take().context("a pipe")?).lines();
     let first = [lines.next().context("no line")??, lines.next().context("no run")??];
@@ -690,7 +691,8 @@ fn anyip_answers_where_a_route_leads() -> Result<()> {
         [("2001:db8:2::/64", server.index), ("2001:db8:4::/64", server.index + 1)]
     {
         ip(&format!(
-            "-n {namespace} -6 route add local {prefix} dev lo table local proto 102 metric {metric}"
+            "-n {namespace} -6 route add local {prefix} dev lo table local proto 102 metric \
+             {metric}"
         ))?;
     }
     bind(wanted.to_vec())?.release(&mut |_| {})?;

@@ -320,7 +320,8 @@ fn too_many() -> Result<()> {
         fs::write(&secret, [7; 32])?;
         Command::new("chmod").arg("600").arg(&secret).status()?;
         let flags = format!(
-            "serve --interface server0 --prefix {PREFIX} --schedule mt6d --clients 4294967295 --secret {} --json",
+            "serve --interface server0 --prefix {PREFIX} --schedule mt6d --clients 4294967295 \
+             --secret {} --json",
             secret.display()
         );
         let output = sixhop(&lab, Side::Server, &flags).output();

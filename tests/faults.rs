@@ -254,7 +254,8 @@ fn client_stops_reading() -> Result<()> {
     let lab = TestLab::up()?;
     let mut server = start(&lab, "--bind netlink")?;
     let flags = format!(
-        "load --interface client0 --prefix {PREFIX} --addresses {ADDRESSES} --rate 10000 --requests 10000000 --json"
+        "load --interface client0 --prefix {PREFIX} --addresses {ADDRESSES} --rate 10000 \
+         --requests 10000000 --json"
     );
     let mut client =
         sixhop(&lab, Side::Client, &flags).stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;

@@ -54,7 +54,8 @@ fn settings(lab: &TestLab) -> Result<[String; 2]> {
 /// packets.
 fn ask(lab: &TestLab, rate: u64, requests: u64, payload: usize) -> Result<()> {
     let flags = format!(
-        "load --interface client0 --prefix {PREFIX} --addresses 20 --json --rate {rate} --requests {requests} --payload {payload}"
+        "load --interface client0 --prefix {PREFIX} --addresses 20 --json --rate {rate} --requests \
+         {requests} --payload {payload}"
     );
     let output = sixhop(lab, Side::Client, &flags).output()?;
     ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
@@ -165,7 +166,8 @@ fn a_client_polls() -> Result<()> {
     let before = settings()?;
     let server = Server::start(&lab, "--addresses 20")?;
     let flags = format!(
-        "load --interface client0 --prefix {PREFIX} --addresses 20 --rate 100 --requests 150 --json --busy-poll 20"
+        "load --interface client0 --prefix {PREFIX} --addresses 20 --rate 100 --requests 150 \
+         --json --busy-poll 20"
     );
     let output = sixhop(&lab, Side::Client, &flags).output()?;
     ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
@@ -197,7 +199,8 @@ fn coalescing() -> Result<()> {
         ensure!(napi["gro_flush_timeout_ns"].as_u64() == Some(set[1].parse()?), "{napi}");
         for client in ["afxdp", "socket"] {
             let ask = format!(
-                "load --interface client0 --prefix {PREFIX} --addresses 20 --rate 100 --requests 150 --json --coalesce 40 --client {client}"
+                "load --interface client0 --prefix {PREFIX} --addresses 20 --rate 100 --requests \
+                 150 --json --coalesce 40 --client {client}"
             );
             let output = sixhop(&lab, Side::Client, &ask).output()?;
             ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));

@@ -49,7 +49,8 @@ fn pool() -> Result<Pool> {
 
 /// Numbers of live addresses, far apart.
 fn drawn() -> impl Iterator<Item = u64> {
-    (0..DRAWN).map(|number| number * 7919 % LIVE) // a prime that does not divide it: none comes twice
+    // a prime that does not divide it: none comes twice
+    (0..DRAWN).map(|number| number * 7919 % LIVE)
 }
 
 fn start(lab: &TestLab, engine: &str) -> Result<(Server, Attachment)> {
@@ -336,7 +337,8 @@ fn a_live_address_is_taken() -> Result<()> {
         || shown("tentative")?.contains(&free.to_string())
     {
         ensure!(Instant::now() < give_up, "{}", shown("")?);
-        thread::sleep(std::time::Duration::from_millis(20)); // the kernel takes a second and announces no failure
+        // the kernel takes a second and announces no failure
+        thread::sleep(std::time::Duration::from_millis(20));
     }
     ensure!(!shown("dadfailed")?.contains(&free.to_string()), "{}", shown("")?);
     let totals = server.stop()?;

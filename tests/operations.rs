@@ -328,7 +328,8 @@ fn a_service_manager_is_told() -> Result<()> {
     let told = || -> Result<()> {
         for engine in ["afxdp", "reflect", "socket", "socket-gso", "uring", "raw", "packet-ring"] {
             let flags = format!(
-                "serve --interface server0 --json --prefix {PREFIX} --addresses 20 --engine {engine}"
+                "serve --interface server0 --json --prefix {PREFIX} --addresses 20 --engine \
+                 {engine}"
             );
             let mut command = sixhop(&lab, Side::Server, &flags);
             command

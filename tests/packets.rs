@@ -585,7 +585,8 @@ fn a_flood_takes_no_answer() -> Result<()> {
         let server = Server::start(
             &lab,
             &format!(
-                "--addresses {ADDRESSES} --engine {kind} --bind live-map --cores 0 --replies {replies}"
+                "--addresses {ADDRESSES} --engine {kind} --bind live-map --cores 0 --replies \
+                 {replies}"
             ),
         )?;
         let index = link(&lab, Side::Client)?.index;
@@ -622,7 +623,8 @@ fn a_flood_takes_no_answer() -> Result<()> {
                 anyhow::Ok(started.elapsed())
             });
             let flags = format!(
-                "load --interface client0 --prefix {PREFIX} --addresses {ADDRESSES} --json --rate {rate} --replies {replies} --requests {}",
+                "load --interface client0 --prefix {PREFIX} --addresses {ADDRESSES} --json --rate \
+                 {rate} --replies {replies} --requests {}",
                 rate * seconds
             );
             let output = sixhop(&lab, Side::Client, &flags).output();
@@ -640,7 +642,8 @@ fn a_flood_takes_no_answer() -> Result<()> {
         let served = ["received", "answered", "replies", "unsent", "waiting"]
             .map(|name| (name, count(&totals, &[name])));
         eprintln!(
-            "{engine}: {hostile:.0} hostile packets/s; load {shown:?}; server {served:?}, refused {}",
+            "{engine}: {hostile:.0} hostile packets/s; load {shown:?}; server {served:?}, refused \
+             {}",
             totals["refused"]
         );
         ensure!(hostile > 4.5 * rate as f64, "{engine}: only {hostile:.0} hostile packets/s");

@@ -133,7 +133,8 @@ fn as_many_queues_as_the_other_end() -> Result<()> {
     let lab = TestLab::up()?;
     let namespace = lab.namespace(Side::Server);
     ip(&format!(
-        "-n {namespace} link add few0 numrxqueues 1 numtxqueues 1 type veth peer name many0 numrxqueues 2 numtxqueues 2"
+        "-n {namespace} link add few0 numrxqueues 1 numtxqueues 1 type veth peer name many0 \
+         numrxqueues 2 numtxqueues 2"
     ))?;
     let check = || {
         ip(&format!("-n {namespace} link set few0 up"))?;

@@ -787,7 +787,8 @@ impl Reflection {
         let refused_right = matches!(fate, Fate::Refused(_)) || refused.is_empty();
         ensure!(
             agrees && counted.len() == 1 && refused_right && after == wanted,
-            "{fate:?}, but action {action}, {counted:?}, {refused:?}\nof   {packet:x?}\nmade {after:x?}\nnot  {wanted:x?}"
+            "{fate:?}, but action {action}, {counted:?}, {refused:?}\nof   {packet:x?}\nmade \
+             {after:x?}\nnot  {wanted:x?}"
         );
         Ok(fate)
     }

@@ -737,8 +737,8 @@ fn bad_input_gets_one_clear_line() -> Result<()> {
 fn compare_finds_figures() -> Result<()> {
     // Another program, which answers on addresses that it has not bound.
     let peer = format!(
-        "another={SIXHOP} serve --interface {{interface}} --prefix {PREFIX} --addresses 50 --bind none --port {{port}} \
-         --cores {{core}} --engine socket-gso"
+        "another={SIXHOP} serve --interface {{interface}} --prefix {PREFIX} --addresses 50 --bind \
+         none --port {{port}} --cores {{core}} --engine socket-gso"
     );
     let output = Command::new(SIXHOP)
         .args(["compare", "--addresses", "50", "--trial", "0.02", "--json", "--peer", &peer])

@@ -159,7 +159,8 @@ fn moving_addresses_follow(lab: &Lab) -> Result<()> {
                 && event["text"].as_str().is_some_and(|text| text.contains(words))
         })?;
         let load = format!(
-            "load --interface client0 --prefix {PREFIX} {flags} --rate 500 --requests {CLIENTS} --json"
+            "load --interface client0 --prefix {PREFIX} {flags} --rate 500 --requests {CLIENTS} \
+             --json"
         );
         let output = sixhop(lab, Side::Client, &load).output()?;
         let result: Value = serde_json::from_slice(&output.stdout)
@@ -175,7 +176,8 @@ fn the_papers_server_ends(lab: &Lab) -> Result<()> {
     let server = Server::start(lab, "--addresses 10 --bind netlink --engine socket")?;
     let load = || -> Result<()> {
         let load = format!(
-            "load --interface client0 --prefix {PREFIX} --addresses 10 --rate 500 --requests 100 --json"
+            "load --interface client0 --prefix {PREFIX} --addresses 10 --rate 500 --requests 100 \
+             --json"
         );
         let output = sixhop(lab, Side::Client, &load).output()?;
         let result: Value = serde_json::from_slice(&output.stdout)
@@ -199,7 +201,8 @@ fn times_are_right_or_none(lab: &Lab) -> Result<()> {
     for seconds in [3, -3] {
         let mut server = Server::start(lab, "--addresses 10 --bind netlink --engine socket-gso")?;
         let load = format!(
-            "load --interface client0 --prefix {PREFIX} --addresses 10 --client socket --rate 50 --requests 200 --json"
+            "load --interface client0 --prefix {PREFIX} --addresses 10 --client socket --rate 50 \
+             --requests 200 --json"
         );
         let load = sixhop(lab, Side::Client, &load).stdout(Stdio::piped()).spawn()?;
         server.wait_for(|event| event["answered"].as_u64() >= Some(20))?;
@@ -286,7 +289,8 @@ fn in_a_vrf(lab: &Lab) -> Result<()> {
     for (prefix, flags) in kinds {
         let server = Server::start_with(lab, &format!("--prefix {prefix} --addresses 20 {flags}"))?;
         let load = format!(
-            "load --interface client0 --prefix {prefix} --addresses 20 --rate 100 --requests 50 --client socket --json"
+            "load --interface client0 --prefix {prefix} --addresses 20 --rate 100 --requests 50 \
+             --client socket --json"
         );
         let output = sixhop(lab, Side::Client, &load).output()?;
         ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr).trim());
@@ -354,7 +358,8 @@ fn all_are_answered(lab: &Lab) -> Result<()> {
     let client = lab.namespace(Side::Client);
     common::ip(&format!("-n {client} neighbour flush dev client0"))?;
     let load = format!(
-        "load --interface client0 --prefix {PREFIX} --addresses 50 --rate 300 --requests {REQUESTS} --json"
+        "load --interface client0 --prefix {PREFIX} --addresses 50 --rate 300 --requests \
+         {REQUESTS} --json"
     );
     let output = sixhop(lab, Side::Client, &load).output()?;
     ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr).trim());
@@ -414,7 +419,8 @@ fn serves(lab: &Lab, flags: &str, mode: &Mode, probes: &Probes) -> Result<()> {
     ensure!(ready["attach"] == mode.attach && ready["copy"] == mode.copy, "{ready}");
     let before = (probes.read()?, packets(lab)?);
     let load = format!(
-        "load --interface client0 --prefix {PREFIX} --addresses {addresses} --rate 300 --requests {REQUESTS} --json"
+        "load --interface client0 --prefix {PREFIX} --addresses {addresses} --rate 300 --requests \
+         {REQUESTS} --json"
     );
     let output = sixhop(lab, Side::Client, &load).output()?;
     ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr).trim());

@@ -158,7 +158,8 @@ pub fn run(args: Args) -> Result<ExitCode> {
 fn uneven(steps: i64, step: Duration) -> String {
     let count = steps.unsigned_abs();
     format!(
-        "this clock is {count} step{} ({:?}) {} the server's: set it (the server tolerates one step)",
+        "this clock is {count} step{} ({:?}) {} the server's: set it (the server tolerates one \
+         step)",
         if count == 1 { "" } else { "s" },
         step * u32::try_from(count).unwrap_or(u32::MAX),
         if steps > 0 { "ahead of" } else { "behind" },

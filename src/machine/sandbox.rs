@@ -507,8 +507,8 @@ extern "C" fn refused(_: libc::c_int, info: *mut libc::siginfo_t, _: *mut libc::
     // Into memory of its own: an allocator may be what was interrupted.
     let _ = writeln!(
         rest,
-        "sixhop: the sandbox ends this process: its {role} thread made system call {call}, which is not on its list \
-         (serve --no-sandbox goes without)"
+        "sixhop: the sandbox ends this process: its {role} thread made system call {call}, which \
+         is not on its list (serve --no-sandbox goes without)"
     );
     let length = room - rest.len();
     // SAFETY: the text is valid for reads of its length.

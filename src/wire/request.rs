@@ -275,7 +275,8 @@ pub(super) mod tests {
         assert_eq!(damaged(|f| f[IP + 6] = 44), Refusal::NotUdp); // fragment header
         assert_eq!(damaged(|f| f[IP + 5] += 1), Refusal::BadLength); // longer than the frame
         assert_eq!(damaged(|f| f[IP + 5] = 7), Refusal::BadLength); // shorter than a UDP header
-        assert_eq!(damaged(|f| f[IP_PAYLOAD + 5] += 1), Refusal::BadLength); // longer than the IPv6 payload
+        // longer than the IPv6 payload
+        assert_eq!(damaged(|f| f[IP_PAYLOAD + 5] += 1), Refusal::BadLength);
         assert_eq!(damaged(|f| f[IP_PAYLOAD + 5] = 7), Refusal::BadLength);
         assert_eq!(damaged(|f| f[IP_PAYLOAD + 3] += 1), Refusal::OtherPort);
         assert_eq!(damaged(|f| f[IP_PAYLOAD + 6..IP_PAYLOAD + 8].fill(0)), Refusal::NoChecksum);

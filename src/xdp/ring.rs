@@ -283,7 +283,8 @@ impl<T: Entry> Consumer<T> {
 /// Both ends of a ring of `size` entries (a power of two) over plain memory, whose counters start
 /// at `start`.
 pub(super) fn pair<T: Entry>(size: u32, start: u32) -> Option<(Producer<T>, Consumer<T>)> {
-    const LINE: usize = 64; // one cache line each, as in the kernel, so that the ends do not disturb each other
+    // one cache line each, as in the kernel, so that the ends do not disturb each other
+    const LINE: usize = 64;
     let layout = Layout { producer: 0, consumer: LINE, flags: 2 * LINE, entries: 3 * LINE };
     let memory = Arc::new(Memory::anonymous(layout.entries + size as usize * size_of::<T>()).ok()?);
     let ring = Ring::<T>::new(&memory, &layout, size)?;

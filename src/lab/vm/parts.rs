@@ -388,7 +388,8 @@ fn codename() -> Result<String> {
     };
     ensure!(
         field("ID") == "debian" && cfg!(target_arch = "x86_64"),
-        "guests are fetched for Debian on x86-64 alone: install QEMU 8 or newer, and a kernel of 6.14 or newer with its modules"
+        "guests are fetched for Debian on x86-64 alone: install QEMU 8 or newer, and a kernel of \
+         6.14 or newer with its modules"
     );
     Ok(field("VERSION_CODENAME"))
 }
