@@ -255,7 +255,8 @@ pub(crate) fn shows(link: &Link) -> bool {
     let mac = link.mac.map(|byte| format!("{byte:02x}")).join(":");
     file(directory.join("ifindex")).is_some_and(|index| index == link.index.to_string())
         // An interface without one shows nothing here.
-        && file(directory.join("address")).is_some_and(|address| address == mac || address.is_empty())
+        && file(directory.join("address"))
+            .is_some_and(|address| address == mac || address.is_empty())
 }
 
 /// Gives the calling thread, and the processes that it starts, a /sys that shows the interfaces of

@@ -1,7 +1,8 @@
 //! NUMBERS FOR A SCRAPER: what a server last said of itself, in Prometheus' text format, over HTTP.
 //!
 //! ```text
-//!   stats, once a second ─► the last of them ─► text, when somebody asks: one at a time, bounded in bytes and in time
+//!   stats, once a second ─► the last of them ─► text, when somebody asks:
+//!                                               one at a time, bounded in bytes and in time
 //! ```
 //!
 //! A scrape reads what the main thread has put there, and touches neither workers nor the kernel's

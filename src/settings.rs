@@ -3,7 +3,8 @@
 //!
 //! ```text
 //!   note in /run/sixhop, locked ─► setting changed  …  setting put back ─► note removed
-//!                    └ killed: the note stays, and nobody holds its lock ─► the next run puts the setting back
+//!                    └ killed: the note stays, and nobody holds its lock
+//!                         ─► the next run puts the setting back
 //! ```
 //!
 //! Each change has a note of its own, named after the network namespace, the interface and the

@@ -44,7 +44,8 @@ pub struct Args {
     #[command(flatten)]
     addresses: Moving,
     /// Ask as if this machine's clock were so many seconds ahead, as in 0.5, or behind, as in -5
-    #[arg(long, value_name = "SECONDS", default_value = "0", allow_negative_numbers = true, value_parser = offset)]
+    #[arg(long, value_name = "SECONDS", default_value = "0", allow_negative_numbers = true,
+          value_parser = offset)]
     clock_offset: i64,
     /// How requests are sent
     #[arg(long, default_value = "afxdp")]

@@ -1,7 +1,8 @@
 //! What becomes of the interface while a server runs: looked at, compared, and said.
 //!
 //! ```text
-//!   each 100 ms ─► the link, by its index ─► changes ─┬─ the engine takes it over, or cannot: the server ends
+//!   each 100 ms ─► the link, by its index ─► changes ─┬─ the engine takes it over, or cannot:
+//!                                                     │  the server ends
 //!   announced ───► addresses that went ──────────────►└─ addresses are made live again
 //! ```
 //!

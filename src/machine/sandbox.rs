@@ -4,10 +4,11 @@
 //!   start     every capability that the mode takes, every system call
 //!      │  rings armed, addresses live, program attached
 //!      ▼
-//!   main ──────── CAP_NET_ADMIN where there is something to take back   reads counters, takes back at the end
-//!     ├─ engine ─ none                                                  starts workers, waits for them
-//!     │    └─ worker: ring, socket, uring, packet ─ none                the system calls of its loop, and no others
-//!     ├─ binding  CAP_NET_ADMIN                                         changes addresses while others answer
+//!   main ─ CAP_NET_ADMIN where there is something to take back
+//!     │    reads counters, takes back at the end
+//!     ├─ engine ─ none: starts workers, waits for them
+//!     │    └─ worker: ring, socket, uring, packet ─ none: the system calls of its loop, no others
+//!     ├─ binding ─ CAP_NET_ADMIN: changes addresses while others answer
 //!     └─ metrics, input ─ none
 //! ```
 //!

@@ -351,8 +351,9 @@ pub(crate) mod tests {
             clients_carried: None,
         };
         let ready = serde_json::from_value(serde_json::json!({
-            "engine": "afxdp", "interface": "server0", "driver": "veth", "port": 3540, "replies": 10, "addresses": 3 * clients,
-            "bind": "netlink-batch", "generate_seconds": 0.0, "open_seconds": 0.0, "bind_seconds": 0.0, "bind_phases": [],
+            "engine": "afxdp", "interface": "server0", "driver": "veth", "port": 3540,
+            "replies": 10, "addresses": 3 * clients, "bind": "netlink-batch",
+            "generate_seconds": 0.0, "open_seconds": 0.0, "bind_seconds": 0.0, "bind_phases": [],
             "kernel_memory": null, "list_memory": 0, "attach_asked": "auto", "copy_asked": "auto",
             "environment": crate::machine::Environment::default(), "queues": [0], "cores": [0],
         }));

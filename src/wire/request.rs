@@ -338,7 +338,9 @@ pub(super) mod tests {
         }
 
         #[test]
-        fn no_single_flipped_bit_of_what_the_checksum_covers_gets_through(bit in 0usize..(94 - IP - 8) * 8) {
+        fn no_single_flipped_bit_of_what_the_checksum_covers_gets_through(
+            bit in 0usize..(94 - IP - 8) * 8,
+        ) {
             let mut bytes = frame(&[0x5a; 32]);
             let (byte, mask) = (IP + 8 + bit / 8, 1 << (bit % 8));
             bytes[byte] ^= mask;

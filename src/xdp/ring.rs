@@ -2,11 +2,14 @@
 //! of entries.
 //!
 //! ```text
-//!   fill        user ──frames to receive into──► kernel      completion  kernel ──frames that were sent──► user
-//!   rx        kernel ──frames received─────────► user        tx            user ──frames to send─────────► kernel
+//!   fill        user   ──frames to receive into──► kernel
+//!   rx          kernel ──frames received─────────► user
+//!   tx          user   ──frames to send──────────► kernel
+//!   completion  kernel ──frames that were sent───► user
 //!
-//!   producer ─┐ counts what was put in, only up, wraps at 2^32        entry of count c is at c & (size - 1)
-//!   consumer ─┘ counts what was taken out                             full when they differ by size
+//!   producer ─┐ counts what was put in, only up, wraps at 2^32
+//!   consumer ─┘ counts what was taken out
+//!   entry of count c is at c & (size - 1); full when they differ by size
 //! ```
 //!
 //! The layout is the kernel's (Documentation/networking/af_xdp.rst). Each side owns its own

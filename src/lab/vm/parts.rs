@@ -274,7 +274,8 @@ impl Apt {
         fs::write(
             &apt.config,
             format!(
-                "Dir::State \"{at}/state\";\nDir::State::status \"/var/lib/dpkg/status\";\nDir::Cache \"{at}\";\n\
+                "Dir::State \"{at}/state\";\nDir::State::status \"/var/lib/dpkg/status\";\n\
+                 Dir::Cache \"{at}\";\n\
                  Dir::Etc::sourcelist \"{at}/sources.list\";\nDir::Etc::sourceparts \"-\";\n\
                  APT::Sandbox::User \"root\";\nAcquire::Languages \"none\";\n"
             ),
