@@ -12,18 +12,17 @@
 //! | `anyip_*` | a neighbour with a route to the prefix |
 //! | `bind_*`, `experiment_*` | what the command line prints and writes |
 
-mod common;
-
 use std::collections::HashSet;
 use std::io::{BufRead, BufReader, Write};
 use std::net::{Ipv6Addr, SocketAddrV6, UdpSocket};
 use std::os::unix::process::ExitStatusExt;
-use std::process::{Child, Command, ExitCode, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use crate::common::{TestLab, addresses, fails_with, ip, link, resolve, trial};
 use anyhow::{Context, Result, ensure};
-use common::{TestLab, addresses, fails_with, ip, link, resolve, trial};
 use etherparse::PacketBuilder;
+use libtest_mimic::Trial;
 use nix::sys::signal::{Signal, kill, raise};
 use nix::unistd::Pid;
 use serde_json::Value;
@@ -44,10 +43,14 @@ const KERNEL: [Method; 6] = [
     Method::Ifconfig,
 ];
 
-fn main() -> ExitCode {
+/// What this program does where a test of this file has started it.
+pub fn child() {
     if let Ok(lab) = std::env::var(DIE_BOUND) {
         die_bound(&lab).expect("this process was to be killed");
     }
+}
+
+pub fn trials() -> Vec<Trial> {
     let mut trials = vec![
         trial("duplicate_binds_nothing", duplicate_binds_nothing),
         trial("address_in_use_binds_nothing", address_in_use_binds_nothing),
@@ -76,7 +79,7 @@ fn main() -> ExitCode {
     trials.push(trial("live_map_is_interrupted_by_a_signal", || {
         is_interrupted_by_a_signal(Method::LiveMap)
     }));
-    common::main(trials)
+    trials
 }
 
 /// Binds on the server's side of the lab.

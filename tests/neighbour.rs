@@ -2,19 +2,18 @@
 //! alone, and of those that are not: `serve --bind live-map`, and a capture of every frame that the
 //! client's end of the lab receives.
 
-mod common;
-
 use std::collections::HashSet;
 use std::net::{Ipv6Addr, SocketAddrV6, UdpSocket};
-use std::process::{Command, ExitCode};
+use std::process::Command;
 use std::thread;
 use std::time::Instant;
 
+use crate::common::packet::PacketSocket;
+use crate::common::server::{PATIENCE, PREFIX, Server};
+use crate::common::{TestLab, fails_with, have_client_poll, ip, link, resolve, trial};
 use anyhow::{Context, Result, ensure};
-use common::packet::PacketSocket;
-use common::server::{PATIENCE, PREFIX, Server};
-use common::{TestLab, fails_with, have_client_poll, ip, link, resolve, trial};
 use etherparse::PacketBuilder;
+use libtest_mimic::Trial;
 use sixhop::address::Pool;
 use sixhop::lab::Side;
 use sixhop::netlink;
@@ -26,8 +25,8 @@ const DRAWN: u64 = 1000;
 
 const MLD_ROUTERS: Ipv6Addr = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 0x16);
 
-fn main() -> ExitCode {
-    common::main(vec![
+pub fn trials() -> Vec<Trial> {
+    vec![
         trial("live_addresses_answer_and_all_others_are_silent", || {
             live_answer_and_others_are_silent("afxdp")
         }),
@@ -39,7 +38,7 @@ fn main() -> ExitCode {
         trial("the_kernel_keeps_its_own_addresses_beside_reflect", || {
             the_kernel_keeps_its_own_addresses("reflect")
         }),
-    ])
+    ]
 }
 
 /// The first [`LIVE`] are live, and those after them are not.

@@ -3,7 +3,25 @@
 
 use std::process::Command;
 
+use crate::common::rootless;
+use libtest_mimic::Trial;
 use serde_json::Value;
+
+pub fn trials() -> Vec<Trial> {
+    let test = |name: &str, test: fn()| {
+        rootless(name, move || {
+            test();
+            Ok(())
+        })
+    };
+    vec![
+        test("licences_are_those_of_deny_toml", licences_are_those_of_deny_toml),
+        test(
+            "everything_comes_from_the_default_registry_or_from_here",
+            everything_comes_from_the_default_registry_or_from_here,
+        ),
+    ]
+}
 
 /// All packages that a build for this machine takes, as cargo describes them.
 fn packages() -> Vec<Value> {
@@ -21,7 +39,6 @@ fn packages() -> Vec<Value> {
     metadata["packages"].as_array().unwrap().clone()
 }
 
-#[test]
 fn licences_are_those_of_deny_toml() {
     let policy: toml::Table = include_str!("../deny.toml").parse().unwrap();
     let allowed: Vec<_> = policy["licenses"]["allow"]
@@ -52,7 +69,6 @@ fn licences_are_those_of_deny_toml() {
     assert!(unused.is_empty(), "nothing needs {unused:?}: take them out of deny.toml");
 }
 
-#[test]
 fn everything_comes_from_the_default_registry_or_from_here() {
     let policy: toml::Table = include_str!("../deny.toml").parse().unwrap();
     let sources = policy["sources"].as_table().unwrap();

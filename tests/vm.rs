@@ -2,14 +2,15 @@
 //! vm`, in which this program runs again and does the checking.
 //!
 //! ```text
-//!   this test ──► sixhop lab vm --nic N ──► guest: this program, 'in-guest N' ──► serve, load, probe on its two cards
+//!   this test ──► sixhop lab vm --nic N ──► guest: this program, 'in-guest N'
+//!                                             ──► serve, load, probe on its two cards
 //! ```
 //!
 //! | test | what must be so |
 //! |---|---|
-//! | `igb_*`, `virtio_*` | zero-copy, native copy and generic, each as the kernel says and as its functions show that ran |
+//! | `igb_*`, `virtio_*` | zero-copy, native copy and generic, by what the kernel says and ran |
 //! | `a_clock_*` | a guest has a clock that may be set: what goes by it, or must not |
-//! | `e1000e_*`, `vmxnet3_*`, `virtio_plain_*` | no more than they can: what is forced beyond it is refused, with the reason |
+//! | `e1000e_*`, `vmxnet3_*`, `virtio_plain_*` | no more than they can: force is refused, and why |
 //!
 //! A bond of one card, which grants what is of no use, and a VRF: virtio_plain. Two queues, two
 //! workers: igb. Without QEMU or a kernel to be had all are reported as ignored, with the reason.
@@ -23,7 +24,6 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use common::server::{PREFIX, SIXHOP, Server, sixhop};
-use libtest_mimic::Trial;
 use nix::sys::time::{TimeSpec, TimeValLike};
 use nix::time::{ClockId, clock_gettime, clock_settime};
 use serde_json::Value;
@@ -53,25 +53,30 @@ fn main() -> ExitCode {
     let test = |name: &str, nic: &'static str, queues: Option<u32>| match (&cannot, common::root())
     {
         (None, true) => common::trial(name, move || boot(nic, queues)),
-        (Some(why), true) => Trial::test(name, || Ok(())).with_ignored_flag(true).with_kind(why),
+        (Some(why), true) => {
+            common::rootless(name, || Ok(())).with_ignored_flag(true).with_kind(why)
+        }
         (_, false) => common::trial(name, || Ok(())), // which says why not
     };
     // One after the other: each has as many processors as this machine.
-    common::main_one_at_a_time(vec![
-        test("igb_has_every_mode_and_two_queues", "igb", Some(2)),
-        test("a_clock_that_is_set_stops_nothing_and_spoils_no_figure", CLOCK, None),
-        test("virtio_has_every_mode", "virtio", None),
-        test("virtio_plain_advertises_zero_copy_and_has_none", "virtio-plain", None),
-        test("e1000e_is_generic", "e1000e", None),
-        test("vmxnet3_copies", "vmxnet3", None),
-        match (&cannot, common::root()) {
-            (None, true) => common::trial(BOND, || boot_for("virtio-plain", None, "bond")),
-            (Some(why), true) => {
-                Trial::test(BOND, || Ok(())).with_ignored_flag(true).with_kind(why)
-            }
-            (_, false) => common::trial(BOND, || Ok(())),
-        },
-    ])
+    common::main(
+        Vec::new(),
+        vec![
+            test("igb_has_every_mode_and_two_queues", "igb", Some(2)),
+            test("a_clock_that_is_set_stops_nothing_and_spoils_no_figure", CLOCK, None),
+            test("virtio_has_every_mode", "virtio", None),
+            test("virtio_plain_advertises_zero_copy_and_has_none", "virtio-plain", None),
+            test("e1000e_is_generic", "e1000e", None),
+            test("vmxnet3_copies", "vmxnet3", None),
+            match (&cannot, common::root()) {
+                (None, true) => common::trial(BOND, || boot_for("virtio-plain", None, "bond")),
+                (Some(why), true) => {
+                    common::rootless(BOND, || Ok(())).with_ignored_flag(true).with_kind(why)
+                }
+                (_, false) => common::trial(BOND, || Ok(())),
+            },
+        ],
+    )
 }
 
 /// Why no guest can be booted here.
