@@ -1,38 +1,84 @@
-# These commands do everything on a fresh Debian or Ubuntu machine that has Rust:
+# These commands do everything on a fresh machine with Debian or Ubuntu:
 #
-#   make demo   compare the paper's socket server with the AF_XDP engine, on this machine
-#   make test   formatting, clippy, and all tests
-#   make audit  licences, sources and known holes of what is built in (takes a network)
+#   make demo        compare the paper's socket server with the AF_XDP engine, on this machine
+#   make test        formatting, clippy, and all tests but those in guests
+#   make test-guest  tests in virtual machines with emulated network cards
+#   make audit       licences, sources and known holes of what is built in (takes a network)
 #
-# make fuzz feeds the parsers and the worker with mutated input for SECONDS (60) each; make soak does to servers what may happen to
-# them for MINUTES (60). And one more puts the program, its manual and its completions where others find them:
+# make fuzz feeds the parsers and the worker with mutated input for SECONDS (60) each; make soak does
+# to servers what may happen to them for MINUTES (60). And one more puts the program, its manual and
+# its completions where others find them:
 #
-#   make install   into PREFIX, /usr/local by default
+#   make install     into PREFIX, /usr/local by default
 #
-# Each installs the system packages that are missing, and says which. Root is got by sudo where it is not there already,
+# Each installs the system packages that are missing, and says which; Rust too, where there is none
+# or an old one and the distribution has a newer. Root is got by sudo where it is not there already,
 # and only for what needs it: installing packages, and running on network namespaces.
 
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo test audit bench fuzz soak install packages
+.PHONY: help demo test test-guest audit bench fuzz soak install rust packages
 
 CARGO ?= cargo
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
+comma := ,
+APT := $(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get
+# Cargo itself does not run as root, test programs do, so that none is skipped.
+AS_ROOT = env "CARGO_TARGET_$$(rustc -vV | sed -n 's/^host: //p' | tr a-z- A-Z_)_RUNNER=$(if $(SUDO),sudo -E,env)"
 
-# To build: clang for the XDP program, the others for libbpf. To run: ip, which is also what the lab is checked with.
+# To build: clang for the XDP program, the others for libbpf. To run: ip, which is also what the lab
+# is checked with.
 PACKAGES := clang gcc make pkg-config libelf-dev zlib1g-dev linux-libc-dev iproute2
 TOOLS := clang cc pkg-config ip
-# ifconfig is one of the ways of binding that are tested; kmod and xz find and unpack the modules of a guest's kernel; faketime sets
-# a server's clock; ethtool does to an interface what its owner may.
-test: PACKAGES += net-tools kmod xz-utils faketime ethtool
-test: TOOLS += ifconfig modprobe xz faketime ethtool
+# ifconfig is one of the ways of binding that are tested; kmod and xz find and unpack the modules of
+# a guest's kernel; faketime sets a server's clock; ethtool does to an interface what its owner may.
+test test-guest: PACKAGES += net-tools kmod xz-utils faketime ethtool
+test test-guest: TOOLS += ifconfig modprobe xz faketime ethtool
+# Parts of Rust that only the tests take: as cargo calls them, and as Debian does.
+test: COMPONENTS := fmt clippy
+test: RUST_13 := rustfmt rust-clippy
+test: RUST_12 := rustfmt-web rust-web-clippy
 
 help:
 	@sed -n 's/^#   //p' Makefile
 
-packages:
-	@command -v $(CARGO) >/dev/null || { echo "cargo not found: install Rust 1.85 or newer (rustup.rs)" >&2; exit 1; }
+# The distribution's cargo where it is new enough (Debian 13), what it builds browsers with (Debian
+# 12), or its rustup (Ubuntu 24.04). Where rustup is there already, its owner decides.
+RUST := 1.85
+RUSTUP := curl --proto '=https' --tlsv1.2 -sSf https://sh.rustup.rs | sh
+rust:
+	@enough() { [ "$$(printf '%s\n' $(RUST) "$$1" | sort -V | head -n 1)" = $(RUST) ]; }; \
+	found() { $(CARGO) --version 2>/dev/null | cut -d ' ' -f 2 || true; }; \
+	lacks() { \
+	  for part in $(COMPONENTS); do $(CARGO) $$part --version >/dev/null 2>&1 || return 0; done; \
+	  false; \
+	}; \
+	candidate() { apt-cache policy "$$1" | sed -n 's/^ *Candidate: //p' | grep -v none || true; }; \
+	install() { echo "installing: $$*"; $(APT) install -y -qq --no-install-recommends "$$@" >/dev/null; }; \
+	if enough "$$(found)" && ! lacks; then exit; fi; \
+	help="$(RUSTUP)"; \
+	if command -v rustup >/dev/null; then \
+	  help="rustup update stable && rustup default stable && rustup component add rustfmt clippy"; \
+	elif command -v apt-get >/dev/null; then \
+	  $(APT) update -qq; \
+	  if enough "$$(candidate cargo)"; then \
+	    install cargo $(RUST_13); \
+	  elif enough "$$(candidate cargo-web)"; then \
+	    install cargo-web $(RUST_12); \
+	  elif [ -n "$$(candidate rustup)" ]; then \
+	    install rustup ca-certificates; \
+	    rustup toolchain install stable --profile minimal --component rustfmt --component clippy; \
+	    rustup default stable; \
+	  fi; \
+	  hash -r; \
+	fi; \
+	if ! enough "$$(found)" || lacks; then \
+	  echo "Rust $(RUST) or newer is needed$(if $(COMPONENTS),$(comma) with rustfmt and clippy): $$help" >&2; \
+	  exit 1; \
+	fi
+
+packages: rust
 	@if command -v dpkg-query >/dev/null && command -v apt-get >/dev/null; then \
 	  missing=; \
 	  for package in $(PACKAGES); do \
@@ -40,8 +86,8 @@ packages:
 	  done; \
 	  if [ -n "$$missing" ]; then \
 	    echo "installing:$$missing"; \
-	    $(SUDO) apt-get update -qq; \
-	    $(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing >/dev/null; \
+	    $(APT) update -qq; \
+	    $(APT) install -y -qq --no-install-recommends $$missing >/dev/null; \
 	  fi; \
 	else \
 	  missing=; \
@@ -57,16 +103,20 @@ demo: packages
 	$(CARGO) build --release --locked
 	$(SUDO) target/release/sixhop compare --addresses 2000
 
-# Test programs run as root, so that none is skipped; cargo itself does not.
 test: packages
 	$(CARGO) fmt --check
 	$(CARGO) clippy --locked --all-targets -- -D warnings
 	$(CARGO) clippy --locked --no-default-features --lib -- -D warnings
+	$(CARGO) clippy --locked --test vm -- -D warnings
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --no-deps --quiet
-	host=$$(rustc -vV | sed -n 's/^host: //p' | tr 'a-z-' 'A-Z_'); \
-	  env "CARGO_TARGET_$${host}_RUNNER=$(if $(SUDO),sudo -E,env)" $(CARGO) test --locked
+	$(AS_ROOT) $(CARGO) test --locked
 
-# The database of advisories comes from the network, and cargo-deny is built where it is not there: that is no part of the tests.
+# Kernel and QEMU are fetched from Debian's packages where the machine has none that will do.
+test-guest: packages
+	$(AS_ROOT) $(CARGO) test --locked --test vm
+
+# The database of advisories comes from the network, and cargo-deny is built where it is not there:
+# that is no part of the tests.
 audit:
 	@$(CARGO) deny --version >/dev/null 2>&1 || $(CARGO) install --locked cargo-deny
 	$(CARGO) deny --locked check
@@ -74,8 +124,9 @@ audit:
 bench: packages
 	$(CARGO) bench --locked
 
-# Each fuzz target for so many seconds, from the corpus in the repository; RUNS=N instead has each take so many inputs. What a
-# target finds fault with is in fuzz/artifacts. libFuzzer needs a C++ compiler, and of rustc only what a stable one has.
+# Each fuzz target for so many seconds, from the corpus in the repository; RUNS=N instead has each
+# take so many inputs. What a target finds fault with is in fuzz/artifacts. libFuzzer needs a C++
+# compiler, and of rustc only what a stable one has.
 SECONDS ?= 60
 TARGETS ?= request ndp worker results profile
 fuzz: PACKAGES += g++
@@ -95,9 +146,8 @@ fuzz: packages
 # As root, on network namespaces: everything that may happen to a server, for so many minutes, and a table in the end.
 MINUTES ?= 60
 soak: packages
-	host=$$(rustc -vV | sed -n 's/^host: //p' | tr 'a-z-' 'A-Z_'); \
-	  env "CARGO_TARGET_$${host}_RUNNER=$(if $(SUDO),sudo -E,env)" SIXHOP_SOAK_SECONDS=$$((60 * $(MINUTES))) \
-	    $(CARGO) test --release --locked --test soak
+	SIXHOP_SOAK_SECONDS=$$((60 * $(MINUTES))) \
+	  $(AS_ROOT) $(CARGO) test --release --locked --test all -- soak::
 
 PREFIX ?= /usr/local
 SHARE := $(DESTDIR)$(PREFIX)/share

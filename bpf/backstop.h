@@ -1,15 +1,21 @@
 /* SPDX-License-Identifier: MIT OR Apache-2.0 OR GPL-2.0-only */
 /*
- * The backstop, where hidden: a tc program on the same interface, which sees what the XDP program passes, and whatever gets around
- * it. A veth that is given more queues, say, has no XDP program on them.
+ * The backstop, where hidden: a tc program on the same interface, which sees what the XDP program
+ * passes, and whatever gets around it. A veth that is given more queues, say, has no XDP program on
+ * them.
  *
- *   NIC queue ──► steer ──► VLAN tag off ──► backstop ──┬─ request or fragment for a live address ──► marked ──► kernel
- *        └─ around it ──────────────────────────┘       ├─ to one of the kernel's own addresses ──────────────► kernel
- *                                                       ├─ else to or for an address under a bound prefix ───► nowhere, counted
- *                                                       └─ everything else, untouched ───────────────────────► kernel
+ *   NIC queue ──► steer ──► VLAN tag off ──► backstop
+ *        └─ around it ──────────────────────────┘
  *
- * The kernel takes packets under a bound prefix for its own only with the mark (netlink::Delivery). Without this program nothing has
- * it: the kernel is as silent as about any address of the link that it does not have.
+ *   backstop
+ *      ├─ request or fragment for a live address ──► marked ──► kernel
+ *      ├─ to one of the kernel's own addresses ───────────────► kernel
+ *      ├─ else to or for an address under a bound prefix ─────► nowhere, counted
+ *      └─ everything else, untouched ─────────────────────────► kernel
+ *
+ * The kernel takes packets under a bound prefix for its own only with the mark (netlink::Delivery).
+ * Without this program nothing has it: the kernel is as silent as about any address of the link
+ * that it does not have.
  */
 #pragma once
 
@@ -58,16 +64,18 @@ static __always_inline int decide(struct __sk_buff *skb, __u32 at)
 	bool hidden_address = is_hidden(&address);
 	/* TCP, UDP and what else asks for no address. */
 	if (!hidden_address && ip->nexthdr != IPPROTO_ICMPV6 && ip->nexthdr != IPPROTO_HOPOPTS &&
-	    ip->nexthdr != IPPROTO_ROUTING && ip->nexthdr != IPPROTO_FRAGMENT && ip->nexthdr != IPPROTO_DSTOPTS)
+	    ip->nexthdr != IPPROTO_ROUTING && ip->nexthdr != IPPROTO_FRAGMENT &&
+	    ip->nexthdr != IPPROTO_DSTOPTS)
 		return HAND_ON;
 
 	reach(skb, FARTHEST + sizeof(struct udphdr));
 	__u32 found = find_in_skb(skb, at);
 	if ((found & 0xff) == SOLICITATION) {
 		struct in6_addr target;
-		/* The kernel answers for those that somebody has it answer for (ip neighbour add proxy). */
-		if (!bpf_skb_load_bytes(skb, (found >> 8) + sizeof(struct icmp6hdr), &target, sizeof(target)) &&
-		    is_hidden(&target))
+		__u32 place = (found >> 8) + sizeof(struct icmp6hdr);
+		/* The kernel answers for those that somebody has it answer for (ip neighbour add
+		 * proxy). */
+		if (!bpf_skb_load_bytes(skb, place, &target, sizeof(target)) && is_hidden(&target))
 			return count(DROPPED_BACKSTOP, DROP);
 	}
 	if (!hidden_address)
@@ -76,9 +84,11 @@ static __always_inline int decide(struct __sk_buff *skb, __u32 at)
 		return HAND_ON; /* as the XDP program does; the kernel does not take it */
 	if ((found == REQUEST || found == FRAGMENT) && is_live(&address)) {
 		/* The rules of `behind`, but for the limit, of which it has counted the packet. */
-		if ((!screened || is_allowed(source)) && !(found == REQUEST && moving && is_live(&source))) {
+		if ((!screened || is_allowed(source)) &&
+		    !(found == REQUEST && moving && is_live(&source))) {
 			__u32 mark = (skb->mark & ~MARK_MASK) | MARK;
-			/* The compiler would write only the half that changes, which the verifier takes for no mark. */
+			/* The compiler would write only the half that changes, which the verifier
+			 * takes for no mark. */
 			barrier_var(mark);
 			skb->mark = mark;
 			return HAND_ON;

@@ -1,12 +1,15 @@
 /* SPDX-License-Identifier: MIT OR Apache-2.0 OR GPL-2.0-only */
 /*
- * Requests that no ring gets, because more stands before the UDP header than an IPv6 header: extension headers, fragments, a priority
- * tag. The kernel takes them apart, and a socket behind this program answers them (src/engine/behind.rs).
+ * Requests that no ring gets, because more stands before the UDP header than an IPv6 header:
+ * extension headers, fragments, a priority tag. The kernel takes them apart, and a socket behind
+ * this program answers them (src/engine/behind.rs).
  *
- *   VLAN tags of VLAN 0 ──► IPv6 ──► at most EXTENSIONS extension headers ──► UDP, our port ──► live address ──► kernel
- *                                     └─ a fragment that is not the first ────────────────────► live address ──► kernel
+ *   VLAN tags of VLAN 0 ──► IPv6 ──► at most EXTENSIONS extension headers
+ *      ├─ UDP, our port ───────────────────► live address ──► kernel
+ *      └─ a fragment that is not the first ─► live address ──► kernel
  *
- * Where hidden, nothing else under a bound prefix gets there this way, but to the kernel's own addresses.
+ * Where hidden, nothing else under a bound prefix gets there this way, but to the kernel's own
+ * addresses.
  */
 #pragma once
 
@@ -79,7 +82,8 @@ static __always_inline __u32 find_between(void *data, void *end, __u32 at, bool 
 		case IPPROTO_UDP:
 			return service_port && udp->dest == service_port ? REQUEST : NOTHING_OURS;
 		case IPPROTO_ICMPV6:
-			if (solicitations && ((struct icmp6hdr *)udp)->icmp6_type == NEIGHBOUR_SOLICITATION)
+			if (solicitations &&
+			    ((struct icmp6hdr *)udp)->icmp6_type == NEIGHBOUR_SOLICITATION)
 				return SOLICITATION | at << 8;
 			return NOTHING_OURS;
 		case IPPROTO_FRAGMENT:
@@ -128,9 +132,9 @@ static __always_inline int behind(struct xdp_md *ctx, __u32 at)
 		return count(PASSED_PREFIX, XDP_PASS);
 	if (found != NOTHING_OURS && is_live(&address)) {
 		struct in6_addr source = ip->saddr;
-		/* The socket decides by all rules: what matters here is that those who may not ask cost nothing.
-		 * A later fragment may be of something else, which the kernel answers where the address is its
-		 * own. */
+		/* The socket decides by all rules: what matters here is that those who may not ask
+		 * cost nothing. A later fragment may be of something else, which the kernel answers
+		 * where the address is its own. */
 		if (screened && (hidden || found == REQUEST) && !is_allowed(source))
 			return refuse(SOURCE_NOT_ALLOWED);
 		if (found == REQUEST && !is_within_limit(source))
@@ -162,7 +166,8 @@ static __always_inline int tagged(struct xdp_md *ctx)
 		at += sizeof(*tag);
 		if (tag->protocol == bpf_htons(ETH_P_IPV6))
 			return behind(ctx, at);
-		if (tag->protocol != bpf_htons(ETH_P_8021Q) && tag->protocol != bpf_htons(ETH_P_8021AD))
+		if (tag->protocol != bpf_htons(ETH_P_8021Q) &&
+		    tag->protocol != bpf_htons(ETH_P_8021AD))
 			return count(PASSED_OTHER, XDP_PASS);
 	}
 	/* The kernel looks behind all of them. */

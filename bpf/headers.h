@@ -61,19 +61,31 @@ struct change {
 
 /* Index into the map `verdicts`. src/xdp/program.rs names them in the same order. */
 enum verdict {
-	REFLECTED,       /* a request, answered by the program itself */
-	REFUSED,         /* a request that is not answered, dropped by the program: `refusals` says why */
-	STEERED,         /* a request, into the ring of the queue that it arrived on */
-	SOLICITED,       /* a Neighbour Solicitation for a live address, into the ring as well; only where hidden */
-	PASSED_OTHER,    /* to the kernel: not UDP directly over IPv6 over Ethernet */
-	PASSED_PORT,     /* to the kernel: another port */
-	PASSED_PREFIX,   /* to the kernel: our port, but under no bound prefix; where hidden, whatever port */
-	PASSED_NOT_LIVE, /* to the kernel: our port, under a bound prefix, but no live address */
-	PASSED_BEHIND,   /* to the kernel, for the socket behind: a request behind extension headers, or part of one */
-	PASSED_KERNEL,   /* to the kernel: under a bound prefix, but to an address of the kernel's own; only where hidden */
-	DROPPED_HIDDEN,  /* under a bound prefix, and nothing that a live address answers; only where hidden */
-	DROPPED_BACKSTOP, /* got around the XDP program, and met the tc program behind it; only where hidden */
-	NO_RING,         /* ours, but no socket sits on this queue: to the kernel, or dropped where hidden */
+	REFLECTED, /* a request, answered by the program itself */
+	REFUSED,   /* a request that is not answered, dropped by the program: `refusals` says why */
+	STEERED,   /* a request, into the ring of the queue that it arrived on */
+	/* A Neighbour Solicitation for a live address, into the ring as well; only where hidden. */
+	SOLICITED,
+	/* To the kernel: not UDP directly over IPv6 over Ethernet. */
+	PASSED_OTHER,
+	/* To the kernel: another port. */
+	PASSED_PORT,
+	/* To the kernel: our port, but under no bound prefix; where hidden, whatever port. */
+	PASSED_PREFIX,
+	/* To the kernel: our port, under a bound prefix, but no live address. */
+	PASSED_NOT_LIVE,
+	/* To the kernel, for the socket behind: a request behind extension headers, or part of
+	 * one. */
+	PASSED_BEHIND,
+	/* To the kernel: under a bound prefix, but to an address of the kernel's own; only where
+	 * hidden. */
+	PASSED_KERNEL,
+	/* Under a bound prefix, and nothing that a live address answers; only where hidden. */
+	DROPPED_HIDDEN,
+	/* Got around the XDP program, and met the tc program behind it; only where hidden. */
+	DROPPED_BACKSTOP,
+	/* Ours, but no socket sits on this queue: to the kernel, or dropped where hidden. */
+	NO_RING,
 	VERDICTS,
 };
 

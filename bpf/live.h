@@ -1,9 +1,11 @@
 /* SPDX-License-Identifier: MIT OR Apache-2.0 OR GPL-2.0-only */
 /*
- * Which addresses are live: decided second, exactly, at a cost that does not grow with their number.
+ * Which addresses are live: decided second, exactly, at a cost that does not grow with their
+ * number.
  *
  *   those that stay ──► live_addresses, a hash
- *   those that move ──► timed_addresses, memory that user space writes itself: src/address/timed.rs says how, and has the same rules
+ *   those that move ──► timed_addresses, memory that user space writes itself:
+ *                       src/address/timed.rs says how, and has the same rules
  */
 #pragma once
 
@@ -81,7 +83,8 @@ __noinline int is_timed(__u64 identifier)
 {
 	const __u64 now = current_step;
 
-	return is_entered(now, identifier) || is_entered(now - 1, identifier) || is_entered(now + 1, identifier);
+	return is_entered(now, identifier) || is_entered(now - 1, identifier) ||
+	       is_entered(now + 1, identifier);
 }
 
 static __always_inline bool is_live(const struct in6_addr *address)

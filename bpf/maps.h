@@ -8,10 +8,13 @@
 
 /* Constants: set before the program is loaded, so that the verifier takes out what they rule out.
  */
-const volatile __be16 service_port = 0; /* network byte order; 0, which is no port, steers no UDP at all */
+/* In network byte order; 0, which is no port, steers no UDP at all. */
+const volatile __be16 service_port = 0;
 const volatile bool hidden = false;
-const volatile __u16 replies = 0; /* to each request, by the program itself; 0 has requests go into the rings */
-const volatile __s32 interface = 0; /* which one the replies go out of, and the inode of its network namespace */
+/* To each request, by the program itself; 0 has requests go into the rings. */
+const volatile __u16 replies = 0;
+/* Which one the replies go out of, and the inode of its network namespace. */
+const volatile __s32 interface = 0;
 const volatile __u32 network = 0;
 
 /* Prefixes. The first few are compared one by one, which takes less than a walk along a trie; a
@@ -87,7 +90,8 @@ struct {
 } frames SEC(".maps");
 
 /* By value: the headers are packed, and no pointer may be taken into them. */
-static __always_inline bool is_under(const volatile struct prefixes *prefixes, void *trie, struct in6_addr address)
+static __always_inline bool is_under(const volatile struct prefixes *prefixes, void *trie,
+				     struct in6_addr address)
 {
 	const __u64 count = prefixes->count;
 	__u64 halves[2];

@@ -1,9 +1,11 @@
 /* SPDX-License-Identifier: MIT OR Apache-2.0 OR GPL-2.0-only */
 /*
- * Answering requests in the program itself: the rules of Handler::screen and then of Handler::answer (src/engine/handler.rs) in the same
- * order, with the same bytes in the end. tests/program.rs holds the two against each other.
+ * Answering requests in the program itself: the rules of Handler::screen and then of
+ * Handler::answer (src/engine/handler.rs) in the same order, with the same bytes in the end.
+ * tests/program.rs holds the two against each other.
  *
- *   screen (sources.h) ──► validate ──► decide ──► rewrite ──► DEVMAP, whose slots all name the interface ──► one copy for each slot
+ *   screen (sources.h) ──► validate ──► decide ──► rewrite
+ *      ──► DEVMAP, whose slots all name the interface ──► one copy for each slot
  */
 #pragma once
 
@@ -51,7 +53,8 @@ __noinline __u32 sum(struct xdp_md *ctx, __u32 length)
 			return 0;
 		sum += bpf_htons(*(__u8 *)at << 8); /* a zero behind it */
 	}
-	for (__u32 block = 0; block < (LONGEST + 2 * sizeof(struct in6_addr)) / BLOCK && block < length / BLOCK; block++) {
+	const __u32 blocks = (LONGEST + 2 * sizeof(struct in6_addr)) / BLOCK;
+	for (__u32 block = 0; block < blocks && block < length / BLOCK; block++) {
 		__u32 *words = start + block * BLOCK;
 		if ((void *)(words + 4) > end)
 			return 0;
@@ -81,22 +84,26 @@ static __always_inline int reflect(struct xdp_md *ctx)
 	__u32 frame = ctx->data_end - ctx->data;
 	__u32 packet = bpf_ntohs(h->ip.payload_len);
 	__u32 datagram = bpf_ntohs(h->udp.len);
-	if (ip_payload + packet > frame || datagram > packet || datagram < sizeof(h->udp) || datagram > LONGEST)
+	if (ip_payload + packet > frame || datagram > packet || datagram < sizeof(h->udp) ||
+	    datagram > LONGEST)
 		return refuse(BAD_LENGTH);
 	if (!h->udp.check)
 		return refuse(NO_CHECKSUM);
-	/* The pseudo-header's other two words (RFC 8200 section 8.1). A right sum has all bits set. */
+	/* The pseudo-header's other two words (RFC 8200 section 8.1). A right sum has all bits
+	 * set. */
 	__u32 all = sum(ctx, datagram) + h->udp.len + bpf_htons(IPPROTO_UDP);
 	all = (all & 0xffff) + (all >> 16);
 	if (((all & 0xffff) + (all >> 16)) != 0xffff) {
-		/* That of the pseudo-header alone: no card finished what the sender's kernel left to it. */
+		/* That of the pseudo-header alone: no card finished what the sender's kernel left
+		 * to it. */
 		all = sum(ctx, 0) + h->udp.len + bpf_htons(IPPROTO_UDP);
 		all = (all & 0xffff) + (all >> 16);
 		all = (all & 0xffff) + (all >> 16);
 		return refuse(all == h->udp.check ? UNFINISHED_CHECKSUM : BAD_CHECKSUM);
 	}
 
-	/* Handler::decide, of which Handler::screen was before. That the destination is live is known. */
+	/* Handler::decide, of which Handler::screen was before. That the destination is live is
+	 * known. */
 	struct in6_addr source = h->ip.saddr;
 	if (is_live(&source) || bpf_map_lookup_elem(&kernel_addresses, &source))
 		return refuse(SOURCE_OWN);
@@ -139,7 +146,8 @@ struct net_device {
  * dropped the others because it has no room: nothing else tells the two apart. It is called for all
  * interfaces of all namespaces. */
 SEC("tp_btf/xdp_devmap_xmit")
-int BPF_PROG(count_frames, const struct net_device *from, const struct net_device *to, int sent, int drops)
+int BPF_PROG(count_frames, const struct net_device *from, const struct net_device *to, int sent,
+	     int drops)
 {
 	if (from != to || to->ifindex != interface || to->nd_net.net->ns.inum != network)
 		return 0;

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT OR Apache-2.0 OR GPL-2.0-only */
 /*
- * Who is answered: the rules of Handler::screen (src/engine/handler.rs) in the same order, decided before a request costs more than
- * its headers, and how often one source may ask.
+ * Who is answered: the rules of Handler::screen (src/engine/handler.rs) in the same order, decided
+ * before a request costs more than its headers, and how often one source may ask.
  *
  *   service port, port 0 ──► multicast, ::, ::1, mapped ──► allowed_sources ──► (live?) ──► budgets
  *
@@ -89,7 +89,8 @@ static __always_inline enum refusal screen(struct in6_addr source, __be16 port)
 			return SOURCE_LOOPBACK;
 	}
 	/* ::ffff:0:0/96 */
-	if (!source.s6_addr32[0] && !source.s6_addr32[1] && source.s6_addr32[2] == bpf_htonl(0xffff))
+	if (!source.s6_addr32[0] && !source.s6_addr32[1] &&
+	    source.s6_addr32[2] == bpf_htonl(0xffff))
 		return SOURCE_MAPPED;
 	if (!is_allowed(source))
 		return SOURCE_NOT_ALLOWED;

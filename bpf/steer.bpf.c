@@ -2,29 +2,32 @@
 //
 // Steering: which packets leave the kernel's way and go into a ring.
 //
-//   NIC queue q ──► steer ──┬─ UDP, our port, bound prefix, from one who
-//                           │  may ask, live address ──────────────────────► xsks[q], the AF_XDP ring of q
-//                           ├─ the same behind extension headers, fragments ► kernel, for the socket behind
-//                           ├─ from one who may not ask ───────────────────► nowhere, counted by reason
-//                           └─ everything else, untouched ─────────────────► kernel (NDP, ping, ssh, …)
+//   NIC queue q ──► steer
+//      ├─ UDP, our port, bound prefix, from one who
+//      │  may ask, live address ──────────────────────► xsks[q], the AF_XDP ring of q
+//      ├─ the same behind extension headers, fragments ► kernel, for the socket behind
+//      ├─ from one who may not ask ───────────────────► nowhere, counted by reason
+//      └─ everything else, untouched ─────────────────► kernel (NDP, ping, ssh, …)
 //
 // Where `hidden`, the live addresses are no addresses of the kernel, and it is to have no part in
 // their prefixes:
 //
-//   NIC queue q ──► steer ──┬─ UDP, our port, live address ────────────────► xsks[q]
-//                           ├─ the same behind extension headers, fragments ► kernel, for the socket behind
-//                           ├─ Neighbour Solicitation for a live address ──► xsks[q]
-//                           ├─ else to or for an address under a bound prefix
-//                           │  that is not one of the kernel's ────────────► nowhere: no answer, no ICMPv6 error
-//                           └─ everything else, untouched ─────────────────► kernel
+//   NIC queue q ──► steer
+//      ├─ UDP, our port, live address ────────────────► xsks[q]
+//      ├─ the same behind extension headers, fragments ► kernel, for the socket behind
+//      ├─ Neighbour Solicitation for a live address ──► xsks[q]
+//      ├─ else to or for an address under a bound prefix
+//      │  that is not one of the kernel's ────────────► nowhere: no answer, no ICMPv6 error
+//      └─ everything else, untouched ─────────────────► kernel
 //
 // A second program, at tc, holds to that on whatever way a packet gets around this one
 // (backstop.h).
 //
 // Where there are `replies`, requests to live addresses go no further than this program:
 //
-//   NIC queue q ──► steer ──► reflect ──┬─ by the answering rules ──► rewritten, and out by the interface, `replies` times
-//                                       └─ against them ────────────► nowhere, counted by reason
+//   NIC queue q ──► steer ──► reflect
+//      ├─ by the answering rules ──► rewritten, and out by the interface, `replies` times
+//      └─ against them ────────────► nowhere, counted by reason
 //
 // Otherwise it reads packets and never writes them. What the maps hold is decided by
 // src/xdp/program.rs; the load generator uses the same program with its own port and address to
@@ -54,12 +57,13 @@ int steer(struct xdp_md *ctx)
 	struct headers *h = data;
 	struct solicitation *s = data;
 
-	// VLAN tags, extension headers and fragments are never steered: only UDP and ICMPv6 directly over
-	// IPv6 are.
+	// VLAN tags, extension headers and fragments are never steered: only UDP and ICMPv6
+	// directly over IPv6 are.
 	if (data + sizeof(h->ether) + sizeof(h->ip) > end)
 		return count(PASSED_OTHER, XDP_PASS);
 	if (h->ether.h_proto != bpf_htons(ETH_P_IPV6)) {
-		if (h->ether.h_proto == bpf_htons(ETH_P_8021Q) || h->ether.h_proto == bpf_htons(ETH_P_8021AD))
+		if (h->ether.h_proto == bpf_htons(ETH_P_8021Q) ||
+		    h->ether.h_proto == bpf_htons(ETH_P_8021AD))
 			return tagged(ctx);
 		return count(PASSED_OTHER, XDP_PASS);
 	}
@@ -75,8 +79,8 @@ int steer(struct xdp_md *ctx)
 		return count(PASSED_OTHER, XDP_PASS);
 	}
 
-	// The address that the packet is about: where it goes, but for a solicitation the one that it asks
-	// for.
+	// The address that the packet is about: where it goes, but for a solicitation the one that
+	// it asks for.
 	struct in6_addr address = h->ip.daddr;
 	bool solicitation = false;
 	if (hidden && h->ip.nexthdr == IPPROTO_ICMPV6 && data + sizeof(*s) <= end &&
@@ -86,14 +90,15 @@ int steer(struct xdp_md *ctx)
 		address = s->target;
 	}
 	if (request && screened) {
-		// Another station's, which the kernel does not take. In a frame for many it may be ours, and goes
-		// the kernel's way: no reply of ours comes from a group.
+		// Another station's, which the kernel does not take. In a frame for many it may be
+		// ours, and goes the kernel's way: no reply of ours comes from a group.
 		if (!is_for_us(data))
-			return h->ether.h_dest[0] & 1 ? behind(ctx, sizeof(h->ether)) : count(PASSED_OTHER, XDP_PASS);
+			return h->ether.h_dest[0] & 1 ? behind(ctx, sizeof(h->ether)) :
+							count(PASSED_OTHER, XDP_PASS);
 		if (address.s6_addr[0] == 0xff)
 			return refuse(DESTINATION_MULTICAST);
-		// That of a jumbogram (RFC 2675), for which the kernel takes the length of the packet, however
-		// short.
+		// That of a jumbogram (RFC 2675), for which the kernel takes the length of the
+		// packet, however short.
 		if (!h->udp.len)
 			return behind(ctx, sizeof(h->ether));
 	}
@@ -109,9 +114,9 @@ int steer(struct xdp_md *ctx)
 			return refuse(SOURCE_OVER_LIMIT);
 		if (request && replies)
 			return reflect(ctx);
-		// Whether it comes from an address of our own the worker knows without asking another hash
-		// (Handler::decide), unless they move. A copy, since the verifier wants to know that a packet's
-		// bytes are there.
+		// Whether it comes from an address of our own the worker knows without asking
+		// another hash (Handler::decide), unless they move. A copy, since the verifier
+		// wants to know that a packet's bytes are there.
 		struct in6_addr source = h->ip.saddr;
 		if (request && moving && is_live(&source))
 			return refuse(SOURCE_OWN);
@@ -138,8 +143,8 @@ int change_live(struct change *change)
 	if (!from)
 		return 0;
 	// Each change waits for memory, takes a lock, and so keeps the next from waiting meanwhile.
-	// Looking up takes none: the processor waits for several at once, and the changes then find what
-	// they need in its cache.
+	// Looking up takes none: the processor waits for several at once, and the changes then find
+	// what they need in its cache.
 	for (done = 0; done < STAGED && done < change->count; done++)
 		bpf_map_lookup_elem(&live_addresses, &from->addresses[done]);
 	for (done = 0; done < STAGED && done < change->count; done++) {

@@ -3,7 +3,8 @@
 //! the repository (fuzz/corpus) and with mutations of it.
 //!
 //! ```text
-//!   request   a frame ─► Handler::answer, held against what the kernel would deliver ─► Worker over rings in memory
+//!   request   a frame ─► Handler::answer, held against what the kernel would deliver
+//!                     ─► Worker over rings in memory
 //!   ndp       a frame ─► solicitation ─► advertisement, read again
 //!   worker    a program of arrivals, turns and completions ─► Worker over rings in memory
 //!   results   lines ─► events ─► the same lines; and a page of them

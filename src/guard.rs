@@ -3,8 +3,8 @@
 //!
 //! ```text
 //!   server ── pipe ──► guard     binding … done     the guard ends, and has nothing to do
-//!   killed ──┴ closed ─► guard   takes back: addresses and routes by their mark, unmarked ones by the pool, settings by
-//!                                their notes; then it ends
+//!   killed ──┴ closed ─► guard   takes back: addresses and routes by their mark, unmarked ones by
+//!                                the pool, settings by their notes; then it ends
 //! ```
 //!
 //! The kernel itself drops what hangs on descriptors: the XDP program, its maps, sockets, rings.

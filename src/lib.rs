@@ -4,10 +4,13 @@
 //! The map of the crate, by what travels through it:
 //!
 //! ```text
-//! packet    NIC queue ─► bpf/steer ─► xdp ─► wire::validate ─► engine ─► wire (in place) ─► xdp ─► NIC
-//! address   address (which) ─► bind (make it live: kernel | steering map) ─► live set, seen by bpf and by the kernel
+//! packet    NIC queue ─► bpf/steer ─► xdp ─► wire::validate ─► engine ─► wire (in place)
+//!              ─► xdp ─► NIC
+//! address   address (which) ─► bind (make it live: kernel | steering map)
+//!              ─► live set, seen by bpf and by the kernel
 //! number    load (open loop, ledger) ─► experiment (searches, runs) ─► report (one schema, charts)
-//! ability   xdp::capability (what an interface can do) ─► probe (what a server would get on it, and why not more)
+//! ability   xdp::capability (what an interface can do)
+//!              ─► probe (what a server would get on it, and why not more)
 //! ```
 //!
 //! [`address`], [`wire`] and [`report`] are pure. `unsafe` is in [`xdp`], in `datagrams`, in the

@@ -258,7 +258,8 @@ pub(crate) fn shows(link: &Link) -> bool {
     let mac = link.mac.map(|byte| format!("{byte:02x}")).join(":");
     file(directory.join("ifindex")).is_some_and(|index| index == link.index.to_string())
         // An interface without one shows nothing here.
-        && file(directory.join("address")).is_some_and(|address| address == mac || address.is_empty())
+        && file(directory.join("address"))
+            .is_some_and(|address| address == mac || address.is_empty())
 }
 
 /// Gives the calling thread, and the processes that it starts, a /sys that shows the interfaces of
@@ -355,7 +356,8 @@ mod tests {
 
     #[test]
     fn only_the_named_processors_count_and_stolen_time_does_not() {
-        let stat = "cpu  9 9 9 9 9 9 9 9 0 0\ncpu0 10 0 20 60 10 0 0 500 0 0\ncpu1 5 0 0 95 0 0 0 0 0 0\nintr 1 2\n";
+        let stat = "cpu  9 9 9 9 9 9 9 9 0 0\ncpu0 10 0 20 60 10 0 0 500 0 0\ncpu1 5 0 0 95 0 0 0 \
+                    0 0 0\nintr 1 2\n";
         let zero = Ticks::default();
         assert_eq!(Ticks::parse(stat, &[0]).busy_since(zero), Some(0.3));
         assert_eq!(Ticks::parse(stat, &[0, 1]).busy_since(zero), Some(0.175));

@@ -1,7 +1,8 @@
 //! NUMBERS FOR A SCRAPER: what a server last said of itself, in Prometheus' text format, over HTTP.
 //!
 //! ```text
-//!   stats, once a second ─► the last of them ─► text, when somebody asks: one at a time, bounded in bytes and in time
+//!   stats, once a second ─► the last of them ─► text, when somebody asks:
+//!                                               one at a time, bounded in bytes and in time
 //! ```
 //!
 //! A scrape reads what the main thread has put there, and touches neither workers nor the kernel's
@@ -376,7 +377,8 @@ fn exchange(stream: &TcpStream, board: &Board) -> io::Result<u16> {
     };
     let allow = if status == 405 { "Allow: GET, HEAD\r\n" } else { "" };
     let mut answer = format!(
-        "HTTP/1.1 {status} {reason}\r\nContent-Type: {kind}\r\nContent-Length: {}\r\n{allow}Connection: close\r\n\r\n",
+        "HTTP/1.1 {status} {reason}\r\nContent-Type: {kind}\r\nContent-Length: \
+         {}\r\n{allow}Connection: close\r\n\r\n",
         body.len()
     );
     if method != b"HEAD" {

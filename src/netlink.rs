@@ -1064,7 +1064,8 @@ impl Socket {
     pub fn our_local_routes(&mut self, vrf: Option<Vrf>, mark: u32) -> Result<Vec<Prefix>> {
         let query = RouteNetlinkMessage::GetRoute(in_table(local_route(None, None), vrf));
         let answers = match self.ask(query, NLM_F_DUMP) {
-            Err(refusal) if refusal.code == Errno::ENOENT => return Ok(Vec::new()), // no such table yet
+            // no such table yet
+            Err(refusal) if refusal.code == Errno::ENOENT => return Ok(Vec::new()),
             answers => answers.map_err(|refusal| refusal.explain("list the local routes"))?,
         };
         let prefix = |answer| {
@@ -1101,7 +1102,8 @@ impl Socket {
         let table = vrf.map_or(RT_TABLE_MAIN.into(), |vrf| vrf.table);
         let query = in_table(query, vrf);
         let answers = match self.ask(RouteNetlinkMessage::GetRoute(query), NLM_F_DUMP) {
-            Err(refusal) if refusal.code == Errno::ENOENT => return Ok(Vec::new()), // no such table yet
+            // no such table yet
+            Err(refusal) if refusal.code == Errno::ENOENT => return Ok(Vec::new()),
             answers => answers.map_err(|refusal| refusal.explain("list the routes"))?,
         };
         let prefix = |answer| {

@@ -3,7 +3,8 @@
 //!
 //! ```text
 //!   note in /run/sixhop, locked ─► setting changed  …  setting put back ─► note removed
-//!                    └ killed: the note stays, and nobody holds its lock ─► the next run puts the setting back
+//!                    └ killed: the note stays, and nobody holds its lock
+//!                         ─► the next run puts the setting back
 //! ```
 //!
 //! Each change has a note of its own, named after the network namespace, the interface and the
@@ -246,7 +247,8 @@ impl Note {
                 Some(format!("{what} was left at {set} by {who}; it is {before} again"))
             }
             Outcome::Left(now) => Some(format!(
-                "{what} was set to {set} by {who}, and to {} by somebody else since: it is left so (it was {before} before)",
+                "{what} was set to {set} by {who}, and to {} by somebody else since: it is left so \
+                 (it was {before} before)",
                 setting.show(now)
             )),
         }
@@ -325,7 +327,8 @@ impl Keeper {
         let path = self.directory.join(format!("{}-{}-{name}", self.namespace, link.index));
         let cannot = || {
             format!(
-                "cannot note in {} what is to be put back (it takes root, or a /run/sixhop of this user, as the unit file makes)",
+                "cannot note in {} what is to be put back (it takes root, or a /run/sixhop of this \
+                 user, as the unit file makes)",
                 path.display()
             )
         };
@@ -359,7 +362,11 @@ impl Keeper {
         let text = serde_json::to_vec(&note)?;
         file.write_all_at(&text, 0).with_context(cannot)?;
         let open = note.setting.open(link).with_context(|| {
-            format!("{name} of {} can be seen but not set: that takes CAP_NET_ADMIN, and for a file in /sys to be root or to have CAP_DAC_OVERRIDE", link.name)
+            format!(
+                "{name} of {} can be seen but not set: that takes CAP_NET_ADMIN, and for a \
+                     file in /sys to be root or to have CAP_DAC_OVERRIDE",
+                link.name
+            )
         });
         let open = match open {
             Ok(open) => open,
@@ -435,7 +442,8 @@ impl Keeper {
 
 fn unable(note: &Note, link: &Link, error: &Error) -> Error {
     anyhow!(
-        "{} of {} was left at {} by a sixhop that was killed, and could not be put back to {}: {error:#}",
+        "{} of {} was left at {} by a sixhop that was killed, and could not be put back to {}: \
+         {error:#}",
         note.setting.name(),
         link.name,
         note.setting.show(&note.set),

@@ -3,8 +3,8 @@
 //! | clock | goes | is for |
 //! |---|---|---|
 //! | wall: `CLOCK_REALTIME` | as somebody, or NTP, sets it | which step it is |
-//! | steady: `CLOCK_BOOTTIME` | on, also while the machine is suspended | how long something took, and what the wall clock is held against |
-//! | awake: `CLOCK_MONOTONIC` | on, but not while the machine is suspended | whether it was suspended |
+//! | steady: `CLOCK_BOOTTIME` | on, also in suspend | how long something took; checks the wall |
+//! | awake: `CLOCK_MONOTONIC` | on, but not in suspend | whether the machine was suspended |
 //!
 //! A jump is what the wall clock did beyond the steady one between two readings. NTP's slewing is
 //! none.

@@ -12,18 +12,17 @@
 //! | `anyip_*` | a neighbour with a route to the prefix |
 //! | `bind_*`, `experiment_*` | what the command line prints and writes |
 
-mod common;
-
 use std::collections::HashSet;
 use std::io::{BufRead, BufReader, Write};
 use std::net::{Ipv6Addr, SocketAddrV6, UdpSocket};
 use std::os::unix::process::ExitStatusExt;
-use std::process::{Child, Command, ExitCode, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use crate::common::{TestLab, addresses, fails_with, ip, link, resolve, trial};
 use anyhow::{Context, Result, ensure};
-use common::{TestLab, addresses, fails_with, ip, link, resolve, trial};
 use etherparse::PacketBuilder;
+use libtest_mimic::Trial;
 use nix::sys::signal::{Signal, kill, raise};
 use nix::unistd::Pid;
 use serde_json::Value;
@@ -44,10 +43,14 @@ const KERNEL: [Method; 6] = [
     Method::Ifconfig,
 ];
 
-fn main() -> ExitCode {
+/// What this program does where a test of this file has started it.
+pub fn child() {
     if let Ok(lab) = std::env::var(DIE_BOUND) {
         die_bound(&lab).expect("this process was to be killed");
     }
+}
+
+pub fn trials() -> Vec<Trial> {
     let mut trials = vec![
         trial("duplicate_binds_nothing", duplicate_binds_nothing),
         trial("address_in_use_binds_nothing", address_in_use_binds_nothing),
@@ -76,7 +79,7 @@ fn main() -> ExitCode {
     trials.push(trial("live_map_is_interrupted_by_a_signal", || {
         is_interrupted_by_a_signal(Method::LiveMap)
     }));
-    common::main(trials)
+    trials
 }
 
 /// Binds on the server's side of the lab.
@@ -339,8 +342,8 @@ fn experiment() -> Result<()> {
 
     // Every method, and a number of addresses that netlink cannot bind within its budget.
     let text = "[bind]\nruns = 2\nbudget = 0.5\n\
-        [[bind.series]]\nmethods = ['netlink', 'netlink-batch', 'netlink-down', 'ioctl', 'command', 'ifconfig', 'anyip', \
-        'live-map']\naddresses = [1, 20]\n\
+        [[bind.series]]\nmethods = ['netlink', 'netlink-batch', 'netlink-down', 'ioctl', \
+        'command', 'ifconfig', 'anyip', 'live-map']\naddresses = [1, 20]\n\
         [[bind.series]]\nmethods = ['netlink', 'live-map']\naddresses = [20000, 30000]\n";
     let output = run(text, &[])?.wait_with_output()?;
     ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
@@ -405,7 +408,8 @@ fn experiment() -> Result<()> {
 
     // Interrupted, it keeps what it has, and leaves no namespace behind.
     std::fs::remove_file(directory.0.join("bind.jsonl"))?;
-    let text = "[bind]\nruns = 1000\nbudget = 5\n[[bind.series]]\nmethods = ['live-map']\naddresses = [1000]\n";
+    let text = "[bind]\nruns = 1000\nbudget = 5\n[[bind.series]]\nmethods = \
+                ['live-map']\naddresses = [1000]\n";
     let mut child = run(text, &["--methods", "live-map"])?;
     let mut lines = BufReader::new(child.stdout.take().context("a pipe")?).lines();
     let first = [lines.next().context("no line")??, lines.next().context("no run")??];
@@ -690,7 +694,8 @@ fn anyip_answers_where_a_route_leads() -> Result<()> {
         [("2001:db8:2::/64", server.index), ("2001:db8:4::/64", server.index + 1)]
     {
         ip(&format!(
-            "-n {namespace} -6 route add local {prefix} dev lo table local proto 102 metric {metric}"
+            "-n {namespace} -6 route add local {prefix} dev lo table local proto 102 metric \
+             {metric}"
         ))?;
     }
     bind(wanted.to_vec())?.release(&mut |_| {})?;

@@ -3,7 +3,7 @@
 //!
 //! | test | what is tried |
 //! |---|---|
-//! | `what_denies_a_call_*` | bpf(2) and others under a seccomp filter, as root; and root of a user namespace |
+//! | `what_denies_a_call_*` | bpf(2) and others under a seccomp filter; root of a user namespace |
 //! | `without_sys_*` | /sys covered, and taken away |
 //! | `a_large_mtu_*` | an MTU that the driver takes no program at, and requests at it |
 //! | `without_ipv6_*` | `disable_ipv6`, a kernel without, and an MTU that is too small |
@@ -11,17 +11,16 @@
 //! | `too_many_*` | more addresses than the program's hash or this machine's memory holds |
 //! | `a_prefix_*` | ::/0, and prefixes in which the machine has other routes |
 
-mod common;
-
 use std::collections::BTreeMap;
 use std::fs;
 use std::net::UdpSocket;
 use std::os::unix::process::CommandExt;
-use std::process::{Command, ExitCode, Output, Stdio};
+use std::process::{Command, Output, Stdio};
 
+use crate::common::server::{PATIENCE, PREFIX, SIXHOP, Server, sixhop};
+use crate::common::{TestLab, ip, trial};
 use anyhow::{Context, Result, ensure};
-use common::server::{PATIENCE, PREFIX, SIXHOP, Server, sixhop};
-use common::{TestLab, ip, trial};
+use libtest_mimic::Trial;
 use nix::libc;
 use seccompiler::{BpfProgram, SeccompAction, SeccompFilter};
 use serde_json::Value;
@@ -32,12 +31,16 @@ use sixhop::lab::Side;
 /// call and a command follow.
 const WITHOUT: &str = "--without";
 
-fn main() -> ExitCode {
+/// What this program does where a test of this file has started it.
+pub fn child() {
     let arguments: Vec<_> = std::env::args().collect();
     if arguments.get(1).map(String::as_str) == Some(WITHOUT) {
         without(arguments[2].parse().unwrap(), &arguments[3..]);
     }
-    common::main(vec![
+}
+
+pub fn trials() -> Vec<Trial> {
+    vec![
         trial("what_denies_a_call_to_root_is_named", what_denies_a_call),
         trial("what_denies_a_call_in_a_user_namespace_is_named", in_a_user_namespace),
         trial("without_sys_that_is_said", without_sys),
@@ -47,7 +50,7 @@ fn main() -> ExitCode {
         trial("too_many_addresses_are_refused_with_how_many_fit", too_many),
         trial("a_prefix_beyond_global_unicast_is_refused", a_prefix_beyond_unicast),
         trial("a_prefix_with_routes_of_others_takes_consent", a_prefix_with_routes),
-    ])
+    ]
 }
 
 /// Runs a command to which that system call is denied, as container runtimes do it.
@@ -320,7 +323,8 @@ fn too_many() -> Result<()> {
         fs::write(&secret, [7; 32])?;
         Command::new("chmod").arg("600").arg(&secret).status()?;
         let flags = format!(
-            "serve --interface server0 --prefix {PREFIX} --schedule mt6d --clients 4294967295 --secret {} --json",
+            "serve --interface server0 --prefix {PREFIX} --schedule mt6d --clients 4294967295 \
+             --secret {} --json",
             secret.display()
         );
         let output = sixhop(&lab, Side::Server, &flags).output();

@@ -1,17 +1,17 @@
 //! What others change of the interface while a server runs: it takes that over and says so, or ends
 //! with one line that says what changed.
 
-mod common;
-
 use std::collections::HashSet;
 use std::net::{Ipv6Addr, SocketAddrV6, UdpSocket};
-use std::process::{Command, ExitCode};
+use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use crate::common;
+use crate::common::server::{PATIENCE, Server};
+use crate::common::{TestLab, addresses, fails_with, have_client_poll, ip, trial};
 use anyhow::{Context, Result, ensure};
-use common::server::{PATIENCE, Server};
-use common::{TestLab, addresses, fails_with, have_client_poll, ip, trial};
+use libtest_mimic::Trial;
 use sixhop::address::Pool;
 use sixhop::lab::Side;
 
@@ -19,8 +19,8 @@ const PORT: u16 = 3540;
 const PREFIX: &str = "2001:db8:1::/64";
 const OTHER_MAC: [u8; 6] = [2, 0, 0, 0, 0xaa, 2];
 
-fn main() -> ExitCode {
-    common::main(vec![
+pub fn trials() -> Vec<Trial> {
+    vec![
         trial("another_ethernet_address_is_taken_over", another_ethernet_address),
         trial("addresses_that_are_removed_are_live_again", addresses_removed),
         trial("addresses_that_move_are_live_again", moving_addresses_removed),
@@ -32,7 +32,7 @@ fn main() -> ExitCode {
         trial("another_mtu_is_taken_over_or_ends_the_server", another_mtu),
         trial("a_bridge_ends_the_server_or_is_said", bridged),
         trial("neighbour_discovery_that_is_off_is_said", arp_off),
-    ])
+    ]
 }
 
 fn pool(count: u64) -> Result<Pool> {

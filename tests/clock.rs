@@ -2,19 +2,17 @@
 //! processor. The server's clock is moved by libfaketime, which the sandbox would not let read its
 //! file; tests/vm.rs sets a guest's clock, with the sandbox on.
 
-mod common;
-
 use std::fs;
 use std::io::Read;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::process::ExitCode;
 use std::thread;
 use std::time::Duration;
 
+use crate::common;
+use crate::common::server::{PREFIX, Server, sixhop};
+use crate::common::{TestLab, rootless, trial, wait_for_no_program};
 use anyhow::{Context, Result, ensure};
-use common::server::{PREFIX, Server, sixhop};
-use common::{TestLab, trial, wait_for_no_program};
 use libtest_mimic::Trial;
 use nix::sys::signal::Signal;
 use serde_json::Value;
@@ -23,13 +21,13 @@ use tempfile::TempDir;
 
 const CLIENTS: u64 = 200;
 
-fn main() -> ExitCode {
+pub fn trials() -> Vec<Trial> {
     let fakes = library();
     let with_library = |name: &str, test: fn(&Path) -> Result<()>| match fakes.clone() {
         Some(library) => trial(name, move || test(&library)),
-        None => Trial::test(name, || Ok(())).with_ignored_flag(true).with_kind("no libfaketime"),
+        None => rootless(name, || Ok(())).with_ignored_flag(true).with_kind("no libfaketime"),
     };
-    common::main(vec![
+    vec![
         with_library("live_map_follows_a_clock_that_is_set", |library| {
             follows(library, "afxdp", "live-map")
         }),
@@ -43,7 +41,7 @@ fn main() -> ExitCode {
             follows(library, "socket-gso", "netlink-batch")
         }),
         trial("a_server_that_was_stopped_says_so_and_advises_nothing_that_is_so", stopped),
-    ])
+    ]
 }
 
 /// Debian's package `faketime` has it.

@@ -4,18 +4,16 @@
 //! Engines that answer by the kernel's stack differ from the others in two fields only, which are
 //! masked: hop limit and flow label.
 
-mod common;
-
 use std::collections::BTreeMap;
 use std::net::Ipv6Addr;
-use std::process::ExitCode;
 
+use crate::common::packet::PacketSocket;
+use crate::common::server::{ENGINES, PREFIX, Server};
+use crate::common::{TestLab, have_client_poll, ip, link, trial};
 use anyhow::{Result, anyhow, ensure};
 use clap::ValueEnum;
-use common::packet::PacketSocket;
-use common::server::{ENGINES, PREFIX, Server};
-use common::{TestLab, have_client_poll, ip, link, trial};
 use etherparse::PacketBuilder;
+use libtest_mimic::Trial;
 use sixhop::address::Pool;
 use sixhop::engine::{EngineKind, Handler};
 use sixhop::lab::Side;
@@ -25,7 +23,7 @@ const ADDRESSES: u64 = 20;
 const PORT: u16 = 3540;
 const REPLIES: usize = 10;
 
-fn main() -> ExitCode {
+pub fn trials() -> Vec<Trial> {
     let engines = ENGINES.map(|engine| {
         let name = format!("{engine}_conforms").replace('-', "_");
         trial(&name, move || conforms(engine, "--bind netlink-down"))
@@ -41,7 +39,7 @@ fn main() -> ExitCode {
             },
         )
     });
-    common::main(engines.into_iter().chain(ways).collect())
+    engines.into_iter().chain(ways).collect()
 }
 
 /// The two ends of the link, and who is at them.

@@ -5,12 +5,10 @@
 //! |---|---|
 //! | `a_link_*`, `an_interface_*` | the interface is set down and up, or deleted |
 //! | `a_client_that_stops_reading_*` | the client's rings fill up, and stay full |
-//! | `a_server_that_stands_still_*`, `a_message_queue_*` | frames, socket and queue run out, which is counted |
+//! | `a_server_that_stands_still_*`, `a_message_queue_*` | frames, socket, queue run out: counted |
 //! | `a_second_server_*`, `an_xdp_program_*` | somebody else wants the interface |
 //! | `descriptors_*`, `a_full_disk_*` | the machine has no more of them |
 //! | `killed_*` | SIGKILL at random moments: SIXHOP_KILLS times, or 8 |
-
-mod common;
 
 use std::collections::HashSet;
 use std::ffi::OsStr;
@@ -19,17 +17,18 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddrV6, UdpSocket};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitCode, Stdio};
+use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, anyhow, ensure};
-use common::server::{PATIENCE, PREFIX, SIXHOP, Server, sixhop};
-use common::{
+use crate::common::server::{PATIENCE, PREFIX, SIXHOP, Server, sixhop};
+use crate::common::{
     TestLab, addresses, fails_with, have_client_poll, ip, link, trial, wait_for_no_program,
 };
+use anyhow::{Context, Result, anyhow, ensure};
+use libtest_mimic::Trial;
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::signal::{Signal, kill};
@@ -43,8 +42,8 @@ use sixhop::xdp::Attachment;
 const PORT: u16 = 3540;
 const ADDRESSES: u64 = 50;
 
-fn main() -> ExitCode {
-    common::main(vec![
+pub fn trials() -> Vec<Trial> {
+    vec![
         trial("a_link_that_was_down_is_served_again", link_down_and_up),
         trial("an_interface_that_is_deleted_ends_the_server", interface_deleted),
         trial("a_client_that_stops_reading_keeps_nobody_else_waiting", client_stops_reading),
@@ -56,7 +55,7 @@ fn main() -> ExitCode {
         trial("descriptors_that_run_out_later_disturb_nobody", descriptors_run_out_later),
         trial("a_full_disk_leaves_no_half_result", disk_full),
         trial("killed_at_any_moment_it_leaves_nothing", killed),
-    ])
+    ]
 }
 
 fn pool() -> Result<Pool> {
@@ -254,7 +253,8 @@ fn client_stops_reading() -> Result<()> {
     let lab = TestLab::up()?;
     let mut server = start(&lab, "--bind netlink")?;
     let flags = format!(
-        "load --interface client0 --prefix {PREFIX} --addresses {ADDRESSES} --rate 10000 --requests 10000000 --json"
+        "load --interface client0 --prefix {PREFIX} --addresses {ADDRESSES} --rate 10000 \
+         --requests 10000000 --json"
     );
     let mut client =
         sixhop(&lab, Side::Client, &flags).stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;

@@ -5,30 +5,29 @@
 //! |---|---|
 //! | `a_queue_without_a_way_out_*` | a ring on a queue that cannot send |
 //! | `a_port_of_a_bridge_*` | addresses on a link whose packets the bridge takes |
-//! | `replies_that_no_driver_takes_*` | a program that answers, into a link that takes no frames from it |
+//! | `replies_that_no_driver_takes_*` | a program that answers, into a link that takes no frames |
 //!
 //! Bonds: tests/vm.rs, since not every kernel has them.
 
-mod common;
+use std::process::Command;
 
-use std::process::{Command, ExitCode};
-
+use crate::common::server::{PREFIX, Server, sixhop};
+use crate::common::{TestLab, fails_with, ip, trial};
 use anyhow::{Context, Result, ensure};
-use common::server::{PREFIX, Server, sixhop};
-use common::{TestLab, fails_with, ip, trial};
+use libtest_mimic::Trial;
 use serde_json::Value;
 use sixhop::lab::Side;
 
 const REQUESTS: u64 = 60;
 
-fn main() -> ExitCode {
-    common::main(vec![
+pub fn trials() -> Vec<Trial> {
+    vec![
         trial("a_queue_without_a_way_out_is_refused", queue_without_a_way_out),
         trial("a_queue_without_a_way_out_may_be_left_out", queue_left_out),
         trial("a_port_of_a_bridge_serves_by_live_map_alone", bridge_port),
         trial("a_bridge_serves_itself", bridge),
         trial("replies_that_no_driver_takes_are_unsent", nothing_leaves),
-    ])
+    ]
 }
 
 /// Asks from a plain socket of the client.

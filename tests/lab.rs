@@ -1,23 +1,22 @@
 //! The lab and the routing socket against a real kernel, in namespaces of their own. Needs root and
 //! `ip`.
 
-mod common;
-
 use std::fs;
 use std::net::Ipv6Addr;
 use std::os::fd::AsFd;
 use std::path::PathBuf;
-use std::process::{Command, ExitCode, Output};
+use std::process::{Command, Output};
 use std::time::{Duration, Instant};
 
+use crate::common::{TestLab, fails_with, ip, link, resolve, trial};
 use anyhow::{Context, Result, ensure};
-use common::{TestLab, fails_with, ip, link, resolve, trial};
+use libtest_mimic::Trial;
 use nix::sched::{CloneFlags, setns};
 use sixhop::lab::{Lab, Outcome, Side, State};
 use sixhop::netlink;
 
-fn main() -> ExitCode {
-    common::main(vec![
+pub fn trials() -> Vec<Trial> {
+    vec![
         trial("up_twice_changes_nothing", up_twice_changes_nothing),
         trial("two_ups_at_once_make_one_lab", two_ups_at_once_make_one_lab),
         trial("down_leaves_nothing", down_leaves_nothing),
@@ -30,7 +29,7 @@ fn main() -> ExitCode {
         trial("a_permanent_neighbour_is_believed_and_stays", permanent_neighbour_stays),
         trial("route_names_interface_and_source", route_names_interface_and_source),
         trial("carrier_is_waited_for", carrier_is_waited_for),
-    ])
+    ]
 }
 
 // The lab.

@@ -2,19 +2,19 @@
 //! interface, and a switch between that snoops MLD. A VRF takes a kernel that has them:
 //! tests/vm.rs.
 
-mod common;
-
 use std::fs::File;
 use std::net::{Ipv6Addr, SocketAddrV6, UdpSocket};
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::process::{Command, ExitCode, Output};
+use std::process::{Command, Output};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use crate::common;
+use crate::common::server::{PATIENCE, PREFIX, Server, sixhop};
+use crate::common::{TestLab, ip, trial};
 use anyhow::{Context, Result, bail, ensure};
-use common::server::{PATIENCE, PREFIX, Server, sixhop};
-use common::{TestLab, ip, trial};
 use etherparse::PacketBuilder;
+use libtest_mimic::Trial;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use serde_json::Value;
 use sixhop::address::Pool;
@@ -24,7 +24,7 @@ use sixhop::xdp::ethtool;
 
 const ADDRESSES: u64 = 5;
 
-fn main() -> ExitCode {
+pub fn trials() -> Vec<Trial> {
     let mut trials = vec![
         trial("engines_that_see_frames_refuse_a_tun", tun_is_refused),
         trial("a_tun_is_no_place_for_live_map", live_map_on_a_tun),
@@ -39,7 +39,7 @@ fn main() -> ExitCode {
     for engine in ["socket", "socket-batch", "socket-gso", "uring"] {
         trials.push(trial(&format!("a_tun_is_served_by_{engine}"), move || tun_is_served(engine)));
     }
-    common::main(trials)
+    trials
 }
 
 /// The address with that number of those that servers here have.

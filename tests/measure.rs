@@ -3,7 +3,8 @@
 //! since they measure.
 //!
 //! ```text
-//!   sixhop load, one side of a lab ═══ veth ═══ a stub: a UDP socket that answers late, and notes how late
+//!   sixhop load, one side of a lab ═══ veth ═══ a stub: a UDP socket that answers late,
+//!                                               and notes how late
 //! ```
 //!
 //! | test | what it shows |
@@ -15,22 +16,21 @@
 //! | `a_server_by_way_of_*` | the server's side started by words before its command |
 //! | the others | what the command line says and writes |
 
-mod common;
-
 use std::collections::BinaryHeap;
 use std::fs;
 use std::io::IoSliceMut;
 use std::net::{SocketAddr, SocketAddrV6, UdpSocket};
 use std::os::fd::{AsFd, AsRawFd};
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitCode, Output, Stdio};
+use std::process::{Command, Output, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
+use crate::common::server::{PATIENCE, PREFIX, SIXHOP, sixhop};
+use crate::common::{TestLab, ip, link, trial};
 use anyhow::{Context, Result, bail, ensure};
-use common::server::{PATIENCE, PREFIX, SIXHOP, sixhop};
-use common::{TestLab, ip, link, trial};
+use libtest_mimic::Trial;
 use nix::poll::{PollFd, PollFlags, ppoll};
 use nix::sys::socket::{ControlMessageOwned, MsgFlags, SockaddrIn6, recvmsg, setsockopt, sockopt};
 use nix::sys::time::TimeSpec;
@@ -38,12 +38,18 @@ use serde_json::Value;
 use sixhop::address::Pool;
 use sixhop::lab::Side;
 
-fn main() -> ExitCode {
-    common::main_one_at_a_time(vec![
+/// What other tests would falsify: each is to find the times that were made.
+pub fn alone() -> Vec<Trial> {
+    vec![
         trial("uneven_delays_are_measured_by_rings", || uneven_delays("afxdp")),
         trial("uneven_delays_are_measured_by_sockets", || uneven_delays("socket")),
         trial("a_freeze_counts_for_all_that_were_due_by_rings", || freeze("afxdp")),
         trial("a_freeze_counts_for_all_that_were_due_by_sockets", || freeze("socket")),
+    ]
+}
+
+pub fn trials() -> Vec<Trial> {
+    vec![
         trial("a_killed_experiment_goes_on_to_the_same_file", killed_response),
         trial("a_killed_bind_experiment_goes_on_to_the_same_file", killed_bind),
         trial("a_server_by_way_of_another_command_is_measured", server_by_way_of),
@@ -53,7 +59,7 @@ fn main() -> ExitCode {
         trial("what_makes_no_sense_gets_one_line", what_makes_no_sense),
         trial("colours_are_for_terminals_alone", colours),
         trial("completions_and_manual_know_every_subcommand", completions_and_manual),
-    ])
+    ]
 }
 
 // Servers whose delays are known.

@@ -1,19 +1,18 @@
 //! The modes of `serve`: what it asks the kernel for, what it says it got, and that settings are
 //! afterwards what they were. Each test has a lab of its own (see `common`).
 
-mod common;
-
 use std::io::Read;
-use std::process::{Command, ExitCode, Stdio};
+use std::process::{Command, Stdio};
 
+use crate::common::server::{PREFIX, SIXHOP, Server, sixhop};
+use crate::common::{TestLab, fails_with, ip, trial};
 use anyhow::{Context, Result, ensure};
-use common::server::{PREFIX, SIXHOP, Server, sixhop};
-use common::{TestLab, fails_with, ip, trial};
+use libtest_mimic::Trial;
 use serde_json::Value;
 use sixhop::lab::Side;
 
-fn main() -> ExitCode {
-    common::main(vec![
+pub fn trials() -> Vec<Trial> {
+    vec![
         trial("each_step_down_is_said", each_step_down_is_said),
         trial("a_forced_mode_that_cannot_be_had_is_an_error", forced_modes_are_had_or_are_errors),
         trial("busy_polling_answers_and_its_settings_are_put_back", busy_polling_answers),
@@ -23,7 +22,7 @@ fn main() -> ExitCode {
         trial("settings_that_somebody_else_has_changed_are_left", settings_of_somebody_else),
         trial("frames_of_both_sizes_work_on_either_kind_of_pages", frames_of_both_sizes),
         trial("queues_that_are_not_served_are_spoken_of", queues_that_are_not_served),
-    ])
+    ]
 }
 
 /// Both of what busy polling and coalescing set.
@@ -54,7 +53,8 @@ fn settings(lab: &TestLab) -> Result<[String; 2]> {
 /// packets.
 fn ask(lab: &TestLab, rate: u64, requests: u64, payload: usize) -> Result<()> {
     let flags = format!(
-        "load --interface client0 --prefix {PREFIX} --addresses 20 --json --rate {rate} --requests {requests} --payload {payload}"
+        "load --interface client0 --prefix {PREFIX} --addresses 20 --json --rate {rate} --requests \
+         {requests} --payload {payload}"
     );
     let output = sixhop(lab, Side::Client, &flags).output()?;
     ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
@@ -100,9 +100,9 @@ fn each_step_down_is_said() -> Result<()> {
     ensure!(server.ready["fallbacks"] == serde_json::json!([]), "{}", server.ready);
     ensure!(last_words(server)?.is_empty());
     let server = Server::start_on(&lab, "lo", &format!("--prefix {PREFIX} --addresses 20"))?;
-    let attach = serde_json::json!(
-        {"what": "attach", "from": "native", "to": "generic", "why": "the driver of lo has no native XDP"}
-    );
+    let why = "the driver of lo has no native XDP";
+    let attach =
+        serde_json::json!({"what": "attach", "from": "native", "to": "generic", "why": why});
     ensure!(server.ready["fallbacks"] == serde_json::json!([attach, generic]), "{}", server.ready);
     ensure!(
         server.ready["attach"] == "generic" && server.ready["copy"] == "copy",
@@ -165,7 +165,8 @@ fn a_client_polls() -> Result<()> {
     let before = settings()?;
     let server = Server::start(&lab, "--addresses 20")?;
     let flags = format!(
-        "load --interface client0 --prefix {PREFIX} --addresses 20 --rate 100 --requests 150 --json --busy-poll 20"
+        "load --interface client0 --prefix {PREFIX} --addresses 20 --rate 100 --requests 150 \
+         --json --busy-poll 20"
     );
     let output = sixhop(&lab, Side::Client, &flags).output()?;
     ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
@@ -197,7 +198,8 @@ fn coalescing() -> Result<()> {
         ensure!(napi["gro_flush_timeout_ns"].as_u64() == Some(set[1].parse()?), "{napi}");
         for client in ["afxdp", "socket"] {
             let ask = format!(
-                "load --interface client0 --prefix {PREFIX} --addresses 20 --rate 100 --requests 150 --json --coalesce 40 --client {client}"
+                "load --interface client0 --prefix {PREFIX} --addresses 20 --rate 100 --requests \
+                 150 --json --coalesce 40 --client {client}"
             );
             let output = sixhop(&lab, Side::Client, &ask).output()?;
             ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));

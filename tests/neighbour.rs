@@ -2,19 +2,18 @@
 //! alone, and of those that are not: `serve --bind live-map`, and a capture of every frame that the
 //! client's end of the lab receives.
 
-mod common;
-
 use std::collections::HashSet;
 use std::net::{Ipv6Addr, SocketAddrV6, UdpSocket};
-use std::process::{Command, ExitCode};
+use std::process::Command;
 use std::thread;
 use std::time::Instant;
 
+use crate::common::packet::PacketSocket;
+use crate::common::server::{PATIENCE, PREFIX, Server};
+use crate::common::{TestLab, fails_with, have_client_poll, ip, link, resolve, trial};
 use anyhow::{Context, Result, ensure};
-use common::packet::PacketSocket;
-use common::server::{PATIENCE, PREFIX, Server};
-use common::{TestLab, fails_with, have_client_poll, ip, link, resolve, trial};
 use etherparse::PacketBuilder;
+use libtest_mimic::Trial;
 use sixhop::address::Pool;
 use sixhop::lab::Side;
 use sixhop::netlink;
@@ -26,8 +25,8 @@ const DRAWN: u64 = 1000;
 
 const MLD_ROUTERS: Ipv6Addr = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 0x16);
 
-fn main() -> ExitCode {
-    common::main(vec![
+pub fn trials() -> Vec<Trial> {
+    vec![
         trial("live_addresses_answer_and_all_others_are_silent", || {
             live_answer_and_others_are_silent("afxdp")
         }),
@@ -39,7 +38,7 @@ fn main() -> ExitCode {
         trial("the_kernel_keeps_its_own_addresses_beside_reflect", || {
             the_kernel_keeps_its_own_addresses("reflect")
         }),
-    ])
+    ]
 }
 
 /// The first [`LIVE`] are live, and those after them are not.
@@ -49,7 +48,8 @@ fn pool() -> Result<Pool> {
 
 /// Numbers of live addresses, far apart.
 fn drawn() -> impl Iterator<Item = u64> {
-    (0..DRAWN).map(|number| number * 7919 % LIVE) // a prime that does not divide it: none comes twice
+    // a prime that does not divide it: none comes twice
+    (0..DRAWN).map(|number| number * 7919 % LIVE)
 }
 
 fn start(lab: &TestLab, engine: &str) -> Result<(Server, Attachment)> {
@@ -336,7 +336,8 @@ fn a_live_address_is_taken() -> Result<()> {
         || shown("tentative")?.contains(&free.to_string())
     {
         ensure!(Instant::now() < give_up, "{}", shown("")?);
-        thread::sleep(std::time::Duration::from_millis(20)); // the kernel takes a second and announces no failure
+        // the kernel takes a second and announces no failure
+        thread::sleep(std::time::Duration::from_millis(20));
     }
     ensure!(!shown("dadfailed")?.contains(&free.to_string()), "{}", shown("")?);
     let totals = server.stop()?;

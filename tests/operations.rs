@@ -7,26 +7,25 @@
 //! | `a_service_manager_*` | a unix socket, as systemd's |
 //! | `logs_*` | standard error |
 
-mod common;
-
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::os::unix::net::UnixDatagram;
-use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
+use crate::common;
+use crate::common::packet::PacketSocket;
+use crate::common::server::{PATIENCE, PREFIX, Server, sixhop, unaccounted};
+use crate::common::{TestLab, have_client_poll, trial};
 use anyhow::{Context, Result, ensure};
-use common::packet::PacketSocket;
-use common::server::{PATIENCE, PREFIX, Server, sixhop, unaccounted};
-use common::{TestLab, have_client_poll, trial};
 use etherparse::PacketBuilder;
+use libtest_mimic::Trial;
 use serde_json::Value;
 use sixhop::address::Pool;
 use sixhop::lab::Side;
 
-fn main() -> ExitCode {
-    common::main(vec![
+pub fn trials() -> Vec<Trial> {
+    vec![
         trial("metrics_are_those_of_the_statistics", metrics_are_those_of_the_statistics),
         trial(
             "metrics_are_served_whatever_a_scraper_does",
@@ -35,7 +34,7 @@ fn main() -> ExitCode {
         trial("counts_add_up_to_the_packet", counts_add_up),
         trial("a_service_manager_is_told", a_service_manager_is_told),
         trial("logs_have_levels_and_are_json_where_asked", logs_have_levels),
-    ])
+    ]
 }
 
 fn connect(lab: &TestLab, place: &str) -> Result<TcpStream> {
@@ -337,7 +336,8 @@ fn a_service_manager_is_told() -> Result<()> {
     let told = || -> Result<()> {
         for engine in ["afxdp", "reflect", "socket", "socket-gso", "uring", "raw", "packet-ring"] {
             let flags = format!(
-                "serve --interface server0 --json --prefix {PREFIX} --addresses 20 --engine {engine}"
+                "serve --interface server0 --json --prefix {PREFIX} --addresses 20 --engine \
+                 {engine}"
             );
             let mut command = sixhop(&lab, Side::Server, &flags);
             command

@@ -2,21 +2,19 @@
 //! same frames go to every engine; for the socket engines the kernel's own stack decides, and so
 //! they are what the others are compared with.
 
-mod common;
-
 use std::collections::{BTreeMap, HashSet};
 use std::net::Ipv6Addr;
-use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use crate::common::packet::{PacketSocket, leave_checksum_unfinished};
+use crate::common::server::{ENGINES, PREFIX, Server, sixhop};
+use crate::common::{TestLab, have_client_poll, link, trial};
 use anyhow::{Context, Result, bail, ensure};
 use clap::ValueEnum;
-use common::packet::{PacketSocket, leave_checksum_unfinished};
-use common::server::{ENGINES, PREFIX, Server, sixhop};
-use common::{TestLab, have_client_poll, link, trial};
 use etherparse::PacketBuilder;
+use libtest_mimic::Trial;
 use serde_json::Value;
 use sixhop::address::{Pool, Sources};
 use sixhop::engine::EngineKind;
@@ -30,7 +28,7 @@ const PORT: u16 = 3540;
 const ADDRESSES: u64 = 20;
 const STRANGER: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 9, 0, 0, 0, 0, 1);
 
-fn main() -> ExitCode {
+pub fn trials() -> Vec<Trial> {
     let differential = ENGINES.map(|engine| {
         let name = format!("{engine}_does_with_each_packet_what_is_written").replace('-', "_");
         trial(&name, move || does_what_is_written(engine, "--bind netlink-down"))
@@ -46,7 +44,7 @@ fn main() -> ExitCode {
         trial("the_counters_add_up_to_the_packet", the_counters_add_up),
         trial("a_flood_takes_no_answer_from_others", a_flood_takes_no_answer),
     ];
-    common::main(differential.into_iter().chain(hidden).chain(others).collect())
+    differential.into_iter().chain(hidden).chain(others).collect()
 }
 
 /// The two ends of the link, and what lives there.
@@ -585,7 +583,8 @@ fn a_flood_takes_no_answer() -> Result<()> {
         let server = Server::start(
             &lab,
             &format!(
-                "--addresses {ADDRESSES} --engine {kind} --bind live-map --cores 0 --replies {replies}"
+                "--addresses {ADDRESSES} --engine {kind} --bind live-map --cores 0 --replies \
+                 {replies}"
             ),
         )?;
         let index = link(&lab, Side::Client)?.index;
@@ -622,7 +621,8 @@ fn a_flood_takes_no_answer() -> Result<()> {
                 anyhow::Ok(started.elapsed())
             });
             let flags = format!(
-                "load --interface client0 --prefix {PREFIX} --addresses {ADDRESSES} --json --rate {rate} --replies {replies} --requests {}",
+                "load --interface client0 --prefix {PREFIX} --addresses {ADDRESSES} --json --rate \
+                 {rate} --replies {replies} --requests {}",
                 rate * seconds
             );
             let output = sixhop(&lab, Side::Client, &flags).output();
@@ -640,7 +640,8 @@ fn a_flood_takes_no_answer() -> Result<()> {
         let served = ["received", "answered", "replies", "unsent", "waiting"]
             .map(|name| (name, count(&totals, &[name])));
         eprintln!(
-            "{engine}: {hostile:.0} hostile packets/s; load {shown:?}; server {served:?}, refused {}",
+            "{engine}: {hostile:.0} hostile packets/s; load {shown:?}; server {served:?}, refused \
+             {}",
             totals["refused"]
         );
         ensure!(hostile > 4.5 * rate as f64, "{engine}: only {hostile:.0} hostile packets/s");

@@ -3,26 +3,25 @@
 //!
 //! | test | what is tried |
 //! |---|---|
-//! | `each_engine_*` | as another user, with the named capabilities and under the unit file's filter; with each one missing |
-//! | `threads_*` | `/proc/PID/task/*/status` of a server of each engine, and of one without a sandbox |
+//! | `each_engine_*` | another user, with the unit file's capabilities and filter; without each |
+//! | `threads_*` | `/proc/PID/task/*/status` of a server of each engine, and without a sandbox |
 //! | `addresses_are_taken_back_*` | each way of binding, out of the sandbox |
 //! | `a_call_*` | what becomes of a thread that makes a call that is not on its list |
-
-mod common;
 
 use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
-use std::process::{Command, ExitCode, Stdio};
+use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use crate::common::server::{ENGINES, PATIENCE, PREFIX, SIXHOP, Server, sixhop};
+use crate::common::{TestLab, addresses, trial};
 use anyhow::{Context, Result, ensure};
-use common::server::{ENGINES, PATIENCE, PREFIX, SIXHOP, Server, sixhop};
-use common::{TestLab, addresses, trial};
+use libtest_mimic::Trial;
 use nix::sys::resource::{Resource, setrlimit};
 use seccompiler::{BpfProgram, SeccompAction, SeccompFilter};
 use serde_json::Value;
@@ -33,37 +32,36 @@ use sixhop::machine::sandbox::{Role, Sandbox, UNIT_CAPABILITIES, unit_calls};
 const AS_UNIT: &str = "--as-unit";
 const VIOLATE: &str = "--violate";
 
-fn main() -> ExitCode {
+/// What this program does where a test of this file has started it.
+pub fn child() {
     let arguments: Vec<_> = std::env::args().collect();
     match arguments.get(1).map(String::as_str) {
         Some(AS_UNIT) => as_unit(&arguments[2..]),
         Some(VIOLATE) => violate(&arguments[2]),
-        _ => common::main(vec![
-            trial(
-                "each_engine_answers_with_its_capabilities",
-                each_engine_answers_with_its_capabilities,
-            ),
-            trial(
-                "each_capability_that_is_missing_is_named",
-                each_capability_that_is_missing_is_named,
-            ),
-            trial("too_little_memory_that_may_be_locked_is_named", too_little_locked_memory),
-            trial("threads_have_what_they_need_and_no_more", threads_have_what_they_need),
-            trial("without_a_sandbox_nothing_is_given_up", without_a_sandbox),
-            trial("addresses_are_taken_back_out_of_the_sandbox", addresses_are_taken_back),
-            trial(
-                "a_call_that_is_not_on_the_list_ends_the_process",
-                a_call_that_is_not_on_the_list,
-            ),
-        ]),
+        _ => {}
     }
+}
+
+pub fn trials() -> Vec<Trial> {
+    vec![
+        trial(
+            "each_engine_answers_with_its_capabilities",
+            each_engine_answers_with_its_capabilities,
+        ),
+        trial("each_capability_that_is_missing_is_named", each_capability_that_is_missing_is_named),
+        trial("too_little_memory_that_may_be_locked_is_named", too_little_locked_memory),
+        trial("threads_have_what_they_need_and_no_more", threads_have_what_they_need),
+        trial("without_a_sandbox_nothing_is_given_up", without_a_sandbox),
+        trial("addresses_are_taken_back_out_of_the_sandbox", addresses_are_taken_back),
+        trial("a_call_that_is_not_on_the_list_ends_the_process", a_call_that_is_not_on_the_list),
+    ]
 }
 
 /// KiB that may be locked, for a command that is run [`as_unit`].
 const LOCKED: &str = "SIXHOP_TEST_LOCKED_KIB";
 
 /// Runs a command under the filter of the unit file.
-fn as_unit(command: &[String]) -> ExitCode {
+fn as_unit(command: &[String]) -> ! {
     if let Ok(kib) = std::env::var(LOCKED) {
         let bytes = kib.parse::<u64>().unwrap() << 10;
         setrlimit(Resource::RLIMIT_MEMLOCK, bytes, bytes).unwrap();
@@ -78,7 +76,7 @@ fn as_unit(command: &[String]) -> ExitCode {
 }
 
 /// Enters the role of that name on a thread, and makes a call that is on nobody's list.
-fn violate(role: &str) -> ExitCode {
+fn violate(role: &str) -> ! {
     let role = Role::ALL.into_iter().find(|known| known.name() == role).unwrap();
     let thread = thread::spawn(move || {
         let sandbox = Sandbox::new(true);
@@ -88,7 +86,7 @@ fn violate(role: &str) -> ExitCode {
         println!("went on");
     });
     let _ = thread.join();
-    ExitCode::SUCCESS
+    std::process::exit(0)
 }
 
 /// Files that everybody may run, removed when dropped.

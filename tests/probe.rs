@@ -2,20 +2,19 @@
 //! compared with what comes of trying. Cards are tried in the virtual machine, by the same `--try
 //! --json`.
 
-mod common;
-
 use std::os::unix::process::CommandExt;
-use std::process::{Command, ExitCode, Output};
+use std::process::{Command, Output};
 
+use crate::common::server::{SIXHOP, Server, sixhop};
+use crate::common::{TestLab, ip, link, trial};
 use anyhow::{Context, Result, ensure};
-use common::server::{SIXHOP, Server, sixhop};
-use common::{TestLab, ip, link, trial};
+use libtest_mimic::Trial;
 use serde_json::{Value, json};
 use sixhop::lab::Side;
 use sixhop::report::Event;
 
-fn main() -> ExitCode {
-    common::main(vec![
+pub fn trials() -> Vec<Trial> {
+    vec![
         trial("loopback_gets_generic_and_copy", loopback_gets_generic_and_copy),
         trial("veth_gets_native_and_copy", veth_gets_native_and_copy),
         trial("the_mtu_of_a_veths_other_end_counts", mtu_of_the_other_end_counts),
@@ -25,7 +24,7 @@ fn main() -> ExitCode {
         trial("without_privileges_it_says_what_is_missing", without_privileges),
         trial("every_interface_has_a_line", every_interface_has_a_line),
         trial("bad_input_gets_one_clear_line", bad_input_gets_one_clear_line),
-    ])
+    ]
 }
 
 /// The one line of JSON.
@@ -133,7 +132,8 @@ fn as_many_queues_as_the_other_end() -> Result<()> {
     let lab = TestLab::up()?;
     let namespace = lab.namespace(Side::Server);
     ip(&format!(
-        "-n {namespace} link add few0 numrxqueues 1 numtxqueues 1 type veth peer name many0 numrxqueues 2 numtxqueues 2"
+        "-n {namespace} link add few0 numrxqueues 1 numtxqueues 1 type veth peer name many0 \
+         numrxqueues 2 numtxqueues 2"
     ))?;
     let check = || {
         ip(&format!("-n {namespace} link set few0 up"))?;

@@ -1,16 +1,14 @@
 //! The steering program, run by the kernel on single packets (BPF_PROG_TEST_RUN): which verdict
 //! each kind gets, and what it makes of those that it answers itself.
 
-mod common;
-
 use std::net::Ipv6Addr;
 use std::path::Path;
-use std::process::ExitCode;
 
+use crate::common::packet::leave_checksum_unfinished;
+use crate::common::{TestLab, trial};
 use anyhow::{Context, Result, ensure};
-use common::packet::leave_checksum_unfinished;
-use common::{TestLab, trial};
 use etherparse::PacketBuilder;
+use libtest_mimic::Trial;
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 use sixhop::address::mt6d::Subnet;
@@ -37,8 +35,8 @@ const LIVE: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 1, 0, 0, 0, 0, 0x10);
 const NOT_LIVE: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 1, 0, 0, 0, 0, 0x11);
 const STRANGER: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 2, 0, 0, 0, 0, 0x10);
 
-fn main() -> ExitCode {
-    common::main(vec![
+pub fn trials() -> Vec<Trial> {
+    vec![
         trial("every_kind_of_packet_has_its_verdict", every_kind_of_packet_has_its_verdict),
         trial("no_truncation_is_steered", no_truncation_is_steered),
         trial("a_socket_on_the_queue_gets_the_packet", a_socket_on_the_queue_gets_the_packet),
@@ -60,7 +58,7 @@ fn main() -> ExitCode {
             "programs_do_with_the_corpus_of_the_fuzzers_what_the_handler_does",
             corpus_of_the_fuzzers,
         ),
-    ])
+    ]
 }
 
 const CONFIG: ProgramConfig = ProgramConfig {
@@ -787,7 +785,8 @@ impl Reflection {
         let refused_right = matches!(fate, Fate::Refused(_)) || refused.is_empty();
         ensure!(
             agrees && counted.len() == 1 && refused_right && after == wanted,
-            "{fate:?}, but action {action}, {counted:?}, {refused:?}\nof   {packet:x?}\nmade {after:x?}\nnot  {wanted:x?}"
+            "{fate:?}, but action {action}, {counted:?}, {refused:?}\nof   {packet:x?}\nmade \
+             {after:x?}\nnot  {wanted:x?}"
         );
         Ok(fate)
     }
@@ -948,7 +947,9 @@ fn does_what_the_handler_does() -> Result<()> {
     let source = prop_oneof![
         6 => Just(CLIENT),
         1 => live.clone(),
-        1 => any::<u64>().prop_map(|host| Ipv6Addr::from_bits(CLIENT.to_bits() >> 64 << 64 | u128::from(host))),
+        1 => any::<u64>().prop_map(|host| {
+            Ipv6Addr::from_bits(CLIENT.to_bits() >> 64 << 64 | u128::from(host))
+        }),
         2 => proptest::sample::select(special.to_vec()),
         1 => anybody,
     ];

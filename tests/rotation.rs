@@ -4,22 +4,22 @@
 //! Where a test is not about the moment of rotation, a step lasts an hour: then nothing depends on
 //! how long anything takes, and a clock that is wrong by five steps is wrong by five hours.
 
-mod common;
-
 use std::net::{Ipv6Addr, SocketAddrV6, UdpSocket};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::PathBuf;
-use std::process::{ExitCode, Output};
+use std::process::Output;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
+use crate::common;
+use crate::common::packet::PacketSocket;
+use crate::common::server::{ENGINES, PREFIX, Server, sixhop};
+use crate::common::{TestLab, have_client_poll, link, trial, wait_for_no_program};
 use anyhow::{Context, Result, ensure};
-use common::packet::PacketSocket;
-use common::server::{ENGINES, PREFIX, Server, sixhop};
-use common::{TestLab, have_client_poll, link, trial, wait_for_no_program};
 use etherparse::PacketBuilder;
+use libtest_mimic::Trial;
 use serde_json::Value;
 use sixhop::address::mt6d::{Clock, Subnet, Timetable};
 use sixhop::bind::{Method, Place, Rotation, unix_time};
@@ -31,8 +31,8 @@ use tempfile::TempDir;
 
 const HOUR: u64 = 3600;
 
-fn main() -> ExitCode {
-    common::main(vec![
+pub fn trials() -> Vec<Trial> {
+    vec![
         trial("clients_half_a_step_ahead_and_behind_lose_nothing", half_a_step),
         trial("every_engine_follows_addresses_of_the_kernel", every_engine_follows),
         trial("reflect_follows_as_well", || rotates("reflect", "live-map", 1000, 0.0)),
@@ -44,7 +44,7 @@ fn main() -> ExitCode {
         trial("a_million_probes_get_no_answer", a_million_probes),
         trial("a_step_that_is_too_short_is_told_with_what_it_is_enough_for", too_short),
         trial("bad_input_gets_one_clear_line", bad_input),
-    ])
+    ]
 }
 
 /// A secret in a file of its own.

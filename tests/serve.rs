@@ -9,19 +9,19 @@
 //! | `a_request_from_the_service_port_*` | a request that must not be answered |
 //! | `after_sigkill_*`, `bad_input_*` | nothing; what is left behind, and what is said |
 
-mod common;
-
 use std::net::{Ipv6Addr, SocketAddrV6, UdpSocket};
 use std::os::fd::AsRawFd;
 use std::os::unix::process::CommandExt;
-use std::process::{Command, ExitCode, Output, Stdio};
+use std::process::{Command, Output, Stdio};
 use std::time::Instant;
 
+use crate::common;
+use crate::common::packet::PacketSocket;
+use crate::common::server::{ENGINES, PATIENCE, PREFIX, SIXHOP, Server, sixhop};
+use crate::common::{TestLab, fails_with, have_client_poll, ip, trial, wait_for_no_program};
 use anyhow::{Context, Result, ensure};
-use common::packet::PacketSocket;
-use common::server::{ENGINES, PATIENCE, PREFIX, SIXHOP, Server, sixhop};
-use common::{TestLab, fails_with, have_client_poll, ip, trial, wait_for_no_program};
 use etherparse::PacketBuilder;
+use libtest_mimic::Trial;
 use nix::sys::signal::Signal;
 use nix::sys::socket::{
     AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, SockaddrIn6, recvfrom, sendto,
@@ -36,8 +36,8 @@ use sixhop::netlink;
 /// Those that are taps: the kernel's own stack gets the same requests.
 const TAPS: [&str; 3] = ["raw", "packet-ring", "packet-ring --tpacket v3"];
 
-fn main() -> ExitCode {
-    common::main(vec![
+pub fn trials() -> Vec<Trial> {
+    vec![
         trial("afxdp_answers_everything", || answers_everything("afxdp", 2_000, 10_000)),
         trial("afxdp_answers_everything_of_a_million_addresses", a_million_addresses),
         trial(
@@ -109,7 +109,7 @@ fn main() -> ExitCode {
         trial("a_second_program_is_refused", a_second_program_is_refused),
         trial("bad_input_gets_one_clear_line", bad_input_gets_one_clear_line),
         trial("compare_finds_figures_for_each_engine", compare_finds_figures),
-    ])
+    ]
 }
 
 fn load(lab: &TestLab, addresses: u64, rate: u64, requests: u64) -> Result<Value> {
@@ -737,8 +737,8 @@ fn bad_input_gets_one_clear_line() -> Result<()> {
 fn compare_finds_figures() -> Result<()> {
     // Another program, which answers on addresses that it has not bound.
     let peer = format!(
-        "another={SIXHOP} serve --interface {{interface}} --prefix {PREFIX} --addresses 50 --bind none --port {{port}} \
-         --cores {{core}} --engine socket-gso"
+        "another={SIXHOP} serve --interface {{interface}} --prefix {PREFIX} --addresses 50 --bind \
+         none --port {{port}} --cores {{core}} --engine socket-gso"
     );
     let output = Command::new(SIXHOP)
         .args(["compare", "--addresses", "50", "--trial", "0.02", "--json", "--peer", &peer])

@@ -4,29 +4,29 @@
 //!
 //! | test | what happens |
 //! |---|---|
-//! | `whatever_is_done_*` | all below and more in random order; `SIXHOP_SEED` repeats one that it printed |
+//! | `whatever_is_done_*` | all below and more in random order; `SIXHOP_SEED` repeats a run |
 //! | `queues_that_have_no_program_*` | a veth is given queues, or loses some |
 //! | `killed_with_its_guard_*` | rule and route stay, and nobody renews them |
 //! | `an_ethernet_address_that_changes_*` | requests are "for another station" to the XDP program |
 //! | `a_solicitation_behind_*` | the kernel is to answer for others (proxy_ndp) |
 //! | `other_tc_programs_*`, `without_room_at_tc_*` | somebody else is at tc as well |
 
-mod common;
-
 use std::collections::{BTreeSet, HashSet};
 use std::fs;
 use std::io::Read;
 use std::net::{Ipv6Addr, SocketAddrV6, UdpSocket};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
-use std::process::{Command, ExitCode};
+use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use crate::common;
+use crate::common::packet::PacketSocket;
+use crate::common::server::{PATIENCE, PREFIX, Server};
+use crate::common::{TestLab, ip, link, trial};
 use anyhow::{Context, Result, ensure};
-use common::packet::PacketSocket;
-use common::server::{PATIENCE, PREFIX, Server};
-use common::{TestLab, ip, link, trial};
-use etherparse::PacketBuilder;
+use etherparse::{Ethernet2Header, PacketBuilder, PacketBuilderStep};
+use libtest_mimic::Trial;
 use sixhop::address::Pool;
 use sixhop::lab::Side;
 use sixhop::netlink;
@@ -38,8 +38,8 @@ const QUEUES: u32 = 4;
 /// Probes of the test that does everything.
 const PROBES: usize = 1000;
 
-fn main() -> ExitCode {
-    common::main(vec![
+pub fn trials() -> Vec<Trial> {
+    vec![
         trial("whatever_is_done_to_the_interface_who_is_not_live_is_silent", whatever_is_done),
         trial("queues_that_have_no_program_end_the_server_and_nobody_answers", queues_change),
         trial("killed_with_its_guard_nobody_answers", killed_with_its_guard),
@@ -50,7 +50,7 @@ fn main() -> ExitCode {
         ),
         trial("other_tc_programs_keep_working", other_tc_programs),
         trial("without_room_at_tc_fragments_meet_silence_and_it_says_so", without_room_at_tc),
-    ])
+    ]
 }
 
 /// A lab, a capture of all that leaves server0, and who may be seen there.
@@ -91,7 +91,7 @@ impl Watched {
     fn frame(
         &self,
         to: [u8; 6],
-        write: impl FnOnce(etherparse::PacketBuilderStep<etherparse::Ethernet2Header>, &mut Vec<u8>),
+        write: impl FnOnce(PacketBuilderStep<Ethernet2Header>, &mut Vec<u8>),
     ) -> Vec<u8> {
         let mut frame = Vec::new();
         write(PacketBuilder::ethernet2(self.client, to), &mut frame);

@@ -4,25 +4,25 @@
 //! for no reason that was counted, or holds more and more memory or descriptors.
 //!
 //! ```text
-//!   for each engine:   server ──► (quiet · hostile · still · flap) again and again ──► kill, start again, quiet
-//!                        └ memory and descriptors: after the first round, in the middle, at the end
+//!   for each engine:
+//!     server ──► (quiet · hostile · still · flap) again and again ──► kill, start again, quiet
+//!        └ memory and descriptors: after the first round, in the middle, at the end
 //! ```
-
-mod common;
 
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::{BufRead, BufReader};
-use std::process::{Child, ExitCode, Stdio};
+use std::process::{Child, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use crate::common::packet::PacketSocket;
+use crate::common::server::{PATIENCE, PREFIX, sixhop};
+use crate::common::{TestLab, addresses, ip, link, trial};
 use anyhow::{Context, Result, bail, ensure};
-use common::packet::PacketSocket;
-use common::server::{PATIENCE, PREFIX, sixhop};
-use common::{TestLab, addresses, ip, link, trial};
+use libtest_mimic::Trial;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
@@ -62,8 +62,8 @@ const PHASES: [Phase; 4] = [
     Phase { name: "flap", excuse: Some("the link was down"), inject: flap },
 ];
 
-fn main() -> ExitCode {
-    common::main(vec![trial("nothing_is_lost_without_a_reason_and_nothing_grows", soak)])
+pub fn trials() -> Vec<Trial> {
+    vec![trial("nothing_is_lost_without_a_reason_and_nothing_grows", soak)]
 }
 
 struct Soak {

@@ -1,18 +1,17 @@
 //! One long run at a steady rate, alone: tests of other programs do not run beside it (cargo runs
 //! one program after the other), since both of its sides want a processor to themselves.
 
-mod common;
+use std::process::{Command, Stdio};
 
-use std::process::{Command, ExitCode, Stdio};
-
+use crate::common::{TestLab, trial};
 use anyhow::{Result, ensure};
-use common::{TestLab, trial};
+use libtest_mimic::Trial;
 use serde_json::Value;
 
 const SIXHOP: &str = env!("CARGO_BIN_EXE_sixhop");
 
-fn main() -> ExitCode {
-    common::main(vec![trial("200000_requests_at_20000_a_second_are_all_answered", steady)])
+pub fn trials() -> Vec<Trial> {
+    vec![trial("200000_requests_at_20000_a_second_are_all_answered", steady)]
 }
 
 fn steady() -> Result<()> {

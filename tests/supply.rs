@@ -4,7 +4,29 @@
 use std::collections::BTreeSet;
 use std::process::Command;
 
+use crate::common::rootless;
+use libtest_mimic::Trial;
 use serde_json::Value;
+
+pub fn trials() -> Vec<Trial> {
+    let test = |name: &str, test: fn()| {
+        rootless(name, move || {
+            test();
+            Ok(())
+        })
+    };
+    vec![
+        test("licences_are_those_of_deny_toml", licences_are_those_of_deny_toml),
+        test(
+            "everything_comes_from_the_default_registry_or_from_here",
+            everything_comes_from_the_default_registry_or_from_here,
+        ),
+        test(
+            "a_server_alone_takes_fewer_than_70_packages_and_none_of_the_laboratory",
+            a_server_alone_takes_fewer_than_70_packages_and_none_of_the_laboratory,
+        ),
+    ]
+}
 
 /// All packages that a build for this machine takes, as cargo describes them.
 fn packages() -> Vec<Value> {
@@ -22,7 +44,6 @@ fn packages() -> Vec<Value> {
     metadata["packages"].as_array().unwrap().clone()
 }
 
-#[test]
 fn licences_are_those_of_deny_toml() {
     let policy: toml::Table = include_str!("../deny.toml").parse().unwrap();
     let allowed: Vec<_> = policy["licenses"]["allow"]
@@ -53,7 +74,6 @@ fn licences_are_those_of_deny_toml() {
     assert!(unused.is_empty(), "nothing needs {unused:?}: take them out of deny.toml");
 }
 
-#[test]
 fn everything_comes_from_the_default_registry_or_from_here() {
     let policy: toml::Table = include_str!("../deny.toml").parse().unwrap();
     let sources = policy["sources"].as_table().unwrap();
@@ -77,7 +97,6 @@ fn everything_comes_from_the_default_registry_or_from_here() {
     );
 }
 
-#[test]
 fn a_server_alone_takes_fewer_than_70_packages_and_none_of_the_laboratory() {
     let output = Command::new(env!("CARGO"))
         .args(["tree", "--locked", "--offline", "--no-default-features"])

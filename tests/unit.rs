@@ -2,28 +2,25 @@
 //! with it.
 
 use std::collections::BTreeSet;
-use std::process::{Command, ExitCode};
+use std::process::Command;
 
-use libtest_mimic::{Arguments, Failed, Trial};
+use crate::common::rootless;
+use anyhow::{Result, bail};
+use libtest_mimic::Trial;
 use sixhop::machine::sandbox::{UNIT_CAPABILITIES, UNIT_FAMILIES, unit_calls};
 
 const UNIT: &str = include_str!("../dist/sixhop@.service");
 
-fn main() -> ExitCode {
-    let lists =
-        Trial::test("lists_are_those_of_the_program", || said(lists_are_those_of_the_program()));
+pub fn trials() -> Vec<Trial> {
+    let lists = rootless("lists_are_those_of_the_program", lists_are_those_of_the_program);
     let has_analyze = Command::new("systemd-analyze").arg("--version").output().is_ok();
-    let exposure = Trial::test("exposure_is_under_2", || said(exposure_is_under_2()));
+    let exposure = rootless("exposure_is_under_2", exposure_is_under_2);
     let exposure = if has_analyze {
         exposure
     } else {
         exposure.with_ignored_flag(true).with_kind("needs systemd-analyze")
     };
-    libtest_mimic::run(&Arguments::from_args(), vec![lists, exposure]).exit_code()
-}
-
-fn said(done: Result<(), String>) -> Result<(), Failed> {
-    done.map_err(Failed::from)
+    vec![lists, exposure]
 }
 
 fn values(key: &str) -> BTreeSet<&'static str> {
@@ -31,7 +28,7 @@ fn values(key: &str) -> BTreeSet<&'static str> {
     lines.flat_map(str::split_whitespace).collect()
 }
 
-fn lists_are_those_of_the_program() -> Result<(), String> {
+fn lists_are_those_of_the_program() -> Result<()> {
     let calls: BTreeSet<_> = unit_calls().into_iter().map(|(name, _)| name).collect();
     let wanted = [
         ("CapabilityBoundingSet", BTreeSet::from(UNIT_CAPABILITIES)),
@@ -49,23 +46,20 @@ fn lists_are_those_of_the_program() -> Result<(), String> {
         }
         if found != wanted {
             let line = wanted.into_iter().collect::<Vec<_>>().join(" ");
-            return Err(format!("{key} should be:\n{key}={line}"));
+            bail!("{key} should be:\n{key}={line}");
         }
     }
     Ok(())
 }
 
-fn exposure_is_under_2() -> Result<(), String> {
+fn exposure_is_under_2() -> Result<()> {
     let file = concat!(env!("CARGO_MANIFEST_DIR"), "/dist/sixhop@.service");
     let arguments = ["security", "--offline=true", "--threshold=20", "--no-pager", file];
-    let output = Command::new("systemd-analyze")
-        .args(arguments)
-        .output()
-        .map_err(|error| error.to_string())?;
+    let output = Command::new("systemd-analyze").args(arguments).output()?;
     let text = String::from_utf8_lossy(&output.stdout);
     let overall = text.lines().find(|line| line.contains("Overall exposure level"));
     match overall {
         Some(_) if output.status.success() => Ok(()),
-        _ => Err(format!("{text}{}", String::from_utf8_lossy(&output.stderr))),
+        _ => bail!("{text}{}", String::from_utf8_lossy(&output.stderr)),
     }
 }

@@ -2,29 +2,28 @@
 //!
 //! | test | what happens |
 //! |---|---|
-//! | `a_sender_with_offload_*`, `replies_with_*` | one end of the veth leaves its checksums to nobody |
+//! | `a_sender_with_offload_*`, `replies_with_*` | one end of the veth leaves checksums to nobody |
 //! | `nothing_answered_*`, `a_port_*` | no request is answered |
 //! | `addresses_*` | nothing is to be bound |
 //! | `a_lag_*` | addresses move, and have not moved yet |
 //! | `old_results_*` | results of earlier versions are read |
 
-mod common;
-
 use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::process::{ExitCode, Output};
+use std::process::Output;
 
+use crate::common::server::{PREFIX, Server, sixhop};
+use crate::common::{TestLab, trial, wait_for_no_program};
 use anyhow::{Context, Result, ensure};
-use common::server::{PREFIX, Server, sixhop};
-use common::{TestLab, trial, wait_for_no_program};
+use libtest_mimic::Trial;
 use serde_json::Value;
 use sixhop::lab::Side;
 use sixhop::report::Event;
 use sixhop::xdp::ethtool;
 
-fn main() -> ExitCode {
-    common::main(vec![
+pub fn trials() -> Vec<Trial> {
+    vec![
         trial(
             "a_sender_with_offload_is_told_from_damage_and_how_to_mend_it",
             offload_at_the_client,
@@ -35,7 +34,7 @@ fn main() -> ExitCode {
         trial("a_port_that_nobody_serves_is_named", nobody_serves),
         trial("a_lag_before_the_first_change_is_none", no_change_yet),
         trial("old_results_are_read", old_results),
-    ])
+    ]
 }
 
 const ADDRESSES: u64 = 5;
@@ -280,11 +279,13 @@ fn old_results() -> Result<()> {
     }
     ensure!(lines > 1000, "{lines} lines");
     // A run that was not answered, as earlier versions wrote it.
-    let times = r#"{"mean_us":0.0,"p50_us":0.0,"p90_us":0.0,"p99_us":0.0,"p999_us":0.0,"max_us":0.0,"histogram":""}"#;
+    let times = r#"{"mean_us":0.0,"p50_us":0.0,"p90_us":0.0,"p99_us":0.0,"p999_us":0.0,
+        "max_us":0.0,"histogram":""}"#;
     let old = format!(
-        r#"{{"event":"trial","engine":"afxdp","bind":"netlink","addresses":10,"run":1,"rate":1000,"server_cpu":0.25,"load":{{
-        "client":"afxdp","sent":1000,"answered":0,"complete":0,"replies":0,"duplicates":0,"wrong_source":0,"corrupt":0,
-        "stragglers":0,"first":{times},"last":{times},"late":0,"offered_rate":1000.0,"achieved_rate":1000.0,"attach":null,
+        r#"{{"event":"trial","engine":"afxdp","bind":"netlink","addresses":10,"run":1,"rate":1000,
+        "server_cpu":0.25,"load":{{"client":"afxdp","sent":1000,"answered":0,"complete":0,
+        "replies":0,"duplicates":0,"wrong_source":0,"corrupt":0,"stragglers":0,"first":{times},
+        "last":{times},"late":0,"offered_rate":1000.0,"achieved_rate":1000.0,"attach":null,
         "copy":null}},"schema":1}}"#
     );
     let new: Value = serde_json::from_str(&Event::parse(&old.replace('\n', " "))?.to_line()?)?;

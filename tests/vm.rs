@@ -2,14 +2,15 @@
 //! vm`, in which this program runs again and does the checking.
 //!
 //! ```text
-//!   this test ──► sixhop lab vm --nic N ──► guest: this program, 'in-guest N' ──► serve, load, probe on its two cards
+//!   this test ──► sixhop lab vm --nic N ──► guest: this program, 'in-guest N'
+//!                                             ──► serve, load, probe on its two cards
 //! ```
 //!
 //! | test | what must be so |
 //! |---|---|
-//! | `igb_*`, `virtio_*` | zero-copy, native copy and generic, each as the kernel says and as its functions show that ran |
+//! | `igb_*`, `virtio_*` | zero-copy, native copy and generic, by what the kernel says and ran |
 //! | `a_clock_*` | a guest has a clock that may be set: what goes by it, or must not |
-//! | `e1000e_*`, `vmxnet3_*`, `virtio_plain_*` | no more than they can: what is forced beyond it is refused, with the reason |
+//! | `e1000e_*`, `vmxnet3_*`, `virtio_plain_*` | no more than they can: force is refused, and why |
 //!
 //! A bond of one card, which grants what is of no use, and a VRF: virtio_plain. Two queues, two
 //! workers: igb. Without QEMU or a kernel to be had all are reported as ignored, with the reason.
@@ -23,7 +24,6 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use common::server::{PREFIX, SIXHOP, Server, sixhop};
-use libtest_mimic::Trial;
 use nix::sys::time::{TimeSpec, TimeValLike};
 use nix::time::{ClockId, clock_gettime, clock_settime};
 use serde_json::Value;
@@ -53,25 +53,30 @@ fn main() -> ExitCode {
     let test = |name: &str, nic: &'static str, queues: Option<u32>| match (&cannot, common::root())
     {
         (None, true) => common::trial(name, move || boot(nic, queues)),
-        (Some(why), true) => Trial::test(name, || Ok(())).with_ignored_flag(true).with_kind(why),
+        (Some(why), true) => {
+            common::rootless(name, || Ok(())).with_ignored_flag(true).with_kind(why)
+        }
         (_, false) => common::trial(name, || Ok(())), // which says why not
     };
     // One after the other: each has as many processors as this machine.
-    common::main_one_at_a_time(vec![
-        test("igb_has_every_mode_and_two_queues", "igb", Some(2)),
-        test("a_clock_that_is_set_stops_nothing_and_spoils_no_figure", CLOCK, None),
-        test("virtio_has_every_mode", "virtio", None),
-        test("virtio_plain_advertises_zero_copy_and_has_none", "virtio-plain", None),
-        test("e1000e_is_generic", "e1000e", None),
-        test("vmxnet3_copies", "vmxnet3", None),
-        match (&cannot, common::root()) {
-            (None, true) => common::trial(BOND, || boot_for("virtio-plain", None, "bond")),
-            (Some(why), true) => {
-                Trial::test(BOND, || Ok(())).with_ignored_flag(true).with_kind(why)
-            }
-            (_, false) => common::trial(BOND, || Ok(())),
-        },
-    ])
+    common::main(
+        Vec::new(),
+        vec![
+            test("igb_has_every_mode_and_two_queues", "igb", Some(2)),
+            test("a_clock_that_is_set_stops_nothing_and_spoils_no_figure", CLOCK, None),
+            test("virtio_has_every_mode", "virtio", None),
+            test("virtio_plain_advertises_zero_copy_and_has_none", "virtio-plain", None),
+            test("e1000e_is_generic", "e1000e", None),
+            test("vmxnet3_copies", "vmxnet3", None),
+            match (&cannot, common::root()) {
+                (None, true) => common::trial(BOND, || boot_for("virtio-plain", None, "bond")),
+                (Some(why), true) => {
+                    common::rootless(BOND, || Ok(())).with_ignored_flag(true).with_kind(why)
+                }
+                (_, false) => common::trial(BOND, || Ok(())),
+            },
+        ],
+    )
 }
 
 /// Why no guest can be booted here.
@@ -159,7 +164,8 @@ fn moving_addresses_follow(lab: &Lab) -> Result<()> {
                 && event["text"].as_str().is_some_and(|text| text.contains(words))
         })?;
         let load = format!(
-            "load --interface client0 --prefix {PREFIX} {flags} --rate 500 --requests {CLIENTS} --json"
+            "load --interface client0 --prefix {PREFIX} {flags} --rate 500 --requests {CLIENTS} \
+             --json"
         );
         let output = sixhop(lab, Side::Client, &load).output()?;
         let result: Value = serde_json::from_slice(&output.stdout)
@@ -175,7 +181,8 @@ fn the_papers_server_ends(lab: &Lab) -> Result<()> {
     let server = Server::start(lab, "--addresses 10 --bind netlink --engine socket")?;
     let load = || -> Result<()> {
         let load = format!(
-            "load --interface client0 --prefix {PREFIX} --addresses 10 --rate 500 --requests 100 --json"
+            "load --interface client0 --prefix {PREFIX} --addresses 10 --rate 500 --requests 100 \
+             --json"
         );
         let output = sixhop(lab, Side::Client, &load).output()?;
         let result: Value = serde_json::from_slice(&output.stdout)
@@ -199,7 +206,8 @@ fn times_are_right_or_none(lab: &Lab) -> Result<()> {
     for seconds in [3, -3] {
         let mut server = Server::start(lab, "--addresses 10 --bind netlink --engine socket-gso")?;
         let load = format!(
-            "load --interface client0 --prefix {PREFIX} --addresses 10 --client socket --rate 50 --requests 200 --json"
+            "load --interface client0 --prefix {PREFIX} --addresses 10 --client socket --rate 50 \
+             --requests 200 --json"
         );
         let load = sixhop(lab, Side::Client, &load).stdout(Stdio::piped()).spawn()?;
         server.wait_for(|event| event["answered"].as_u64() >= Some(20))?;
@@ -286,7 +294,8 @@ fn in_a_vrf(lab: &Lab) -> Result<()> {
     for (prefix, flags) in kinds {
         let server = Server::start_with(lab, &format!("--prefix {prefix} --addresses 20 {flags}"))?;
         let load = format!(
-            "load --interface client0 --prefix {prefix} --addresses 20 --rate 100 --requests 50 --client socket --json"
+            "load --interface client0 --prefix {prefix} --addresses 20 --rate 100 --requests 50 \
+             --client socket --json"
         );
         let output = sixhop(lab, Side::Client, &load).output()?;
         ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr).trim());
@@ -354,7 +363,8 @@ fn all_are_answered(lab: &Lab) -> Result<()> {
     let client = lab.namespace(Side::Client);
     common::ip(&format!("-n {client} neighbour flush dev client0"))?;
     let load = format!(
-        "load --interface client0 --prefix {PREFIX} --addresses 50 --rate 300 --requests {REQUESTS} --json"
+        "load --interface client0 --prefix {PREFIX} --addresses 50 --rate 300 --requests \
+         {REQUESTS} --json"
     );
     let output = sixhop(lab, Side::Client, &load).output()?;
     ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr).trim());
@@ -414,7 +424,8 @@ fn serves(lab: &Lab, flags: &str, mode: &Mode, probes: &Probes) -> Result<()> {
     ensure!(ready["attach"] == mode.attach && ready["copy"] == mode.copy, "{ready}");
     let before = (probes.read()?, packets(lab)?);
     let load = format!(
-        "load --interface client0 --prefix {PREFIX} --addresses {addresses} --rate 300 --requests {REQUESTS} --json"
+        "load --interface client0 --prefix {PREFIX} --addresses {addresses} --rate 300 --requests \
+         {REQUESTS} --json"
     );
     let output = sixhop(lab, Side::Client, &load).output()?;
     ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr).trim());

@@ -103,10 +103,13 @@ mod tests {
 
     proptest! {
         #[test]
-        fn threads_share_the_work_and_leave_nothing_out(count in 0usize..300, threads in 0usize..9) {
+        fn threads_share_the_work_and_leave_nothing_out(
+            count in 0usize..300, threads in 0usize..9,
+        ) {
             let mut addresses = vec![Ipv6Addr::LOCALHOST; count];
             fill(&mut addresses, threads, |index| Ipv6Addr::from_bits(index.into()));
-            prop_assert!(addresses.iter().enumerate().all(|(index, place)| place.to_bits() == index as u128));
+            let mut places = addresses.iter().enumerate();
+            prop_assert!(places.all(|(index, place)| place.to_bits() == index as u128));
         }
     }
 }

@@ -3,7 +3,8 @@
 //!
 //! ```text
 //!   identifier = the first 64 bits of SHA-256( seed identifier ‖ key ‖ time step )
-//!                                              8 bytes          any   8 bytes       numbers in network byte order
+//!                                              8 bytes          any   8 bytes
+//!   with numbers in network byte order
 //! ```
 //!
 //! The definition is that of the paper (Morrell, Ransbottom, Marchany, Tront, 2014, section II) and
@@ -247,8 +248,11 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_step_is_as_long_as_it_says(period in 1u64..100_000, time in 0..u64::MAX / 4, wrong: i32) {
-            let clock = Clock::new(Duration::from_secs(period)).unwrap().ahead(i64::from(wrong) * 1000);
+        fn a_step_is_as_long_as_it_says(
+            period in 1u64..100_000, time in 0..u64::MAX / 4, wrong: i32,
+        ) {
+            let clock = Clock::new(Duration::from_secs(period)).unwrap();
+            let clock = clock.ahead(i64::from(wrong) * 1000);
             let time = time.max(1 << 50);
             let step = clock.step(time);
             prop_assert!(clock.start(step) <= time && time < clock.start(step + 1));

@@ -338,7 +338,9 @@ mod tests {
         }
 
         #[test]
-        fn every_usable_address_of_a_full_pool_has_an_index(length in 100u8..=128, seed: u64, host: u64) {
+        fn every_usable_address_of_a_full_pool_has_an_index(
+            length in 100u8..=128, seed: u64, host: u64,
+        ) {
             let prefix = Prefix::around(Ipv6Addr::UNSPECIFIED, length);
             let bits = u32::from(128 - length);
             let pool = Pool::new(prefix, capacity(bits), seed).unwrap();

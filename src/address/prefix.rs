@@ -172,7 +172,8 @@ mod tests {
             let network = Ipv6Addr::from_bits(bits & mask(length));
             if let Ok(prefix) = Prefix::new(network, length) {
                 prop_assert_eq!(prefix.to_string().parse::<Prefix>().unwrap(), prefix);
-                prop_assert!(prefix.contains(Ipv6Addr::from_bits(prefix.network | bits & !mask(length))));
+                let inside = prefix.network | bits & !mask(length);
+                prop_assert!(prefix.contains(Ipv6Addr::from_bits(inside)));
                 if length > 0 {
                     let outside = prefix.network ^ (1 << (128 - u32::from(length)));
                     prop_assert!(!prefix.contains(Ipv6Addr::from_bits(outside)));

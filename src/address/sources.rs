@@ -119,8 +119,8 @@ mod tests {
             prefixes in proptest::collection::vec((0u128..64, 122u8..=128), 0..10),
             address in 0u128..64,
         ) {
-            let prefixes: Vec<_> =
-                prefixes.into_iter().map(|(bits, length)| Prefix::around(bits.into(), length)).collect();
+            let around = |(bits, length): (u128, u8)| Prefix::around(bits.into(), length);
+            let prefixes: Vec<_> = prefixes.into_iter().map(around).collect();
             let address = address.into();
             let expected = prefixes.iter().any(|prefix| prefix.contains(address));
             prop_assert_eq!(Sources::new(prefixes).contains(address), expected);

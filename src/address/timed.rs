@@ -3,7 +3,8 @@
 //! engines that have none.
 //!
 //! ```text
-//!   part s mod 4, of step s ──► bucket, by a hash of the identifier ──► while it is full, the next one, of 16 at most
+//!   part s mod 4, of step s ──► bucket, by a hash of the identifier
+//!                                ──► while it is full, the next one, of 16 at most
 //!
 //!   bucket, 64 bytes:   word 0                     words 1 to 7
 //!                       step << 8 | how many       interface identifiers, as they lie in memory
@@ -212,7 +213,9 @@ mod tests {
         /// Few identifiers, so that buckets overflow: until 16 neighbours are full, it holds what a
         /// set holds.
         #[test]
-        fn it_holds_what_was_entered_for_the_last_steps(entered in proptest::collection::vec((0u64..9, 0u64..400), 1..2000)) {
+        fn it_holds_what_was_entered_for_the_last_steps(
+            entered in proptest::collection::vec((0u64..9, 0u64..400), 1..2000),
+        ) {
             let layout = Layout::new(0);
             let words = memory(layout);
             let mut sets: Vec<HashSet<u64>> = vec![HashSet::new(); 9];
@@ -231,7 +234,8 @@ mod tests {
                 let set = &sets[step as usize];
                 prop_assert_eq!(layout.count(&words, step), set.len() as u64);
                 for identifier in 0..400 {
-                    prop_assert_eq!(layout.contains(&words, step, identifier), set.contains(&identifier));
+                    let found = layout.contains(&words, step, identifier);
+                    prop_assert_eq!(found, set.contains(&identifier));
                 }
             }
         }

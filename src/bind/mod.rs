@@ -1,11 +1,14 @@
 //! MAKING ADDRESSES LIVE: what `address` chooses, an interface answers for.
 //!
 //! ```text
-//!   kernel    ┬ netlink ─ messages, one by one, in batches, or in batches while the link is down ┐
-//!             ├ ioctl ─── a call per address                                                     ├─► addresses of the
-//!             └ command ─ a process per address: ip, ifconfig                                    ┘   interface: O(n) each
-//!   anyip     a local route for the whole prefix ──────────────────────────────────────────────────► every address at once
-//!   live_map  entries of the steering program's maps; the engine answers neighbour discovery ──────► O(1) each
+//!   the kernel's own addresses, O(n) each
+//!     netlink  ─ messages, one by one, in batches, or in batches while the link is down
+//!     ioctl ──── a call per address
+//!     command ── a process per address: ip, ifconfig
+//!   every address at once
+//!     anyip ──── a local route for the whole prefix
+//!   neither: O(1) each
+//!     live_map ─ entries of the steering program's maps; the engine answers neighbour discovery
 //! ```
 //!
 //! A [`Rotation`] keeps addresses live that move, by any of those but anyip: a few at a time, for

@@ -3,7 +3,9 @@
 //! ```text
 //!   step            k-2    k-1     k     k+1    k+2
 //!   live in k               ███   ███   ███
-//!   live_map, in k:      ─────────── chunk by chunk ──────────► ░░░   entered, and silent: at the boundary one store moves the window
+//!   live_map, in k:      ─────────── chunk by chunk ──────────► ░░░   entered, and silent: at the
+//!                                                                     boundary one store moves the
+//!                                                                     window
 //!   kernel, in k:    ███ ─ chunk by chunk, in half the step ─► ███    live as soon as it is there
 //! ```
 //!

@@ -295,9 +295,10 @@ mod tests {
             sustained: Vec::new(),
             half: Vec::new(),
             server: serde_json::from_value(serde_json::json!({
-                "engine": null, "interface": "", "driver": "", "port": 0, "replies": 0, "addresses": 0, "bind": "none",
-                "generate_seconds": 0, "open_seconds": 0, "bind_seconds": 0, "bind_phases": [], "kernel_memory": null,
-                "list_memory": 0, "queues": [], "cores": []
+                "engine": null, "interface": "", "driver": "", "port": 0, "replies": 0,
+                "addresses": 0, "bind": "none", "generate_seconds": 0, "open_seconds": 0,
+                "bind_seconds": 0, "bind_phases": [], "kernel_memory": null, "list_memory": 0,
+                "queues": [], "cores": []
             }))
             .unwrap(),
             environment: Environment::default(),

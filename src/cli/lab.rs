@@ -95,14 +95,16 @@ struct Vm {
     #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..=255))]
     processors: u32,
     /// Its memory
-    #[arg(long, value_name = "MIB", default_value_t = 1024, value_parser = clap::value_parser!(u32).range(256..))]
+    #[arg(long, value_name = "MIB", default_value_t = 1024,
+          value_parser = clap::value_parser!(u32).range(256..))]
     memory: u32,
     /// A directory that it may write to, and which is made; all else it sees of this machine it can
     /// only read
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
     /// End it when it takes longer
-    #[arg(long, value_name = "SECONDS", default_value_t = 3600, value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(long, value_name = "SECONDS", default_value_t = 3600,
+          value_parser = clap::value_parser!(u64).range(1..))]
     limit: u64,
     /// The command and its arguments
     #[arg(last = true, required = true, value_name = "CMD")]

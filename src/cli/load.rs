@@ -62,7 +62,7 @@ struct Addresses {
     which: Moving,
     /// Ask as if this machine's clock were so many seconds ahead, as in 0.5, or behind, as in -5
     #[arg(long, value_name = "SECONDS", default_value = "0", allow_negative_numbers = true,
-        value_parser = offset)]
+          value_parser = offset)]
     clock_offset: i64,
     /// UDP port of the service
     #[arg(long, default_value_t = 3540, value_parser = clap::value_parser!(u16).range(1..))]
@@ -197,7 +197,8 @@ pub fn run(args: Args) -> Result<ExitCode> {
 fn uneven(steps: i64, step: Duration) -> String {
     let count = steps.unsigned_abs();
     format!(
-        "this clock is {count} step{} ({:?}) {} the server's: set it (the server tolerates one step)",
+        "this clock is {count} step{} ({:?}) {} the server's: set it (the server tolerates one \
+         step)",
         if count == 1 { "" } else { "s" },
         step * u32::try_from(count).unwrap_or(u32::MAX),
         if steps > 0 { "ahead of" } else { "behind" },

@@ -139,7 +139,8 @@ pub struct Moving {
     #[arg(long, value_name = "NAME", requires = "clients", requires = "secret")]
     pub schedule: Option<Schedule>,
     /// How many clients have an address on the server; of each, three are live at a time
-    #[arg(long, value_name = "N", requires = "schedule", value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, value_name = "N", requires = "schedule",
+          value_parser = clap::value_parser!(u32).range(1..))]
     pub clients: Option<u32>,
     /// How long a time step is, after which each client has another address: 1s or more
     #[arg(long, value_name = "TIME", default_value = "10s", requires = "schedule",

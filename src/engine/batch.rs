@@ -2,8 +2,9 @@
 //! (SO_REUSEPORT), takes what has come by one recvmmsg and hands over all replies by one sendmmsg.
 //!
 //! ```text
-//!   recvmmsg ─► Handler ─► socket-batch   ten messages to each request  ─► sendmmsg
-//!                      └─► socket-gso     one large one, which the kernel cuts into ten (UDP_SEGMENT) ─► sendmmsg
+//!   recvmmsg ─► Handler ─► socket-batch   ten messages to each request ─► sendmmsg
+//!                      └─► socket-gso     one large one ─► sendmmsg, and the kernel
+//!                                         cuts it into ten (UDP_SEGMENT)
 //! ```
 //!
 //! Ten equal replies to one peer are what UDP_SEGMENT is made for: they go through the stack as

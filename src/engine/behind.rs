@@ -4,7 +4,7 @@
 //!
 //! ```text
 //!   XDP program, or tap ─┬─ UDP directly over IPv6 ──► the engine
-//!                        └─ anything else ──► kernel ──► UDP socket ──► Handler ──► the same replies
+//!                        └─ anything else ──► kernel ──► UDP socket ─► Handler ─► the same replies
 //! ```
 //!
 //! One thread that sleeps unless such a request comes. It also keeps the port from other programs,

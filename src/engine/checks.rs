@@ -64,7 +64,8 @@ fn has_room(targets: &Targets, bind: Method, kind: Option<EngineKind>) -> Result
     if matches!(targets, Targets::Pool(_)) && steers {
         ensure!(
             count <= LiveAddresses::MOST,
-            "{count} addresses are too many: the kernel holds at most {} in the XDP program's hash; use fewer",
+            "{count} addresses are too many: the kernel holds at most {} in the XDP program's \
+             hash; use fewer",
             LiveAddresses::MOST
         );
     }
@@ -90,8 +91,9 @@ fn takes_nothing(link: &Link, prefix: Prefix, method: Method) -> Result<()> {
     let through = netlink::links()?.into_iter().find(|other| Some(other.index) == route.interface);
     let through = through.map_or_else(|| "several interfaces".to_owned(), |other| other.name);
     bail!(
-        "--prefix {prefix} takes what this machine has a route for, {} through {through}: {method} would keep every packet for it \
-         that comes to {}; use a prefix that nothing else is in, or --take-prefix where that is meant",
+        "--prefix {prefix} takes what this machine has a route for, {} through {through}: {method} \
+         would keep every packet for it that comes to {}; use a prefix that nothing else is in, or \
+         --take-prefix where that is meant",
         route.prefix,
         link.name
     )
@@ -137,7 +139,8 @@ pub(super) fn too_large(link: &Link, kind: Option<EngineKind>, modes: &Modes) ->
     };
     (served < possible).then(|| {
         format!(
-            "the MTU of {0} is {1}, and requests of up to {served} bytes are served: {otherwise}; ip link set dev {0} mtu {2} keeps them away",
+            "the MTU of {0} is {1}, and requests of up to {served} bytes are served: {otherwise}; \
+             ip link set dev {0} mtu {2} keeps them away",
             link.name,
             link.mtu,
             served + HEADERS

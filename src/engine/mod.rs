@@ -2,15 +2,20 @@
 //! rules.
 //!
 //! ```text
-//!   afxdp          rings ─► worker ─► rings                                       one worker a queue
-//!   reflect        XDP program ─► interface                                       no worker: the kernel runs it
-//!   socket         listener thread ─► POSIX message queue ─► worker, sendmsg × n  the paper's server
-//!   socket-batch   recvmmsg ─► worker ─► sendmmsg of all replies                  one worker a processor
-//!   socket-gso     recvmmsg ─► worker ─► sendmmsg, equal replies as one (GSO)     one worker a processor
-//!   uring          multishot recvmsg ─► worker ─► sendmsg, on one io_uring        one worker a processor
-//!   raw            recvmmsg of frames ─► worker ─► sendmmsg, equal replies as one  one worker a processor
-//!   packet-ring    mapped ring ─► worker ─► mapped ring, equal replies as one      one worker a processor
-//!                                 └ Handler decides for all, and bpf/sources.h and reflect.h by the same rules
+//!   one worker a queue
+//!     afxdp         rings ─► worker ─► rings
+//!   no worker: the kernel runs it
+//!     reflect       XDP program ─► interface
+//!   the paper's server
+//!     socket        listener thread ─► POSIX message queue ─► worker, sendmsg × n
+//!   one worker a processor
+//!     socket-batch  recvmmsg ─► worker ─► sendmmsg of all replies
+//!     socket-gso    recvmmsg ─► worker ─► sendmmsg, equal replies as one (GSO)
+//!     uring         multishot recvmsg ─► worker ─► sendmsg, on one io_uring
+//!     raw           recvmmsg of frames ─► worker ─► sendmmsg, equal replies as one
+//!     packet-ring   mapped ring ─► worker ─► mapped ring, equal replies as one
+//!                                  └ Handler decides for all, and bpf/sources.h and reflect.h by
+//!                                    the same rules
 //! ```
 //!
 //! Behind those that look at frames themselves is a UDP socket for what they do not take apart

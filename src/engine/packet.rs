@@ -3,7 +3,8 @@
 //!
 //! ```text
 //!   link ─► tap (filter: UDP to the service port) ─► worker ─► sender ─► link
-//!      └──► the kernel's IPv6 ─► a UDP socket that keeps the port and drops what came to the tap (behind)
+//!      └──► the kernel's IPv6 ─► a UDP socket that keeps the port and drops what came to the tap
+//!                                (behind)
 //! ```
 //!
 //! A packet socket is a tap: the kernel's own stack gets each request as well. Without a socket on

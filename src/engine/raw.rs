@@ -2,8 +2,9 @@
 //! and go by sendmmsg, past the kernel's UDP and IPv6.
 //!
 //! ```text
-//!   recvmmsg ─► Handler, in place ─► ten replies as one frame: headers, then the same payload ten times ─► sendmmsg
-//!                                └─► where the kernel cuts none: ten frames ─► sendmmsg
+//!   recvmmsg ─► Handler, in place
+//!      ├─► ten replies as one frame: headers, then the same payload ten times ─► sendmmsg
+//!      └─► where the kernel cuts none: ten frames ─► sendmmsg
 //! ```
 //!
 //! `unsafe` are the system calls.

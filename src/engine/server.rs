@@ -698,9 +698,9 @@ mod tests {
         };
         let bound = bind::bind(Method::None, place, vec![], &mut |_| true).unwrap();
         let ready = json!({
-            "engine": "afxdp", "interface": "lo", "driver": "", "port": 3540, "replies": 10, "addresses": 0, "bind": "none",
-            "generate_seconds": 0.0, "open_seconds": 0.0, "bind_seconds": 0.0, "bind_phases": [], "list_memory": 0,
-            "queues": [], "cores": [],
+            "engine": "afxdp", "interface": "lo", "driver": "", "port": 3540, "replies": 10,
+            "addresses": 0, "bind": "none", "generate_seconds": 0.0, "open_seconds": 0.0,
+            "bind_seconds": 0.0, "bind_phases": [], "list_memory": 0, "queues": [], "cores": [],
         });
         let server = Server {
             engine: Some(Box::new(Broken(Modes::default()))),

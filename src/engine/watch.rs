@@ -1,7 +1,8 @@
 //! What becomes of the interface while a server runs: looked at, compared, and said.
 //!
 //! ```text
-//!   each 100 ms ─► the link, by its index ─► changes ─┬─ the engine takes it over, or cannot: the server ends
+//!   each 100 ms ─► the link, by its index ─► changes ─┬─ the engine takes it over, or cannot:
+//!                                                     │  the server ends
 //!   announced ───► addresses that went ──────────────►└─ addresses are made live again
 //! ```
 //!
@@ -305,7 +306,8 @@ impl Watcher {
                     format!("its {addresses} addresses are not to be found")
                 };
                 format!(
-                    "the kernel does no IPv6 on {name} (disable_ipv6 is set, or its MTU is below 1280): {what} until it does"
+                    "the kernel does no IPv6 on {name} (disable_ipv6 is set, or its MTU is below \
+                     1280): {what} until it does"
                 )
             }
             Change::Arp if self.before.arp => format!("neighbours are discovered on {name} again"),
@@ -316,7 +318,8 @@ impl Watcher {
                     format!("its {addresses} addresses are not to be found")
                 };
                 format!(
-                    "no neighbours are discovered on {name} any more ('arp off'): {what} until 'ip link set {name} arp on'"
+                    "no neighbours are discovered on {name} any more ('arp off'): {what} until 'ip \
+                     link set {name} arp on'"
                 )
             }
         }))

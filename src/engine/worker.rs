@@ -6,7 +6,8 @@
 //!          (held) ─────► tx        a reply that found no room last time, before anything new
 //!          rx ─► handler ─► tx     answered: one frame, `replies` descriptors
 //!              │      └──► fill    refused, and counted by reason
-//!              └► advertiser ─► tx  a solicitation, where the kernel does not answer them: one descriptor
+//!              └► advertiser ─► tx  a solicitation, where the kernel does not answer them: one
+//!                                   descriptor
 //!          publish, wake the kernel where it asks
 //! ```
 
@@ -290,7 +291,8 @@ mod tests {
     fn event() -> impl Strategy<Value = Event> {
         prop_oneof![
             6 => (16usize..1400).prop_map(Event::Request),
-            1 => (16usize..200, 0usize..262, 1u8..).prop_map(|(size, at, flip)| Event::Damaged(size, at, flip)),
+            1 => (16usize..200, 0usize..262, 1u8..)
+                .prop_map(|(size, at, flip)| Event::Damaged(size, at, flip)),
             1 => (0u64..200).prop_map(Event::Solicitation),
             1 => proptest::collection::vec(any::<u8>(), 14..1500).prop_map(Event::Noise),
             4 => (0usize..60).prop_map(Event::Sent),
@@ -335,7 +337,8 @@ mod tests {
             }
             rings.publish();
             let handler = handler();
-            let mut worker = Worker::new(handler.clone(), replies).with_advertiser(Advertiser::new(OURS));
+            let worker = Worker::new(handler.clone(), replies);
+            let mut worker = worker.with_advertiser(Advertiser::new(OURS));
             let mut expected = Expected { owed: VecDeque::new(), arrived: 0, advertised: 0 };
             let mut sequence = 0;
             // Then quiet: enough turns for all that is owed to leave, a few descriptors at a time.
@@ -377,8 +380,9 @@ mod tests {
                         if let Ok(length) = handler.answer(&mut reply) {
                             reply.truncate(length);
                             expected.owed.extend(std::iter::repeat_n(reply, replies.into()));
-                        } else if let Some(asked) =
-                            solicitation(&reply).ok().filter(|asked| handler.is_live(asked.target()))
+                        } else if let Some(asked) = solicitation(&reply)
+                            .ok()
+                            .filter(|asked| handler.is_live(asked.target()))
                         {
                             let mut answer = vec![0; ADVERTISEMENT];
                             asked.advertise(OURS, &mut answer).unwrap();
@@ -390,7 +394,8 @@ mod tests {
                 prop_assert_eq!(worker.missing(&rings), 0, "{:?}", rings.census());
             }
             let tally = worker.tally();
-            prop_assert!(expected.owed.is_empty(), "{} replies are still owed", expected.owed.len());
+            let owed = expected.owed.len();
+            prop_assert!(owed == 0, "{} replies are still owed", owed);
             let refused = tally.refused.iter().sum::<u64>();
             prop_assert_eq!(tally.answered + tally.advertised + refused, expected.arrived);
             prop_assert_eq!(tally.received, expected.arrived);
@@ -398,7 +403,8 @@ mod tests {
             prop_assert_eq!(tally.replies, tally.answered * u64::from(replies));
             prop_assert_eq!(tally.frames_lost, 0);
             prop_assert_eq!(rings.invalid(), 0);
-            prop_assert_eq!(rings.census().receiving, frames, "all frames are back where requests arrive");
+            let receiving = rings.census().receiving;
+            prop_assert_eq!(receiving, frames, "all frames are back where requests arrive");
         }
     }
 

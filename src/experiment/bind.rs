@@ -229,7 +229,8 @@ impl Estimate {
             match method {
                 Method::LiveMap => seconds * growth,
                 Method::Anyip => seconds,
-                _ => seconds * growth.max(1.0).powi(2), // the kernel's cost grows with every address
+                // the kernel's cost grows with every address
+                _ => seconds * growth.max(1.0).powi(2),
             }
         });
         expected.min(most) + self.overhead

@@ -308,7 +308,8 @@ impl Running<'_> {
         let (lost, invalid) = (counters.frames_lost, counters.invalid);
         ensure!(
             lost + invalid == 0,
-            "{who} lost {lost} frames and met {invalid} descriptors that make no sense: its figures are not to be trusted"
+            "{who} lost {lost} frames and met {invalid} descriptors that make no sense: its \
+             figures are not to be trusted"
         );
         Ok(())
     }

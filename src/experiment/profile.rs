@@ -554,7 +554,8 @@ mod tests {
             (
                 "engine = \"afxdp\"\nmethods = [\"live-map\"]",
                 "engine = \"socket\"\nmethods = [\"live-map\"]",
-                "rotation.series.methods has 'live-map', by which no addresses move that engine 'socket' answers on",
+                "rotation.series.methods has 'live-map', by which no addresses move that engine \
+                 'socket' answers on",
             ),
             (
                 "methods = [\"netlink-batch\"]",

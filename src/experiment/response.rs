@@ -2,7 +2,8 @@
 //! threshold, for each engine.
 //!
 //! ```text
-//!   this process: generator, rates ═══ lab, or the network ═══ sixhop serve, a process here or on another machine
+//!   this process: generator, rates ═══ lab, or the network ═══ sixhop serve, a process here or on
+//!                                                              another machine
 //! ```
 //!
 //! Servers of the same number of addresses come one after the other, so that what else the machine

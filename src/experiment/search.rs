@@ -114,7 +114,9 @@ mod tests {
 
     proptest! {
         #[test]
-        fn the_limit_is_found_from_any_start(limit in 1.0f64..1e6, start in 10.0f64..1e5, growth in 1.1f64..3.0) {
+        fn the_limit_is_found_from_any_start(
+            limit in 1.0f64..1e6, start in 10.0f64..1e5, growth in 1.1f64..3.0,
+        ) {
             prop_assume!(start / 1000.0 < limit);
             let mut trials = 0;
             let found = highest(start, growth, 2e6, |rate| {
@@ -144,7 +146,8 @@ mod tests {
                 trials.push(index);
                 Ok(limits.iter().map(|&limit| index < limit).collect()) // rates 0 to limit - 1 hold
             }).unwrap();
-            let expected: Vec<_> = limits.iter().map(|&limit| limit.min(count).checked_sub(1)).collect();
+            let last = |&limit: &usize| limit.min(count).checked_sub(1);
+            let expected: Vec<_> = limits.iter().map(last).collect();
             prop_assert_eq!(found, expected);
             let all = trials.len();
             trials.sort_unstable();

@@ -430,7 +430,8 @@ impl Generator {
         timetable: &Arc<Timetable>,
         stop: &AtomicBool,
     ) -> Result<Option<i64>> {
-        const RATE: f64 = 200.0; // per second: slow enough for any server, and all are asked within a short step
+        // per second: slow enough for any server, and all are asked within a short step
+        const RATE: f64 = 200.0;
         let steps = steps_around(timetable);
         let own = timetable.clock().step(unix_time());
         let requests = steps.clone().count() as u64;
@@ -488,7 +489,8 @@ fn drive(
     const SHOW: u64 = 100_000_000; // ns: smooth to the eye
     let Run { rate, requests } = run;
     let schedule = Schedule::new(rate, requests);
-    let id = RandomState::new().build_hasher().finish(); // drawn by the standard library from the system's randomness
+    // drawn by the standard library from the system's randomness
+    let id = RandomState::new().build_hasher().finish();
     let mut ledger = Ledger::new(id, aim, schedule, requests, config.replies, config.payload);
     let give_up = (2 * schedule.duration() + Duration::from_secs(1)).as_nanos() as u64;
     let (mut sent, mut late, mut last_sent, mut last_reply, mut shown) = (0, 0, 0, 0, 0);
@@ -538,7 +540,8 @@ mod tests {
         let (seconds, nanos) =
             ((kernel.wall / 1_000_000_000) as i64, (kernel.wall % 1_000_000_000) as i64);
         let (at, now) = (clock.at(seconds, nanos), clock.now());
-        assert!(at <= now + 1_000_000, "{at} ns is after {now} ns"); // but for a clock that was set meanwhile
+        // but for a clock that was set meanwhile
+        assert!(at <= now + 1_000_000, "{at} ns is after {now} ns");
         assert_eq!(clock.at(seconds - 100, 0), 0);
         clock.verify().unwrap();
     }

@@ -291,7 +291,8 @@ mod tests {
         ledger.reply(source, &damaged, 6_000_000, 10);
         ledger.reply(source, &right[..31], 6_000_000, 10);
         ledger.reply(source, &right[..8], 6_000_000, 10);
-        ledger.reply(ledger.destination(10), &payload(ledger.stamp(10)), 6_000_000, 10); // not sent yet
+        // not sent yet
+        ledger.reply(ledger.destination(10), &payload(ledger.stamp(10)), 6_000_000, 10);
         ledger.reply(source, &payload(Stamp { run: 8, sequence: 3 }), 6_000_000, 10);
         ledger.damaged();
         ledger.unfinished();
@@ -361,7 +362,8 @@ mod tests {
         let bytes = BASE64_STANDARD.decode(&summary.histogram).unwrap();
         let read: Histogram<u64> = Deserializer::new().deserialize(&mut bytes.as_slice()).unwrap();
         assert_eq!(read, times.histogram);
-        assert!(summary.histogram.starts_with("HISTFAAA"), "{}", summary.histogram); // of every V2 log
+        // of every V2 log
+        assert!(summary.histogram.starts_with("HISTFAAA"), "{}", summary.histogram);
     }
 
     #[test]

@@ -6,8 +6,9 @@
 //!
 //! ```text
 //!                               ┌─ rings:  Template, tx ··· rx, validate ─┐
-//!   Schedule: which is due ─► Transport                                     ├─► Ledger: whose reply, how late, intact?
+//!   Schedule: which is due ─► Transport                                   ├─► Ledger
 //!                               └─ socket: sendmmsg ··· recvmmsg ─────────┘
+//!   Ledger: whose reply, how late, intact?
 //! ```
 
 mod generator;

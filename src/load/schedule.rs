@@ -47,7 +47,9 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_request_is_due_when_its_time_has_come(rate in 0.5f64..2e6, now in 0u64..100_000_000_000) {
+        fn a_request_is_due_when_its_time_has_come(
+            rate in 0.5f64..2e6, now in 0u64..100_000_000_000,
+        ) {
             let schedule = Schedule::new(rate, u64::MAX);
             let due = schedule.due_by(now);
             prop_assert!(due >= 1);

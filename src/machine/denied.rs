@@ -212,7 +212,8 @@ mod tests {
 
     #[test]
     fn a_capability_is_named_only_where_it_is_missing() {
-        let few = said("CapEff:\t0000008000001000\nSeccomp:\t2\n", ROOT); // CAP_BPF and CAP_NET_ADMIN
+        // CAP_BPF and CAP_NET_ADMIN
+        let few = said("CapEff:\t0000008000001000\nSeccomp:\t2\n", ROOT);
         assert_eq!(
             few,
             "loading it needs CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN, and this process lacks \

@@ -23,7 +23,8 @@ pub(crate) fn has_ipv6(link: &Link) -> Result<()> {
     let setting = settings.join("conf").join(&link.name).join("disable_ipv6");
     let found = match fs::read_to_string(setting) {
         Ok(value) => Found::Setting(value.trim() != "0"),
-        Err(error) if error.kind() != ErrorKind::NotFound => return Ok(()), // another call will say what is wrong
+        // another call will say what is wrong
+        Err(error) if error.kind() != ErrorKind::NotFound => return Ok(()),
         Err(_) if !is_mounted("/proc") => Found::NoProc,
         Err(_) if !settings.join("conf").exists() => Found::NoSettings,
         Err(_) => Found::NotOnThis,

@@ -4,10 +4,11 @@
 //!   start     every capability that the mode takes, every system call
 //!      │  rings armed, addresses live, program attached
 //!      ▼
-//!   main ──────── CAP_NET_ADMIN where there is something to take back   reads counters, takes back at the end
-//!     ├─ engine ─ none                                                  starts workers, waits for them
-//!     │    └─ worker: ring, socket, uring, packet ─ none                the system calls of its loop, and no others
-//!     ├─ binding  CAP_NET_ADMIN                                         changes addresses while others answer
+//!   main ─ CAP_NET_ADMIN where there is something to take back
+//!     │    reads counters, takes back at the end
+//!     ├─ engine ─ none: starts workers, waits for them
+//!     │    └─ worker: ring, socket, uring, packet ─ none: the system calls of its loop, no others
+//!     ├─ binding ─ CAP_NET_ADMIN: changes addresses while others answer
 //!     └─ metrics, input ─ none
 //! ```
 //!
@@ -507,8 +508,8 @@ extern "C" fn refused(_: libc::c_int, info: *mut libc::siginfo_t, _: *mut libc::
     // Into memory of its own: an allocator may be what was interrupted.
     let _ = writeln!(
         rest,
-        "sixhop: the sandbox ends this process: its {role} thread made system call {call}, which is not on its list \
-         (serve --no-sandbox goes without)"
+        "sixhop: the sandbox ends this process: its {role} thread made system call {call}, which \
+         is not on its list (serve --no-sandbox goes without)"
     );
     let length = room - rest.len();
     // SAFETY: the text is valid for reads of its length.

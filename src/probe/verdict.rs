@@ -133,7 +133,8 @@ fn attach(interface: &Interface, host: &Host) -> (Option<AttachMode>, Vec<Findin
             format!("the MTU of {whose} is {mtu}, and native XDP takes {limit} at most here")
         } else {
             format!(
-                "the MTU of {whose} is {mtu}: whether {driver} takes native XDP then is not known here"
+                "the MTU of {whose} is {mtu}: whether {driver} takes native XDP then is not known \
+                 here"
             )
         };
         let device = interface.peer.as_ref().map_or(name, |peer| &peer.name);
@@ -151,7 +152,8 @@ fn attach(interface: &Interface, host: &Host) -> (Option<AttachMode>, Vec<Findin
     }
     if interface.virtio.is_some_and(|virtio| virtio.guest_offloads && !virtio.ctrl_guest_offloads) {
         attach = Some(AttachMode::Generic);
-        let why = "the host merges packets or leaves out checksums, and the guest may not switch that off";
+        let why = "the host merges packets or leaves out checksums, and the guest may not switch \
+                   that off";
         let cure = "start the guest with ctrl_guest_offloads=on for this device";
         reasons.push(Finding::new("guest-offloads", why.to_owned(), cure.to_owned()));
     }
@@ -168,7 +170,8 @@ fn no_native(interface: &Interface, host: &Host) -> (String, Option<String>) {
         ),
         "veth" => (
             format!(
-                "this end has {} receive queues in use, and its other end sends from more: native XDP wants one for each",
+                "this end has {} receive queues in use, and its other end sends from more: native \
+                 XDP wants one for each",
                 interface.nic.queues
             ),
             Some("ethtool -L: as many rx here as tx there".to_owned()),
@@ -203,8 +206,8 @@ fn copy(
         }
         (AttachMode::Generic, _) => {
             let why = format!(
-                "the generic hook has a copy of the packet, made before; {} may grant zero-copy all the same, which \
-                 would be none",
+                "the generic hook has a copy of the packet, made before; {} may grant zero-copy \
+                 all the same, which would be none",
                 interface.nic.driver
             );
             (None, Some(Finding::new("generic", why, "ask for --copy copy".to_owned())))
@@ -241,8 +244,8 @@ fn zero_copy(interface: &Interface, host: &Host) -> (Option<bool>, Option<Findin
     let (granted, why, cure) = match (driver, interface.virtio) {
         ("virtio_net", Some(Virtio { access_platform: false, .. })) => (
             Some(false),
-            "virtio_net offers zero-copy, but this device takes no DMA addresses (VIRTIO_F_ACCESS_PLATFORM), and the \
-             bind will be refused",
+            "virtio_net offers zero-copy, but this device takes no DMA addresses \
+             (VIRTIO_F_ACCESS_PLATFORM), and the bind will be refused",
             "start the guest with disable-legacy=on,iommu_platform=on for this device",
         ),
         ("virtio_net", None) => (
@@ -267,7 +270,8 @@ fn obstacles(interface: &Interface, host: &Host) -> Vec<Finding> {
     let mut obstacles = Vec::new();
     if !netlink::is_ethernet(interface.link_type) {
         let why = format!(
-            "{name} carries no Ethernet frames (link type {}, a tunnel's), and engines with an XDP program or packet sockets take no others",
+            "{name} carries no Ethernet frames (link type {}, a tunnel's), and engines with an XDP \
+             program or packet sockets take no others",
             interface.link_type
         );
         let cure =
@@ -400,14 +404,16 @@ fn advice(interface: &Interface, host: &Host) -> Vec<Advice> {
 
     if let Some(master) = port_of(interface) {
         let why = format!(
-            "{name} is a port of it, and found there only by --bind live-map; it answers what comes by all"
+            "{name} is a port of it, and found there only by --bind live-map; it answers what \
+             comes by all"
         );
         advise(format!("sixhop serve --interface {}", master.name), why);
     }
     let is_veth = interface.nic.driver == "veth"; // whose queues are a matter of both ends
     if is_veth {
         let peer = interface.peer.as_ref().map_or("PEER", |peer| &peer.name);
-        let why = "at the other end, where it is on: its packets come without checksums, and are not answered";
+        let why = "at the other end, where it is on: its packets come without checksums, and are \
+                   not answered";
         advise(format!("ethtool -K {peer} tx off"), why.to_owned());
     }
     let wanted = interface.queues_possible.min(u32::try_from(host.processors).unwrap_or(u32::MAX));
@@ -437,7 +443,8 @@ fn advice(interface: &Interface, host: &Host) -> Vec<Advice> {
     }
     let is_card = !interface.nic.bus.is_empty();
     if is_card && interface.is_on(VLAN) && interface.is_changeable(VLAN) {
-        let why = "only where VLANs are in use: without its tag a request looks like one of the link itself";
+        let why = "only where VLANs are in use: without its tag a request looks like one of the \
+                   link itself";
         advise(format!("ethtool -K {name} rxvlan off"), why.to_owned());
     }
     if host.hugepages.size > 0 {

@@ -3,9 +3,9 @@
 //! the group of all snoopers.
 //!
 //! ```text
-//!  0        6        12    14                22         38         54              62   63       64
-//!  ├─ dst ──┼─ src ──┼type─┼ ver/len/hop ────┼─ source ─┼─ dest. ──┼ router alert ─┼type┼interval┼ sum …
-//!                     86dd            1                             58 0 5 2 0 0 1 0
+//!  0     6     12   14          22       38      54             62   63       64
+//!  ├─dst─┼─src─┼type┼ver/len/hop┼─source─┼─dest.─┼─router alert─┼type┼interval┼─sum …
+//!                86dd           1                 58 0 5 2 0 0 1 0
 //! ```
 
 use std::net::Ipv6Addr;

@@ -2,9 +2,9 @@
 //! Neighbour Solicitation, and the Neighbour Advertisement that answers it.
 //!
 //! ```text
-//!  0        6        12    14                22         38          54   55   56    58         62         78
-//!  ├─ dst ──┼─ src ──┼type─┼ ver/len/hop ────┼─ source ─┼─ dest. ───┼type┼code┼─sum─┼ reserved ┼─ target ─┼ options
-//!                     86dd            255                           135    0
+//!  0     6     12   14          22       38      54   55   56  58       62       78
+//!  ├─dst─┼─src─┼type┼ver/len/hop┼─source─┼─dest.─┼type┼code┼sum┼reserved┼─target─┼─options
+//!                86dd         255                 135    0
 //! ```
 
 use std::net::Ipv6Addr;
@@ -326,7 +326,8 @@ pub(crate) mod tests {
     proptest! {
         #[test]
         fn nothing_panics(
-            noise in proptest::collection::vec(any::<u8>(), 0..40), cut in 0usize..120, at in 0usize..80, byte: u8,
+            noise in proptest::collection::vec(any::<u8>(), 0..40),
+            cut in 0usize..120, at in 0usize..80, byte: u8,
         ) {
             let mut frame = build(SOURCE, group(), 255, TARGET_ADDRESS, &noise);
             frame.truncate(cut);

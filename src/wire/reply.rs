@@ -1,9 +1,9 @@
 //! Turns a request into its reply, in the same bytes.
 //!
 //! ```text
-//!  0        6        12    14                22               38               54    56    58    60    62
-//!  ├─ dst ──┼─ src ──┼type─┼ ver/len/hop ────┼── source ──────┼── destination ─┼─sp──┼─dp──┼─len─┼─sum─┼ payload
-//!     └── swapped ┘               64              └────── swapped ──┘             └ swapped ┘
+//!  0     6     12   14          22            38            54    56    58    60    62
+//!  ├─dst─┼─src─┼type┼ver/len/hop┼── source ───┼─destination─┼─sp──┼─dp──┼─len─┼─sum─┼─payload
+//!     └swap─┘                64      └─ swapped ─┘             └swap─┘
 //! ```
 //!
 //! The UDP checksum is a one's-complement sum of 16-bit words, which does not care about their

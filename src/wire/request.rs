@@ -275,7 +275,8 @@ pub(super) mod tests {
         assert_eq!(damaged(|f| f[IP + 6] = 44), Refusal::NotUdp); // fragment header
         assert_eq!(damaged(|f| f[IP + 5] += 1), Refusal::BadLength); // longer than the frame
         assert_eq!(damaged(|f| f[IP + 5] = 7), Refusal::BadLength); // shorter than a UDP header
-        assert_eq!(damaged(|f| f[IP_PAYLOAD + 5] += 1), Refusal::BadLength); // longer than the IPv6 payload
+        // longer than the IPv6 payload
+        assert_eq!(damaged(|f| f[IP_PAYLOAD + 5] += 1), Refusal::BadLength);
         assert_eq!(damaged(|f| f[IP_PAYLOAD + 5] = 7), Refusal::BadLength);
         assert_eq!(damaged(|f| f[IP_PAYLOAD + 3] += 1), Refusal::OtherPort);
         assert_eq!(damaged(|f| f[IP_PAYLOAD + 6..IP_PAYLOAD + 8].fill(0)), Refusal::NoChecksum);
@@ -337,7 +338,9 @@ pub(super) mod tests {
         }
 
         #[test]
-        fn no_single_flipped_bit_of_what_the_checksum_covers_gets_through(bit in 0usize..(94 - IP - 8) * 8) {
+        fn no_single_flipped_bit_of_what_the_checksum_covers_gets_through(
+            bit in 0usize..(94 - IP - 8) * 8,
+        ) {
             let mut bytes = frame(&[0x5a; 32]);
             let (byte, mask) = (IP + 8 + bit / 8, 1 << (bit % 8));
             bytes[byte] ^= mask;

@@ -165,7 +165,8 @@ mod tests {
             let destination = Ipv6Addr::from_bits(destination);
             let stamp = Stamp { run, sequence };
             let mut bytes = [0xee; 2048];
-            let length = Template::new(&ends, payload).unwrap().write(&mut bytes, destination, stamp).unwrap();
+            let template = Template::new(&ends, payload).unwrap();
+            let length = template.write(&mut bytes, destination, stamp).unwrap();
             prop_assert_eq!(length, OVERHEAD + payload);
             let request = validate(&mut bytes[..length], 3540).unwrap();
             prop_assert_eq!(request.destination(), destination);
@@ -174,7 +175,9 @@ mod tests {
         }
 
         #[test]
-        fn damage_to_the_payload_is_seen(run: u64, sequence: u64, byte in 0usize..32, flip in 1u8..) {
+        fn damage_to_the_payload_is_seen(
+            run: u64, sequence: u64, byte in 0usize..32, flip in 1u8..,
+        ) {
             let stamp = Stamp { run, sequence };
             let mut payload = [0; 32];
             stamp.write(&mut payload);

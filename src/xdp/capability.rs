@@ -376,7 +376,8 @@ mod tests {
         let held = capabilities("Name:\tx\nCapPrm:\tffffffffffffffff\nCapEff:\t0000008000003000\n");
         assert_eq!(held, ["CAP_NET_ADMIN", "CAP_NET_RAW", "CAP_BPF"]);
         assert!(capabilities("").is_empty() && capabilities("CapEff:\tx\n").is_empty());
-        let text = "MemTotal: 1 kB\nHugePages_Total:      16\nHugePages_Free:        9\nHugepagesize:       2048 kB\n";
+        let text = "MemTotal: 1 kB\nHugePages_Total:      16\nHugePages_Free:        \
+                    9\nHugepagesize:       2048 kB\n";
         assert_eq!(Hugepages::parse(text), Hugepages { size: 2 << 20, total: 16, free: 9 });
         assert_eq!(Hugepages::parse(""), Hugepages::default());
     }

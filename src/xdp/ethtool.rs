@@ -642,7 +642,8 @@ pub fn set_tx_checksum(interface: &str, on: bool) -> Result<()> {
 /// When the card has no such table: one queue only, say.
 pub fn indirection(interface: &str) -> io::Result<Vec<u32>> {
     let mut header = Indirection::new(&[]);
-    ioctl(interface, ETHTOOL_GRXFHINDIR, &mut header)?; // asked for none, it says how long the table is
+    // asked for none, it says how long the table is
+    ioctl(interface, ETHTOOL_GRXFHINDIR, &mut header)?;
     let length = header.0.get(1).copied().unwrap_or(0);
     if length == 0 || length > MAX_INDIRECTION {
         return Err(io::Error::from_raw_os_error(libc::EOPNOTSUPP));

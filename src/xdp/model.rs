@@ -88,7 +88,8 @@ impl Model {
         // SAFETY: within the memory, as `at` checked, and the fill ring says that the frame is the
         // kernel's.
         unsafe { place.copy_from_nonoverlapping(NonNull::from(bytes).cast(), bytes.len()) };
-        let _ = self.rx.push(xdp_desc { addr: address, len: bytes.len() as u32, options: 0 }); // has room
+        // has room
+        let _ = self.rx.push(xdp_desc { addr: address, len: bytes.len() as u32, options: 0 });
         self.rx.publish();
         true
     }

@@ -99,7 +99,8 @@ fn request(family: u16, command: u8, attribute: u16, value: &[u8]) -> Vec<u8> {
     message.extend((length as u32).to_ne_bytes());
     message.extend(family.to_ne_bytes());
     message.extend(NLM_F_REQUEST.to_ne_bytes());
-    message.extend([0; 8]); // sequence and port: there is one request at a time, and the kernel knows the port
+    // sequence and port: there is one request at a time, and the kernel knows the port
+    message.extend([0; 8]);
     message.extend([command, 1, 0, 0]); // version 1
     message.extend((attribute_length as u16).to_ne_bytes());
     message.extend(attribute.to_ne_bytes());

@@ -1012,7 +1012,8 @@ fn create_link(program: &OwnedFd, interface: u32, kind: u32, flags: u32) -> io::
 /// Says what the lack of a backstop means.
 fn explain_backstop(link: &Link, error: &io::Error) -> String {
     format!(
-        "{} takes no tc program (tcx, from Linux 6.6: {error}), so requests behind extension headers or in fragments meet silence",
+        "{} takes no tc program (tcx, from Linux 6.6: {error}), so requests behind extension \
+         headers or in fragments meet silence",
         link.name
     )
 }
@@ -1038,8 +1039,8 @@ fn explain_attach(link: &Link, error: &io::Error) -> anyhow::Error {
         }
         Some(libc::ERANGE) => anyhow!(mtu_too_large(link, netlink::peer(link.index).as_ref())),
         Some(libc::EINVAL) => anyhow!(
-            "{name} takes no XDP program now ({error}): its MTU may be too large for XDP (ip link set dev {name} mtu 1500), \
-             or large receive offload on (ethtool -K {name} lro off)"
+            "{name} takes no XDP program now ({error}): its MTU may be too large for XDP (ip link \
+             set dev {name} mtu 1500), or large receive offload on (ethtool -K {name} lro off)"
         ),
         _ => anyhow!("{name} takes no XDP program: {error}"),
     }
@@ -1050,8 +1051,8 @@ pub fn occupied(link: &Link) -> anyhow::Error {
     let name = &link.name;
     let which = link.xdp.map_or(String::new(), |program| format!(" (id {})", program.id));
     anyhow!(
-        "another XDP program{which} is attached to {name}, and is left alone: stop what put it there, or take it off \
-         with 'ip link set dev {name} xdp off'"
+        "another XDP program{which} is attached to {name}, and is left alone: stop what put it \
+         there, or take it off with 'ip link set dev {name} xdp off'"
     )
 }
 
@@ -1059,11 +1060,13 @@ pub fn occupied(link: &Link) -> anyhow::Error {
 fn no_types(sys_is_mounted: bool) -> String {
     if sys_is_mounted {
         return format!(
-            "loading the XDP program takes the kernel's types, and there is no {KERNEL_TYPES}: a kernel with CONFIG_DEBUG_INFO_BTF is needed"
+            "loading the XDP program takes the kernel's types, and there is no {KERNEL_TYPES}: a \
+             kernel with CONFIG_DEBUG_INFO_BTF is needed"
         );
     }
     format!(
-        "loading the XDP program takes the kernel's types in {KERNEL_TYPES}, and /sys is not mounted: mount -t sysfs sysfs /sys"
+        "loading the XDP program takes the kernel's types in {KERNEL_TYPES}, and /sys is not \
+         mounted: mount -t sysfs sysfs /sys"
     )
 }
 
@@ -1074,8 +1077,9 @@ fn mtu_too_large(link: &Link, peer: Option<&Link>) -> String {
     let (whose, mtu) = peer.map_or((name, link.mtu), |peer| (&peer.name, peer.mtu));
     let other = if peer.is_some() { format!("its other end {whose}") } else { "it".to_owned() };
     format!(
-        "cannot attach to the driver of {name}: {other} has an MTU of {mtu}, for which the driver wants a program that takes packets in \
-         fragments; lower it (ip link set dev {whose} mtu 1500), or use --attach generic"
+        "cannot attach to the driver of {name}: {other} has an MTU of {mtu}, for which the driver \
+         wants a program that takes packets in fragments; lower it (ip link set dev {whose} mtu \
+         1500), or use --attach generic"
     )
 }
 
@@ -1086,14 +1090,15 @@ fn explain_load(error: libbpf_rs::Error) -> anyhow::Error {
             anyhow!(denied::explain("loading the XDP program", &needs, denied::BPF))
         }
         libbpf_rs::ErrorKind::OutOfMemory => anyhow!(
-            "no memory for the maps of the XDP program: use fewer addresses, or allow the process or its control group more memory"
+            "no memory for the maps of the XDP program: use fewer addresses, or allow the process \
+             or its control group more memory"
         ),
         // libbpf wants the kernel's types also for a program that is not loaded, and says ESRCH
         // where it finds none.
         _ if !Path::new(KERNEL_TYPES).exists() => anyhow!(no_types(machine::is_mounted("/sys"))),
         _ => anyhow!(
-            "the kernel does not take the XDP program ({error}): Linux 5.14 or newer with CONFIG_BPF_SYSCALL and \
-             CONFIG_XDP_SOCKETS is needed"
+            "the kernel does not take the XDP program ({error}): Linux 5.14 or newer with \
+             CONFIG_BPF_SYSCALL and CONFIG_XDP_SOCKETS is needed"
         ),
     }
 }

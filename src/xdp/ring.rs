@@ -2,11 +2,14 @@
 //! of entries.
 //!
 //! ```text
-//!   fill        user ──frames to receive into──► kernel      completion  kernel ──frames that were sent──► user
-//!   rx        kernel ──frames received─────────► user        tx            user ──frames to send─────────► kernel
+//!   fill        user   ──frames to receive into──► kernel
+//!   rx          kernel ──frames received─────────► user
+//!   tx          user   ──frames to send──────────► kernel
+//!   completion  kernel ──frames that were sent───► user
 //!
-//!   producer ─┐ counts what was put in, only up, wraps at 2^32        entry of count c is at c & (size - 1)
-//!   consumer ─┘ counts what was taken out                             full when they differ by size
+//!   producer ─┐ counts what was put in, only up, wraps at 2^32
+//!   consumer ─┘ counts what was taken out
+//!   entry of count c is at c & (size - 1); full when they differ by size
 //! ```
 //!
 //! The layout is the kernel's (Documentation/networking/af_xdp.rst). Each side owns its own
@@ -283,7 +286,8 @@ impl<T: Entry> Consumer<T> {
 /// Both ends of a ring of `size` entries (a power of two) over plain memory, whose counters start
 /// at `start`.
 pub(super) fn pair<T: Entry>(size: u32, start: u32) -> Option<(Producer<T>, Consumer<T>)> {
-    const LINE: usize = 64; // one cache line each, as in the kernel, so that the ends do not disturb each other
+    // one cache line each, as in the kernel, so that the ends do not disturb each other
+    const LINE: usize = 64;
     let layout = Layout { producer: 0, consumer: LINE, flags: 2 * LINE, entries: 3 * LINE };
     let memory = Arc::new(Memory::anonymous(layout.entries + size as usize * size_of::<T>()).ok()?);
     let ring = Ring::<T>::new(&memory, &layout, size)?;

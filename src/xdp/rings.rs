@@ -1,9 +1,11 @@
 //! The four rings of one queue and the frames that go round in them.
 //!
 //! ```text
-//!              ┌──────────── fill ◄───────────┬───────────────────────────┐
-//!              ▼                              │ Frame                     │ Frame, after its last completion
-//!   NIC ──► (kernel) ──► rx ── Packet ──► the worker ── Packet × n ──► tx ──► (kernel) ──► completion
+//!              ┌──────────── fill ◄───────────┬──────────────────────────┐
+//!              ▼                              │ Frame                    │ Frame, after its last
+//!   NIC ──► (kernel) ──► rx ── Packet ──► the worker ── Packet × n ──► tx │ completion
+//!                                                                      ▼  │
+//!                                               (kernel) ──► completion ──┘
 //! ```
 //!
 //! All accounting of frames is here: a frame is in the kernel's hands for receiving (fill and rx),
@@ -446,7 +448,9 @@ mod tests {
         /// in one place.
         #[test]
         fn tokens_of_two_umems_in_one_hand_are_told_apart(
-            steps in proptest::collection::vec((step(), any::<prop::sample::Index>(), any::<bool>()), 0..300),
+            steps in proptest::collection::vec(
+                (step(), any::<prop::sample::Index>(), any::<bool>()), 0..300,
+            ),
             sizes in prop::sample::select(vec![(2048u32, 2048u32), (2048, 4096), (4096, 2048)]),
         ) {
             let mut hand = Vec::new();

@@ -273,8 +273,8 @@ impl Socket {
                 // Zero-copy takes spare frames: in copy mode there may be room.
                 (Some(libc::ENOBUFS), CopyMode::Zero) => {
                     OpenError::Bind(io::Error::other(format!(
-                        "its frames take {kib} KiB, and fewer may be locked (ulimit -l {kib}, for each \
-                     queue)"
+                        "its frames take {kib} KiB, and fewer may be locked (ulimit -l {kib}, for \
+                         each queue)"
                     )))
                 }
                 (Some(libc::ENOBUFS), CopyMode::Copy) => anyhow!(

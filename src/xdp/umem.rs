@@ -1,7 +1,9 @@
 //! The memory that packets lie in, and the tokens that say who owns which frame of it.
 //!
 //! ```text
-//!   Frame ──fill──► (kernel) ──receive──► Packet ──transmit──► (kernel, n times) ──n-th completion──► Frame
+//!   Frame ──fill──► (kernel) ──receive──► Packet ──transmit──► (kernel, n times)
+//!     ▲                                                                 │
+//!     └────────────────────────n-th completion──────────────────────────┘
 //! ```
 //!
 //! A token is not `Copy` and not `Clone`: what was handed over cannot be used again, and what was

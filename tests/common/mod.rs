@@ -8,7 +8,7 @@
 //! Every test has its own lab and takes it down, so they run in parallel, and beside those of other
 //! runs. What a killed run left is removed by the next one.
 
-#![allow(dead_code)] // each test program uses its share of it
+#![allow(dead_code)] // tests/vm.rs uses its share of it
 
 pub mod packet;
 pub mod server;
@@ -16,6 +16,7 @@ pub mod server;
 use std::collections::HashSet;
 use std::net::Ipv6Addr;
 use std::ops::Deref;
+use std::panic::Location;
 use std::path::Path;
 use std::process::{Command, ExitCode};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -29,33 +30,58 @@ use sixhop::lab::{Lab, Side};
 use sixhop::netlink;
 use sixhop::xdp::{AttachRequest, Attachment, Program, ProgramConfig};
 
+/// Tests that run at a time, for each processor.
+const THREADS: usize = 2;
+
 /// Whether this runs as root.
 pub fn root() -> bool {
     nix::unistd::geteuid().is_root()
 }
 
 /// A test that needs root. Without, it is reported as ignored, not as passed.
+#[track_caller]
 pub fn trial(name: &str, test: impl FnOnce() -> Result<()> + Send + 'static) -> Trial {
-    let run = || test().map_err(|error| Failed::from(format!("{error:#}")));
-    let trial = Trial::test(name, run).with_ignored_flag(!root());
+    let trial = rootless(name, test).with_ignored_flag(!root());
     if root() { trial } else { trial.with_kind("needs root") }
 }
 
-/// Runs the tests as the command line asks.
-pub fn main(trials: Vec<Trial>) -> ExitCode {
-    run(Arguments::from_args(), trials)
+/// A test that runs as anybody. Its name begins with that of the file that it is in. Where
+/// `SIXHOP_TIMES` is set, it says how long it took.
+#[track_caller]
+pub fn rootless(name: &str, test: impl FnOnce() -> Result<()> + Send + 'static) -> Trial {
+    let file = Path::new(Location::caller().file()).file_stem().unwrap_or_default();
+    let name = format!("{}::{name}", file.display());
+    Trial::test(name.clone(), move || {
+        let start = Instant::now();
+        let done = test().map_err(|error| Failed::from(format!("{error:#}")));
+        if std::env::var_os("SIXHOP_TIMES").is_some() {
+            eprintln!("{:6.2} s {name}", start.elapsed().as_secs_f64());
+        }
+        done
+    })
 }
 
-/// The same for tests that would disturb each other.
-pub fn main_one_at_a_time(trials: Vec<Trial>) -> ExitCode {
-    run(Arguments { test_threads: Some(1), ..Arguments::from_args() }, trials)
-}
-
-fn run(arguments: Arguments, trials: Vec<Trial>) -> ExitCode {
+/// Runs the tests as the command line asks: those that may run beside each other, then those that
+/// others would disturb, one at a time. Most wait most of the time, so more run than there are
+/// processors.
+pub fn main(beside: Vec<Trial>, alone: Vec<Trial>) -> ExitCode {
+    let arguments = Arguments::from_args();
     if root() && !arguments.list {
         sweep();
     }
-    libtest_mimic::run(&arguments, trials).exit_code()
+    let processors = thread::available_parallelism().map_or(1, usize::from);
+    let threads = arguments.test_threads.unwrap_or(THREADS * processors);
+    let mut failed = false;
+    for (trials, threads) in [(beside, threads), (alone, 1)] {
+        let arguments = Arguments { test_threads: Some(threads), ..arguments.clone() };
+        if trials.is_empty() {
+            continue;
+        }
+        if libtest_mimic::run(&arguments, trials).has_failed() {
+            failed = true;
+        }
+    }
+    if failed { ExitCode::from(101) } else { ExitCode::SUCCESS }
 }
 
 /// A lab of a test's own, not up yet. It is taken down with this.

@@ -3,7 +3,8 @@
 //! one system call, which submits the replies to what came in the turn before.
 //!
 //! ```text
-//!   recvmsg, multishot ─► completions ─► Handler ─► sendmsg of equal replies as one (UDP_SEGMENT) ─► completions ─► buffer is free
+//!   recvmsg, multishot ─► completions ─► Handler ─► sendmsg of equal replies as one (UDP_SEGMENT)
+//!      ─► completions ─► buffer is free
 //! ```
 //!
 //! One ring, one socket (SO_REUSEPORT) and one pinned thread for each processor.

@@ -2,10 +2,11 @@
 //! from. It knows nothing of which requests are answered. The `unsafe` of the engine is here.
 //!
 //! ```text
-//!                ┌───────────── give (buffer ring, IORING_REGISTER_PBUF_RING) ◄────────────┐
-//!                ▼                                                                         │
-//!   kernel: recvmsg, multishot ──completion──► Request ──reply──► kernel: sendmsg ──completion, the last one
-//!                                                 └────────────────put_back────────────────┘
+//!        ┌────────── give (buffer ring, IORING_REGISTER_PBUF_RING) ◄───────────┐
+//!        ▼                                                                     │ the last one
+//!   kernel: recvmsg, multishot ──completion──► Request ──reply──► kernel: sendmsg, completion
+//!        ▲                                        │
+//!        └────────────────put_back────────────────┘
 //! ```
 //!
 //! A buffer is in one place at a time. So no more completions can wait than there are buffers, and

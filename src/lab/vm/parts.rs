@@ -274,7 +274,8 @@ impl Apt {
         fs::write(
             &apt.config,
             format!(
-                "Dir::State \"{at}/state\";\nDir::State::status \"/var/lib/dpkg/status\";\nDir::Cache \"{at}\";\n\
+                "Dir::State \"{at}/state\";\nDir::State::status \"/var/lib/dpkg/status\";\n\
+                 Dir::Cache \"{at}\";\n\
                  Dir::Etc::sourcelist \"{at}/sources.list\";\nDir::Etc::sourceparts \"-\";\n\
                  APT::Sandbox::User \"root\";\nAcquire::Languages \"none\";\n"
             ),
@@ -388,7 +389,8 @@ fn codename() -> Result<String> {
     };
     ensure!(
         field("ID") == "debian" && cfg!(target_arch = "x86_64"),
-        "guests are fetched for Debian on x86-64 alone: install QEMU 8 or newer, and a kernel of 6.14 or newer with its modules"
+        "guests are fetched for Debian on x86-64 alone: install QEMU 8 or newer, and a kernel of \
+         6.14 or newer with its modules"
     );
     Ok(field("VERSION_CODENAME"))
 }

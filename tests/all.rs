@@ -1,0 +1,70 @@
+//! All tests that start `sixhop` or make networks, in one program: a file is linked in a second, a
+//! program in ten. Guests have their own (tests/vm.rs).
+//!
+//! `cargo test --test all -- serve::` runs those of tests/serve.rs.
+
+mod common;
+
+mod bind;
+mod causes;
+mod changes;
+mod clock;
+mod conformance;
+mod faults;
+mod granted;
+mod lab;
+mod lines;
+mod links;
+mod measure;
+mod modes;
+mod neighbour;
+mod operations;
+mod packets;
+mod privilege;
+mod probe;
+mod program;
+mod rotation;
+mod serve;
+mod silence;
+mod soak;
+mod steady;
+mod supply;
+mod unit;
+mod values;
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    bind::child();
+    causes::child();
+    privilege::child();
+    let beside = [
+        bind::trials(),
+        causes::trials(),
+        changes::trials(),
+        clock::trials(),
+        conformance::trials(),
+        faults::trials(),
+        granted::trials(),
+        lab::trials(),
+        lines::trials(),
+        links::trials(),
+        measure::trials(),
+        modes::trials(),
+        neighbour::trials(),
+        operations::trials(),
+        packets::trials(),
+        privilege::trials(),
+        probe::trials(),
+        program::trials(),
+        rotation::trials(),
+        serve::trials(),
+        silence::trials(),
+        supply::trials(),
+        unit::trials(),
+        values::trials(),
+    ];
+    // What these find depends on how busy the machine is.
+    let alone = [measure::alone(), soak::trials(), steady::trials()];
+    common::main(beside.into_iter().flatten().collect(), alone.into_iter().flatten().collect())
+}
