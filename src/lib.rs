@@ -30,6 +30,8 @@ pub mod metrics;
 pub mod netlink;
 pub mod probe;
 pub mod report;
+#[cfg(test)]
+mod rooms;
 pub mod secret;
 mod settings;
 pub mod time;

@@ -1,0 +1,138 @@
+//! THE ORDER OF THE ROOMS, held by a test: a room may use those above it in [`ROOMS`], and none
+//! below.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::Path;
+
+/// The rooms, from the ground up. docs/architecture.md says what each is for.
+const ROOMS: &[&str] = &[
+    "wire",
+    "address",
+    "datagrams",
+    "netlink",
+    "secret",
+    "time",
+    "machine",
+    "settings",
+    "metrics",
+    "xdp",
+    "bind",
+    "engine",
+    "guard",
+    "load",
+    "lab",
+    "probe",
+    "experiment",
+    "report",
+    "cli",
+    "fuzz",
+];
+
+/// Arrows that still run the other way: from, to, and why. One that is no longer needed fails the
+/// test.
+const EXCEPTIONS: &[(&str, &str, &str)] = &[
+    ("engine", "report", "its counters are fields of the schema"),
+    ("experiment", "report", "its results are events, and their summaries are made there"),
+    ("load", "report", "its result is an event"),
+    ("machine", "lab", "the name of the guest"),
+    ("machine", "xdp", "ethtool, and the list of capabilities"),
+    ("metrics", "report", "it shows counters"),
+    ("netlink", "machine", "why the kernel says no"),
+    ("settings", "xdp", "ethtool"),
+];
+
+/// Files that are no room: the list of the rooms, the program's first line, and this.
+const LOOSE: &[&str] = &["lib", "main", "rooms"];
+
+#[test]
+fn arrows_run_one_way() {
+    let mut edges = BTreeMap::new();
+    collect(Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/src")), &[], &mut edges);
+    let place = |room: &str| ROOMS.iter().position(|known| *known == room);
+    let mut faults = Vec::new();
+    let mut needed = BTreeSet::new();
+    for ((from, to), files) in &edges {
+        let (Some(above), Some(below)) = (place(to), place(from)) else {
+            faults.push(format!("{from} uses {to}: one of them is no room ({files:?})"));
+            continue;
+        };
+        if above < below {
+            continue;
+        }
+        match EXCEPTIONS.iter().find(|(room, other, _)| room == from && other == to) {
+            Some(exception) => {
+                needed.insert(exception);
+            }
+            None => faults.push(format!("{from} uses {to}, which is below it: {files:?}")),
+        }
+    }
+    for exception in EXCEPTIONS.iter().filter(|exception| !needed.contains(exception)) {
+        let (from, to, _) = exception;
+        faults.push(format!("{from} no longer uses {to}: take it out of EXCEPTIONS"));
+    }
+    assert!(faults.is_empty(), "{}", faults.join("\n"));
+}
+
+/// From, to, and the files with the imports.
+type Edges = BTreeMap<(String, String), BTreeSet<String>>;
+
+fn collect(folder: &Path, parents: &[String], edges: &mut Edges) {
+    for entry in fs::read_dir(folder).expect("sources").map(|entry| entry.expect("an entry").path())
+    {
+        let name = entry.file_stem().and_then(|name| name.to_str()).expect("a name").to_owned();
+        let mut module = parents.to_vec();
+        if name != "mod" {
+            module.push(name);
+        }
+        if entry.is_dir() {
+            collect(&entry, &module, edges);
+        } else if !(module.len() == 1 && LOOSE.contains(&module[0].as_str())) {
+            let source = fs::read_to_string(&entry).expect("a source file");
+            for used in rooms_used(&source, module.len()) {
+                if used != module[0] {
+                    let files = edges.entry((module[0].clone(), used)).or_default();
+                    files.insert(entry.display().to_string());
+                }
+            }
+        }
+    }
+}
+
+/// The rooms that a module `depth` levels below the crate names, its tests and comments aside.
+fn rooms_used(source: &str, depth: usize) -> BTreeSet<String> {
+    let lines: Vec<_> = source.lines().collect();
+    let tests = lines.windows(2).position(|pair| {
+        pair[0] == "#[cfg(test)]" && pair[1].contains("mod ") && pair[1].ends_with('{')
+    });
+    let code = lines[..tests.unwrap_or(lines.len())]
+        .iter()
+        .map(|line| line.split("//").next().unwrap_or_default())
+        .collect::<Vec<_>>()
+        .join("\n");
+    let mut rooms = BTreeSet::new();
+    for root in ["crate::".to_owned(), "super::".repeat(depth)] {
+        for (at, _) in code.match_indices(&root) {
+            let before = code[..at].chars().next_back();
+            if before.is_some_and(|before| before.is_alphanumeric() || "_:".contains(before)) {
+                continue;
+            }
+            let rest = &code[at + root.len()..];
+            assert!(!rest.starts_with('{'), "crate::{{…}}: one room to a `use`");
+            let name: String =
+                rest.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect();
+            if name != "super" {
+                rooms.insert(name);
+            }
+        }
+    }
+    rooms
+}
+
+#[test]
+fn paths_are_read_as_the_compiler_does() {
+    let source = "use crate::wire::Stamp; // crate::cli\nuse super::super::net;\nuse super::own;\n\
+                  #[cfg(test)]\nmod tests {\n    use crate::lab;\n}\n";
+    assert_eq!(rooms_used(source, 2), ["net", "wire"].map(str::to_owned).into());
+    assert_eq!(rooms_used(source, 1), ["own", "wire"].map(str::to_owned).into());
+}
