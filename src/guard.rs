@@ -12,7 +12,7 @@
 //! subcommand `guard`, in the network namespace in which the server was started. It holds the end
 //! of a pipe whose other end only the server has, so it learns of the server's end however that
 //! comes. It ignores the signals by which people end servers. Is it killed as well, the next server
-//! on the interface does its work, as far as there are marks ([`crate::bind`]).
+//! on the interface does its work, as far as there are marks ([`crate::live`]).
 
 use std::io::{Read, Write};
 use std::os::unix::process::CommandExt;
@@ -26,10 +26,10 @@ use nix::sys::signal::{SigSet, Signal};
 use nix::unistd::{Pid, getpid, getppid};
 
 use crate::address::{Pool, Prefix, Targets};
-use crate::bind::{self, Method};
 use crate::engine::ServerConfig;
-use crate::netlink;
-use crate::settings::Keeper;
+use crate::host::settings::Keeper;
+use crate::live::{self, Method};
+use crate::net::netlink;
 
 /// The program that runs now, also where its file has been replaced since.
 const THIS_PROGRAM: &str = "/proc/self/exe";
@@ -191,7 +191,7 @@ impl Watch {
         if self.method == Method::LiveMap && link.xdp.is_none() {
             netlink::Delivery::clear(&link, self.prefix)?;
         }
-        let gone = bind::take_back(&link, unmarked)?;
+        let gone = live::take_back(&link, unmarked)?;
         if gone > 0 {
             words.push(format!(
                 "{gone} addresses of {} were left by a sixhop that was killed; they are gone",

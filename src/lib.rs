@@ -5,35 +5,30 @@
 //!
 //! ```text
 //! packet    NIC queue ─► bpf/steer ─► xdp ─► wire::validate ─► engine ─► wire (in place) ─► xdp ─► NIC
-//! address   address (which) ─► bind (make it live: kernel | steering map) ─► live set, seen by bpf and by the kernel
+//! address   address (which) ─► live (make it so: kernel | steering map) ─► live set, seen by bpf and by the kernel
 //! number    load (open loop, ledger) ─► experiment (searches, runs) ─► report (one schema, charts)
 //! ability   xdp::capability (what an interface can do) ─► probe (what a server would get on it, and why not more)
 //! ```
 //!
-//! [`address`], [`wire`] and [`report`] are pure. `unsafe` is in [`xdp`], in `datagrams`, in the
-//! ring of the engine `uring`, and in single system calls of [`engine`], [`bind`] and [`machine`].
+//! [`address`], [`wire`] and [`report`] are pure. `unsafe` is in [`xdp`], in [`net`], in the ring
+//! of the engine `uring`, and in single system calls of [`engine`], [`live`] and [`host`].
 //! [`cli`] turns flags into calls of the rest.
 
 pub mod address;
-pub mod bind;
 pub mod cli;
-mod datagrams;
 pub mod engine;
 pub mod experiment;
 #[cfg(any(test, feature = "fuzzing"))]
 pub mod fuzz;
 pub mod guard;
+pub mod host;
 pub mod lab;
+pub mod live;
 pub mod load;
-pub mod machine;
-pub mod metrics;
-pub mod netlink;
+pub mod net;
 pub mod probe;
 pub mod report;
 #[cfg(test)]
 mod rooms;
-pub mod secret;
-mod settings;
-pub mod time;
 pub mod wire;
 pub mod xdp;

@@ -14,7 +14,7 @@ use anyhow::{Context, Result, ensure};
 use common::{TestLab, fails_with, ip, link, resolve, trial};
 use nix::sched::{CloneFlags, setns};
 use sixhop::lab::{Lab, Outcome, Side, State};
-use sixhop::netlink;
+use sixhop::net::netlink;
 
 fn main() -> ExitCode {
     common::main(vec![

@@ -17,7 +17,7 @@ use common::{TestLab, fails_with, have_client_poll, ip, link, resolve, trial};
 use etherparse::PacketBuilder;
 use sixhop::address::Pool;
 use sixhop::lab::Side;
-use sixhop::netlink;
+use sixhop::net::netlink;
 use sixhop::xdp::Attachment;
 
 /// Live addresses, of which [`DRAWN`] are tried.

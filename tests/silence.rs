@@ -29,7 +29,7 @@ use common::{TestLab, ip, link, trial};
 use etherparse::PacketBuilder;
 use sixhop::address::Pool;
 use sixhop::lab::Side;
-use sixhop::netlink;
+use sixhop::net::netlink;
 
 const PORT: u16 = 3540;
 const ADDRESSES: u64 = 10;

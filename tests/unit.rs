@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::process::{Command, ExitCode};
 
 use libtest_mimic::{Arguments, Failed, Trial};
-use sixhop::machine::sandbox::{UNIT_CAPABILITIES, UNIT_FAMILIES, unit_calls};
+use sixhop::host::sandbox::{UNIT_CAPABILITIES, UNIT_FAMILIES, unit_calls};
 
 const UNIT: &str = include_str!("../dist/sixhop@.service");
 

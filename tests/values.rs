@@ -20,8 +20,8 @@ use common::server::{PREFIX, Server, sixhop};
 use common::{TestLab, trial, wait_for_no_program};
 use serde_json::Value;
 use sixhop::lab::Side;
+use sixhop::net::ethtool;
 use sixhop::report::Event;
-use sixhop::xdp::ethtool;
 
 fn main() -> ExitCode {
     common::main(vec![

@@ -10,10 +10,10 @@ use comfy_table::{Table, presets};
 use indicatif::HumanDuration;
 
 use super::{Usage, align, make, print_json, progress, stop_on_signal, write};
-use crate::bind::Method;
 use crate::engine::EngineKind;
 use crate::experiment::{CompareConfig, Peer, compare};
 use crate::lab::Lab;
+use crate::live::Method;
 use crate::report::{EngineResult, Event, or_dash, rate};
 use crate::wire::{MAX_PAYLOAD, MIN_PAYLOAD};
 
@@ -261,9 +261,9 @@ fn describe(results: &[EngineResult]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::host::Environment;
     use crate::load::Client;
-    use crate::machine::Environment;
-    use crate::netlink::AttachMode;
+    use crate::net::netlink::AttachMode;
     use crate::report::Contestant;
     use crate::xdp::CopyMode;
 

@@ -13,10 +13,10 @@ use indicatif::{HumanDuration, ProgressBar};
 use super::bind::seconds;
 use super::{Usage, align, make, print_json, progress, stop_on_signal, write};
 use crate::address::Prefix;
-use crate::bind::{Interrupted, Method};
 use crate::experiment::{
     self, BindProgress, Host, Place, Profile, ResponseConfig, RotationProfile,
 };
+use crate::live::{Interrupted, Method};
 use crate::load::Client;
 use crate::report::chart::svg;
 use crate::report::response::{is_at_least, series_name};

@@ -8,8 +8,8 @@ use anyhow::Result;
 
 use super::Usage;
 use crate::address::{Pool, Prefix};
-use crate::bind::Method;
 use crate::guard::Watch;
+use crate::live::Method;
 
 /// Take back what a server leaves when it is killed. Servers start one themselves
 #[derive(Debug, clap::Args)]

@@ -10,7 +10,7 @@ use super::{Moving, align, note, print_json, progress, stop_on_signal};
 use crate::load::{
     Client, Generator, Heard, LoadConfig, Outcome, Run, UNFINISHED, cause, nothing_came,
 };
-use crate::netlink::AttachMode;
+use crate::net::netlink::AttachMode;
 use crate::report::{Event, LoadResult, Percentiles, or_dash, rate};
 use crate::wire::{MAX_PAYLOAD, MIN_PAYLOAD};
 use crate::xdp::{BusyPoll, CopyMode};

@@ -30,11 +30,11 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 
 use crate::address::mt6d::{Clock, Subnet, Timetable};
 use crate::address::{Pool, PoolError, Prefix, Schedule, Targets};
-use crate::bind::Method;
 use crate::engine::{Occasion, Server, ServerConfig, Totals};
 use crate::guard::Guard;
-use crate::machine;
-use crate::machine::sandbox::{Role, Sandbox};
+use crate::host;
+use crate::host::sandbox::{Role, Sandbox};
+use crate::live::Method;
 use crate::report::Event;
 
 /// Answers IPv6 requests on very many addresses from AF_XDP rings, and measures what that is worth
@@ -159,8 +159,8 @@ impl Moving {
             (Some(Schedule::Mt6d), _, Some(clients), Some(secret)) => {
                 let subnet = Subnet::new(self.prefix).map_err(|error| usage(&error))?;
                 let clock = Clock::new(self.rotate).map_err(|error| usage(&error))?.ahead(ahead);
-                let secret = crate::secret::read(secret)?;
-                machine::has_memory(
+                let secret = crate::host::secret::read(secret)?;
+                host::has_memory(
                     Timetable::memory_for(clients),
                     format_args!("{clients} clients"),
                 )?;

@@ -21,16 +21,17 @@ use super::{
     Advertiser, CounterSet, Engine, EngineConfig, Follower, LinkAddress, Modes, pin, supervise,
 };
 use crate::address::{Prefix, Targets};
-use crate::bind::Method;
-use crate::machine::sandbox::{Role, Sandbox};
-use crate::netlink::{self, AttachMode, Delivery, KernelAddresses, Link};
+use crate::host::sandbox::{Role, Sandbox};
+use crate::live::Method;
+use crate::net::ethtool;
+use crate::net::netdev::xdp_features;
+use crate::net::netlink::{self, AttachMode, Delivery, KernelAddresses, Link};
 use crate::report::{Counters, QueueCounters};
 use crate::wire::OVERHEAD;
 use crate::xdp::{
     AllMulticast, Attachment, CopyMode, CounterSource, Doorbell, Fate, Frame, KernelCounters,
     LevelSource, LiveAddresses, MovingAddresses, Program, ProgramConfig, Reflect, RingLevels,
-    Rings, Screen, Socket, SocketConfig, Station, Verdict, VerdictSource, ethtool, spare_frames,
-    xdp_features,
+    Rings, Screen, Socket, SocketConfig, Station, Verdict, VerdictSource, spare_frames,
 };
 
 /// Frames of each queue. They are the queue of requests that wait while the worker is kept from its

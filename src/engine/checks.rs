@@ -6,11 +6,12 @@ use anyhow::{Result, bail, ensure};
 
 use super::{EngineKind, Modes, ServerConfig, largest_request};
 use crate::address::{Prefix, Targets, timed};
-use crate::bind::Method;
-use crate::machine;
-use crate::netlink::{self, Link, TableRoute};
+use crate::host;
+use crate::live::Method;
+use crate::net::ethtool;
+use crate::net::netlink::{self, Link, TableRoute};
 use crate::wire::MAX_PAYLOAD;
-use crate::xdp::{LiveAddresses, ethtool};
+use crate::xdp::LiveAddresses;
 
 /// Looks at all of it. `kind` is the engine that there will be.
 pub(super) fn before(link: &Link, config: &ServerConfig, kind: Option<EngineKind>) -> Result<()> {
@@ -28,7 +29,7 @@ pub(super) fn before(link: &Link, config: &ServerConfig, kind: Option<EngineKind
          fragments: use --bind netlink, or take it out with 'ip link set {0} nomaster'",
         link.name
     );
-    machine::has_ipv6(link)?;
+    host::has_ipv6(link)?;
     has_room(&config.targets, config.bind, kind)?;
     if matches!(config.bind, Method::LiveMap | Method::Anyip) && !config.take_prefix {
         takes_nothing(link, config.targets.prefix(), config.bind)?;
@@ -78,7 +79,7 @@ fn has_room(targets: &Targets, bind: Method, kind: Option<EngineKind>) -> Result
         }
         Targets::Moving(timetable) => timed::Layout::new(timetable.clients()).bytes(),
     };
-    machine::has_memory(bytes, format_args!("{count} addresses"))
+    host::has_memory(bytes, format_args!("{count} addresses"))
 }
 
 /// Whether all that the prefix takes from this machine is what comes to `link`, and nothing that it

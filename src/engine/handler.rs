@@ -5,7 +5,7 @@ use std::net::Ipv6Addr;
 use std::sync::Arc;
 
 use crate::address::{Pool, Prefix, Sources};
-use crate::bind::LiveSet;
+use crate::live::LiveSet;
 use crate::wire::{self, Refusal};
 
 /// What the handler knows of the live addresses.

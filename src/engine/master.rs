@@ -3,8 +3,8 @@
 
 use anyhow::{Result, bail};
 
-use crate::bind::Method;
-use crate::netlink::{self, Link};
+use crate::live::Method;
+use crate::net::netlink::{self, Link};
 
 /// Refuses to make addresses live on a port where nobody would ever find them; where they can be,
 /// says what such a server does not see.

@@ -17,7 +17,7 @@
 //! (behind).
 //!
 //! An engine opens what it needs, says what the kernel granted, and answers until it is told to
-//! stop. It makes no address live: that is the business of `bind`, which [`Server`] does first.
+//! stop. It makes no address live: that is the business of `live`, which [`Server`] does first.
 
 mod advertiser;
 mod afxdp;
@@ -50,13 +50,13 @@ use anyhow::Result;
 use serde::{Deserialize, Serialize};
 
 use crate::address::Targets;
-use crate::bind::Method;
-use crate::machine::sandbox::Sandbox;
-use crate::netlink::{AttachMode, Link};
+use crate::host::sandbox::Sandbox;
+use crate::live::Method;
+use crate::net::memory::HugepageRequest;
+use crate::net::netlink::{AttachMode, Link};
 use crate::report::Counters;
 use crate::xdp::{
-    AttachRequest, BusyPoll, CopyMode, CopyRequest, Fallback, HugepageRequest, LiveAddresses,
-    RingSizes,
+    AttachRequest, BusyPoll, CopyMode, CopyRequest, Fallback, LiveAddresses, RingSizes,
 };
 
 pub use advertiser::{Advertiser, LinkAddress};

@@ -24,7 +24,7 @@ use super::statistics::{Shown, Tally};
 use super::tpacket::{RxRing, TxRing};
 use super::udp::{self, DOZE};
 use super::{CounterSet, Engine, EngineConfig, Follower, Modes, pin};
-use crate::machine::sandbox::{Role, Sandbox};
+use crate::host::sandbox::{Role, Sandbox};
 use crate::wire::MAX_PAYLOAD;
 
 /// Requests that are answered before the kernel is asked to send: the first reply of a batch is not

@@ -18,13 +18,14 @@ use super::{
     CounterSet, Engine, EngineConfig, EngineKind, RingRequest, TPacket, checks, spread, supervise,
 };
 use crate::address::{Pool, Prefix, Schedule, Sources, Targets};
-use crate::bind::{self, Bound, LiveSet, Method, Phases, Place, Rotated, Rotation, Step, Told};
-use crate::machine::sandbox::{Role, Sandbox};
-use crate::machine::{self, Environment, Nearness};
-use crate::netlink::{self, Link};
+use crate::host::sandbox::{Role, Sandbox};
+use crate::host::settings::{Changed, Keeper};
+use crate::host::{self, Environment, Nearness};
+use crate::live::{self, Bound, LiveSet, Method, Phases, Place, Rotated, Rotation, Step, Told};
+use crate::net::ethtool;
+use crate::net::netlink::{self, Link};
 use crate::report::{Counters, Moves, Moving, Ready, Stats};
-use crate::settings::{Changed, Keeper};
-use crate::xdp::{AttachRequest, CopyRequest, ethtool, stacked};
+use crate::xdp::{AttachRequest, CopyRequest, stacked};
 
 /// What to serve.
 #[derive(Debug, Clone)]
@@ -338,7 +339,7 @@ impl Server {
         let bind = |link: &Link, live_addresses| {
             let place = Place { link, prefix: config.targets.prefix(), live_addresses };
             Ok::<_, anyhow::Error>(match &config.targets {
-                Targets::Pool(_) => Held::Still(bind::bind(config.bind, place, addresses, step)?),
+                Targets::Pool(_) => Held::Still(live::bind(config.bind, place, addresses, step)?),
                 Targets::Moving(timetable) => {
                     let rotation =
                         Rotation::start(config.bind, place, timetable.clone(), set, step)?;
@@ -633,7 +634,7 @@ fn existing(config: &ServerConfig, link: &Link, engine: Option<EngineKind>) -> R
 /// The processors to pin to, each of which this process may use: near the interrupts of `queues`,
 /// where there are any.
 fn cores(config: &ServerConfig, link: &Link, queues: &[u32]) -> Result<Vec<usize>> {
-    let allowed = machine::allowed();
+    let allowed = host::allowed();
     if config.cores.is_empty() {
         // Without queues of its own an engine has one worker.
         let workers = if queues.is_empty() { &[0] } else { queues };
@@ -696,7 +697,7 @@ mod tests {
             prefix: "2001:db8::/64".parse().unwrap(),
             live_addresses: None,
         };
-        let bound = bind::bind(Method::None, place, vec![], &mut |_| true).unwrap();
+        let bound = live::bind(Method::None, place, vec![], &mut |_| true).unwrap();
         let ready = json!({
             "engine": "afxdp", "interface": "lo", "driver": "", "port": 3540, "replies": 10, "addresses": 0, "bind": "none",
             "generate_seconds": 0.0, "open_seconds": 0.0, "bind_seconds": 0.0, "bind_phases": [], "list_memory": 0,

@@ -3,7 +3,7 @@
 
 use std::fs;
 
-use crate::netlink::Link;
+use crate::net::netlink::Link;
 use crate::report::Stats;
 
 /// Seconds without any solicitation or request after which it is said.

@@ -3,9 +3,9 @@
 
 use anyhow::Result;
 
-use crate::netlink::Link;
-use crate::settings::{Changed, Keeper, RULE_SET, Setting};
-use crate::xdp::ethtool::{self, FlowRule};
+use crate::host::settings::{Changed, Keeper, RULE_SET, Setting};
+use crate::net::ethtool::{self, FlowRule};
+use crate::net::netlink::Link;
 
 /// Has requests to UDP port `port` arrive on the queues `served`, out of `count` that are in use,
 /// until what this returns is dropped. Says in one line what was done, or why nothing was; where

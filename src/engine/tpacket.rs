@@ -31,8 +31,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use libc::{tpacket_block_desc, tpacket_hdr_v1, tpacket2_hdr, tpacket3_hdr};
 use serde::{Deserialize, Serialize};
 
-use crate::xdp::Memory;
-use crate::xdp::option::{self, SocketOption};
+use crate::net::memory::Memory;
+use crate::net::option::{self, SocketOption};
 
 /// How memory-mapped packet rings are laid out.
 #[derive(

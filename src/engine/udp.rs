@@ -17,8 +17,8 @@ use nix::sys::time::{TimeVal, TimeValLike};
 
 use super::statistics::{Shown, Tally};
 use super::{CounterSet, EngineConfig, supervise};
-use crate::bind::Method;
-use crate::machine::sandbox::{Role, Sandbox};
+use crate::host::sandbox::{Role, Sandbox};
+use crate::live::Method;
 use crate::report::Counters;
 
 /// Bytes of memory that requests may take which wait for the engine. The default

@@ -15,9 +15,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Error, Result, anyhow};
 
 use super::Follower;
-use crate::bind::Method;
-use crate::netlink::{AddressLosses, Link, Socket};
-use crate::xdp::ethtool;
+use crate::live::Method;
+use crate::net::ethtool;
+use crate::net::netlink::{AddressLosses, Link, Socket};
 
 /// Who removes many addresses is given this long to be through: what is added meanwhile would go as
 /// well.
@@ -331,7 +331,7 @@ fn shown(mac: [u8; 6]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::netlink::{AttachMode, AttachedProgram};
+    use crate::net::netlink::{AttachMode, AttachedProgram};
 
     fn server0() -> Link {
         Link {

@@ -15,11 +15,11 @@ use super::journal::{Found, Journal};
 use super::only_one;
 use super::profile::BindProfile;
 use crate::address::Pool;
-use crate::bind::{Interrupted, Method, Phases};
 use crate::engine::{Server, ServerConfig, Totals};
+use crate::host::Environment;
 use crate::lab::{Lab, Side};
-use crate::machine::Environment;
-use crate::netlink;
+use crate::live::{Interrupted, Method, Phases};
+use crate::net::netlink;
 use crate::report::bind::summarize;
 use crate::report::{BindCell, BindOutcome, BindResult, Event, Plan, Ready};
 

@@ -10,7 +10,7 @@ use std::time::SystemTime;
 
 use anyhow::{Context, Result, bail, ensure};
 
-use crate::machine::Environment;
+use crate::host::Environment;
 use crate::report::{Event, Experiment, Plan};
 
 /// Who is told of everything that is found, as it is.
@@ -184,9 +184,9 @@ fn difference(before: &Experiment, now: &Experiment) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::bind::Method;
     use crate::engine::EngineKind;
     use crate::experiment::Profile;
+    use crate::live::Method;
     use crate::report::{Cell, Failed};
 
     fn plan() -> Plan {

@@ -14,11 +14,11 @@ use nix::unistd::Pid;
 
 use super::server::Host;
 use crate::address::Pool;
-use crate::bind::Interrupted;
 use crate::engine::{Server, ServerConfig};
 use crate::lab::{Lab, Side};
+use crate::live::Interrupted;
 use crate::load::{Generator, Run};
-use crate::netlink;
+use crate::net::netlink;
 use crate::report::Ready;
 
 /// A program that answers requests.

@@ -6,8 +6,8 @@ use std::path::Path;
 use anyhow::{Context, Result, anyhow, ensure};
 use serde::{Deserialize, Serialize};
 
-use crate::bind::Method;
 use crate::engine::EngineKind;
+use crate::live::Method;
 use crate::report::Cell;
 use crate::wire::{MAX_PAYLOAD, MIN_PAYLOAD};
 

@@ -23,11 +23,11 @@ use super::search::bisect;
 use super::server::{Host, Order, ServerProcess};
 use super::{only_one, pin_to_last};
 use crate::address::Pool;
-use crate::bind::Interrupted;
+use crate::host::{Environment, Ticks};
 use crate::lab::{Lab, Side};
+use crate::live::Interrupted;
 use crate::load::{Client, Generator, LoadConfig, Run};
-use crate::machine::{Environment, Ticks};
-use crate::netlink;
+use crate::net::netlink;
 use crate::report::response::{held, summarize};
 use crate::report::{Cell, Event, Failed, Plan, Trial};
 

@@ -15,8 +15,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 
 use crate::address::Prefix;
-use crate::bind::{Interrupted, Rotated};
 use crate::lab::{Lab, PREFIX_LENGTH, Side};
+use crate::live::{Interrupted, Rotated};
 use crate::report::{Cell, Event, Ready, Stats};
 
 /// A running `sixhop serve`. It ends when this is dropped, and when this process ends.

@@ -23,11 +23,11 @@ use super::schedule::Schedule;
 use super::socket::SocketTransport;
 use crate::address::Targets;
 use crate::address::mt6d::Timetable;
-use crate::machine::{self, Environment};
-use crate::netlink::{self, AttachMode, Link};
+use crate::host::settings::{Changed, Keeper};
+use crate::host::time::{self, Moment, System, Time, unix_time};
+use crate::host::{self, Environment};
+use crate::net::netlink::{self, AttachMode, Link};
 use crate::report::LoadResult;
-use crate::settings::{Changed, Keeper};
-use crate::time::{self, Moment, System, Time, unix_time};
 use crate::xdp::CopyMode;
 
 /// The ways to ask.
@@ -218,7 +218,7 @@ impl Way {
     /// Finds the server through the kernel's routes and neighbours.
     fn find(config: &LoadConfig) -> Result<Self> {
         let link = netlink::link(&config.interface)?;
-        machine::has_ipv6(&link)?;
+        host::has_ipv6(&link)?;
         ensure!(link.up, "{0} is down: set it up with 'ip link set {0} up'", link.name);
         netlink::wait_for_carrier(&link.name, Duration::from_secs(10))?;
         let target = match &config.targets {

@@ -12,7 +12,7 @@ use nix::sys::socket::{setsockopt, sockopt};
 
 use super::generator::{Clock, LoadConfig, Transport, Way};
 use super::ledger::Ledger;
-use crate::datagrams::{self, BATCH, Incoming, Message, Outgoing};
+use crate::net::datagrams::{self, BATCH, Incoming, Message, Outgoing};
 use crate::wire::MAX_PAYLOAD;
 
 /// Bytes of memory that replies may take which wait for the generator: four times what the socket

@@ -3,7 +3,7 @@
 use std::fs;
 
 use super::generator::Client;
-use crate::machine::Environment;
+use crate::host::Environment;
 use crate::report::LoadResult;
 
 /// What to do about replies whose checksum only a card would have finished.

@@ -14,9 +14,9 @@ use anyhow::Result;
 use serde::{Deserialize, Serialize};
 
 use crate::address::Pool;
-use crate::bind::Method;
 use crate::engine::{EngineKind, Modes, Server, ServerConfig};
-use crate::netlink::{self, AttachMode, Link};
+use crate::live::Method;
+use crate::net::netlink::{self, AttachMode, Link};
 use crate::xdp::CopyMode;
 use crate::xdp::capability::{Host, Interface};
 

@@ -3,9 +3,9 @@
 use serde::{Deserialize, Serialize};
 
 use crate::engine::{FRAMES, frame_size, frames, largest_request, takes_packets};
-use crate::netlink::{self, AttachMode};
+use crate::net::ethtool::QueueCounts;
+use crate::net::netlink::{self, AttachMode};
 use crate::xdp::capability::{Host, Interface, LRO, Master, VLAN, Virtio};
-use crate::xdp::ethtool::QueueCounts;
 use crate::xdp::{CopyMode, stacked};
 
 /// What `serve` would get on an interface.
@@ -458,10 +458,11 @@ fn advice(interface: &Interface, host: &Host) -> Vec<Advice> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::machine::Nic;
-    use crate::netlink::AttachedProgram;
-    use crate::xdp::XdpFeatures;
-    use crate::xdp::capability::{CAPABILITIES, Hugepages, Peer};
+    use crate::host::Nic;
+    use crate::net::denied::CAPABILITIES;
+    use crate::net::netdev::XdpFeatures;
+    use crate::net::netlink::AttachedProgram;
+    use crate::xdp::capability::{Hugepages, Peer};
 
     /// Flags as FACTS of real cards and guests have them.
     const NONE: &[&str] = &[];

@@ -6,7 +6,7 @@ use clap::ValueEnum;
 
 use super::chart::{Axis, Line, Panel, nanoseconds, short};
 use super::results::{BindCell, BindOutcome, BindResult, BindSummary, Event, Spread};
-use crate::bind::Method;
+use crate::live::Method;
 
 /// Sums up the runs of each method and number of addresses, in the order of the first of each.
 /// Those without a figure are left out.
@@ -169,8 +169,8 @@ pub fn panels(summaries: &[BindSummary]) -> Vec<Panel> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::bind::Phases;
-    use crate::machine::Environment;
+    use crate::host::Environment;
+    use crate::live::Phases;
     use crate::report::chart::svg;
 
     fn cell(method: Method, addresses: u64, run: u32, bind_ns: f64) -> Event {

@@ -15,8 +15,8 @@ use super::rotation;
 use super::words::{self, or_dash};
 use crate::engine::EngineKind;
 use crate::experiment::{Approach, ResponseProfile};
-use crate::machine::Environment;
-use crate::netlink::AttachMode;
+use crate::host::Environment;
+use crate::net::netlink::AttachMode;
 use crate::xdp::{CopyMode, CopyRequest};
 
 /// Runs that differ by more than this share of their median are named.
@@ -986,7 +986,7 @@ const STYLE: &str = include_str!("page.css");
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::bind::Method;
+    use crate::live::Method;
     use crate::report::response::tests::{profile, trial};
 
     fn start() -> Event {

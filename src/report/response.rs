@@ -341,9 +341,9 @@ fn share(slower: f64) -> String {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
-    use crate::bind::Method;
     use crate::engine::EngineKind;
     use crate::experiment::Profile;
+    use crate::live::Method;
     use crate::load::{Client, Outcome};
     use crate::report::LoadResult;
     use crate::report::chart::svg;

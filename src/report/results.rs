@@ -8,12 +8,12 @@ use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::address::Schedule;
-use crate::bind::{Method, Phases, Rotated};
 use crate::engine::{EngineKind, Modes};
 use crate::experiment::{BindProfile, ResponseProfile, RotationProfile};
+use crate::host::Environment;
+use crate::live::{Method, Phases, Rotated};
 use crate::load::{Client, Outcome};
-use crate::machine::Environment;
-use crate::netlink::AttachMode;
+use crate::net::netlink::AttachMode;
 use crate::probe::Probe;
 use crate::xdp::{
     AttachRequest, BusyPoll, CopyMode, CopyRequest, KernelCounters, RingLevels, RingSizes,

@@ -10,9 +10,9 @@ use super::results::{
     Carried, Event, LoadResult, Percentiles, RotationCell, RotationLimit, RotationOutcome,
     RotationTrial, Spread,
 };
-use crate::bind::Method;
 use crate::engine::EngineKind;
 use crate::experiment::RotationProfile;
+use crate::live::Method;
 
 use super::response::ON_TIME;
 
@@ -302,8 +302,8 @@ pub fn panels(events: &[Event]) -> Vec<Panel> {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
-    use crate::bind::Rotated;
     use crate::experiment::{Profile, Rates, RotationSeries};
+    use crate::live::Rotated;
     use crate::load::{Client, Outcome};
     use crate::report::chart::svg;
 
@@ -354,7 +354,7 @@ pub(crate) mod tests {
             "engine": "afxdp", "interface": "server0", "driver": "veth", "port": 3540, "replies": 10, "addresses": 3 * clients,
             "bind": "netlink-batch", "generate_seconds": 0.0, "open_seconds": 0.0, "bind_seconds": 0.0, "bind_phases": [],
             "kernel_memory": null, "list_memory": 0, "attach_asked": "auto", "copy_asked": "auto",
-            "environment": crate::machine::Environment::default(), "queues": [0], "cores": [0],
+            "environment": crate::host::Environment::default(), "queues": [0], "cores": [0],
         }));
         let outcome = RotationOutcome::Measured {
             steps: vec![rotated],

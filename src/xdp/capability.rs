@@ -8,11 +8,13 @@ use std::sync::OnceLock;
 use nix::sys::resource::{Resource, getrlimit};
 use serde::{Deserialize, Serialize};
 
-use super::netdev::{self, XdpFeatures};
 use super::program::{Program, ProgramConfig};
-use super::{ethtool, socket};
-use crate::machine::{self, Nic, denied};
-use crate::netlink::{self, AttachedProgram, Link};
+use super::socket;
+use crate::host::{self, Nic};
+use crate::net::denied::CAPABILITIES;
+use crate::net::netdev::{self, XdpFeatures};
+use crate::net::netlink::{self, AttachedProgram, Link};
+use crate::net::{denied, ethtool};
 
 /// The offload by which a driver merges packets before XDP could see them.
 pub const LRO: &str = "rx-lro";
@@ -164,16 +166,6 @@ pub struct Hugepages {
     pub free: u64,
 }
 
-/// The capabilities that matter here, their numbers (linux/capability.h), and what needs them.
-pub const CAPABILITIES: [(&str, u32, &str); 6] = [
-    ("CAP_NET_ADMIN", 12, "serve and load attach their program, bind adds addresses"),
-    ("CAP_NET_RAW", 13, "serve and load open AF_XDP sockets"),
-    ("CAP_BPF", 39, "serve and load load their program"),
-    ("CAP_PERFMON", 38, "serve and load load their program"),
-    ("CAP_SYS_ADMIN", 21, "lab makes and enters namespaces"),
-    ("CAP_IPC_LOCK", 14, "serve and load exceed the locked-memory limit"),
-];
-
 impl Interface {
     /// Asks the kernel about `link`, in the namespace of the calling thread.
     #[must_use]
@@ -186,11 +178,11 @@ impl Interface {
         };
         let changeable =
             offloads.into_iter().filter(|offload| matters(offload) && offload.changeable);
-        let seen = machine::with_own_sys(|| {
-            let directory = machine::directory(link);
-            let file = |path: &str| machine::file(directory.as_ref()?.join(path));
+        let seen = host::with_own_sys(|| {
+            let directory = host::directory(link);
+            let file = |path: &str| host::file(directory.as_ref()?.join(path));
             Seen {
-                nic: machine::nic(link),
+                nic: host::nic(link),
                 sys: directory.is_some(),
                 numa_node: file("device/numa_node"),
                 virtio: file("device/features"),
@@ -222,8 +214,8 @@ impl Interface {
             numa_node: seen.numa_node.and_then(|node| node.parse().ok()), // -1: there is but one
             peer: peer.map(|peer| Peer { name: peer.name, mtu: peer.mtu }),
             virtio: seen.virtio.filter(|_| is_virtio).map(|bits| Virtio::parse(&bits)),
-            no_ipv6: machine::has_ipv6(link).err().map(|error| error.to_string()),
-            sys_mounted: machine::is_mounted("/sys"),
+            no_ipv6: host::has_ipv6(link).err().map(|error| error.to_string()),
+            sys_mounted: host::is_mounted("/sys"),
             sys_seen: seen.sys,
             nic: seen.nic,
         }
@@ -273,7 +265,7 @@ impl Host {
         let limit = getrlimit(Resource::RLIMIT_MEMLOCK).map_or(0, |(soft, _hard)| soft);
         let socket = socket::unbound();
         let mut host = Self {
-            kernel: machine::file("/proc/sys/kernel/osrelease").unwrap_or_default(),
+            kernel: host::file("/proc/sys/kernel/osrelease").unwrap_or_default(),
             af_xdp: match &socket {
                 Ok(_) => Some(true),
                 Err(error) if error.raw_os_error() == Some(libc::EPERM) => None,
@@ -284,7 +276,7 @@ impl Host {
             capabilities: capabilities(&status),
             // All identities are their own there.
             initial_user_namespace: user_ids.split_ascii_whitespace().eq(["0", "0", "4294967295"]),
-            processors: machine::allowed().len(),
+            processors: host::allowed().len(),
             ..Self::default()
         };
         if host.af_xdp.is_none() && host.has("CAP_NET_RAW") {
@@ -355,7 +347,7 @@ mod tests {
 
     #[test]
     fn loopback_and_this_process_are_found_out_about() {
-        let interface = Interface::of(&crate::netlink::link("lo").unwrap());
+        let interface = Interface::of(&crate::net::netlink::link("lo").unwrap());
         assert_eq!(
             (interface.nic.interface.as_str(), interface.nic.queues, interface.queues_possible),
             ("lo", 1, 1)

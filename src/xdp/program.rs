@@ -20,12 +20,13 @@ use libbpf_rs::{MapCore, MapFlags, MapHandle};
 use serde::{Deserialize, Serialize};
 
 use super::fallback::Fallback;
-use super::memory::Memory;
 use super::stacked;
 use crate::address::mt6d::{Subnet, window};
 use crate::address::{Prefix, timed};
-use crate::machine::{self, denied};
-use crate::netlink::{self, AttachMode, Link};
+use crate::host;
+use crate::net::denied;
+use crate::net::memory::Memory;
+use crate::net::netlink::{self, AttachMode, Link};
 use crate::wire::Refusal;
 
 mod skeleton {
@@ -1089,7 +1090,7 @@ fn explain_load(error: libbpf_rs::Error) -> anyhow::Error {
         ),
         // libbpf wants the kernel's types also for a program that is not loaded, and says ESRCH
         // where it finds none.
-        _ if !Path::new(KERNEL_TYPES).exists() => anyhow!(no_types(machine::is_mounted("/sys"))),
+        _ if !Path::new(KERNEL_TYPES).exists() => anyhow!(no_types(host::is_mounted("/sys"))),
         _ => anyhow!(
             "the kernel does not take the XDP program ({error}): Linux 5.14 or newer with CONFIG_BPF_SYSCALL and \
              CONFIG_XDP_SOCKETS is needed"

@@ -15,15 +15,13 @@ use anyhow::{Context, Result, anyhow};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use serde::{Deserialize, Serialize};
 
-use super::ethtool;
 use super::fallback::Fallback;
-use super::memory::{HugepageRequest, Memory};
-use super::option;
 use super::ring::{Consumer, Entry, Layout, Producer};
 use super::rings::{Doorbell, Rings};
 use super::umem::Umem;
-use crate::machine::denied;
-use crate::netlink::AttachMode;
+use crate::net::memory::{HugepageRequest, Memory};
+use crate::net::netlink::AttachMode;
+use crate::net::{denied, ethtool, option};
 
 /// How packets get from the card into the UMEM.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

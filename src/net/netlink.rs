@@ -40,9 +40,9 @@ use rtnetlink::sys;
 use serde::{Deserialize, Serialize};
 
 use crate::address::Prefix;
-use crate::machine::denied;
+use crate::net::denied;
 
-/// What says that an address or a route is ours: the IFA_PROTO or rtm_protocol that [`crate::bind`]
+/// What says that an address or a route is ours: the IFA_PROTO or rtm_protocol that [`crate::live`]
 /// gives each one, so that a later run knows the leftovers of one that was killed (`ip -details
 /// address`, from 6.4, and `ip -6 route show table local proto 102` show it). Kernels before 5.18
 /// ignore that of an address.
@@ -267,7 +267,7 @@ pub fn addresses(index: u32) -> Result<Vec<Address>> {
 }
 
 /// The kernel's IPv6 addresses, on whatever interface of the namespace, but for those that
-/// [`crate::bind`] made; and each change of them.
+/// [`crate::live`] made; and each change of them.
 #[derive(Debug)]
 pub struct KernelAddresses {
     announced: Socket,

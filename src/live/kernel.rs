@@ -15,8 +15,8 @@ use anyhow::{Error, Result, ensure};
 
 use super::setting::Setting;
 use super::{Binder, Interrupted, Phases, Step, Timed, Told, failed};
-use crate::netlink::{Link, Socket};
-use crate::settings::Changed;
+use crate::host::settings::Changed;
+use crate::net::netlink::{Link, Socket};
 
 /// How the kernel is told.
 pub(super) trait Way: Send {

@@ -4,8 +4,8 @@ use std::fs;
 
 use anyhow::{Context, Result};
 
-use crate::netlink::{self, Link};
-use crate::settings::{self, Changed, Keeper};
+use crate::host::settings::{self, Changed, Keeper};
+use crate::net::netlink::{self, Link};
 
 /// A setting, looked at before anything is begun that needs it.
 pub(super) struct Setting {

@@ -11,7 +11,7 @@ use anyhow::{Context, Result, bail, ensure};
 
 use super::{Binder, Interrupted, Phases, Step, Timed, Told};
 use crate::address::Prefix;
-use crate::netlink::{Link, Socket, Vrf};
+use crate::net::netlink::{Link, Socket, Vrf};
 
 /// Makes one route.
 pub(super) struct AnyIp {

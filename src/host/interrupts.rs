@@ -5,7 +5,7 @@ use std::fs;
 use std::path::Path;
 
 use super::{file, shows, with_own_sys};
-use crate::netlink::Link;
+use crate::net::netlink::Link;
 
 /// Processors near a card.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -211,6 +211,6 @@ NMI:          0          0   Non-maskable interrupts";
 
     #[test]
     fn nothing_is_near_to_loopback() {
-        assert_eq!(Nearness::of(&crate::netlink::link("lo").unwrap()), Nearness::default());
+        assert_eq!(Nearness::of(&crate::net::netlink::link("lo").unwrap()), Nearness::default());
     }
 }

@@ -8,7 +8,7 @@ use std::path::Path;
 use anyhow::{Result, anyhow};
 
 use super::is_mounted;
-use crate::netlink::Link;
+use crate::net::netlink::Link;
 
 /// The smallest MTU with which the kernel has IPv6 on an interface (IPV6_MIN_MTU, RFC 8200 section
 /// 5).
@@ -87,7 +87,7 @@ mod tests {
 
     #[test]
     fn each_reason_has_its_cure() {
-        let loopback = crate::netlink::link("lo").unwrap();
+        let loopback = crate::net::netlink::link("lo").unwrap();
         assert!(has_ipv6(&loopback).is_ok());
         let said = |name: &str, mtu, found| {
             explain(&Link { name: name.to_owned(), mtu, ..loopback.clone() }, found)

@@ -21,7 +21,7 @@ use prometheus_client::encoding::{DescriptorEncoder, NoLabelSet, prometheus_text
 use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::Registry;
 
-use crate::machine::sandbox::{Role, Sandbox};
+use crate::host::sandbox::{Role, Sandbox};
 use crate::report::{Counters, QueueCounters, Ready, Stats};
 
 /// A whole exchange takes no longer, or is given up.
@@ -426,7 +426,7 @@ mod tests {
 
     #[test]
     fn names_are_those_of_the_conventions_and_of_the_documentation() {
-        let documentation = include_str!("../docs/operations.md");
+        let documentation = include_str!("../../docs/operations.md");
         let names: BTreeSet<_> = descriptions().map(|(name, ..)| name).collect();
         assert_eq!(names.len(), METRICS.len());
         for (name, kind, help) in descriptions() {

@@ -11,7 +11,7 @@ use anyhow::{Context, Error, Result, anyhow, bail, ensure};
 use nix::sched::{CloneFlags, setns};
 
 use super::kernel::Way;
-use crate::netlink::{self, Link};
+use crate::net::netlink::{self, Link};
 
 /// The network namespace of the calling thread.
 const NAMESPACE: &str = "/proc/thread-self/ns/net";

@@ -4,14 +4,33 @@
 //! and a user namespace. An error that names a capability which is there sends its reader the wrong
 //! way.
 
+use std::cell::Cell;
 use std::fmt::Write;
 use std::fs;
 
 use anyhow::anyhow;
 use nix::errno::Errno;
 
-use super::{file, sandbox};
-use crate::xdp::capability::CAPABILITIES;
+use super::file;
+
+/// The capabilities that matter here, their numbers (linux/capability.h), and what needs them.
+pub const CAPABILITIES: [(&str, u32, &str); 6] = [
+    ("CAP_NET_ADMIN", 12, "serve and load attach their program, bind adds addresses"),
+    ("CAP_NET_RAW", 13, "serve and load open AF_XDP sockets"),
+    ("CAP_BPF", 39, "serve and load load their program"),
+    ("CAP_PERFMON", 38, "serve and load load their program"),
+    ("CAP_SYS_ADMIN", 21, "lab makes and enters namespaces"),
+    ("CAP_IPC_LOCK", 14, "serve and load exceed the locked-memory limit"),
+];
+
+thread_local! {
+    static CONFINED: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Told by a thread that enters its sandbox: to open a file would end the process from then on.
+pub(crate) fn confine() {
+    CONFINED.set(true);
+}
 
 /// What may stand between this thread and a call.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -60,7 +79,7 @@ pub(crate) fn no_packet_socket(error: Errno) -> anyhow::Error {
 impl Standing {
     fn of_this_thread() -> Self {
         // A thread in its sandbox opens no files, and has given up what it lacks.
-        if sandbox::is_confined() {
+        if CONFINED.get() {
             return Self::default();
         }
         let status = fs::read_to_string("/proc/thread-self/status").unwrap_or_default();

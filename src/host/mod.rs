@@ -2,10 +2,13 @@
 //! /proc, /sys and the driver, changes nothing but what the thread that reads it sees of /sys; and
 //! what the threads of a server may do of it ([`sandbox`]).
 
-pub(crate) mod denied;
 mod interrupts;
 mod ipv6;
+pub mod metrics;
 pub mod sandbox;
+pub mod secret;
+pub(crate) mod settings;
+pub mod time;
 
 use std::fmt::Display;
 use std::fs;
@@ -18,9 +21,10 @@ use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 use serde::{Deserialize, Serialize};
 
-use crate::netlink::Link;
-use crate::xdp::ethtool;
+use crate::net::ethtool;
+use crate::net::netlink::Link;
 
+pub(crate) use crate::net::file;
 pub use interrupts::Nearness;
 pub(crate) use ipv6::has_ipv6;
 
@@ -125,7 +129,7 @@ impl Environment {
         Self {
             sixhop: env!("CARGO_PKG_VERSION").to_owned(),
             revision: env!("SIXHOP_REVISION").to_owned(),
-            guest: crate::lab::vm::label(),
+            guest: guest(),
             command: command(),
             kernel: file("/proc/sys/kernel/osrelease").unwrap_or_default(),
             cpu: processor(&info),
@@ -200,9 +204,15 @@ fn processor(info: &str) -> String {
     name.map_or(String::new(), |(_, name)| name.trim().to_owned())
 }
 
-/// A file of one value; `None` where it is not there, or not to be read.
-pub(crate) fn file(path: impl AsRef<Path>) -> Option<String> {
-    Some(fs::read_to_string(path).ok()?.trim().to_owned())
+/// What the kernel of a guest of the laboratory is told, so that every process in it can know where
+/// it is.
+pub(crate) const GUEST: &str = "sixhop.guest=";
+
+/// The guest, in the words that stand in results: `QEMU-10.0.2-tcg-igb`. `None` outside of one.
+#[must_use]
+pub fn guest() -> Option<String> {
+    let line = fs::read_to_string("/proc/cmdline").ok()?;
+    line.split_ascii_whitespace().find_map(|word| Some(word.strip_prefix(GUEST)?.to_owned()))
 }
 
 /// Runs `f` on a thread of its own that sees the interfaces of the calling thread's network
@@ -318,7 +328,7 @@ mod tests {
 
     #[test]
     fn an_environment_says_what_it_is_of() {
-        let loopback = crate::netlink::link("lo").unwrap();
+        let loopback = crate::net::netlink::link("lo").unwrap();
         let environment = Environment::of(&loopback);
         assert_eq!(environment.nic.interface, "lo");
         assert!(!environment.kernel.is_empty() && !environment.cores.is_empty());

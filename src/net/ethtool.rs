@@ -10,7 +10,7 @@ use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
 use serde::{Deserialize, Serialize};
 
 use super::memory::Memory;
-use crate::machine::denied;
+use crate::net::denied;
 
 /// A command of linux/ethtool.h, and the structure that the kernel reads and writes for it. There
 /// are only those below.

@@ -13,7 +13,7 @@ use rtnetlink::packet_route::address::{
 
 use super::kernel::Way;
 use crate::address::Pool;
-use crate::netlink::{self, Link, OUR_PROTOCOL, Refusal, Socket};
+use crate::net::netlink::{self, Link, OUR_PROTOCOL, Refusal, Socket};
 
 /// Messages to a system call. The time goes into the kernel's work for each address, so a larger
 /// batch saves nothing more; but whether to stop is only asked between batches, and at 10,000

@@ -7,7 +7,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use libc::{SOL_PACKET, SOL_SOCKET, SOL_XDP};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
 
-use crate::datagrams::Plain;
+use crate::net::datagrams::Plain;
 
 /// A socket option whose value is a `T`. There are only those below, so that no caller pairs one
 /// with a value that the kernel takes for something else: for one with addresses, through which it
@@ -25,26 +25,26 @@ impl<T: Plain> SocketOption<T> {
     }
 }
 
-pub(super) const XDP_UMEM_FILL_RING: SocketOption<u32> =
+pub(crate) const XDP_UMEM_FILL_RING: SocketOption<u32> =
     SocketOption::new(SOL_XDP, libc::XDP_UMEM_FILL_RING);
-pub(super) const XDP_UMEM_COMPLETION_RING: SocketOption<u32> =
+pub(crate) const XDP_UMEM_COMPLETION_RING: SocketOption<u32> =
     SocketOption::new(SOL_XDP, libc::XDP_UMEM_COMPLETION_RING);
-pub(super) const XDP_RX_RING: SocketOption<u32> = SocketOption::new(SOL_XDP, libc::XDP_RX_RING);
-pub(super) const XDP_TX_RING: SocketOption<u32> = SocketOption::new(SOL_XDP, libc::XDP_TX_RING);
-pub(super) const XDP_MMAP_OFFSETS: SocketOption<libc::xdp_mmap_offsets> =
+pub(crate) const XDP_RX_RING: SocketOption<u32> = SocketOption::new(SOL_XDP, libc::XDP_RX_RING);
+pub(crate) const XDP_TX_RING: SocketOption<u32> = SocketOption::new(SOL_XDP, libc::XDP_TX_RING);
+pub(crate) const XDP_MMAP_OFFSETS: SocketOption<libc::xdp_mmap_offsets> =
     SocketOption::new(SOL_XDP, libc::XDP_MMAP_OFFSETS);
-pub(super) const XDP_OPTIONS: SocketOption<libc::xdp_options> =
+pub(crate) const XDP_OPTIONS: SocketOption<libc::xdp_options> =
     SocketOption::new(SOL_XDP, libc::XDP_OPTIONS);
-pub(super) const XDP_STATISTICS: SocketOption<libc::xdp_statistics> =
+pub(crate) const XDP_STATISTICS: SocketOption<libc::xdp_statistics> =
     SocketOption::new(SOL_XDP, libc::XDP_STATISTICS);
 /// Of linux/if_xdp.h since Linux 6.17, not yet in the libc crate.
-pub(super) const XDP_MAX_TX_SKB_BUDGET: SocketOption<u32> = SocketOption::new(SOL_XDP, 9);
+pub(crate) const XDP_MAX_TX_SKB_BUDGET: SocketOption<u32> = SocketOption::new(SOL_XDP, 9);
 
-pub(super) const SO_PREFER_BUSY_POLL: SocketOption<u32> =
+pub(crate) const SO_PREFER_BUSY_POLL: SocketOption<u32> =
     SocketOption::new(SOL_SOCKET, libc::SO_PREFER_BUSY_POLL);
-pub(super) const SO_BUSY_POLL: SocketOption<u32> =
+pub(crate) const SO_BUSY_POLL: SocketOption<u32> =
     SocketOption::new(SOL_SOCKET, libc::SO_BUSY_POLL);
-pub(super) const SO_BUSY_POLL_BUDGET: SocketOption<u32> =
+pub(crate) const SO_BUSY_POLL_BUDGET: SocketOption<u32> =
     SocketOption::new(SOL_SOCKET, libc::SO_BUSY_POLL_BUDGET);
 const SO_NETNS_COOKIE: SocketOption<u64> = SocketOption::new(SOL_SOCKET, libc::SO_NETNS_COOKIE);
 
@@ -154,7 +154,7 @@ pub(crate) fn set_filter(fd: &OwnedFd, filter: &[libc::sock_filter]) -> io::Resu
 /// # Safety
 /// Where the kernel takes the value for one that points somewhere, it may read and write there, for
 /// as long as it does.
-pub(super) unsafe fn set_any<T>(fd: &OwnedFd, level: i32, name: i32, value: &T) -> io::Result<()> {
+pub(crate) unsafe fn set_any<T>(fd: &OwnedFd, level: i32, name: i32, value: &T) -> io::Result<()> {
     let length = size_of::<T>() as libc::socklen_t;
     // SAFETY: `value` is valid for reads of its size; for the rest the caller answers.
     let result = unsafe {

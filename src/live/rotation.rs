@@ -24,8 +24,8 @@ use serde::{Deserialize, Serialize};
 
 use super::{Binder, Interrupted, LiveSet, Method, Phases, Place, Step, Timed, Told};
 use crate::address::mt6d::{Timetable, window};
-use crate::netlink::Socket;
-use crate::time::{self, Moment, System, Time};
+use crate::host::time::{self, Moment, System, Time};
+use crate::net::netlink::Socket;
 use crate::xdp::LiveAddresses;
 
 /// Share of a step in which the addresses of the next are prepared, where they are not live before

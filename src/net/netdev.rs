@@ -136,7 +136,7 @@ mod tests {
 
     #[test]
     fn the_kernel_answers_for_loopback_and_not_for_what_does_not_exist() {
-        let loopback = crate::netlink::link("lo").unwrap();
+        let loopback = crate::net::netlink::link("lo").unwrap();
         // Nothing is native on it, whatever kernel this is.
         let features = xdp_features(loopback.index).unwrap();
         assert!(features.is_none_or(|features| !features.has("basic")));

@@ -15,7 +15,7 @@
 //! those that it put there itself. All or nothing: a [`Binder`] that fails or is told to stop takes
 //! back what it did, and a [`Bound`] takes its addresses back when it goes. A run that is killed
 //! cannot do so; its guard ([`crate::guard`]) does at once, and the next run on that interface,
-//! where there is none, recognises what is left by its mark ([`crate::netlink::OUR_PROTOCOL`]) and
+//! where there is none, recognises what is left by its mark ([`crate::net::netlink::OUR_PROTOCOL`]) and
 //! removes it. Only `ioctl`, `command` and `ifconfig` cannot leave a mark: the guard knows which
 //! addresses they were.
 
@@ -41,9 +41,9 @@ use anyhow::{Context, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
 
 use crate::address::{Pool, Prefix};
-use crate::machine::sandbox::Role;
-use crate::netlink::Link;
-pub use crate::time::unix_time;
+use crate::host::sandbox::Role;
+pub use crate::host::time::unix_time;
+use crate::net::netlink::Link;
 use crate::xdp::LiveAddresses;
 use kernel::Kernel;
 pub use live_set::LiveSet;
@@ -551,7 +551,7 @@ mod tests {
 
     #[test]
     fn none_leaves_addresses_to_others() {
-        let loopback = crate::netlink::link("lo").unwrap();
+        let loopback = crate::net::netlink::link("lo").unwrap();
         let place = Place {
             link: &loopback,
             prefix: "2001:db8::/64".parse().unwrap(),

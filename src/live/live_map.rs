@@ -9,7 +9,7 @@ use std::net::Ipv6Addr;
 use anyhow::{Result, bail};
 
 use super::{Binder, Interrupted, Phases, Step, Timed, Told, failed};
-use crate::netlink::{Link, Socket};
+use crate::net::netlink::{Link, Socket};
 use crate::xdp::LiveAddresses;
 
 /// Addresses between two questions whether to go on: some 10 ms.

@@ -25,9 +25,10 @@ use nix::fcntl::{Flock, FlockArg};
 use nix::sched::{CloneFlags, setns};
 use serde::{Deserialize, Serialize};
 
-use crate::machine::{self, denied};
-use crate::netlink::{self, Link};
-use crate::xdp::ethtool::{self, FlowRule};
+use crate::host;
+use crate::net::denied;
+use crate::net::ethtool::{self, FlowRule};
+use crate::net::netlink::{self, Link};
 
 /// Where notes are kept.
 const DIRECTORY: &str = "/run/sixhop";
@@ -178,10 +179,10 @@ fn at<T: Send>(
     if !path.starts_with("/sys") {
         return access();
     }
-    let accessed = machine::with_own_sys(|| {
-        if machine::shows(link) {
+    let accessed = host::with_own_sys(|| {
+        if host::shows(link) {
             access()
-        } else if machine::is_mounted("/sys") {
+        } else if host::is_mounted("/sys") {
             let why = denied::explain("mounting its own", &["CAP_SYS_ADMIN"], "mount(2)");
             Err(io::Error::other(format!("/sys shows another network namespace, and {why}")))
         } else {
@@ -274,7 +275,7 @@ pub(crate) struct Keeper {
 impl Keeper {
     /// For the namespace of the calling thread.
     pub fn open() -> Result<Self> {
-        let namespace = crate::xdp::namespace_cookie().context(
+        let namespace = crate::net::option::namespace_cookie().context(
             "the kernel does not number network namespaces: Linux 5.14 or newer is needed",
         )?;
         let entrance = File::open("/proc/thread-self/ns/net")
@@ -284,7 +285,7 @@ impl Keeper {
 
     /// Runs `f` in the namespace, on a thread of its own where the calling one is elsewhere.
     fn inside<T: Send>(&self, f: impl FnOnce() -> Result<T> + Send) -> Result<T> {
-        if crate::xdp::namespace_cookie().is_ok_and(|here| here == self.namespace) {
+        if crate::net::option::namespace_cookie().is_ok_and(|here| here == self.namespace) {
             return f();
         }
         thread::scope(|scope| {

@@ -39,6 +39,8 @@ use seccompiler::{
     SeccompRule,
 };
 
+use crate::net::denied;
+
 /// What a thread is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Role {
@@ -347,11 +349,6 @@ thread_local! {
     static ROLE: Cell<Option<Role>> = const { Cell::new(None) };
 }
 
-/// Whether the calling thread has entered a role: what is not on its list ends the process.
-pub(super) fn is_confined() -> bool {
-    ROLE.get().is_some()
-}
-
 /// Whether threads enter their roles.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Sandbox {
@@ -403,6 +400,7 @@ impl Sandbox {
         let enter = || {
             restrict(role, kept)?;
             ROLE.set(Some(role));
+            denied::confine();
             explain_violations()?;
             let cannot = "cannot install a seccomp filter";
             if !matches!(role, Role::Main | Role::Commander) {

@@ -15,14 +15,14 @@ use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, setns, unshare};
 use nix::sys::statfs::{NSFS_MAGIC, fstatfs};
 
-use crate::machine::denied;
+use crate::net::denied;
 
 const DIRECTORY: &str = "/run/netns";
 
 /// A namespace that exists. It lives until its name is removed, this is dropped and the last
 /// process in it has ended.
 #[derive(Debug)]
-pub(super) struct Namespace(File);
+pub(crate) struct Namespace(File);
 
 impl Namespace {
     /// The namespace of that name, if there is one. The empty file that a run leaves which is

@@ -9,7 +9,7 @@ use nix::errno::Errno;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
 
 use super::kernel::Way;
-use crate::netlink::{self, Link, Refusal};
+use crate::net::netlink::{self, Link, Refusal};
 
 /// linux/sockios.h.
 const SIOCSIFADDR: libc::Ioctl = 0x8916;
