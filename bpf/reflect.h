@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT OR Apache-2.0 OR GPL-2.0-only */
 /*
- * Answering requests in the program itself: the rules of Handler::screen and then of Handler::answer (src/engine/handler.rs) in the same
+ * Answering requests in the program itself: the rules of Handler::screen and then of Handler::answer (src/policy.rs) in the same
  * order, with the same bytes in the end. tests/program.rs holds the two against each other.
  *
  *   screen (sources.h) ──► validate ──► decide ──► rewrite ──► DEVMAP, whose slots all name the interface ──► one copy for each slot

@@ -17,8 +17,9 @@ use common::server::{ENGINES, PREFIX, Server};
 use common::{TestLab, have_client_poll, ip, link, trial};
 use etherparse::PacketBuilder;
 use sixhop::address::Pool;
-use sixhop::engine::{EngineKind, Handler};
+use sixhop::engine::EngineKind;
 use sixhop::lab::Side;
+use sixhop::policy::Handler;
 use sixhop::wire::{MAX_PAYLOAD, Refusal};
 
 const ADDRESSES: u64 = 20;

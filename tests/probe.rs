@@ -11,8 +11,8 @@ use anyhow::{Context, Result, ensure};
 use common::server::{SIXHOP, Server, sixhop};
 use common::{TestLab, ip, link, trial};
 use serde_json::{Value, json};
+use sixhop::events::Event;
 use sixhop::lab::Side;
-use sixhop::report::Event;
 
 fn main() -> ExitCode {
     common::main(vec![

@@ -19,9 +19,9 @@ use anyhow::{Context, Result, ensure};
 use common::server::{PREFIX, Server, sixhop};
 use common::{TestLab, trial, wait_for_no_program};
 use serde_json::Value;
+use sixhop::events::Event;
 use sixhop::lab::Side;
 use sixhop::net::ethtool;
-use sixhop::report::Event;
 
 fn main() -> ExitCode {
     common::main(vec![

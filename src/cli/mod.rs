@@ -30,12 +30,12 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 
 use crate::address::mt6d::{Clock, Subnet, Timetable};
 use crate::address::{Pool, PoolError, Prefix, Schedule, Targets};
-use crate::engine::{Occasion, Server, ServerConfig, Totals};
-use crate::guard::Guard;
+use crate::events::Event;
 use crate::host;
 use crate::host::sandbox::{Role, Sandbox};
 use crate::live::Method;
-use crate::report::Event;
+use crate::server::guard::Guard;
+use crate::server::{Occasion, Server, ServerConfig, Totals};
 
 /// Answers IPv6 requests on very many addresses from AF_XDP rings, and measures what that is worth
 #[derive(clap::Parser)]

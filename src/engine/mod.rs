@@ -23,24 +23,16 @@ mod advertiser;
 mod afxdp;
 mod batch;
 mod behind;
-mod checks;
-mod handler;
-mod master;
 mod multicast_router;
 mod packet;
 mod packet_ring;
 mod raw;
-mod server;
-mod silence;
 mod socket;
-mod spread;
 mod statistics;
-mod supervise;
-mod symptoms;
+pub(crate) mod supervise;
 mod tpacket;
 mod udp;
 mod uring;
-mod watch;
 mod worker;
 
 use std::fmt;
@@ -50,20 +42,19 @@ use anyhow::Result;
 use serde::{Deserialize, Serialize};
 
 use crate::address::Targets;
+use crate::events::Counters;
 use crate::host::sandbox::Sandbox;
 use crate::live::Method;
 use crate::net::memory::HugepageRequest;
 use crate::net::netlink::{AttachMode, Link};
-use crate::report::Counters;
+use crate::policy::Handler;
 use crate::xdp::{
     AttachRequest, BusyPoll, CopyMode, CopyRequest, Fallback, LiveAddresses, RingSizes,
 };
 
 pub use advertiser::{Advertiser, LinkAddress};
+pub(crate) use afxdp::REDIRECT_FAILED;
 pub use afxdp::{FRAMES, frame_size, frames, largest_request};
-pub use handler::{Handler, Ours};
-pub(crate) use master::takes_packets;
-pub use server::{Occasion, Server, ServerConfig, Totals};
 pub use statistics::{Shown, Tally};
 pub use tpacket::TPacket;
 pub use worker::Worker;

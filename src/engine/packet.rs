@@ -24,9 +24,9 @@ use nix::sys::time::{TimeVal, TimeValLike};
 use super::CounterSet;
 use super::statistics::Shown;
 use super::udp::{self, DOZE, SocketCounters};
+use crate::events::Counters;
 use crate::net::netlink::Link;
 use crate::net::{denied, option};
-use crate::report::Counters;
 use crate::wire::{OVERHEAD, join};
 
 /// Bytes of the Ethernet header, which an interface's MTU does not count (IEEE 802.3).

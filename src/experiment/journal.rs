@@ -10,8 +10,8 @@ use std::time::SystemTime;
 
 use anyhow::{Context, Result, bail, ensure};
 
+use crate::events::{Event, Experiment, Plan};
 use crate::host::Environment;
-use crate::report::{Event, Experiment, Plan};
 
 /// Who is told of everything that is found, as it is.
 pub type Found<'a> = dyn FnMut(&Event) -> Result<()> + Send + 'a;
@@ -185,9 +185,9 @@ fn difference(before: &Experiment, now: &Experiment) -> Option<String> {
 mod tests {
     use super::*;
     use crate::engine::EngineKind;
+    use crate::events::{Cell, Failed};
     use crate::experiment::Profile;
     use crate::live::Method;
-    use crate::report::{Cell, Failed};
 
     fn plan() -> Plan {
         Plan::Bind(Profile::load("quick").unwrap().bind.unwrap())

@@ -7,8 +7,8 @@ use anyhow::{Context, Result, anyhow, ensure};
 use serde::{Deserialize, Serialize};
 
 use crate::engine::EngineKind;
+use crate::events::Cell;
 use crate::live::Method;
-use crate::report::Cell;
 use crate::wire::{MAX_PAYLOAD, MIN_PAYLOAD};
 
 /// The profiles that are built in, by name.

@@ -23,13 +23,13 @@ use super::search::bisect;
 use super::server::{Host, Order, ServerProcess};
 use super::{only_one, pin_to_last};
 use crate::address::Pool;
+use crate::events::{Cell, Event, Failed, Plan, Trial};
 use crate::host::{Environment, Ticks};
 use crate::lab::{Lab, Side};
 use crate::live::Interrupted;
 use crate::load::{Client, Generator, LoadConfig, Run};
 use crate::net::netlink;
 use crate::report::response::{held, summarize};
-use crate::report::{Cell, Event, Failed, Plan, Trial};
 
 /// Where the experiment runs.
 #[derive(Debug, Clone)]

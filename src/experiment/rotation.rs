@@ -26,6 +26,7 @@ use super::server::{Host, Order, ServerProcess, Timing};
 use super::{only_one, pin_to_last};
 use crate::address::Secret;
 use crate::address::mt6d::{Clock, Subnet, Timetable};
+use crate::events::{Cell, Event, Plan, RotationCell, RotationOutcome, RotationTrial};
 use crate::host::Environment;
 use crate::host::time::{self, Moment, System, Time, unix_time};
 use crate::lab::{Lab, Side};
@@ -33,7 +34,6 @@ use crate::live::{Interrupted, Rotated};
 use crate::load::{Client, Generator, LoadConfig, Run};
 use crate::net::netlink;
 use crate::report::rotation::{limit, summarize};
-use crate::report::{Cell, Event, Plan, RotationCell, RotationOutcome, RotationTrial};
 
 /// How far the experiment is.
 #[derive(Debug, Clone)]

@@ -21,8 +21,8 @@ use prometheus_client::encoding::{DescriptorEncoder, NoLabelSet, prometheus_text
 use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::Registry;
 
+use crate::events::{Counters, QueueCounters, Ready, Stats};
 use crate::host::sandbox::{Role, Sandbox};
-use crate::report::{Counters, QueueCounters, Ready, Stats};
 
 /// A whole exchange takes no longer, or is given up.
 const EXCHANGE: Duration = Duration::from_secs(2);

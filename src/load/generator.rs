@@ -23,11 +23,11 @@ use super::schedule::Schedule;
 use super::socket::SocketTransport;
 use crate::address::Targets;
 use crate::address::mt6d::Timetable;
+use crate::events::LoadResult;
 use crate::host::settings::{Changed, Keeper};
 use crate::host::time::{self, Moment, System, Time, unix_time};
 use crate::host::{self, Environment};
 use crate::net::netlink::{self, AttachMode, Link};
-use crate::report::LoadResult;
 use crate::xdp::CopyMode;
 
 /// The ways to ask.

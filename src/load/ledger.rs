@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use super::schedule::Schedule;
 use crate::address::Pool;
 use crate::address::mt6d::Timetable;
-use crate::report::{Percentiles, times};
+use crate::events::{Percentiles, times};
 use crate::wire::Stamp;
 
 /// Where requests go.

@@ -3,8 +3,8 @@
 use std::fs;
 
 use super::generator::Client;
+use crate::events::LoadResult;
 use crate::host::Environment;
-use crate::report::LoadResult;
 
 /// What to do about replies whose checksum only a card would have finished.
 pub const UNFINISHED: &str = "replies came with unfinished checksums, which the server's kernel \

@@ -3,7 +3,7 @@
 //!
 //! ```text
 //!   xdp::capability (facts, nothing disturbed) ─► verdict (pure) ─┐
-//!   engine::Server, opened for a moment ──────────► tried ────────┴─► agree?
+//!   server::Server, opened for a moment ──────────► tried ────────┴─► agree?
 //! ```
 
 mod verdict;
@@ -14,9 +14,10 @@ use anyhow::Result;
 use serde::{Deserialize, Serialize};
 
 use crate::address::Pool;
-use crate::engine::{EngineKind, Modes, Server, ServerConfig};
+use crate::engine::{EngineKind, Modes};
 use crate::live::Method;
 use crate::net::netlink::{self, AttachMode, Link};
+use crate::server::{Server, ServerConfig};
 use crate::xdp::CopyMode;
 use crate::xdp::capability::{Host, Interface};
 

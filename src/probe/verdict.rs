@@ -2,9 +2,10 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::engine::{FRAMES, frame_size, frames, largest_request, takes_packets};
+use crate::engine::{FRAMES, frame_size, frames, largest_request};
 use crate::net::ethtool::QueueCounts;
 use crate::net::netlink::{self, AttachMode};
+use crate::server::takes_packets;
 use crate::xdp::capability::{Host, Interface, LRO, Master, VLAN, Virtio};
 use crate::xdp::{CopyMode, stacked};
 

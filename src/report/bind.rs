@@ -5,7 +5,7 @@ use anyhow::{Context, Result, anyhow};
 use clap::ValueEnum;
 
 use super::chart::{Axis, Line, Panel, nanoseconds, short};
-use super::results::{BindCell, BindOutcome, BindResult, BindSummary, Event, Spread};
+use crate::events::{BindCell, BindOutcome, BindResult, BindSummary, Event, Spread};
 use crate::live::Method;
 
 /// Sums up the runs of each method and number of addresses, in the order of the first of each.

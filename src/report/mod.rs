@@ -1,5 +1,5 @@
-//! What runs leave behind for people and programs: one schema for every JSON line that a command
-//! prints, and what is made of such lines.
+//! What people get to see of results: tables, charts and the page, made of the lines of
+//! [`events`](crate::events).
 //!
 //! Pure: numbers and their names come in, text goes out.
 
@@ -7,15 +7,7 @@ pub mod bind;
 pub mod chart;
 pub mod page;
 pub mod response;
-mod results;
 pub mod rotation;
 mod words;
 
-pub(crate) use results::times;
-pub use results::{
-    BindCell, BindOutcome, BindResult, BindSummary, Carried, Cell, Contestant, Counters,
-    EngineResult, Event, Experiment, Failed, Limit, LoadResult, Moves, Moving, Notice, Percentiles,
-    Plan, QueueCounters, Ready, RotationCell, RotationLimit, RotationOutcome, RotationTrial,
-    SCHEMA, Spread, Stats, Sustained, ThresholdSummary, Trial,
-};
 pub use words::{or_dash, rate};

@@ -9,7 +9,7 @@ use hdrhistogram::Histogram;
 use hdrhistogram::serialization::Deserializer;
 
 use super::chart::{Axis, Line, Panel, microseconds, short};
-use super::results::{Cell, Event, Limit, Percentiles, Spread, Sustained, ThresholdSummary, Trial};
+use crate::events::{Cell, Event, Limit, Percentiles, Spread, Sustained, ThresholdSummary, Trial};
 use crate::experiment::ResponseProfile;
 
 /// A run in which fewer of the requests were answered is a failure, as in the paper.
@@ -342,10 +342,10 @@ fn share(slower: f64) -> String {
 pub(crate) mod tests {
     use super::*;
     use crate::engine::EngineKind;
+    use crate::events::LoadResult;
     use crate::experiment::Profile;
     use crate::live::Method;
     use crate::load::{Client, Outcome};
-    use crate::report::LoadResult;
     use crate::report::chart::svg;
 
     pub fn trial(engine: EngineKind, addresses: u64, run: u32, rate: u64, mean_us: f64) -> Event {

@@ -6,11 +6,11 @@ use std::cmp::Reverse;
 use anyhow::{Context, Result, anyhow};
 
 use super::chart::{Axis, Line, Panel, microseconds, nanoseconds, short};
-use super::results::{
+use crate::engine::EngineKind;
+use crate::events::{
     Carried, Event, LoadResult, Percentiles, RotationCell, RotationLimit, RotationOutcome,
     RotationTrial, Spread,
 };
-use crate::engine::EngineKind;
 use crate::experiment::RotationProfile;
 use crate::live::Method;
 

@@ -4,8 +4,9 @@
 
 use anyhow::{Result, bail, ensure};
 
-use super::{EngineKind, Modes, ServerConfig, largest_request};
+use super::ServerConfig;
 use crate::address::{Prefix, Targets, timed};
+use crate::engine::{EngineKind, Modes, largest_request};
 use crate::host;
 use crate::live::Method;
 use crate::net::ethtool;

@@ -1,7 +1,7 @@
 //! What a server's counters give away about a fault elsewhere: a sentence for each, said once.
 
-use super::afxdp::REDIRECT_FAILED;
-use crate::report::Counters;
+use crate::engine::REDIRECT_FAILED;
+use crate::events::Counters;
 use crate::wire::Refusal;
 
 /// Remembers what was said already.
@@ -108,7 +108,7 @@ impl Stuck {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::report::QueueCounters;
+    use crate::events::QueueCounters;
     use crate::xdp::{KernelCounters, RingLevels};
 
     fn counters(queues: &[(u64, u32)]) -> Counters {

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Error, Result, anyhow};
 
-use super::Follower;
+use crate::engine::Follower;
 use crate::live::Method;
 use crate::net::ethtool;
 use crate::net::netlink::{AddressLosses, Link, Socket};

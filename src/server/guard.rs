@@ -26,10 +26,10 @@ use nix::sys::signal::{SigSet, Signal};
 use nix::unistd::{Pid, getpid, getppid};
 
 use crate::address::{Pool, Prefix, Targets};
-use crate::engine::ServerConfig;
 use crate::host::settings::Keeper;
 use crate::live::{self, Method};
 use crate::net::netlink;
+use crate::server::ServerConfig;
 
 /// The program that runs now, also where its file has been replaced since.
 const THIS_PROGRAM: &str = "/proc/self/exe";

@@ -3,8 +3,8 @@
 
 use std::fs;
 
+use crate::events::Stats;
 use crate::net::netlink::Link;
-use crate::report::Stats;
 
 /// Seconds without any solicitation or request after which it is said.
 const PATIENCE: f64 = 30.0;
@@ -82,7 +82,7 @@ fn parse(counts: &str) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::report::Counters;
+    use crate::events::Counters;
 
     fn after(seconds: f64, verdict: &str, count: u64) -> Stats {
         let mut counters = Counters::default();

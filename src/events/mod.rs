@@ -1,4 +1,7 @@
-//! The schema. Field names are the command-line contract; units are in the names (`_us`
+//! THE SCHEMA of every line of JSON that a command prints, with the modes, counters and reasons
+//! that it names: data, and nothing that asks or does anything.
+//!
+//! Field names are the command-line contract; units are in the names (`_us`
 //! microseconds, `_rps` requests per second, `_pps` packets per second).
 
 use std::collections::BTreeMap;

@@ -1,6 +1,14 @@
 //! A server, whole: what it needs is checked, its addresses made live, its engine opened, and in
 //! the end all of it is taken back.
 
+mod checks;
+pub mod guard;
+mod master;
+mod silence;
+mod spread;
+mod symptoms;
+mod watch;
+
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, mpsc};
@@ -9,23 +17,24 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 
-use super::handler::{Handler, Ours};
-use super::master;
-use super::silence::Silence;
-use super::symptoms::Symptoms;
-use super::watch::Watcher;
-use super::{
-    CounterSet, Engine, EngineConfig, EngineKind, RingRequest, TPacket, checks, spread, supervise,
-};
 use crate::address::{Pool, Prefix, Schedule, Sources, Targets};
+use crate::engine::{
+    self, CounterSet, Engine, EngineConfig, EngineKind, RingRequest, TPacket, supervise,
+};
+use crate::events::{Counters, Moves, Moving, Ready, Stats};
 use crate::host::sandbox::{Role, Sandbox};
 use crate::host::settings::{Changed, Keeper};
 use crate::host::{self, Environment, Nearness};
 use crate::live::{self, Bound, LiveSet, Method, Phases, Place, Rotated, Rotation, Step, Told};
 use crate::net::ethtool;
 use crate::net::netlink::{self, Link};
-use crate::report::{Counters, Moves, Moving, Ready, Stats};
+use crate::policy::{Handler, Ours};
 use crate::xdp::{AttachRequest, CopyRequest, stacked};
+
+pub(crate) use master::takes_packets;
+use silence::Silence;
+use symptoms::Symptoms;
+use watch::Watcher;
 
 /// What to serve.
 #[derive(Debug, Clone)]
@@ -332,7 +341,7 @@ impl Server {
                 "{0} is down: set it up with 'ip link set {0} up', or use --bind netlink-down",
                 link.name
             );
-            let engine = kind.map(|kind| super::open(kind, &engine_config(link))).transpose();
+            let engine = kind.map(|kind| engine::open(kind, &engine_config(link))).transpose();
             open_seconds = if kind.is_some() { started.elapsed().as_secs_f64() } else { 0.0 };
             engine
         };
@@ -670,9 +679,8 @@ mod tests {
 
         fn run(self: Box<Self>, stop: &AtomicBool) -> Result<()> {
             thread::scope(|scope| {
-                let worker =
-                    super::super::supervise::start(scope, stop, || panic!("as a test wants it"));
-                super::super::supervise::wait_for([worker])
+                let worker = supervise::start(scope, stop, || panic!("as a test wants it"));
+                supervise::wait_for([worker])
             })
         }
     }
