@@ -4,6 +4,13 @@
 //! Field names are the command-line contract; units are in the names (`_us`
 //! microseconds, `_rps` requests per second, `_pps` packets per second).
 
+mod addresses;
+mod counters;
+mod machine;
+mod modes;
+mod probe;
+mod profile;
+
 use std::collections::BTreeMap;
 use std::fmt;
 
@@ -11,15 +18,21 @@ use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::address::Schedule;
-use crate::engine::{EngineKind, Modes};
-use crate::experiment::{BindProfile, ResponseProfile, RotationProfile};
-use crate::host::Environment;
-use crate::live::{Method, Phases, Rotated};
-use crate::load::{Client, Outcome};
-use crate::net::netlink::AttachMode;
-use crate::probe::Probe;
-use crate::xdp::{
-    AttachRequest, BusyPoll, CopyMode, CopyRequest, KernelCounters, RingLevels, RingSizes,
+
+pub use addresses::{Phase, Phases, Rotated};
+pub use counters::{KernelCounters, RingLevels};
+pub use machine::{Environment, Napi, Nic};
+pub use modes::{
+    AttachMode, AttachRequest, AttachedProgram, BusyPoll, Client, CopyMode, CopyRequest,
+    EngineKind, Fallback, HugepageRequest, Method, Modes, RingSizes, TPacket,
+};
+pub use probe::{
+    Advice, Finding, Host, Hugepages, Interface, Master, Peer, Probe, Tried, Verdict, Virtio,
+    XdpFeatures,
+};
+pub use profile::{
+    Approach, BindProfile, BindSeries, Rates, ResponseProfile, ResponseSeries, RotationProfile,
+    RotationSeries,
 };
 
 /// Version of the schema, on every line as `schema`. It grows when a field goes or changes its
@@ -542,6 +555,35 @@ pub(crate) mod times {
 /// A time: earlier versions wrote 0 where there was none.
 fn unless_zero<'de, D: Deserializer<'de>>(from: D) -> Result<Option<f64>, D::Error> {
     Ok(Option::deserialize(from)?.filter(|time: &f64| *time != 0.0))
+}
+
+/// What a run has come to.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Outcome {
+    /// Requests with at least one reply.
+    pub answered: u64,
+    /// Requests with all replies.
+    pub complete: u64,
+    /// Replies that belong to a request, without duplicates.
+    pub replies: u64,
+    /// Replies beyond the number expected for a request.
+    pub duplicates: u64,
+    /// Replies from another address than the one asked.
+    pub wrong_source: u64,
+    /// Replies with damaged contents, or to a request that was never sent.
+    pub corrupt: u64,
+    /// Of those in `corrupt`, the ones whose checksum covers the pseudo-header alone: the server's
+    /// interface leaves checksums to nobody.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub unfinished: u64,
+    /// Replies to an earlier run, which are not counted otherwise.
+    pub stragglers: u64,
+    /// Times to the first reply, of the requests that had one; `None` where none had.
+    #[serde(with = "times")]
+    pub first: Option<Percentiles>,
+    /// Times to the last reply, of the requests that had all; `None` where none had.
+    #[serde(with = "times")]
+    pub last: Option<Percentiles>,
 }
 
 /// What a load run measured.

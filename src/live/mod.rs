@@ -29,7 +29,6 @@ mod netlink;
 mod rotation;
 mod setting;
 
-use std::fmt;
 use std::io;
 use std::net::Ipv6Addr;
 use std::os::linux::net::SocketAddrExt;
@@ -38,7 +37,6 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use serde::{Deserialize, Serialize};
 
 use crate::address::{Pool, Prefix};
 use crate::host::sandbox::Role;
@@ -48,6 +46,8 @@ use crate::xdp::LiveAddresses;
 use kernel::Kernel;
 pub use live_set::LiveSet;
 pub use rotation::{Rotated, Rotation};
+
+pub use crate::events::{Method, Phase, Phases};
 
 /// Called between the steps of a bind with how many addresses are bound so far; returns whether to
 /// go on.
@@ -142,20 +142,6 @@ pub struct Timed {
 #[error("interrupted")]
 pub struct Interrupted;
 
-/// The parts of a piece of work, in the order in which they were done.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-#[serde(transparent)]
-pub struct Phases(pub Vec<Phase>);
-
-/// A part of a piece of work.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Phase {
-    /// What was done.
-    pub name: String,
-    /// How long it took.
-    pub seconds: f64,
-}
-
 impl Phases {
     /// Does the next part, timed.
     fn time<T>(&mut self, name: &str, part: impl FnOnce() -> T) -> T {
@@ -171,32 +157,6 @@ impl Phases {
         // The sum of no floats is -0.
         self.0.iter().fold(0.0, |sum, phase| sum + phase.seconds)
     }
-}
-
-/// The ways there are.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, clap::ValueEnum)]
-#[serde(rename_all = "kebab-case")]
-pub enum Method {
-    /// Addresses of the kernel, one netlink message each, and each acknowledged before the next
-    Netlink,
-    /// The same, with many messages to a system call
-    NetlinkBatch,
-    /// The same while the link is down: the kernel joins no multicast groups until it is set up
-    NetlinkDown,
-    /// Addresses of the kernel, one ioctl each
-    Ioctl,
-    /// Addresses of the kernel, one process of ip(8) each
-    Command,
-    /// Addresses of the kernel, one process of ifconfig(8) each
-    Ifconfig,
-    /// A local route for the whole prefix: every address of it is live, and neighbours need a route
-    /// to it
-    Anyip,
-    /// Entries of the steering program's maps: the engine answers neighbour discovery, and the
-    /// kernel has no part in it
-    LiveMap,
-    /// Leave the addresses to others
-    None,
 }
 
 impl Method {
@@ -253,22 +213,6 @@ impl Method {
             | Self::Ifconfig => true,
             Self::Anyip | Self::LiveMap | Self::None => false,
         }
-    }
-}
-
-impl fmt::Display for Method {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(match self {
-            Self::Netlink => "netlink",
-            Self::NetlinkBatch => "netlink-batch",
-            Self::NetlinkDown => "netlink-down",
-            Self::Ioctl => "ioctl",
-            Self::Command => "command",
-            Self::Ifconfig => "ifconfig",
-            Self::Anyip => "anyip",
-            Self::LiveMap => "live-map",
-            Self::None => "none",
-        })
     }
 }
 

@@ -20,13 +20,14 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use nix::time::{ClockId, clock_gettime};
-use serde::{Deserialize, Serialize};
 
 use super::{Binder, Interrupted, LiveSet, Method, Phases, Place, Step, Timed, Told};
 use crate::address::mt6d::{Timetable, window};
 use crate::host::time::{self, Moment, System, Time};
 use crate::net::netlink::Socket;
 use crate::xdp::LiveAddresses;
+
+pub use crate::events::Rotated;
 
 /// Share of a step in which the addresses of the next are prepared, where they are not live before
 /// that: the rest is for the case that others want the processor.
@@ -47,28 +48,6 @@ const STALL: Duration = Duration::from_millis(400);
 const FILL: u64 = 1024;
 
 const NO_ROOM: &str = "no room for so many addresses that move";
-
-/// How one step went: told when its work is done, and while it is not, whenever a step ends.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-pub struct Rotated {
-    /// The step in which it was to be done.
-    pub step: u64,
-    /// Seconds of work, without the pauses between the chunks.
-    pub seconds: f64,
-    /// Seconds of processor time, all that the rotation took in that step.
-    pub cpu_seconds: f64,
-    /// Milliseconds after the end of the step until the work was done; if it is not done, until
-    /// now. By a clock that nobody sets.
-    pub late_ms: f64,
-    /// Clients whose addresses were exchanged: all of them, unless the step ended before.
-    pub rotated: u64,
-    /// Addresses that are live now.
-    pub live: u64,
-    /// Where it was late, and had the processor: for how many clients a step is long enough, as the
-    /// work of this one lets expect.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub clients_carried: Option<u64>,
-}
 
 /// A step's work.
 struct Work {

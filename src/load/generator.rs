@@ -2,7 +2,6 @@
 //! server. How datagrams leave and arrive is a [`Transport`]'s business.
 
 use std::collections::hash_map::RandomState;
-use std::fmt;
 use std::hash::{BuildHasher, Hasher};
 use std::net::{Ipv6Addr, SocketAddrV6, UdpSocket};
 use std::ops::RangeInclusive;
@@ -15,7 +14,6 @@ use anyhow::{Context, Result, bail, ensure};
 use nix::sys::socket::{
     AddressFamily, SockFlag, SockType, SockaddrIn6, bind, setsockopt, socket, sockopt,
 };
-use serde::{Deserialize, Serialize};
 
 use super::ledger::{Aim, Ledger};
 use super::rings::RingTransport;
@@ -30,24 +28,7 @@ use crate::host::{self, Environment};
 use crate::net::netlink::{self, AttachMode, Link};
 use crate::xdp::CopyMode;
 
-/// The ways to ask.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
-#[serde(rename_all = "kebab-case")]
-pub enum Client {
-    /// AF_XDP rings: the server is the limit for longer
-    Afxdp,
-    /// A UDP socket, and the kernel's own timestamps of what arrives
-    Socket,
-}
-
-impl fmt::Display for Client {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(match self {
-            Self::Afxdp => "afxdp",
-            Self::Socket => "socket",
-        })
-    }
-}
+pub use crate::events::Client;
 
 /// What to ask, of whom.
 #[derive(Debug, Clone)]

@@ -1,35 +1,11 @@
 //! Mapped memory: the UMEM that frames lie in, and the rings that the kernel maps for a socket,
 //! here and in the engine room.
 
-use std::fmt;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::ptr::{self, NonNull};
 
-use serde::{Deserialize, Serialize};
-
-/// Whether packets are to lie on huge pages.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
-#[serde(rename_all = "lowercase")]
-pub enum HugepageRequest {
-    /// Where enough of them are free.
-    #[default]
-    Auto,
-    /// On huge pages or an error.
-    Yes,
-    /// On pages of the usual size.
-    No,
-}
-
-impl fmt::Display for HugepageRequest {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(match self {
-            Self::Auto => "auto",
-            Self::Yes => "yes",
-            Self::No => "no",
-        })
-    }
-}
+pub use crate::events::HugepageRequest;
 
 /// A mapping that is readable, writable and shared with the kernel, unmapped when dropped.
 #[derive(Debug)]

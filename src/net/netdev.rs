@@ -7,7 +7,8 @@ use std::io;
 use nix::errno::Errno;
 use rtnetlink::packet_core::{NLM_F_REQUEST, NLMSG_ERROR, NetlinkBuffer, NlasIterator};
 use rtnetlink::sys;
-use serde::{Deserialize, Serialize};
+
+pub use crate::events::XdpFeatures;
 
 /// The family that names the others, and how to ask it for one (linux/genetlink.h).
 const GENL_ID_CTRL: u16 = 0x10;
@@ -28,19 +29,6 @@ const FEATURES: [&str; 7] =
     ["basic", "redirect", "ndo-xmit", "xsk-zerocopy", "hw-offload", "rx-sg", "ndo-xmit-sg"];
 const RX_METADATA: [&str; 3] = ["timestamp", "hash", "vlan-tag"];
 const XSK: [&str; 3] = ["tx-timestamp", "tx-checksum", "tx-launch-time-fifo"];
-
-/// What a driver says it can do, by the kernel's names. One that is newer than these is `bit-N`.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct XdpFeatures {
-    /// What becomes of a packet: `basic` is native XDP at all.
-    pub features: Vec<String>,
-    /// In how many frames a packet may lie with zero-copy.
-    pub zero_copy_segments: Option<u32>,
-    /// What a program can ask of a packet.
-    pub rx_metadata: Vec<String>,
-    /// What an AF_XDP socket can ask for when it sends.
-    pub xsk: Vec<String>,
-}
 
 impl XdpFeatures {
     /// Whether the driver can do `feature`.

@@ -37,10 +37,11 @@ use rtnetlink::packet_route::route::{
 use rtnetlink::packet_route::rule::{RuleAction, RuleAttribute, RuleMessage};
 use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
 use rtnetlink::sys;
-use serde::{Deserialize, Serialize};
 
 use crate::address::Prefix;
 use crate::net::denied;
+
+pub use crate::events::{AttachMode, AttachedProgram};
 
 /// What says that an address or a route is ours: the IFA_PROTO or rtm_protocol that [`crate::live`]
 /// gives each one, so that a later run knows the leftovers of one that was killed (`ip -details
@@ -127,37 +128,6 @@ pub struct Vrf {
 /// When there is no such interface.
 pub fn vrf(index: u32) -> Result<Option<Vrf>> {
     Socket::open()?.vrf(index)
-}
-
-/// An XDP program on an interface.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct AttachedProgram {
-    /// Where it runs.
-    pub mode: AttachMode,
-    /// The kernel's number for it (`bpftool prog show id N`).
-    pub id: u32,
-}
-
-/// Where an XDP program runs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum AttachMode {
-    /// In the driver, before there is an skb.
-    Native,
-    /// In the kernel's general receive path, on an skb: works everywhere, slower.
-    Generic,
-    /// On the card.
-    Offload,
-}
-
-impl fmt::Display for AttachMode {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(match self {
-            Self::Native => "native",
-            Self::Generic => "generic",
-            Self::Offload => "offload",
-        })
-    }
 }
 
 /// An IPv6 address of an interface.
