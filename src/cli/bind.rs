@@ -6,11 +6,10 @@ use anyhow::Result;
 use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
 
 use super::{Addresses, Usage, binding, print_json, running, stop_at_end_of_input, stop_on_signal};
-use crate::events::{BindResult, Event};
+use crate::events::{BindResult, Event, or_dash};
 use crate::experiment::bound;
 use crate::host::sandbox::Sandbox;
 use crate::live::Method;
-use crate::report::or_dash;
 use crate::server::ServerConfig;
 
 /// Make addresses live, hold them, and measure what that takes

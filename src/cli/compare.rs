@@ -11,11 +11,10 @@ use indicatif::HumanDuration;
 
 use super::{Usage, align, make, print_json, progress, stop_on_signal, write};
 use crate::engine::EngineKind;
-use crate::events::{EngineResult, Event};
+use crate::events::{EngineResult, Event, or_dash, rate};
 use crate::experiment::{CompareConfig, Peer, compare};
 use crate::lab::Lab;
 use crate::live::Method;
-use crate::report::{or_dash, rate};
 use crate::wire::{MAX_PAYLOAD, MIN_PAYLOAD};
 
 /// Compare engines on the same work, in a lab on this machine

@@ -15,15 +15,16 @@ use super::{Usage, align, make, print_json, progress, stop_on_signal, write};
 use crate::address::Prefix;
 use crate::events::{
     BindCell, BindOutcome, BindSummary, Carried, Event, Failed, RotationOutcome, ThresholdSummary,
+    or_dash, rate,
 };
 use crate::experiment::{
     self, BindProgress, Host, Place, Profile, ResponseConfig, RotationProfile,
 };
 use crate::live::{Interrupted, Method};
 use crate::load::Client;
+use crate::report;
 use crate::report::chart::svg;
 use crate::report::response::{is_at_least, series_name};
-use crate::report::{self, or_dash, rate};
 use crate::xdp::{AttachRequest, CopyRequest};
 
 /// Measure a figure of the paper

@@ -7,12 +7,11 @@ use anyhow::{Result, bail};
 use comfy_table::{Table, presets};
 
 use super::{Moving, align, note, print_json, progress, stop_on_signal};
-use crate::events::{Event, LoadResult, Percentiles};
+use crate::events::{Event, LoadResult, Percentiles, or_dash, rate};
 use crate::load::{
     Client, Generator, Heard, LoadConfig, Outcome, Run, UNFINISHED, cause, nothing_came,
 };
 use crate::net::netlink::AttachMode;
-use crate::report::{or_dash, rate};
 use crate::wire::{MAX_PAYLOAD, MIN_PAYLOAD};
 use crate::xdp::{BusyPoll, CopyMode};
 

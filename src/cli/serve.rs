@@ -12,12 +12,11 @@ use sd_notify::NotifyState;
 use super::{Moving, binding, note, print_json, running, stop_at_end_of_input, stop_on_signal};
 use crate::address::{Prefix, Sources};
 use crate::engine::{EngineKind, RingRequest, TPacket};
-use crate::events::{Event, Notice, Ready, Stats};
+use crate::events::{Event, Notice, Ready, Stats, or_dash, rate};
 use crate::host::metrics::{self, Board, Listener};
 use crate::host::sandbox::Sandbox;
 use crate::live::{Method, Rotated};
 use crate::net::memory::HugepageRequest;
-use crate::report::{or_dash, rate};
 use crate::server::{Occasion, ServerConfig};
 use crate::xdp::{AttachRequest, CopyRequest};
 

@@ -10,6 +10,7 @@ mod machine;
 mod modes;
 mod probe;
 mod profile;
+pub(crate) mod words;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -34,6 +35,7 @@ pub use profile::{
     Approach, BindProfile, BindSeries, Rates, ResponseProfile, ResponseSeries, RotationProfile,
     RotationSeries,
 };
+pub use words::{or_dash, rate};
 
 /// Version of the schema, on every line as `schema`. It grows when a field goes or changes its
 /// meaning; new fields alone do not change it. Lines without one are from before it was counted.

@@ -14,13 +14,13 @@ use anyhow::Result;
 use super::journal::{Found, Journal};
 use super::only_one;
 use super::profile::BindProfile;
+use super::summary::bind::summarize;
 use crate::address::Pool;
 use crate::events::{BindCell, BindOutcome, BindResult, Event, Plan, Ready};
 use crate::host::Environment;
 use crate::lab::{Lab, Side};
 use crate::live::{Interrupted, Method, Phases};
 use crate::net::netlink;
-use crate::report::bind::summarize;
 use crate::server::{Server, ServerConfig, Totals};
 
 /// A prefix that none of the lab's own addresses lies under, so that a local route may be had for

@@ -22,12 +22,11 @@ use super::search::{Trial, highest};
 use super::server::{Host, Order, ServerProcess};
 use crate::address::Pool;
 use crate::engine::EngineKind;
-use crate::events::{Cell, Contestant, EngineResult, LoadResult, Ready};
+use crate::events::{Cell, Contestant, EngineResult, LoadResult, Ready, rate as words};
 use crate::host::{Environment, Ticks};
 use crate::lab::{Lab, Side};
 use crate::live::Method;
 use crate::load::{Client, Generator, LoadConfig, Run};
-use crate::report::rate as words;
 use crate::server::ServerConfig;
 
 /// What to compare, on what work.

@@ -21,6 +21,7 @@ use super::journal::{Found, Journal};
 use super::profile::{Approach, ResponseProfile};
 use super::search::bisect;
 use super::server::{Host, Order, ServerProcess};
+use super::summary::response::{held, summarize};
 use super::{only_one, pin_to_last};
 use crate::address::Pool;
 use crate::events::{Cell, Event, Failed, Plan, Trial};
@@ -29,7 +30,6 @@ use crate::lab::{Lab, Side};
 use crate::live::Interrupted;
 use crate::load::{Client, Generator, LoadConfig, Run};
 use crate::net::netlink;
-use crate::report::response::{held, summarize};
 
 /// Where the experiment runs.
 #[derive(Debug, Clone)]

@@ -23,6 +23,7 @@ use super::journal::{Found, Journal};
 use super::profile::RotationProfile;
 use super::search::bisect;
 use super::server::{Host, Order, ServerProcess, Timing};
+use super::summary::rotation::{limit, summarize};
 use super::{only_one, pin_to_last};
 use crate::address::Secret;
 use crate::address::mt6d::{Clock, Subnet, Timetable};
@@ -33,7 +34,6 @@ use crate::lab::{Lab, Side};
 use crate::live::{Interrupted, Rotated};
 use crate::load::{Client, Generator, LoadConfig, Run};
 use crate::net::netlink;
-use crate::report::rotation::{limit, summarize};
 
 /// How far the experiment is.
 #[derive(Debug, Clone)]

@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Error, Result};
 
-use super::generator::{BATCH, Clock, LoadConfig, Transport, Way};
 use super::ledger::Ledger;
+use super::transport::{BATCH, Clock, LoadConfig, Transport, Way};
 use crate::address::Prefix;
 use crate::net::memory::HugepageRequest;
 use crate::net::netlink::{self, AttachMode};

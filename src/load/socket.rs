@@ -10,8 +10,8 @@ use std::net::UdpSocket;
 use anyhow::{Context, Result};
 use nix::sys::socket::{setsockopt, sockopt};
 
-use super::generator::{Clock, LoadConfig, Transport, Way};
 use super::ledger::Ledger;
+use super::transport::{Clock, LoadConfig, Transport, Way};
 use crate::net::datagrams::{self, BATCH, Incoming, Message, Outgoing};
 use crate::wire::MAX_PAYLOAD;
 

@@ -2,8 +2,7 @@
 
 use std::fs;
 
-use super::generator::Client;
-use crate::events::LoadResult;
+use crate::events::{Client, LoadResult};
 use crate::host::Environment;
 
 /// What to do about replies whose checksum only a card would have finished.

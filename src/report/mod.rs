@@ -8,6 +8,3 @@ pub mod chart;
 pub mod page;
 pub mod response;
 pub mod rotation;
-mod words;
-
-pub use words::{or_dash, rate};

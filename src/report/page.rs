@@ -8,8 +8,8 @@ use super::bind;
 use super::chart::{Panel, for_page, svg};
 use super::response::{self, cells, is_at_least, limit_name, series_name, trials};
 use super::rotation;
-use super::words::{self, or_dash};
 use crate::engine::EngineKind;
+use crate::events::words::{self, or_dash};
 use crate::events::{
     BindOutcome, BindSummary, Cell, EngineResult, Event, Experiment, Limit, Plan, Ready,
     RotationOutcome, Spread, ThresholdSummary, Trial,
