@@ -1,4 +1,4 @@
-//! What one request costs in `wire` and `engine::Handler`: `cargo bench --bench wire`.
+//! What one request costs in `wire` and `policy::Handler`: `cargo bench --bench wire`.
 //!
 //! The frame is the comparison's: 94 bytes, 32 of them payload. Each reply is taken as the next
 //! request, with the ports swapped, so that nothing but the work itself is measured.
@@ -7,7 +7,7 @@ use std::hint::black_box;
 
 use criterion::{Criterion, Throughput};
 use sixhop::address::Pool;
-use sixhop::engine::Handler;
+use sixhop::policy::Handler;
 use sixhop::wire::{Endpoints, Stamp, Template, validate};
 
 fn wire(criterion: &mut Criterion) {

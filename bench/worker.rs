@@ -10,7 +10,8 @@ use std::time::{Duration, Instant};
 
 use criterion::{Criterion, Throughput};
 use sixhop::address::Pool;
-use sixhop::engine::{Handler, Worker};
+use sixhop::engine::Worker;
+use sixhop::policy::Handler;
 use sixhop::wire::{Endpoints, Stamp, Template};
 use sixhop::xdp::model::{self, Model};
 use sixhop::xdp::{Doorbell, Rings};

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT OR Apache-2.0 OR GPL-2.0-only */
 /*
  * Answering requests in the program itself: the rules of Handler::screen and then of
- * Handler::answer (src/engine/handler.rs) in the same order, with the same bytes in the end.
+ * Handler::answer (src/policy.rs) in the same order, with the same bytes in the end.
  * tests/program.rs holds the two against each other.
  *
  *   screen (sources.h) ──► validate ──► decide ──► rewrite

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT OR Apache-2.0 OR GPL-2.0-only */
 /*
- * Who is answered: the rules of Handler::screen (src/engine/handler.rs) in the same order, decided
+ * Who is answered: the rules of Handler::screen (src/policy.rs) in the same order, decided
  * before a request costs more than its headers, and how often one source may ask.
  *
  *   service port, port 0 ──► multicast, ::, ::1, mapped ──► allowed_sources ──► (live?) ──► budgets

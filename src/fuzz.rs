@@ -20,10 +20,12 @@ use std::time::Instant;
 use etherparse::{EtherType, Ethernet2Slice, Icmpv6Slice, IpNumber, Ipv6Slice, UdpSlice};
 
 use crate::address::Pool;
-use crate::engine::{Advertiser, Handler, Worker};
+use crate::engine::{Advertiser, Worker};
+use crate::events::Event;
 use crate::experiment::Profile;
+use crate::policy::Handler;
 use crate::report::page::{Data, page};
-use crate::report::{Event, bind, response};
+use crate::report::{bind, response};
 use crate::wire::{ADVERTISEMENT, HOP_LIMIT, solicitation};
 use crate::xdp::model::{self, Model};
 use crate::xdp::{Doorbell, Rings};

@@ -4,44 +4,47 @@
 //! The map of the crate, by what travels through it:
 //!
 //! ```text
-//! packet    NIC queue ─► bpf/steer ─► xdp ─► wire::validate ─► engine ─► wire (in place)
+//! packet    NIC queue ─► bpf/steer ─► xdp ─► wire::validate ─► policy ─► wire (in place)
 //!              ─► xdp ─► NIC
-//! address   address (which) ─► bind (make it live: kernel | steering map)
+//! address   address (which) ─► live (make it so: kernel | steering map)
 //!              ─► live set, seen by bpf and by the kernel
-//! number    load (open loop, ledger) ─► experiment (searches, runs) ─► report (one schema, charts)
+//! number    load (open loop, ledger) ─► experiment (searches, runs) ─► events (one schema)
+//!              ─► report
 //! ability   xdp::capability (what an interface can do)
 //!              ─► probe (what a server would get on it, and why not more)
 //! ```
 //!
-//! [`address`], [`wire`] and [`report`] are pure. `unsafe` is in [`xdp`], in `datagrams`, in the
-//! ring of the engine `uring`, and in single system calls of [`engine`], [`bind`] and [`machine`].
-//! [`cli`] turns flags into calls of the rest.
+//! [`address`], [`wire`], [`events`] and `report` are pure. `unsafe` is in [`xdp`], in [`net`], in
+//! the ring of the engine `uring`, and in single system calls of [`engine`], [`live`] and [`host`].
+//! `cli` turns flags into calls of the rest.
+//!
+//! The rooms stand in an order, and each uses only those before it: [`wire`], [`address`],
+//! [`events`], [`net`], [`host`], [`xdp`], [`live`], [`policy`], [`engine`], [`server`], `load`,
+//! `lab`, `probe`, `experiment`, `report`, `cli`. A test holds it.
 
 pub mod address;
-pub mod bind;
 #[cfg(feature = "cli")]
 pub mod cli;
-mod datagrams;
 pub mod engine;
+pub mod events;
 #[cfg(feature = "lab")]
 pub mod experiment;
 #[cfg(all(feature = "lab", any(test, feature = "fuzzing")))]
 pub mod fuzz;
-#[cfg(feature = "cli")]
-pub mod guard;
+pub mod host;
 #[cfg(feature = "lab")]
 pub mod lab;
+pub mod live;
 #[cfg(feature = "lab")]
 pub mod load;
-pub mod machine;
-#[cfg(feature = "metrics")]
-pub mod metrics;
-pub mod netlink;
+pub mod net;
+pub mod policy;
 #[cfg(feature = "lab")]
 pub mod probe;
+#[cfg(feature = "lab")]
 pub mod report;
-pub mod secret;
-mod settings;
-pub mod time;
+#[cfg(test)]
+mod rooms;
+pub mod server;
 pub mod wire;
 pub mod xdp;

@@ -26,9 +26,9 @@ use libtest_mimic::Trial;
 use nix::sys::signal::{Signal, kill, raise};
 use nix::unistd::Pid;
 use serde_json::Value;
-use sixhop::bind::{self, Bound, Method, Place, Step};
 use sixhop::lab::{Lab, Side, State};
-use sixhop::netlink;
+use sixhop::live::{self, Bound, Method, Place, Step};
+use sixhop::net::netlink;
 use sixhop::xdp::{Program, ProgramConfig, Verdict};
 
 const SIXHOP: &str = env!("CARGO_BIN_EXE_sixhop");
@@ -91,7 +91,7 @@ fn bind(
 ) -> Result<Bound> {
     let link = link(lab, Side::Server)?;
     let place = Place { link: &link, prefix: "2001:db8:1::/64".parse()?, live_addresses: None };
-    lab.run_in(Side::Server, move || bind::bind(method, place, wanted.to_vec(), step as &mut Step))
+    lab.run_in(Side::Server, move || live::bind(method, place, wanted.to_vec(), step as &mut Step))
 }
 
 fn go_on(_: usize) -> bool {
@@ -504,7 +504,7 @@ fn live_map_that_fails_leaves_nothing() -> Result<()> {
             live_addresses: Some(program.live_addresses()?),
         };
         let failed = lab.run_in(Side::Server, || {
-            bind::bind(Method::LiveMap, place, addresses.clone(), &mut |bound| bound < limit)
+            live::bind(Method::LiveMap, place, addresses.clone(), &mut |bound| bound < limit)
         });
         fails_with(failed.map(drop), why)?;
         for address in [wanted[0], wanted[7], wanted[65_535], wanted[99_999]] {
@@ -598,7 +598,7 @@ fn second_binder_is_refused() -> Result<()> {
     let binder = |method| {
         let place =
             Place { link: &server, prefix: "2001:db8:1::/64".parse()?, live_addresses: None };
-        lab.run_in(Side::Server, move || bind::binder(method, place))
+        lab.run_in(Side::Server, move || live::binder(method, place))
     };
     let first = binder(Method::Netlink)?;
     fails_with(binder(Method::Ioctl).map(drop), "another sixhop binds addresses to server0")?;
@@ -664,7 +664,7 @@ fn anyip_answers_where_a_route_leads() -> Result<()> {
     let bind = |wanted: Vec<Ipv6Addr>| {
         lab.run_in(Side::Server, || {
             let place = Place { link: &server, prefix, live_addresses: None };
-            bind::bind(Method::Anyip, place, wanted, &mut go_on)
+            live::bind(Method::Anyip, place, wanted, &mut go_on)
         })
     };
     fails_with(

@@ -15,8 +15,9 @@ use clap::ValueEnum;
 use etherparse::PacketBuilder;
 use libtest_mimic::Trial;
 use sixhop::address::Pool;
-use sixhop::engine::{EngineKind, Handler};
+use sixhop::engine::EngineKind;
 use sixhop::lab::Side;
+use sixhop::policy::Handler;
 use sixhop::wire::{MAX_PAYLOAD, Refusal};
 
 const ADDRESSES: u64 = 20;

@@ -36,7 +36,7 @@ use nix::unistd::Pid;
 use serde_json::Value;
 use sixhop::address::Pool;
 use sixhop::lab::Side;
-use sixhop::netlink;
+use sixhop::net::netlink;
 use sixhop::xdp::Attachment;
 
 const PORT: u16 = 3540;
@@ -174,7 +174,7 @@ fn routes(lab: &TestLab) -> Result<String> {
 
 /// Notes of settings of the server's namespace that are still to be put back.
 fn notes(lab: &TestLab) -> Result<Vec<PathBuf>> {
-    let cookie = lab.run_in(Side::Server, || Ok(sixhop::xdp::namespace_cookie()?))?;
+    let cookie = lab.run_in(Side::Server, || Ok(sixhop::net::option::namespace_cookie()?))?;
     let Ok(entries) = fs::read_dir("/run/sixhop") else { return Ok(Vec::new()) };
     let prefix = format!("{cookie}-");
     let ours = |path: &PathBuf| {

@@ -13,7 +13,7 @@ use anyhow::{Context, Result, ensure};
 use libtest_mimic::Trial;
 use nix::sched::{CloneFlags, setns};
 use sixhop::lab::{Lab, Outcome, Side, State};
-use sixhop::netlink;
+use sixhop::net::netlink;
 
 pub fn trials() -> Vec<Trial> {
     vec![

@@ -19,8 +19,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use serde_json::Value;
 use sixhop::address::Pool;
 use sixhop::lab::Side;
-use sixhop::netlink;
-use sixhop::xdp::ethtool;
+use sixhop::net::{ethtool, netlink};
 
 const ADDRESSES: u64 = 5;
 

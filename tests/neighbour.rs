@@ -16,7 +16,7 @@ use etherparse::PacketBuilder;
 use libtest_mimic::Trial;
 use sixhop::address::Pool;
 use sixhop::lab::Side;
-use sixhop::netlink;
+use sixhop::net::netlink;
 use sixhop::xdp::Attachment;
 
 /// Live addresses, of which [`DRAWN`] are tried.

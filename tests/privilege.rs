@@ -25,8 +25,8 @@ use libtest_mimic::Trial;
 use nix::sys::resource::{Resource, setrlimit};
 use seccompiler::{BpfProgram, SeccompAction, SeccompFilter};
 use serde_json::Value;
+use sixhop::host::sandbox::{Role, Sandbox, UNIT_CAPABILITIES, unit_calls};
 use sixhop::lab::Side;
-use sixhop::machine::sandbox::{Role, Sandbox, UNIT_CAPABILITIES, unit_calls};
 
 /// Words by which this program is started as something else than a test.
 const AS_UNIT: &str = "--as-unit";

@@ -10,8 +10,8 @@ use crate::common::{TestLab, ip, link, trial};
 use anyhow::{Context, Result, ensure};
 use libtest_mimic::Trial;
 use serde_json::{Value, json};
+use sixhop::events::Event;
 use sixhop::lab::Side;
-use sixhop::report::Event;
 
 pub fn trials() -> Vec<Trial> {
     vec![

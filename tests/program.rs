@@ -13,13 +13,14 @@ use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 use sixhop::address::mt6d::Subnet;
 use sixhop::address::{Pool, Prefix, Sources};
-use sixhop::engine::Handler;
 use sixhop::lab::Side;
-use sixhop::netlink::{self, AttachMode};
+use sixhop::net::memory::HugepageRequest;
+use sixhop::net::netlink::{self, AttachMode};
+use sixhop::policy::Handler;
 use sixhop::wire::{MAX_PAYLOAD, OVERHEAD, Refusal};
 use sixhop::xdp::{
-    CopyRequest, HugepageRequest, LiveAddresses, MovingAddresses, Program, ProgramConfig, Reflect,
-    Screen, Socket, SocketConfig, Verdict, VerdictSource,
+    CopyRequest, LiveAddresses, MovingAddresses, Program, ProgramConfig, Reflect, Screen, Socket,
+    SocketConfig, Verdict, VerdictSource,
 };
 
 /// Actions of linux/bpf.h.

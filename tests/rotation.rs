@@ -22,9 +22,9 @@ use etherparse::PacketBuilder;
 use libtest_mimic::Trial;
 use serde_json::Value;
 use sixhop::address::mt6d::{Clock, Subnet, Timetable};
-use sixhop::bind::{Method, Place, Rotation, unix_time};
 use sixhop::lab::Side;
-use sixhop::netlink;
+use sixhop::live::{Method, Place, Rotation, unix_time};
+use sixhop::net::netlink;
 use sixhop::wire::{Endpoints, Stamp, Template};
 use sixhop::xdp::{MovingAddresses, Program, ProgramConfig};
 use tempfile::TempDir;
@@ -76,7 +76,7 @@ impl SecretFile {
     /// Computed apart from server and client.
     fn timetable(&self, clients: u32, seconds: u64) -> Result<Timetable> {
         let clock = Clock::new(Duration::from_secs(seconds))?;
-        let secret = sixhop::secret::read(&self.path)?;
+        let secret = sixhop::host::secret::read(&self.path)?;
         Ok(Timetable::new(Subnet::new(PREFIX.parse()?)?, clock, &secret, clients, 1))
     }
 }

@@ -31,7 +31,7 @@ use nix::sys::time::{TimeVal, TimeValLike};
 use serde_json::Value;
 use sixhop::address::Pool;
 use sixhop::lab::Side;
-use sixhop::netlink;
+use sixhop::net::netlink;
 
 /// Those that are taps: the kernel's own stack gets the same requests.
 const TAPS: [&str; 3] = ["raw", "packet-ring", "packet-ring --tpacket v3"];

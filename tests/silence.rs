@@ -29,7 +29,7 @@ use etherparse::{Ethernet2Header, PacketBuilder, PacketBuilderStep};
 use libtest_mimic::Trial;
 use sixhop::address::Pool;
 use sixhop::lab::Side;
-use sixhop::netlink;
+use sixhop::net::netlink;
 
 const PORT: u16 = 3540;
 const ADDRESSES: u64 = 10;

@@ -7,7 +7,7 @@ use std::process::Command;
 use crate::common::rootless;
 use anyhow::{Result, bail};
 use libtest_mimic::Trial;
-use sixhop::machine::sandbox::{UNIT_CAPABILITIES, UNIT_FAMILIES, unit_calls};
+use sixhop::host::sandbox::{UNIT_CAPABILITIES, UNIT_FAMILIES, unit_calls};
 
 const UNIT: &str = include_str!("../dist/sixhop@.service");
 

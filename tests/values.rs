@@ -18,9 +18,9 @@ use crate::common::{TestLab, trial, wait_for_no_program};
 use anyhow::{Context, Result, ensure};
 use libtest_mimic::Trial;
 use serde_json::Value;
+use sixhop::events::Event;
 use sixhop::lab::Side;
-use sixhop::report::Event;
-use sixhop::xdp::ethtool;
+use sixhop::net::ethtool;
 
 pub fn trials() -> Vec<Trial> {
     vec![

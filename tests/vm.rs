@@ -27,10 +27,9 @@ use common::server::{PREFIX, SIXHOP, Server, sixhop};
 use nix::sys::time::{TimeSpec, TimeValLike};
 use nix::time::{ClockId, clock_gettime, clock_settime};
 use serde_json::Value;
-use sixhop::lab::vm::{self, Kernel, Qemu};
+use sixhop::lab::vm::{Kernel, Qemu};
 use sixhop::lab::{DEFAULT_NAME, Lab, Side};
-use sixhop::netlink;
-use sixhop::xdp::ethtool;
+use sixhop::net::{ethtool, netlink};
 
 /// A guest that is not done by then hangs.
 const LIMIT: &str = "600";
@@ -129,7 +128,7 @@ const CLOCK: &str = "clock";
 
 /// Sets the clock ahead by so many seconds, or back: the guest's, and no other machine's.
 fn set_clock(seconds: i64) -> Result<()> {
-    ensure!(vm::label().is_some(), "this is no guest");
+    ensure!(sixhop::host::guest().is_some(), "this is no guest");
     let clock = ClockId::CLOCK_REALTIME;
     Ok(clock_settime(clock, clock_gettime(clock)? + TimeSpec::seconds(seconds))?)
 }
@@ -231,7 +230,7 @@ fn in_guest(nic: &str) -> Result<()> {
     }
     let lab = Lab::named(DEFAULT_NAME)?;
     ensure!(
-        vm::label().is_some_and(|label| label.ends_with(&format!("-{nic}"))),
+        sixhop::host::guest().is_some_and(|label| label.ends_with(&format!("-{nic}"))),
         "which guest is this?"
     );
     let (modes, refused) = match nic {

@@ -6,11 +6,11 @@ use anyhow::Result;
 use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
 
 use super::{Addresses, Usage, binding, print_json, running, stop_at_end_of_input, stop_on_signal};
-use crate::bind::Method;
-use crate::engine::ServerConfig;
+use crate::events::{BindResult, Event, or_dash};
 use crate::experiment::bound;
-use crate::machine::sandbox::Sandbox;
-use crate::report::{BindResult, Event, or_dash};
+use crate::host::sandbox::Sandbox;
+use crate::live::Method;
+use crate::server::ServerConfig;
 
 /// Make addresses live, hold them, and measure what that takes
 #[derive(Debug, clap::Args)]
@@ -78,7 +78,7 @@ fn describe(result: &BindResult) -> String {
         .set_width(80);
     table.set_header(["", "an address", "all", "of which"]);
     let all = |nanoseconds: f64| nanoseconds * result.addresses as f64 / 1e9;
-    let phases = |phases: &crate::bind::Phases| {
+    let phases = |phases: &crate::live::Phases| {
         phases
             .0
             .iter()
@@ -129,7 +129,7 @@ pub(super) fn seconds(seconds: f64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::bind::{Phase, Phases};
+    use crate::live::{Phase, Phases};
 
     #[test]
     fn the_table_fits_a_terminal() {

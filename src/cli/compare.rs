@@ -10,11 +10,11 @@ use comfy_table::{Table, presets};
 use indicatif::HumanDuration;
 
 use super::{Usage, align, make, print_json, progress, stop_on_signal, write};
-use crate::bind::Method;
 use crate::engine::EngineKind;
+use crate::events::{EngineResult, Event, or_dash, rate};
 use crate::experiment::{CompareConfig, Peer, compare};
 use crate::lab::Lab;
-use crate::report::{EngineResult, Event, or_dash, rate};
+use crate::live::Method;
 use crate::wire::{MAX_PAYLOAD, MIN_PAYLOAD};
 
 /// Compare engines on the same work, in a lab on this machine
@@ -261,10 +261,10 @@ fn describe(results: &[EngineResult]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::events::Contestant;
+    use crate::host::Environment;
     use crate::load::Client;
-    use crate::machine::Environment;
-    use crate::netlink::AttachMode;
-    use crate::report::Contestant;
+    use crate::net::netlink::AttachMode;
     use crate::xdp::CopyMode;
 
     fn result(engine: EngineKind, addresses: u64) -> EngineResult {

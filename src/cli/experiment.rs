@@ -13,17 +13,18 @@ use indicatif::{HumanDuration, ProgressBar};
 use super::bind::seconds;
 use super::{Usage, align, make, print_json, progress, stop_on_signal, write};
 use crate::address::Prefix;
-use crate::bind::{Interrupted, Method};
+use crate::events::{
+    BindCell, BindOutcome, BindSummary, Carried, Event, Failed, RotationOutcome, ThresholdSummary,
+    or_dash, rate,
+};
 use crate::experiment::{
     self, BindProgress, Host, Place, Profile, ResponseConfig, RotationProfile,
 };
+use crate::live::{Interrupted, Method};
 use crate::load::Client;
+use crate::report;
 use crate::report::chart::svg;
 use crate::report::response::{is_at_least, series_name};
-use crate::report::{
-    self, BindCell, BindOutcome, BindSummary, Carried, Event, Failed, RotationOutcome,
-    ThresholdSummary, or_dash, rate,
-};
 use crate::xdp::{AttachRequest, CopyRequest};
 
 /// Measure a figure of the paper
@@ -533,7 +534,7 @@ fn machine(events: &[Event]) -> String {
 mod tests {
     use super::*;
     use crate::engine::EngineKind;
-    use crate::report::{BindSummary, Cell, Limit, Spread, Sustained};
+    use crate::events::{BindSummary, Cell, Limit, Spread, Sustained};
 
     #[test]
     fn tables_fit_a_terminal() {

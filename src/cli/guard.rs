@@ -1,4 +1,4 @@
-//! `sixhop guard`: what a server starts beside itself ([`crate::guard`]), and no command for
+//! `sixhop guard`: what a server starts beside itself ([`crate::server::guard`]), and no command for
 //! people.
 
 use std::io;
@@ -8,8 +8,8 @@ use anyhow::Result;
 
 use super::Usage;
 use crate::address::{Pool, Prefix};
-use crate::bind::Method;
-use crate::guard::Watch;
+use crate::live::Method;
+use crate::server::guard::Watch;
 
 /// Take back what a server leaves when it is killed. Servers start one themselves
 #[derive(Debug, clap::Args)]

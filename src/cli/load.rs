@@ -8,11 +8,11 @@ use clap::ArgAction;
 use comfy_table::{Table, presets};
 
 use super::{Moving, OPERATIONS, align, note, print_json, progress, stop_on_signal};
+use crate::events::{Event, LoadResult, Percentiles, or_dash, rate};
 use crate::load::{
     Client, Generator, Heard, LoadConfig, Outcome, Run, UNFINISHED, cause, nothing_came,
 };
-use crate::netlink::AttachMode;
-use crate::report::{Event, LoadResult, Percentiles, or_dash, rate};
+use crate::net::netlink::AttachMode;
 use crate::wire::{MAX_PAYLOAD, MIN_PAYLOAD};
 use crate::xdp::{BusyPoll, CopyMode};
 

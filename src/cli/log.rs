@@ -17,7 +17,7 @@ use super::{OPERATIONS, Usage};
 #[command(next_help_heading = OPERATIONS)]
 pub struct Args {
     /// Least important level that is shown, error to trace, or directives as in
-    /// warn,sixhop::metrics=debug [default: SIXHOP_LOG, RUST_LOG, or warn]
+    /// warn,sixhop::host::metrics=debug [default: SIXHOP_LOG, RUST_LOG, or warn]
     #[arg(long, value_name = "LEVEL", global = true)]
     log: Option<String>,
     /// How lines look

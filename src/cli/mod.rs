@@ -30,12 +30,12 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 
 use crate::address::mt6d::{Clock, Subnet, Timetable};
 use crate::address::{Pool, PoolError, Prefix, Schedule, Targets};
-use crate::bind::Method;
-use crate::engine::{Occasion, Server, ServerConfig, Totals};
-use crate::guard::Guard;
-use crate::machine;
-use crate::machine::sandbox::{Role, Sandbox};
-use crate::report::Event;
+use crate::events::Event;
+use crate::host;
+use crate::host::sandbox::{Role, Sandbox};
+use crate::live::Method;
+use crate::server::guard::Guard;
+use crate::server::{Occasion, Server, ServerConfig, Totals};
 
 /// The heading of flags for whoever keeps a program running. Logs are under it in every subcommand.
 const OPERATIONS: &str = "Operations";
@@ -163,8 +163,8 @@ impl Moving {
             (Some(Schedule::Mt6d), _, Some(clients), Some(secret)) => {
                 let subnet = Subnet::new(self.prefix).map_err(|error| usage(&error))?;
                 let clock = Clock::new(self.rotate).map_err(|error| usage(&error))?.ahead(ahead);
-                let secret = crate::secret::read(secret)?;
-                machine::has_memory(
+                let secret = crate::host::secret::read(secret)?;
+                host::has_memory(
                     Timetable::memory_for(clients),
                     format_args!("{clients} clients"),
                 )?;

@@ -6,10 +6,11 @@ use anyhow::Result;
 use comfy_table::{ColumnConstraint, ContentArrangement, Table, presets};
 
 use super::{align, print_json};
-use crate::netlink;
+use crate::events::Event;
+use crate::net::denied::CAPABILITIES;
+use crate::net::netlink;
 use crate::probe::{Probe, Tried};
-use crate::report::Event;
-use crate::xdp::capability::{CAPABILITIES, Host, Interface, NTUPLE, OFFLOADS};
+use crate::xdp::capability::{Host, Interface, NTUPLE, OFFLOADS};
 
 /// Say what serve would get on an interface, and why not more
 #[derive(Debug, clap::Args)]

@@ -8,8 +8,9 @@ use std::process::ExitCode;
 use anyhow::{Context, Result, bail};
 
 use super::write;
+use crate::events::Event;
 use crate::report::page::{Data, page};
-use crate::report::{Event, bind, response, rotation};
+use crate::report::{bind, response, rotation};
 
 /// Make a page of results: figures, tables, and what to doubt
 #[derive(Debug, clap::Args)]

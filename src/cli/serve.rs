@@ -14,12 +14,14 @@ use super::{
     Moving, OPERATIONS, binding, note, print_json, running, stop_at_end_of_input, stop_on_signal,
 };
 use crate::address::{Prefix, Sources};
-use crate::bind::{Method, Rotated};
-use crate::engine::{EngineKind, Occasion, RingRequest, ServerConfig, TPacket};
-use crate::machine::sandbox::Sandbox;
-use crate::metrics::{self, Board, Listener};
-use crate::report::{Event, Notice, Ready, Stats, or_dash, rate};
-use crate::xdp::{AttachRequest, CopyRequest, HugepageRequest};
+use crate::engine::{EngineKind, RingRequest, TPacket};
+use crate::events::{Event, Notice, Ready, Stats, or_dash, rate};
+use crate::host::metrics::{self, Board, Listener};
+use crate::host::sandbox::Sandbox;
+use crate::live::{Method, Rotated};
+use crate::net::memory::HugepageRequest;
+use crate::server::{Occasion, ServerConfig};
+use crate::xdp::{AttachRequest, CopyRequest};
 
 /// Answer requests on many addresses
 #[derive(Debug, clap::Args)]

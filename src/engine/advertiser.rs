@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use super::handler::Handler;
+use crate::policy::Handler;
 use crate::wire::{self, Refusal, Solicitation};
 
 /// Answers in a second, of one worker. An answer is no larger than its question and goes to who

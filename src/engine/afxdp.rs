@@ -21,16 +21,17 @@ use super::{
     Advertiser, CounterSet, Engine, EngineConfig, Follower, LinkAddress, Modes, pin, supervise,
 };
 use crate::address::{Prefix, Targets};
-use crate::bind::Method;
-use crate::machine::sandbox::{Role, Sandbox};
-use crate::netlink::{self, AttachMode, Delivery, KernelAddresses, Link};
-use crate::report::{Counters, QueueCounters};
+use crate::events::{Counters, QueueCounters};
+use crate::host::sandbox::{Role, Sandbox};
+use crate::live::Method;
+use crate::net::ethtool;
+use crate::net::netdev::xdp_features;
+use crate::net::netlink::{self, AttachMode, Delivery, KernelAddresses, Link};
 use crate::wire::OVERHEAD;
 use crate::xdp::{
     AllMulticast, Attachment, CopyMode, CounterSource, Doorbell, Fate, Frame, KernelCounters,
     LevelSource, LiveAddresses, MovingAddresses, Program, ProgramConfig, Reflect, RingLevels,
-    Rings, Screen, Socket, SocketConfig, Station, Verdict, VerdictSource, ethtool, spare_frames,
-    xdp_features,
+    Rings, Screen, Socket, SocketConfig, Station, Verdict, VerdictSource, spare_frames,
 };
 
 /// Frames of each queue. They are the queue of requests that wait while the worker is kept from its
@@ -682,7 +683,7 @@ impl CounterSet for AfXdpCounters {
 }
 
 /// The reason for which packets are dropped that reach no ring.
-pub(super) const REDIRECT_FAILED: &str = "redirect_failed";
+pub(crate) const REDIRECT_FAILED: &str = "redirect_failed";
 
 /// How many packets were redirected into rings and reached none. While more arrive some are always
 /// between the program and a ring: so many as certainly are not.

@@ -17,12 +17,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context, Result};
 
-use super::handler::Handler;
 use super::statistics::{Shown, Tally};
 use super::udp::{self, SocketCounters};
 use super::{CounterSet, Engine, EngineConfig, Modes, pin};
-use crate::datagrams::{BATCH, Incoming, MAX_MESSAGES, Message, Outgoing};
-use crate::machine::sandbox::{Role, Sandbox};
+use crate::host::sandbox::{Role, Sandbox};
+use crate::net::datagrams::{BATCH, Incoming, MAX_MESSAGES, Message, Outgoing};
+use crate::policy::Handler;
 
 pub(super) struct Batch {
     workers: Vec<Worker>,

@@ -22,82 +22,45 @@
 //! (behind).
 //!
 //! An engine opens what it needs, says what the kernel granted, and answers until it is told to
-//! stop. It makes no address live: that is the business of `bind`, which [`Server`] does first.
+//! stop. It makes no address live: that is the business of `live`, which the [server](crate::server) does first.
 
 mod advertiser;
 mod afxdp;
 mod batch;
 mod behind;
-mod checks;
-mod handler;
-mod master;
 mod multicast_router;
 mod packet;
 mod packet_ring;
 mod raw;
-mod server;
-mod silence;
 mod socket;
-mod spread;
 mod statistics;
-mod supervise;
-mod symptoms;
+pub(crate) mod supervise;
 mod tpacket;
 mod udp;
 mod uring;
-mod watch;
 mod worker;
 
-use std::fmt;
 use std::sync::atomic::AtomicBool;
 
 use anyhow::Result;
-use serde::{Deserialize, Serialize};
 
 use crate::address::Targets;
-use crate::bind::Method;
-use crate::machine::sandbox::Sandbox;
-use crate::netlink::{AttachMode, Link};
-use crate::report::Counters;
-use crate::xdp::{
-    AttachRequest, BusyPoll, CopyMode, CopyRequest, Fallback, HugepageRequest, LiveAddresses,
-    RingSizes,
-};
+use crate::events::Counters;
+use crate::host::sandbox::Sandbox;
+use crate::live::Method;
+use crate::net::memory::HugepageRequest;
+use crate::net::netlink::Link;
+use crate::policy::Handler;
+use crate::xdp::{AttachRequest, CopyRequest, LiveAddresses};
 
 pub use advertiser::{Advertiser, LinkAddress};
+pub(crate) use afxdp::REDIRECT_FAILED;
 pub use afxdp::{FRAMES, frame_size, frames, largest_request};
-pub use handler::{Handler, Ours};
-#[cfg(feature = "lab")]
-pub(crate) use master::takes_packets;
-pub use server::{Occasion, Server, ServerConfig, Totals};
 pub use statistics::{Shown, Tally};
 pub use tpacket::TPacket;
 pub use worker::Worker;
 
-/// The engines there are.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[cfg_attr(feature = "cli", derive(clap::ValueEnum))]
-#[serde(rename_all = "kebab-case")]
-pub enum EngineKind {
-    /// AF_XDP rings: no socket buffers, no system call per packet
-    Afxdp,
-    /// The XDP program answers by itself: nothing comes to user space
-    Reflect,
-    /// The paper's server: a UDP socket, a message queue, and ten calls of sendmsg
-    Socket,
-    /// Sockets with many datagrams to a system call, a worker for each processor
-    SocketBatch,
-    /// The same, with all replies to a request as one datagram that the kernel cuts: the best of
-    /// the socket servers
-    SocketGso,
-    /// io_uring: requests come without being asked for one by one, replies leave as with socket-gso
-    Uring,
-    /// Packet sockets: whole frames, with headers of our own, past the kernel's UDP and IPv6
-    Raw,
-    /// The same through memory that is shared with the kernel (PACKET_RX_RING, PACKET_TX_RING): no
-    /// copy out of it per request
-    PacketRing,
-}
+pub use crate::events::{EngineKind, Modes};
 
 impl EngineKind {
     /// Whether it has an XDP program on the interface, which steers requests by their addresses,
@@ -118,21 +81,6 @@ impl EngineKind {
     #[must_use]
     pub fn can(self, method: Method) -> bool {
         method != Method::LiveMap || self.steers()
-    }
-}
-
-impl fmt::Display for EngineKind {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(match self {
-            Self::Afxdp => "afxdp",
-            Self::Reflect => "reflect",
-            Self::Socket => "socket",
-            Self::SocketBatch => "socket-batch",
-            Self::SocketGso => "socket-gso",
-            Self::Uring => "uring",
-            Self::Raw => "raw",
-            Self::PacketRing => "packet-ring",
-        })
     }
 }
 
@@ -185,44 +133,6 @@ pub struct RingRequest {
     /// receive work itself before it sleeps, in microseconds. `None` to leave that work to
     /// interrupts.
     pub busy_poll: Option<u32>,
-}
-
-/// What the kernel granted an engine: what it reports, not what was asked for. `None` where the
-/// engine has no such thing.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-pub struct Modes {
-    /// How its XDP program is attached.
-    pub attach: Option<AttachMode>,
-    /// How packets get into and out of its rings: `Zero` only when every queue's do.
-    pub copy: Option<CopyMode>,
-    /// The steps down that automatic choices took to these two.
-    #[serde(default)]
-    pub fallbacks: Vec<Fallback>,
-    /// How its sockets poll the card, where they do.
-    #[serde(default)]
-    pub busy_poll: Option<BusyPoll>,
-    /// Queues that it serves.
-    pub queues: Vec<u32>,
-    /// Processors that it is pinned to.
-    pub cores: Vec<usize>,
-    /// Whether its UMEM lies on huge pages.
-    pub hugepages: Option<bool>,
-    /// How large the rings of each queue are.
-    #[serde(default)]
-    pub rings: Option<RingSizes>,
-    /// Messages that its queue holds.
-    pub queue_depth: Option<i64>,
-    /// Bytes of memory that requests may take which wait in its socket, as the kernel reports it
-    /// (twice what was asked for).
-    #[serde(default)]
-    pub receive_buffer: Option<usize>,
-    /// Whether the kernel cuts equal replies out of one large frame; otherwise each goes as a frame
-    /// of its own.
-    #[serde(default)]
-    pub segmentation: Option<bool>,
-    /// How its memory-mapped packet rings are laid out.
-    #[serde(default)]
-    pub tpacket: Option<TPacket>,
 }
 
 /// Something that answers requests, ready to run.

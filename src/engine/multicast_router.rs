@@ -12,7 +12,7 @@ use anyhow::{Context, Result};
 use nix::sys::socket::{MsgFlags, send};
 
 use super::packet;
-use crate::netlink::{self, Link};
+use crate::net::netlink::{self, Link};
 use crate::wire::{self, ADVERTISEMENT_INTERVAL, INITIAL_COUNT, INITIAL_INTERVAL};
 
 /// How often it looks whether to stop.

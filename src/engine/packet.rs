@@ -25,11 +25,10 @@ use nix::sys::time::{TimeVal, TimeValLike};
 use super::CounterSet;
 use super::statistics::Shown;
 use super::udp::{self, DOZE, SocketCounters};
-use crate::machine::denied;
-use crate::netlink::Link;
-use crate::report::Counters;
+use crate::events::Counters;
+use crate::net::netlink::Link;
+use crate::net::{denied, option};
 use crate::wire::{OVERHEAD, join};
-use crate::xdp::option;
 
 /// Bytes of the Ethernet header, which an interface's MTU does not count (IEEE 802.3).
 const ETHERNET: usize = 14;

@@ -18,13 +18,13 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{MsgFlags, getsockopt, send, sockopt};
 
 use super::behind::Behind;
-use super::handler::Handler;
 use super::packet::{self, Bundle, HEAD, PacketCounters, Tap};
 use super::statistics::{Shown, Tally};
 use super::tpacket::{RxRing, TxRing};
 use super::udp::{self, DOZE};
 use super::{CounterSet, Engine, EngineConfig, Follower, Modes, pin};
-use crate::machine::sandbox::{Role, Sandbox};
+use crate::host::sandbox::{Role, Sandbox};
+use crate::policy::Handler;
 use crate::wire::MAX_PAYLOAD;
 
 /// Requests that are answered before the kernel is asked to send: the first reply of a batch is not

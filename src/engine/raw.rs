@@ -19,12 +19,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use anyhow::Result;
 
 use super::behind::Behind;
-use super::handler::Handler;
 use super::packet::{self, Bundle, PacketCounters, Tap};
 use super::statistics::{Shown, Tally};
 use super::{CounterSet, Engine, EngineConfig, Follower, Modes, pin, udp};
-use crate::datagrams::{BATCH, MAX_MESSAGES};
-use crate::machine::sandbox::{Role, Sandbox};
+use crate::host::sandbox::{Role, Sandbox};
+use crate::net::datagrams::{BATCH, MAX_MESSAGES};
+use crate::policy::Handler;
 
 pub(super) struct Raw {
     workers: Vec<Worker>,

@@ -24,12 +24,12 @@ use nix::sys::socket::{
 use nix::sys::stat::Mode;
 use nix::sys::time::TimeSpec;
 
-use super::handler::Handler;
 use super::statistics::{Shown, Tally};
 use super::udp::{self, DOZE, SocketCounters};
 use super::{CounterSet, Engine, EngineConfig, Modes, pin, supervise};
-use crate::machine::denied;
-use crate::machine::sandbox::{Role, Sandbox};
+use crate::host::sandbox::{Role, Sandbox};
+use crate::net::denied;
+use crate::policy::Handler;
 use crate::wire::MAX_PAYLOAD;
 
 /// Messages that the queue is asked to hold. The system's default of 10 (fs.mqueue.msg_max) loses

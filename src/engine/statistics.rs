@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use crossbeam_utils::CachePadded;
 
-use crate::report::Counters;
+use crate::events::Counters;
 use crate::wire::Refusal;
 
 /// One worker's counts. The worker has a copy of its own and shows it to others now and then.

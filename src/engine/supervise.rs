@@ -6,10 +6,10 @@ use std::thread::{Scope, ScopedJoinHandle};
 use anyhow::{Result, anyhow};
 
 /// A thread of an engine.
-pub(super) type Thread<'scope> = ScopedJoinHandle<'scope, Result<()>>;
+pub(crate) type Thread<'scope> = ScopedJoinHandle<'scope, Result<()>>;
 
 /// Starts a thread that does `work`. `stop` is set when that fails or panics.
-pub(super) fn start<'scope, 'env>(
+pub(crate) fn start<'scope, 'env>(
     scope: &'scope Scope<'scope, 'env>,
     stop: &'scope AtomicBool,
     work: impl FnOnce() -> Result<()> + Send + 'scope,
@@ -23,7 +23,7 @@ pub(super) fn start<'scope, 'env>(
 }
 
 /// Waits for all of `threads`, and returns the first error among them.
-pub(super) fn wait_for<'a>(threads: impl IntoIterator<Item = Thread<'a>>) -> Result<()> {
+pub(crate) fn wait_for<'a>(threads: impl IntoIterator<Item = Thread<'a>>) -> Result<()> {
     let results: Vec<_> = threads.into_iter().map(ScopedJoinHandle::join).collect();
     // Why one panicked stands on standard error already.
     results.into_iter().try_for_each(|result| result.map_err(|_| anyhow!("a worker panicked"))?)

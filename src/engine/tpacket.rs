@@ -21,7 +21,6 @@
 //! memory. What the other side says that makes no sense is counted. `unsafe` are the views into the
 //! memory.
 
-use std::fmt;
 use std::io;
 use std::mem::offset_of;
 use std::os::fd::{AsFd, OwnedFd};
@@ -30,22 +29,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use libc::{tpacket_block_desc, tpacket_hdr_v1, tpacket2_hdr, tpacket3_hdr};
-use serde::{Deserialize, Serialize};
 
-use crate::xdp::Memory;
-use crate::xdp::option::{self, SocketOption};
+use crate::net::memory::Memory;
+use crate::net::option::{self, SocketOption};
 
-/// How memory-mapped packet rings are laid out.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[cfg_attr(feature = "cli", derive(clap::ValueEnum))]
-#[serde(rename_all = "kebab-case")]
-pub enum TPacket {
-    /// TPACKET_V2: each packet is handed over at once
-    #[default]
-    V2,
-    /// TPACKET_V3: packets are handed over in blocks, when one is full or after a millisecond
-    V3,
-}
+pub use crate::events::TPacket;
 
 /// Milliseconds after which a block that is not full is handed over: the shortest time that can be
 /// named.
@@ -106,15 +94,6 @@ const BLOCK_HEADER: usize = offset_of!(tpacket_block_desc, hdr);
 const PACKETS: usize = BLOCK_HEADER + offset_of!(tpacket_hdr_v1, num_pkts);
 const FIRST: usize = BLOCK_HEADER + offset_of!(tpacket_hdr_v1, offset_to_first_pkt);
 const NEXT: usize = offset_of!(tpacket3_hdr, tp_next_offset);
-
-impl fmt::Display for TPacket {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(match self {
-            Self::V2 => "TPACKET_V2",
-            Self::V3 => "TPACKET_V3",
-        })
-    }
-}
 
 /// A ring as a range of memory, of units one after the other.
 struct Ring {

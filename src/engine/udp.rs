@@ -17,9 +17,9 @@ use nix::sys::time::{TimeVal, TimeValLike};
 
 use super::statistics::{Shown, Tally};
 use super::{CounterSet, EngineConfig, supervise};
-use crate::bind::Method;
-use crate::machine::sandbox::{Role, Sandbox};
-use crate::report::Counters;
+use crate::events::Counters;
+use crate::host::sandbox::{Role, Sandbox};
+use crate::live::Method;
 
 /// Bytes of memory that requests may take which wait for the engine. The default
 /// (net.core.rmem_default, 212,992) holds a few hundred small ones: a moment without the processor

@@ -16,8 +16,8 @@ use std::io;
 use std::time::Instant;
 
 use super::advertiser::Advertiser;
-use super::handler::Handler;
 use super::statistics::Tally;
+use crate::policy::Handler;
 use crate::wire::{ADVERTISEMENT, Refusal};
 use crate::xdp::{Doorbell, Packet, Rings};
 

@@ -14,14 +14,14 @@ use anyhow::Result;
 use super::journal::{Found, Journal};
 use super::only_one;
 use super::profile::BindProfile;
+use super::summary::bind::summarize;
 use crate::address::Pool;
-use crate::bind::{Interrupted, Method, Phases};
-use crate::engine::{Server, ServerConfig, Totals};
+use crate::events::{BindCell, BindOutcome, BindResult, Event, Plan, Ready};
+use crate::host::Environment;
 use crate::lab::{Lab, Side};
-use crate::machine::Environment;
-use crate::netlink;
-use crate::report::bind::summarize;
-use crate::report::{BindCell, BindOutcome, BindResult, Event, Plan, Ready};
+use crate::live::{Interrupted, Method, Phases};
+use crate::net::netlink;
+use crate::server::{Server, ServerConfig, Totals};
 
 /// A prefix that none of the lab's own addresses lies under, so that a local route may be had for
 /// it.

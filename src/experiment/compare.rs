@@ -21,12 +21,13 @@ use super::peer::{Peer, PeerProcess};
 use super::search::{Trial, highest};
 use super::server::{Host, Order, ServerProcess};
 use crate::address::Pool;
-use crate::bind::Method;
-use crate::engine::{EngineKind, ServerConfig};
+use crate::engine::EngineKind;
+use crate::events::{Cell, Contestant, EngineResult, LoadResult, Ready, rate as words};
+use crate::host::{Environment, Ticks};
 use crate::lab::{Lab, Side};
+use crate::live::Method;
 use crate::load::{Client, Generator, LoadConfig, Run};
-use crate::machine::{Environment, Ticks};
-use crate::report::{Cell, Contestant, EngineResult, LoadResult, Ready, rate as words};
+use crate::server::ServerConfig;
 
 /// What to compare, on what work.
 #[derive(Debug, Clone)]

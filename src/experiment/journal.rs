@@ -10,8 +10,8 @@ use std::time::SystemTime;
 
 use anyhow::{Context, Result, bail, ensure};
 
-use crate::machine::Environment;
-use crate::report::{Event, Experiment, Plan};
+use crate::events::{Event, Experiment, Plan};
+use crate::host::Environment;
 
 /// Who is told of everything that is found, as it is.
 pub type Found<'a> = dyn FnMut(&Event) -> Result<()> + Send + 'a;
@@ -184,10 +184,10 @@ fn difference(before: &Experiment, now: &Experiment) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::bind::Method;
     use crate::engine::EngineKind;
+    use crate::events::{Cell, Failed};
     use crate::experiment::Profile;
-    use crate::report::{Cell, Failed};
+    use crate::live::Method;
 
     fn plan() -> Plan {
         Plan::Bind(Profile::load("quick").unwrap().bind.unwrap())

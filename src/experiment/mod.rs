@@ -12,6 +12,7 @@ mod response;
 mod rotation;
 mod search;
 mod server;
+pub mod summary;
 
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};

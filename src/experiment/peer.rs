@@ -14,12 +14,12 @@ use nix::unistd::Pid;
 
 use super::server::Host;
 use crate::address::Pool;
-use crate::bind::Interrupted;
-use crate::engine::{Server, ServerConfig};
+use crate::events::Ready;
 use crate::lab::{Lab, Side};
+use crate::live::Interrupted;
 use crate::load::{Generator, Run};
-use crate::netlink;
-use crate::report::Ready;
+use crate::net::netlink;
+use crate::server::{Server, ServerConfig};
 
 /// A program that answers requests.
 #[derive(Debug, Clone, PartialEq, Eq)]

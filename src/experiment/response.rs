@@ -22,15 +22,15 @@ use super::journal::{Found, Journal};
 use super::profile::{Approach, ResponseProfile};
 use super::search::bisect;
 use super::server::{Host, Order, ServerProcess};
+use super::summary::response::{held, summarize};
 use super::{only_one, pin_to_last};
 use crate::address::Pool;
-use crate::bind::Interrupted;
+use crate::events::{Cell, Event, Failed, Plan, Trial};
+use crate::host::{Environment, Ticks};
 use crate::lab::{Lab, Side};
+use crate::live::Interrupted;
 use crate::load::{Client, Generator, LoadConfig, Run};
-use crate::machine::{Environment, Ticks};
-use crate::netlink;
-use crate::report::response::{held, summarize};
-use crate::report::{Cell, Event, Failed, Plan, Trial};
+use crate::net::netlink;
 
 /// Where the experiment runs.
 #[derive(Debug, Clone)]

@@ -23,17 +23,17 @@ use super::journal::{Found, Journal};
 use super::profile::RotationProfile;
 use super::search::bisect;
 use super::server::{Host, Order, ServerProcess, Timing};
+use super::summary::rotation::{limit, summarize};
 use super::{only_one, pin_to_last};
 use crate::address::Secret;
 use crate::address::mt6d::{Clock, Subnet, Timetable};
-use crate::bind::{Interrupted, Rotated};
+use crate::events::{Cell, Event, Plan, RotationCell, RotationOutcome, RotationTrial};
+use crate::host::Environment;
+use crate::host::time::{self, Moment, System, Time, unix_time};
 use crate::lab::{Lab, Side};
+use crate::live::{Interrupted, Rotated};
 use crate::load::{Client, Generator, LoadConfig, Run};
-use crate::machine::Environment;
-use crate::netlink;
-use crate::report::rotation::{limit, summarize};
-use crate::report::{Cell, Event, Plan, RotationCell, RotationOutcome, RotationTrial};
-use crate::time::{self, Moment, System, Time, unix_time};
+use crate::net::netlink;
 
 /// How far the experiment is.
 #[derive(Debug, Clone)]
@@ -50,7 +50,7 @@ pub struct RotationProgress {
 const PORT: u16 = 3540;
 
 /// Shares of a step between which requests are sent while nothing is exchanged: after the last
-/// share of any method ([`crate::bind::Rotation`] spreads its work over 0.8 of a step at most), and
+/// share of any method ([`crate::live::Rotation`] spreads its work over 0.8 of a step at most), and
 /// before the next boundary.
 const OUTSIDE: (f64, f64) = (0.83, 0.94);
 

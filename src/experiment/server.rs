@@ -15,9 +15,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 
 use crate::address::Prefix;
-use crate::bind::{Interrupted, Rotated};
+use crate::events::{Cell, Event, Ready, Stats};
 use crate::lab::{Lab, PREFIX_LENGTH, Side};
-use crate::report::{Cell, Event, Ready, Stats};
+use crate::live::{Interrupted, Rotated};
 
 /// A running `sixhop serve`. It ends when this is dropped, and when this process ends.
 pub struct ServerProcess {

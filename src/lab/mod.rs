@@ -14,7 +14,6 @@
 //! else is in a namespace of its name, it refuses. It needs root, and a kernel with veth, network
 //! namespaces and IPv6.
 
-mod namespace;
 pub mod vm;
 
 use std::convert::Infallible;
@@ -34,10 +33,10 @@ use anyhow::{Context, Result, anyhow, bail, ensure};
 use nix::fcntl::{Flock, FlockArg};
 use serde::Serialize;
 
-use crate::machine;
-use crate::netlink::{self, Address, AttachedProgram, Link, Socket};
-use crate::xdp::ethtool;
-use namespace::Namespace;
+use crate::host;
+use crate::net::ethtool;
+use crate::net::namespace::Namespace;
+use crate::net::netlink::{self, Address, AttachedProgram, Link, Socket};
 
 /// The name of a lab where none is given.
 pub const DEFAULT_NAME: &str = "sixhop";
@@ -319,7 +318,7 @@ impl Lab {
         self.enter(side)?;
         // Without it /sys/class/net would list the interfaces outside, but most commands do not
         // look there.
-        let _ = machine::mount_own_sys();
+        let _ = host::mount_own_sys();
         let error = Command::new(program).args(arguments).exec();
         Err(anyhow!("cannot run {}: {error}", program.to_string_lossy()))
     }

@@ -10,13 +10,14 @@ use std::sync::Arc;
 use base64::prelude::{BASE64_STANDARD, Engine};
 use hdrhistogram::Histogram;
 use hdrhistogram::serialization::{Serializer, V2DeflateSerializer};
-use serde::{Deserialize, Serialize};
 
 use super::schedule::Schedule;
 use crate::address::Pool;
 use crate::address::mt6d::Timetable;
-use crate::report::{Percentiles, times};
+use crate::events::Percentiles;
 use crate::wire::Stamp;
+
+pub use crate::events::Outcome;
 
 /// Where requests go.
 #[derive(Debug, Clone)]
@@ -48,39 +49,6 @@ pub struct Ledger {
     first: Times,
     last: Times,
     outcome: Outcome,
-}
-
-/// What a run has come to.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-pub struct Outcome {
-    /// Requests with at least one reply.
-    pub answered: u64,
-    /// Requests with all replies.
-    pub complete: u64,
-    /// Replies that belong to a request, without duplicates.
-    pub replies: u64,
-    /// Replies beyond the number expected for a request.
-    pub duplicates: u64,
-    /// Replies from another address than the one asked.
-    pub wrong_source: u64,
-    /// Replies with damaged contents, or to a request that was never sent.
-    pub corrupt: u64,
-    /// Of those in `corrupt`, the ones whose checksum covers the pseudo-header alone: the server's
-    /// interface leaves checksums to nobody.
-    #[serde(default, skip_serializing_if = "is_zero")]
-    pub unfinished: u64,
-    /// Replies to an earlier run, which are not counted otherwise.
-    pub stragglers: u64,
-    /// Times to the first reply, of the requests that had one; `None` where none had.
-    #[serde(with = "times")]
-    pub first: Option<Percentiles>,
-    /// Times to the last reply, of the requests that had all; `None` where none had.
-    #[serde(with = "times")]
-    pub last: Option<Percentiles>,
-}
-
-fn is_zero(count: &u64) -> bool {
-    *count == 0
 }
 
 impl Ledger {

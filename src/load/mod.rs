@@ -16,9 +16,12 @@ mod ledger;
 mod rings;
 mod schedule;
 mod socket;
+mod transport;
 mod unanswered;
 
-pub use generator::{Client, Generator, LoadConfig, Run};
+pub use crate::events::Client;
+pub use generator::{Generator, Run};
 pub use ledger::{Aim, Ledger, Outcome};
 pub use schedule::Schedule;
+pub use transport::LoadConfig;
 pub use unanswered::{Heard, UNFINISHED, cause, nothing_came};

@@ -10,14 +10,15 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Error, Result};
 
-use super::generator::{BATCH, Clock, LoadConfig, Transport, Way};
 use super::ledger::Ledger;
+use super::transport::{BATCH, Clock, LoadConfig, Transport, Way};
 use crate::address::Prefix;
-use crate::netlink::{self, AttachMode};
+use crate::net::memory::HugepageRequest;
+use crate::net::netlink::{self, AttachMode};
 use crate::wire::{self, Endpoints, Refusal, Template};
 use crate::xdp::{
-    AttachRequest, Attachment, BusyPoll, CopyMode, CopyRequest, Doorbell, Frame, HugepageRequest,
-    Program, ProgramConfig, RingSizes, Rings, Socket, SocketConfig, stacked,
+    AttachRequest, Attachment, BusyPoll, CopyMode, CopyRequest, Doorbell, Frame, Program,
+    ProgramConfig, RingSizes, Rings, Socket, SocketConfig, stacked,
 };
 
 /// Frames of each queue. Ten replies to each request come back; these hold what comes while the

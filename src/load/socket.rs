@@ -10,9 +10,9 @@ use std::net::UdpSocket;
 use anyhow::{Context, Result};
 use nix::sys::socket::{setsockopt, sockopt};
 
-use super::generator::{Clock, LoadConfig, Transport, Way};
 use super::ledger::Ledger;
-use crate::datagrams::{self, BATCH, Incoming, Message, Outgoing};
+use super::transport::{Clock, LoadConfig, Transport, Way};
+use crate::net::datagrams::{self, BATCH, Incoming, Message, Outgoing};
 use crate::wire::MAX_PAYLOAD;
 
 /// Bytes of memory that replies may take which wait for the generator: four times what the socket

@@ -2,9 +2,8 @@
 
 use std::fs;
 
-use super::generator::Client;
-use crate::machine::Environment;
-use crate::report::LoadResult;
+use crate::events::{Client, LoadResult};
+use crate::host::Environment;
 
 /// What to do about replies whose checksum only a card would have finished.
 pub const UNFINISHED: &str = "replies came with unfinished checksums, which the server's kernel \

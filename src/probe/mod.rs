@@ -3,7 +3,7 @@
 //!
 //! ```text
 //!   xdp::capability (facts, nothing disturbed) ─► verdict (pure) ─┐
-//!   engine::Server, opened for a moment ──────────► tried ────────┴─► agree?
+//!   server::Server, opened for a moment ──────────► tried ────────┴─► agree?
 //! ```
 
 mod verdict;
@@ -11,47 +11,17 @@ mod verdict;
 use std::time::Duration;
 
 use anyhow::Result;
-use serde::{Deserialize, Serialize};
 
 use crate::address::Pool;
-use crate::bind::Method;
-use crate::engine::{EngineKind, Modes, Server, ServerConfig};
-use crate::netlink::{self, AttachMode, Link};
-use crate::xdp::CopyMode;
+use crate::engine::{EngineKind, Modes};
+use crate::live::Method;
+use crate::net::netlink::{self, Link};
+use crate::server::{Server, ServerConfig};
 use crate::xdp::capability::{Host, Interface};
 
 pub use verdict::{Advice, Finding, Verdict};
 
-/// What was found out about an interface.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Probe {
-    /// What it can do, and how it is set.
-    #[serde(flatten)]
-    pub interface: Interface,
-    /// What this process may do, and on what kernel.
-    pub host: Host,
-    /// What follows.
-    pub verdict: Verdict,
-    /// What came of trying; `None` where it was not.
-    pub tried: Option<Tried>,
-}
-
-/// What came of trying what `serve` does.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Tried {
-    /// How the program was attached, as the kernel says.
-    pub attach: Option<AttachMode>,
-    /// How packets get into and out of the rings, as the kernel says.
-    pub copy: Option<CopyMode>,
-    /// The queues that a socket was bound to.
-    pub queues: Vec<u32>,
-    /// Whether their memory lay on huge pages.
-    pub hugepages: Option<bool>,
-    /// Why it was refused.
-    pub error: Option<String>,
-    /// Whether the verdict had said so; `None` where that had left something open.
-    pub agrees: Option<bool>,
-}
+pub use crate::events::{Probe, Tried};
 
 impl Probe {
     /// Of `link`, in the namespace of the calling thread. Disturbs nothing.
@@ -113,6 +83,7 @@ impl Tried {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::events::{AttachMode, CopyMode};
 
     #[test]
     fn a_verdict_agrees_when_it_said_so() {

@@ -1,49 +1,13 @@
 //! From facts to what `serve` would get, why not more, and what to do about it. Pure.
 
-use serde::{Deserialize, Serialize};
-
-use crate::engine::{FRAMES, frame_size, frames, largest_request, takes_packets};
-use crate::netlink::{self, AttachMode};
+use crate::engine::{FRAMES, frame_size, frames, largest_request};
+use crate::net::ethtool::QueueCounts;
+use crate::net::netlink::{self, AttachMode};
+use crate::server::takes_packets;
 use crate::xdp::capability::{Host, Interface, LRO, Master, VLAN, Virtio};
-use crate::xdp::ethtool::QueueCounts;
 use crate::xdp::{CopyMode, stacked};
 
-/// What `serve` would get on an interface.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-pub struct Verdict {
-    /// How its program would be attached; `None` where that cannot be said.
-    pub attach: Option<AttachMode>,
-    /// How packets would get into and out of its rings; `None` where that cannot be said.
-    pub copy: Option<CopyMode>,
-    /// What keeps it from starting at all. The modes above are for when these are out of the way.
-    pub obstacles: Vec<Finding>,
-    /// Why it does not get native XDP and zero-copy, or why that cannot be said.
-    pub why_not_more: Vec<Finding>,
-    /// Flags for `serve` that insist on what it would get, so that anything less is an error.
-    pub flags: Vec<String>,
-    /// What else to do before.
-    pub advice: Vec<Advice>,
-}
-
-/// A reason.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Finding {
-    /// One word for programs.
-    pub name: String,
-    /// A sentence for people.
-    pub why: String,
-    /// What to do about it, where something helps.
-    pub cure: Option<String>,
-}
-
-/// A command that makes things better.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Advice {
-    /// The command.
-    pub command: String,
-    /// What it is good for.
-    pub why: String,
-}
+pub use crate::events::{Advice, Finding, Verdict};
 
 impl Finding {
     fn new(name: &str, why: String, cure: impl Into<Option<String>>) -> Self {
@@ -465,10 +429,11 @@ fn advice(interface: &Interface, host: &Host) -> Vec<Advice> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::machine::Nic;
-    use crate::netlink::AttachedProgram;
-    use crate::xdp::XdpFeatures;
-    use crate::xdp::capability::{CAPABILITIES, Hugepages, Peer};
+    use crate::host::Nic;
+    use crate::net::denied::CAPABILITIES;
+    use crate::net::netdev::XdpFeatures;
+    use crate::net::netlink::AttachedProgram;
+    use crate::xdp::capability::{Hugepages, Peer};
 
     /// Flags as FACTS of real cards and guests have them.
     const NONE: &[&str] = &[];

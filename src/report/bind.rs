@@ -4,58 +4,10 @@
 use anyhow::{Context, Result, anyhow};
 
 use super::chart::{Axis, Line, Panel, nanoseconds, short};
-use super::results::{BindCell, BindOutcome, BindResult, BindSummary, Event, Spread};
-use crate::bind::Method;
+use crate::events::{BindSummary, Spread};
+use crate::live::Method;
 
-/// Sums up the runs of each method and number of addresses, in the order of the first of each.
-/// Those without a figure are left out.
-#[must_use]
-pub fn summarize(events: &[Event]) -> Vec<BindSummary> {
-    let cells: Vec<&BindCell> = events
-        .iter()
-        .filter_map(|event| match event {
-            Event::Cell(cell) => Some(cell),
-            _ => None,
-        })
-        .collect();
-    let mut keys: Vec<(Method, u64)> = Vec::new();
-    for cell in &cells {
-        if !keys.contains(&(cell.method, cell.addresses)) {
-            keys.push((cell.method, cell.addresses));
-        }
-    }
-    let results = |key: (Method, u64)| -> Vec<&BindResult> {
-        let of_key = cells.iter().filter(|cell| (cell.method, cell.addresses) == key);
-        of_key
-            .filter_map(|cell| match &cell.outcome {
-                BindOutcome::Bound(result) => Some(&**result),
-                _ => None,
-            })
-            .collect()
-    };
-    let spread = |key, figure: fn(&BindResult) -> Option<f64>| {
-        Spread::of(results(key).into_iter().filter_map(figure))
-    };
-    let summary = |key: (Method, u64)| {
-        let bind_ns = spread(key, |result| result.bind_ns)?;
-        let netlink = spread((Method::Netlink, key.1), |result| result.bind_ns);
-        let bytes = results(key).into_iter().map(|result| result.bytes_per_address);
-        Some(BindSummary {
-            method: key.0,
-            addresses: key.1,
-            runs: results(key).len(),
-            generate_ns: spread(key, |result| Some(result.generate_ns))?,
-            bind_ns,
-            unbind_ns: spread(key, |result| result.unbind_ns)?,
-            seconds: spread(key, |result| Some(result.seconds))?,
-            bytes_per_address: bytes
-                .collect::<Option<Vec<_>>>()
-                .and_then(|bytes| Some(Spread::of(bytes)?.median)),
-            faster_than_netlink: netlink.map(|netlink| netlink.median / bind_ns.median),
-        })
-    };
-    keys.into_iter().filter_map(summary).collect()
-}
+pub use crate::experiment::summary::bind::summarize;
 
 /// The summaries as CSV, with a line of names first. Times are in nanoseconds an address but for
 /// the total.
@@ -168,8 +120,9 @@ pub fn panels(summaries: &[BindSummary]) -> Vec<Panel> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::bind::Phases;
-    use crate::machine::Environment;
+    use crate::events::{BindCell, BindOutcome, BindResult, Event};
+    use crate::host::Environment;
+    use crate::live::Phases;
     use crate::report::chart::svg;
 
     fn cell(method: Method, addresses: u64, run: u32, bind_ns: f64) -> Event {

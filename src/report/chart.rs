@@ -4,7 +4,7 @@ use anyhow::{Context, Result};
 use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
 
-use super::results::Spread;
+use crate::events::Spread;
 
 /// Colours, the first six told apart also by people who see fewer (Okabe and Ito 2008, without its
 /// yellow and black, which are lost on one background or the other).

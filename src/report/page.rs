@@ -7,16 +7,16 @@ use maud::{DOCTYPE, Markup, PreEscaped, html};
 use super::bind;
 use super::chart::{Panel, for_page, svg};
 use super::response::{self, cells, is_at_least, limit_name, series_name, trials};
-use super::results::{
-    BindOutcome, BindSummary, Cell, EngineResult, Event, Experiment, Plan, Ready, RotationOutcome,
-    Spread, ThresholdSummary, Trial,
-};
 use super::rotation;
-use super::words::{self, or_dash};
 use crate::engine::EngineKind;
+use crate::events::words::{self, or_dash};
+use crate::events::{
+    BindOutcome, BindSummary, Cell, EngineResult, Event, Experiment, Limit, Plan, Ready,
+    RotationOutcome, Spread, ThresholdSummary, Trial,
+};
 use crate::experiment::{Approach, ResponseProfile};
-use crate::machine::Environment;
-use crate::netlink::AttachMode;
+use crate::host::Environment;
+use crate::net::netlink::AttachMode;
 use crate::xdp::{CopyMode, CopyRequest};
 
 /// Runs that differ by more than this share of their median are named.
@@ -517,8 +517,8 @@ impl<'a> Summed<'a> {
         for cell in cells(self.response) {
             let name = format!("{}, {}", series_name(cell), addresses(cell.addresses));
             let of_cell = || trials(self.response).filter(|trial| trial.cell == cell);
-            let late = of_cell()
-                .filter(|trial| response::held(trial, highest) == Some(super::Limit::Generator));
+            let late =
+                of_cell().filter(|trial| response::held(trial, highest) == Some(Limit::Generator));
             if let Some(rate) = late.map(|trial| trial.rate).min() {
                 warnings.push(format!(
                     "{name}: the generator was late from {}/s on: there it says nothing of the server.",
@@ -986,7 +986,7 @@ const STYLE: &str = include_str!("page.css");
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::bind::Method;
+    use crate::live::Method;
     use crate::report::response::tests::{profile, trial};
 
     fn start() -> Event {
@@ -1137,7 +1137,7 @@ mod tests {
     fn a_cell_that_could_not_be_had_is_in_the_table() {
         let mut data = data();
         let cell = Cell { engine: EngineKind::Socket, bind: Method::Netlink, addresses: 55_000 };
-        let failed = crate::report::Failed { cell, why: "it was not ready".to_owned() };
+        let failed = crate::events::Failed { cell, why: "it was not ready".to_owned() };
         data.response.insert(1, Event::Failed(failed));
         assert!(page(&data).unwrap().html.contains("it was not ready"));
     }

@@ -1,115 +1,15 @@
 //! Figure 2 from its runs: which rate each server sustained under each threshold, as a table for
 //! other programs, and as charts beside what the paper states.
 
-use std::collections::HashMap;
-
 use anyhow::{Context, Result, anyhow};
 use base64::prelude::{BASE64_STANDARD, Engine};
 use hdrhistogram::Histogram;
 use hdrhistogram::serialization::Deserializer;
 
 use super::chart::{Axis, Line, Panel, microseconds, short};
-use super::results::{Cell, Event, Limit, Percentiles, Spread, Sustained, ThresholdSummary, Trial};
-use crate::experiment::ResponseProfile;
+use crate::events::{Cell, Event, Limit, Percentiles, Spread, ThresholdSummary, Trial};
 
-/// A run in which fewer of the requests were answered is a failure, as in the paper.
-pub const ANSWERED: f64 = 0.9;
-
-/// A generator that sent a smaller share of the rate proves nothing about the server.
-pub const ON_TIME: f64 = 0.99;
-
-/// Why the rate of `trial` was not sustained with a mean of `threshold_ms` at most; `None` where it
-/// was.
-#[must_use]
-pub fn held(trial: &Trial, threshold_ms: f64) -> Option<Limit> {
-    let load = &trial.load;
-    if load.achieved_rate < ON_TIME * load.offered_rate {
-        Some(Limit::Generator)
-    } else if (load.outcome.answered as f64) < ANSWERED * load.sent as f64 {
-        Some(Limit::Lost)
-    } else {
-        match &load.outcome.first {
-            None => Some(Limit::Lost),
-            Some(times) => (times.mean_us > threshold_ms * 1000.0).then_some(Limit::Slow),
-        }
-    }
-}
-
-/// The trials among `events`, in their order.
-pub fn trials(events: &[Event]) -> impl Iterator<Item = &Trial> {
-    events.iter().filter_map(|event| match event {
-        Event::Trial(trial) => Some(trial),
-        _ => None,
-    })
-}
-
-/// The servers that were asked, in the order of their first run.
-#[must_use]
-pub fn cells(events: &[Event]) -> Vec<Cell> {
-    let mut cells = Vec::new();
-    for trial in trials(events) {
-        if !cells.contains(&trial.cell) {
-            cells.push(trial.cell);
-        }
-    }
-    cells
-}
-
-/// Sums up the runs of each server for each threshold of `profile`.
-#[must_use]
-pub fn summarize(profile: &ResponseProfile, events: &[Event]) -> Vec<ThresholdSummary> {
-    let grid_trials = profile.rates.all().len() * profile.runs as usize;
-    let mut summaries = Vec::new();
-    for cell in cells(events) {
-        let of_cell: Vec<_> = trials(events).filter(|trial| trial.cell == cell).collect();
-        for &threshold_ms in &profile.thresholds_ms {
-            let mut runs = Vec::new();
-            for run in 1..=profile.runs {
-                let of_run: Vec<_> =
-                    of_cell.iter().copied().filter(|trial| trial.run == run).collect();
-                if !of_run.is_empty() {
-                    runs.push(sustained(&of_run, threshold_ms));
-                }
-            }
-            let rates = runs.iter().filter_map(|run| run.rate).map(|rate| rate as f64);
-            summaries.push(ThresholdSummary {
-                cell,
-                threshold_ms,
-                rate: Spread::of(rates),
-                limit: most_frequent(runs.iter().map(|run| run.limit)),
-                runs,
-                trials: of_cell.len(),
-                grid_trials,
-            });
-        }
-    }
-    summaries
-}
-
-/// The highest rate of one pass that held, and why no higher one did.
-fn sustained(of_run: &[&Trial], threshold_ms: f64) -> Sustained {
-    let rate = of_run
-        .iter()
-        .filter(|trial| held(trial, threshold_ms).is_none())
-        .map(|trial| trial.rate)
-        .max();
-    let above = of_run.iter().filter(|trial| rate.is_none_or(|rate| trial.rate > rate));
-    let next = above.min_by_key(|trial| trial.rate);
-    Sustained {
-        rate,
-        limit: next.and_then(|trial| held(trial, threshold_ms)).unwrap_or(Limit::Highest),
-    }
-}
-
-/// The first of those that occur most often.
-fn most_frequent(limits: impl Iterator<Item = Limit> + Clone) -> Limit {
-    let mut counts: HashMap<Limit, usize> = HashMap::new();
-    for limit in limits.clone() {
-        *counts.entry(limit).or_default() += 1;
-    }
-    let most = counts.values().max().copied().unwrap_or(0);
-    limits.into_iter().find(|limit| counts.get(limit) == Some(&most)).unwrap_or(Limit::Highest)
-}
+pub use crate::experiment::summary::response::{ANSWERED, ON_TIME, cells, held, summarize, trials};
 
 /// The summaries as CSV, with a line of names first. Rates are in requests per second.
 ///
@@ -341,11 +241,11 @@ fn share(slower: f64) -> String {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
-    use crate::bind::Method;
     use crate::engine::EngineKind;
+    use crate::events::{LoadResult, ResponseProfile, Sustained};
     use crate::experiment::Profile;
+    use crate::live::Method;
     use crate::load::{Client, Outcome};
-    use crate::report::LoadResult;
     use crate::report::chart::svg;
 
     pub fn trial(engine: EngineKind, addresses: u64, run: u32, rate: u64, mean_us: f64) -> Event {

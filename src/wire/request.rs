@@ -26,7 +26,7 @@ pub(super) const UDP_HEADER: usize = 8;
 /// Why a packet is not answered. One counter each in the statistics.
 ///
 /// The first five and the last are a matter of the bytes, found by [`validate`]; the kernel finds
-/// them for a socket. Then come the answering rules, decided by [`Handler`](crate::engine::Handler)
+/// them for a socket. Then come the answering rules, decided by [`Handler`](crate::policy::Handler)
 /// for every engine alike, and where there is an XDP program, there first. Three more are for
 /// solicitations.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

@@ -6,13 +6,16 @@ use std::fs;
 use std::sync::OnceLock;
 
 use nix::sys::resource::{Resource, getrlimit};
-use serde::{Deserialize, Serialize};
 
-use super::netdev::{self, XdpFeatures};
 use super::program::{Program, ProgramConfig};
-use super::{ethtool, socket};
-use crate::machine::{self, Nic, denied};
-use crate::netlink::{self, AttachedProgram, Link};
+use super::socket;
+use crate::host::{self, Nic};
+use crate::net::denied::CAPABILITIES;
+use crate::net::netdev::{self};
+use crate::net::netlink::{self, Link};
+use crate::net::{denied, ethtool};
+
+pub use crate::events::{Host, Hugepages, Interface, Master, Peer, Virtio};
 
 /// The offload by which a driver merges packets before XDP could see them.
 pub const LRO: &str = "rx-lro";
@@ -32,148 +35,6 @@ pub const OFFLOADS: [&str; 8] = [
     "rx-udp-gro-forwarding",
 ];
 
-/// What an interface can do, and how it is set.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-pub struct Interface {
-    /// What results say of it as well.
-    #[serde(flatten)]
-    pub nic: Nic,
-    /// What its frames begin with, an ARPHRD of linux/if_arp.h: 1 for Ethernet.
-    #[serde(default = "ethernet")]
-    pub link_type: u16,
-    /// Whether it is set up.
-    pub up: bool,
-    /// Whether something is at the other end of the cable.
-    pub carrier: bool,
-    /// As many queues as there can be in use.
-    pub queues_possible: u32,
-    /// Whether their number is set for both directions at once.
-    pub queues_combined: bool,
-    /// As many descriptors as the card's receive and transmit rings can have.
-    pub rings_possible: Option<(u32, u32)>,
-    /// Entries of the table that spreads packets over the queues (RSS); `None` where the card does
-    /// not.
-    pub rss_entries: Option<u32>,
-    /// Rules that send packets to a queue; `None` where the card takes none.
-    pub flow_rules: Option<u32>,
-    /// Those of [`OFFLOADS`], and [`NTUPLE`], that can be switched.
-    pub offloads_changeable: Vec<String>,
-    /// What its driver says it can do; `None` where the kernel cannot be asked that (before 6.3).
-    pub xdp: Option<XdpFeatures>,
-    /// The XDP program on it.
-    pub program: Option<AttachedProgram>,
-    /// The NUMA node that the card is at; `None` where there is but one, or it is not seen.
-    pub numa_node: Option<u32>,
-    /// The other end of a veth; `None` where it is none, or it is not seen.
-    pub peer: Option<Peer>,
-    /// What kind of device the kernel made it as; `None` of a card.
-    pub kind: Option<String>,
-    /// Transmit queues in use, and as many as there can be.
-    pub transmit_queues: (u32, u32),
-    /// What it is a port of: a bridge, a bond, a VRF.
-    pub master: Option<Master>,
-    /// What the host lets a virtio device do; `None` where it is none, or it is not seen.
-    pub virtio: Option<Virtio>,
-    /// Why the kernel has no IPv6 on it; `None` where it does.
-    #[serde(default)]
-    pub no_ipv6: Option<String>,
-    /// Whether /sys is mounted at all.
-    #[serde(default = "yes")]
-    pub sys_mounted: bool,
-    /// Whether /sys shows it: without CAP_SYS_ADMIN, and in a namespace of its own, it may not.
-    pub sys_seen: bool,
-}
-
-/// What results that do not say it go by.
-fn yes() -> bool {
-    true
-}
-
-/// What results of before it was asked are of.
-fn ethernet() -> u16 {
-    netlink::ARPHRD_ETHER
-}
-
-/// The other end of a veth.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Peer {
-    /// Its name, in its own namespace.
-    pub name: String,
-    /// Its largest packet without the Ethernet header, in bytes.
-    pub mtu: u32,
-}
-
-/// What an interface is a port of.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Master {
-    /// Its name.
-    pub name: String,
-    /// What kind of device it is.
-    pub kind: Option<String>,
-}
-
-/// Feature bits that a virtio network device and its driver agreed on (Virtual I/O Device 1.2,
-/// sections 5.1.3 and 6).
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Virtio {
-    /// VIRTIO_F_ACCESS_PLATFORM: the device takes DMA addresses, and not those of the guest's
-    /// memory.
-    pub access_platform: bool,
-    /// VIRTIO_NET_F_CTRL_GUEST_OFFLOADS: the guest may switch off that the host merges packets and
-    /// leaves out checksums.
-    pub ctrl_guest_offloads: bool,
-    /// Whether the host does any of that.
-    pub guest_offloads: bool,
-}
-
-/// What this process may do, and on what kernel.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-pub struct Host {
-    /// The kernel's release.
-    pub kernel: String,
-    /// Whether it has AF_XDP sockets; `None` where this process may not have one.
-    pub af_xdp: Option<bool>,
-    /// Why it may not have one, although it has CAP_NET_RAW.
-    #[serde(default)]
-    pub af_xdp_refused: Option<String>,
-    /// Why the kernel does not take the XDP program, which was tried; `None` where it does, or a
-    /// capability is missing.
-    #[serde(default)]
-    pub program_refused: Option<String>,
-    /// Memory in huge pages.
-    pub hugepages: Hugepages,
-    /// How many bytes this process may have locked; `None` where that is without limit.
-    pub locked_memory: Option<u64>,
-    /// The capabilities that it has, of those that matter here ([`CAPABILITIES`]).
-    pub capabilities: Vec<String>,
-    /// Whether those are capabilities over the machine, and not only in a user namespace of a
-    /// container.
-    pub initial_user_namespace: bool,
-    /// Processors that it may use.
-    pub processors: usize,
-}
-
-/// Huge pages of the default size.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Hugepages {
-    /// Bytes in one.
-    pub size: u64,
-    /// How many the kernel keeps (vm.nr_hugepages).
-    pub total: u64,
-    /// How many of them are free.
-    pub free: u64,
-}
-
-/// The capabilities that matter here, their numbers (linux/capability.h), and what needs them.
-pub const CAPABILITIES: [(&str, u32, &str); 6] = [
-    ("CAP_NET_ADMIN", 12, "serve and load attach their program, bind adds addresses"),
-    ("CAP_NET_RAW", 13, "serve and load open AF_XDP sockets"),
-    ("CAP_BPF", 39, "serve and load load their program"),
-    ("CAP_PERFMON", 38, "serve and load load their program"),
-    ("CAP_SYS_ADMIN", 21, "lab makes and enters namespaces"),
-    ("CAP_IPC_LOCK", 14, "serve and load exceed the locked-memory limit"),
-];
-
 impl Interface {
     /// Asks the kernel about `link`, in the namespace of the calling thread.
     #[must_use]
@@ -186,11 +47,11 @@ impl Interface {
         };
         let changeable =
             offloads.into_iter().filter(|offload| matters(offload) && offload.changeable);
-        let seen = machine::with_own_sys(|| {
-            let directory = machine::directory(link);
-            let file = |path: &str| machine::file(directory.as_ref()?.join(path));
+        let seen = host::with_own_sys(|| {
+            let directory = host::directory(link);
+            let file = |path: &str| host::file(directory.as_ref()?.join(path));
             Seen {
-                nic: machine::nic(link),
+                nic: host::nic(link),
                 sys: directory.is_some(),
                 numa_node: file("device/numa_node"),
                 virtio: file("device/features"),
@@ -222,8 +83,8 @@ impl Interface {
             numa_node: seen.numa_node.and_then(|node| node.parse().ok()), // -1: there is but one
             peer: peer.map(|peer| Peer { name: peer.name, mtu: peer.mtu }),
             virtio: seen.virtio.filter(|_| is_virtio).map(|bits| Virtio::parse(&bits)),
-            no_ipv6: machine::has_ipv6(link).err().map(|error| error.to_string()),
-            sys_mounted: machine::is_mounted("/sys"),
+            no_ipv6: host::has_ipv6(link).err().map(|error| error.to_string()),
+            sys_mounted: host::is_mounted("/sys"),
             sys_seen: seen.sys,
             nic: seen.nic,
         }
@@ -273,7 +134,7 @@ impl Host {
         let limit = getrlimit(Resource::RLIMIT_MEMLOCK).map_or(0, |(soft, _hard)| soft);
         let socket = socket::unbound();
         let mut host = Self {
-            kernel: machine::file("/proc/sys/kernel/osrelease").unwrap_or_default(),
+            kernel: host::file("/proc/sys/kernel/osrelease").unwrap_or_default(),
             af_xdp: match &socket {
                 Ok(_) => Some(true),
                 Err(error) if error.raw_os_error() == Some(libc::EPERM) => None,
@@ -284,7 +145,7 @@ impl Host {
             capabilities: capabilities(&status),
             // All identities are their own there.
             initial_user_namespace: user_ids.split_ascii_whitespace().eq(["0", "0", "4294967295"]),
-            processors: machine::allowed().len(),
+            processors: host::allowed().len(),
             ..Self::default()
         };
         if host.af_xdp.is_none() && host.has("CAP_NET_RAW") {
@@ -355,7 +216,7 @@ mod tests {
 
     #[test]
     fn loopback_and_this_process_are_found_out_about() {
-        let interface = Interface::of(&crate::netlink::link("lo").unwrap());
+        let interface = Interface::of(&crate::net::netlink::link("lo").unwrap());
         assert_eq!(
             (interface.nic.interface.as_str(), interface.nic.queues, interface.queues_possible),
             ("lo", 1, 1)

@@ -6,10 +6,7 @@
 //! in the kernel knows anything of requests and replies.
 
 mod fallback;
-mod memory;
 mod multicast;
-mod netdev;
-pub(crate) mod option;
 mod program;
 mod ring;
 mod rings;
@@ -17,16 +14,11 @@ mod socket;
 mod umem;
 
 pub mod capability;
-pub mod ethtool;
 pub mod model;
 pub mod stacked;
 
 pub use fallback::Fallback;
-pub use memory::HugepageRequest;
-pub(crate) use memory::Memory;
 pub use multicast::AllMulticast;
-pub use netdev::{XdpFeatures, xdp_features};
-pub use option::namespace_cookie;
 pub use program::{
     AttachRequest, Attachment, Fate, LiveAddresses, MovingAddresses, Program, ProgramConfig,
     Reflect, Screen, Station, Verdict, VerdictSource, occupied,

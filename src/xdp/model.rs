@@ -12,11 +12,11 @@ use std::time::Duration;
 
 use libc::xdp_desc;
 
-use super::memory::{HugepageRequest, Memory};
 use super::ring::{Consumer, Producer, pair};
 use super::rings::{Doorbell, Rings};
 use super::socket::fill_ring;
 use super::umem::{Frame, Umem};
+use crate::net::memory::{HugepageRequest, Memory};
 
 /// Headroom that the kernel leaves before a packet (XDP_PACKET_HEADROOM in linux/bpf.h).
 const HEADROOM: u64 = 256;

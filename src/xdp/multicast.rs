@@ -3,8 +3,8 @@
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 
-use crate::machine::denied;
-use crate::netlink::Link;
+use crate::net::denied;
+use crate::net::netlink::Link;
 use anyhow::{Context, Result, anyhow};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
 

@@ -1,7 +1,6 @@
 //! The steering program, which may answer as well: loaded, told what is ours, attached by a link
 //! that goes when the process goes, and read out.
 
-use std::fmt;
 use std::fs;
 use std::io;
 use std::mem::{MaybeUninit, offset_of};
@@ -17,16 +16,18 @@ use std::time::Duration;
 use anyhow::{Context, Result, anyhow, ensure};
 use libbpf_rs::skel::{OpenSkel, SkelBuilder};
 use libbpf_rs::{MapCore, MapFlags, MapHandle};
-use serde::{Deserialize, Serialize};
 
 use super::fallback::Fallback;
-use super::memory::Memory;
 use super::stacked;
 use crate::address::mt6d::{Subnet, window};
 use crate::address::{Prefix, timed};
-use crate::machine::{self, denied};
-use crate::netlink::{self, AttachMode, Link};
+use crate::host;
+use crate::net::denied;
+use crate::net::memory::Memory;
+use crate::net::netlink::{self, AttachMode, Link};
 use crate::wire::Refusal;
+
+pub use crate::events::AttachRequest;
 
 mod skeleton {
     #![allow(missing_docs, clippy::all, clippy::pedantic, clippy::undocumented_unsafe_blocks)]
@@ -50,30 +51,6 @@ const BUDGETS: u32 = 1 << 16;
 
 /// Where a kernel that was built with CONFIG_DEBUG_INFO_BTF describes its structures.
 const KERNEL_TYPES: &str = "/sys/kernel/btf/vmlinux";
-
-/// Where the program is to run.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(feature = "cli", derive(clap::ValueEnum))]
-#[serde(rename_all = "lowercase")]
-pub enum AttachRequest {
-    /// In the driver where it can, otherwise generic.
-    #[default]
-    Auto,
-    /// In the driver or an error.
-    Native,
-    /// In the kernel's generic hook, which every driver has, after a socket buffer was made.
-    Generic,
-}
-
-impl fmt::Display for AttachRequest {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(match self {
-            Self::Auto => "auto",
-            Self::Native => "native",
-            Self::Generic => "generic",
-        })
-    }
-}
 
 /// What the program did with a packet. One counter each, in the order of `enum verdict` in
 /// bpf/headers.h.
@@ -1095,7 +1072,7 @@ fn explain_load(error: libbpf_rs::Error) -> anyhow::Error {
         ),
         // libbpf wants the kernel's types also for a program that is not loaded, and says ESRCH
         // where it finds none.
-        _ if !Path::new(KERNEL_TYPES).exists() => anyhow!(no_types(machine::is_mounted("/sys"))),
+        _ if !Path::new(KERNEL_TYPES).exists() => anyhow!(no_types(host::is_mounted("/sys"))),
         _ => anyhow!(
             "the kernel does not take the XDP program ({error}): Linux 5.14 or newer with \
              CONFIG_BPF_SYSCALL and CONFIG_XDP_SOCKETS is needed"

@@ -24,7 +24,7 @@ use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use super::memory::Memory;
+use crate::net::memory::Memory;
 
 /// Where a ring lies in its memory: byte offsets of its counters, flags and first entry, as
 /// XDP_MMAP_OFFSETS gives them.

@@ -16,10 +16,11 @@ use std::io;
 use std::time::Duration;
 
 use libc::xdp_desc;
-use serde::{Deserialize, Serialize};
 
 use super::ring::{Consumer, Level, Producer};
 use super::umem::{Frame, Packet, Umem};
+
+pub use crate::events::RingLevels;
 
 /// Ways to get the kernel to look at the rings. A socket's are system calls; a test's are its own
 /// model of the kernel.
@@ -59,19 +60,6 @@ impl Census {
     pub fn in_hand(&self) -> u32 {
         self.total.saturating_sub(self.receiving + self.sending)
     }
-}
-
-/// How full the rings of a queue are, in descriptors.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct RingLevels {
-    /// Frames that the kernel may receive into.
-    pub fill: u32,
-    /// Packets that nobody has looked at yet.
-    pub rx: u32,
-    /// Packets that the kernel has not taken yet.
-    pub tx: u32,
-    /// Frames that were sent and not taken back yet.
-    pub completion: u32,
 }
 
 /// Sees how full the rings of a queue are, from any thread: it reads their counters, which costs

@@ -4,7 +4,6 @@
 //! Written on the kernel's interface itself (Documentation/networking/af_xdp.rst): xsk-rs hands out
 //! the fill ring only after the bind, and drivers that start receiving at the bind find it empty.
 
-use std::fmt;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::sync::Arc;
@@ -13,60 +12,16 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use serde::{Deserialize, Serialize};
 
-use super::ethtool;
 use super::fallback::Fallback;
-use super::memory::{HugepageRequest, Memory};
-use super::option;
 use super::ring::{Consumer, Entry, Layout, Producer};
 use super::rings::{Doorbell, Rings};
 use super::umem::Umem;
-use crate::machine::denied;
-use crate::netlink::AttachMode;
+use crate::net::memory::{HugepageRequest, Memory};
+use crate::net::netlink::AttachMode;
+use crate::net::{denied, ethtool, option};
 
-/// How packets get from the card into the UMEM.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum CopyMode {
-    /// The card writes into the UMEM.
-    Zero,
-    /// The kernel copies between its own buffers and the UMEM.
-    Copy,
-}
-
-impl fmt::Display for CopyMode {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(match self {
-            Self::Zero => "zero",
-            Self::Copy => "copy",
-        })
-    }
-}
-
-/// Which copy mode to ask for.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(feature = "cli", derive(clap::ValueEnum))]
-#[serde(rename_all = "lowercase")]
-pub enum CopyRequest {
-    /// Zero-copy where the driver grants it, otherwise copy.
-    #[default]
-    Auto,
-    /// Zero-copy or an error.
-    Zero,
-    /// Copy, even where zero-copy could be had.
-    Copy,
-}
-
-impl fmt::Display for CopyRequest {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(match self {
-            Self::Auto => "auto",
-            Self::Zero => "zero",
-            Self::Copy => "copy",
-        })
-    }
-}
+pub use crate::events::{BusyPoll, CopyMode, CopyRequest, KernelCounters, RingSizes};
 
 /// What to open.
 #[derive(Debug, Clone)]
@@ -99,23 +54,6 @@ pub struct SocketConfig<'a> {
     pub fill: u32,
 }
 
-/// How large the rings of a socket are, in descriptors.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct RingSizes {
-    /// Frames in the UMEM.
-    pub frames: u32,
-    /// Bytes in a frame.
-    pub frame_size: u32,
-    /// The fill ring.
-    pub fill: u32,
-    /// The rx ring.
-    pub rx: u32,
-    /// The tx ring.
-    pub tx: u32,
-    /// The completion ring.
-    pub completion: u32,
-}
-
 impl SocketConfig<'_> {
     /// Frames that zero-copy needs besides.
     fn spare(&self) -> u32 {
@@ -145,35 +83,6 @@ pub struct Socket {
     fallback: Option<Fallback>,
     sizes: RingSizes,
     busy_poll: Option<BusyPoll>,
-}
-
-/// Busy polling of a socket, as the kernel says that it is set (Documentation/networking/napi.rst):
-/// whoever waits for packets does the card's receive work itself, instead of an interrupt that
-/// takes the processor from it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct BusyPoll {
-    /// For how long, in microseconds (SO_BUSY_POLL).
-    pub microseconds: u32,
-    /// Whether the card's interrupts stay off meanwhile (SO_PREFER_BUSY_POLL).
-    pub preferred: bool,
-    /// Packets that one call takes from the card at most (SO_BUSY_POLL_BUDGET, which the kernel
-    /// does not show: what was set).
-    pub budget: u32,
-}
-
-/// Numbers that the kernel keeps for a socket (XDP_STATISTICS), since it was opened.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct KernelCounters {
-    /// Dropped for other reasons than the next two.
-    pub rx_dropped: u64,
-    /// Dropped because the rx ring was full.
-    pub rx_ring_full: u64,
-    /// How often the kernel found the fill ring empty.
-    pub fill_ring_empty: u64,
-    /// Bad descriptors in the fill ring.
-    pub rx_invalid: u64,
-    /// Bad descriptors in the tx ring.
-    pub tx_invalid: u64,
 }
 
 impl KernelCounters {

@@ -2,8 +2,8 @@
 
 use anyhow::{Result, bail};
 
-use super::ethtool;
-use crate::netlink::{self, Link};
+use crate::net::ethtool;
+use crate::net::netlink::{self, Link};
 
 /// Whether the driver of `link` runs an XDP program on the devices below it. Packets arrive there,
 /// and a ring of `link` takes none of theirs (`xsk_rcv_check` in net/xdp/xsk.c compares the

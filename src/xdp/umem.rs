@@ -28,8 +28,8 @@ use std::slice;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::memory::{HugepageRequest, Memory};
-use super::option;
+use crate::net::memory::{HugepageRequest, Memory};
+use crate::net::option;
 
 /// A frame that user space owns and that holds nothing of worth.
 ///

@@ -27,7 +27,7 @@ use anyhow::{Result, bail, ensure};
 use libtest_mimic::{Arguments, Failed, Trial};
 use server::PATIENCE;
 use sixhop::lab::{Lab, Side};
-use sixhop::netlink;
+use sixhop::net::netlink;
 use sixhop::xdp::{AttachRequest, Attachment, Program, ProgramConfig};
 
 /// Tests that run at a time, for each processor.

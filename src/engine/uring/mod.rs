@@ -17,11 +17,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context, Result};
 
-use super::handler::Handler;
 use super::statistics::{Shown, Tally};
 use super::udp::{self, SocketCounters};
 use super::{CounterSet, Engine, EngineConfig, Modes, pin};
-use crate::machine::sandbox::{Role, Sandbox};
+use crate::host::sandbox::{Role, Sandbox};
+use crate::policy::Handler;
 use ring::{Event, Request, Ring};
 
 /// Buffers of a worker, a power of two. The kernel hands over 32 requests at once

@@ -27,11 +27,11 @@ use anyhow::{Context, Result, anyhow, ensure};
 use io_uring::types::{BufRingEntry, CancelBuilder, Fd, RecvMsgOut, SubmitArgs, Timespec};
 use io_uring::{Builder, IoUring, cqueue, opcode, squeue};
 
-use crate::datagrams::{self, Control, Controls};
 use crate::engine::udp::{self, DOZE, MAX_SEGMENTS};
-use crate::machine::denied;
+use crate::net::datagrams::{self, Control, Controls};
+use crate::net::denied;
+use crate::net::memory::Memory;
 use crate::wire::MAX_PAYLOAD;
-use crate::xdp::Memory;
 
 /// Operations that one call submits at most: no more requests are decided over before the reply to
 /// the first leaves.

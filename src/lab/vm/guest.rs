@@ -21,7 +21,7 @@ use nix::unistd::{chroot, getpid, sync};
 
 use super::{MACS, ORDER, Order, PORTS, Said};
 use crate::lab::{DEFAULT_NAME, Lab};
-use crate::xdp::ethtool;
+use crate::net::ethtool;
 
 /// A driver has found its card long before.
 const CARD_TIMEOUT: Duration = Duration::from_secs(20);
@@ -94,13 +94,14 @@ fn prepare() -> Result<Order> {
 fn work(order: &Order) -> Result<Said> {
     let [server, client] = MACS;
     let give_up = Instant::now() + CARD_TIMEOUT;
-    let there =
-        |mac| Ok::<_, anyhow::Error>(crate::netlink::links()?.iter().any(|link| link.mac == mac));
+    let there = |mac| {
+        Ok::<_, anyhow::Error>(crate::net::netlink::links()?.iter().any(|link| link.mac == mac))
+    };
     while !(there(server)? && there(client)?) {
         ensure!(Instant::now() < give_up, "the kernel has no driver for the cards");
         thread::sleep(Duration::from_millis(10));
     }
-    let links = crate::netlink::links()?;
+    let links = crate::net::netlink::links()?;
     let last = thread::available_parallelism()?.get() - 1;
     for (mac, core) in [(server, 0), (client, last)] {
         let card = links.iter().find(|link| link.mac == mac).context("a card has gone")?;

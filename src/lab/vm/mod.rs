@@ -11,7 +11,7 @@
 //! The guest sees the files of the machine that starts it and can change none but those of one
 //! directory. What a card grants there, its driver grants; how fast it is says nothing of a real
 //! one, since QEMU translates the guest's instructions: figures say so
-//! ([`Environment::guest`](crate::machine::Environment)), and are good for ratios within one guest
+//! ([`Environment::guest`](crate::host::Environment)), and are good for ratios within one guest
 //! alone.
 
 mod guest;
@@ -31,6 +31,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
+
+use crate::host::GUEST;
 
 pub use guest::be_init;
 pub use parts::{Kernel, Qemu};
@@ -172,16 +174,6 @@ const VARIABLES: [&str; 6] = ["PATH", "HOME", "LANG", "NO_COLOR", "RUST_BACKTRAC
 /// Besides the driver of its cards: for the machine's files.
 const MODULES: [&str; 5] = ["virtio_pci", "virtio_console", "9pnet_virtio", "9p", "overlay"];
 
-/// What its kernel is told besides, so that every process in it can know where it is.
-const LABEL: &str = "sixhop.guest=";
-
-/// The guest, in the words that stand in results: `QEMU-10.0.2-tcg-igb`. `None` outside of one.
-#[must_use]
-pub fn label() -> Option<String> {
-    let line = fs::read_to_string("/proc/cmdline").ok()?;
-    line.split_ascii_whitespace().find_map(|word| Some(word.strip_prefix(LABEL)?.to_owned()))
-}
-
 /// Boots a guest, runs the command in it, and returns its exit status. `show` is told what takes
 /// long before the command starts, and `None` when it does. The guest ends with this process, and
 /// when `stop` is set.
@@ -206,7 +198,7 @@ pub fn run(
         .iter()
         .map(|port| UnixListener::bind(work.path().join(port)).context("no socket for the guest"))
         .collect::<Result<Vec<_>>>()?;
-    let label = format!("{LABEL}QEMU-{}-{}-{}", qemu.version, config.accelerator, config.nic);
+    let label = format!("{GUEST}QEMU-{}-{}-{}", qemu.version, config.accelerator, config.nic);
     let mut command = qemu.command();
     arguments(&mut command, config, work.path());
     command.arg("-kernel").arg(&kernel.image).arg("-initrd").arg(&initramfs);

@@ -1,0 +1,459 @@
+//! NUMBERS FOR A SCRAPER: what a server last said of itself, in Prometheus' text format, over HTTP.
+//!
+//! ```text
+//!   stats, once a second ─► the last of them ─► text, when somebody asks:
+//!                                               one at a time, bounded in bytes and in time
+//! ```
+//!
+//! A scrape reads what the main thread has put there, and touches neither workers nor the kernel's
+//! counters: however often somebody asks, the server pays nothing for it but the thread that
+//! answers. Figures are those of the last `stats` event.
+
+use std::fmt;
+use std::io::{self, Read, Write};
+use std::net::{Ipv6Addr, SocketAddr, TcpListener, TcpStream};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, NoLabelSet, prometheus_text};
+use prometheus_client::metrics::MetricType;
+use prometheus_client::registry::Registry;
+
+use crate::events::{Counters, EngineKind, Method, QueueCounters, Ready, Stats};
+use crate::host::sandbox::{Role, Sandbox};
+
+/// A whole exchange takes no longer, or is given up.
+const EXCHANGE: Duration = Duration::from_secs(2);
+
+/// Bytes of a request, at most: a line and the headers of any scraper.
+const REQUEST: usize = 4096;
+
+/// Where metrics are to be had, as a flag: an address, or only a port, on loopback then.
+///
+/// # Errors
+/// When it is neither.
+pub fn place(text: &str) -> Result<SocketAddr, String> {
+    let port = text.parse::<u16>().map(|port| SocketAddr::from((Ipv6Addr::LOCALHOST, port)));
+    port.or_else(|_| text.parse())
+        .map_err(|_| "a port, or an address and a port as in [::1]:9354".to_owned())
+}
+
+/// Values of one metric: labels and a number.
+type Values = Vec<(Vec<(&'static str, String)>, f64)>;
+
+/// A metric: its name without the `_total` of a counter, whether it is one, what it says, and where
+/// its values come from.
+struct Metric {
+    name: &'static str,
+    counter: bool,
+    help: &'static str,
+    values: fn(&Ready, &Stats) -> Values,
+}
+
+/// All there are, in the order in which they are shown.
+const METRICS: &[Metric] = &[
+    gauge("sixhop_server_info", "What serves: always 1, and the labels say it", info),
+    gauge(
+        "sixhop_uptime_seconds",
+        "Time since the server was ready",
+        |_, stats| one(stats.seconds),
+    ),
+    gauge("sixhop_addresses", "Addresses that are live", |ready, stats| {
+        one(stats.moves.map_or(ready.addresses, |moves| moves.live) as f64)
+    }),
+    counter("sixhop_received_packets", "Packets for the service that came in", |_, s| {
+        count(s.counters.received)
+    }),
+    counter("sixhop_answered_requests", "Requests that were answered", |_, s| {
+        count(s.counters.answered)
+    }),
+    counter("sixhop_sent_replies", "Replies handed to the kernel", |_, s| {
+        count(s.counters.replies)
+    }),
+    counter("sixhop_unsent_replies", "Replies that the kernel did not take", |_, s| {
+        count(s.counters.unsent)
+    }),
+    counter("sixhop_advertisements", "Neighbour Solicitations that were answered", |ready, s| {
+        if ready.bind == Method::LiveMap { count(s.counters.advertised) } else { Vec::new() }
+    }),
+    counter("sixhop_dropped_packets", "Packets that were received and came to nothing", |_, s| {
+        named("reason", &s.counters.dropped)
+    }),
+    gauge(
+        "sixhop_waiting_packets",
+        "Packets that were received and nobody has looked at yet",
+        |_, s| count(s.counters.waiting),
+    ),
+    counter(
+        "sixhop_steering_packets",
+        "Packets that the XDP program saw, by its verdict",
+        |_, s| named("verdict", &s.counters.steering),
+    ),
+    counter(
+        "sixhop_queue_answered_requests",
+        "Requests that the worker of a queue answered",
+        |_, s| queues(&s.counters, |queue| queue.answered),
+    ),
+    counter(
+        "sixhop_queue_sent_replies",
+        "Replies that the worker of a queue handed to the kernel",
+        |_, s| queues(&s.counters, |queue| queue.replies),
+    ),
+    gauge("sixhop_ring_entries", "Descriptors in the rings of a queue", levels),
+    gauge(
+        "sixhop_ring_capacity_entries",
+        "Descriptors that the rings of each queue have room for",
+        capacities,
+    ),
+    counter(
+        "sixhop_xdp_rx_dropped_packets",
+        "Dropped by an AF_XDP socket for other reasons than a full rx ring",
+        |_, s| queues(&s.counters, |queue| queue.xdp.rx_dropped),
+    ),
+    counter(
+        "sixhop_xdp_rx_ring_full_packets",
+        "Dropped by an AF_XDP socket because its rx ring was full",
+        |_, s| queues(&s.counters, |queue| queue.xdp.rx_ring_full),
+    ),
+    counter(
+        "sixhop_xdp_fill_ring_empty",
+        "Times that the kernel found the fill ring of a queue empty",
+        |_, s| queues(&s.counters, |queue| queue.xdp.fill_ring_empty),
+    ),
+    counter(
+        "sixhop_xdp_rx_invalid_descriptors",
+        "Bad descriptors in the fill ring of a queue",
+        |_, s| queues(&s.counters, |queue| queue.xdp.rx_invalid),
+    ),
+    counter(
+        "sixhop_xdp_tx_invalid_descriptors",
+        "Bad descriptors in the tx ring of a queue",
+        |_, s| queues(&s.counters, |queue| queue.xdp.tx_invalid),
+    ),
+    counter(
+        "sixhop_lost_frames",
+        "Frames that are in no ring and in nobody's hands: a bug if not 0",
+        |ready, s| if has_frames(ready) { count(s.counters.frames_lost) } else { Vec::new() },
+    ),
+    counter(
+        "sixhop_invalid_descriptors",
+        "Descriptors from the kernel that made no sense: a bug if not 0",
+        |ready, s| if has_frames(ready) { count(s.counters.invalid) } else { Vec::new() },
+    ),
+    gauge(
+        "sixhop_rotation_lag_seconds",
+        "How long after it was due the last change of addresses was done",
+        |_, s| s.counters.rotation_lag_seconds.map_or(vec![], one),
+    ),
+];
+
+/// Whether the engine shares memory with the kernel, frame by frame, that may be lost.
+fn has_frames(ready: &Ready) -> bool {
+    use EngineKind::{Afxdp, PacketRing, Reflect, Uring};
+    matches!(ready.engine, Some(Afxdp | Reflect | Uring | PacketRing))
+}
+
+const fn counter(
+    name: &'static str,
+    help: &'static str,
+    values: fn(&Ready, &Stats) -> Values,
+) -> Metric {
+    Metric { name, counter: true, help, values }
+}
+
+const fn gauge(
+    name: &'static str,
+    help: &'static str,
+    values: fn(&Ready, &Stats) -> Values,
+) -> Metric {
+    Metric { name, counter: false, help, values }
+}
+
+/// The name, the type and the meaning of each metric, as they are shown.
+pub fn descriptions() -> impl Iterator<Item = (String, &'static str, &'static str)> {
+    METRICS.iter().map(|metric| match metric.counter {
+        true => (format!("{}_total", metric.name), "counter", metric.help),
+        false => (metric.name.to_owned(), "gauge", metric.help),
+    })
+}
+
+fn one(value: f64) -> Values {
+    vec![(vec![], value)]
+}
+
+fn count(value: u64) -> Values {
+    one(value as f64)
+}
+
+fn named<'a>(
+    label: &'static str,
+    counts: impl IntoIterator<Item = (&'a String, &'a u64)>,
+) -> Values {
+    counts.into_iter().map(|(name, count)| (vec![(label, name.clone())], *count as f64)).collect()
+}
+
+fn queues(counters: &Counters, value: fn(&QueueCounters) -> u64) -> Values {
+    let queue =
+        |queue: &QueueCounters| (vec![("queue", queue.queue.to_string())], value(queue) as f64);
+    counters.queues.iter().map(queue).collect()
+}
+
+fn levels(_: &Ready, stats: &Stats) -> Values {
+    let ring = |queue: &QueueCounters| {
+        let (number, levels) = (queue.queue.to_string(), queue.levels);
+        let rings = [
+            ("fill", levels.fill),
+            ("rx", levels.rx),
+            ("tx", levels.tx),
+            ("completion", levels.completion),
+        ];
+        rings.map(|(ring, level)| {
+            (vec![("queue", number.clone()), ("ring", ring.to_owned())], f64::from(level))
+        })
+    };
+    stats.counters.queues.iter().flat_map(ring).collect()
+}
+
+fn capacities(ready: &Ready, _: &Stats) -> Values {
+    let Some(sizes) = ready.modes.rings else { return vec![] };
+    let rings = [
+        ("fill", sizes.fill),
+        ("rx", sizes.rx),
+        ("tx", sizes.tx),
+        ("completion", sizes.completion),
+    ];
+    rings.map(|(ring, size)| (vec![("ring", ring.to_owned())], f64::from(size))).into()
+}
+
+fn info(ready: &Ready, _: &Stats) -> Values {
+    let or_none = |text: Option<String>| text.unwrap_or_else(|| "none".to_owned());
+    let labels = vec![
+        ("version", env!("CARGO_PKG_VERSION").to_owned()),
+        ("interface", ready.interface.clone()),
+        ("engine", or_none(ready.engine.map(|engine| engine.to_string()))),
+        ("bind", ready.bind.to_string()),
+        ("attach", or_none(ready.modes.attach.map(|attach| attach.to_string()))),
+        ("copy", or_none(ready.modes.copy.map(|copy| copy.to_string()))),
+        ("sandbox", ready.sandbox.to_string()),
+    ];
+    vec![(labels, 1.0)]
+}
+
+/// What was said last.
+#[derive(Debug, Clone)]
+pub struct Board(Arc<Mutex<(Ready, Stats)>>);
+
+impl Board {
+    /// Before there are statistics.
+    #[must_use]
+    pub fn new(ready: Ready) -> Self {
+        Self(Arc::new(Mutex::new((ready, Stats::default()))))
+    }
+
+    /// Shows these statistics from now on.
+    pub fn show(&self, stats: &Stats) {
+        self.last().1 = stats.clone();
+    }
+
+    /// Calls the interface so from now on.
+    pub fn rename(&self, interface: String) {
+        self.last().0.interface = interface;
+    }
+
+    fn last(&self) -> MutexGuard<'_, (Ready, Stats)> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What is shown, as text.
+    ///
+    /// # Errors
+    /// When there is no memory for it.
+    pub fn text(&self) -> Result<String, fmt::Error> {
+        let mut registry = Registry::default();
+        registry.register_collector(Box::new(self.clone()));
+        let mut text = String::new();
+        prometheus_text::encode(&mut text, &registry)?;
+        Ok(text)
+    }
+}
+
+impl Collector for Board {
+    fn encode(&self, mut encoder: DescriptorEncoder) -> fmt::Result {
+        let last = self.last().clone();
+        for metric in METRICS {
+            let values = (metric.values)(&last.0, &last.1);
+            if values.is_empty() {
+                continue;
+            }
+            let kind = if metric.counter { MetricType::Counter } else { MetricType::Gauge };
+            let mut described = encoder.encode_descriptor(metric.name, metric.help, None, kind)?;
+            for (labels, value) in values {
+                let encode = |encoder: &mut prometheus_client::encoding::MetricEncoder| {
+                    if metric.counter {
+                        encoder.encode_counter::<NoLabelSet, _, u64>(&(value as u64), None)
+                    } else {
+                        encoder.encode_gauge(&value)
+                    }
+                };
+                if labels.is_empty() {
+                    encode(&mut described)?;
+                } else {
+                    encode(&mut described.encode_family(&labels)?)?;
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A place where somebody may ask.
+#[derive(Debug)]
+pub struct Listener(TcpListener);
+
+impl Listener {
+    /// Opens it. Nobody is answered before [`answer`](Self::answer).
+    ///
+    /// # Errors
+    /// When the place cannot be had.
+    pub fn open(place: SocketAddr) -> Result<Self> {
+        let cannot = || format!("no metrics at {place}: use another address or port for --metrics");
+        TcpListener::bind(place).map(Self).with_context(cannot)
+    }
+
+    /// Where it is.
+    ///
+    /// # Errors
+    /// When the kernel does not say.
+    pub fn place(&self) -> Result<SocketAddr> {
+        self.0.local_addr().context("the metrics are nowhere")
+    }
+
+    /// Answers, on a thread of its own that ends with the process.
+    pub fn answer(self, board: Board, sandbox: Sandbox) {
+        thread::spawn(move || {
+            if let Err(error) = sandbox.enter(Role::Metrics) {
+                tracing::error!("no metrics: {error:#}");
+                return;
+            }
+            loop {
+                match self.0.accept() {
+                    Ok((stream, peer)) => match exchange(&stream, &board) {
+                        Ok(status) => tracing::debug!(%peer, status, "scraped"),
+                        Err(error) => tracing::debug!(%peer, %error, "not scraped"),
+                    },
+                    // Out of descriptors, or a peer that has gone: the next may do better, and not
+                    // at once.
+                    Err(error) => {
+                        tracing::warn!(%error, "nobody can ask for metrics now");
+                        thread::sleep(EXCHANGE);
+                    }
+                }
+            }
+        });
+    }
+}
+
+/// One request and its answer. Returns its status.
+fn exchange(stream: &TcpStream, board: &Board) -> io::Result<u16> {
+    let end = Instant::now() + EXCHANGE;
+    let request = receive(stream, end)?;
+    let mut words = request.split(|byte| byte.is_ascii_whitespace());
+    let (method, path) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
+    let path = path.split(|byte| *byte == b'?').next().unwrap_or_default();
+    let (status, reason, kind, body) = match (method, path) {
+        (b"GET" | b"HEAD", b"/metrics") => {
+            (200, "OK", prometheus_text::CONTENT_TYPE, board.text().map_err(io::Error::other)?)
+        }
+        (b"GET" | b"HEAD", b"/") => (200, "OK", "text/plain", "sixhop: see /metrics\n".to_owned()),
+        (b"GET" | b"HEAD", _) => {
+            (404, "Not Found", "text/plain", "there is only /metrics\n".to_owned())
+        }
+        _ => (405, "Method Not Allowed", "text/plain", "GET and HEAD only\n".to_owned()),
+    };
+    let allow = if status == 405 { "Allow: GET, HEAD\r\n" } else { "" };
+    let mut answer = format!(
+        "HTTP/1.1 {status} {reason}\r\nContent-Type: {kind}\r\nContent-Length: \
+         {}\r\n{allow}Connection: close\r\n\r\n",
+        body.len()
+    );
+    if method != b"HEAD" {
+        answer += &body;
+    }
+    send(stream, answer.as_bytes(), end)?;
+    stream.shutdown(std::net::Shutdown::Write)?;
+    Ok(status)
+}
+
+fn left(end: Instant) -> io::Result<Duration> {
+    let left = end.saturating_duration_since(Instant::now());
+    if left.is_zero() { Err(io::ErrorKind::TimedOut.into()) } else { Ok(left) }
+}
+
+/// All up to the empty line.
+fn receive(mut stream: &TcpStream, end: Instant) -> io::Result<Vec<u8>> {
+    let mut request = Vec::new();
+    let mut part = [0; REQUEST];
+    while !request.windows(4).any(|four| four == b"\r\n\r\n") {
+        if request.len() >= REQUEST {
+            return Err(io::Error::other("a request that is too long"));
+        }
+        stream.set_read_timeout(Some(left(end)?))?;
+        let room = REQUEST - request.len();
+        match stream.read(&mut part[..room])? {
+            0 => return Err(io::ErrorKind::UnexpectedEof.into()),
+            length => request.extend_from_slice(&part[..length]),
+        }
+    }
+    Ok(request)
+}
+
+fn send(mut stream: &TcpStream, mut bytes: &[u8], end: Instant) -> io::Result<()> {
+    while !bytes.is_empty() {
+        stream.set_write_timeout(Some(left(end)?))?;
+        let sent = stream.write(bytes)?;
+        bytes = &bytes[sent..];
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeSet;
+
+    #[test]
+    fn a_place_is_on_loopback_unless_it_says_otherwise() {
+        assert_eq!(place("9354").unwrap(), "[::1]:9354".parse().unwrap());
+        assert_eq!(place("192.0.2.1:80").unwrap(), "192.0.2.1:80".parse().unwrap());
+        assert_eq!(place("[2001:db8::1]:80").unwrap(), "[2001:db8::1]:80".parse().unwrap());
+        for text in ["", "x", "70000", "::1", "localhost:1"] {
+            assert!(place(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn names_are_those_of_the_conventions_and_of_the_documentation() {
+        let documentation = include_str!("../../docs/operations.md");
+        let names: BTreeSet<_> = descriptions().map(|(name, ..)| name).collect();
+        assert_eq!(names.len(), METRICS.len());
+        for (name, kind, help) in descriptions() {
+            assert!(
+                name.starts_with("sixhop_") && (kind == "counter") == name.ends_with("_total"),
+                "{name}"
+            );
+            assert!(name.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'_'), "{name}");
+            let row = documentation.lines().find(|line| line.starts_with(&format!("| `{name}` |")));
+            assert!(
+                row.is_some_and(|row| row.contains(kind) && row.contains(help)),
+                "{name} is not documented: {row:?}"
+            );
+        }
+        for line in documentation.lines().filter(|line| line.starts_with("| `sixhop_")) {
+            let name = line.split('`').nth(1).unwrap();
+            assert!(names.contains(name), "{name} is documented, and is none");
+        }
+    }
+}

@@ -1,0 +1,169 @@
+//! A process for each address: what a script does, and what the paper measured first.
+
+use std::fs::{self, File};
+use std::io::ErrorKind;
+use std::net::Ipv6Addr;
+use std::os::unix::fs::MetadataExt;
+use std::process::{Command, Stdio};
+use std::thread;
+
+use anyhow::{Context, Error, Result, anyhow, bail, ensure};
+use nix::sched::{CloneFlags, setns};
+
+use super::kernel::Way;
+use crate::net::netlink::{self, Link};
+
+/// The network namespace of the calling thread.
+const NAMESPACE: &str = "/proc/thread-self/ns/net";
+
+/// Names that an interface may have had while a program ran.
+const RENAMES: usize = 4;
+
+/// Runs a program once for each address.
+pub(super) struct Program {
+    program: &'static str,
+    /// The interface's, whose name may change.
+    index: u32,
+    interface: String,
+    /// Of the interface: whoever starts a process there is to be there too.
+    namespace: File,
+    /// Its arguments for adding and for removing ADDRESS/128 on INTERFACE.
+    add: &'static [&'static str],
+    remove: &'static [&'static str],
+    /// What it says when the address is gone already, in small letters.
+    gone: &'static [&'static str],
+}
+
+impl Program {
+    /// ip(8) of iproute2, with the flags that the netlink methods give: live at once, and no route
+    /// besides its own.
+    pub fn ip(link: &Link) -> Result<Self> {
+        installed("ip", "iproute2")?;
+        Ok(Self {
+            program: "ip",
+            index: link.index,
+            interface: link.name.clone(),
+            namespace: File::open(NAMESPACE).context("cannot open the network namespace")?,
+            add: &["-6", "address", "add", "ADDRESS", "dev", "INTERFACE", "nodad", "noprefixroute"],
+            remove: &["-6", "address", "del", "ADDRESS", "dev", "INTERFACE"],
+            gone: &["cannot assign requested address", "address not found"],
+        })
+    }
+
+    /// ifconfig(8) of net-tools, which knows no flags.
+    pub fn ifconfig(link: &Link) -> Result<Self> {
+        installed("ifconfig", "net-tools")?;
+        Ok(Self {
+            program: "ifconfig",
+            index: link.index,
+            interface: link.name.clone(),
+            namespace: File::open(NAMESPACE).context("cannot open the network namespace")?,
+            add: &["INTERFACE", "inet6", "add", "ADDRESS"],
+            remove: &["INTERFACE", "inet6", "del", "ADDRESS"],
+            gone: &["cannot assign requested address"],
+        })
+    }
+
+    /// What the interface is called by now.
+    fn name(&self) -> String {
+        netlink::name_of(self.index, &self.interface)
+    }
+
+    /// Calls `work` in the interface's namespace, on another thread where this one is in another.
+    fn there<T: Send>(&self, work: impl FnOnce() -> T + Send) -> Result<T> {
+        if fs::metadata(NAMESPACE)?.ino() == self.namespace.metadata()?.ino() {
+            return Ok(work());
+        }
+        thread::scope(|scope| {
+            let there = scope.spawn(|| {
+                setns(&self.namespace, CloneFlags::CLONE_NEWNET)
+                    .context("cannot enter the network namespace")?;
+                Ok(work())
+            });
+            there.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        })
+    }
+
+    /// Runs it for the interface under the name that it has now, and returns whether there is one.
+    /// Called where that is.
+    fn run(&self, arguments: &[&str], address: Ipv6Addr) -> Result<bool> {
+        let name = || Ok::<_, Error>(netlink::link_at(self.index)?.map(|link| link.name));
+        let mut called = name()?;
+        for _ in 0..RENAMES {
+            let Some(interface) = called else { return Ok(false) };
+            let done = self.run_for(&interface, arguments, address);
+            called = name()?;
+            if done.is_ok() || called.as_deref() == Some(&*interface) {
+                return done.map(|()| true);
+            }
+        }
+        bail!("interface {} is renamed again and again", self.index)
+    }
+
+    fn run_for(&self, interface: &str, arguments: &[&str], address: Ipv6Addr) -> Result<()> {
+        let prefix = format!("{address}/128");
+        let arguments = arguments.iter().map(|&argument| match argument {
+            "ADDRESS" => prefix.as_str(),
+            "INTERFACE" => interface,
+            word => word,
+        });
+        let output = Command::new(self.program)
+            .args(arguments)
+            .env("LC_ALL", "C")
+            .stdin(Stdio::null())
+            .output()
+            .with_context(|| format!("cannot run {}", self.program))?;
+        // ifconfig does not always say it by its status.
+        if output.status.success() && output.stderr.is_empty() {
+            return Ok(());
+        }
+        let words = String::from_utf8_lossy(&output.stderr);
+        let words = words.lines().map(str::trim).collect::<Vec<_>>().join("; ");
+        bail!("{} says: {words}", self.program)
+    }
+}
+
+fn installed(program: &str, package: &str) -> Result<()> {
+    match Command::new(program).arg("-V").stdin(Stdio::null()).output() {
+        Ok(_) => Ok(()),
+        Err(error) if error.kind() == ErrorKind::NotFound => {
+            Err(anyhow!("{program} not found: install the package '{package}'"))
+        }
+        Err(error) => Err(error).with_context(|| format!("cannot run {program}")),
+    }
+}
+
+impl Way for Program {
+    fn add(&mut self, addresses: &[Ipv6Addr]) -> Result<(), (usize, Error)> {
+        let add = || {
+            for (done, &address) in addresses.iter().enumerate() {
+                let what = || format!("cannot add {address} to {}", self.name());
+                let added = self.run(self.add, address).and_then(|is_there| {
+                    ensure!(is_there, "there is no such interface here");
+                    Ok(())
+                });
+                added.with_context(what).map_err(|why| (done, why))?;
+            }
+            Ok(())
+        };
+        self.there(add).map_err(|why| (0, why))?
+    }
+
+    fn remove(&mut self, addresses: &[Ipv6Addr]) -> Result<()> {
+        let remove = || {
+            let mut done = Ok(());
+            for &address in addresses {
+                if let Err(error) = self.run(self.remove, address) {
+                    let words = error.to_string().to_lowercase();
+                    if !self.gone.iter().any(|gone| words.contains(gone)) {
+                        let error =
+                            error.context(format!("cannot remove {address} from {}", self.name()));
+                        done = done.and(Err(error));
+                    }
+                }
+            }
+            done
+        };
+        self.there(remove)?
+    }
+}

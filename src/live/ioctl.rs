@@ -1,0 +1,76 @@
+//! SIOCSIFADDR and SIOCDIFADDR: the interface that is older than netlink, and what ifconfig uses.
+
+use std::io;
+use std::net::Ipv6Addr;
+use std::os::fd::{AsRawFd, OwnedFd};
+
+use anyhow::{Context, Error, Result, anyhow};
+use nix::errno::Errno;
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
+
+use super::kernel::Way;
+use crate::net::netlink::{self, Link, Refusal};
+
+/// linux/sockios.h.
+const SIOCSIFADDR: libc::Ioctl = 0x8916;
+const SIOCDIFADDR: libc::Ioctl = 0x8936;
+
+/// Makes one call for each address.
+pub(super) struct Ioctl {
+    socket: OwnedFd,
+    index: i32,
+    name: String,
+}
+
+impl Ioctl {
+    pub fn new(link: &Link) -> Result<Self> {
+        let socket = socket(AddressFamily::Inet6, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None);
+        Ok(Self {
+            socket: socket.context("no IPv6 socket")?,
+            index: i32::try_from(link.index)?,
+            name: link.name.clone(),
+        })
+    }
+
+    /// What the interface is called by now.
+    fn name(&self) -> String {
+        netlink::name_of(self.index as u32, &self.name)
+    }
+
+    fn call(&self, request: libc::Ioctl, address: Ipv6Addr) -> Result<(), Errno> {
+        let argument = libc::in6_ifreq {
+            ifr6_addr: libc::in6_addr { s6_addr: address.octets() },
+            ifr6_prefixlen: 128,
+            ifr6_ifindex: self.index,
+        };
+        // SAFETY: both requests read a `struct in6_ifreq`, which `argument` is, and write nothing.
+        let result = unsafe { libc::ioctl(self.socket.as_raw_fd(), request, &raw const argument) };
+        if result < 0 { Err(Errno::last()) } else { Ok(()) }
+    }
+}
+
+impl Way for Ioctl {
+    fn add(&mut self, addresses: &[Ipv6Addr]) -> Result<(), (usize, Error)> {
+        for (done, &address) in addresses.iter().enumerate() {
+            self.call(SIOCSIFADDR, address).map_err(|code| {
+                (done, Refusal::from(code).explain(format!("add {address} to {}", self.name())))
+            })?;
+        }
+        Ok(())
+    }
+
+    fn remove(&mut self, addresses: &[Ipv6Addr]) -> Result<()> {
+        let mut done = Ok(());
+        for &address in addresses {
+            match self.call(SIOCDIFADDR, address) {
+                Ok(()) | Err(Errno::EADDRNOTAVAIL | Errno::ENODEV) => {}
+                Err(code) => {
+                    let error = io::Error::from(code);
+                    done = done
+                        .and(Err(anyhow!("cannot remove {address} from {}: {error}", self.name())));
+                }
+            }
+        }
+        done
+    }
+}

@@ -1,0 +1,542 @@
+//! MAKING ADDRESSES LIVE: what `address` chooses, an interface answers for.
+//!
+//! ```text
+//!   the kernel's own addresses, O(n) each
+//!     netlink  ─ messages, one by one, in batches, or in batches while the link is down
+//!     ioctl ──── a call per address
+//!     command ── a process per address: ip, ifconfig
+//!   every address at once
+//!     anyip ──── a local route for the whole prefix
+//!   neither: O(1) each
+//!     live_map ─ entries of the steering program's maps; the engine answers neighbour discovery
+//! ```
+//!
+//! A [`Rotation`] keeps addresses live that move, by any of those but anyip: a few at a time, for
+//! as long as a step lasts.
+//!
+//! Touches the addresses of one interface, the steering program's maps, and one route; and only
+//! those that it put there itself. All or nothing: a [`Binder`] that fails or is told to stop takes
+//! back what it did, and a [`Bound`] takes its addresses back when it goes. A run that is killed
+//! cannot do so; its guard ([`crate::server::guard`]) does at once, and the next run on that interface,
+//! where there is none, recognises what is left by its mark ([`crate::net::netlink::OUR_PROTOCOL`]) and
+//! removes it. Only `ioctl`, `command` and `ifconfig` cannot leave a mark: the guard knows which
+//! addresses they were.
+
+mod anyip;
+mod command;
+mod ioctl;
+mod kernel;
+mod live_map;
+mod live_set;
+mod netlink;
+mod rotation;
+mod setting;
+
+use std::io;
+use std::net::Ipv6Addr;
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net::{SocketAddr, UnixDatagram};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+
+use crate::address::{Pool, Prefix};
+use crate::host::sandbox::Role;
+pub use crate::host::time::unix_time;
+use crate::net::netlink::Link;
+use crate::xdp::LiveAddresses;
+use kernel::Kernel;
+pub use live_set::LiveSet;
+pub use rotation::{Rotated, Rotation};
+
+pub use crate::events::{Method, Phase, Phases};
+
+/// Called between the steps of a bind with how many addresses are bound so far; returns whether to
+/// go on.
+pub type Step<'a> = dyn FnMut(usize) -> bool + 'a;
+
+/// Told between the steps of an unbind how many addresses are gone so far.
+pub type Told<'a> = dyn FnMut(usize) + 'a;
+
+/// A way to make addresses live on one interface, in the namespace in which it was made.
+pub trait Binder: Send {
+    /// Makes all `addresses` live, besides those that are already, and returns what took how long.
+    ///
+    /// # Errors
+    /// When one cannot be, is there already, or `step` said no ([`Interrupted`] is in the chain
+    /// then). None of them is live then, and the error says how many were.
+    fn bind(&mut self, addresses: &[Ipv6Addr], step: &mut Step) -> Result<Phases>;
+
+    /// Takes `addresses` back and returns what took how long. Those that are gone already are no
+    /// error.
+    ///
+    /// # Errors
+    /// When the kernel refuses. It took back what it could.
+    fn unbind(&mut self, addresses: &[Ipv6Addr], told: &mut Told) -> Result<Phases>;
+
+    /// Has addresses of some time steps go, and then those of others come, each of which is for
+    /// another client. That one is there already, or is not, is no error: two may be the same.
+    ///
+    /// # Errors
+    /// When the kernel refuses, or such addresses cannot move. Some of them have gone or come then.
+    fn exchange(&mut self, expired: &[Timed], fresh: &[Timed]) -> Result<()>;
+
+    /// How many steps ahead of the live window addresses may come without being live: those that
+    /// are, [`set_step`](Self::set_step) says. With 0, an address is live as soon as it is there.
+    fn ahead(&self) -> u64 {
+        0
+    }
+
+    /// Has it be `step`: addresses of the window around it are live.
+    fn set_step(&mut self, step: u64) {
+        let _ = step;
+    }
+
+    /// Clients whose addresses are to be exchanged in one go, so that whoever else wants the
+    /// processor need not wait long.
+    fn stride(&self) -> usize {
+        1
+    }
+
+    /// Those of `addresses`, which were bound, that are so no more: the kernel takes its own away
+    /// when the link is set down, and others may.
+    ///
+    /// # Errors
+    /// When the kernel cannot be asked.
+    fn lost(&mut self, _addresses: &[Ipv6Addr]) -> Result<Vec<Ipv6Addr>> {
+        Ok(Vec::new())
+    }
+
+    /// Whether all seem to be live, by `one` of them: a single question to the kernel, where
+    /// nothing announces a loss.
+    ///
+    /// # Errors
+    /// When the kernel cannot be asked.
+    fn seems_live(&mut self, _one: Ipv6Addr) -> Result<bool> {
+        Ok(true)
+    }
+
+    /// Makes addresses live again that were [`lost`](Self::lost).
+    ///
+    /// # Errors
+    /// Those of [`bind`](Self::bind). Some of them may be live then.
+    fn restore(&mut self, lost: &[Ipv6Addr], step: &mut Step) -> Result<()> {
+        self.bind(lost, step).map(drop)
+    }
+
+    /// Bytes of kernel memory that the addresses take, where it is known.
+    fn kernel_memory(&self) -> Option<u64> {
+        None
+    }
+}
+
+/// Addresses of some clients in one time step.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Timed {
+    /// The step.
+    pub step: u64,
+    /// Their addresses in it.
+    pub addresses: Vec<Ipv6Addr>,
+}
+
+/// What a bind fails with when its [`Step`] said no.
+#[derive(Debug, thiserror::Error)]
+#[error("interrupted")]
+pub struct Interrupted;
+
+impl Phases {
+    /// Does the next part, timed.
+    fn time<T>(&mut self, name: &str, part: impl FnOnce() -> T) -> T {
+        let start = Instant::now();
+        let result = part();
+        self.0.push(Phase { name: name.to_owned(), seconds: start.elapsed().as_secs_f64() });
+        result
+    }
+
+    /// All parts together, in seconds.
+    #[must_use]
+    pub fn seconds(&self) -> f64 {
+        // The sum of no floats is -0.
+        self.0.iter().fold(0.0, |sum, phase| sum + phase.seconds)
+    }
+}
+
+impl Method {
+    /// All of them, in the order of the command line's help.
+    pub const ALL: [Self; 9] = [
+        Self::Netlink,
+        Self::NetlinkBatch,
+        Self::NetlinkDown,
+        Self::Ioctl,
+        Self::Command,
+        Self::Ifconfig,
+        Self::Anyip,
+        Self::LiveMap,
+        Self::None,
+    ];
+
+    /// Whether addresses that it made live can move.
+    #[must_use]
+    pub fn moves(self) -> bool {
+        !matches!(self, Self::Anyip | Self::None)
+    }
+
+    /// With which power of their number the time grows that it takes for all addresses.
+    #[must_use]
+    pub fn power(self) -> i32 {
+        if self == Self::LiveMap { 1 } else { 2 }
+    }
+
+    /// Whether it has other programs add and remove addresses.
+    #[must_use]
+    pub fn starts_programs(self) -> bool {
+        matches!(self, Self::Command | Self::Ifconfig)
+    }
+
+    /// Whether it changes settings of the interface while it adds addresses.
+    #[must_use]
+    pub fn changes_settings(self) -> bool {
+        !matches!(self, Self::Netlink | Self::NetlinkBatch | Self::LiveMap | Self::None)
+    }
+
+    /// What a thread is that moves addresses.
+    pub(crate) fn rotates_as(self) -> Role {
+        if self.starts_programs() {
+            Role::Commander
+        } else if self.changes_settings() {
+            Role::Main
+        } else {
+            Role::Binding
+        }
+    }
+
+    /// Whether taking the addresses back takes a privilege (CAP_NET_ADMIN).
+    #[must_use]
+    pub fn takes_back(self) -> bool {
+        !matches!(self, Self::LiveMap | Self::None)
+    }
+
+    /// Whether it makes addresses of the kernel, one by one.
+    #[must_use]
+    pub fn is_of_the_kernel(self) -> bool {
+        match self {
+            Self::Netlink
+            | Self::NetlinkBatch
+            | Self::NetlinkDown
+            | Self::Ioctl
+            | Self::Command
+            | Self::Ifconfig => true,
+            Self::Anyip | Self::LiveMap | Self::None => false,
+        }
+    }
+}
+
+/// Where addresses are to be live.
+#[derive(Debug)]
+pub struct Place<'a> {
+    /// The interface, in the namespace of the calling thread.
+    pub link: &'a Link,
+    /// What all of the addresses lie under.
+    pub prefix: Prefix,
+    /// The maps of a hidden steering program that runs on the interface; only [`Method::LiveMap`]
+    /// needs one.
+    pub live_addresses: Option<LiveAddresses>,
+}
+
+/// The binder for `method` at `place`. What a killed run left on the interface is removed first.
+///
+/// # Errors
+/// When another process binds addresses of that interface, the leftovers cannot be removed, or the
+/// method needs something that is not there.
+pub fn binder(method: Method, place: Place) -> Result<Box<dyn Binder>> {
+    if method == Method::None {
+        return Ok(Box::new(Nothing));
+    }
+    let link = place.link;
+    let claim = claim(link)?;
+    netlink::remove_leftovers(link, None)?;
+    anyip::remove_leftovers(link)?;
+    let inner: Box<dyn Binder> = match method {
+        Method::Netlink => Box::new(Kernel::new(link, netlink::Messages::new(link, 1)?)?),
+        Method::NetlinkBatch => {
+            Box::new(Kernel::new(link, netlink::Messages::new(link, netlink::BATCH)?)?)
+        }
+        Method::NetlinkDown => {
+            let messages = netlink::Messages::new(link, netlink::BATCH)?.of_finite_lifetime();
+            Box::new(Kernel::new(link, messages)?.while_down()?)
+        }
+        Method::Ioctl => {
+            Box::new(Kernel::new(link, ioctl::Ioctl::new(link)?)?.without_detection()?)
+        }
+        Method::Command => Box::new(Kernel::new(link, command::Program::ip(link)?)?),
+        Method::Ifconfig => {
+            Box::new(Kernel::new(link, command::Program::ifconfig(link)?)?.without_detection()?)
+        }
+        Method::Anyip => Box::new(anyip::AnyIp::new(link, place.prefix)?),
+        Method::LiveMap => {
+            let live =
+                place.live_addresses.context("live-map needs a steering program to write to")?;
+            Box::new(live_map::LiveMap::new(link, live)?)
+        }
+        Method::None => Box::new(Nothing),
+    };
+    Ok(Box::new(Claimed { inner, _claim: claim }))
+}
+
+/// Addresses that are live until this goes.
+pub struct Bound {
+    binder: Box<dyn Binder>,
+    addresses: Vec<Ipv6Addr>,
+    phases: Phases,
+}
+
+/// Makes `addresses` live at `place`.
+///
+/// # Errors
+/// Those of [`binder`] and [`Binder::bind`]. None of the addresses is live then.
+pub fn bind(
+    method: Method,
+    place: Place,
+    addresses: Vec<Ipv6Addr>,
+    step: &mut Step,
+) -> Result<Bound> {
+    let mut binder = binder(method, place)?;
+    let phases = binder.bind(&addresses, step)?;
+    Ok(Bound { binder, addresses, phases })
+}
+
+impl Bound {
+    /// The addresses, as they were given.
+    #[must_use]
+    pub fn addresses(&self) -> &[Ipv6Addr] {
+        &self.addresses
+    }
+
+    /// What making them live took.
+    #[must_use]
+    pub fn phases(&self) -> &Phases {
+        &self.phases
+    }
+
+    /// Bytes of kernel memory that they take, where it is known.
+    #[must_use]
+    pub fn kernel_memory(&self) -> Option<u64> {
+        self.binder.kernel_memory()
+    }
+
+    /// Makes those addresses live again that the kernel or somebody else has taken away, and
+    /// returns how many they were.
+    ///
+    /// # Errors
+    /// Those of [`Binder::restore`].
+    pub fn renew(&mut self, step: &mut Step) -> Result<usize> {
+        let lost = self.binder.lost(&self.addresses)?;
+        if !lost.is_empty() {
+            self.binder.restore(&lost, step)?;
+        }
+        Ok(lost.len())
+    }
+
+    /// Whether the addresses seem to be live, as [`Binder::seems_live`].
+    ///
+    /// # Errors
+    /// When the kernel cannot be asked.
+    pub fn seems_live(&mut self) -> Result<bool> {
+        self.addresses.first().map_or(Ok(true), |one| self.binder.seems_live(*one))
+    }
+
+    /// Takes the addresses back, tells how far it is, and returns what that took. Dropping does the
+    /// same, but cannot say that it failed.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn release(mut self, told: &mut Told) -> Result<Phases> {
+        let addresses = std::mem::take(&mut self.addresses);
+        self.binder.unbind(&addresses, told)
+    }
+}
+
+impl Drop for Bound {
+    fn drop(&mut self) {
+        // A destructor has nobody to tell; who wants to know calls `release`.
+        let _ = self.binder.unbind(&self.addresses, &mut |_| {});
+    }
+}
+
+/// The error of a bind that ended after `bound` of `all` addresses, for `why`, and was `undone`.
+fn failed<T>(why: anyhow::Error, bound: usize, all: usize, undone: Result<T>) -> anyhow::Error {
+    match undone {
+        Ok(_) => why.context(format!("{bound} of {all} addresses were bound, and are taken back")),
+        Err(error) => why.context(format!(
+            "{bound} of {all} addresses were bound, and could not all be taken back ({error:#})"
+        )),
+    }
+}
+
+/// A binder, and the name by which another process would see that its interface is taken. The name
+/// is in the namespace, and without a file: the kernel takes it back however this process ends.
+struct Claimed {
+    inner: Box<dyn Binder>,
+    _claim: UnixDatagram,
+}
+
+/// Takes back what a process that was killed has left on `link`, and returns how many addresses
+/// that were. `unmarked` are those that may be there without a mark because of it. Nothing is taken
+/// from a process that lives.
+///
+/// # Errors
+/// When the kernel refuses.
+#[cfg_attr(not(feature = "cli"), allow(dead_code))]
+pub(crate) fn take_back(link: &Link, unmarked: Option<&Pool>) -> Result<usize> {
+    // Whoever comes next waits for this.
+    let _at_work = UnixDatagram::bind_addr(&at_work(link)?);
+    let Ok(_claim) = claim_within(link, || RELEASE) else { return Ok(0) };
+    let gone = netlink::remove_leftovers(link, unmarked)?;
+    anyip::remove_leftovers(link)?;
+    Ok(gone)
+}
+
+/// The name that somebody has who takes back what a killed one left on `link`.
+fn at_work(link: &Link) -> io::Result<SocketAddr> {
+    SocketAddr::from_abstract_name(format!("sixhop-guard-{}", link.index))
+}
+
+/// Keeps others from binding addresses to `link`, until what it returns is dropped. They would take
+/// this one's addresses for leftovers.
+fn claim(link: &Link) -> Result<UnixDatagram> {
+    let (at_work, prober) = (at_work(link)?, UnixDatagram::unbound()?);
+    claim_within(link, || if prober.connect_addr(&at_work).is_ok() { CLEARED } else { RELEASE })
+}
+
+/// The same, while others have it, for as long as `patience` says.
+fn claim_within(link: &Link, patience: impl Fn() -> Duration) -> Result<UnixDatagram> {
+    let name = SocketAddr::from_abstract_name(format!("sixhop-bind-{}", link.index))?;
+    let started = Instant::now();
+    loop {
+        match UnixDatagram::bind_addr(&name) {
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
+                ensure!(
+                    started.elapsed() < patience(),
+                    "another sixhop binds addresses to {}: stop it first",
+                    link.name
+                );
+                thread::sleep(Duration::from_millis(5));
+            }
+            claimed => return claimed.with_context(|| format!("cannot claim {}", link.name)),
+        }
+    }
+}
+
+/// A name that was given back is taken for as long as another thread starts a process: until that
+/// has become another program it has a copy of every descriptor.
+const RELEASE: Duration = Duration::from_millis(200);
+
+/// What a killed server left is taken back within this: the kernel takes a millisecond for each of
+/// some 10,000 addresses.
+const CLEARED: Duration = Duration::from_secs(60);
+
+impl Binder for Claimed {
+    fn bind(&mut self, addresses: &[Ipv6Addr], step: &mut Step) -> Result<Phases> {
+        self.inner.bind(addresses, step)
+    }
+
+    fn unbind(&mut self, addresses: &[Ipv6Addr], told: &mut Told) -> Result<Phases> {
+        self.inner.unbind(addresses, told)
+    }
+
+    fn exchange(&mut self, expired: &[Timed], fresh: &[Timed]) -> Result<()> {
+        self.inner.exchange(expired, fresh)
+    }
+
+    fn ahead(&self) -> u64 {
+        self.inner.ahead()
+    }
+
+    fn set_step(&mut self, step: u64) {
+        self.inner.set_step(step);
+    }
+
+    fn stride(&self) -> usize {
+        self.inner.stride()
+    }
+
+    fn lost(&mut self, addresses: &[Ipv6Addr]) -> Result<Vec<Ipv6Addr>> {
+        self.inner.lost(addresses)
+    }
+
+    fn seems_live(&mut self, one: Ipv6Addr) -> Result<bool> {
+        self.inner.seems_live(one)
+    }
+
+    fn restore(&mut self, lost: &[Ipv6Addr], step: &mut Step) -> Result<()> {
+        self.inner.restore(lost, step)
+    }
+
+    fn kernel_memory(&self) -> Option<u64> {
+        self.inner.kernel_memory()
+    }
+}
+
+/// For addresses that are live by other means.
+struct Nothing;
+
+impl Binder for Nothing {
+    fn bind(&mut self, _: &[Ipv6Addr], _: &mut Step) -> Result<Phases> {
+        Ok(Phases::default())
+    }
+
+    fn unbind(&mut self, _: &[Ipv6Addr], _: &mut Told) -> Result<Phases> {
+        Ok(Phases::default())
+    }
+
+    fn exchange(&mut self, _: &[Timed], _: &[Timed]) -> Result<()> {
+        bail!("addresses that others make live do not move")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use anyhow::anyhow;
+
+    #[cfg(feature = "cli")]
+    #[test]
+    fn methods_have_one_name_in_flags_results_and_words() {
+        use clap::ValueEnum;
+
+        assert_eq!(Method::value_variants(), Method::ALL);
+        for method in Method::value_variants() {
+            let flag = method.to_possible_value().unwrap();
+            assert_eq!(serde_json::to_value(method).unwrap(), flag.get_name());
+            assert_eq!(method.to_string(), flag.get_name());
+        }
+    }
+
+    #[test]
+    fn none_leaves_addresses_to_others() {
+        let loopback = crate::net::netlink::link("lo").unwrap();
+        let place = Place {
+            link: &loopback,
+            prefix: "2001:db8::/64".parse().unwrap(),
+            live_addresses: None,
+        };
+        let address = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 0x77);
+        let bound = bind(Method::None, place, vec![address], &mut |_| false).unwrap();
+        assert_eq!(bound.addresses(), [address]);
+        bound.release(&mut |_| {}).unwrap();
+    }
+
+    #[test]
+    fn a_failure_says_how_far_it_came_and_what_became_of_it() {
+        let why = || anyhow::Error::new(Interrupted);
+        let error = failed(why(), 3, 10, Ok(()));
+        assert_eq!(
+            format!("{error:#}"),
+            "3 of 10 addresses were bound, and are taken back: interrupted"
+        );
+        assert!(error.chain().any(|cause| cause.is::<Interrupted>()));
+        let error = format!("{:#}", failed(why(), 3, 10, Err::<(), _>(anyhow!("no room"))));
+        assert!(error.contains("could not all be taken back (no room)"), "{error}");
+    }
+}

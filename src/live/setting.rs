@@ -1,0 +1,51 @@
+//! IPv6 settings of one interface (/proc/sys/net/ipv6/conf) that are changed for a moment.
+
+use std::fs;
+
+use anyhow::{Context, Result};
+
+use crate::host::settings::{self, Changed, Keeper};
+use crate::net::netlink::{self, Link};
+
+/// A setting, looked at before anything is begun that needs it.
+pub(super) struct Setting {
+    keeper: Keeper,
+    link: Link,
+    setting: settings::Setting,
+}
+
+impl Setting {
+    /// The setting `name` of `interface`.
+    pub fn of(interface: &str, name: &str) -> Result<Self> {
+        let link = netlink::link(interface)?;
+        let setting = settings::Setting::ipv6(interface, name);
+        setting.read(&link)?;
+        Ok(Self { keeper: Keeper::open()?, link, setting })
+    }
+
+    /// What `name` is set to for all interfaces, which for some goes before an interface's own
+    /// setting.
+    pub fn for_all(name: &str) -> Result<i32> {
+        let path = format!("/proc/sys/net/ipv6/conf/all/{name}");
+        let text = fs::read_to_string(&path).with_context(|| format!("cannot read {path}"))?;
+        text.trim().parse().with_context(|| format!("{path} holds no number"))
+    }
+
+    /// Sets the interface down, with this setting at `value` while it goes, until what this returns
+    /// is told to put it back.
+    pub fn link_down(&self, value: &str) -> Result<Changed> {
+        self.during(value, || {
+            self.keeper.change(&self.link, settings::Setting::Link, settings::DOWN)
+        })
+    }
+
+    /// Does something with the setting at `value`, and puts it back.
+    pub fn during<T>(&self, value: &str, with: impl FnOnce() -> Result<T>) -> Result<T> {
+        let changed = self.keeper.change(&self.link, self.setting.clone(), value)?;
+        let result = with();
+        // For a moment only: who sets it in that very moment has it as they want it, and need not
+        // be told.
+        let back = changed.put_back();
+        if result.is_ok() { back.and(result) } else { result }
+    }
+}

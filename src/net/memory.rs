@@ -1,0 +1,138 @@
+//! Mapped memory: the UMEM that frames lie in, and the rings that the kernel maps for a socket,
+//! here and in the engine room.
+
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd};
+use std::ptr::{self, NonNull};
+
+pub use crate::events::HugepageRequest;
+
+/// A mapping that is readable, writable and shared with the kernel, unmapped when dropped.
+#[derive(Debug)]
+pub(crate) struct Memory {
+    start: NonNull<u8>,
+    length: usize,
+    hugepages: bool,
+}
+
+// SAFETY: it is an address range; who may touch which part of it when is the business of its users.
+unsafe impl Send for Memory {}
+// SAFETY: as above, and its own methods only compute addresses.
+unsafe impl Sync for Memory {}
+
+/// 2 MiB, the default huge page of x86-64 and of arm64 with 4 KiB pages.
+const HUGEPAGE: usize = 2 << 20;
+
+impl Memory {
+    /// Zeroed memory of at least `length` bytes, on such pages as are asked for.
+    pub fn anonymous_on(pages: HugepageRequest, length: usize) -> io::Result<Self> {
+        if pages == HugepageRequest::No {
+            return Self::anonymous(length);
+        }
+        let rounded = length.next_multiple_of(HUGEPAGE);
+        // None is free, or none of that size is known.
+        match Self::map(rounded, libc::MAP_ANONYMOUS | libc::MAP_HUGETLB, None, 0) {
+            Ok(mut memory) => {
+                memory.hugepages = true;
+                Ok(memory)
+            }
+            Err(error) if pages == HugepageRequest::Yes => Err(io::Error::other(format!(
+                "{} huge pages of 2 MiB are not free ({error}): raise vm.nr_hugepages (sysctl -w \
+                 vm.nr_hugepages=N, for \
+                 all queues), or use --hugepages auto",
+                rounded / HUGEPAGE
+            ))),
+            Err(_) => Self::anonymous(length),
+        }
+    }
+
+    /// Zeroed memory of at least `length` bytes, on pages of the usual size.
+    pub fn anonymous(length: usize) -> io::Result<Self> {
+        Self::map(length, libc::MAP_ANONYMOUS, None, 0)
+    }
+
+    /// The same, with a page behind its last one that nobody may touch: what is written beyond the
+    /// end fails there.
+    pub fn guarded(length: usize) -> io::Result<Self> {
+        let page = 64 << 10; // as large as any page is
+        let rounded = length.next_multiple_of(page);
+        let memory = Self::map(rounded + page, libc::MAP_ANONYMOUS, None, 0)?;
+        // SAFETY: within the mapping, whose last bytes these are.
+        let guard = unsafe { memory.start.add(rounded) };
+        // SAFETY: they are nobody's yet.
+        let result = unsafe { libc::mprotect(guard.as_ptr().cast(), page, libc::PROT_NONE) };
+        if result == 0 { Ok(memory) } else { Err(io::Error::last_os_error()) }
+    }
+
+    /// `length` bytes of what `fd` offers at `offset`.
+    pub fn of_file(fd: BorrowedFd, length: usize, offset: i64) -> io::Result<Self> {
+        Self::map(length, 0, Some(fd), offset)
+    }
+
+    fn map(length: usize, flags: i32, fd: Option<BorrowedFd>, offset: i64) -> io::Result<Self> {
+        let fd = fd.map_or(-1, |fd| fd.as_raw_fd());
+        let access = libc::PROT_READ | libc::PROT_WRITE;
+        // MAP_POPULATE: a page fault on the data path would cost more than a packet.
+        let flags = flags | libc::MAP_SHARED | libc::MAP_POPULATE;
+        // SAFETY: a new mapping at an address that the kernel chooses touches nothing that exists.
+        let start = unsafe { libc::mmap(ptr::null_mut(), length, access, flags, fd, offset) };
+        if start == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        let start = NonNull::new(start.cast())
+            .ok_or_else(|| io::Error::other("mmap returned address 0"))?;
+        Ok(Self { start, length, hugepages: false })
+    }
+
+    /// The address of the first byte.
+    pub fn start(&self) -> NonNull<u8> {
+        self.start
+    }
+
+    /// How many bytes are mapped.
+    pub fn length(&self) -> usize {
+        self.length
+    }
+
+    /// Whether it lies on huge pages.
+    pub fn hugepages(&self) -> bool {
+        self.hugepages
+    }
+
+    /// The place of `count` values of type `T` at byte `offset`; `None` when they would not lie
+    /// within, or not be aligned.
+    pub fn at<T>(&self, offset: usize, count: usize) -> Option<NonNull<T>> {
+        let end = count.checked_mul(size_of::<T>())?.checked_add(offset)?;
+        if end > self.length {
+            return None;
+        }
+        // SAFETY: within the mapping, as just checked.
+        let place = unsafe { self.start.add(offset) }.cast::<T>();
+        place.is_aligned().then_some(place)
+    }
+}
+
+impl Drop for Memory {
+    fn drop(&mut self) {
+        // SAFETY: maps exactly this range, and nothing that borrows it is left. What the kernel
+        // still writes into, a UMEM or a ring of a socket that is open, it has pinned: it writes to
+        // those pages, and no longer to this range.
+        unsafe { libc::munmap(self.start.as_ptr().cast(), self.length) };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs::File;
+
+    #[test]
+    fn the_kernel_writes_up_to_the_guard_and_no_further() {
+        let memory = Memory::guarded(100).unwrap();
+        let zeros = File::open("/dev/zero").unwrap();
+        let all = memory.length();
+        // SAFETY: the range is mapped, and nobody else's.
+        let written = unsafe { libc::read(zeros.as_raw_fd(), memory.start().as_ptr().cast(), all) };
+        assert_eq!(written as usize, all / 2, "the other half is the guard");
+    }
+}

@@ -1,0 +1,82 @@
+//! A port of a bridge or a bond: the kernel hands its packets on to the device above, also those
+//! that ask for addresses of the port. Only a program on the port sees them before.
+
+use anyhow::{Result, bail};
+
+use crate::live::Method;
+use crate::net::netlink::{self, Link};
+
+/// Refuses to make addresses live on a port where nobody would ever find them; where they can be,
+/// says what such a server does not see.
+///
+/// # Errors
+/// When `bind` is of no use there, with what to do about it.
+pub(super) fn may_serve(link: &Link, bind: Method, serves: bool) -> Result<Option<String>> {
+    let Some(index) = link.master else { return Ok(None) };
+    let above = netlink::links()?.into_iter().find(|above| above.index == index);
+    let Some(above) = above else { return Ok(None) }; // it has gone meanwhile
+    let kind = above.kind.as_deref();
+    if takes_packets(kind) && !works(kind, bind) {
+        bail!("{}", no_use(&link.name, &above.name, kind, bind, serves));
+    }
+    // Only its program sees what comes: whatever makes addresses live, other ports are not its own.
+    Ok(takes_packets(kind).then(|| {
+        format!(
+            "{} is a port of {}: requests that come by other ports of it are not answered",
+            link.name, above.name
+        )
+    }))
+}
+
+/// Whether a device of that kind takes the packets of its ports for its own. A VRF leaves them
+/// theirs.
+pub fn takes_packets(kind: Option<&str>) -> bool {
+    kind != Some("vrf")
+}
+
+/// Whether addresses that `bind` makes live on a port can be reached. A bridge takes the IPv6
+/// routes of its ports; a bond's packets still go by the routing table, and AnyIP needs no more.
+fn works(kind: Option<&str>, bind: Method) -> bool {
+    match bind {
+        Method::LiveMap | Method::None => true,
+        Method::Anyip => matches!(kind, Some("bond" | "team")),
+        Method::Netlink
+        | Method::NetlinkBatch
+        | Method::NetlinkDown
+        | Method::Ioctl
+        | Method::Command
+        | Method::Ifconfig => false,
+    }
+}
+
+fn no_use(port: &str, above: &str, kind: Option<&str>, bind: Method, serves: bool) -> String {
+    let kind = kind.unwrap_or("device above it");
+    let instead = if serves { " or use --bind live-map" } else { "" };
+    let what = if serves { "serve on" } else { "bind to" };
+    format!(
+        "{port} is a port of the {kind} {above}, which takes what neighbours ask of {port}: \
+         addresses that \
+         --bind {bind} makes live there are never found; {what} {above}{}{instead}",
+        if serves { "," } else { "" }
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_port_has_no_addresses_of_the_kernels() {
+        let bridge = Some("bridge");
+        assert!(works(bridge, Method::LiveMap) && works(bridge, Method::None));
+        assert!(!works(bridge, Method::Anyip) && works(Some("bond"), Method::Anyip));
+        for bind in [Method::Netlink, Method::NetlinkDown, Method::Ioctl, Method::Command] {
+            assert!(!works(bridge, bind) && !works(Some("bond"), bind) && !works(None, bind));
+        }
+        assert!(takes_packets(bridge) && takes_packets(None) && !takes_packets(Some("vrf")));
+        let words = no_use("eth1", "br0", bridge, Method::Netlink, true);
+        assert!(words.contains("serve on br0, or use --bind live-map"), "{words}");
+        let words = no_use("eth1", "br0", bridge, Method::Netlink, false);
+        assert!(words.ends_with("bind to br0"), "{words}");
+    }
+}

@@ -1,0 +1,170 @@
+//! What a server's counters give away about a fault elsewhere: a sentence for each, said once.
+
+use crate::engine::REDIRECT_FAILED;
+use crate::events::Counters;
+use crate::wire::Refusal;
+
+/// Remembers what was said already.
+#[derive(Debug, Default)]
+pub(super) struct Symptoms {
+    said: Vec<Symptom>,
+    stuck: Stuck,
+}
+
+/// A fault that counters can show.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Symptom {
+    UnfinishedChecksums,
+    NoRingTakes,
+    NothingLeaves,
+}
+
+/// All of them, each with the test for it: what to say, if the counters show it.
+type Rule = (Symptom, fn(&Counters) -> Option<String>);
+const RULES: [Rule; 3] = [
+    (Symptom::UnfinishedChecksums, unfinished_checksums),
+    (Symptom::NoRingTakes, no_ring_takes),
+    (Symptom::NothingLeaves, nothing_leaves),
+];
+
+fn unfinished_checksums(counters: &Counters) -> Option<String> {
+    counters.refused.contains_key(Refusal::UnfinishedChecksum.name()).then(|| {
+        "requests come with unfinished checksums and are not answered (their sender leaves \
+         checksums to its \
+         interface, and a veth or tap fills none in): run 'ethtool -K IF tx off' for the sender's \
+         interface, in its \
+         namespace, container or guest, or serve with --engine socket"
+            .to_owned()
+    })
+}
+
+fn no_ring_takes(counters: &Counters) -> Option<String> {
+    let count = counters.dropped.get(REDIRECT_FAILED)?;
+    Some(format!(
+        "the rings did not take {count} packets that the XDP program redirected into them \
+         ({REDIRECT_FAILED}): the program may run on another device than the one that is served; \
+         --attach generic runs it on that one"
+    ))
+}
+
+/// Of an XDP program that answers by itself.
+fn nothing_leaves(counters: &Counters) -> Option<String> {
+    let reflected = *counters.steering.get("reflected")?;
+    // Some may be on their way.
+    (reflected >= 10 && counters.replies == 0).then(|| {
+        format!(
+            "none of the replies to {reflected} requests left: the driver takes no frames from an \
+             XDP \
+             program; a veth does once its other end polls ('ethtool -K PEER gro on' there), \
+             or use --attach generic"
+        )
+    })
+}
+
+impl Symptoms {
+    /// What `counters` show that was not said before.
+    pub fn look(&mut self, counters: &Counters) -> Vec<String> {
+        let mut news = self.stuck.look(counters);
+        for (symptom, shows) in RULES {
+            if self.said.contains(&symptom) {
+                continue;
+            }
+            if let Some(words) = shows(counters) {
+                self.said.push(symptom);
+                news.push(words);
+            }
+        }
+        news
+    }
+}
+
+/// Queues whose replies stay in the tx ring, though the kernel was woken for them.
+#[derive(Debug, Default)]
+struct Stuck {
+    /// Of each queue what it had sent when last looked at, where something was waiting then.
+    before: Vec<(u32, u64)>,
+    said: Vec<u32>,
+}
+
+impl Stuck {
+    /// To be called once a second: none of a queue's replies left in between, and there were some.
+    fn look(&mut self, counters: &Counters) -> Vec<String> {
+        let waiting = counters.queues.iter().filter(|queue| queue.levels.tx > 0);
+        let now: Vec<_> = waiting.map(|queue| (queue.queue, queue.replies)).collect();
+        let stuck = now.iter().filter(|queue| self.before.contains(queue)).map(|(queue, _)| *queue);
+        let stuck: Vec<_> = stuck.filter(|queue| !self.said.contains(queue)).collect();
+        self.before = now;
+        self.said.extend(&stuck);
+        let words = |queue: &u32| {
+            format!(
+                "replies of queue {queue} do not leave: the kernel takes none out of its tx ring \
+                 ('ethtool -l' shows the transmit queues, 'ip link' whether the link is up)"
+            )
+        };
+        stuck.iter().map(words).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::events::QueueCounters;
+    use crate::xdp::{KernelCounters, RingLevels};
+
+    fn counters(queues: &[(u64, u32)]) -> Counters {
+        let queue = |(number, (replies, tx)): (usize, &(u64, u32))| QueueCounters {
+            queue: number as u32,
+            answered: 0,
+            replies: *replies,
+            levels: RingLevels { tx: *tx, ..RingLevels::default() },
+            xdp: KernelCounters::default(),
+        };
+        Counters { queues: queues.iter().enumerate().map(queue).collect(), ..Counters::default() }
+    }
+
+    #[test]
+    fn unfinished_checksums_are_said_once_and_damaged_ones_are_none() {
+        let mut symptoms = Symptoms::default();
+        let mut counters = Counters::default();
+        counters.refused.insert(Refusal::BadChecksum.name().to_owned(), 3);
+        assert_eq!(symptoms.look(&counters), Vec::<String>::new());
+        counters.refused.insert(Refusal::UnfinishedChecksum.name().to_owned(), 1);
+        let [said] = &symptoms.look(&counters)[..] else { panic!("nothing is said") };
+        assert!(said.contains("ethtool -K") && said.contains("--engine socket"), "{said}");
+        counters.refused.insert(Refusal::UnfinishedChecksum.name().to_owned(), 9);
+        assert!(symptoms.look(&counters).is_empty());
+    }
+
+    #[test]
+    fn a_ring_that_does_not_drain_is_named_once() {
+        let mut symptoms = Symptoms::default();
+        let mut look = |queues: &[_]| symptoms.look(&counters(queues));
+        assert!(look(&[(0, 0), (0, 10)]).is_empty(), "it may be about to leave");
+        let news = look(&[(10, 5), (0, 10)]);
+        assert!(
+            news.len() == 1 && news[0].starts_with("replies of queue 1 do not leave"),
+            "{news:?}"
+        );
+        assert!(look(&[(20, 5), (0, 30)]).is_empty(), "it is said already, and queue 0 sends");
+        assert!(look(&[(20, 0), (0, 30)]).is_empty(), "queue 0 has sent all");
+        assert_eq!(look(&[(20, 4), (0, 30)]).len(), 0);
+        assert_eq!(look(&[(20, 4), (0, 30)]).len(), 1, "queue 0 has stopped");
+    }
+
+    #[test]
+    fn packets_that_no_ring_takes_and_replies_that_never_leave_are_said_once() {
+        let mut symptoms = Symptoms::default();
+        let mut seen = Counters::default();
+        assert!(symptoms.look(&seen).is_empty());
+        seen.drop(REDIRECT_FAILED, 4);
+        let news = symptoms.look(&seen);
+        assert!(news.len() == 1 && news[0].contains("--attach generic"), "{news:?}");
+        assert!(symptoms.look(&seen).is_empty());
+        seen.steering.insert("reflected".to_owned(), 10);
+        seen.replies = 1;
+        assert!(symptoms.look(&seen).is_empty());
+        seen.replies = 0;
+        let news = symptoms.look(&seen);
+        assert!(news.len() == 1 && news[0].contains("gro on"), "{news:?}");
+    }
+}
