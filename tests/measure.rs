@@ -39,7 +39,7 @@ use sixhop::address::Pool;
 use sixhop::lab::Side;
 
 /// What other tests would falsify: times and rates that are to be found as they were made, and
-/// experiments, which take the default lab.
+/// experiments, whose labs have one name.
 pub fn alone() -> Vec<Trial> {
     vec![
         trial("uneven_delays_are_measured_by_rings", || uneven_delays("afxdp")),
