@@ -63,9 +63,9 @@ rust:
 	elif command -v apt-get >/dev/null; then \
 	  $(APT) update -qq; \
 	  if enough "$$(candidate cargo)"; then \
-	    install cargo $(RUST_13); \
+	    install cargo ca-certificates $(RUST_13); \
 	  elif enough "$$(candidate cargo-web)"; then \
-	    install cargo-web $(RUST_12); \
+	    install cargo-web ca-certificates $(RUST_12); \
 	  elif [ -n "$$(candidate rustup)" ]; then \
 	    install rustup ca-certificates; \
 	    rustup toolchain install stable --profile minimal --component rustfmt --component clippy; \

@@ -60,11 +60,12 @@ fn main() -> ExitCode {
         rotation::trials(),
         serve::trials(),
         silence::trials(),
+        soak::trials(),
         supply::trials(),
         unit::trials(),
         values::trials(),
     ];
     // What these find depends on how busy the machine is.
-    let alone = [measure::alone(), soak::trials(), steady::trials()];
+    let alone = [measure::alone(), steady::trials()];
     common::main(beside.into_iter().flatten().collect(), alone.into_iter().flatten().collect())
 }

@@ -50,7 +50,7 @@ pub fn trial(name: &str, test: impl FnOnce() -> Result<()> + Send + 'static) -> 
 #[track_caller]
 pub fn rootless(name: &str, test: impl FnOnce() -> Result<()> + Send + 'static) -> Trial {
     let file = Path::new(Location::caller().file()).file_stem().unwrap_or_default();
-    let name = format!("{}::{name}", file.display());
+    let name = format!("{}::{name}", file.to_string_lossy());
     Trial::test(name.clone(), move || {
         let start = Instant::now();
         let done = test().map_err(|error| Failed::from(format!("{error:#}")));
