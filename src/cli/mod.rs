@@ -23,7 +23,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, anyhow};
 use comfy_table::{CellAlignment, Table};
 use indicatif::{HumanDuration, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use signal_hook::consts::{SIGINT, SIGTERM};
@@ -31,7 +31,7 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 use crate::address::mt6d::{Clock, Subnet, Timetable};
 use crate::address::{Pool, PoolError, Prefix, Schedule, Targets};
 use crate::bind::Method;
-use crate::engine::{Occasion, Server, ServerConfig, Totals};
+use crate::engine::{ConfigError, Occasion, Server, ServerConfig, ServerError, Totals};
 use crate::guard::Guard;
 use crate::machine;
 use crate::machine::sandbox::{Role, Sandbox};
@@ -223,9 +223,23 @@ fn binding(config: &ServerConfig, stop: &AtomicBool) -> Result<(Server, Guard)> 
         !stop.load(Ordering::Relaxed)
     });
     bar.finish_and_clear();
-    let server = server?;
+    let server = server.map_err(with_flags)?;
     server.ready().notes.iter().for_each(note);
     Ok((server, guard))
+}
+
+/// The error with the flags that cure it, which the library knows nothing of.
+fn with_flags(error: ServerError) -> anyhow::Error {
+    let ServerError::Config(cause) = &error else { return error.into() };
+    let cure = match cause.downcast_ref() {
+        Some(ConfigError::NeedsProgram(_)) => "use --engine afxdp or reflect",
+        Some(ConfigError::BusyPoll) => "use --engine afxdp, or no --busy-poll",
+        Some(ConfigError::Limit) => "use --engine afxdp or reflect, or no --limit",
+        Some(ConfigError::Taken { .. }) => "use another --seed or --prefix",
+        Some(ConfigError::QueuesOfReflect) => "leave out --queues",
+        _ => return error.into(),
+    };
+    anyhow!("{:#}: {cure}", anyhow::Error::from(error))
 }
 
 /// One line for people, on standard error, of what may not be as they think.
@@ -259,7 +273,7 @@ fn running(
     if totals.is_ok() {
         guard.dismiss();
     }
-    totals.inspect(|totals| totals.notes.iter().for_each(note))
+    Ok(totals.inspect(|totals| totals.notes.iter().for_each(note))?)
 }
 
 /// Prints `event` as one line on standard output, and at once.

@@ -24,6 +24,7 @@ mod afxdp;
 mod batch;
 mod behind;
 mod checks;
+mod error;
 mod handler;
 mod master;
 mod multicast_router;
@@ -61,6 +62,7 @@ use crate::xdp::{
 
 pub use advertiser::{Advertiser, LinkAddress};
 pub use afxdp::{FRAMES, frame_size, frames, largest_request};
+pub use error::{Cause, ConfigError, ServerError};
 pub use handler::{Handler, Ours};
 #[cfg(feature = "lab")]
 pub(crate) use master::takes_packets;
