@@ -23,7 +23,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, anyhow};
 use comfy_table::{CellAlignment, Table};
 use indicatif::{HumanDuration, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use signal_hook::consts::{SIGINT, SIGTERM};
@@ -35,7 +35,7 @@ use crate::host;
 use crate::host::sandbox::{Role, Sandbox};
 use crate::live::Method;
 use crate::server::guard::Guard;
-use crate::server::{Occasion, Server, ServerConfig, Totals};
+use crate::server::{ConfigError, Occasion, Server, ServerConfig, ServerError, Totals};
 
 /// The heading of flags for whoever keeps a program running. Logs are under it in every subcommand.
 const OPERATIONS: &str = "Operations";
@@ -224,9 +224,23 @@ fn binding(config: &ServerConfig, stop: &AtomicBool) -> Result<(Server, Guard)> 
         !stop.load(Ordering::Relaxed)
     });
     bar.finish_and_clear();
-    let server = server?;
+    let server = server.map_err(with_flags)?;
     server.ready().notes.iter().for_each(note);
     Ok((server, guard))
+}
+
+/// The error with the flags that cure it, which the library knows nothing of.
+fn with_flags(error: ServerError) -> anyhow::Error {
+    let ServerError::Config(cause) = &error else { return error.into() };
+    let cure = match cause.downcast_ref() {
+        Some(ConfigError::NeedsProgram(_)) => "use --engine afxdp or reflect",
+        Some(ConfigError::BusyPoll) => "use --engine afxdp, or no --busy-poll",
+        Some(ConfigError::Limit) => "use --engine afxdp or reflect, or no --limit",
+        Some(ConfigError::Taken { .. }) => "use another --seed or --prefix",
+        Some(ConfigError::QueuesOfReflect) => "leave out --queues",
+        _ => return error.into(),
+    };
+    anyhow!("{:#}: {cure}", anyhow::Error::from(error))
 }
 
 /// One line for people, on standard error, of what may not be as they think.
@@ -260,7 +274,7 @@ fn running(
     if totals.is_ok() {
         guard.dismiss();
     }
-    totals.inspect(|totals| totals.notes.iter().for_each(note))
+    Ok(totals.inspect(|totals| totals.notes.iter().for_each(note))?)
 }
 
 /// Prints `event` as one line on standard output, and at once.

@@ -107,7 +107,7 @@ struct Askers {
 #[command(next_help_heading = "Engine")]
 struct Engine {
     /// How requests are answered
-    #[arg(long = "engine", default_value = "afxdp")]
+    #[arg(long = "engine", value_name = "ENGINE", default_value = "afxdp")]
     kind: EngineKind,
     /// Replies to each request
     #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u16).range(1..=255))]

@@ -63,8 +63,9 @@ impl<'a> PeerProcess<'a> {
     ) -> Result<Self> {
         let interface = Side::Server.interface();
         let target = pool.address(0);
-        let addresses = lab
-            .run_in(Side::Server, || Server::start(held, &mut |_| !stop.load(Ordering::Relaxed)))?;
+        let addresses = lab.run_in(Side::Server, || {
+            Ok(Server::start(held, &mut |_| !stop.load(Ordering::Relaxed))?)
+        })?;
         let mac = lab.run_in(Side::Server, || Ok(netlink::link(interface)?.mac))?;
         // A peer may take every packet from the kernel, which then answers no solicitation.
         neighbour(lab, target, Some(mac))?;

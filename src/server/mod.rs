@@ -2,6 +2,7 @@
 //! the end all of it is taken back.
 
 mod checks;
+mod error;
 #[cfg(feature = "cli")]
 pub mod guard;
 mod master;
@@ -32,6 +33,8 @@ use crate::net::netlink::{self, Link};
 use crate::policy::{Handler, Ours};
 use crate::xdp::{AttachRequest, CopyRequest, stacked};
 
+use error::At;
+pub use error::{Cause, ConfigError, ServerError};
 #[cfg(feature = "lab")]
 pub(crate) use master::takes_packets;
 use silence::Silence;
@@ -218,11 +221,7 @@ impl ServerConfig {
         match (self.bind, self.engine) {
             (Method::LiveMap, engine) => {
                 let engine = engine.unwrap_or(EngineKind::Afxdp);
-                ensure!(
-                    engine.can(self.bind),
-                    "--bind live-map needs an engine that has an XDP program, which {engine} has \
-                     not: use afxdp or reflect"
-                );
+                ensure!(engine.can(self.bind), ConfigError::NeedsProgram(engine));
                 Ok((Some(engine), true))
             }
             (_, engine) => Ok((engine, false)),
@@ -236,7 +235,11 @@ impl Server {
     ///
     /// # Errors
     /// What is missing and what to do about it. Nothing is left behind.
-    pub fn start(config: &ServerConfig, step: &mut Step) -> Result<Self> {
+    pub fn start(config: &ServerConfig, step: &mut Step) -> Result<Self, ServerError> {
+        Self::start_here(config, step).map_err(ServerError::of_start)
+    }
+
+    fn start_here(config: &ServerConfig, step: &mut Step) -> Result<Self> {
         let link = netlink::link(&config.interface)?;
         let keeper = Keeper::open()?;
         let found = keeper.put_right()?;
@@ -258,12 +261,9 @@ impl Server {
         let (kind, hidden) = config.engine()?;
         ensure!(
             config.rings.busy_poll.is_none() || kind == Some(EngineKind::Afxdp),
-            "--busy-poll is for AF_XDP sockets: use --engine afxdp"
+            ConfigError::BusyPoll
         );
-        ensure!(
-            config.limit.is_none() || kind.is_some_and(EngineKind::steers),
-            "--limit is kept by the XDP program: use --engine afxdp or reflect"
-        );
+        ensure!(config.limit.is_none() || kind.is_some_and(EngineKind::steers), ConfigError::Limit);
         let note = master::may_serve(&link, config.bind, config.engine.is_some() || hidden)?;
         notes.extend(note);
         checks::before(&link, config, kind)?;
@@ -291,10 +291,8 @@ impl Server {
             netlink::addresses(link.index)?.into_iter().filter(|a| !a.ours).map(|a| a.ip).collect();
         if let Targets::Pool(pool) = &config.targets {
             if let Some(taken) = own.iter().find(|address| pool.contains(**address)) {
-                bail!(
-                    "{taken} is an address of {} already: use another --seed or --prefix",
-                    link.name
-                );
+                let (address, interface) = (*taken, link.name.clone());
+                bail!(ConfigError::Taken { address, interface });
             }
         }
 
@@ -344,17 +342,21 @@ impl Server {
                 link.name
             );
             let engine = kind.map(|kind| engine::open(kind, &engine_config(link))).transpose();
+            let engine = engine.map_err(At::opening);
             open_seconds = if kind.is_some() { started.elapsed().as_secs_f64() } else { 0.0 };
-            engine
+            Ok(engine?)
         };
         let bind = |link: &Link, live_addresses| {
             let place = Place { link, prefix: config.targets.prefix(), live_addresses };
             Ok::<_, anyhow::Error>(match &config.targets {
-                Targets::Pool(_) => Held::Still(live::bind(config.bind, place, addresses, step)?),
+                Targets::Pool(_) => {
+                    let bound = live::bind(config.bind, place, addresses, step);
+                    Held::Still(bound.map_err(At::binding)?)
+                }
                 Targets::Moving(timetable) => {
                     let rotation =
-                        Rotation::start(config.bind, place, timetable.clone(), set, step)?;
-                    Held::Moving(Box::new(rotation))
+                        Rotation::start(config.bind, place, timetable.clone(), set, step);
+                    Held::Moving(Box::new(rotation.map_err(At::binding)?))
                 }
             })
         };
@@ -458,7 +460,7 @@ impl Server {
         stop: &AtomicBool,
         mut tell: impl FnMut(Occasion),
         told: &mut Told,
-    ) -> Result<Totals> {
+    ) -> Result<Totals, ServerError> {
         let (counters, sandbox) = (self.counters, self.sandbox);
         let beats = || counters.as_ref().map(|counters| counters.beats()).unwrap_or_default();
         let started = Instant::now();
@@ -582,7 +584,8 @@ impl Server {
                 engine.join().map_err(|_| anyhow!("the engine panicked"))?
             });
             let moved = supervise::wait_for(rotation);
-            answered.and(moved.context("the addresses cannot be moved"))
+            let moved = moved.context("the addresses cannot be moved");
+            answered.map_err(ServerError::engine).and(moved.map_err(ServerError::binding))
         });
         // The engine may have been quicker, and have said less.
         if let (Ok(()), Err(_)) = (&seen, &result) {
@@ -601,11 +604,12 @@ impl Server {
         let put_back: Vec<_> = self.settings.into_iter().map(Changed::put_back).collect();
         let released = self.bound.release(told).context("some addresses stay");
         // What an engine says of an interface that has gone is less than what was seen.
-        seen?;
+        seen.map_err(ServerError::changed)?;
         result?;
-        let unbind = released?;
+        let unbind = released.map_err(ServerError::binding)?;
         let put_back: Result<Vec<_>> = put_back.into_iter().collect();
-        let notes = put_back.context("a setting stays changed")?.into_iter().flatten().collect();
+        let put_back = put_back.context("a setting stays changed").map_err(ServerError::setting)?;
+        let notes = put_back.into_iter().flatten().collect();
         Ok(Totals { stats, unbind, notes })
     }
 }
@@ -626,18 +630,11 @@ fn existing(config: &ServerConfig, link: &Link, engine: Option<EngineKind>) -> R
     if config.queues.is_empty() {
         return Ok((0..count).collect());
     }
-    ensure!(
-        engine != Some(EngineKind::Reflect),
-        "reflect answers on whatever queue a request arrives: leave out --queues"
-    );
+    ensure!(engine != Some(EngineKind::Reflect), ConfigError::QueuesOfReflect);
     for (index, queue) in config.queues.iter().enumerate() {
-        ensure!(
-            *queue < count,
-            "{} has {count} queue(s) in use, 0 to {}; queue {queue} is none of them",
-            link.name,
-            count - 1
-        );
-        ensure!(!config.queues[..index].contains(queue), "queue {queue} is named twice");
+        let (interface, queue) = (link.name.clone(), *queue);
+        ensure!(queue < count, ConfigError::NoQueue { interface, count, queue });
+        ensure!(!config.queues[..index].contains(&queue), ConfigError::QueueTwice(queue));
     }
     Ok(config.queues.clone())
 }
@@ -653,10 +650,9 @@ fn cores(config: &ServerConfig, link: &Link, queues: &[u32]) -> Result<Vec<usize
         return Ok(if cores.is_empty() { vec![0] } else { cores });
     }
     for core in &config.cores {
-        ensure!(
-            allowed.contains(core),
-            "processor {core} is not one of those that this process may use: {allowed:?}"
-        );
+        if !allowed.contains(core) {
+            bail!(ConfigError::NoCore { core: *core, allowed });
+        }
     }
     Ok(config.cores.clone())
 }

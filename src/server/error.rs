@@ -1,0 +1,203 @@
+//! Why a server does not start, or ends: for programs that use the library.
+
+use std::error::Error;
+use std::{fmt, io};
+
+use nix::errno::Errno;
+
+use crate::engine::EngineKind;
+use crate::live::Interrupted;
+
+/// Why a server does not start, or ends. Nothing is left behind unless the variant says so.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ServerError {
+    /// The configuration contradicts itself or the machine. [`Cause::downcast_ref`] gives the
+    /// [`ConfigError`].
+    #[error(transparent)]
+    Config(Cause),
+    /// The interface does not exist, is down, or cannot be served.
+    #[error(transparent)]
+    Interface(Cause),
+    /// A privilege is missing, or a security module denies a call.
+    #[error(transparent)]
+    Denied(Cause),
+    /// Addresses could not be made live, moved, or taken back. Those that could not be taken back
+    /// stay.
+    #[error(transparent)]
+    Binding(Cause),
+    /// The engine could not be opened, or cannot go on.
+    #[error(transparent)]
+    Engine(Cause),
+    /// While the server ran, the interface, its XDP program or its addresses changed so that the
+    /// server cannot go on.
+    #[error(transparent)]
+    Changed(Cause),
+    /// A setting of the interface that the server changed stays changed.
+    #[error(transparent)]
+    Setting(Cause),
+    /// The caller ended the bind.
+    #[error(transparent)]
+    Interrupted(Cause),
+}
+
+/// What happened. Its source is what that came from.
+pub struct Cause(anyhow::Error);
+
+impl Cause {
+    /// The `E` that this is, or that this gives the circumstances of.
+    #[must_use]
+    pub fn downcast_ref<E: Error + Send + Sync + 'static>(&self) -> Option<&E> {
+        self.0.downcast_ref()
+    }
+}
+
+impl fmt::Debug for Cause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(&self.0, f)
+    }
+}
+
+impl fmt::Display for Cause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(&self.0, f)
+    }
+}
+
+impl Error for Cause {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        self.0.source()
+    }
+}
+
+/// What of a configuration contradicts the rest of it, or the machine.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+#[expect(missing_docs, reason = "the messages say it")]
+pub enum ConfigError {
+    #[error("live-map needs an engine that has an XDP program, which {0} has not")]
+    NeedsProgram(EngineKind),
+    #[error("busy polling is for AF_XDP sockets")]
+    BusyPoll,
+    #[error("the XDP program keeps the limit of requests, and this engine has none")]
+    Limit,
+    #[error("{address} is an address of {interface} already")]
+    Taken { address: std::net::Ipv6Addr, interface: String },
+    #[error("reflect answers on whatever queue a request arrives")]
+    QueuesOfReflect,
+    #[error(
+        "{interface} has {count} queue(s) in use, 0 to {}; queue {queue} is none of them",
+        count.saturating_sub(1)
+    )]
+    NoQueue { interface: String, count: u32, queue: u32 },
+    #[error("queue {0} is named twice")]
+    QueueTwice(u32),
+    #[error("processor {core} is not one of those that this process may use: {allowed:?}")]
+    NoCore { core: usize, allowed: Vec<usize> },
+}
+
+/// The part of a start that failed: seen by [`ServerError::of_start`], and silent in messages.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum At {
+    #[error(transparent)]
+    Binding(Cause),
+    #[error(transparent)]
+    Opening(Cause),
+}
+
+impl At {
+    pub(super) fn binding(error: anyhow::Error) -> Self {
+        Self::Binding(Cause(error))
+    }
+
+    pub(super) fn opening(error: anyhow::Error) -> Self {
+        Self::Opening(Cause(error))
+    }
+}
+
+impl ServerError {
+    /// Sorts what kept a server from starting.
+    pub(super) fn of_start(error: anyhow::Error) -> Self {
+        let at = error.downcast_ref::<At>();
+        let cause = |at: &At| match at {
+            At::Binding(cause) | At::Opening(cause) => {
+                cause.downcast_ref::<Interrupted>().is_some()
+            }
+        };
+        let has = |found: fn(&(dyn Error + 'static)) -> bool| error.chain().any(found);
+        let kind = if error.is::<ConfigError>() {
+            Self::Config
+        } else if at.is_some_and(cause) || has(|error| error.is::<Interrupted>()) {
+            Self::Interrupted
+        } else if has(denies) {
+            Self::Denied
+        } else {
+            match at {
+                Some(At::Binding(_)) => Self::Binding,
+                Some(At::Opening(_)) => Self::Engine,
+                None => Self::Interface,
+            }
+        };
+        kind(Cause(error))
+    }
+
+    pub(super) fn binding(error: anyhow::Error) -> Self {
+        Self::Binding(Cause(error))
+    }
+
+    pub(super) fn engine(error: anyhow::Error) -> Self {
+        Self::Engine(Cause(error))
+    }
+
+    pub(super) fn changed(error: anyhow::Error) -> Self {
+        Self::Changed(Cause(error))
+    }
+
+    pub(super) fn setting(error: anyhow::Error) -> Self {
+        Self::Setting(Cause(error))
+    }
+}
+
+/// Whether the kernel said that it was not allowed.
+fn denies(error: &(dyn Error + 'static)) -> bool {
+    let denied = |errno: i32| errno == libc::EPERM || errno == libc::EACCES;
+    if let Some(error) = error.downcast_ref::<Errno>() {
+        return denied(*error as i32);
+    }
+    if let Some(error) = error.downcast_ref::<crate::net::netlink::Refusal>() {
+        return denied(error.code as i32);
+    }
+    error.downcast_ref::<io::Error>().and_then(io::Error::raw_os_error).is_some_and(denied)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use anyhow::{Context, anyhow};
+
+    #[test]
+    fn an_error_of_a_start_has_its_cause_and_loses_none_of_its_words() {
+        let of = ServerError::of_start;
+        let taken = ConfigError::QueueTwice(1);
+        let error = of(Err::<(), _>(taken.clone()).context("put right").unwrap_err());
+        let ServerError::Config(cause) = &error else { panic!("{error:?}") };
+        assert_eq!(cause.downcast_ref(), Some(&taken));
+        assert_eq!(format!("{:#}", anyhow!(error)), "put right: queue 1 is named twice");
+
+        let errno = || anyhow::Error::new(Errno::EBUSY).context("cannot attach");
+        let error = of(At::opening(errno()).into());
+        assert!(matches!(error, ServerError::Engine(_)), "{error:?}");
+        assert_eq!(
+            format!("{:#}", anyhow!(error)),
+            "cannot attach: EBUSY: Device or resource busy"
+        );
+        assert!(matches!(of(At::binding(errno()).into()), ServerError::Binding(_)));
+        assert!(matches!(of(errno()), ServerError::Interface(_)));
+        let denied = anyhow::Error::new(Errno::EPERM).context("cannot bind");
+        assert!(matches!(of(At::binding(denied).into()), ServerError::Denied(_)));
+        for error in [anyhow!(Interrupted), anyhow!(Interrupted).context("3 of 10")] {
+            let error = of(At::binding(error).into());
+            assert!(matches!(error, ServerError::Interrupted(_)), "{error:?}");
+        }
+    }
+}
