@@ -31,6 +31,7 @@ pub mod netlink;
 pub mod probe;
 pub mod report;
 pub mod secret;
+pub mod service;
 mod settings;
 pub mod time;
 pub mod wire;

@@ -10,7 +10,7 @@
 //!   uring          multishot recvmsg ─► worker ─► sendmsg, on one io_uring        one worker a processor
 //!   raw            recvmmsg of frames ─► worker ─► sendmmsg, equal replies as one  one worker a processor
 //!   packet-ring    mapped ring ─► worker ─► mapped ring, equal replies as one      one worker a processor
-//!                                 └ Handler decides for all, and bpf/sources.h and reflect.h by the same rules
+//!                                 └ Handler decides for all, and a Service answers; and bpf/sources.h and reflect.h by the same rules
 //! ```
 //!
 //! Behind those that look at frames themselves is a UDP socket for what they do not take apart
@@ -30,6 +30,7 @@ mod multicast_router;
 mod packet;
 mod packet_ring;
 mod raw;
+mod reply;
 mod server;
 mod silence;
 mod socket;
@@ -54,6 +55,7 @@ use crate::bind::Method;
 use crate::machine::sandbox::Sandbox;
 use crate::netlink::{AttachMode, Link};
 use crate::report::Counters;
+use crate::service::Service;
 use crate::xdp::{
     AttachRequest, BusyPoll, CopyMode, CopyRequest, Fallback, HugepageRequest, LiveAddresses,
     RingSizes,
@@ -138,7 +140,8 @@ pub struct EngineConfig {
     pub targets: Targets,
     /// The answering rules.
     pub handler: Handler,
-    /// Replies to each request, at least 1.
+    /// Replies to each request, at least 1: how often an echo comes back, and the fewest of any
+    /// other service.
     pub replies: u16,
     /// Where the XDP program is to run.
     pub attach: AttachRequest,
@@ -273,20 +276,25 @@ pub trait CounterSet: Send {
     fn beats(&self) -> Vec<u64>;
 }
 
-/// Opens the engine `kind`.
+/// Opens the engine `kind`, whose workers answer by clones of `service`.
 ///
 /// # Errors
-/// When the kernel does not give it what it needs, with what to do about it.
-pub fn open(kind: EngineKind, config: &EngineConfig) -> Result<Box<dyn Engine>> {
+/// When the kernel does not give it what it needs, with what to do about it; and when it is to
+/// reflect, and the service is no echo.
+pub fn open<S: Service>(
+    kind: EngineKind,
+    config: &EngineConfig,
+    service: &S,
+) -> Result<Box<dyn Engine>> {
     Ok(match kind {
-        EngineKind::Afxdp => Box::new(afxdp::AfXdp::open(config, false)?),
-        EngineKind::Reflect => Box::new(afxdp::AfXdp::open(config, true)?),
-        EngineKind::Socket => Box::new(socket::SocketServer::open(config)?),
-        EngineKind::SocketBatch => Box::new(batch::Batch::open(config, false)?),
-        EngineKind::SocketGso => Box::new(batch::Batch::open(config, true)?),
-        EngineKind::Uring => Box::new(uring::Uring::open(config)?),
-        EngineKind::Raw => Box::new(raw::Raw::open(config)?),
-        EngineKind::PacketRing => Box::new(packet_ring::PacketRing::open(config)?),
+        EngineKind::Afxdp => Box::new(afxdp::AfXdp::open(config, service, false)?),
+        EngineKind::Reflect => Box::new(afxdp::AfXdp::open(config, service, true)?),
+        EngineKind::Socket => Box::new(socket::SocketServer::open(config, service)?),
+        EngineKind::SocketBatch => Box::new(batch::Batch::open(config, service, false)?),
+        EngineKind::SocketGso => Box::new(batch::Batch::open(config, service, true)?),
+        EngineKind::Uring => Box::new(uring::Uring::open(config, service)?),
+        EngineKind::Raw => Box::new(raw::Raw::open(config, service)?),
+        EngineKind::PacketRing => Box::new(packet_ring::PacketRing::open(config, service)?),
     })
 }
 
