@@ -12,6 +12,7 @@ use criterion::{Criterion, Throughput};
 use sixhop::address::Pool;
 use sixhop::engine::Worker;
 use sixhop::policy::Handler;
+use sixhop::service::Echo;
 use sixhop::wire::{Endpoints, Stamp, Template};
 use sixhop::xdp::model::{self, Model};
 use sixhop::xdp::{Doorbell, Rings};
@@ -72,7 +73,7 @@ impl Bench {
         assert_eq!(rings.census().in_hand(), 0);
         model.keep = false;
         Self {
-            worker: Worker::new(Handler::new(3540, pool, vec![]), replies),
+            worker: Worker::new(Handler::new(3540, pool, vec![]), Echo::new(replies)),
             rings,
             model,
             requests,

@@ -26,6 +26,7 @@ use crate::experiment::Profile;
 use crate::policy::Handler;
 use crate::report::page::{Data, page};
 use crate::report::{bind, response};
+use crate::service::Echo;
 use crate::wire::{ADVERTISEMENT, HOP_LIMIT, solicitation};
 use crate::xdp::model::{self, Model};
 use crate::xdp::{Doorbell, Rings};
@@ -206,8 +207,8 @@ impl Queue {
             rings.fill(token).expect("the fill ring holds them all");
         }
         rings.publish();
-        let worker =
-            Worker::new(handler.clone(), REPLIES).with_advertiser(Advertiser::new(LINK_ADDRESS));
+        let worker = Worker::new(handler.clone(), Echo::new(REPLIES))
+            .with_advertiser(Advertiser::new(LINK_ADDRESS));
         Self { handler, worker, rings, model, arrived: 0 }
     }
 

@@ -7,8 +7,9 @@
 //! use std::sync::atomic::AtomicBool;
 //!
 //! use sixhop::address::Pool;
-//! use sixhop::bind::Method;
-//! use sixhop::engine::{EngineKind, Occasion, Server, ServerConfig};
+//! use sixhop::live::Method;
+//! use sixhop::engine::EngineKind;
+//! use sixhop::server::{Occasion, Server, ServerConfig};
 //!
 //! fn main() -> Result<(), Box<dyn std::error::Error>> {
 //!     let pool = Pool::new("2001:db8:1::/64".parse()?, 1_000, 1)?;
@@ -79,5 +80,6 @@ pub mod report;
 #[cfg(test)]
 mod rooms;
 pub mod server;
+pub mod service;
 pub mod wire;
 pub mod xdp;

@@ -3,21 +3,30 @@
 //!
 //! Engines that answer by the kernel's stack differ from the others in two fields only, which are
 //! masked: hop limit and flow label.
+//!
+//! Servers of the library, in this process, answer by a service that changes length and payload. A
+//! UDP socket asks them, so that the kernel checks lengths and checksums of what they answer.
 
 use std::collections::BTreeMap;
-use std::net::Ipv6Addr;
+use std::net::{Ipv6Addr, SocketAddr, UdpSocket};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc;
+use std::thread;
 
 use crate::common::packet::PacketSocket;
-use crate::common::server::{ENGINES, PREFIX, Server};
+use crate::common::server::{ENGINES, PATIENCE, PREFIX, Server};
 use crate::common::{TestLab, have_client_poll, ip, link, trial};
-use anyhow::{Result, anyhow, ensure};
+use anyhow::{Result, anyhow, bail, ensure};
 use clap::ValueEnum;
 use etherparse::PacketBuilder;
 use libtest_mimic::Trial;
 use sixhop::address::Pool;
-use sixhop::engine::EngineKind;
+use sixhop::engine::{EngineKind, TPacket};
 use sixhop::lab::Side;
+use sixhop::live::Method;
 use sixhop::policy::Handler;
+use sixhop::server::{self as library, ServerConfig};
+use sixhop::service::{Answer, Datagram, Service};
 use sixhop::wire::{MAX_PAYLOAD, Refusal};
 
 const ADDRESSES: u64 = 20;
@@ -40,7 +49,137 @@ pub fn trials() -> Vec<Trial> {
             },
         )
     });
-    engines.into_iter().chain(ways).collect()
+    // The kernel runs no service but the echo.
+    let services = ENGINES.into_iter().filter(|engine| *engine != "reflect").flat_map(|engine| {
+        [("longer", Longer::by(1)), ("longest", Longer::by(usize::MAX)), ("half", Longer::by(0))]
+            .map(|(way, service)| {
+                let name = format!("{engine}_answers_{way}").replace([' ', '-'], "_");
+                trial(&name, move || answers_otherwise(engine, service))
+            })
+    });
+    let refused = trial("reflect_runs_no_other_service", reflect_runs_no_other);
+    engines.into_iter().chain(ways).chain(services).chain([refused]).collect()
+}
+
+/// Answers with the payload from its end to its beginning, and so many bytes behind it as there is
+/// room for; with half of it where that is none. As many times as the first byte says.
+#[derive(Clone, Copy)]
+struct Longer {
+    by: usize,
+}
+
+impl Longer {
+    fn by(by: usize) -> Self {
+        Self { by }
+    }
+
+    /// Puts the answer to the first `length` bytes of `buffer` in their place, and returns its
+    /// length.
+    fn change(self, buffer: &mut [u8], length: usize) -> usize {
+        buffer[..length].reverse();
+        let end = length.saturating_add(self.by).min(buffer.len());
+        buffer[length..end].fill(0xaa);
+        if self.by == 0 { length / 2 } else { end }
+    }
+}
+
+impl Service for Longer {
+    fn answer(&mut self, datagram: &mut Datagram) -> Answer {
+        let (length, copies) = (datagram.payload().len(), datagram.payload().first().copied());
+        let length = self.change(datagram.buffer(), length);
+        Answer::changed(length).times(copies.unwrap_or(1))
+    }
+}
+
+/// A server of the library that is to run `engine` for twenty addresses.
+fn config(engine: &str) -> Result<(ServerConfig, Pool)> {
+    let (engine, layout) = engine.split_once(" --tpacket ").unwrap_or((engine, "v2"));
+    let pool = Pool::new(PREFIX.parse()?, ADDRESSES, 1)?;
+    let hold =
+        ServerConfig::hold(Side::Server.interface().to_owned(), pool.clone(), Method::NetlinkDown);
+    let config = ServerConfig {
+        engine: Some(EngineKind::from_str(engine, false).map_err(|error| anyhow!(error))?),
+        tpacket: TPacket::from_str(layout, false).map_err(|error| anyhow!(error))?,
+        port: PORT,
+        cores: vec![0],
+        ..hold
+    };
+    Ok((config, pool))
+}
+
+fn answers_otherwise(engine: &str, service: Longer) -> Result<()> {
+    let lab = TestLab::up()?;
+    let (config, pool) = config(engine)?;
+    let (stop, started) = (AtomicBool::new(false), mpsc::channel());
+    thread::scope(|scope| {
+        let server = scope.spawn(|| {
+            lab.run_in(Side::Server, || {
+                let server = library::Server::start_with(&config, &service, &mut |_| true)?;
+                started.0.send(())?;
+                Ok(server.run(&stop, |_| {}, &mut |_| {})?)
+            })
+        });
+        let asked = started
+            .1
+            .recv_timeout(PATIENCE)
+            .map_err(anyhow::Error::from)
+            .and_then(|()| lab.run_in(Side::Client, || ask_for_other_answers(&pool, service)));
+        stop.store(true, Ordering::Relaxed);
+        let totals = server.join().map_err(|_| anyhow!("the server panicked"))?;
+        let (requests, silent, replies) = asked.map_err(|error| match &totals {
+            Ok(_) => error,
+            Err(why) => anyhow!("{error}: {why:#}"),
+        })?;
+        let counters = totals?.stats.counters;
+        let refused = counters.refused.get(Refusal::NoAnswer.name()).copied().unwrap_or(0);
+        ensure!((counters.answered, refused) == (requests, silent), "{counters:?}");
+        ensure!(counters.replies == replies && counters.unsent == 0, "{counters:?}");
+        Ok(())
+    })
+}
+
+/// Asks, and finds that the kernel passes on what it is to. Returns how many requests were
+/// answered and how many were not, and how many replies there were.
+fn ask_for_other_answers(pool: &Pool, service: Longer) -> Result<(u64, u64, u64)> {
+    let socket = UdpSocket::bind((Side::Client.address(), 0))?;
+    socket.set_read_timeout(Some(PATIENCE))?;
+    let mut got = [0; 2 * MAX_PAYLOAD];
+    let (mut requests, mut silent, mut replies) = (0, 0, 0);
+    for (index, size) in
+        (0..).zip([0, 1, 2, 3, 17, 32, 33, 1000, 1001, MAX_PAYLOAD - 1, MAX_PAYLOAD])
+    {
+        for copies in [0, 1, 10] {
+            let mut payload: Vec<_> = (0..size).map(|byte| (byte * 251 + size) as u8).collect();
+            payload.iter_mut().take(1).for_each(|first| *first = copies);
+            let mut answer = payload.clone();
+            answer.resize(MAX_PAYLOAD, 0);
+            let length = service.change(&mut answer, size);
+            let destination = pool.address(index % ADDRESSES);
+            socket.send_to(&payload, (destination, PORT))?;
+            let copies = if size == 0 { 1 } else { u64::from(copies) };
+            for _ in 0..copies {
+                let (count, from) = socket.recv_from(&mut got)?;
+                ensure!(from == SocketAddr::from((destination, PORT)), "from {from}");
+                ensure!(got[..count] == answer[..length], "{size} bytes: {:x?}", &got[..count]);
+            }
+            *(if copies == 0 { &mut silent } else { &mut requests }) += 1;
+            replies += copies;
+        }
+    }
+    Ok((requests, silent, replies))
+}
+
+fn reflect_runs_no_other() -> Result<()> {
+    let lab = TestLab::up()?;
+    let (config, _) = config("reflect")?;
+    let started = lab.run_in(Side::Server, || {
+        Ok(library::Server::start_with(&config, &Longer::by(1), &mut |_| true).map(drop))
+    })?;
+    let Err(error) = started else { bail!("it runs one") };
+    let said = format!("{error:#}");
+    ensure!(said.contains("reflect only sends requests back"), "{said}");
+    ensure!(said.contains("--engine afxdp"), "{said}");
+    Ok(())
 }
 
 /// The two ends of the link, and who is at them.

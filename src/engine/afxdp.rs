@@ -14,6 +14,7 @@ use anyhow::{Context, Result, anyhow, ensure};
 
 use super::behind::Behind;
 use super::multicast_router::MulticastRouter;
+use super::reply;
 use super::statistics::{Shown, Tally};
 use super::udp::SocketCounters;
 use super::worker::{BATCH, Worker};
@@ -27,6 +28,7 @@ use crate::live::Method;
 use crate::net::ethtool;
 use crate::net::netdev::xdp_features;
 use crate::net::netlink::{self, AttachMode, Delivery, KernelAddresses, Link};
+use crate::service::Service;
 use crate::wire::OVERHEAD;
 use crate::xdp::{
     AllMulticast, Attachment, CopyMode, CounterSource, Doorbell, Fate, Frame, KernelCounters,
@@ -83,7 +85,7 @@ pub fn largest_request(frame_size: u32) -> u32 {
     frame_size.saturating_sub(256 + OVERHEAD as u32)
 }
 
-pub(super) struct AfXdp {
+pub(super) struct AfXdp<S> {
     // Fields are dropped in this order: first the kernel gets nothing for live addresses, then
     // nothing is steered any more, then the sockets go.
     delivering: Option<Delivering>,
@@ -92,11 +94,11 @@ pub(super) struct AfXdp {
     router: Option<MulticastRouter>,
     attachment: Attachment,
     program: Program,
-    queues: Vec<Queue>,
+    queues: Vec<Queue<S>>,
     /// For who makes addresses live or moves them.
     live: Option<LiveAddresses>,
     /// Where there is a service.
-    behind: Option<Behind>,
+    behind: Option<Behind<S>>,
     /// Replies to each request that the program itself sends; 0 where it sends none.
     reflected: u16,
     /// What its advertisements name.
@@ -124,18 +126,23 @@ struct Hidden {
     _multicast: AllMulticast,
 }
 
-struct Queue {
+struct Queue<S> {
     number: u32,
     core: usize,
-    worker: Worker,
+    worker: Worker<S>,
     rings: Rings,
     socket: Socket,
     shown: Arc<Shown>,
 }
 
-impl AfXdp {
+impl<S: Service> AfXdp<S> {
     /// Opens afxdp, or reflect where the program is to answer.
-    pub fn open(config: &EngineConfig, reflects: bool) -> Result<Self> {
+    pub fn open(config: &EngineConfig, service: &S, reflects: bool) -> Result<Self> {
+        ensure!(
+            !reflects || service.as_echo().is_some(),
+            "reflect only sends requests back, as the kernel does it, and runs no other service: \
+             use --engine afxdp"
+        );
         let EngineConfig { link, handler, targets, .. } = config;
         let highest = config.queues.iter().max().copied().unwrap_or(0);
         let is_hidden = config.bind == Method::LiveMap;
@@ -185,7 +192,7 @@ impl AfXdp {
             None
         };
         let frame_size = chosen_frame_size(config)?;
-        let behind = (handler.port() != 0).then(|| Behind::program(config)).transpose()?;
+        let behind = (handler.port() != 0).then(|| Behind::program(config, service)).transpose()?;
         // Attached before the sockets are bound: some drivers grant zero-copy only then.
         let attachment = program.attach(link, config.attach)?;
         if reflects && attachment.mode() == AttachMode::Native {
@@ -222,7 +229,7 @@ impl AfXdp {
             if socket.mode() == CopyMode::Copy {
                 mode = CopyMode::Copy;
             }
-            let worker = Worker::new(handler.clone(), config.replies);
+            let worker = Worker::new(handler.clone(), service.clone()).with_room(reply::room(link));
             queues.push(Queue {
                 number: queue,
                 core,
@@ -349,7 +356,7 @@ fn open_on(core: usize, config: &SocketConfig) -> Result<(Socket, Rings, Vec<Fra
     })
 }
 
-impl Engine for AfXdp {
+impl<S: Service> Engine for AfXdp<S> {
     fn modes(&self) -> &Modes {
         &self.modes
     }
@@ -404,12 +411,12 @@ impl Engine for AfXdp {
     }
 }
 
-impl AfXdp {
+impl<S: Service> AfXdp<S> {
     /// Has each queue answered until `stop` is set, and the program told what it needs.
     fn work(
         (attachment, delivering): (Attachment, Option<Delivering>),
         program: &Program,
-        queues: Vec<Queue>,
+        queues: Vec<Queue<S>>,
         (hidden, router): (Option<Hidden>, Option<MulticastRouter>),
         sandbox: Sandbox,
         stop: &AtomicBool,
@@ -428,7 +435,7 @@ impl AfXdp {
                     Ok(())
                 })
             });
-            let start = |queue: Queue| {
+            let start = |queue: Queue<S>| {
                 supervise::start(scope, stop, move || {
                     sandbox.enter(Role::Ring)?;
                     queue.run(stop).context("the interface or its socket is gone")
@@ -506,7 +513,7 @@ impl Hidden {
     }
 }
 
-impl Queue {
+impl<S: Service> Queue<S> {
     fn run(mut self, stop: &AtomicBool) -> io::Result<()> {
         pin(self.core);
         let polling = self.socket.busy_poll();

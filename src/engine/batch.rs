@@ -2,9 +2,10 @@
 //! (SO_REUSEPORT), takes what has come by one recvmmsg and hands over all replies by one sendmmsg.
 //!
 //! ```text
-//!   recvmmsg ─► Handler ─► socket-batch   ten messages to each request ─► sendmmsg
-//!                      └─► socket-gso     one large one ─► sendmmsg, and the kernel
-//!                                         cuts it into ten (UDP_SEGMENT)
+//!   recvmmsg ─► Handler, Service
+//!      ├─► socket-batch   ten messages to each request ─► sendmmsg
+//!      └─► socket-gso     one large one ─► sendmmsg, and the kernel
+//!                         cuts it into ten (UDP_SEGMENT)
 //! ```
 //!
 //! Ten equal replies to one peer are what UDP_SEGMENT is made for: they go through the stack as
@@ -17,52 +18,69 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context, Result};
 
+use super::reply::{self, Reply};
 use super::statistics::{Shown, Tally};
 use super::udp::{self, SocketCounters};
 use super::{CounterSet, Engine, EngineConfig, Modes, pin};
 use crate::host::sandbox::{Role, Sandbox};
 use crate::net::datagrams::{BATCH, Incoming, MAX_MESSAGES, Message, Outgoing};
 use crate::policy::Handler;
+use crate::service::Service;
+use crate::wire::Refusal;
 
-pub(super) struct Batch {
-    workers: Vec<Worker>,
-    handler: Handler,
-    replies: usize,
-    interface: u32,
-    /// Whether equal replies go as one that the kernel cuts.
-    segments: bool,
+pub(super) struct Batch<S> {
+    workers: Vec<Worker<S>>,
+    rules: Rules,
     modes: Modes,
     sandbox: Sandbox,
 }
 
-struct Worker {
+/// What all workers go by.
+struct Rules {
+    handler: Handler,
+    interface: u32,
+    /// Bytes of payload that a reply may have.
+    room: usize,
+    /// Whether equal replies go as one that the kernel cuts.
+    segments: bool,
+}
+
+struct Worker<S> {
+    service: S,
     socket: Arc<OwnedFd>,
     /// The processor that it is pinned to.
     core: Option<usize>,
     shown: Arc<Shown>,
 }
 
-impl Batch {
-    pub fn open(config: &EngineConfig, segments: bool) -> Result<Self> {
+impl<S: Service> Batch<S> {
+    pub fn open(config: &EngineConfig, service: &S, segments: bool) -> Result<Self> {
         let sockets = udp::open_shared(config, config.cores.len())?;
         let cores = config.cores.iter().copied().map(Some);
-        Ok(Self::of(config, sockets.into_iter().zip(cores), segments))
+        Ok(Self::of(config, service, sockets.into_iter().zip(cores), segments))
     }
 
     /// One worker on whatever processor, on a socket that no other shares, behind an engine that
     /// looks at frames.
-    pub fn alone(config: &EngineConfig) -> Result<Self> {
+    pub fn alone(config: &EngineConfig, service: &S) -> Result<Self> {
         let socket = Arc::new(udp::open(config, false)?);
-        let batch = Self::of(config, [(socket, None)], false);
-        Ok(Self { handler: config.handler.clone().behind(), ..batch })
+        let mut batch = Self::of(config, service, [(socket, None)], false);
+        batch.rules.handler = config.handler.clone().behind();
+        Ok(batch)
     }
 
     fn of(
         config: &EngineConfig,
+        service: &S,
         sockets: impl IntoIterator<Item = (Arc<OwnedFd>, Option<usize>)>,
         segments: bool,
     ) -> Self {
-        let worker = |(socket, core)| Worker { socket, core, shown: Arc::default() };
+        let worker = |(socket, core)| Worker {
+            service: service.clone(),
+            socket,
+            core,
+            shown: Arc::default(),
+        };
         let workers: Vec<_> = sockets.into_iter().map(worker).collect();
         let modes = Modes {
             cores: config.cores.clone(),
@@ -71,10 +89,12 @@ impl Batch {
         };
         Self {
             workers,
-            handler: config.handler.clone(),
-            replies: config.replies.into(),
-            interface: config.link.index,
-            segments,
+            rules: Rules {
+                handler: config.handler.clone(),
+                interface: config.link.index,
+                room: reply::room(&config.link),
+                segments,
+            },
             modes,
             sandbox: config.sandbox,
         }
@@ -87,9 +107,11 @@ impl Batch {
             workers.map(|worker| (worker.socket.clone(), worker.shown.clone())).unzip();
         SocketCounters { sockets, shown }
     }
+}
 
+impl Rules {
     /// Receives and answers until `stop` is set.
-    fn work(&self, worker: &Worker, stop: &AtomicBool) -> Result<()> {
+    fn work<S: Service>(&self, mut worker: Worker<S>, stop: &AtomicBool) -> Result<()> {
         if let Some(core) = worker.core {
             pin(core);
         }
@@ -110,42 +132,67 @@ impl Batch {
                 }
                 Err(error) => return Err(error).context("cannot receive"),
             };
-            // Its size is known only now; to allocate it costs nothing beside the two system calls.
-            tally.received += count.min(BATCH) as u64;
-            let mut messages =
-                Vec::with_capacity(count * if self.segments { 1 } else { self.replies });
-            for index in 0..count.min(BATCH) {
-                self.answer(&incoming, index, &mut messages, &mut tally);
+            let count = count.min(BATCH);
+            tally.received += count as u64;
+            let mut copies = [0; BATCH];
+            for (index, copies) in copies.iter_mut().enumerate().take(count) {
+                match self.answer(&mut worker.service, &mut incoming, index) {
+                    Some(Ok(reply)) => {
+                        tally.answered += 1;
+                        *copies = reply.copies.get().into();
+                    }
+                    Some(Err(refusal)) => tally.refused[refusal as usize] += 1,
+                    None => tally.invalid += 1,
+                }
             }
-            self.send(worker, &messages, &mut outgoing, &mut tally)?;
+            // Its size is known only now; to allocate it costs nothing beside the two system calls.
+            let most = if self.segments { count } else { copies.iter().sum() };
+            let mut messages = Vec::with_capacity(most);
+            for (index, copies) in copies.into_iter().enumerate().take(count) {
+                self.add(&incoming, index, copies, &mut messages);
+            }
+            self.send(&worker.socket, &messages, &mut outgoing, &mut tally)?;
             worker.shown.store(&tally);
         }
         Ok(())
     }
 
-    /// Adds the replies to the request at `index`, if it is to have any.
-    fn answer<'a>(
+    /// Makes the reply to the request at `index`, in its place; `None` when the kernel does not say
+    /// whom it was sent to.
+    fn answer<S: Service>(
+        &self,
+        service: &mut S,
+        incoming: &mut Incoming<libc::in6_pktinfo>,
+        index: usize,
+    ) -> Option<Result<Reply, Refusal>> {
+        let asked = incoming.control(index, libc::IPPROTO_IPV6, libc::IPV6_PKTINFO)?;
+        let (source, asked) = (incoming.source(index), asked.ipi6_addr.s6_addr.into());
+        if let Err(refusal) = self.handler.decide(source.0, source.1, asked) {
+            return Some(Err(refusal));
+        }
+        let (buffer, length) = incoming.payload_mut(index);
+        let buffer = &mut buffer[..self.room.max(length)];
+        let reply = reply::to_payload(service, source, asked, buffer, length);
+        if let Ok(reply) = &reply {
+            incoming.set_length(index, reply.length);
+        }
+        Some(reply)
+    }
+
+    /// Adds so many replies to the request at `index`.
+    fn add<'a>(
         &self,
         incoming: &'a Incoming<libc::in6_pktinfo>,
         index: usize,
+        copies: usize,
         messages: &mut Vec<Message<'a>>,
-        tally: &mut Tally,
     ) {
         let asked = incoming.control(index, libc::IPPROTO_IPV6, libc::IPV6_PKTINFO);
-        let Some(libc::in6_pktinfo { ipi6_addr, .. }) = asked else {
-            tally.invalid += 1;
-            return;
-        };
-        let (source, port) = incoming.source(index);
-        if let Err(refusal) = self.handler.decide(source, port, ipi6_addr.s6_addr.into()) {
-            tally.refused[refusal as usize] += 1;
-            return;
-        }
-        tally.answered += 1;
+        let Some(libc::in6_pktinfo { ipi6_addr, .. }) = asked else { return };
         let payload = incoming.payload(index);
         let most = if self.segments { udp::segments(payload.len()) } else { 1 };
         let from = libc::in6_pktinfo { ipi6_addr, ipi6_ifindex: self.interface as _ };
-        let mut left = self.replies;
+        let mut left = copies;
         while left > 0 {
             let copies = left.min(most);
             messages.push(Message {
@@ -160,7 +207,7 @@ impl Batch {
 
     fn send(
         &self,
-        worker: &Worker,
+        socket: &OwnedFd,
         messages: &[Message],
         outgoing: &mut Outgoing,
         tally: &mut Tally,
@@ -168,7 +215,7 @@ impl Batch {
         let mut rest = messages;
         while !rest.is_empty() {
             let some = &rest[..rest.len().min(MAX_MESSAGES)];
-            let (sent, went) = match outgoing.send(&*worker.socket, some, 0) {
+            let (sent, went) = match outgoing.send(socket, some, 0) {
                 Ok(sent) => (sent.min(some.len()), true),
                 Err(error) if error.raw_os_error() == Some(libc::EINTR) => continue,
                 Err(error) if self.segments && error.raw_os_error() == Some(libc::EIO) => {
@@ -186,7 +233,7 @@ impl Batch {
     }
 }
 
-impl Engine for Batch {
+impl<S: Service> Engine for Batch<S> {
     fn modes(&self) -> &Modes {
         &self.modes
     }
@@ -196,8 +243,7 @@ impl Engine for Batch {
     }
 
     fn run(self: Box<Self>, stop: &AtomicBool) -> Result<()> {
-        udp::run(&self.workers, (self.sandbox, Role::Socket), stop, |worker| {
-            self.work(worker, stop)
-        })
+        let Self { workers, rules, sandbox, .. } = *self;
+        udp::run(workers, (sandbox, Role::Socket), stop, |worker| rules.work(worker, stop))
     }
 }

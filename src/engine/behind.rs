@@ -20,9 +20,10 @@ use anyhow::{Result, anyhow, ensure};
 use super::batch::Batch;
 use super::udp::SocketCounters;
 use super::{Engine, EngineConfig, Follower, packet};
+use crate::service::Service;
 
 /// The socket, and what answers from it.
-pub(super) struct Behind(Batch);
+pub(super) struct Behind<S>(Batch<S>);
 
 struct BesideTaps {
     sockets: Vec<Arc<OwnedFd>>,
@@ -40,15 +41,15 @@ impl Follower for BesideTaps {
     }
 }
 
-impl Behind {
+impl<S: Service> Behind<S> {
     /// Behind an XDP program, which passes what is for it.
-    pub fn program(config: &EngineConfig) -> Result<Self> {
-        Batch::alone(config).map(Self)
+    pub fn program(config: &EngineConfig, service: &S) -> Result<Self> {
+        Batch::alone(config, service).map(Self)
     }
 
     /// Beside taps, which get a copy of what the socket gets: it takes only what they do not.
-    pub fn taps(config: &EngineConfig) -> Result<Self> {
-        let batch = Batch::alone(config)?;
+    pub fn taps(config: &EngineConfig, service: &S) -> Result<Self> {
+        let batch = Batch::alone(config, service)?;
         for socket in &batch.socket_counters().sockets {
             packet::leave_to_taps(socket, config.link.mtu)?;
         }

@@ -14,7 +14,7 @@
 //!     uring         multishot recvmsg ─► worker ─► sendmsg, on one io_uring
 //!     raw           recvmmsg of frames ─► worker ─► sendmmsg, equal replies as one
 //!     packet-ring   mapped ring ─► worker ─► mapped ring, equal replies as one
-//!                                  └ Handler decides for all, and bpf/sources.h and reflect.h by
+//!                                  └ Handler decides for all, a Service answers, and bpf/sources.h and reflect.h by
 //!                                    the same rules
 //! ```
 //!
@@ -32,6 +32,7 @@ mod multicast_router;
 mod packet;
 mod packet_ring;
 mod raw;
+mod reply;
 mod socket;
 mod statistics;
 pub(crate) mod supervise;
@@ -51,6 +52,7 @@ use crate::live::Method;
 use crate::net::memory::HugepageRequest;
 use crate::net::netlink::Link;
 use crate::policy::Handler;
+use crate::service::Service;
 use crate::xdp::{AttachRequest, CopyRequest, LiveAddresses};
 
 pub use advertiser::{Advertiser, LinkAddress};
@@ -93,7 +95,8 @@ pub struct EngineConfig {
     pub targets: Targets,
     /// The answering rules.
     pub handler: Handler,
-    /// Replies to each request, at least 1.
+    /// Replies to each request, at least 1: how often an echo comes back, and the fewest of any
+    /// other service.
     pub replies: u16,
     /// Where the XDP program is to run.
     pub attach: AttachRequest,
@@ -190,20 +193,25 @@ pub trait CounterSet: Send {
     fn beats(&self) -> Vec<u64>;
 }
 
-/// Opens the engine `kind`.
+/// Opens the engine `kind`, whose workers answer by clones of `service`.
 ///
 /// # Errors
-/// When the kernel does not give it what it needs, with what to do about it.
-pub fn open(kind: EngineKind, config: &EngineConfig) -> Result<Box<dyn Engine>> {
+/// When the kernel does not give it what it needs, with what to do about it; and when it is to
+/// reflect, and the service is no echo.
+pub fn open<S: Service>(
+    kind: EngineKind,
+    config: &EngineConfig,
+    service: &S,
+) -> Result<Box<dyn Engine>> {
     Ok(match kind {
-        EngineKind::Afxdp => Box::new(afxdp::AfXdp::open(config, false)?),
-        EngineKind::Reflect => Box::new(afxdp::AfXdp::open(config, true)?),
-        EngineKind::Socket => Box::new(socket::SocketServer::open(config)?),
-        EngineKind::SocketBatch => Box::new(batch::Batch::open(config, false)?),
-        EngineKind::SocketGso => Box::new(batch::Batch::open(config, true)?),
-        EngineKind::Uring => Box::new(uring::Uring::open(config)?),
-        EngineKind::Raw => Box::new(raw::Raw::open(config)?),
-        EngineKind::PacketRing => Box::new(packet_ring::PacketRing::open(config)?),
+        EngineKind::Afxdp => Box::new(afxdp::AfXdp::open(config, service, false)?),
+        EngineKind::Reflect => Box::new(afxdp::AfXdp::open(config, service, true)?),
+        EngineKind::Socket => Box::new(socket::SocketServer::open(config, service)?),
+        EngineKind::SocketBatch => Box::new(batch::Batch::open(config, service, false)?),
+        EngineKind::SocketGso => Box::new(batch::Batch::open(config, service, true)?),
+        EngineKind::Uring => Box::new(uring::Uring::open(config, service)?),
+        EngineKind::Raw => Box::new(raw::Raw::open(config, service)?),
+        EngineKind::PacketRing => Box::new(packet_ring::PacketRing::open(config, service)?),
     })
 }
 

@@ -2,8 +2,8 @@
 //! replies, where the kernel put them, and one system call sends what a batch of them gave.
 //!
 //! ```text
-//!   RX_RING ─► Handler, in place ─► TX_RING: equal replies as one frame ─► send ─► cut into ten
-//!                              └─► where the kernel cuts none: ten frames ─► send
+//!   RX_RING ─► Handler, Service, in place ─► TX_RING: equal replies as one frame ─► send ─► cut into ten
+//!                                       └─► where the kernel cuts none: ten frames ─► send
 //! ```
 
 use std::io::{self, Write};
@@ -19,13 +19,15 @@ use nix::sys::socket::{MsgFlags, getsockopt, send, sockopt};
 
 use super::behind::Behind;
 use super::packet::{self, Bundle, HEAD, PacketCounters, Tap};
+use super::reply;
 use super::statistics::{Shown, Tally};
 use super::tpacket::{RxRing, TxRing};
 use super::udp::{self, DOZE};
 use super::{CounterSet, Engine, EngineConfig, Follower, Modes, pin};
 use crate::host::sandbox::{Role, Sandbox};
 use crate::policy::Handler;
-use crate::wire::MAX_PAYLOAD;
+use crate::service::Service;
+use crate::wire::{MAX_PAYLOAD, OVERHEAD};
 
 /// Requests that are answered before the kernel is asked to send: the first reply of a batch is not
 /// to wait long for its last.
@@ -43,16 +45,20 @@ const PATIENCE: Duration = Duration::from_micros(50);
 /// for them again.
 const NAP: Duration = Duration::from_millis(1);
 
-pub(super) struct PacketRing {
-    workers: Vec<Worker>,
+pub(super) struct PacketRing<S> {
+    workers: Vec<Worker<S>>,
     modes: Modes,
     sandbox: Sandbox,
-    behind: Behind,
+    behind: Behind<S>,
     /// The MTU that the buffers were made for.
     mtu: u32,
 }
 
-struct Worker {
+struct Worker<S> {
+    service: S,
+    /// Where a request lies while a service that may change it answers: behind one in the ring
+    /// there is no room.
+    scratch: Box<[u8]>,
     tap: Arc<Tap>,
     rx: RxRing,
     sender: Sender,
@@ -68,13 +74,12 @@ struct Sender {
     tx: TxRing,
     /// Whether the kernel cuts.
     cuts: bool,
-    replies: usize,
 }
 
-impl PacketRing {
-    pub fn open(config: &EngineConfig) -> Result<Self> {
+impl<S: Service> PacketRing<S> {
+    pub fn open(config: &EngineConfig, service: &S) -> Result<Self> {
         let EngineConfig { link, handler, tpacket: version, .. } = config;
-        let behind = Behind::taps(config)?;
+        let behind = Behind::taps(config, service)?;
         let largest = packet::largest_frame(link);
         let open = |&core: &usize| {
             let tap = Tap::open()?;
@@ -86,9 +91,11 @@ impl PacketRing {
             let tx = TxRing::map(&socket, *version, room)
                 .with_context(|| format!("no send ring of {version}"))?;
             Ok(Worker {
+                service: service.clone(),
+                scratch: vec![0; if S::UNCHANGED { 0 } else { largest }].into(),
                 tap,
                 rx,
-                sender: Sender { socket, tx, cuts, replies: config.replies.into() },
+                sender: Sender { socket, tx, cuts },
                 handler: handler.clone(),
                 interface: link.name.clone(),
                 core,
@@ -109,7 +116,7 @@ impl PacketRing {
     }
 }
 
-impl Engine for PacketRing {
+impl<S: Service> Engine for PacketRing<S> {
     fn modes(&self) -> &Modes {
         &self.modes
     }
@@ -127,7 +134,7 @@ impl Engine for PacketRing {
 
     fn run(self: Box<Self>, stop: &AtomicBool) -> Result<()> {
         let Self { workers, behind, sandbox, .. } = *self;
-        let work = |mut worker: Worker| {
+        let work = |mut worker: Worker<S>| {
             let interface = worker.interface.clone();
             worker.work(stop).map_err(|error| packet::fatal(error, &interface))
         };
@@ -135,7 +142,7 @@ impl Engine for PacketRing {
     }
 }
 
-impl Worker {
+impl<S: Service> Worker<S> {
     /// Receives and answers until `stop` is set.
     fn work(&mut self, stop: &AtomicBool) -> io::Result<()> {
         pin(self.core);
@@ -162,16 +169,19 @@ impl Worker {
 
     /// Answers what has come, and returns whether there was anything.
     fn turn(&mut self) -> io::Result<bool> {
-        let Self { rx, sender, handler, tally, .. } = self;
+        let Self { rx, sender, handler, service, scratch, tally, .. } = self;
         let mut taken = 0;
         while taken < BATCH {
             let Some(mut handed) = rx.next() else { break };
             while let Some(frame) = handed.packet() {
                 tally.received += 1;
-                match handler.answer(frame) {
-                    Ok(length) => {
+                let length = frame.len();
+                let buffer = if S::UNCHANGED { frame } else { with_room(frame, scratch) };
+                match reply::to_frame(handler, service, buffer, length) {
+                    Ok(reply) => {
                         tally.answered += 1;
-                        sender.send(&frame[..length], tally)?;
+                        let copies = reply.copies.get().into();
+                        sender.send(&buffer[..reply.length], copies, tally)?;
                     }
                     Err(refusal) => tally.refused[refusal as usize] += 1,
                 }
@@ -206,11 +216,19 @@ impl Worker {
     }
 }
 
+/// `frame`, copied to where there is room behind it; itself where there is none.
+fn with_room<'a>(frame: &'a mut [u8], scratch: &'a mut [u8]) -> &'a mut [u8] {
+    let Some(place) = scratch.get_mut(..frame.len()) else { return frame };
+    place.copy_from_slice(frame);
+    let room = (OVERHEAD + MAX_PAYLOAD).max(frame.len()).min(scratch.len());
+    &mut scratch[..room]
+}
+
 impl Sender {
     /// Puts the replies into the ring. When there is no room, it waits until the kernel is through
     /// with what is in it.
-    fn send(&mut self, reply: &[u8], tally: &mut Tally) -> io::Result<()> {
-        for bundle in packet::bundles(reply, self.replies, self.cuts, self.tx.room()) {
+    fn send(&mut self, reply: &[u8], copies: usize, tally: &mut Tally) -> io::Result<()> {
+        for bundle in packet::bundles(reply, copies, self.cuts, self.tx.room()) {
             let mut is_in = self.put(&bundle);
             if !is_in {
                 self.kick(MsgFlags::empty())?;

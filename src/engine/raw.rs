@@ -2,7 +2,7 @@
 //! and go by sendmmsg, past the kernel's UDP and IPv6.
 //!
 //! ```text
-//!   recvmmsg ─► Handler, in place
+//!   recvmmsg ─► Handler, Service, in place
 //!      ├─► ten replies as one frame: headers, then the same payload ten times ─► sendmmsg
 //!      └─► where the kernel cuts none: ten frames ─► sendmmsg
 //! ```
@@ -20,46 +20,49 @@ use anyhow::Result;
 
 use super::behind::Behind;
 use super::packet::{self, Bundle, PacketCounters, Tap};
+use super::reply;
 use super::statistics::{Shown, Tally};
 use super::{CounterSet, Engine, EngineConfig, Follower, Modes, pin, udp};
 use crate::host::sandbox::{Role, Sandbox};
 use crate::net::datagrams::{BATCH, MAX_MESSAGES};
 use crate::policy::Handler;
+use crate::service::Service;
+use crate::wire::{MAX_PAYLOAD, OVERHEAD};
 
-pub(super) struct Raw {
-    workers: Vec<Worker>,
+pub(super) struct Raw<S> {
+    workers: Vec<Worker<S>>,
     modes: Modes,
     sandbox: Sandbox,
-    behind: Behind,
+    behind: Behind<S>,
     /// The MTU that the buffers were made for.
     mtu: u32,
 }
 
-struct Worker {
+struct Worker<S> {
+    service: S,
     tap: Arc<Tap>,
     sender: OwnedFd,
     /// Whether the kernel cuts.
     cuts: bool,
     handler: Handler,
-    replies: usize,
     interface: String,
     frame_size: usize,
     core: usize,
     shown: Arc<Shown>,
 }
 
-impl Raw {
-    pub fn open(config: &EngineConfig) -> Result<Self> {
+impl<S: Service> Raw<S> {
+    pub fn open(config: &EngineConfig, service: &S) -> Result<Self> {
         let EngineConfig { link, handler, .. } = config;
-        let behind = Behind::taps(config)?;
+        let behind = Behind::taps(config, service)?;
         let open = |&core: &usize| {
             let (sender, cuts) = packet::sender(link)?;
             Ok(Worker {
+                service: service.clone(),
                 tap: Tap::open()?,
                 sender,
                 cuts,
                 handler: handler.clone(),
-                replies: config.replies.into(),
                 interface: link.name.clone(),
                 frame_size: packet::largest_frame(link),
                 core,
@@ -79,9 +82,9 @@ impl Raw {
     }
 }
 
-impl Worker {
+impl<S: Service> Worker<S> {
     /// Receives and answers until `stop` is set.
-    fn work(self, stop: &AtomicBool) -> Result<()> {
+    fn work(mut self, stop: &AtomicBool) -> Result<()> {
         pin(self.core);
         let mut frames = Frames::new(self.frame_size);
         let mut outgoing = Outgoing::default();
@@ -95,11 +98,12 @@ impl Worker {
                 }
                 Err(error) => return Err(packet::fatal(error, &self.interface)),
             };
-            frames.answer(count, &self.handler, &mut tally);
+            frames.answer(count, &self.handler, &mut self.service, &mut tally);
             // Its size is known only now; to allocate it costs nothing beside the two system calls.
-            let mut bundles = Vec::with_capacity(count * if self.cuts { 1 } else { self.replies });
-            for reply in frames.replies(count) {
-                bundles.extend(packet::bundles(reply, self.replies, self.cuts, usize::MAX));
+            let most = if self.cuts { count } else { frames.copies.iter().take(count).sum() };
+            let mut bundles = Vec::with_capacity(most);
+            for (reply, copies) in frames.replies(count) {
+                bundles.extend(packet::bundles(reply, copies, self.cuts, usize::MAX));
             }
             self.send(&bundles, &mut outgoing, &mut tally)?;
             self.shown.store(&tally);
@@ -133,7 +137,7 @@ impl Worker {
     }
 }
 
-impl Engine for Raw {
+impl<S: Service> Engine for Raw<S> {
     fn modes(&self) -> &Modes {
         &self.modes
     }
@@ -162,11 +166,13 @@ struct Frames {
     /// Bytes of each. What is longer was cut off, and no longer holds what its headers say.
     size: usize,
     lengths: [usize; BATCH],
+    /// How often each goes; 0 for none.
+    copies: [usize; BATCH],
 }
 
 impl Frames {
     fn new(size: usize) -> Self {
-        Self { data: vec![0; BATCH * size].into(), size, lengths: [0; BATCH] }
+        Self { data: vec![0; BATCH * size].into(), size, lengths: [0; BATCH], copies: [0; BATCH] }
     }
 
     /// Waits for the first, takes what else there is, and returns how many they are.
@@ -193,27 +199,38 @@ impl Frames {
         Ok(received.min(BATCH))
     }
 
-    /// Turns the first `count` into replies; those that get none become empty.
-    fn answer(&mut self, count: usize, handler: &Handler, tally: &mut Tally) {
-        let frames = self.data.chunks_exact_mut(self.size).zip(&mut self.lengths);
-        for (frame, length) in frames.take(count) {
+    /// Turns the first `count` into replies.
+    fn answer<S: Service>(
+        &mut self,
+        count: usize,
+        handler: &Handler,
+        service: &mut S,
+        tally: &mut Tally,
+    ) {
+        let places = self.data.chunks_exact_mut(self.size);
+        let frames = places.zip(&mut self.lengths).zip(&mut self.copies);
+        for ((frame, length), copies) in frames.take(count) {
             tally.received += 1;
-            match handler.answer(&mut frame[..*length]) {
+            let room = (OVERHEAD + MAX_PAYLOAD).max(*length).min(frame.len());
+            match reply::to_frame(handler, service, &mut frame[..room], *length) {
                 Ok(reply) => {
                     tally.answered += 1;
-                    *length = reply;
+                    *length = reply.length;
+                    *copies = reply.copies.get().into();
                 }
                 Err(refusal) => {
                     tally.refused[refusal as usize] += 1;
-                    *length = 0;
+                    *copies = 0;
                 }
             }
         }
     }
 
-    fn replies(&self, count: usize) -> impl Iterator<Item = &[u8]> {
-        let frames = self.data.chunks_exact(self.size).zip(self.lengths).take(count);
-        frames.filter(|(_, length)| *length > 0).map(|(frame, length)| &frame[..length])
+    /// The replies among the first `count`, and how often each goes.
+    fn replies(&self, count: usize) -> impl Iterator<Item = (&[u8], usize)> {
+        let frames = self.data.chunks_exact(self.size).zip(self.lengths).zip(self.copies);
+        let replies = frames.take(count).filter(|(_, copies)| *copies > 0);
+        replies.map(|((frame, length), copies)| (&frame[..length], copies))
     }
 }
 

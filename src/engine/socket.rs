@@ -24,12 +24,14 @@ use nix::sys::socket::{
 use nix::sys::stat::Mode;
 use nix::sys::time::TimeSpec;
 
+use super::reply::{self, Reply};
 use super::statistics::{Shown, Tally};
 use super::udp::{self, DOZE, SocketCounters};
 use super::{CounterSet, Engine, EngineConfig, Modes, pin, supervise};
 use crate::host::sandbox::{Role, Sandbox};
 use crate::net::denied;
 use crate::policy::Handler;
+use crate::service::Service;
 use crate::wire::MAX_PAYLOAD;
 
 /// Messages that the queue is asked to hold. The system's default of 10 (fs.mqueue.msg_max) loses
@@ -48,31 +50,38 @@ const MESSAGE: usize = PAYLOAD + MAX_PAYLOAD;
 const TICK: [u8; 0] = [];
 const END: [u8; 1] = [0];
 
-pub(super) struct SocketServer {
+pub(super) struct SocketServer<S> {
+    service: S,
+    ends: Ends,
+}
+
+/// Socket and queue, and what both threads go by.
+struct Ends {
     socket: Arc<OwnedFd>,
     interface: u32,
     queue: MqdT,
     handler: Handler,
-    replies: u16,
+    /// Bytes of payload that a reply may have.
+    room: usize,
     modes: Modes,
     sandbox: Sandbox,
     listener: Arc<Shown>,
     worker: Arc<Shown>,
 }
 
-impl SocketServer {
-    pub fn open(config: &EngineConfig) -> Result<Self> {
+impl<S: Service> SocketServer<S> {
+    pub fn open(config: &EngineConfig, service: &S) -> Result<Self> {
         let socket = udp::open(config, false)?;
         let receive_buffer = udp::receive_buffer(&socket);
         let (queue, depth) = open_queue()?;
         let first = config.cores[0];
         let second = config.cores.get(1).copied().unwrap_or(first);
-        Ok(Self {
+        let ends = Ends {
             socket: Arc::new(socket),
             interface: config.link.index,
             queue,
             handler: config.handler.clone(),
-            replies: config.replies,
+            room: reply::room(&config.link),
             modes: Modes {
                 cores: if first == second { vec![first] } else { vec![first, second] },
                 queue_depth: Some(depth),
@@ -82,9 +91,12 @@ impl SocketServer {
             sandbox: config.sandbox,
             listener: Arc::default(),
             worker: Arc::default(),
-        })
+        };
+        Ok(Self { service: service.clone(), ends })
     }
+}
 
+impl Ends {
     /// Receives, asks the handler, and queues what is to be answered.
     fn listen(&self, stop: &AtomicBool) -> Result<()> {
         let mut tally = Tally::default();
@@ -178,7 +190,7 @@ impl SocketServer {
     }
 
     /// Takes messages and answers, until [`END`] comes, which is behind all of them.
-    fn work(&self) -> Result<()> {
+    fn work<S: Service>(&self, mut service: S) -> Result<()> {
         let mut tally = Tally::default();
         let mut message = [0; MESSAGE];
         let mut priority = 0;
@@ -193,36 +205,50 @@ impl SocketServer {
                 Err(Errno::EINTR) => continue,
                 Err(error) => return Err(error).context("cannot take a message from the queue"),
             };
-            self.reply(&message[..length], &mut tally);
+            self.reply(&mut service, &mut message, length, &mut tally);
             self.worker.store(&tally);
         }
     }
 
-    fn reply(&self, message: &[u8], tally: &mut Tally) {
-        let (Some(address), Some(port), Some(from), Some(payload)) = (
-            message[SOURCE..].first_chunk::<16>(),
-            message.get(SOURCE_PORT..).and_then(|rest| rest.first_chunk::<2>()),
-            message.get(DESTINATION..).and_then(|rest| rest.first_chunk::<16>()),
-            message.get(PAYLOAD..),
+    /// Answers the request in the first `length` bytes of `message`.
+    fn reply<S: Service>(
+        &self,
+        service: &mut S,
+        message: &mut [u8; MESSAGE],
+        length: usize,
+        tally: &mut Tally,
+    ) {
+        let (header, buffer) = message.split_at_mut(PAYLOAD);
+        let (Some(address), Some(port), Some(from), Some(length)) = (
+            header[SOURCE..].first_chunk::<16>(),
+            header[SOURCE_PORT..].first_chunk::<2>(),
+            header[DESTINATION..].first_chunk::<16>(),
+            length.checked_sub(PAYLOAD),
         ) else {
             tally.invalid += 1; // nobody else has the queue, so there is no such message
             return;
         };
-        let peer = std::net::SocketAddrV6::new(
-            Ipv6Addr::from(*address),
-            u16::from_be_bytes(*port),
-            0,
-            self.interface,
-        );
+        let source = (Ipv6Addr::from(*address), u16::from_be_bytes(*port));
+        let room = self.room.max(length).min(buffer.len());
+        let asked = Ipv6Addr::from(*from);
+        let reply = reply::to_payload(service, source, asked, &mut buffer[..room], length);
+        let Reply { length, copies } = match reply {
+            Ok(reply) => reply,
+            Err(refusal) => {
+                tally.refused[refusal as usize] += 1;
+                return;
+            }
+        };
+        let peer = std::net::SocketAddrV6::new(source.0, source.1, 0, self.interface);
         let peer = SockaddrIn6::from(peer);
         let source = libc::in6_pktinfo {
             ipi6_addr: libc::in6_addr { s6_addr: *from },
             ipi6_ifindex: self.interface,
         };
         let control = [ControlMessage::Ipv6PacketInfo(&source)];
-        let data = [IoSlice::new(payload)];
+        let data = [IoSlice::new(&buffer[..length])];
         tally.answered += 1;
-        for _ in 0..self.replies {
+        for _ in 0..copies.get() {
             match sendmsg(self.socket.as_raw_fd(), &data, &control, MsgFlags::empty(), Some(&peer))
             {
                 Ok(_) => tally.replies += 1,
@@ -232,35 +258,38 @@ impl SocketServer {
     }
 }
 
-impl Engine for SocketServer {
+impl<S: Service> Engine for SocketServer<S> {
     fn modes(&self) -> &Modes {
-        &self.modes
+        &self.ends.modes
     }
 
     fn counters(&self) -> Result<Box<dyn CounterSet>> {
-        let shown = vec![self.listener.clone(), self.worker.clone()];
-        Ok(Box::new(SocketCounters { sockets: vec![self.socket.clone()], shown }))
+        let Ends { socket, listener, worker, .. } = &self.ends;
+        let shown = vec![listener.clone(), worker.clone()];
+        Ok(Box::new(SocketCounters { sockets: vec![socket.clone()], shown }))
     }
 
     fn run(self: Box<Self>, stop: &AtomicBool) -> Result<()> {
-        let (first, second) =
-            (self.modes.cores[0], *self.modes.cores.last().unwrap_or(&self.modes.cores[0]));
+        let Self { service, ends } = *self;
+        let ends = &ends;
+        let cores = &ends.modes.cores;
+        let (first, second) = (cores[0], *cores.last().unwrap_or(&cores[0]));
         thread::scope(|scope| {
-            let worker = supervise::start(scope, stop, || {
+            let worker = supervise::start(scope, stop, move || {
                 pin(second);
-                self.sandbox.enter(Role::Socket)?;
-                self.work()
+                ends.sandbox.enter(Role::Socket)?;
+                ends.work(service)
             });
             let listener = supervise::start(scope, stop, || {
                 pin(first);
-                self.sandbox.enter(Role::Socket)?;
-                self.listen(stop)
+                ends.sandbox.enter(Role::Socket)?;
+                ends.listen(stop)
             });
             let listened = supervise::wait_for([listener]);
             let end = || -> Result<()> {
                 // A worker that has failed makes no room.
-                while !worker.is_finished() && !self.try_put(&END)? {
-                    self.wait_for_room()?;
+                while !worker.is_finished() && !ends.try_put(&END)? {
+                    ends.wait_for_room()?;
                 }
                 Ok(())
             };

@@ -4,7 +4,7 @@
 //! ```text
 //!   turn:  completion ─► fill      frames whose last reply has gone
 //!          (held) ─────► tx        a reply that found no room last time, before anything new
-//!          rx ─► handler ─► tx     answered: one frame, `replies` descriptors
+//!          rx ─► handler ─► service ─► tx   one frame, as many descriptors as replies
 //!              │      └──► fill    refused, and counted by reason
 //!              └► advertiser ─► tx  a solicitation, where the kernel does not answer them: one
 //!                                   descriptor
@@ -13,12 +13,15 @@
 
 use std::collections::VecDeque;
 use std::io;
+use std::num::NonZero;
 use std::time::Instant;
 
 use super::advertiser::Advertiser;
+use super::reply::{self, Reply};
 use super::statistics::Tally;
 use crate::policy::Handler;
-use crate::wire::{ADVERTISEMENT, Refusal};
+use crate::service::{Echo, Service};
+use crate::wire::{ADVERTISEMENT, MAX_PAYLOAD, OVERHEAD, Refusal};
 use crate::xdp::{Doorbell, Packet, Rings};
 
 /// Requests taken in one turn. Enough to spread the cost of a turn (four counters, two flags, one
@@ -29,15 +32,18 @@ pub(super) const BATCH: usize = 64;
 /// What a packet that is to be sent answers.
 #[derive(Debug, Clone, Copy)]
 enum Answer {
-    Request,
+    /// A request, by so many replies.
+    Request(NonZero<u8>),
     Solicitation,
 }
 
 /// The state of a worker between turns.
 #[derive(Debug)]
-pub struct Worker {
+pub struct Worker<S = Echo> {
     handler: Handler,
-    replies: u16,
+    service: S,
+    /// Bytes of a frame that a reply may have, whatever its request had.
+    room: u32,
     /// Answers solicitations; none where that is the kernel's business.
     advertiser: Option<Advertiser>,
     /// What the tx ring had no room for. While there is something, nothing is received: the rings
@@ -52,12 +58,13 @@ pub struct Worker {
 /// No rings of a socket hold more descriptors on their way out.
 const MOST_UNSENT: u64 = 1 << 16;
 
-impl Worker {
-    /// A worker that sends `replies` copies (at least 1) of each reply.
-    pub fn new(handler: Handler, replies: u16) -> Self {
+impl<S: Service> Worker<S> {
+    /// A worker that answers what `service` does.
+    pub fn new(handler: Handler, service: S) -> Self {
         Self {
             handler,
-            replies: replies.max(1),
+            service,
+            room: (OVERHEAD + MAX_PAYLOAD) as u32,
             advertiser: None,
             held: None,
             advertisements: VecDeque::new(),
@@ -69,6 +76,12 @@ impl Worker {
     #[must_use]
     pub fn with_advertiser(self, advertiser: Advertiser) -> Self {
         Self { advertiser: Some(advertiser), ..self }
+    }
+
+    /// The same, on a link where answers may have `payload` bytes.
+    #[must_use]
+    pub fn with_room(self, payload: usize) -> Self {
+        Self { room: (OVERHEAD + payload.min(MAX_PAYLOAD)) as u32, ..self }
     }
 
     /// What it has done so far.
@@ -91,11 +104,10 @@ impl Worker {
             let Some(mut packet) = rings.receive() else { break };
             busy = true;
             self.tally.received += 1;
-            match self.handler.answer(rings.bytes_mut(&mut packet)) {
-                Ok(length) => {
-                    packet.truncate(length);
+            match self.answer(rings, &mut packet) {
+                Ok(Reply { copies, .. }) => {
                     self.tally.answered += 1;
-                    self.send(rings, packet, Answer::Request);
+                    self.send(rings, packet, Answer::Request(copies));
                 }
                 Err(Refusal::NotUdp) => self.advertise(rings, packet),
                 Err(refusal) => self.refuse(rings, packet, refusal),
@@ -111,6 +123,26 @@ impl Worker {
         Ok(busy)
     }
 
+    /// Makes the reply of the request in `packet`.
+    #[inline]
+    fn answer(&mut self, rings: &mut Rings, packet: &mut Packet) -> Result<Reply, Refusal> {
+        if S::UNCHANGED {
+            let frame = rings.bytes_mut(packet);
+            let length = frame.len();
+            let reply = reply::to_frame(&self.handler, &mut self.service, frame, length)?;
+            packet.truncate(reply.length);
+            return Ok(reply);
+        }
+        let length = packet.len();
+        // Where its frame has no such room, there is only as much as the request takes.
+        let _ = rings.umem().resize(packet, self.room.max(length as u32));
+        let buffer = rings.bytes_mut(packet);
+        let reply = reply::to_frame(&self.handler, &mut self.service, buffer, length);
+        // What is no request may be a solicitation, and is to be as it came.
+        packet.truncate(reply.map_or(length, |reply| reply.length));
+        reply
+    }
+
     /// Takes back the frames that were sent, and sends what found no room. Returns whether there
     /// was anything.
     #[inline]
@@ -120,10 +152,16 @@ impl Worker {
             self.reuse(rings.fill(frame));
             busy = true;
         }
-        if let Some((packet, answer)) = self.held.take() {
-            busy |= self.send(rings, packet, answer);
+        if self.held.is_some() {
+            busy |= self.send_held(rings);
         }
         busy
+    }
+
+    /// Sends what found no room, if there is room now, and returns whether there was.
+    #[cold]
+    fn send_held(&mut self, rings: &mut Rings) -> bool {
+        self.held.take().is_some_and(|(packet, answer)| self.send(rings, packet, answer))
     }
 
     /// Receives no more, and gets out what is on its way. Returns whether all of it has left.
@@ -153,8 +191,8 @@ impl Worker {
         let unsent = unsent.saturating_sub(others).min(tally.replies);
         tally.replies -= unsent;
         tally.unsent += unsent;
-        if let Some((_, Answer::Request)) = self.held {
-            tally.unsent += u64::from(self.replies);
+        if let Some((_, Answer::Request(copies))) = self.held {
+            tally.unsent += u64::from(copies.get());
         }
         tally
     }
@@ -188,15 +226,15 @@ impl Worker {
     }
 
     /// Sends `packet`, as often as it is to be, or holds it when there is no room, and returns
-    /// whether it was sent.
-    #[inline]
+    /// whether it was sent. Inlined, since it is then known what kind of answer it is.
+    #[inline(always)]
     fn send(&mut self, rings: &mut Rings, packet: Packet, answer: Answer) -> bool {
         let copies = match answer {
-            Answer::Request => self.replies,
+            Answer::Request(copies) => u16::from(copies.get()),
             Answer::Solicitation => 1,
         };
         match (rings.transmit(packet, copies), answer) {
-            (Ok(()), Answer::Request) => self.tally.replies += u64::from(copies),
+            (Ok(()), Answer::Request(_)) => self.tally.replies += u64::from(copies),
             (Ok(()), Answer::Solicitation) => self.advertised(),
             (Err(packet), _) => {
                 self.held = Some((packet, answer));
@@ -237,6 +275,7 @@ impl Worker {
 mod tests {
     use super::*;
     use crate::address::Pool;
+    use crate::service::{Answer as Answered, Datagram};
     use crate::wire::{Endpoints, Stamp, Template, solicitation, solicitation_frame, validate};
     use crate::xdp::model::{self, Model};
     use proptest::prelude::*;
@@ -337,7 +376,7 @@ mod tests {
             }
             rings.publish();
             let handler = handler();
-            let worker = Worker::new(handler.clone(), replies);
+            let worker = Worker::new(handler.clone(), Echo::new(replies));
             let mut worker = worker.with_advertiser(Advertiser::new(OURS));
             let mut expected = Expected { owed: VecDeque::new(), arrived: 0, advertised: 0 };
             let mut sequence = 0;
@@ -408,6 +447,59 @@ mod tests {
         }
     }
 
+    /// Answers by so many bytes of its own, or not at all.
+    #[derive(Clone)]
+    struct Fixed(usize, u8);
+
+    impl Service for Fixed {
+        fn answer(&mut self, datagram: &mut Datagram) -> Answered {
+            let Some(place) = datagram.buffer().get_mut(..self.0) else { return Answered::Nothing };
+            place.fill(9);
+            Answered::changed(self.0).times(self.1)
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn an_answer_of_any_length_leaves_with_a_right_checksum(
+            sizes in proptest::collection::vec(16usize..1400, 1..8),
+            length in 0usize..1500,
+            copies in 0u8..=12,
+            room in prop::sample::select(vec![0, 100, MAX_PAYLOAD]),
+        ) {
+            let (mut rings, tokens, mut model) = model::rings(8, 2048, 128, 0).unwrap();
+            for token in tokens {
+                rings.fill(token).unwrap();
+            }
+            rings.publish();
+            let mut worker = Worker::new(handler(), Fixed(length, copies))
+                .with_room(room)
+                .with_advertiser(Advertiser::new(OURS));
+            for (sequence, size) in (0..).zip(sizes) {
+                prop_assert!(model.deliver(&request(sequence, size)));
+                worker.turn(&mut rings, &mut model).unwrap();
+                // Room may be lent, or what the request takes.
+                let copies = if length <= room.max(size) { copies } else { 0 };
+                for _ in 0..copies {
+                    let mut reply = model.take_sent().expect("as many as the service says");
+                    let reply = validate(&mut reply, 50_000).unwrap();
+                    prop_assert_eq!(reply.payload(), vec![9; length]);
+                }
+                prop_assert!(model.take_sent().is_none());
+                // What is no request is read as it came, whatever room was lent.
+                prop_assert!(model.deliver(&solicitation_frame(pool().address(1))));
+                worker.turn(&mut rings, &mut model).unwrap();
+                prop_assert_eq!(model.take_sent().map(|answer| answer.len()), Some(ADVERTISEMENT));
+                worker.turn(&mut rings, &mut model).unwrap();
+                prop_assert_eq!((worker.missing(&rings), rings.census().receiving), (0, 8));
+            }
+            let tally = worker.tally();
+            let silent = tally.refused[Refusal::NoAnswer as usize];
+            prop_assert_eq!(tally.answered + silent + tally.advertised, tally.received);
+            prop_assert_eq!(tally.replies, tally.answered * u64::from(copies));
+        }
+    }
+
     #[test]
     fn a_single_request_is_answered_in_the_turn_that_sees_it() {
         let (mut rings, tokens, mut model) = model::rings(4, 2048, 16, 0).unwrap();
@@ -415,7 +507,7 @@ mod tests {
             rings.fill(token).unwrap();
         }
         rings.publish();
-        let mut worker = Worker::new(handler(), 10);
+        let mut worker = Worker::new(handler(), Echo::new(10));
         assert!(!worker.turn(&mut rings, &mut model).unwrap());
         assert!(model.deliver(&request(0, 32)));
         assert!(worker.turn(&mut rings, &mut model).unwrap());
@@ -441,7 +533,7 @@ mod tests {
         };
         let ((mut rings, mut model), (mut others, mut other_model)) = (queue(), queue());
         assert!(model.deliver(&request(1, 32)));
-        let mut worker = Worker::new(handler(), 10);
+        let mut worker = Worker::new(handler(), Echo::new(10));
         worker.turn(&mut rings, &mut model).unwrap(); // ten replies fit, twenty do not
         let before = others.census();
         worker.turn(&mut others, &mut other_model).unwrap();
@@ -469,7 +561,8 @@ mod tests {
             rings.fill(token).unwrap();
         }
         rings.publish();
-        let mut worker = Worker::new(handler(), 10).with_advertiser(Advertiser::new(OURS));
+        let mut worker =
+            Worker::new(handler(), Echo::new(10)).with_advertiser(Advertiser::new(OURS));
         assert!(model.deliver(&request(0, 32)));
         worker.turn(&mut rings, &mut model).unwrap();
         while model.take_sent().is_some() {}
@@ -521,7 +614,7 @@ mod tests {
             rings.fill(token).unwrap();
         }
         rings.publish();
-        let mut worker = Worker::new(handler(), 10);
+        let mut worker = Worker::new(handler(), Echo::new(10));
         let mut damaged = request(0, 32);
         damaged[90] ^= 1;
         assert!(model.deliver(&damaged));

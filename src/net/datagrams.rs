@@ -156,6 +156,16 @@ impl<T: Plain> Incoming<T> {
         &self.data[index][..self.lengths[index].min(MAX_PAYLOAD)]
     }
 
+    /// What datagram `index` carries, with the room behind it, and how many bytes of it that are.
+    pub fn payload_mut(&mut self, index: usize) -> (&mut [u8], usize) {
+        (&mut self.data[index], self.lengths[index].min(MAX_PAYLOAD))
+    }
+
+    /// Has datagram `index` carry so many bytes of what is where its payload was.
+    pub fn set_length(&mut self, index: usize, length: usize) {
+        self.lengths[index] = length;
+    }
+
     /// Whom it came from, as it is sent back to.
     pub fn peer(&self, index: usize) -> &libc::sockaddr_in6 {
         &self.peers[index]

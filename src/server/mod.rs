@@ -31,6 +31,7 @@ use crate::live::{self, Bound, LiveSet, Method, Phases, Place, Rotated, Rotation
 use crate::net::ethtool;
 use crate::net::netlink::{self, Link};
 use crate::policy::{Handler, Ours};
+use crate::service::{Echo, Service};
 use crate::xdp::{AttachRequest, CopyRequest, stacked};
 
 use error::At;
@@ -66,7 +67,7 @@ pub struct ServerConfig {
     pub tpacket: TPacket,
     /// UDP port of the service.
     pub port: u16,
-    /// Replies to each request, at least 1.
+    /// Replies to each request, within 1 and 255, of the service that [`Server::start`] starts.
     pub replies: u16,
     /// Who may ask; `None` for those on the interface's own link.
     pub allow: Option<Sources>,
@@ -230,30 +231,48 @@ impl ServerConfig {
 }
 
 impl Server {
-    /// Does everything that is needed before the first request can be answered. `step` is told how
-    /// many addresses are bound, and ends a bind that takes long.
+    /// As [`start_with`](Self::start_with), where the service is an echo: each request comes back
+    /// [`replies`](ServerConfig::replies) times.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn start(config: &ServerConfig, step: &mut Step) -> Result<Self, ServerError> {
+        Self::start_with(config, &Echo::new(config.replies), step)
+    }
+
+    /// Does everything that is needed before the first request can be answered, which clones of
+    /// `service` do, one a worker. `step` is told how many addresses are bound, and ends a bind
+    /// that takes long.
     ///
     /// # Errors
     /// What is missing and what to do about it. Nothing is left behind.
-    pub fn start(config: &ServerConfig, step: &mut Step) -> Result<Self, ServerError> {
-        Self::start_here(config, step).map_err(ServerError::of_start)
+    pub fn start_with<S: Service>(
+        config: &ServerConfig,
+        service: &S,
+        step: &mut Step,
+    ) -> Result<Self, ServerError> {
+        Self::start_here(config, service, step).map_err(ServerError::of_start)
     }
 
-    fn start_here(config: &ServerConfig, step: &mut Step) -> Result<Self> {
+    fn start_here<S: Service>(config: &ServerConfig, service: &S, step: &mut Step) -> Result<Self> {
+        // Of another service it is not known how often it replies: once at least.
+        let replies = service.as_echo().map_or(1, |echo| echo.replies.get().into());
+        let config = &ServerConfig { replies, ..config.clone() };
         let link = netlink::link(&config.interface)?;
         let keeper = Keeper::open()?;
         let found = keeper.put_right()?;
         let put_right = found.join("; ");
         // It may have been left down.
         let link = if found.is_empty() { link } else { netlink::link(&config.interface)? };
-        let started = Self::start_on(link, config, &keeper, found, step);
+        let started = Self::start_on(link, config, service, &keeper, found, step);
         // That it did not start is no reason not to say what it did.
         if put_right.is_empty() { started } else { started.context(put_right) }
     }
 
-    fn start_on(
+    fn start_on<S: Service>(
         mut link: Link,
         config: &ServerConfig,
+        service: &S,
         keeper: &Keeper,
         mut notes: Vec<String>,
         step: &mut Step,
@@ -341,7 +360,8 @@ impl Server {
                 "{0} is down: set it up with 'ip link set {0} up', or use --bind netlink-down",
                 link.name
             );
-            let engine = kind.map(|kind| engine::open(kind, &engine_config(link))).transpose();
+            let engine =
+                kind.map(|kind| engine::open(kind, &engine_config(link), service)).transpose();
             let engine = engine.map_err(At::opening);
             open_seconds = if kind.is_some() { started.elapsed().as_secs_f64() } else { 0.0 };
             Ok(engine?)

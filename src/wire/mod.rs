@@ -16,7 +16,7 @@ pub use mrd::{
 };
 pub use ndp::{ADVERTISEMENT, Solicitation, solicitation};
 pub use reply::{HOP_LIMIT, join};
-pub use request::{MAX_PAYLOAD, OVERHEAD, Refusal, Request, validate};
+pub use request::{MAX_PAYLOAD, OVERHEAD, Refusal, Request, validate, validate_within};
 pub use stamp::{Endpoints, MIN_PAYLOAD, Stamp, Template};
 
 /// A right solicitation for `target`, from a neighbour at 2001:db8:1::1, for the tests of other

@@ -35,14 +35,43 @@ impl Request<'_> {
     pub fn into_reply(self) -> usize {
         // A `Request` is at least as long as its headers: this never takes the other way.
         if let Some(headers) = self.frame.first_chunk_mut::<OVERHEAD>() {
-            swap::<MAC>(&mut headers[0..2 * MAC]);
-            // The IPv6 payload of the reply ends where the datagram does.
-            headers.copy_within(UDP_LENGTH..UDP_LENGTH + 2, PAYLOAD_LENGTH);
-            headers[HOP_LIMIT_AT] = HOP_LIMIT;
-            swap::<ADDRESS>(&mut headers[SOURCE..SOURCE + 2 * ADDRESS]);
-            swap::<PORT>(&mut headers[IP_PAYLOAD..IP_PAYLOAD + 2 * PORT]);
+            turn_round(headers);
         }
         IP_PAYLOAD + usize::from(self.udp_length)
+    }
+}
+
+/// Makes the headers of a request those of a reply.
+#[inline(always)]
+fn turn_round(headers: &mut [u8; OVERHEAD]) {
+    swap::<MAC>(&mut headers[0..2 * MAC]);
+    // The IPv6 payload of the reply ends where the datagram does.
+    headers.copy_within(UDP_LENGTH..UDP_LENGTH + 2, PAYLOAD_LENGTH);
+    headers[HOP_LIMIT_AT] = HOP_LIMIT;
+    swap::<ADDRESS>(&mut headers[SOURCE..SOURCE + 2 * ADDRESS]);
+    swap::<PORT>(&mut headers[IP_PAYLOAD..IP_PAYLOAD + 2 * PORT]);
+}
+
+impl Request<'_> {
+    /// Rewrites the frame into a reply that carries the first `length` bytes of what is now where
+    /// the payload was, with lengths and checksum to match. Returns the frame's length in bytes;
+    /// `None`, with the frame as it was, when there is not so much room.
+    pub fn into_changed_reply(self, length: usize) -> Option<usize> {
+        let udp_length = u16::try_from(length.checked_add(UDP_HEADER)?).ok()?;
+        let end = IP_PAYLOAD + usize::from(udp_length);
+        let reply = self.frame.get_mut(..end)?;
+        let headers = reply.first_chunk_mut::<OVERHEAD>()?;
+        headers[UDP_LENGTH..UDP_LENGTH + 2].copy_from_slice(&udp_length.to_be_bytes());
+        // Lengths and addresses come first: the sum covers them.
+        turn_round(headers);
+        reply[UDP_CHECKSUM..UDP_CHECKSUM + 2].fill(0);
+        let (headers, datagram) = reply.split_at_mut(IP_PAYLOAD);
+        let sum = match checksum(&headers[SOURCE..], IpNumber::UDP, udp_length, datagram) {
+            0 => u16::MAX, // 0 would say that there is none (RFC 768)
+            sum => sum,
+        };
+        datagram[UDP_CHECKSUM - IP_PAYLOAD..][..2].copy_from_slice(&sum.to_ne_bytes());
+        Some(end)
     }
 }
 
@@ -78,7 +107,7 @@ fn swap<const N: usize>(pair: &mut [u8]) {
 #[cfg(test)]
 mod tests {
     use super::super::request::tests::{CLIENT, SERVER, frame};
-    use super::super::validate;
+    use super::super::{validate, validate_within};
     use super::*;
     use etherparse::PacketBuilder;
     use proptest::prelude::*;
@@ -99,6 +128,64 @@ mod tests {
                 .write(&mut expected, &payload)
                 .unwrap();
             prop_assert_eq!(&bytes[..length], &expected[..]);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn a_changed_reply_is_what_a_fresh_build_would_be(
+            payload in proptest::collection::vec(any::<u8>(), 0..1400),
+            padding in 0usize..46,
+            answer in proptest::collection::vec(any::<u8>(), 0..1452),
+            room in 0usize..1500,
+        ) {
+            let mut bytes = frame(&payload);
+            bytes.extend(std::iter::repeat_n(0xee, padding));
+            let length = bytes.len();
+            bytes.resize(length + room, 0xdd);
+            let before = bytes.clone();
+            let mut request = validate_within(&mut bytes, length, 3540).unwrap();
+            let (buffer, old) = request.payload_mut();
+            prop_assert_eq!(old, payload.len());
+            let Some(place) = buffer.get_mut(..answer.len()) else {
+                prop_assert_eq!(request.into_changed_reply(answer.len()), None);
+                prop_assert_eq!(bytes, before);
+                return Ok(());
+            };
+            place.copy_from_slice(&answer);
+            let length = request.into_changed_reply(answer.len()).unwrap();
+            let mut expected = Vec::new();
+            PacketBuilder::ethernet2([2, 0, 0, 0, 0, 2], [2, 0, 0, 0, 0, 1])
+                .ipv6(SERVER.octets(), CLIENT.octets(), HOP_LIMIT)
+                .udp(3540, 50_000)
+                .write(&mut expected, &answer)
+                .unwrap();
+            prop_assert_eq!(&bytes[..length], &expected[..]);
+            prop_assert!(validate(&mut bytes[..length], 50_000).is_ok());
+        }
+    }
+
+    #[test]
+    fn a_sum_of_zero_is_sent_as_all_ones() {
+        let mut bytes = frame(&[0; 2]);
+        // The sum of the reply without its payload: a payload of that makes the whole zero.
+        let length = bytes.len();
+        let reply = validate_within(&mut bytes, length, 3540).unwrap().into_changed_reply(2);
+        let sum = [bytes[UDP_CHECKSUM], bytes[UDP_CHECKSUM + 1]];
+        let mut again = frame(&[0; 2]);
+        let mut request = validate_within(&mut again, length, 3540).unwrap();
+        request.payload_mut().0[..2].copy_from_slice(&sum);
+        assert_eq!(request.into_changed_reply(2), reply);
+        assert_eq!(again[UDP_CHECKSUM..UDP_CHECKSUM + 2], [0xff, 0xff]);
+        assert!(validate(&mut again, 50_000).is_ok());
+    }
+
+    #[test]
+    fn no_length_is_too_large_to_be_refused() {
+        for length in [33, 65_528, usize::MAX - 8, usize::MAX] {
+            let mut bytes = frame(&[1; 32]);
+            assert_eq!(validate(&mut bytes, 3540).unwrap().into_changed_reply(length), None);
+            assert_eq!(bytes, frame(&[1; 32]));
         }
     }
 

@@ -75,11 +75,14 @@ pub enum Refusal {
     /// The checksum covers the pseudo-header alone: the sender's kernel left the rest to a card,
     /// and none did it.
     UnfinishedChecksum,
+    /// The [`Service`](crate::service::Service) gave no answer, or a longer one than its buffer
+    /// holds.
+    NoAnswer,
 }
 
 impl Refusal {
     /// All of them, in the order of their counters.
-    pub const ALL: [Self; 20] = [
+    pub const ALL: [Self; 21] = [
         Self::NotUdp,
         Self::BadLength,
         Self::NoChecksum,
@@ -100,6 +103,7 @@ impl Refusal {
         Self::DestinationMulticast,
         Self::SourceMapped,
         Self::UnfinishedChecksum,
+        Self::NoAnswer,
     ];
 
     /// The name under which it is counted in the statistics.
@@ -125,6 +129,7 @@ impl Refusal {
             Self::DestinationMulticast => "destination_multicast",
             Self::SourceMapped => "source_mapped",
             Self::UnfinishedChecksum => "unfinished_checksum",
+            Self::NoAnswer => "no_answer",
         }
     }
 }
@@ -133,6 +138,7 @@ impl Refusal {
 /// one, so every offset below is within the frame.
 #[derive(Debug)]
 pub struct Request<'frame> {
+    /// The frame, and what room there is behind it.
     pub(super) frame: &'frame mut [u8],
     source: Ipv6Addr,
     destination: Ipv6Addr,
@@ -150,6 +156,22 @@ pub struct Request<'frame> {
 /// What is wrong with it.
 #[inline]
 pub fn validate(frame: &mut [u8], port: u16) -> Result<Request<'_>, Refusal> {
+    let length = frame.len();
+    validate_within(frame, length, port)
+}
+
+/// As [`validate`], where the frame is the first `length` bytes of `buffer`. The rest is room for
+/// a longer reply.
+///
+/// # Errors
+/// What is wrong with the frame.
+#[inline]
+pub fn validate_within(
+    buffer: &mut [u8],
+    length: usize,
+    port: u16,
+) -> Result<Request<'_>, Refusal> {
+    let frame = buffer.get(..length).ok_or(Refusal::BadLength)?;
     let ether = Ethernet2HeaderSlice::from_slice(frame).map_err(|_| Refusal::NotUdp)?;
     if ether.ether_type() != EtherType::IPV6 {
         return Err(Refusal::NotUdp);
@@ -180,7 +202,7 @@ pub fn validate(frame: &mut [u8], port: u16) -> Result<Request<'_>, Refusal> {
     }
     let (source, destination) = (ip.source_addr(), ip.destination_addr());
     let source_port = udp.source_port();
-    Ok(Request { frame, source, destination, source_port, udp_length })
+    Ok(Request { frame: buffer, source, destination, source_port, udp_length })
 }
 
 /// What is wrong with the checksum of `datagram`. Linux puts the sum of the pseudo-header alone
@@ -230,6 +252,13 @@ impl Request<'_> {
     /// The data of the datagram.
     pub fn payload(&self) -> &[u8] {
         &self.frame[OVERHEAD..IP_PAYLOAD + usize::from(self.udp_length)]
+    }
+
+    /// The data of the datagram, with all the room behind it, and how many bytes of it are data.
+    #[inline]
+    pub fn payload_mut(&mut self) -> (&mut [u8], usize) {
+        let length = usize::from(self.udp_length) - UDP_HEADER;
+        (self.frame.get_mut(OVERHEAD..).unwrap_or_default(), length)
     }
 }
 

@@ -3,8 +3,8 @@
 //! one system call, which submits the replies to what came in the turn before.
 //!
 //! ```text
-//!   recvmsg, multishot ─► completions ─► Handler ─► sendmsg of equal replies as one (UDP_SEGMENT)
-//!      ─► completions ─► buffer is free
+//!   recvmsg, multishot ─► completions ─► Handler, Service
+//!      ─► sendmsg of equal replies as one (UDP_SEGMENT) ─► completions ─► buffer is free
 //! ```
 //!
 //! One ring, one socket (SO_REUSEPORT) and one pinned thread for each processor.
@@ -17,11 +17,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context, Result};
 
+use super::reply::{self, Reply};
 use super::statistics::{Shown, Tally};
 use super::udp::{self, SocketCounters};
 use super::{CounterSet, Engine, EngineConfig, Modes, pin};
 use crate::host::sandbox::{Role, Sandbox};
 use crate::policy::Handler;
+use crate::service::Service;
 use ring::{Event, Request, Ring};
 
 /// Buffers of a worker, a power of two. The kernel hands over 32 requests at once
@@ -29,33 +31,35 @@ use ring::{Event, Request, Ring};
 /// to stay in a processor's cache. More requests wait in the socket.
 const BUFFERS: u16 = 256;
 
-pub(super) struct Uring {
-    workers: Vec<Worker>,
-    service: Service,
+pub(super) struct Uring<S> {
+    workers: Vec<Worker<S>>,
+    rules: Rules,
     modes: Modes,
     sandbox: Sandbox,
 }
 
-/// What all workers answer by.
-struct Service {
+/// What all workers go by.
+struct Rules {
     handler: Handler,
-    replies: usize,
     interface: u32,
+    /// Bytes of payload that a reply may have.
+    room: usize,
 }
 
-struct Worker {
+struct Worker<S> {
+    service: S,
     ring: Ring,
     socket: Arc<OwnedFd>,
     core: usize,
     shown: Arc<Shown>,
 }
 
-impl Uring {
-    pub fn open(config: &EngineConfig) -> Result<Self> {
+impl<S: Service> Uring<S> {
+    pub fn open(config: &EngineConfig, service: &S) -> Result<Self> {
         let sockets = udp::open_shared(config, config.cores.len())?;
         let worker = |(socket, &core): (Arc<OwnedFd>, &usize)| {
             let ring = Ring::open(socket.clone(), BUFFERS)?;
-            Ok(Worker { ring, socket, core, shown: Arc::default() })
+            Ok(Worker { service: service.clone(), ring, socket, core, shown: Arc::default() })
         };
         let workers: Vec<_> =
             sockets.into_iter().zip(&config.cores).map(worker).collect::<Result<_>>()?;
@@ -64,31 +68,31 @@ impl Uring {
             receive_buffer: workers.first().and_then(|worker| udp::receive_buffer(&worker.socket)),
             ..Modes::default()
         };
-        let service = Service {
+        let rules = Rules {
             handler: config.handler.clone(),
-            replies: config.replies.into(),
             interface: config.link.index,
+            room: reply::room(&config.link),
         };
-        Ok(Self { workers, service, modes, sandbox: config.sandbox })
+        Ok(Self { workers, rules, modes, sandbox: config.sandbox })
     }
 }
 
-impl Service {
+impl Rules {
     /// Receives and answers until `stop` is set. The ring ends on the thread that has used it.
-    fn work(&self, worker: Worker, stop: &AtomicBool) -> Result<()> {
-        let Worker { mut ring, core, shown, .. } = worker;
+    fn work<S: Service>(&self, worker: Worker<S>, stop: &AtomicBool) -> Result<()> {
+        let Worker { mut service, mut ring, core, shown, .. } = worker;
         pin(core);
         ring.enable()?;
         let mut tally = Tally::default();
         while !stop.load(Ordering::Relaxed) {
-            self.turn(&mut ring, &mut tally)?;
+            self.turn(&mut service, &mut ring, &mut tally)?;
             shown.store(&tally);
         }
         ring.close()?;
         while ring.is_busy() {
             // What was received is answered. A reply that the card does not take for so long is not
             // waited for.
-            if !self.turn(&mut ring, &mut tally)? {
+            if !self.turn(&mut service, &mut ring, &mut tally)? {
                 ring.cancel_all()?;
             }
         }
@@ -99,7 +103,12 @@ impl Service {
 
     /// Waits for something to happen, and does what is to be done about it; `false` when nothing
     /// has for a while.
-    fn turn(&self, ring: &mut Ring, tally: &mut Tally) -> Result<bool> {
+    fn turn<S: Service>(
+        &self,
+        service: &mut S,
+        ring: &mut Ring,
+        tally: &mut Tally,
+    ) -> Result<bool> {
         let happened = ring.wait()?;
         // More may come meanwhile, without an end: a turn has one.
         for _ in 0..BUFFERS {
@@ -107,7 +116,7 @@ impl Service {
             match event {
                 Event::Request(request) => {
                     tally.received += 1;
-                    self.answer(request, ring, tally)?;
+                    self.answer(service, request, ring, tally)?;
                 }
                 Event::Sent(replies, Ok(())) => tally.replies += replies as u64,
                 Event::Sent(_, Err(error)) if error.raw_os_error() == Some(libc::EIO) => {
@@ -120,13 +129,25 @@ impl Service {
         Ok(happened)
     }
 
-    fn answer(&self, request: Request, ring: &mut Ring, tally: &mut Tally) -> Result<()> {
+    fn answer<S: Service>(
+        &self,
+        service: &mut S,
+        mut request: Request,
+        ring: &mut Ring,
+        tally: &mut Tally,
+    ) -> Result<()> {
         let libc::in6_pktinfo { ipi6_addr, .. } = request.asked;
-        match self.handler.decide(request.source, request.source_port, ipi6_addr.s6_addr.into()) {
-            Ok(()) => {
+        let (source, asked) = ((request.source, request.source_port), ipi6_addr.s6_addr.into());
+        let reply = self.handler.decide(source.0, source.1, asked).and_then(|()| {
+            let (buffer, length) = ring.payload_mut(&mut request);
+            let room = self.room.max(length).min(buffer.len());
+            reply::to_payload(service, source, asked, &mut buffer[..room], length)
+        });
+        match reply {
+            Ok(Reply { length, copies }) => {
                 tally.answered += 1;
                 let from = libc::in6_pktinfo { ipi6_addr, ipi6_ifindex: self.interface as _ };
-                ring.reply(request, from, self.replies)
+                ring.reply(request, from, length, copies.get().into())
             }
             Err(refusal) => {
                 tally.refused[refusal as usize] += 1;
@@ -136,7 +157,7 @@ impl Service {
     }
 }
 
-impl Engine for Uring {
+impl<S: Service> Engine for Uring<S> {
     fn modes(&self) -> &Modes {
         &self.modes
     }
@@ -149,7 +170,7 @@ impl Engine for Uring {
     }
 
     fn run(self: Box<Self>, stop: &AtomicBool) -> Result<()> {
-        let Self { workers, service, sandbox, .. } = *self;
-        udp::run(workers, (sandbox, Role::Uring), stop, |worker| service.work(worker, stop))
+        let Self { workers, rules, sandbox, .. } = *self;
+        udp::run(workers, (sandbox, Role::Uring), stop, |worker| rules.work(worker, stop))
     }
 }

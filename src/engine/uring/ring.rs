@@ -259,22 +259,37 @@ impl Ring {
         Some(Request { ring: self.number, buffer, length, source, source_port, asked })
     }
 
-    /// Sends what `request` carries back to whom it came from, `replies` times, from the address
-    /// `from`.
+    /// What `request` carries, with the room behind it, and how many bytes of it that are. Of one
+    /// that came by another ring there is nothing.
+    pub fn payload_mut(&mut self, request: &mut Request) -> (&mut [u8], usize) {
+        if request.ring != self.number {
+            return (&mut [], 0);
+        }
+        let place = self.place(request.buffer, offset_of!(Buffer, data) + PAYLOAD);
+        // SAFETY: within the buffer, and initialised from the start. The request, which is of this
+        // ring and lent for as long, says that neither the ring nor an operation has the buffer.
+        let payload = unsafe { slice::from_raw_parts_mut(place.as_ptr(), MAX_PAYLOAD) };
+        (payload, request.length.min(MAX_PAYLOAD))
+    }
+
+    /// Sends `length` bytes of what lies in the buffer of `request` to whom that came from,
+    /// `replies` times, from the address `from`.
     pub fn reply(
         &mut self,
         request: Request,
         from: libc::in6_pktinfo,
+        length: usize,
         replies: usize,
     ) -> Result<()> {
         ensure!(request.ring == self.number, ELSEWHERE);
+        let length = length.min(MAX_PAYLOAD);
         // SAFETY: within the memory; the request, which is of this ring, says that neither the ring
         // nor an operation has it.
         let buffer = unsafe { self.buffer(request.buffer).as_mut() };
-        buffer.controls = Controls::new(from, request.length);
+        buffer.controls = Controls::new(from, length);
         buffer.left = replies;
-        let most = udp::segments(request.length).min(replies);
-        buffer.vectors[..most].iter_mut().for_each(|vector| vector.iov_len = request.length);
+        let most = udp::segments(length).min(replies);
+        buffer.vectors[..most].iter_mut().for_each(|vector| vector.iov_len = length);
         self.send(request.buffer)
     }
 
@@ -553,20 +568,42 @@ mod tests {
             assert_eq!((request.source, request.source_port), (Ipv6Addr::LOCALHOST, me.port()));
             assert_eq!(request.asked.ipi6_addr.s6_addr, Ipv6Addr::LOCALHOST.octets());
             let from = request.asked;
-            ring.reply(request, from, replies).unwrap();
-            let mut left = replies;
-            while left > 0 {
-                ring.wait().unwrap();
-                while let Some(event) = ring.next().unwrap() {
-                    let Event::Sent(copies, Ok(())) = event else {
-                        panic!("only replies were to leave")
-                    };
-                    left -= copies;
-                }
-            }
-            assert!(payloads(&client, replies).iter().all(|reply| *reply == payload));
+            let length = request.length;
+            ring.reply(request, from, length, replies).unwrap();
+            let came = payloads_of(&mut ring, &client, replies);
+            assert!(came.iter().all(|reply| *reply == payload));
             assert_eq!(ring.out(), 0);
         }
+    }
+
+    #[test]
+    fn what_lies_in_the_buffer_may_be_changed_to_another_length() {
+        let (mut ring, client, to) = ring(2);
+        for (size, length) in [(0, MAX_PAYLOAD), (MAX_PAYLOAD, 1), (32, 33), (32, 0)] {
+            client.send_to(&vec![7; size], to).unwrap();
+            let mut request = requests(&mut ring, 1).pop().unwrap();
+            let (payload, came) = ring.payload_mut(&mut request);
+            assert_eq!((payload.len(), came), (MAX_PAYLOAD, size));
+            payload[..length].fill(9);
+            let from = request.asked;
+            ring.reply(request, from, length, 3).unwrap();
+            assert!(payloads_of(&mut ring, &client, 3).iter().all(|one| *one == vec![9; length]));
+        }
+    }
+
+    /// Has the ring send until so many replies have left, and returns them.
+    fn payloads_of(ring: &mut Ring, client: &UdpSocket, replies: usize) -> Vec<Vec<u8>> {
+        let mut left = replies;
+        while left > 0 {
+            ring.wait().unwrap();
+            while let Some(event) = ring.next().unwrap() {
+                let Event::Sent(copies, Ok(())) = event else {
+                    panic!("only replies were to leave")
+                };
+                left -= copies;
+            }
+        }
+        payloads(client, replies)
     }
 
     #[test]
@@ -585,8 +622,8 @@ mod tests {
         loop {
             came += waiting.len();
             for request in waiting {
-                let from = request.asked;
-                ring.reply(request, from, 1).unwrap();
+                let (from, length) = (request.asked, request.length);
+                ring.reply(request, from, length, 1).unwrap();
             }
             if came == 9 {
                 break;
@@ -603,8 +640,8 @@ mod tests {
         client.send_to(&[7; MAX_PAYLOAD + 100], to).unwrap();
         let request = requests(&mut ring, 1).pop().unwrap();
         assert_eq!(request.length, MAX_PAYLOAD);
-        let from = request.asked;
-        ring.reply(request, from, 1).unwrap();
+        let (from, length) = (request.asked, request.length);
+        ring.reply(request, from, length, 1).unwrap();
         ring.wait().unwrap();
         assert_eq!(payloads(&client, 1), [[7; MAX_PAYLOAD]]);
     }
@@ -618,7 +655,7 @@ mod tests {
         let mut came = requests(&mut other, 2);
         let (first, second) = (came.remove(0), came.remove(0));
         let from = first.asked;
-        assert_eq!(ring.reply(first, from, 1).unwrap_err().to_string(), ELSEWHERE);
+        assert_eq!(ring.reply(first, from, 32, 1).unwrap_err().to_string(), ELSEWHERE);
         assert_eq!(ring.put_back(second).unwrap_err().to_string(), ELSEWHERE);
         assert_eq!((ring.pending, ring.out()), (0, 0));
     }
@@ -644,7 +681,7 @@ mod tests {
         client.send_to(b"asked", to).unwrap();
         let request = requests(&mut ring, 1).pop().unwrap();
         let from = request.asked;
-        ring.reply(request, from, 255).unwrap();
+        ring.reply(request, from, 32, 255).unwrap();
         assert!(ring.is_busy());
         ring.quiet().unwrap();
         assert!(!ring.is_busy());
