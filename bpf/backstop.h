@@ -26,7 +26,7 @@
 #define HAND_ON -1
 #define DROP 2
 
-/* What is set of a packet's mark. src/net/netlink.rs has the same. */
+/* What is set of a packet's mark. src/net/netlink/route.rs has the same. */
 #define MARK 0x66680000
 #define MARK_MASK 0xffff0000
 

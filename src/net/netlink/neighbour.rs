@@ -1,0 +1,212 @@
+//! Neighbours: who has which Ethernet address.
+
+use std::net::Ipv6Addr;
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, anyhow, bail};
+use nix::errno::Errno;
+use rtnetlink::MulticastGroup;
+use rtnetlink::packet_core::{NLM_F_CREATE, NLM_F_REPLACE};
+use rtnetlink::packet_route::neighbour::{
+    NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
+};
+use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
+
+use super::socket::Socket;
+
+/// The Ethernet address of `neighbour`, behind the interface with that index. Where the kernel does
+/// not know it, it is told to find it out; no datagram has to be sent for that.
+///
+/// # Errors
+/// When nobody answers, after about 3 s (the kernel's three solicitations) or `timeout`, whichever
+/// is first.
+pub fn resolve(interface: u32, neighbour: Ipv6Addr, timeout: Duration) -> Result<[u8; 6]> {
+    Socket::open()?.resolve(interface, neighbour, timeout)
+}
+
+/// The Ethernet address of the first of `neighbours` that answers, as [`resolve`]; `None` where
+/// none does within `timeout`.
+///
+/// # Errors
+/// When the kernel cannot ask for them, or not for all at once.
+pub fn resolve_any(
+    interface: u32,
+    neighbours: &[Ipv6Addr],
+    timeout: Duration,
+) -> Result<Option<[u8; 6]>> {
+    Socket::open()?.resolve_any(interface, neighbours, timeout)
+}
+
+/// Has the kernel take `mac` for the neighbour's, and ask nobody (NUD_PERMANENT); without one,
+/// forget the entry.
+///
+/// # Errors
+/// Without CAP_NET_ADMIN, and when there is no such interface.
+pub fn set_neighbour(interface: u32, neighbour: Ipv6Addr, mac: Option<[u8; 6]>) -> Result<()> {
+    let mut entry = NeighbourMessage::default();
+    entry.header.family = AddressFamily::Inet6;
+    entry.header.ifindex = interface;
+    entry.attributes.push(NeighbourAttribute::Destination(NeighbourAddress::Inet6(neighbour)));
+    let (message, flags) = match mac {
+        Some(mac) => {
+            entry.header.state = NeighbourState::Permanent;
+            entry.attributes.push(NeighbourAttribute::LinkLayerAddress(mac.to_vec()));
+            (RouteNetlinkMessage::NewNeighbour(entry), NLM_F_CREATE | NLM_F_REPLACE)
+        }
+        None => (RouteNetlinkMessage::DelNeighbour(entry), 0),
+    };
+    let told = Socket::open()?.tell_one(message, flags);
+    told.map_err(|refusal| {
+        refusal.explain(format_args!("set neighbour {neighbour} of interface {interface}"))
+    })
+}
+
+impl Socket {
+    pub fn resolve(
+        &mut self,
+        interface: u32,
+        neighbour: Ipv6Addr,
+        timeout: Duration,
+    ) -> Result<[u8; 6]> {
+        let mut entry = NeighbourMessage::default();
+        entry.header.family = AddressFamily::Inet6;
+        entry.header.ifindex = interface;
+        let destination = NeighbourAttribute::Destination(NeighbourAddress::Inet6(neighbour));
+        entry.attributes.push(destination.clone());
+        let query = RouteNetlinkMessage::GetNeighbour(entry.clone());
+        // Somebody's own entry stays as it is: what follows would take it for one that nobody
+        // answered for.
+        if let Ok(answers) = self.ask(query.clone(), 0) {
+            let fixed = answers.iter().find_map(|answer| match answer {
+                RouteNetlinkMessage::NewNeighbour(entry)
+                    if entry.header.state == NeighbourState::Permanent =>
+                {
+                    verdict(entry).flatten()
+                }
+                _ => None,
+            });
+            if let Some(mac) = fixed {
+                return Ok(mac);
+            }
+        }
+        // As if a packet had to go there: the kernel asks for it unless it knows already, also
+        // after a failure.
+        entry.header.flags = NeighbourFlags::Use;
+        self.tell_one(RouteNetlinkMessage::NewNeighbour(entry), NLM_F_CREATE | NLM_F_REPLACE)
+            .map_err(|refusal| match refusal.code {
+                Errno::ENOBUFS => anyhow!(
+                    "cannot look for {neighbour}: the kernel's neighbour table is full; \
+                     raise net.ipv6.neigh.default.gc_thresh3"
+                ),
+                _ => refusal.explain(format_args!("look for {neighbour} on interface {interface}")),
+            })?;
+
+        let known = |socket: &mut Self| match socket.ask(query.clone(), 0) {
+            Ok(answers) => Ok(answers.into_iter().find_map(|answer| match answer {
+                RouteNetlinkMessage::NewNeighbour(entry) => verdict(&entry),
+                _ => None,
+            })),
+            // It failed, and the entry has been swept away since.
+            Err(refusal) if refusal.code == Errno::ENOENT => Ok(Some(None)),
+            Err(refusal) => Err(refusal.explain(format_args!("look up neighbour {neighbour}"))),
+        };
+        let found = self.watch(MulticastGroup::Neigh, timeout, known, |event| match event {
+            RouteNetlinkMessage::NewNeighbour(entry) | RouteNetlinkMessage::DelNeighbour(entry) => {
+                entry.header.ifindex == interface && entry.attributes.contains(&destination)
+            }
+            _ => false,
+        })?;
+        match found.flatten() {
+            Some(mac) => Ok(mac),
+            None => {
+                let link = self.links()?.into_iter().find(|link| link.index == interface);
+                let name = link.map_or_else(|| format!("interface {interface}"), |link| link.name);
+                bail!("nobody answers for {neighbour} on {name}: is the server up?")
+            }
+        }
+    }
+
+    pub fn resolve_any(
+        &mut self,
+        interface: u32,
+        neighbours: &[Ipv6Addr],
+        timeout: Duration,
+    ) -> Result<Option<[u8; 6]>> {
+        const LOOK: Duration = Duration::from_millis(10);
+        let entry = |neighbour: &Ipv6Addr| {
+            let mut entry = NeighbourMessage::default();
+            entry.header.family = AddressFamily::Inet6;
+            entry.header.ifindex = interface;
+            entry
+                .attributes
+                .push(NeighbourAttribute::Destination(NeighbourAddress::Inet6(*neighbour)));
+            entry
+        };
+        let asked = neighbours.iter().map(|neighbour| {
+            let mut entry = entry(neighbour);
+            entry.header.flags = NeighbourFlags::Use;
+            (RouteNetlinkMessage::NewNeighbour(entry), NLM_F_CREATE | NLM_F_REPLACE)
+        });
+        let refused =
+            self.tell(asked).map(|refused| refused.into_iter().next().map(|(_, why)| why));
+        if let Some(refusal) = refused.unwrap_or_else(Some) {
+            return Err(
+                refusal.explain(format_args!("look for neighbours on interface {interface}"))
+            );
+        }
+        let give_up = Instant::now() + timeout;
+        loop {
+            for neighbour in neighbours {
+                let answers = self.ask(RouteNetlinkMessage::GetNeighbour(entry(neighbour)), 0);
+                let found = answers.unwrap_or_default().iter().find_map(|answer| match answer {
+                    RouteNetlinkMessage::NewNeighbour(entry) => verdict(entry).flatten(),
+                    _ => None,
+                });
+                if found.is_some() {
+                    return Ok(found);
+                }
+            }
+            if Instant::now() > give_up {
+                return Ok(None);
+            }
+            std::thread::sleep(LOOK);
+        }
+    }
+}
+
+/// What an entry of the neighbour table says: an address, that there is none (`Some(None)`), or
+/// nothing yet.
+fn verdict(entry: &NeighbourMessage) -> Option<Option<[u8; 6]>> {
+    match entry.header.state {
+        NeighbourState::Failed => Some(None),
+        NeighbourState::Incomplete | NeighbourState::None => None,
+        _ => entry.attributes.iter().find_map(|attribute| match attribute {
+            NeighbourAttribute::LinkLayerAddress(mac) => Some(mac.as_slice().try_into().ok()),
+            _ => None,
+        }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn neighbour_counts_when_it_has_an_address() {
+        let entry = |state, mac: Option<&[u8]>| {
+            let mut entry = NeighbourMessage::default();
+            entry.header.state = state;
+            entry
+                .attributes
+                .extend(mac.map(|mac| NeighbourAttribute::LinkLayerAddress(mac.to_vec())));
+            verdict(&entry)
+        };
+        let mac = [2, 0, 0, 0, 0, 7];
+        assert_eq!(entry(NeighbourState::Incomplete, None), None);
+        assert_eq!(entry(NeighbourState::Failed, Some(&mac)), Some(None));
+        for state in [NeighbourState::Reachable, NeighbourState::Stale, NeighbourState::Permanent] {
+            assert_eq!(entry(state, Some(&mac)), Some(Some(mac)));
+        }
+        assert_eq!(entry(NeighbourState::Reachable, Some(&mac[..4])), Some(None));
+    }
+}

@@ -1,0 +1,381 @@
+//! The socket itself: questions and orders go out, answers and refusals come back.
+
+use std::fmt;
+use std::os::fd::AsFd;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, anyhow};
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use rtnetlink::packet_core::{
+    NLM_F_ACK, NLM_F_DUMP_INTR, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload, NlasIterator,
+};
+use rtnetlink::packet_route::RouteNetlinkMessage;
+use rtnetlink::{MulticastGroup, sys};
+
+use crate::net::denied;
+
+/// Why the kernel refused a request: its error number and, where it gave one, its own explanation.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{}{}", code.desc(), words.as_ref().map(|words| format!(" ({words})")).unwrap_or_default())]
+pub(crate) struct Refusal {
+    pub code: Errno,
+    pub words: Option<String>,
+}
+
+impl Refusal {
+    /// One line that says what could not be done, why, and where it helps, what to do.
+    pub fn explain(self, what: impl fmt::Display) -> anyhow::Error {
+        match self.code {
+            Errno::EPERM => {
+                anyhow!(
+                    "cannot {what}: {}",
+                    denied::explain("it", &["CAP_NET_ADMIN"], "such calls")
+                )
+            }
+            Errno::ENODEV => anyhow!("cannot {what}: there is no such interface here"),
+            _ => anyhow!("cannot {what}: {self}"),
+        }
+    }
+}
+
+impl From<Errno> for Refusal {
+    fn from(code: Errno) -> Self {
+        Self { code, words: None }
+    }
+}
+
+impl From<std::io::Error> for Refusal {
+    fn from(error: std::io::Error) -> Self {
+        Errno::try_from(error).unwrap_or(Errno::EIO).into()
+    }
+}
+
+pub(super) type Message = NetlinkMessage<RouteNetlinkMessage>;
+
+/// A routing socket, in the namespace in which it was opened.
+#[derive(Debug)]
+pub(crate) struct Socket {
+    pub(super) socket: sys::Socket,
+    sequence: u32,
+    datagram: Vec<u8>,
+    /// Whether announcements came between the answers to a question: they may be newer than those.
+    heard: bool,
+}
+
+/// The kernel composes answers of at most 32 KiB.
+const DATAGRAM: usize = 64 * 1024;
+
+/// How often to ask for a list that changes while the kernel tells it. One that changes faster than
+/// this is in use by something that should be stopped first.
+const ATTEMPTS: usize = 10;
+
+impl Socket {
+    pub fn open() -> Result<Self> {
+        let open = || {
+            let mut socket = sys::Socket::new(sys::protocols::NETLINK_ROUTE)?;
+            socket.bind_auto()?;
+            // Connected to the kernel, it hears nobody else.
+            socket.connect(&sys::SocketAddr::new(0, 0))?;
+            // Refusals in words, but without the request that was refused.
+            socket.set_ext_ack(true)?;
+            socket.set_cap_ack(true)?;
+            // Dumps of one interface only, where one is named.
+            socket.set_netlink_get_strict_chk(true)?;
+            std::io::Result::Ok(socket)
+        };
+        Ok(Self {
+            socket: open().context("cannot open a routing socket")?,
+            sequence: 0,
+            datagram: Vec::with_capacity(DATAGRAM),
+            heard: false,
+        })
+    }
+
+    /// Sends all messages, each with its own flags, in one datagram, and returns those that were
+    /// refused: the position of each, and why. The kernel works through the rest all the same.
+    ///
+    /// Only the last is acknowledged when it succeeds. Refusals are always reported, in the order
+    /// of the messages, so the last answer says that all are done, and however many succeed cannot
+    /// overrun the receive buffer.
+    pub fn tell(
+        &mut self,
+        messages: impl IntoIterator<Item = (RouteNetlinkMessage, u16)>,
+    ) -> Result<Vec<(usize, Refusal)>, Refusal> {
+        let first = self.sequence.wrapping_add(1);
+        let mut bytes = Vec::new();
+        let mut messages = messages.into_iter().peekable();
+        while let Some((message, flags)) = messages.next() {
+            let acknowledge = if messages.peek().is_none() { NLM_F_ACK } else { 0 };
+            self.compose(message, NLM_F_REQUEST | acknowledge | flags, &mut bytes);
+        }
+        if bytes.is_empty() {
+            return Ok(Vec::new());
+        }
+        self.socket.send(&bytes, 0)?;
+        let mut refused = Vec::new();
+        loop {
+            for (header, payload) in self.receive()?.into_iter().map(Message::into_parts) {
+                let NetlinkPayload::Error(answer) = payload else {
+                    continue;
+                };
+                let position = header.sequence_number.wrapping_sub(first) as usize;
+                if answer.code.is_some() {
+                    refused.push((position, read_refusal(answer.raw_code(), &answer.header)));
+                }
+                if header.sequence_number == self.sequence {
+                    return Ok(refused);
+                }
+            }
+        }
+    }
+
+    /// [`Socket::tell`] for a single message.
+    pub(super) fn tell_one(
+        &mut self,
+        message: RouteNetlinkMessage,
+        flags: u16,
+    ) -> Result<(), Refusal> {
+        match self.tell([(message, flags)])?.pop() {
+            None => Ok(()),
+            Some((_, refusal)) => Err(refusal),
+        }
+    }
+
+    /// Sends a question (with NLM_F_DUMP: for a whole list) and returns the answers.
+    pub(super) fn ask(
+        &mut self,
+        question: RouteNetlinkMessage,
+        flags: u16,
+    ) -> Result<Vec<RouteNetlinkMessage>, Refusal> {
+        for _ in 0..ATTEMPTS {
+            match self.ask_once(question.clone(), flags) {
+                Ok(None) => {}
+                // Announcements filled the buffer and the answer found no room.
+                Err(refusal) if refusal.code == Errno::ENOBUFS => {}
+                Ok(Some(answers)) => return Ok(answers),
+                Err(refusal) => return Err(refusal),
+            }
+        }
+        Err(Errno::EAGAIN.into())
+    }
+
+    /// The answers, or nothing if the list changed while the kernel told it.
+    pub(super) fn ask_once(
+        &mut self,
+        question: RouteNetlinkMessage,
+        flags: u16,
+    ) -> Result<Option<Vec<RouteNetlinkMessage>>, Refusal> {
+        self.discard()?;
+        let mut bytes = Vec::new();
+        self.compose(question, NLM_F_REQUEST | NLM_F_ACK | flags, &mut bytes);
+        self.socket.send(&bytes, 0)?;
+        let mut answers = Vec::new();
+        let mut consistent = true;
+        loop {
+            for (header, payload) in self.receive()?.into_iter().map(Message::into_parts) {
+                if header.sequence_number != self.sequence {
+                    self.heard = true;
+                    continue;
+                }
+                consistent &= header.flags & NLM_F_DUMP_INTR == 0;
+                match payload {
+                    NetlinkPayload::InnerMessage(answer) => answers.push(answer),
+                    NetlinkPayload::Error(end) if end.code.is_some() => {
+                        return Err(read_refusal(end.raw_code(), &end.header));
+                    }
+                    NetlinkPayload::Done(end) if end.code < 0 => {
+                        return Err(Errno::from_raw(-end.code).into());
+                    }
+                    NetlinkPayload::Error(_) | NetlinkPayload::Done(_) => {
+                        return Ok(consistent.then_some(answers));
+                    }
+                    _ => {}
+                }
+            }
+        }
+    }
+
+    /// Takes out and forgets what has come: announcements older than the question to come. While
+    /// they fill the buffer an answer finds no room, and the kernel says so (ENOBUFS) only once
+    /// until the buffer has been empty.
+    pub(super) fn discard(&mut self) -> Result<(), Refusal> {
+        loop {
+            self.datagram.clear();
+            match self.socket.recv(&mut self.datagram, nix::libc::MSG_DONTWAIT) {
+                Ok(_) => {}
+                Err(error) => match Errno::try_from(error) {
+                    Ok(Errno::EAGAIN) => return Ok(()),
+                    Ok(Errno::EINTR | Errno::ENOBUFS) => {}
+                    error => return Err(error.unwrap_or(Errno::EIO).into()),
+                },
+            }
+        }
+    }
+
+    /// Calls `check` until it finds what it looks for: at once, then after each announcement in
+    /// `group` that `concerns` it; none when `timeout` is over. The socket listens before it first
+    /// checks, so nothing is missed.
+    pub(super) fn watch<T>(
+        &mut self,
+        group: MulticastGroup,
+        timeout: Duration,
+        mut check: impl FnMut(&mut Self) -> Result<Option<T>>,
+        concerns: impl Fn(&RouteNetlinkMessage) -> bool,
+    ) -> Result<Option<T>> {
+        let deadline = Instant::now() + timeout;
+        let group = group as u32;
+        self.socket.add_membership(group).context("cannot listen to the kernel")?;
+        let found = loop {
+            match check(self) {
+                Ok(None) => {}
+                found => break found,
+            }
+            match self.wait_for(&concerns, deadline) {
+                Ok(true) => {}
+                Ok(false) => break Ok(None),
+                Err(refusal) => break Err(refusal.explain("listen to the kernel")),
+            }
+        };
+        self.socket.drop_membership(group).context("cannot stop listening to the kernel")?;
+        found
+    }
+
+    /// Whether an announcement that `concerns` the caller came before `deadline`.
+    pub(super) fn wait_for(
+        &mut self,
+        concerns: impl Fn(&RouteNetlinkMessage) -> bool,
+        deadline: Instant,
+    ) -> Result<bool, Refusal> {
+        if std::mem::take(&mut self.heard) {
+            return Ok(true);
+        }
+        while self.wait(deadline)? {
+            let is_concerned = match self.receive() {
+                Ok(events) => events.iter().any(|event| match &event.payload {
+                    NetlinkPayload::InnerMessage(event) => concerns(event),
+                    _ => false,
+                }),
+                // More announcements than the buffer holds: it may have been among them.
+                Err(refusal) if refusal.code == Errno::ENOBUFS => true,
+                Err(refusal) => return Err(refusal),
+            };
+            if is_concerned {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// Whether there is something to receive before `deadline`.
+    pub(super) fn wait(&self, deadline: Instant) -> Result<bool, Refusal> {
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            // Rounded up, so as not to spin through the last millisecond.
+            let left =
+                PollTimeout::try_from(left + Duration::from_millis(1)).unwrap_or(PollTimeout::MAX);
+            match poll(&mut [PollFd::new(self.socket.as_fd(), PollFlags::POLLIN)], left) {
+                Err(Errno::EINTR) => {}
+                ready => return Ok(ready? > 0),
+            }
+        }
+    }
+
+    /// Appends one request to a datagram.
+    pub(super) fn compose(
+        &mut self,
+        message: RouteNetlinkMessage,
+        flags: u16,
+        bytes: &mut Vec<u8>,
+    ) {
+        self.sequence = self.sequence.wrapping_add(1);
+        let mut message = Message::from(message);
+        message.header.flags = flags;
+        message.header.sequence_number = self.sequence;
+        message.finalize();
+        let start = bytes.len();
+        bytes.resize(start + message.buffer_len().next_multiple_of(4), 0);
+        message.serialize(&mut bytes[start..]);
+    }
+
+    /// The messages of the next datagram. Waits for it.
+    pub(super) fn receive(&mut self) -> Result<Vec<Message>, Refusal> {
+        self.datagram.clear();
+        let length = loop {
+            match self.socket.recv(&mut self.datagram, nix::libc::MSG_TRUNC) {
+                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+                length => break length?,
+            }
+        };
+        if length > self.datagram.len() {
+            return Err(Errno::EMSGSIZE.into());
+        }
+        let mut messages = Vec::new();
+        let mut rest = self.datagram.as_slice();
+        while !rest.is_empty() {
+            let message = Message::deserialize(rest).map_err(|error| Refusal {
+                code: Errno::EBADMSG,
+                words: Some(error.to_string()),
+            })?;
+            // The header was checked, so this is not zero.
+            let length = message.header.length.next_multiple_of(4) as usize;
+            rest = rest.get(length..).unwrap_or_default();
+            messages.push(message);
+        }
+        Ok(messages)
+    }
+}
+
+/// A refusal from its negative error number and what follows the number in the answer: the header
+/// of the request, then attributes, one of which may be a text.
+fn read_refusal(code: i32, rest: &[u8]) -> Refusal {
+    const REQUEST_HEADER: usize = 16;
+    const NLMSGERR_ATTR_MSG: u16 = 1;
+    let words = NlasIterator::new(rest.get(REQUEST_HEADER..).unwrap_or_default())
+        .map_while(Result::ok)
+        .find(|attribute| attribute.kind() == NLMSGERR_ATTR_MSG)
+        .map(|attribute| {
+            String::from_utf8_lossy(attribute.value()).trim_end_matches('\0').to_owned()
+        });
+    Refusal { code: Errno::from_raw(code.wrapping_neg()), words }
+}
+
+#[cfg(test)]
+mod tests {
+    use rtnetlink::packet_route::link::LinkMessage;
+
+    use super::*;
+
+    #[test]
+    fn every_refusal_of_a_batch_has_its_position() {
+        let change = || {
+            let mut change = LinkMessage::default();
+            change.header.index = i32::MAX as u32;
+            (RouteNetlinkMessage::SetLink(change), 0)
+        };
+        let mut socket = Socket::open().unwrap();
+        for count in [0, 1, 2, 200] {
+            let refused = socket.tell(std::iter::repeat_with(change).take(count)).unwrap();
+            assert!(refused.iter().map(|(position, _)| *position).eq(0..count));
+            // The former as root, the latter otherwise.
+            assert!(
+                refused.iter().all(|(_, why)| matches!(why.code, Errno::ENODEV | Errno::EPERM))
+            );
+        }
+        assert_eq!(socket.link("lo").unwrap().name, "lo", "an answer was left over");
+    }
+
+    #[test]
+    fn refusal_has_the_words_of_the_kernel() {
+        let mut rest = vec![0; 16];
+        rest.extend([8, 0, 1, 0]);
+        rest.extend(b"no!\0");
+        let refusal = read_refusal(-(Errno::EINVAL as i32), &rest);
+        assert_eq!(refusal.to_string(), "Invalid argument (no!)");
+        // Whatever is cut off, it is still a refusal.
+        for length in 0..rest.len() {
+            assert_eq!(read_refusal(-(Errno::EINVAL as i32), &rest[..length]).code, Errno::EINVAL);
+        }
+        assert_eq!(read_refusal(i32::MIN, &[]).code, Errno::UnknownErrno);
+    }
+}
