@@ -351,8 +351,9 @@ pub(crate) mod tests {
             clients_carried: None,
         };
         let ready = serde_json::from_value(serde_json::json!({
-            "engine": "afxdp", "interface": "server0", "driver": "veth", "port": 3540, "replies": 10, "addresses": 3 * clients,
-            "bind": "netlink-batch", "generate_seconds": 0.0, "open_seconds": 0.0, "bind_seconds": 0.0, "bind_phases": [],
+            "engine": "afxdp", "interface": "server0", "driver": "veth", "port": 3540,
+            "replies": 10, "addresses": 3 * clients, "bind": "netlink-batch",
+            "generate_seconds": 0.0, "open_seconds": 0.0, "bind_seconds": 0.0, "bind_phases": [],
             "kernel_memory": null, "list_memory": 0, "attach_asked": "auto", "copy_asked": "auto",
             "environment": crate::machine::Environment::default(), "queues": [0], "cores": [0],
         }));
@@ -374,8 +375,8 @@ pub(crate) mod tests {
         assert_eq!((carried.clients, carried.limit), (Some(2000), RotationLimit::Late));
         assert_eq!(
             carried.cause,
-            "4000: a step's work is not done in its 2 s, at 750 µs for each client's exchange (400 µs with 2000): the kernel's time \
-             for an address grows with the number on the interface"
+            "4000: a step's work is not done in its 2 s, at 750 µs for each client's exchange (400 \
+             µs with 2000): the kernel's time for an address grows with the number on the interface"
         );
         // Of 20,000 requests 20 may be lost.
         let lossy = [trial(1000, 0.2, 0.0, 20), trial(2000, 0.2, 0.0, 21)];
