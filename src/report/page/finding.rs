@@ -19,7 +19,7 @@ use crate::bind::Method;
 use crate::engine::EngineKind;
 use crate::report::chart::Panel;
 use crate::report::{
-    BindSummary, Contestant, EngineResult, Event, Plan, Ready, Spread, ThresholdSummary,
+    BindSummary, Cell, Contestant, EngineResult, Event, Plan, Ready, Spread, ThresholdSummary,
 };
 
 /// A sentence that says what was found, and those that say in which circumstances.
@@ -75,10 +75,9 @@ fn findings(summed: &Summed) -> Vec<Finding> {
 }
 
 fn of_response(summed: &Summed) -> Option<Finding> {
-    let (profile, threshold) = (summed.profile?, summed.first_threshold()?);
-    let servers = summed.response_servers();
+    let profile = summed.profile?;
     let pairs = pairs(summed);
-    let main = main_pair(&pairs)?;
+    let Some(main) = main_pair(&pairs) else { return without_socket(summed) };
     let (of, base) = (passes(main.rate), passes(main.base));
     let passes = if of == base {
         format!("median of {}", counted(of, "pass", "es"))
@@ -101,18 +100,45 @@ fn of_response(summed: &Summed) -> Option<Finding> {
         rate(main.rate),
         rate(main.base),
     );
-    let mode = match modes_of(&servers, main.cell) {
+    Some(Finding { sentence, circumstances: circumstances(summed, main.cell)? })
+}
+
+/// Where there is no socket server to compare with: the rate of afxdp, or else the highest.
+fn without_socket(summed: &Summed) -> Option<Finding> {
+    let (profile, threshold) = (summed.profile?, summed.first_threshold()?);
+    let held = summed.thresholds.iter().filter(|summary| summary.threshold_ms == threshold);
+    let held = held.filter_map(|summary| Some((summary, summary.rate?.median)));
+    let (main, _) = held.max_by(|a, b| {
+        let is_afxdp = |summary: &ThresholdSummary| summary.cell.engine == EngineKind::Afxdp;
+        is_afxdp(a.0).cmp(&is_afxdp(b.0)).then(a.1.total_cmp(&b.1))
+    })?;
+    let sentence = format!(
+        "{} ({}) sustains {} requests/s at {} with {}, median of {}.",
+        main.cell.engine,
+        main.cell.bind,
+        rate(main),
+        addresses(main.cell.addresses),
+        replies(profile.replies.into()),
+        counted(passes(main), "pass", "es"),
+    );
+    Some(Finding { sentence, circumstances: circumstances(summed, main.cell)? })
+}
+
+/// Mode, rule, network and machine of a figure of Figure 2.
+fn circumstances(summed: &Summed, cell: Cell) -> Option<String> {
+    let threshold = summed.first_threshold()?;
+    let servers = summed.response_servers();
+    let mode = match modes_of(&servers, cell) {
         mode if mode.is_empty() => "mode not recorded".to_owned(),
         mode => mode,
     };
-    let circumstances = format!(
+    Some(format!(
         "{}: {mode}. A rate counts with a mean of at most {threshold} ms and 90 % of the requests \
          answered. {}{}",
-        main.cell.engine,
+        cell.engine,
         place_of(summed, &servers),
         if summed.finished { "" } else { " Not finished: so far." },
-    );
-    Some(Finding { sentence, circumstances })
+    ))
 }
 
 /// Passes in which a rate held.
@@ -163,35 +189,30 @@ fn place_of(summed: &Summed, servers: &[&Ready]) -> String {
 }
 
 fn of_comparison(results: &[&EngineResult]) -> Option<Finding> {
-    let with_ratio = || {
-        let others = results.iter().filter(|result| result.engine != SOCKET);
-        others.filter_map(|result| Some((*result, result.ratio_to_socket?)))
+    let others = || results.iter().copied().filter(|result| result.engine != SOCKET);
+    let best = others().max_by(|a, b| a.sustained_rps.total_cmp(&b.sustained_rps))?;
+    let main = others().find(|result| result.engine == AFXDP).unwrap_or(best);
+    let socket = results.iter().find(|of| of.engine == SOCKET && of.addresses == main.addresses);
+    let conditions = format!("{} with {}", addresses(main.addresses), replies(main.replies));
+    let rate = requests(main.sustained_rps);
+    let found = match (main.ratio_to_socket, socket) {
+        (Some(ratio), Some(socket)) => format!(
+            "{ratio:.2} times the rate of the paper's socket server at {conditions}: {rate} \
+             against {} requests/s",
+            requests(socket.sustained_rps)
+        ),
+        _ => format!("{rate} requests/s at {conditions}"),
     };
-    let best = with_ratio().max_by(|a, b| a.1.total_cmp(&b.1))?;
-    let afxdp = with_ratio().find(|(result, _)| result.engine == AFXDP);
-    let (main, ratio) = afxdp.unwrap_or(best);
-    let socket = results
-        .iter()
-        .find(|other| other.engine == SOCKET && other.addresses == main.addresses)
-        .map_or(String::new(), |socket| format!(" against {}", requests(socket.sustained_rps)));
     let searches = match main.runs.len() {
         1 => "one search".to_owned(),
         count => format!("median of {count} searches"),
     };
-    let sentence = format!(
-        "{} ({}) sustains {ratio:.2} times the rate of the paper's socket server at {} with {}: \
-         {}{socket} requests/s, {searches}.",
-        main.engine,
-        main.bind,
-        addresses(main.addresses),
-        replies(main.replies),
-        requests(main.sustained_rps),
-    );
-    let fastest = if best.0.engine == main.engine {
+    let fastest = if best.engine == main.engine {
         String::new()
     } else {
-        let mode = modes(&best.0.server);
-        format!(" The fastest is {} ({mode}), {:.2} times.", best.0.engine, best.1)
+        let ratio = best.ratio_to_socket.map(|ratio| format!(", {ratio:.2} times"));
+        let (mode, ratio) = (modes(&best.server), ratio.unwrap_or_default());
+        format!(" The fastest is {} ({mode}){ratio}.", best.engine)
     };
     let guest = main.server.environment.guest.as_ref().or(main.environment.guest.as_ref());
     let circumstances = format!(
@@ -204,6 +225,7 @@ fn of_comparison(results: &[&EngineResult]) -> Option<Finding> {
         machine(&main.environment),
         guest.map_or(String::new(), |guest| format!(" {}", in_guest(guest))),
     );
+    let sentence = format!("{} ({}) sustains {found}, {searches}.", main.engine, main.bind);
     Some(Finding { sentence, circumstances })
 }
 

@@ -276,6 +276,18 @@ mod tests {
     }
 
     #[test]
+    fn without_a_socket_server_the_rate_itself_is_what_was_found() {
+        let mut data = data();
+        data.response.retain(|event| match event {
+            Event::Trial(trial) => trial.cell.engine != EngineKind::Socket,
+            _ => true,
+        });
+        let sentence = "<h1>afxdp (netlink-down) sustains 40\u{202f}000 requests/s at 10 addresses \
+                        with 10 replies, median of 3 passes.</h1>";
+        assert!(page(&data).unwrap().html.contains(sentence));
+    }
+
+    #[test]
     fn a_doubt_without_a_figure_is_told_as_well() {
         let data = Data { response: vec![start()], bind: vec![start()], ..Data::default() };
         let html = page(&data).unwrap().html;
