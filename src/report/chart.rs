@@ -22,8 +22,8 @@ pub const PALETTE: [RGBColor; 11] = [
     RGBColor(90, 160, 40),
 ];
 
-const INK: RGBColor = BLACK;
-const PAPER: RGBColor = WHITE;
+pub(super) const INK: RGBColor = BLACK;
+pub(super) const PAPER: RGBColor = WHITE;
 const FINE_GRID: RGBColor = RGBColor(240, 240, 240);
 const GRID: RGBColor = RGBColor(215, 215, 215);
 
@@ -134,7 +134,8 @@ pub fn for_page(svg: &str) -> String {
     })
 }
 
-type Area<'a> = DrawingArea<SVGBackend<'a>, plotters::coord::Shift>;
+/// A picture, or a part of one.
+pub(super) type Area<'a> = DrawingArea<SVGBackend<'a>, plotters::coord::Shift>;
 
 /// What the legend names, in lines: each with its place from the left, and its line, or none for
 /// the marks.
@@ -159,6 +160,13 @@ fn legend(panel: &Panel) -> Vec<Vec<(i32, &str, Option<&Line>)>> {
 
 fn draw(area: &Area, panel: &Panel, legend_height: u32) -> Result<()> {
     let (legend_area, area) = area.split_vertically(legend_height);
+    draw_legend(&legend_area, panel)?;
+    // Half of the last label of the axis stands to the right of it.
+    plot(&area, panel, 24)?;
+    Ok(())
+}
+
+fn draw_legend(area: &Area, panel: &Panel) -> Result<()> {
     let text = ("sans-serif", 12).into_font().color(&INK).pos(Pos::new(HPos::Left, VPos::Center));
     for (row, names) in legend(panel).into_iter().enumerate() {
         let y = (LEGEND as usize * row) as i32 + LEGEND as i32 / 2 + 3;
@@ -167,27 +175,33 @@ fn draw(area: &Area, panel: &Panel, legend_height: u32) -> Result<()> {
                 Some(line) => {
                     let colour = PALETTE[line.colour % PALETTE.len()];
                     let path = [(x, y), (x + 18, y)];
-                    legend_area.draw(&PathElement::new(path, colour.stroke_width(line.width)))?;
+                    area.draw(&PathElement::new(path, colour.stroke_width(line.width)))?;
                 }
-                None => legend_area.draw(&Cross::new((x + 9, y), 5, INK.stroke_width(2)))?,
+                None => area.draw(&Cross::new((x + 9, y), 5, INK.stroke_width(2)))?,
             }
-            legend_area.draw(&Text::new(name.to_owned(), (x + 23, y), text.clone()))?;
+            area.draw(&Text::new(name.to_owned(), (x + 23, y), text.clone()))?;
         }
     }
+    Ok(())
+}
+
+/// Where a line, or the marks, end on the picture, in pixels; `None` for what has no point.
+pub(super) type End = Option<(i32, i32)>;
+
+/// Draws all of the panel but its legend, with `right` pixels to the right of the axes. Returns the
+/// end of each line in the order of the panel, then that of the marks.
+pub(super) fn plot(area: &Area, panel: &Panel, right: u32) -> Result<Vec<End>> {
     let spreads = panel.lines.iter().flat_map(|line| &line.points);
     let ends = spreads.flat_map(|(x, Spread { min, max, .. })| [(*x, *min), (*x, *max)]);
     let points: Vec<_> = ends.chain(panel.marks.iter().copied()).collect();
-    let (left, right) =
-        range(points.iter().map(|point| point.0)).context("there is nothing to draw")?;
-    let (low, high) =
-        range(points.iter().map(|point| point.1)).context("there is nothing to draw")?;
-    let mut chart = ChartBuilder::on(&area)
-        .margin(8)
-        .margin_right(24) // half of the last label
-        .x_label_area_size(40)
-        .y_label_area_size(58)
-        .caption(&panel.title, ("sans-serif", 15))
-        .build_cartesian_2d((left..right).log_scale(), (low..high).log_scale())?;
+    let (x0, x1) = range(points.iter().map(|point| point.0)).context("there is nothing to draw")?;
+    let (y0, y1) = range(points.iter().map(|point| point.1)).context("there is nothing to draw")?;
+    let mut builder = ChartBuilder::on(area);
+    builder.margin(8).margin_right(right).x_label_area_size(40).y_label_area_size(58);
+    if !panel.title.is_empty() {
+        builder.caption(&panel.title, ("sans-serif", 15));
+    }
+    let mut chart = builder.build_cartesian_2d((x0..x1).log_scale(), (y0..y1).log_scale())?;
     let (x_words, y_words) = (panel.x.words, panel.y.words);
     chart
         .configure_mesh()
@@ -201,38 +215,57 @@ fn draw(area: &Area, panel: &Panel, legend_height: u32) -> Result<()> {
         .label_style(("sans-serif", 12))
         .axis_desc_style(("sans-serif", 12))
         .draw()?;
-    for ([x0, x1, y0, y1], words) in &panel.bands {
-        let (x0, x1, y0, y1) = (x0.max(left), x1.min(right), y0.max(low), y1.min(high));
-        chart.draw_series([Rectangle::new([(x0, y0), (x1, y1)], INK.mix(0.12).filled())])?;
-        let small = ("sans-serif", 11)
-            .into_font()
-            .color(&INK.mix(0.7))
-            .pos(Pos::new(HPos::Left, VPos::Center));
-        let place = (x0 * (x1 / x0).powf(0.03), (y0 * y1).sqrt());
-        chart.draw_series([Text::new(words.clone(), place, small)])?;
+    for ([left, right, low, high], words) in &panel.bands {
+        let corners = [(left.max(x0), low.max(y0)), (right.min(x1), high.min(y1))];
+        draw_band(&mut chart, corners, words)?;
     }
+    chart
+        .draw_series(panel.marks.iter().map(|&point| Cross::new(point, 5, INK.stroke_width(2))))?;
     // The widest first: they lie under the others.
     let mut lines: Vec<_> = panel.lines.iter().collect();
     lines.sort_by_key(|line| std::cmp::Reverse(line.width));
     for line in lines {
-        let colour = PALETTE[line.colour % PALETTE.len()];
-        // A logarithmic axis has no place for 0.
-        let points = || line.points.iter().filter(|(x, spread)| *x > 0.0 && spread.min > 0.0);
-        let path = points().map(|(x, spread)| (*x, spread.median));
-        chart.draw_series(LineSeries::new(path.clone(), colour.stroke_width(line.width)))?;
-        if line.dots {
-            chart.draw_series(
-                path.map(|point| Circle::new(point, line.width / 2 + 2, colour.filled())),
-            )?;
-        }
-        let whiskers = points().map(|(x, Spread { min, max, .. })| [(*x, *min), (*x, *max)]);
-        chart.draw_series(whiskers.map(|ends| PathElement::new(ends, colour.stroke_width(1))))?;
-        chart.draw_series(line.at_least.iter().map(|&(x, y)| {
-            EmptyElement::at((x, y)) + TriangleMarker::new((0, -7), 5, colour.filled())
-        }))?;
+        draw_line(&mut chart, line)?;
     }
-    chart
-        .draw_series(panel.marks.iter().map(|&point| Cross::new(point, 5, INK.stroke_width(2))))?;
+    let lasts = panel.lines.iter().map(|line| {
+        let (x, spread) = visible(line).max_by(|a, b| a.0.total_cmp(&b.0))?;
+        Some((*x, spread.median))
+    });
+    let lasts: Vec<_> = lasts.chain([panel.marks.last().copied()]).collect();
+    let pixels = |point| chart.plotting_area().map_coordinate(&point);
+    Ok(lasts.into_iter().map(|point| point.map(pixels)).collect())
+}
+
+type Chart<'a, 'b> = ChartContext<'a, SVGBackend<'b>, Cartesian2d<LogCoord<f64>, LogCoord<f64>>>;
+
+/// The points of a line that a logarithmic axis has a place for.
+fn visible(line: &Line) -> impl Iterator<Item = &(f64, Spread)> + Clone {
+    line.points.iter().filter(|(x, spread)| *x > 0.0 && spread.min > 0.0)
+}
+
+fn draw_band(chart: &mut Chart, corners: [(f64, f64); 2], words: &str) -> Result<()> {
+    let [(x0, y0), (x1, y1)] = corners;
+    chart.draw_series([Rectangle::new(corners, INK.mix(0.12).filled())])?;
+    let small =
+        ("sans-serif", 11).into_font().color(&INK.mix(0.7)).pos(Pos::new(HPos::Left, VPos::Center));
+    let place = (x0 * (x1 / x0).powf(0.03), (y0 * y1).sqrt());
+    chart.draw_series([Text::new(words.to_owned(), place, small)])?;
+    Ok(())
+}
+
+fn draw_line(chart: &mut Chart, line: &Line) -> Result<()> {
+    let colour = PALETTE[line.colour % PALETTE.len()];
+    let path = visible(line).map(|(x, spread)| (*x, spread.median));
+    chart.draw_series(LineSeries::new(path.clone(), colour.stroke_width(line.width)))?;
+    if line.dots {
+        let dot = |point| Circle::new(point, line.width / 2 + 2, colour.filled());
+        chart.draw_series(path.map(dot))?;
+    }
+    let whiskers = visible(line).map(|(x, Spread { min, max, .. })| [(*x, *min), (*x, *max)]);
+    chart.draw_series(whiskers.map(|ends| PathElement::new(ends, colour.stroke_width(1))))?;
+    chart.draw_series(line.at_least.iter().map(|&(x, y)| {
+        EmptyElement::at((x, y)) + TriangleMarker::new((0, -7), 5, colour.filled())
+    }))?;
     Ok(())
 }
 

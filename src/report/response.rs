@@ -141,32 +141,70 @@ fn series(summaries: &[ThresholdSummary]) -> Vec<Cell> {
     series
 }
 
-/// The charts: one for each engine and binding with a line for each threshold, then all of them
-/// under the first threshold.
+/// The charts: all engines under the first threshold where there are several, then those of
+/// [`each`].
 #[must_use]
 pub fn panels(summaries: &[ThresholdSummary]) -> Vec<Panel> {
+    let all = (series(summaries).len() > 1).then(|| all_engines(summaries)).flatten();
+    all.into_iter().chain(each(summaries)).collect()
+}
+
+/// The chart of all engines under the first threshold.
+#[must_use]
+pub fn all_engines(summaries: &[ThresholdSummary]) -> Option<Panel> {
+    let first = summaries.first()?.threshold_ms;
     let series = series(summaries);
+    let lines = series.iter().enumerate();
+    let line = |(index, &of): (usize, &Cell)| line(summaries, (of, first), series_name(of), index);
+    let title = format!("All engines: mean response under {first} ms");
+    Some(panel(title, lines.map(line).collect()))
+}
+
+/// A chart for each engine and binding, with a line for each threshold.
+#[must_use]
+pub fn each(summaries: &[ThresholdSummary]) -> Vec<Panel> {
     let mut thresholds: Vec<f64> = Vec::new();
     for summary in summaries {
         if !thresholds.contains(&summary.threshold_ms) {
             thresholds.push(summary.threshold_ms);
         }
     }
-    let line = |of: Cell, threshold: f64, name: String, colour: usize, width: u32| {
-        let mut line = Line { width, ..Line::new(name, colour, Vec::new()) };
-        for summary in summaries {
-            let is_of = (summary.cell.engine, summary.cell.bind) == (of.engine, of.bind);
-            if let (true, Some(rate)) = (is_of && summary.threshold_ms == threshold, summary.rate) {
-                let x = summary.cell.addresses as f64;
-                line.points.push((x, rate));
-                if is_at_least(summary.limit) {
-                    line.at_least.push((x, rate.median));
-                }
+    let panels = series(summaries).into_iter().map(|of| {
+        let lines = thresholds.iter().enumerate().map(|(index, &threshold)| {
+            // Above a server's limit all thresholds are passed almost at once: the lines lie on
+            // each other.
+            let width = 2 + 3 * index as u32 / 2;
+            let name = format!("under {threshold} ms");
+            Line { width, ..line(summaries, (of, threshold), name, index) }
+        });
+        panel(series_name(of), lines.collect())
+    });
+    panels.collect()
+}
+
+/// The line of an engine and a binding under a threshold.
+fn line(
+    summaries: &[ThresholdSummary],
+    (of, threshold): (Cell, f64),
+    name: String,
+    colour: usize,
+) -> Line {
+    let mut line = Line::new(name, colour, Vec::new());
+    for summary in summaries {
+        let is_of = (summary.cell.engine, summary.cell.bind) == (of.engine, of.bind);
+        if let (true, Some(rate)) = (is_of && summary.threshold_ms == threshold, summary.rate) {
+            let x = summary.cell.addresses as f64;
+            line.points.push((x, rate));
+            if is_at_least(summary.limit) {
+                line.at_least.push((x, rate.median));
             }
         }
-        line
-    };
-    let panel = |title: String, lines: Vec<Line>| Panel {
+    }
+    line
+}
+
+fn panel(title: String, lines: Vec<Line>) -> Panel {
+    Panel {
         title,
         x: Axis { name: "addresses", words: short },
         y: Axis { name: "requests/s sustained", words: short },
@@ -174,22 +212,7 @@ pub fn panels(summaries: &[ThresholdSummary]) -> Vec<Panel> {
         bands: Vec::new(),
         marks: PAPER.to_vec(),
         marks_name: "stated in the paper, 2014".to_owned(),
-    };
-    let mut panels = Vec::new();
-    if let (Some(&first), true) = (thresholds.first(), series.len() > 1) {
-        let lines = series.iter().enumerate();
-        let lines = lines.map(|(index, &of)| line(of, first, series_name(of), index, 2)).collect();
-        panels.push(panel(format!("All engines: mean response under {first} ms"), lines));
     }
-    for &of in &series {
-        let lines = thresholds.iter().enumerate().map(|(index, &threshold)| {
-            // Above a server's limit all thresholds are passed almost at once: the lines lie on
-            // each other.
-            line(of, threshold, format!("under {threshold} ms"), index, 2 + 3 * index as u32 / 2)
-        });
-        panels.push(panel(series_name(of), lines.collect()));
-    }
-    panels
 }
 
 /// All times to the first reply of some runs together; `None` where there are none, or a run did

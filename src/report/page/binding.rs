@@ -1,0 +1,109 @@
+//! Figure 1: what it costs to make addresses live.
+
+use anyhow::Result;
+use maud::{Markup, html};
+
+use super::super::bind;
+use crate::events::words::or_dash;
+use super::charts::Charts;
+use super::doubts::{Doubts, Figure};
+use super::summed::Summed;
+use super::text::{from_to, in_guest, link, once, thousands, time, whole};
+use crate::events::{BindCell, BindOutcome, BindSummary, Event, Spread};
+
+const TITLE: &str = "Figure 1: what an address costs";
+
+/// The section; empty where nothing of it was measured.
+///
+/// # Errors
+/// When a chart cannot be drawn.
+pub fn section(summed: &Summed, doubts: &Doubts, charts: &mut Charts) -> Result<Markup> {
+    if summed.bind.is_empty() {
+        return Ok(doubts.alone(TITLE, Figure::Bind));
+    }
+    let drawn = charts.small(("figure-1", 1), &bind::panels(&summed.bind), time)?;
+    Ok(html! {
+        section {
+            h2 { (TITLE) }
+            p {
+                "Mean time for each of n addresses, bound and unbound as quickly as it goes, on \
+                an interface that is fresh for each run. Lines go through medians; whiskers go \
+                from the quickest run to the slowest."
+            }
+            p.note.setting { (place(&summed.data.bind)) }
+            (drawn)
+            (table(&summed.bind, &summed.data.bind))
+            (doubts.at(Figure::Bind))
+        }
+    })
+}
+
+/// On which interfaces addresses were bound, and in which guest.
+pub fn place(events: &[Event]) -> String {
+    let environments: Vec<_> = events
+        .iter()
+        .filter_map(|event| match event {
+            Event::Cell(BindCell { outcome: BindOutcome::Bound(result), .. }) => {
+                Some(&result.environment)
+            }
+            _ => None,
+        })
+        .collect();
+    let links = once(environments.iter().map(|environment| link(&environment.nic.driver)));
+    let guests = environments.iter().filter_map(|environment| environment.guest.as_deref());
+    let guests = once(guests).into_iter().map(|guest| format!(" {}", in_guest(guest)));
+    format!("Bound on {}.{}", links.join(" and "), guests.collect::<String>())
+}
+
+fn table(summaries: &[BindSummary], events: &[Event]) -> Markup {
+    let spread = |of: Spread| html! { (time(of.median)) small { (from_to(of, time)) } };
+    html! {
+        p.note {
+            "Mean time for each address: median of the runs, and from the quickest to the slowest."
+        }
+        div.table tabindex="0" role="region" aria-label="Binding" {
+            table {
+                thead { tr {
+                    th { "method" } th.number { "addresses" } th.number { "to compute" }
+                    th.number { "to bind" } th.number { "to unbind" } th.number { "bytes each" }
+                    th.number { "binds × as fast as netlink" }
+                } }
+                tbody {
+                    @for summary in summaries { tr {
+                        th scope="row" { (summary.method) }
+                        td.number { (thousands(summary.addresses)) }
+                        td.number { (time(summary.generate_ns.median)) }
+                        td.number { (spread(summary.bind_ns)) }
+                        td.number { (spread(summary.unbind_ns)) }
+                        td.number { (or_dash(summary.bytes_per_address, whole)) }
+                        td.number {
+                            (or_dash(summary.faster_than_netlink, |ratio| format!("{ratio:.2}")))
+                        }
+                    } }
+                    @for (cell, why) in unmeasured(events) { tr {
+                        th scope="row" { (cell.method) }
+                        td.number { (thousands(cell.addresses)) }
+                        td colspan="5" { (why) }
+                    } }
+                }
+            }
+        }
+    }
+}
+
+/// What has no figure, and why.
+fn unmeasured(events: &[Event]) -> Vec<(&BindCell, String)> {
+    let first_runs = events.iter().filter_map(|event| match event {
+        Event::Cell(cell) if cell.run == 1 => Some(cell),
+        _ => None,
+    });
+    let without_figure = first_runs.filter_map(|cell| match &cell.outcome {
+        BindOutcome::Bound(_) => None,
+        BindOutcome::Stopped { bound, budget } => {
+            Some((cell, format!("stopped after {budget} s, with {} bound", thousands(*bound))))
+        }
+        BindOutcome::Skipped { why } => Some((cell, format!("not tried: {why}"))),
+        BindOutcome::Failed { why } => Some((cell, why.clone())),
+    });
+    without_figure.collect()
+}
