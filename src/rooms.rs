@@ -122,7 +122,8 @@ fn rooms_used(source: &str, depth: usize) -> BTreeSet<String> {
 
 #[test]
 fn paths_are_read_as_the_compiler_does() {
-    let source = "use crate::wire::Stamp; // crate::cli\nuse super::super::net;\nmod x {\n    use super::y;\n}\n\
+    let source = "use crate::wire::Stamp; // crate::cli\nuse super::super::net;\n\
+                  mod x {\n    use super::y;\n}\n\
                   #[cfg(test)]\nmod tests {\n    use crate::lab;\n}\n";
     assert_eq!(rooms_used(source, 2), ["net", "wire"].map(str::to_owned).into());
     assert_eq!(rooms_used("use super::net;", 1), ["net".to_owned()].into());

@@ -1,5 +1,5 @@
-//! `sixhop guard`: what a server starts beside itself ([`crate::server::guard`]), and no command for
-//! people.
+//! `sixhop guard`: what a server starts beside itself ([`crate::server::guard`]), and no command
+//! for people.
 
 use std::io;
 use std::process::ExitCode;

@@ -14,15 +14,16 @@
 //!     uring         multishot recvmsg ─► worker ─► sendmsg, on one io_uring
 //!     raw           recvmmsg of frames ─► worker ─► sendmmsg, equal replies as one
 //!     packet-ring   mapped ring ─► worker ─► mapped ring, equal replies as one
-//!                                  └ Handler decides for all, a Service answers, and bpf/sources.h and reflect.h by
-//!                                    the same rules
+//!                                  └ Handler decides for all, a Service answers;
+//!                                    bpf/sources.h and reflect.h by the same rules
 //! ```
 //!
 //! Behind those that look at frames themselves is a UDP socket for what they do not take apart
 //! (behind).
 //!
 //! An engine opens what it needs, says what the kernel granted, and answers until it is told to
-//! stop. It makes no address live: that is the business of `live`, which the [server](crate::server) does first.
+//! stop. It makes no address live: that is the business of `live`, which the
+//! [server](crate::server) does first.
 
 mod advertiser;
 mod afxdp;

@@ -2,7 +2,8 @@
 //! replies, where the kernel put them, and one system call sends what a batch of them gave.
 //!
 //! ```text
-//!   RX_RING ─► Handler, Service, in place ─► TX_RING: equal replies as one frame ─► send ─► cut into ten
+//!   RX_RING ─► Handler, Service, in place ─► TX_RING: equal replies as one frame ─► send
+//!      ─► cut into ten
 //!                                       └─► where the kernel cuts none: ten frames ─► send
 //! ```
 

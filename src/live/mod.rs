@@ -17,10 +17,10 @@
 //! Touches the addresses of one interface, the steering program's maps, and one route; and only
 //! those that it put there itself. All or nothing: a [`Binder`] that fails or is told to stop takes
 //! back what it did, and a [`Bound`] takes its addresses back when it goes. A run that is killed
-//! cannot do so; its guard ([`crate::server::guard`]) does at once, and the next run on that interface,
-//! where there is none, recognises what is left by its mark ([`crate::net::netlink::OUR_PROTOCOL`]) and
-//! removes it. Only `ioctl`, `command` and `ifconfig` cannot leave a mark: the guard knows which
-//! addresses they were.
+//! cannot do so; its guard ([`crate::server::guard`]) does at once, and the next run on that
+//! interface, where there is none, recognises what is left by its mark
+//! ([`crate::net::netlink::OUR_PROTOCOL`]) and removes it. Only `ioctl`, `command` and `ifconfig`
+//! cannot leave a mark: the guard knows which addresses they were.
 
 mod anyip;
 mod command;

@@ -263,7 +263,8 @@ mod tests {
         let (seconds, nanos) =
             ((kernel.wall / 1_000_000_000) as i64, (kernel.wall % 1_000_000_000) as i64);
         let (at, now) = (clock.at(seconds, nanos), clock.now());
-        assert!(at <= now + 1_000_000, "{at} ns is after {now} ns"); // but for a clock that was set meanwhile
+        // But for a clock that was set meanwhile.
+        assert!(at <= now + 1_000_000, "{at} ns is after {now} ns");
         assert_eq!(clock.at(seconds - 100, 0), 0);
         clock.verify().unwrap();
     }

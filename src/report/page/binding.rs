@@ -4,11 +4,11 @@ use anyhow::Result;
 use maud::{Markup, html};
 
 use super::super::bind;
-use crate::events::words::or_dash;
 use super::charts::Charts;
 use super::doubts::{Doubts, Figure};
 use super::summed::Summed;
 use super::text::{from_to, in_guest, link, once, thousands, time, whole};
+use crate::events::words::or_dash;
 use crate::events::{BindCell, BindOutcome, BindSummary, Event, Spread};
 
 const TITLE: &str = "Figure 1: what an address costs";

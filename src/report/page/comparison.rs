@@ -3,13 +3,13 @@
 use maud::{Markup, html};
 
 use super::super::response::{cells, is_at_least, series_name};
-use crate::events::words::or_dash;
 use super::doubts::{Doubts, Figure};
 use super::summed::Summed;
 use super::text::{
     from_to, in_guest, link, modes, modes_of, named, requests, setting, thousands, whole,
 };
 use crate::engine::EngineKind;
+use crate::events::words::or_dash;
 use crate::events::{Cell, EngineResult, Spread, ThresholdSummary};
 
 /// An engine, and the socket server that it is compared with, both with a rate that held.

@@ -4,11 +4,11 @@ use anyhow::Result;
 use maud::{Markup, html};
 
 use super::super::rotation;
-use crate::events::words::or_dash;
 use super::charts::Charts;
 use super::doubts::{Doubts, Figure};
 use super::summed::readies;
 use super::text::{modes, named, setting, thousands, time, whole};
+use crate::events::words::or_dash;
 use crate::events::{Carried, Event, RotationOutcome, RotationTrial};
 
 const TITLE: &str = "Addresses that move: for how many clients";
