@@ -6,4 +6,4 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 export SIXHOP_FLOOD_RATE=${1:-20000} SIXHOP_FLOOD_SECONDS=${2:-10} SIXHOP_FLOOD_ENGINES=${3:-afxdp,reflect} SIXHOP_FLOOD_REPLIES=${4:-1}
-exec cargo test --locked --release --test packets -- --nocapture a_flood_takes_no_answer_from_others
+exec cargo test --locked --release --test all -- --nocapture a_flood_takes_no_answer_from_others
