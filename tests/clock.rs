@@ -7,10 +7,10 @@ use std::io::Read;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::common;
-use crate::common::server::{PREFIX, Server, sixhop};
+use crate::common::server::{PATIENCE, PREFIX, Server, sixhop};
 use crate::common::{TestLab, rootless, trial, wait_for_no_program};
 use anyhow::{Context, Result, ensure};
 use libtest_mimic::Trial;
@@ -132,9 +132,15 @@ fn follows(library: &Path, engine: &str, bind: &str) -> Result<()> {
                 && text.starts_with(&words)
                 && text.contains("made live at once")
         })?;
-        // The kernel takes its time for each address.
-        server.wait_for(|event| event["event"] == "rotation")?;
-        let result = load(&lab, &flags, offset)?;
+        // The kernel takes its time for each address, also after it has said that it has it.
+        server.wait_for(|event| event["event"] == "rotation" && event["rotated"] == CLIENTS)?;
+        let give_up = Instant::now() + PATIENCE;
+        let result = loop {
+            let result = load(&lab, &flags, offset)?;
+            if result["complete"] == CLIENTS || Instant::now() > give_up {
+                break result;
+            }
+        };
         ensure!(result["complete"] == CLIENTS && result["wrong_source"] == 0, "{offset}: {result}");
         let result = load(&lab, &flags, was)?;
         ensure!(result["answered"] == 0, "{was} after {offset}: {result}");

@@ -705,7 +705,7 @@ fn bad_input_gets_one_clear_line() -> Result<()> {
         (Side::Server, format!("{serve} --engine reflect --queues 0"), 1, "leave out --queues"),
         (Side::Server, format!("{serve} --cores 4000"), 1, "processor 4000"),
         (Side::Server, format!("{serve} --copy zero"), 1, "--copy auto"),
-        (Side::Server, format!("{serve} --bind live-map --engine socket"), 1, "use afxdp"),
+        (Side::Server, format!("{serve} --bind live-map --engine socket"), 1, "use --engine afxdp"),
         (Side::Server, format!("{serve} --bind anyip"), 1, "neighbours would be cut off"),
         (Side::Server, format!("{serve} --replies 0"), 2, "replies"),
         (Side::Server, format!("{serve} --no-such-flag"), 2, "--no-such-flag"),
