@@ -60,7 +60,7 @@ pub struct Interface {
     pub rss_entries: Option<u32>,
     /// Rules that send packets to a queue; `None` where the card takes none.
     pub flow_rules: Option<u32>,
-    /// Those of [`OFFLOADS`], and [`NTUPLE`], that can be switched.
+    /// The offloads that matter here and n-tuple filters, as far as they can be switched.
     pub offloads_changeable: Vec<String>,
     /// What its driver says it can do; `None` where the kernel cannot be asked that (before 6.3).
     pub xdp: Option<XdpFeatures>,
@@ -138,7 +138,7 @@ pub struct Host {
     pub hugepages: Hugepages,
     /// How many bytes this process may have locked; `None` where that is without limit.
     pub locked_memory: Option<u64>,
-    /// The capabilities that it has, of those that matter here ([`CAPABILITIES`]).
+    /// The capabilities that it has, of those that matter here.
     pub capabilities: Vec<String>,
     /// Whether those are capabilities over the machine, and not only in a user namespace of a
     /// container.

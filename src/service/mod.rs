@@ -75,15 +75,6 @@ impl Answer {
     }
 }
 
-/// The client that a datagram comes from, where addresses move: each of its addresses names it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Client {
-    /// Its number, from 0 on.
-    pub number: u64,
-    /// The time step of the address that it asked.
-    pub step: u64,
-}
-
 /// A datagram that is to be answered.
 #[derive(Debug)]
 pub struct Datagram<'a> {
@@ -127,15 +118,6 @@ impl<'a> Datagram<'a> {
     pub fn buffer(&mut self) -> &mut [u8] {
         self.touched = true;
         self.buffer
-    }
-
-    /// Which client it comes from, where addresses move.
-    ///
-    /// It is `None` at present: the table of moving addresses holds identifiers and no numbers of
-    /// clients, so that nothing leads from an address back to its client in constant time.
-    #[must_use]
-    pub fn client(&self) -> Option<Client> {
-        None
     }
 
     /// What `service` answers. A payload that may have been written is not called the same, since
