@@ -430,7 +430,7 @@ fn claim_within(link: &Link, patience: impl Fn() -> Duration) -> Result<UnixData
 
 /// A name that was given back is taken for as long as another thread starts a process: until that
 /// has become another program it has a copy of every descriptor.
-const RELEASE: Duration = Duration::from_millis(200);
+const RELEASE: Duration = Duration::from_secs(1);
 
 /// What a killed server left is taken back within this: the kernel takes a millisecond for each of
 /// some 10,000 addresses.
