@@ -51,7 +51,6 @@ fn main() -> ExitCode {
         links::trials(),
         measure::trials(),
         modes::trials(),
-        neighbour::trials(),
         operations::trials(),
         packets::trials(),
         privilege::trials(),
@@ -66,6 +65,6 @@ fn main() -> ExitCode {
         values::trials(),
     ];
     // What these find depends on how busy the machine is.
-    let alone = [measure::alone(), steady::trials()];
+    let alone = [measure::alone(), neighbour::trials(), steady::trials()];
     common::main(beside.into_iter().flatten().collect(), alone.into_iter().flatten().collect())
 }

@@ -3,8 +3,11 @@
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{
     AddressFamily, MsgFlags, SockFlag, SockType, recv, send, setsockopt, socket, sockopt,
@@ -52,8 +55,16 @@ impl PacketSocket {
     }
 
     pub fn send(&self, frame: &[u8]) -> Result<()> {
-        send(self.0.as_raw_fd(), frame, MsgFlags::empty()).context("cannot send a frame")?;
-        Ok(())
+        let give_up = Instant::now() + PATIENCE;
+        loop {
+            match send(self.0.as_raw_fd(), frame, MsgFlags::empty()) {
+                // A veth's ring is full until its other end gets a processor: the frame was dropped.
+                Err(Errno::ENOBUFS) if Instant::now() < give_up => {
+                    thread::sleep(Duration::from_millis(1));
+                }
+                sent => return sent.map(drop).context("cannot send a frame"),
+            }
+        }
     }
 
     /// Waits for the next frame, and takes all that has come; an error when none comes or something
