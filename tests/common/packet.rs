@@ -58,7 +58,7 @@ impl PacketSocket {
         let give_up = Instant::now() + PATIENCE;
         loop {
             match send(self.0.as_raw_fd(), frame, MsgFlags::empty()) {
-                // A veth's ring is full until its other end gets a processor: the frame was dropped.
+                // A veth's ring is full until its other end gets a processor: it was dropped.
                 Err(Errno::ENOBUFS) if Instant::now() < give_up => {
                     thread::sleep(Duration::from_millis(1));
                 }
