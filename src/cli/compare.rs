@@ -114,57 +114,73 @@ fn mean(text: &str) -> Result<f64, String> {
     }
 }
 
+/// Refuses a list that names something twice; `what` is what one of them is called.
+fn no_repeats<T: PartialEq>(list: &[T], what: impl Fn(&T) -> String) -> Result<()> {
+    match list.iter().enumerate().find(|(index, one)| list[..*index].contains(one)) {
+        Some((_, one)) => Err(Usage(format!("{} named twice", what(one))).into()),
+        None => Ok(()),
+    }
+}
+
 /// Runs the subcommand.
 ///
 /// # Errors
 /// When the lab or an engine cannot be had, or the results cannot be written.
 pub fn run(args: Args) -> Result<ExitCode> {
-    for (index, engine) in args.engines.iter().enumerate() {
-        if args.engines[..index].contains(engine) {
-            return Err(Usage(format!("engine {engine} is named twice")).into());
-        }
-    }
-    for (index, peer) in args.peers.iter().enumerate() {
-        if args.peers[..index].iter().any(|other| other.name == peer.name) {
-            return Err(Usage(format!("peer {} is named twice", peer.name)).into());
-        }
-    }
-    for (index, addresses) in args.addresses.iter().enumerate() {
-        if args.addresses[..index].contains(addresses) {
-            return Err(Usage(format!("{addresses} addresses are named twice")).into());
-        }
-    }
+    no_repeats(&args.engines, |engine| format!("engine {engine} is"))?;
+    let names: Vec<_> = args.peers.iter().map(|peer| peer.name.as_str()).collect();
+    no_repeats(&names, |name| format!("peer {name} is"))?;
+    no_repeats(&args.addresses, |addresses| format!("{addresses} addresses are"))?;
     if let Some(directory) = &args.out {
         make(directory)?;
     }
-    let config = CompareConfig {
-        engines: args.engines,
-        peers: args.peers,
-        addresses: args.addresses,
-        bind: args.bind,
-        seed: args.seed,
-        port: args.port,
-        replies: args.replies,
-        payload: args.payload as usize,
-        trial: args.trial,
-        mean: args.mean * 1000.0,
-        client_busy_poll: args.client_busy_poll,
-        coalesce: args.coalesce,
-        lab: args
-            .lab
-            .map(|name| Lab::named(&name))
-            .transpose()
-            .map_err(|error| Usage(error.to_string()))?,
-    };
+    let (out, json) = (args.out.clone(), args.json);
+    let results = compare_with_progress(&args.into_config()?)?;
+    let events: Vec<_> =
+        results.iter().map(|result| Event::Engine(Box::new(result.clone()))).collect();
+    if let Some(directory) = &out {
+        let lines: String = events.iter().map(Event::to_line).collect::<Result<_>>()?;
+        write(directory, "compare.jsonl", &lines)?;
+    }
+    if json {
+        events.iter().try_for_each(print_json)?;
+    } else {
+        println!("{}", describe(&results));
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+impl Args {
+    fn into_config(self) -> Result<CompareConfig> {
+        let lab = self.lab.map(|name| Lab::named(&name)).transpose();
+        Ok(CompareConfig {
+            engines: self.engines,
+            peers: self.peers,
+            addresses: self.addresses,
+            bind: self.bind,
+            seed: self.seed,
+            port: self.port,
+            replies: self.replies,
+            payload: self.payload as usize,
+            trial: self.trial,
+            mean: self.mean * 1000.0,
+            client_busy_poll: self.client_busy_poll,
+            coalesce: self.coalesce,
+            lab: lab.map_err(|error| Usage(error.to_string()))?,
+        })
+    }
+}
+
+/// Compares, with a progress bar or, without a terminal, one line for each step.
+fn compare_with_progress(config: &CompareConfig) -> Result<Vec<EngineResult>> {
     let stop = stop_on_signal()?;
     let bar = progress(0, "{bar:20} {wide_msg}");
     // A search takes some ten trials, as long as none was made to know better.
     let (began, guess) = (Instant::now(), Duration::from_secs_f64(12.0 * config.trial + 2.0));
     let mut last = String::new();
-    let results = compare(&config, &stop, |step| {
+    let results = compare(config, &stop, |step| {
         bar.set_length(step.steps);
         bar.set_position(step.done);
-        // Without a terminal one line for each step, so that a log shows where it is.
         let step_name = step.doing.split(':').next().unwrap_or_default().to_owned();
         if !std::io::stderr().is_terminal() && step_name != last {
             eprintln!("{step_name}");
@@ -176,25 +192,7 @@ pub fn run(args: Args) -> Result<ExitCode> {
         bar.set_message(format!("about {} left: {}", HumanDuration(left), step.doing));
     });
     bar.finish_and_clear();
-    let results: Vec<_> =
-        results?.into_iter().map(|result| Event::Engine(Box::new(result))).collect();
-    if let Some(directory) = &args.out {
-        let lines: String = results.iter().map(Event::to_line).collect::<Result<_>>()?;
-        write(directory, "compare.jsonl", &lines)?;
-    }
-    if args.json {
-        results.iter().try_for_each(print_json)?;
-    } else {
-        let results: Vec<_> = results
-            .into_iter()
-            .filter_map(|event| match event {
-                Event::Engine(result) => Some(*result),
-                _ => None,
-            })
-            .collect();
-        println!("{}", describe(&results));
-    }
-    Ok(ExitCode::SUCCESS)
+    results
 }
 
 /// A column of the table: its name, and what it shows of a result.

@@ -64,27 +64,17 @@ pub fn bind<'a>(
     let environment = environment(&lab);
     lab.down()?;
     let mut journal = Journal::open(file, Plan::Bind(profile.clone()), environment?, found)?;
-    let mut estimate = Estimate { budget: profile.budget, spent: HashMap::new(), overhead: 0.5 };
-    let mut given_up: HashMap<Method, String> = HashMap::new();
+    let mut estimate = Estimate::new(profile.budget);
     let runs = profile.runs;
     for (position, &(method, addresses)) in cells.iter().enumerate() {
         for run in 1..=runs {
-            let rest = cells[position..].iter().enumerate().map(|(later, cell)| {
-                match given_up.get(&cell.0) {
-                    Some(_) => 0.0,
-                    None => {
-                        f64::from(if later == 0 { runs - run + 1 } else { runs })
-                            * estimate.of(*cell)
-                    }
-                }
-            });
             show(BindProgress {
                 method,
                 addresses,
                 run,
                 done: position * runs as usize + run as usize - 1,
                 all: cells.len() * runs as usize,
-                at_most: rest.sum(),
+                at_most: estimate.of_rest(&cells[position..], runs - run + 1, runs),
             });
             let started = Instant::now();
             let replayed = journal.is_replaying();
@@ -93,34 +83,15 @@ pub fn bind<'a>(
                     if (cell.method, cell.addresses, cell.run) == (method, addresses, run))
             };
             let event = journal.next(is_it, || {
-                let outcome = match given_up.get(&method) {
+                let outcome = match estimate.given_up.get(&method) {
                     Some(why) => BindOutcome::Skipped { why: why.clone() },
                     None => once(&lab, method, addresses, profile.budget, stop)?,
                 };
                 Ok(Event::Cell(BindCell { method, addresses, run, outcome }))
             })?;
             let Event::Cell(BindCell { outcome, .. }) = event else { continue };
-            match outcome {
-                BindOutcome::Bound(result) => {
-                    let all = if replayed {
-                        result.seconds + 0.5
-                    } else {
-                        started.elapsed().as_secs_f64()
-                    };
-                    estimate.learn((method, addresses), result.seconds, all);
-                }
-                BindOutcome::Stopped { bound, .. } => {
-                    let why = format!(
-                        "of {addresses} addresses it bound {bound} within {} s",
-                        profile.budget
-                    );
-                    given_up.insert(method, why);
-                }
-                BindOutcome::Failed { why } => {
-                    given_up.insert(method, why.clone());
-                }
-                BindOutcome::Skipped { .. } => {}
-            }
+            let took = (!replayed).then(|| started.elapsed().as_secs_f64());
+            estimate.learn((method, addresses), outcome, took);
         }
     }
     for summary in summarize(journal.events()) {
@@ -212,12 +183,48 @@ struct Estimate {
     spent: HashMap<Method, (u64, f64)>,
     /// Seconds that a run takes besides: the lab made and taken down, the program loaded.
     overhead: f64,
+    /// Methods that need not be tried with more addresses, and why.
+    given_up: HashMap<Method, String>,
 }
 
 impl Estimate {
-    fn learn(&mut self, (method, addresses): (Method, u64), seconds: f64, all: f64) {
-        self.spent.insert(method, (addresses, seconds));
-        self.overhead = all - seconds;
+    fn new(budget: f64) -> Self {
+        Self { budget, spent: HashMap::new(), overhead: 0.5, given_up: HashMap::new() }
+    }
+
+    /// Learns from a run of the cell; `took` is what all of it took, in seconds, where it was not
+    /// read from a file.
+    fn learn(
+        &mut self,
+        (method, addresses): (Method, u64),
+        outcome: &BindOutcome,
+        took: Option<f64>,
+    ) {
+        match outcome {
+            BindOutcome::Bound(result) => {
+                self.spent.insert(method, (addresses, result.seconds));
+                self.overhead = took.map_or(0.5, |took| took - result.seconds);
+            }
+            BindOutcome::Stopped { bound, .. } => {
+                let why =
+                    format!("of {addresses} addresses it bound {bound} within {} s", self.budget);
+                self.given_up.insert(method, why);
+            }
+            BindOutcome::Failed { why } => {
+                self.given_up.insert(method, why.clone());
+            }
+            BindOutcome::Skipped { .. } => {}
+        }
+    }
+
+    /// Seconds that the rest takes at most: `left` runs of the first of `cells`, and `runs` of each
+    /// other.
+    fn of_rest(&self, cells: &[(Method, u64)], left: u32, runs: u32) -> f64 {
+        let tried =
+            cells.iter().enumerate().filter(|(_, (method, _))| !self.given_up.contains_key(method));
+        tried
+            .map(|(place, cell)| f64::from(if place == 0 { left } else { runs }) * self.of(*cell))
+            .sum()
     }
 
     /// Seconds that a run of the cell takes at most.
@@ -243,14 +250,33 @@ mod tests {
 
     #[test]
     fn an_estimate_follows_what_was_measured_and_never_exceeds_the_budget() {
-        let mut estimate = Estimate { budget: 10.0, spent: HashMap::new(), overhead: 0.0 };
+        let mut estimate = Estimate { overhead: 0.0, ..Estimate::new(10.0) };
         assert_eq!(estimate.of((Method::Netlink, 1)), 20.0);
-        estimate.learn((Method::Netlink, 1000), 0.25, 0.5);
-        estimate.learn((Method::LiveMap, 1000), 0.25, 0.5);
-        estimate.learn((Method::Anyip, 1000), 0.25, 0.5);
+        let result = BindResult {
+            method: Method::Netlink,
+            addresses: 1000,
+            generate_ns: 0.0,
+            bind_ns: None,
+            unbind_ns: None,
+            seconds: 0.25,
+            open_seconds: 0.0,
+            bytes_per_address: None,
+            bind_phases: Phases::default(),
+            unbind_phases: Phases::default(),
+            environment: Environment::default(),
+        };
+        let bound = BindOutcome::Bound(Box::new(result));
+        for method in [Method::Netlink, Method::LiveMap, Method::Anyip] {
+            estimate.learn((method, 1000), &bound, Some(0.5));
+        }
         assert_eq!(estimate.of((Method::Netlink, 2000)), 1.25);
         assert_eq!(estimate.of((Method::LiveMap, 2000)), 0.75);
         assert_eq!(estimate.of((Method::Anyip, 2000)), 0.5);
         assert_eq!(estimate.of((Method::Netlink, 1_000_000)), 20.25);
+        let cells = [(Method::Anyip, 2000), (Method::LiveMap, 2000)];
+        assert_eq!(estimate.of_rest(&cells, 1, 3), 0.5 + 3.0 * 0.75);
+        let stopped = BindOutcome::Stopped { bound: 7, budget: 10.0 };
+        estimate.learn((Method::LiveMap, 2000), &stopped, Some(11.0));
+        assert_eq!(estimate.of_rest(&cells, 1, 3), 0.5);
     }
 }

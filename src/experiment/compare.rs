@@ -153,8 +153,8 @@ fn on_lab(
                     })
                 };
                 show(format!("binding {addresses} addresses"));
-                let last = searched.last();
-                searched.push(search((lab, &host), config, (who, &pool), last, stop, &mut show)?);
+                let search = Search { lab, host: &host, config, who, pool: &pool, stop };
+                searched.push(search.run(searched.last(), &mut show)?);
                 done += 1;
             }
         }
@@ -175,76 +175,96 @@ fn cores() -> Result<[usize; 2]> {
     }
 }
 
-/// Starts `who` on the addresses of `pool`, searches for its rate, and ends it. `last` is what an
-/// earlier search found.
-fn search(
-    (lab, host): (&Lab, &Host),
-    config: &CompareConfig,
-    (who, pool): (&Contestant, &Pool),
-    last: Option<&Searched>,
-    stop: &AtomicBool,
-    show: &mut (impl FnMut(String) + Send),
-) -> Result<Searched> {
-    let [server_core, client_core] = cores()?;
-    let mut running = match who {
-        Contestant::Engine(engine) => {
-            let mut flags =
-                ["--cores", &server_core.to_string(), "--port", &config.port.to_string()]
-                    .map(OsString::from)
-                    .to_vec();
-            if let Some(time) = config.coalesce {
-                flags.extend(["--coalesce".into(), time.to_string().into()]);
+/// One contestant's search: on which addresses, where, and how it is stopped.
+struct Search<'a> {
+    lab: &'a Lab,
+    host: &'a Host,
+    config: &'a CompareConfig,
+    who: &'a Contestant,
+    pool: &'a Pool,
+    stop: &'a AtomicBool,
+}
+
+impl<'a> Search<'a> {
+    /// Starts the contestant, searches for its rate, and ends it. `last` is what an earlier search
+    /// found.
+    fn run(
+        &self,
+        last: Option<&Searched>,
+        show: &mut (impl FnMut(String) + Send),
+    ) -> Result<Searched> {
+        let [server_core, client_core] = cores()?;
+        let mut running = self.start(server_core, client_core)?;
+        let server = running.ready()?.clone();
+        // An engine without a worker has the kernel do the work where its interface interrupts: on
+        // the server's processor.
+        let cores = match server.modes.cores.as_slice() {
+            [] => vec![server_core],
+            cores => cores.to_vec(),
+        };
+        let measured = self.lab.run_in(Side::Client, || {
+            core_affinity::set_for_current(core_affinity::CoreId { id: client_core });
+            let mut generator = self.generator()?;
+            if let Running::Peer(process, peer) = &mut running {
+                process.wait(peer, &mut generator, self.stop)?;
             }
-            let order = Order {
-                cell: Cell { engine: *engine, bind: config.bind, addresses: pool.count() },
-                seed: config.seed,
-                moving: None,
-                replies: config.replies,
-                flags,
-            };
-            Running::Engine(Box::new(ServerProcess::start(host, &order, START_LIMIT, stop)?))
+            let (trial, mean) = (self.config.trial, self.config.mean);
+            let mut trials = Trials { generator, cores: &cores, trial, mean, stop: self.stop };
+            let (run, half) = trials.search(last.map(|last| last.run.load.offered_rate), show)?;
+            Ok((run, half, trials.generator.environment()))
+        });
+        let stopped = running.stop(self.who);
+        let (run, half, environment) = measured?;
+        stopped?;
+        Ok(Searched { run, half, server, environment })
+    }
+
+    fn start(&self, server_core: usize, client_core: usize) -> Result<Running<'a>> {
+        let Self { lab, host, config, pool, stop, .. } = *self;
+        match self.who {
+            Contestant::Engine(engine) => {
+                let (cores, port) = (server_core.to_string(), config.port.to_string());
+                let mut flags = ["--cores", &cores, "--port", &port].map(OsString::from).to_vec();
+                if let Some(time) = config.coalesce {
+                    flags.extend(["--coalesce".into(), time.to_string().into()]);
+                }
+                let order = Order {
+                    cell: Cell { engine: *engine, bind: config.bind, addresses: pool.count() },
+                    seed: config.seed,
+                    moving: None,
+                    replies: config.replies,
+                    flags,
+                };
+                let process = ServerProcess::start(host, &order, START_LIMIT, stop)?;
+                Ok(Running::Engine(Box::new(process)))
+            }
+            Contestant::Peer(name) => {
+                let peer = config.peers.iter().find(|peer| peer.name == *name);
+                let peer = peer.context("no such peer")?;
+                let interface = Side::Server.interface().to_owned();
+                let held = ServerConfig {
+                    coalesce: config.coalesce,
+                    ..ServerConfig::hold(interface, pool.clone(), config.bind)
+                };
+                let cores = [server_core, client_core];
+                let process = PeerProcess::start(lab, peer, &held, pool, config.port, cores, stop)?;
+                Ok(Running::Peer(Box::new(process), peer))
+            }
         }
-        Contestant::Peer(name) => {
-            let peer =
-                config.peers.iter().find(|peer| peer.name == *name).context("no such peer")?;
-            let held = ServerConfig {
-                coalesce: config.coalesce,
-                ..ServerConfig::hold(Side::Server.interface().to_owned(), pool.clone(), config.bind)
-            };
-            let cores = [server_core, client_core];
-            let process = PeerProcess::start(lab, peer, &held, pool, config.port, cores, stop)?;
-            Running::Peer(Box::new(process), peer)
-        }
-    };
-    let server = running.ready()?.clone();
-    // An engine without a worker has the kernel do the work where its interface interrupts: on the
-    // server's processor.
-    let cores =
-        if server.modes.cores.is_empty() { vec![server_core] } else { server.modes.cores.clone() };
-    let measured = lab.run_in(Side::Client, || {
-        core_affinity::set_for_current(core_affinity::CoreId { id: client_core });
-        let mut generator = Generator::open(LoadConfig {
+    }
+
+    fn generator(&self) -> Result<Generator> {
+        Generator::open(LoadConfig {
             client: Client::Afxdp,
             interface: Side::Client.interface().to_owned(),
-            targets: pool.clone().into(),
-            port: config.port,
-            replies: config.replies,
-            payload: config.payload,
-            busy_poll: config.client_busy_poll,
-            coalesce: config.coalesce,
-        })?;
-        if let Running::Peer(process, peer) = &mut running {
-            process.wait(peer, &mut generator, stop)?;
-        }
-        let mut bench =
-            Bench { generator, cores: &cores, trial: config.trial, mean: config.mean, stop };
-        let (run, half) = bench.measure(last.map(|last| last.run.load.offered_rate), show)?;
-        Ok((run, half, bench.generator.environment()))
-    });
-    let stopped = running.stop(who);
-    let (run, half, environment) = measured?;
-    stopped?;
-    Ok(Searched { run, half, server, environment })
+            targets: self.pool.clone().into(),
+            port: self.config.port,
+            replies: self.config.replies,
+            payload: self.config.payload,
+            busy_poll: self.config.client_busy_poll,
+            coalesce: self.config.coalesce,
+        })
+    }
 }
 
 /// What was found of `who`; `None` where nothing was.
@@ -305,19 +325,12 @@ impl Running<'_> {
     /// Ends it, if there is nothing against its figures.
     fn stop(self, who: &Contestant) -> Result<()> {
         let Self::Engine(server) = self else { return Ok(()) };
-        let counters = server.stop()?.counters;
-        let (lost, invalid) = (counters.frames_lost, counters.invalid);
-        ensure!(
-            lost + invalid == 0,
-            "{who} lost {lost} frames and met {invalid} descriptors that make no sense: its \
-             figures are not to be trusted"
-        );
-        Ok(())
+        server.stop_sound(who)
     }
 }
 
-/// A generator with a server to ask.
-struct Bench<'a> {
+/// Tries rates on a server, one at a time.
+struct Trials<'a> {
     generator: Generator,
     /// The server's processors.
     cores: &'a [usize],
@@ -352,9 +365,9 @@ fn median(all: &[Searched]) -> Option<&Searched> {
     all.get(all.len() / 2).copied()
 }
 
-impl Bench<'_> {
+impl Trials<'_> {
     /// What it sustains, from what it sustained before, where that is known; and then half of that.
-    fn measure(&mut self, before: Option<f64>, show: &mut impl FnMut(String)) -> Result<(At, At)> {
+    fn search(&mut self, before: Option<f64>, show: &mut impl FnMut(String)) -> Result<(At, At)> {
         // Caches, branch predictors and the neighbour table before anything is counted.
         self.load(START)?;
         let (start, growth) = before.map_or((START, 2.0), |rate| (rate * 0.9, 1.2));

@@ -38,32 +38,21 @@ impl<'a> Journal<'a> {
         found: &'a mut Found<'a>,
     ) -> Result<Self> {
         let started = humantime::format_rfc3339_seconds(SystemTime::now()).to_string();
-        let mut start = Experiment { plan, started, environment };
-        let Some(path) = path else {
-            let mut journal =
-                Self { recorded: VecDeque::new(), file: None, events: Vec::new(), found };
-            journal.keep(begun(start))?;
-            return Ok(journal);
-        };
-        let name = path.display();
-        let text = match fs::read_to_string(path) {
-            Err(error) if error.kind() == ErrorKind::NotFound => String::new(),
-            text => text.with_context(|| format!("cannot read {name}"))?,
-        };
-        // A run that was killed may have left half a line.
-        let whole = text.rfind('\n').map_or(0, |end| end + 1);
-        let mut recorded = VecDeque::new();
-        let mut length = 0;
-        for (number, line) in text[..whole].lines().enumerate() {
-            let event = Event::parse(line).with_context(|| {
-                format!("{name}, line {}: not a result of sixhop: use another --out", number + 1)
-            })?;
-            if matches!(event, Event::Summary(_) | Event::Threshold(_) | Event::Carried(_)) {
-                break; // what follows from the lines before is made anew
+        let start = Experiment { plan, started, environment };
+        match path {
+            Some(path) => Self::open_file(path, start, found),
+            None => {
+                let mut journal =
+                    Self { recorded: VecDeque::new(), file: None, events: Vec::new(), found };
+                journal.keep(begun(start))?;
+                Ok(journal)
             }
-            length += line.len() + 1;
-            recorded.push_back(event);
         }
+    }
+
+    fn open_file(path: &Path, mut start: Experiment, found: &'a mut Found<'a>) -> Result<Self> {
+        let name = path.display();
+        let (mut recorded, length) = recorded(path)?;
         match recorded.pop_front() {
             None => {}
             Some(Event::Experiment(before)) => {
@@ -158,6 +147,30 @@ impl<'a> Journal<'a> {
         file.write_all(event.to_line()?.as_bytes())
             .with_context(|| format!("cannot write {}", path.display()))
     }
+}
+
+/// The events that the file at `path` has before what follows from them, and how many bytes they
+/// take. None where there is no file.
+fn recorded(path: &Path) -> Result<(VecDeque<Event>, usize)> {
+    let name = path.display();
+    let text = match fs::read_to_string(path) {
+        Err(error) if error.kind() == ErrorKind::NotFound => String::new(),
+        text => text.with_context(|| format!("cannot read {name}"))?,
+    };
+    // A run that was killed may have left half a line.
+    let whole = text.rfind('\n').map_or(0, |end| end + 1);
+    let (mut recorded, mut length) = (VecDeque::new(), 0);
+    for (number, line) in text[..whole].lines().enumerate() {
+        let event = Event::parse(line).with_context(|| {
+            format!("{name}, line {}: not a result of sixhop: use another --out", number + 1)
+        })?;
+        if matches!(event, Event::Summary(_) | Event::Threshold(_) | Event::Carried(_)) {
+            break; // what follows from the lines before is made anew
+        }
+        length += line.len() + 1;
+        recorded.push_back(event);
+    }
+    Ok((recorded, length))
 }
 
 fn begun(start: Experiment) -> Event {

@@ -19,6 +19,8 @@ use std::os::unix::net::{SocketAddr, UnixDatagram};
 
 use anyhow::{Context, Result, anyhow};
 
+use crate::lab::Lab;
+
 pub use bind::{BindProgress, bind, bound};
 pub use compare::{CompareConfig, Progress, compare};
 pub use peer::Peer;
@@ -29,6 +31,19 @@ pub use profile::{
 pub use response::{Place, ResponseConfig, ResponseProgress, response};
 pub use rotation::{RotationProgress, rotation};
 pub use server::Host;
+
+/// UDP port of the service.
+const PORT: u16 = 3540;
+
+/// Requests that warm caches, branch predictors and the neighbour table before anything is counted.
+const WARM_UP: u64 = 2000;
+
+/// Makes the interfaces of `lab` anew.
+fn fresh(lab: &Lab) -> Result<()> {
+    lab.down()?;
+    lab.up(1)?;
+    Ok(())
+}
 
 /// Holds a name that only one process can have, and that is free again when it ends, however it
 /// ends.

@@ -23,9 +23,9 @@ use super::profile::{Approach, ResponseProfile};
 use super::search::bisect;
 use super::server::{Host, Order, ServerProcess};
 use super::summary::response::{held, summarize};
-use super::{only_one, pin_to_last};
+use super::{PORT, WARM_UP, fresh, only_one, pin_to_last};
 use crate::address::Pool;
-use crate::events::{Cell, Event, Failed, Plan, Trial};
+use crate::events::{Cell, Event, Failed, Plan, Ready, Trial};
 use crate::host::{Environment, Ticks};
 use crate::lab::{Lab, Side};
 use crate::live::Interrupted;
@@ -76,9 +76,6 @@ pub struct ResponseProgress {
 /// The addresses are those of this seed.
 const SEED: u64 = 1;
 
-/// UDP port of the service.
-const PORT: u16 = 3540;
-
 /// Runs the experiment, with `file` for its results, and returns them. `show` is told how far it
 /// is, `found` everything that goes into the file.
 ///
@@ -108,9 +105,9 @@ pub fn response(
             let environment = pinned(|| Ok(Environment::of(&netlink::link(interface)?)))?;
             let mut journal = Journal::open(file, plan, environment, found)?;
             for cell in config.profile.cells() {
-                let bench = Bench { config, host, interface, cell, here: false, stop };
+                let runs = CellRuns { config, host, interface, cell, here: false, stop };
                 thread::scope(|scope| {
-                    let worker = scope.spawn(|| bench.measure(&mut journal, &mut progress));
+                    let worker = scope.spawn(|| runs.measure(&mut journal, &mut progress));
                     worker.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
                 })?;
             }
@@ -141,21 +138,17 @@ fn on_lab<'a>(
 ) -> Result<Journal<'a>> {
     let host = Host::lab(lab)?;
     let interface = Side::Client.interface();
-    let fresh = || {
-        lab.down()?;
-        lab.up(1)
-    };
-    fresh()?;
+    fresh(lab)?;
     let environment = lab.run_in(Side::Client, || {
         pin_to_last();
         Ok(Environment::of(&netlink::link(interface)?))
     })?;
     let mut journal = Journal::open(file, plan, environment, found)?;
     for cell in config.profile.cells() {
-        fresh()?;
+        fresh(lab)?;
         lab.run_in(Side::Client, || {
-            let bench = Bench { config, host: &host, interface, cell, here: true, stop };
-            bench.measure(&mut journal, progress)
+            let runs = CellRuns { config, host: &host, interface, cell, here: true, stop };
+            runs.measure(&mut journal, progress)
         })?;
     }
     Ok(journal)
@@ -169,8 +162,8 @@ fn finish(mut journal: Journal, profile: &ResponseProfile) -> Result<Vec<Event>>
     Ok(journal.events().to_vec())
 }
 
-/// One server, and who asks it: on a thread of its own.
-struct Bench<'a> {
+/// The runs of one cell: a server, and the generator that asks it, on a thread of its own.
+struct CellRuns<'a> {
     config: &'a ResponseConfig,
     host: &'a Host,
     interface: &'a str,
@@ -186,85 +179,23 @@ struct Pair {
     generator: Generator,
 }
 
-impl Bench<'_> {
+impl CellRuns<'_> {
     fn measure(&self, journal: &mut Journal, progress: &mut Passes) -> Result<()> {
         let profile = &self.config.profile;
-        let runs = u64::from(profile.runs);
-        if let Some(why) = self.smaller_failed(journal.events()) {
-            let failed = Event::Failed(Failed { cell: self.cell, why });
-            journal.next(|event| *event == failed, || Ok(failed.clone()))?;
-            progress.skip(runs);
-            return Ok(());
-        }
-        progress.doing(format!("{}: binding", describe(self.cell)));
-        let mut pair = None;
-        let is_server = |event: &Event| match event {
-            Event::Ready(ready) => {
-                ready.engine == Some(self.cell.engine)
-                    && (ready.bind, ready.addresses) == (self.cell.bind, self.cell.addresses)
-            }
-            Event::Failed(failed) => failed.cell == self.cell,
-            _ => false,
-        };
-        let ready = journal.next(is_server, || match self.start() {
-            Ok(started) => {
-                let ready = Event::Ready(started.ready().clone());
-                pair = Some(started);
-                Ok(ready)
-            }
-            Err(error) if error.is::<Interrupted>() => Err(error),
-            Err(error) => Ok(Event::Failed(Failed { cell: self.cell, why: format!("{error:#}") })),
-        })?;
-        let Event::Ready(ready) = ready.clone() else {
-            progress.skip(runs);
+        let Some((ready, server)) = self.begin(journal, progress)? else {
+            progress.skip(profile.runs.into());
             return Ok(());
         };
-        let mut pair = match pair {
-            Some(server) => Some(self.ask(server)?),
-            None => None,
-        };
-        let rates = profile.rates.all();
+        let mut pair = server.map(|server| self.ask(server)).transpose()?;
+        let count = profile.rates.all().len();
         let mut guesses = vec![None; profile.thresholds_ms.len()];
         for run in 1..=profile.runs {
             let replayed = journal.is_replaying();
-            let mut trial = |index: usize| {
-                let rate = rates[index];
-                progress.doing(format!(
-                    "{}, run {run} of {}: {rate}/s",
-                    describe(self.cell),
-                    profile.runs
-                ));
-                let is_it = |event: &Event| {
-                    matches!(event, Event::Trial(trial)
-                        if (trial.cell, trial.run, trial.rate) == (self.cell, run, rate))
-                };
-                let found = journal.next(is_it, || {
-                    let pair = match &mut pair {
-                        Some(pair) => pair,
-                        // The runs before are of an earlier server: this one must be the same.
-                        None => {
-                            let server = self.start()?;
-                            ensure!(
-                                server.ready().modes == ready.modes,
-                                "the server did not get the modes that it had before the \
-                                 interruption: use another --out"
-                            );
-                            pair.insert(self.ask(server)?)
-                        }
-                    };
-                    self.trial(pair, run, rate)
-                })?;
-                let Event::Trial(trial) = found else { return Ok(vec![]) };
-                Ok(profile
-                    .thresholds_ms
-                    .iter()
-                    .map(|&threshold| held(trial, threshold).is_none())
-                    .collect())
-            };
+            let mut trial = |index| self.held_at(index, run, &ready, &mut pair, journal, progress);
             match profile.way {
-                Approach::Bisect => guesses = bisect(rates.len(), &guesses, trial)?,
+                Approach::Bisect => guesses = bisect(count, &guesses, trial)?,
                 Approach::Grid => {
-                    for index in 0..rates.len() {
+                    for index in 0..count {
                         trial(index)?;
                     }
                 }
@@ -275,18 +206,91 @@ impl Bench<'_> {
                 progress.pass();
             }
         }
-        if let Some(Pair { server, generator }) = pair {
-            drop(generator);
-            let counters = server.stop()?.counters;
-            let (lost, invalid) = (counters.frames_lost, counters.invalid);
-            ensure!(
-                lost + invalid == 0,
-                "{} lost {lost} frames and met {invalid} descriptors that make no sense: its \
-                 figures are not to be trusted",
-                self.cell.engine
-            );
+        match pair {
+            Some(Pair { server, generator }) => {
+                drop(generator);
+                server.stop_sound(&self.cell.engine)
+            }
+            None => Ok(()),
         }
-        Ok(())
+    }
+
+    /// What the cell's server says that it got, with the server unless it is an earlier run's.
+    /// `None` where there is no server: the journal then has the reason.
+    fn begin(
+        &self,
+        journal: &mut Journal,
+        progress: &mut Passes,
+    ) -> Result<Option<(Ready, Option<ServerProcess>)>> {
+        let failed = |why| Event::Failed(Failed { cell: self.cell, why });
+        if let Some(why) = self.smaller_failed(journal.events()) {
+            let failed = failed(why);
+            journal.next(|event| *event == failed, || Ok(failed.clone()))?;
+            return Ok(None);
+        }
+        progress.doing(format!("{}: binding", describe(self.cell)));
+        let is_server = |event: &Event| match event {
+            Event::Ready(ready) => {
+                ready.engine == Some(self.cell.engine)
+                    && (ready.bind, ready.addresses) == (self.cell.bind, self.cell.addresses)
+            }
+            Event::Failed(failed) => failed.cell == self.cell,
+            _ => false,
+        };
+        let mut server = None;
+        let event = journal.next(is_server, || match self.start() {
+            Ok(started) => {
+                let ready = Event::Ready(started.ready().clone());
+                server = Some(started);
+                Ok(ready)
+            }
+            Err(error) if error.is::<Interrupted>() => Err(error),
+            Err(error) => Ok(failed(format!("{error:#}"))),
+        })?;
+        let Event::Ready(ready) = event else { return Ok(None) };
+        Ok(Some((ready.clone(), server)))
+    }
+
+    /// Whether the rate at `index` held in `run`, for each threshold. `pair` is started where the
+    /// journal has no such trial and no server runs yet.
+    fn held_at(
+        &self,
+        index: usize,
+        run: u32,
+        ready: &Ready,
+        pair: &mut Option<Pair>,
+        journal: &mut Journal,
+        progress: &mut Passes,
+    ) -> Result<Vec<bool>> {
+        let profile = &self.config.profile;
+        let rate = profile.rates.all()[index];
+        let cell = describe(self.cell);
+        progress.doing(format!("{cell}, run {run} of {}: {rate}/s", profile.runs));
+        let is_it = |event: &Event| {
+            matches!(event, Event::Trial(trial)
+                if (trial.cell, trial.run, trial.rate) == (self.cell, run, rate))
+        };
+        let event = journal.next(is_it, || {
+            let pair = match pair {
+                Some(pair) => pair,
+                None => pair.insert(self.again(ready)?),
+            };
+            self.trial(pair, run, rate)
+        })?;
+        let Event::Trial(trial) = event else { return Ok(vec![]) };
+        let thresholds = profile.thresholds_ms.iter();
+        Ok(thresholds.map(|&threshold| held(trial, threshold).is_none()).collect())
+    }
+
+    /// A server like the one that measured the runs before an interruption.
+    fn again(&self, ready: &Ready) -> Result<Pair> {
+        let server = self.start()?;
+        ensure!(
+            server.ready().modes == ready.modes,
+            "the server did not get the modes that it had before the interruption: use another \
+             --out"
+        );
+        self.ask(server)
     }
 
     /// Why it need not be tried with this many addresses, since it could not be had with fewer.
@@ -356,9 +360,6 @@ impl Bench<'_> {
         Ok(Event::Trial(Trial { cell: self.cell, run, rate, server_cpu, load }))
     }
 }
-
-/// Requests before anything is counted.
-const WARM_UP: u64 = 2000;
 
 fn describe(Cell { engine, bind, addresses }: Cell) -> String {
     format!("{engine}, {bind}, {addresses} address{}", if addresses == 1 { "" } else { "es" })

@@ -22,12 +22,12 @@ use anyhow::{Context, Result, bail, ensure};
 use super::journal::{Found, Journal};
 use super::profile::RotationProfile;
 use super::search::bisect;
-use super::server::{Host, Order, ServerProcess, Timing};
+use super::server::{Host, Order, ServerProcess, Timing, is_sound};
 use super::summary::rotation::{limit, summarize};
-use super::{only_one, pin_to_last};
-use crate::address::Secret;
+use super::{PORT, WARM_UP, fresh, only_one, pin_to_last};
 use crate::address::mt6d::{Clock, Subnet, Timetable};
-use crate::events::{Cell, Event, Plan, RotationCell, RotationOutcome, RotationTrial};
+use crate::address::{Secret, Targets};
+use crate::events::{Cell, Event, LoadResult, Plan, RotationCell, RotationOutcome, RotationTrial};
 use crate::host::Environment;
 use crate::host::time::{self, Moment, System, Time, unix_time};
 use crate::lab::{Lab, Side};
@@ -46,9 +46,6 @@ pub struct RotationProgress {
     pub doing: String,
 }
 
-/// UDP port of the service.
-const PORT: u16 = 3540;
-
 /// Shares of a step between which requests are sent while nothing is exchanged: after the last
 /// share of any method ([`crate::live::Rotation`] spreads its work over 0.8 of a step at most), and
 /// before the next boundary.
@@ -56,9 +53,6 @@ const OUTSIDE: (f64, f64) = (0.83, 0.94);
 
 /// The same while addresses are exchanged, from before the boundary that the step begins with.
 const INSIDE: (f64, f64) = (-0.03, 0.78);
-
-/// Requests before anything is counted.
-const WARM_UP: u64 = 2000;
 
 /// Runs the experiment, with `file` for its results, and returns them. `show` is told how far it
 /// is, `found` everything that goes into the file.
@@ -99,17 +93,13 @@ fn on_lab<'a>(
         .tempfile()
         .context("no file for a secret")?;
     fs::write(secret.path(), MASTER).context("no file for a secret")?;
-    let fresh = || {
-        lab.down()?;
-        lab.up(1)
-    };
-    fresh()?;
+    fresh(lab)?;
     let environment = lab.run_in(Side::Client, || {
         pin_to_last();
         Ok(Environment::of(&netlink::link(Side::Client.interface())?))
     })?;
     let mut journal = Journal::open(file, Plan::Rotation(profile.clone()), environment, found)?;
-    let bench = Bench { lab, host: Host::lab(lab)?, profile, secret: secret.path(), stop };
+    let trials = Trials { lab, host: Host::lab(lab)?, profile, secret: secret.path(), stop };
     let series = profile.servers();
     for (done, (engine, bind, numbers)) in series.iter().enumerate() {
         // Costs that grow with the square of the number are met from below.
@@ -123,8 +113,8 @@ fn on_lab<'a>(
             let is_it =
                 |event: &Event| matches!(event, Event::Rotated(trial) if trial.cell == cell);
             let event = journal.next(is_it, || {
-                fresh()?;
-                Ok(Event::Rotated(Box::new(bench.trial(cell)?)))
+                fresh(lab)?;
+                Ok(Event::Rotated(Box::new(trials.trial(cell)?)))
             })?;
             let Event::Rotated(trial) = event else { return Ok(vec![]) };
             Ok(vec![limit(trial).is_none()])
@@ -136,7 +126,8 @@ fn on_lab<'a>(
 /// What the addresses of the lab follow from: a secret of no value.
 const MASTER: &[u8] = b"sixhop experiment rotation";
 
-struct Bench<'a> {
+/// Tries numbers of clients, each with a server of its own.
+struct Trials<'a> {
     lab: &'a Lab,
     host: Host,
     profile: &'a RotationProfile,
@@ -144,7 +135,7 @@ struct Bench<'a> {
     stop: &'a AtomicBool,
 }
 
-impl Bench<'_> {
+impl Trials<'_> {
     fn trial(&self, cell: RotationCell) -> Result<RotationTrial> {
         let profile = self.profile;
         let order = Order {
@@ -171,73 +162,32 @@ impl Bench<'_> {
             Ok(totals) => totals.counters,
             Err(error) => return Ok(RotationTrial::failed(cell, format!("{error:#}"))),
         };
-        ensure!(
-            counters.frames_lost + counters.invalid == 0,
-            "{} lost {} frames and met {} descriptors that make no sense: its figures are not to \
-             be trusted",
-            cell.engine,
-            counters.frames_lost,
-            counters.invalid
-        );
+        is_sound(&cell.engine, &counters)?;
         Ok(trial)
     }
 
     fn measure(&self, cell: RotationCell, server: &mut ServerProcess) -> Result<RotationTrial> {
-        let profile = self.profile;
-        let clock = Clock::new(Duration::from_secs_f64(profile.rotate))?;
-        let clients = u32::try_from(cell.clients).context("too many clients")?;
-        let threads = thread::available_parallelism().map_or(1, |count| count.get());
-        let secret = Secret::new(MASTER.to_vec())?;
-        let subnet = Subnet::new(self.host.prefix)?;
-        let timetable = Arc::new(Timetable::new(subnet, clock, &secret, clients, threads));
+        let clock = Clock::new(Duration::from_secs_f64(self.profile.rotate))?;
         pin_to_last();
-        let mut generator = Generator::open(LoadConfig {
-            client: Client::Afxdp,
-            interface: Side::Client.interface().to_owned(),
-            targets: crate::address::Targets::Moving(timetable),
-            port: PORT,
-            replies: profile.replies,
-            payload: profile.payload,
-            busy_poll: None,
-            coalesce: None,
-        })?;
-        let mut load = |requests: u64| {
-            let measured =
-                generator.run(Run { rate: profile.rate as f64, requests }, self.stop, |_| {})?;
-            ensure!(!self.stop.load(Ordering::Relaxed), Interrupted);
-            Ok(measured)
-        };
-        load(WARM_UP)?;
+        let mut generator = self.generator(cell, clock)?;
+        self.load(&mut generator, WARM_UP)?;
         // Steps are those of the time of day: where that is set, what was to be inside of one is
         // not.
         let began = System.now();
-        let (period, mut rotated) = (profile.rotate * 1e9, server.rotated());
-        let place = |step: u64, share: f64| {
-            clock.start(step).saturating_add_signed((period * share) as i64)
-        };
+        let mut rotated = server.rotated();
         // The first step that has not begun, with time to get there.
-        let first = clock.step(unix_time() + (period * 0.05) as u64) + 1;
+        let soon = unix_time() + (self.profile.rotate * 1e9 * 0.05) as u64;
+        let first = clock.step(soon) + 1;
+        let last = first + u64::from(self.profile.steps) - 1;
         let (mut inside, mut outside) = (Vec::new(), Vec::new());
-        for step in first..first + u64::from(profile.steps) {
-            for ((from, to), results) in [(INSIDE, &mut inside), (OUTSIDE, &mut outside)] {
-                self.sleep_until(place(step, from), &began)?;
-                let left = place(step, to).saturating_sub(unix_time()) as f64 / 1e9;
-                results.push(load((profile.rate as f64 * left).max(1.0) as u64)?);
+        for step in first..=last {
+            for (share, results) in [(INSIDE, &mut inside), (OUTSIDE, &mut outside)] {
+                results.push(self.load_within(&mut generator, clock.start(step), share, &began)?);
             }
         }
-        let last = first + u64::from(profile.steps) - 1;
-        // What is not done by then is late, and that is told at the boundary.
-        let give_up = Instant::now() + Duration::from_secs_f64(profile.rotate) + SLACK;
-        while !rotated.iter().any(|rotated: &Rotated| rotated.step >= last)
-            && Instant::now() < give_up
-        {
-            ensure!(!self.stop.load(Ordering::Relaxed), Interrupted);
-            thread::sleep(LOOK);
-            rotated.extend(server.rotated());
-        }
+        self.wait_for_step(last, server, &mut rotated)?;
         was_not_set(&began)?;
         rotated.retain(|rotated| (first..=last).contains(&rotated.step));
-        let ready = server.ready().clone();
         Ok(RotationTrial {
             cell,
             outcome: RotationOutcome::Measured {
@@ -245,9 +195,67 @@ impl Bench<'_> {
                 inside,
                 outside,
                 memory: server.memory(),
-                ready: Box::new(ready),
+                ready: Box::new(server.ready().clone()),
             },
         })
+    }
+
+    /// A generator that asks where the cell's clients are at the moment.
+    fn generator(&self, cell: RotationCell, clock: Clock) -> Result<Generator> {
+        let clients = u32::try_from(cell.clients).context("too many clients")?;
+        let threads = thread::available_parallelism().map_or(1, |count| count.get());
+        let secret = Secret::new(MASTER.to_vec())?;
+        let subnet = Subnet::new(self.host.prefix)?;
+        let timetable = Timetable::new(subnet, clock, &secret, clients, threads);
+        Generator::open(LoadConfig {
+            client: Client::Afxdp,
+            interface: Side::Client.interface().to_owned(),
+            targets: Targets::Moving(Arc::new(timetable)),
+            port: PORT,
+            replies: self.profile.replies,
+            payload: self.profile.payload,
+            busy_poll: None,
+            coalesce: None,
+        })
+    }
+
+    fn load(&self, generator: &mut Generator, requests: u64) -> Result<LoadResult> {
+        let run = Run { rate: self.profile.rate as f64, requests };
+        let measured = generator.run(run, self.stop, |_| {})?;
+        ensure!(!self.stop.load(Ordering::Relaxed), Interrupted);
+        Ok(measured)
+    }
+
+    /// Sends between two shares of the step that starts at `start`, in nanoseconds since 1970.
+    fn load_within(
+        &self,
+        generator: &mut Generator,
+        start: u64,
+        (from, to): (f64, f64),
+        began: &Moment,
+    ) -> Result<LoadResult> {
+        let period = self.profile.rotate * 1e9;
+        let place = |share: f64| start.saturating_add_signed((period * share) as i64);
+        self.sleep_until(place(from), began)?;
+        let left = place(to).saturating_sub(unix_time()) as f64 / 1e9;
+        self.load(generator, (self.profile.rate as f64 * left).max(1.0) as u64)
+    }
+
+    /// Waits until the server has told of step `last`. A step whose work is not done by its end is
+    /// late, and the server tells that at the boundary.
+    fn wait_for_step(
+        &self,
+        last: u64,
+        server: &ServerProcess,
+        rotated: &mut Vec<Rotated>,
+    ) -> Result<()> {
+        let give_up = Instant::now() + Duration::from_secs_f64(self.profile.rotate) + SLACK;
+        while !rotated.iter().any(|rotated| rotated.step >= last) && Instant::now() < give_up {
+            ensure!(!self.stop.load(Ordering::Relaxed), Interrupted);
+            thread::sleep(LOOK);
+            rotated.extend(server.rotated());
+        }
+        Ok(())
     }
 
     /// Waits until `time`, in nanoseconds since 1970, unless the clock is set: then that may be

@@ -2,6 +2,7 @@
 //! by its JSON lines, and stopped by closing its input.
 
 use std::ffi::OsString;
+use std::fmt::Display;
 use std::fs;
 use std::io::{BufRead, BufReader, Read};
 use std::net::Ipv6Addr;
@@ -15,7 +16,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 
 use crate::address::Prefix;
-use crate::events::{Cell, Event, Ready, Stats};
+use crate::events::{Cell, Counters, Event, Ready, Stats};
 use crate::lab::{Lab, PREFIX_LENGTH, Side};
 use crate::live::{Interrupted, Rotated};
 
@@ -218,6 +219,28 @@ impl ServerProcess {
         ensure!(status.success(), "the server ended with {status}");
         Ok(totals)
     }
+
+    /// Stops the server, called `name` where it is to be blamed.
+    ///
+    /// # Errors
+    /// As [`stop`](Self::stop), and when its own counters speak against its figures.
+    pub fn stop_sound(self, name: &dyn Display) -> Result<()> {
+        is_sound(name, &self.stop()?.counters)
+    }
+}
+
+/// Refuses the figures of a server that lost frames or met descriptors it did not write.
+///
+/// # Errors
+/// That they are not to be trusted.
+pub fn is_sound(name: &dyn Display, counters: &Counters) -> Result<()> {
+    let (lost, invalid) = (counters.frames_lost, counters.invalid);
+    ensure!(
+        lost + invalid == 0,
+        "{name} lost {lost} frames and read {invalid} invalid descriptors: do not trust its \
+         figures, and report this as a bug"
+    );
+    Ok(())
 }
 
 impl Process {

@@ -207,86 +207,117 @@ pub fn run(
         .arg(format!("console=ttyS0 quiet panic=-1 rdinit=/init {label} -- lab guest"));
     let output = work.path().join("qemu");
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(File::create(&output)?);
-    let mut child = command.spawn().context("cannot start QEMU: setpriv of util-linux does it")?;
-    let ended = thread::scope(|scope| {
-        let mut ports = Vec::new();
-        for listener in &listeners {
-            ports.push(accept(listener, &mut child, &output)?);
-        }
-        let [control, stdout, stderr] =
-            ports.try_into().map_err(|_| anyhow::anyhow!("a port is missing"))?;
-        let copies = [
-            scope.spawn(move || copy(stdout, &mut io::stdout())),
-            scope.spawn(move || copy(stderr, &mut io::stderr())),
-        ];
-        let (sender, said) = mpsc::channel();
-        scope.spawn(move || {
-            let lines = BufReader::new(control).lines().map_while(Result::ok);
-            lines
-                .filter_map(|line| serde_json::from_str(&line).ok())
-                .try_for_each(|said| sender.send(said))
-        });
-        let mut last = None;
-        let give_up = Instant::now() + config.limit;
-        let end = loop {
-            for said in said.try_iter() {
-                show(None);
-                last = Some(said);
+    let child = command.spawn().context("cannot start QEMU: setpriv of util-linux does it")?;
+    let mut running = Running { child, limit: config.limit, stop, output: &output };
+    let last = running.follow(&listeners, show)?;
+    match last {
+        Some(Said::Status(status)) => Ok(status),
+        Some(Said::Error(why)) => bail!("in the guest: {why}"),
+        Some(Said::Started) | None => bail!(last_words(&console, &output)),
+    }
+}
+
+/// QEMU while it runs. It is killed when this is dropped.
+struct Running<'a> {
+    child: Child,
+    limit: Duration,
+    stop: &'a AtomicBool,
+    /// The file that has what QEMU says.
+    output: &'a Path,
+}
+
+impl Drop for Running<'_> {
+    fn drop(&mut self) {
+        // Both fail where it has ended, and was waited for.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+impl Running<'_> {
+    /// Passes on what the guest writes until QEMU ends; returns the last thing that the guest said.
+    fn follow(
+        &mut self,
+        listeners: &[UnixListener],
+        show: &mut dyn FnMut(Option<&str>),
+    ) -> Result<Option<Said>> {
+        thread::scope(|scope| {
+            let mut ports = Vec::new();
+            for listener in listeners {
+                ports.push(self.accept(listener)?);
             }
-            if let Some(status) = child.try_wait().context("cannot wait for QEMU")? {
-                break Ok(status);
+            let [control, stdout, stderr] =
+                ports.try_into().map_err(|_| anyhow::anyhow!("a port is missing"))?;
+            let copies = [
+                scope.spawn(move || copy(stdout, &mut io::stdout())),
+                scope.spawn(move || copy(stderr, &mut io::stderr())),
+            ];
+            let (sender, said) = mpsc::channel();
+            scope.spawn(move || {
+                let lines = BufReader::new(control).lines().map_while(Result::ok);
+                lines
+                    .filter_map(|line| serde_json::from_str(&line).ok())
+                    .try_for_each(|said| sender.send(said))
+            });
+            let mut last = None;
+            let ended = self.wait(|| {
+                for said in said.try_iter() {
+                    show(None);
+                    last = Some(said);
+                }
+            });
+            for copy in copies {
+                let _ = copy.join();
             }
-            let why = if stop.load(Ordering::Relaxed) {
+            ended?;
+            // The signal went to QEMU as well, from a terminal.
+            ensure!(!self.stop.load(Ordering::Relaxed), "interrupted");
+            Ok(said.iter().last().or(last))
+        })
+    }
+
+    /// Waits until QEMU ends, and ends it where it takes too long or `stop` is set. `look` is called
+    /// meanwhile.
+    fn wait(&mut self, mut look: impl FnMut()) -> Result<()> {
+        let give_up = Instant::now() + self.limit;
+        loop {
+            look();
+            if self.child.try_wait().context("cannot wait for QEMU")?.is_some() {
+                return Ok(());
+            }
+            let why = if self.stop.load(Ordering::Relaxed) {
                 "interrupted".to_owned()
             } else if Instant::now() >= give_up {
-                format!(
-                    "the guest did not end within {} s: --limit allows it more",
-                    config.limit.as_secs()
-                )
+                let limit = self.limit.as_secs();
+                format!("the guest did not end within {limit} s: --limit allows it more")
             } else {
                 thread::sleep(Duration::from_millis(10));
                 continue;
             };
-            child.kill().context("cannot end QEMU")?;
-            child.wait().context("cannot wait for QEMU")?;
-            break Err(anyhow::anyhow!(why));
-        };
-        for copy in copies {
-            let _ = copy.join();
+            self.child.kill().context("cannot end QEMU")?;
+            self.child.wait().context("cannot wait for QEMU")?;
+            bail!(why);
         }
-        end?;
-        // The signal went to QEMU as well, from a terminal.
-        ensure!(!stop.load(Ordering::Relaxed), "interrupted");
-        said.iter().last().or(last).with_context(|| last_words(&console, &output))
-    });
-    if ended.is_err() {
-        let _ = child.kill();
-        let _ = child.wait();
     }
-    match ended? {
-        Said::Status(status) => Ok(status),
-        Said::Error(why) => bail!("in the guest: {why}"),
-        Said::Started => bail!(last_words(&console, &output)),
-    }
-}
 
-/// Waits until QEMU has opened a port.
-fn accept(listener: &UnixListener, child: &mut Child, output: &Path) -> Result<UnixStream> {
-    listener.set_nonblocking(true)?;
-    loop {
-        match listener.accept() {
-            Ok((stream, _)) => {
-                stream.set_nonblocking(false)?;
-                return Ok(stream);
+    /// Waits until QEMU has opened a port.
+    fn accept(&mut self, listener: &UnixListener) -> Result<UnixStream> {
+        listener.set_nonblocking(true)?;
+        loop {
+            match listener.accept() {
+                Ok((stream, _)) => {
+                    stream.set_nonblocking(false)?;
+                    return Ok(stream);
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) => return Err(error).context("no way to the guest"),
             }
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-            Err(error) => return Err(error).context("no way to the guest"),
+            if let Some(status) = self.child.try_wait()? {
+                let words = fs::read_to_string(self.output).unwrap_or_default();
+                bail!("QEMU ended with {status}: {}", words.trim().replace('\n', "; "));
+            }
+            thread::sleep(Duration::from_millis(5));
         }
-        if let Some(status) = child.try_wait()? {
-            let words = fs::read_to_string(output).unwrap_or_default();
-            bail!("QEMU ended with {status}: {}", words.trim().replace('\n', "; "));
-        }
-        thread::sleep(Duration::from_millis(5));
     }
 }
 
