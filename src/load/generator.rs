@@ -1,5 +1,5 @@
-//! The generator: one thread that sends what is due, takes what has come, and never waits for the
-//! server. How datagrams leave and arrive is a [`Transport`]'s business.
+//! The generator: one thread that sends what is due, collects replies, and never waits for the
+//! server. A [`Transport`] moves the datagrams.
 
 use std::collections::hash_map::RandomState;
 use std::hash::{BuildHasher, Hasher};
@@ -23,7 +23,7 @@ use crate::host::time::unix_time;
 use crate::net::netlink::{AttachMode, Link};
 use crate::xdp::CopyMode;
 
-/// One run.
+/// The rate and length of one run.
 #[derive(Debug, Clone, Copy)]
 pub struct Run {
     /// Requests per second, positive.
@@ -32,25 +32,23 @@ pub struct Run {
     pub requests: u64,
 }
 
-/// The generator looks for replies this often. Whoever delivers a reply writes to the ring that is
-/// looked at: looking all the time would take the cache line away from it with each look, and slow
-/// down the server that is measured (by 2 to 5 % on a veth pair). A time is too long by at most
-/// this, and never too short.
+/// How often the generator polls for replies. Constant polling would keep stealing the ring's cache
+/// line from the core that writes replies to it, and slow the measured server down by 2 to 5 % on a
+/// veth pair. Measured times are too long by at most this, and never too short.
 const LOOK: Duration = Duration::from_micros(1);
 
-/// A request that leaves later than this after it was due is counted as late.
+/// A request is late if it leaves more than this after it was due.
 const LATE: Duration = Duration::from_millis(1);
 
-/// A run is over when all replies are there, or none has come for this long. A request that takes
-/// longer is lost.
+/// A run ends when every reply has arrived, or none has for this long. Later replies count as lost.
 const QUIET: Duration = Duration::from_millis(500);
 
-/// Sends requests and takes replies. May be run any number of times.
+/// Sends requests and collects replies, in any number of runs.
 pub struct Generator {
     transport: AnyTransport,
     config: LoadConfig,
     link: Link,
-    /// Put back when this goes, after the sockets.
+    /// Restored on drop, after the sockets have closed.
     _settings: Vec<Changed>,
 }
 
@@ -60,11 +58,11 @@ enum AnyTransport {
 }
 
 impl Generator {
-    /// Finds the server and opens what is needed to ask it.
+    /// Finds the server and opens the transport.
     ///
     /// # Errors
-    /// When the server is not there, the flags make no sense, or the kernel does not give what is
-    /// needed.
+    /// If the server cannot be reached, the flags contradict each other, or the kernel refuses a
+    /// socket, ring or setting.
     pub fn open(config: LoadConfig) -> Result<Self> {
         let way = Way::find(&config)?;
         let link = way.link.clone();
@@ -89,8 +87,8 @@ impl Generator {
         Ok(Self { transport, config, link, _settings: settings })
     }
 
-    /// How the client's program is attached, and how packets get into its rings: `Zero` only when
-    /// all queues are. `None` where it has neither.
+    /// The attach mode of the client's program and the copy mode of its rings; `Zero` only if every
+    /// queue is zero-copy. `None` for the socket client.
     pub fn modes(&self) -> Option<(AttachMode, CopyMode)> {
         match &self.transport {
             AnyTransport::Rings(rings) => Some(rings.modes()),
@@ -98,19 +96,20 @@ impl Generator {
         }
     }
 
-    /// This machine, and the interface: what the calling thread, which is to run, has.
+    /// Describes this machine and the interface, as seen from the calling thread. Call it on the
+    /// thread that will run.
     pub fn environment(&self) -> Environment {
         Environment::of(&self.link)
     }
 
-    /// Sends the requests of `run` and takes their replies. `show` is called now and then with the
-    /// number sent, and once with all of them when the last was sent.
+    /// Sends the requests of `run` and collects their replies. Calls `show` now and then with the
+    /// number sent, and once more when the last has left.
     ///
-    /// Sending stops early when `stop` is set, or at twice the time planned and a second: the
+    /// Stops sending early when `stop` is set, or one second after twice the planned time. The
     /// result says how many were sent.
     ///
     /// # Errors
-    /// When the interface goes away.
+    /// If the interface goes away.
     pub fn run(
         &mut self,
         run: Run,
@@ -123,14 +122,15 @@ impl Generator {
             Targets::Moving(timetable) => Aim::Moving(timetable.clone(), clock.unix_start()),
         };
         let (ledger, sent) = self.drive(aim, &mut clock, run, stop, show)?;
-        // Rings have no timestamps: there only steps go by the time of day.
+        // The rings take no timestamps: only moving addresses make their result depend on the wall
+        // clock.
         if self.config.client == Client::Socket || matches!(self.config.targets, Targets::Moving(_))
         {
             clock.verify()?;
         }
         let outcome = ledger.close();
         let clock_steps = match self.config.targets.clone() {
-            // Some are always lost where a server is asked too much.
+            // Even a right clock loses some requests at an overloaded server.
             Targets::Moving(timetable)
                 if sent.sent > 0 && outcome.answered < sent.sent - sent.sent / 10 =>
             {
@@ -143,8 +143,8 @@ impl Generator {
             AnyTransport::Rings(rings) => (rings.sizes(), rings.busy_poll()),
             AnyTransport::Socket(_) => (None, None),
         };
-        // The interval after the last request belongs to it: then a generator in time achieves what
-        // was offered.
+        // Counts the interval after the last request too, so that a punctual generator achieves
+        // exactly the offered rate.
         let seconds = sent.last as f64 / 1e9 + 1.0 / run.rate;
         Ok(LoadResult {
             client: self.config.client,
@@ -163,15 +163,15 @@ impl Generator {
         })
     }
 
-    /// Asks once on the addresses that the first client has in the steps around this clock's, and
-    /// returns how many steps that is ahead of the server's, if anything is answered and the two
-    /// differ.
+    /// Asks once on each address of the first client in the steps around this clock's. Returns how
+    /// many steps this clock is ahead of the server's, if anything answers and the two differ.
     fn compare_clocks(
         &mut self,
         timetable: &Arc<Timetable>,
         stop: &AtomicBool,
     ) -> Result<Option<i64>> {
-        // per second: slow enough for any server, and all are asked within a short step
+        // Requests per second: slow enough for any server, fast enough to try every step within a
+        // short one.
         const RATE: f64 = 200.0;
         let steps = steps_around(timetable);
         let own = timetable.clock().step(unix_time());
@@ -182,12 +182,11 @@ impl Generator {
         let mut answered = (0..requests).filter(|sequence| ledger.is_answered(*sequence));
         let Some(first) = answered.next() else { return Ok(None) };
         let last = answered.next_back().unwrap_or(first);
-        // The server's step is in the middle of those that it answers in.
+        // The server answers on a window of steps; its own is in the middle.
         let servers = steps.start() + (first + last) / 2;
         Ok(Some(own as i64 - servers as i64).filter(|steps| *steps != 0))
     }
 
-    /// One run.
     fn drive(
         &mut self,
         aim: Aim,
@@ -207,17 +206,16 @@ impl Generator {
     }
 }
 
-/// What left.
 struct Sent {
     sent: u64,
-    /// Of those, as many have not.
+    /// How many of these the kernel still held at the end.
     unsent: u64,
     late: u64,
-    /// When the last did, in nanoseconds after the start.
+    /// When the last one left, in nanoseconds after the start.
     last: u64,
 }
 
-/// One run, by whatever transport.
+/// One run, on either transport.
 fn drive(
     transport: &mut impl Transport,
     config: &LoadConfig,
@@ -227,10 +225,10 @@ fn drive(
     stop: &AtomicBool,
     mut show: impl FnMut(u64),
 ) -> Result<(Ledger, Sent)> {
-    const SHOW: u64 = 100_000_000; // ns: smooth to the eye
+    const SHOW: u64 = 100_000_000; // ns: looks smooth
     let Run { rate, requests } = run;
     let schedule = Schedule::new(rate, requests);
-    // drawn by the standard library from the system's randomness
+    // The standard library seeds this from the system's randomness.
     let id = RandomState::new().build_hasher().finish();
     let mut ledger = Ledger::new(id, aim, schedule, requests, config.replies, config.payload);
     let give_up = (2 * schedule.duration() + Duration::from_secs(1)).as_nanos() as u64;
@@ -240,7 +238,7 @@ fn drive(
         let now = clock.now();
         let sending = sent < requests && now < give_up && !stop.load(Ordering::Relaxed);
         let before = sent;
-        // Also when nothing is due: the kernel may have left some of the last ones in the ring.
+        // Called even when nothing is due: the kernel may have left packets in the tx ring.
         sent = transport.send(&ledger, sent, if sending { schedule.due_by(now) } else { sent })?;
         if sent > before {
             last_sent = now;

@@ -1,8 +1,8 @@
-//! Which reply belongs to which request, and what that says. No I/O and no clock: time comes in as
-//! a number.
+//! Matches replies to requests and measures their response times. No I/O and no clock: the caller
+//! passes the time in.
 //!
-//! Nothing is stored for a request but how many replies it had: where it went follows from its
-//! sequence number and the run, and when it was due from the schedule.
+//! The ledger stores one byte for each request, its count of replies. The run and the sequence
+//! number give the destination; the schedule gives the due time.
 
 use std::net::Ipv6Addr;
 use std::sync::Arc;
@@ -22,12 +22,12 @@ pub use crate::events::Outcome;
 /// Where requests go.
 #[derive(Debug, Clone)]
 pub enum Aim {
-    /// Each to an address that is drawn from the pool, all with the same probability.
+    /// Draws each destination from the pool, uniformly.
     Pool(Pool),
-    /// Each client asks in its turn, on the address that it has when the request is due. The run
-    /// starts so many nanoseconds after 1970, by this machine's clock.
+    /// Clients ask in turn, each on its address at the time when the request is due. The `u64` is
+    /// the start of the run, in nanoseconds since 1970 by this machine's clock.
     Moving(Arc<Timetable>, u64),
-    /// The first client asks on its address in that step, and in each after it.
+    /// The first client asks on its address in this step, then in each later one.
     Steps(Arc<Timetable>, u64),
 }
 
@@ -44,7 +44,7 @@ pub struct Ledger {
     schedule: Schedule,
     replies: u8,
     payload: usize,
-    /// Replies that each request had, up to `replies`.
+    /// Replies to each request, up to `replies`.
     counts: Vec<u8>,
     first: Times,
     last: Times,
@@ -52,8 +52,8 @@ pub struct Ledger {
 }
 
 impl Ledger {
-    /// For the requests of `schedule` with `payload` bytes to where `aim` says, each of which is to
-    /// have `replies` (at least 1) replies. `run` tells this run from others.
+    /// Expects `replies` (at least 1) replies to each request of `schedule`, which carries
+    /// `payload` bytes to an address chosen by `aim`. `run` tells this run from others.
     pub fn new(
         run: u64,
         aim: impl Into<Aim>,
@@ -75,13 +75,13 @@ impl Ledger {
         }
     }
 
-    /// What request `sequence` carries.
+    /// The stamp in the payload of request `sequence`.
     #[inline]
     pub fn stamp(&self, sequence: u64) -> Stamp {
         Stamp { run: self.run, sequence }
     }
 
-    /// Where request `sequence` goes. It is computed again for each reply, not stored.
+    /// The destination of request `sequence`. Recomputed for each reply rather than stored.
     #[inline]
     pub fn destination(&self, sequence: u64) -> Ipv6Addr {
         match &self.aim {
@@ -94,11 +94,11 @@ impl Ledger {
         }
     }
 
-    /// A number below `count` that belongs to request `sequence`.
+    /// A pseudorandom number below `count`, fixed by the run and `sequence`.
     #[inline]
     fn draw(&self, sequence: u64, count: u64) -> u64 {
-        // The finalizer of MurmurHash3 scatters the sequence number, and a multiplication maps it
-        // onto all.
+        // MurmurHash3's finalizer scatters the sequence number; the multiplication maps it to
+        // 0..count.
         let mut x = sequence ^ self.run;
         x = (x ^ (x >> 33)).wrapping_mul(0xff51_afd7_ed55_8ccd);
         x = (x ^ (x >> 33)).wrapping_mul(0xc4ce_b9fe_1a85_ec53);
@@ -106,8 +106,8 @@ impl Ledger {
         ((u128::from(x) * u128::from(count)) >> 64) as u64
     }
 
-    /// Enters an intact datagram that came from the service port of `source` at `now`, nanoseconds
-    /// after the start. `sent` requests had been sent.
+    /// Records an intact datagram from the service port of `source`, received `now` nanoseconds
+    /// after the start, when `sent` requests had left.
     #[inline]
     pub fn reply(&mut self, source: Ipv6Addr, payload: &[u8], now: u64, sent: u64) {
         let Some(stamp) = Stamp::read(payload) else {
@@ -148,12 +148,12 @@ impl Ledger {
         }
     }
 
-    /// Enters a packet that came to the client's port and was damaged.
+    /// Records a damaged packet to the client's port.
     pub fn damaged(&mut self) {
         self.outcome.corrupt += 1;
     }
 
-    /// Enters one that was damaged in that its checksum was left to a card.
+    /// Records a damaged packet whose checksum was left unfinished.
     pub fn unfinished(&mut self) {
         self.outcome.corrupt += 1;
         self.outcome.unfinished += 1;
@@ -170,14 +170,14 @@ impl Ledger {
         self.counts.get(sequence as usize).is_some_and(|count| *count > 0)
     }
 
-    /// The run, summed up.
+    /// The totals of the run.
     pub fn close(self) -> Outcome {
         Outcome { first: self.first.summary(), last: self.last.summary(), ..self.outcome }
     }
 }
 
-/// Times in nanoseconds: a histogram for the percentiles, and an exact sum, since a histogram knows
-/// only its buckets.
+/// Times in nanoseconds: a histogram for the percentiles, and an exact sum for the mean, since a
+/// histogram rounds to its buckets.
 struct Times {
     histogram: Histogram<u64>,
     sum: u128,
@@ -185,7 +185,7 @@ struct Times {
 
 impl Times {
     fn new() -> Self {
-        // Three significant figures, as wrk2 has them, from a nanosecond to an hour: 270 KiB.
+        // Three significant figures, like wrk2, from 1 ns to one hour: 270 KiB.
         let histogram = Histogram::new_with_bounds(1, 3_600_000_000_000, 3);
         let histogram = histogram.unwrap_or_else(|_| unreachable!("these bounds are allowed"));
         Self { histogram, sum: 0 }
@@ -197,7 +197,7 @@ impl Times {
         self.sum += u128::from(nanoseconds);
     }
 
-    /// `None` where there are none.
+    /// `None` if nothing was recorded.
     fn summary(&self) -> Option<Percentiles> {
         if self.histogram.is_empty() {
             return None;
@@ -216,10 +216,10 @@ impl Times {
     }
 }
 
-/// As hdrhistogram's logs have it.
+/// In the format of hdrhistogram's logs.
 fn encode(histogram: &Histogram<u64>) -> String {
     let mut bytes = Vec::new();
-    // Memory is the only thing that it can lack.
+    // Fails only when memory runs out.
     match V2DeflateSerializer::new().serialize(histogram, &mut bytes) {
         Ok(_) => BASE64_STANDARD.encode(bytes),
         Err(_) => String::new(),
@@ -259,7 +259,7 @@ mod tests {
         ledger.reply(source, &damaged, 6_000_000, 10);
         ledger.reply(source, &right[..31], 6_000_000, 10);
         ledger.reply(source, &right[..8], 6_000_000, 10);
-        // not sent yet
+        // Not sent yet.
         ledger.reply(ledger.destination(10), &payload(ledger.stamp(10)), 6_000_000, 10);
         ledger.reply(source, &payload(Stamp { run: 8, sequence: 3 }), 6_000_000, 10);
         ledger.damaged();
@@ -285,7 +285,7 @@ mod tests {
     #[test]
     fn what_was_not_answered_has_no_times() {
         let mut ledger = ledger();
-        // The first of two replies alone: there is no last one.
+        // Only the first of two replies: there is no last time.
         let (source, right) = (ledger.destination(3), payload(ledger.stamp(3)));
         ledger.reply(source, &right, 3_000_000, 10);
         let outcome = ledger.close();
@@ -296,7 +296,7 @@ mod tests {
         }
         let read: Outcome = serde_json::from_value(json.clone()).unwrap();
         assert_eq!(read, outcome);
-        // As earlier versions wrote it; the time of 0 ns is one, and has a histogram.
+        // As earlier versions wrote it: 0.0 for a missing figure. A measured 0 ns has a histogram.
         let mut old = json;
         for field in ["mean_us", "p50_us", "p90_us", "p99_us", "p999_us", "max_us"] {
             old["last"][field] = 0.0.into();
@@ -326,11 +326,11 @@ mod tests {
                 "{found} is not {expected} to three figures"
             );
         }
-        // What other programs make of it.
+        // Other programs must be able to decode it.
         let bytes = BASE64_STANDARD.decode(&summary.histogram).unwrap();
         let read: Histogram<u64> = Deserializer::new().deserialize(&mut bytes.as_slice()).unwrap();
         assert_eq!(read, times.histogram);
-        // of every V2 log
+        // Every V2 log starts with these bytes.
         assert!(summary.histogram.starts_with("HISTFAAA"), "{}", summary.histogram);
     }
 
@@ -352,7 +352,7 @@ mod tests {
         let clock = Clock::new(Duration::from_secs(10)).unwrap();
         let secret = Secret::new(vec![7; 32]).unwrap();
         let timetable = Arc::new(Timetable::new(subnet, clock, &secret, 3, 1));
-        // A request a second, from 8 seconds into step 5 on.
+        // One request a second, from 8 s into step 5.
         let aim = Aim::Moving(timetable.clone(), 58_000_000_000);
         let ledger = Ledger::new(9, aim, Schedule::new(1.0, 100), 100, 1, 32);
         for (sequence, client, step) in

@@ -1,8 +1,9 @@
-//! ASKING: requests at a steady rate, whatever the server does, and a ledger of what came back.
+//! The load generator: sends requests at a steady rate, whatever the server does, and accounts for
+//! every reply.
 //!
-//! The generator is an open loop: request k is due k/rate seconds after the start, and its time
-//! counts from then, not from when it was sent. A generator that waited for the server, or that
-//! forgave its own delays, would hide the server's worst moments ("coordinated omission").
+//! The generator is an open loop: request k is due k/rate seconds after the start, and its response
+//! time counts from then, not from when it left. A generator that waited for the server, or forgave
+//! its own delays, would hide the server's worst moments ("coordinated omission").
 //!
 //! ```text
 //!                               ┌─ rings:  Template, tx ··· rx, validate ─┐

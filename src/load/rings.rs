@@ -1,8 +1,8 @@
-//! Asking by AF_XDP rings: a socket and its rings on each queue, requests from the first, replies
-//! from all.
+//! The AF_XDP transport: one socket with its rings on each queue. Requests leave on the first
+//! queue; replies arrive on all.
 //!
-//! It uses the same steering program as the server, with its own address and port, so that replies
-//! come into its ring.
+//! It loads the server's steering program with its own address and port, which steers the replies
+//! into its rings.
 
 use std::net::UdpSocket;
 use std::thread;
@@ -21,21 +21,19 @@ use crate::xdp::{
     ProgramConfig, RingSizes, Rings, Socket, SocketConfig, stacked,
 };
 
-/// Frames of each queue. Ten replies to each request come back; these hold what comes while the
-/// generator is kept from its processor for 7 ms at a million replies/s. More would cost more on
-/// every packet: they are used in turn, and each that is not in a cache or a TLB is a miss.
+/// Frames per queue. With ten replies to a request, these absorb 7 ms of replies at a million a
+/// second while the generator is off its processor. More would slow every packet: the frames are
+/// used in turn, so a larger set misses the caches and the TLB more often.
 const FRAMES: u32 = 8192;
 
-/// Of these, as many are for sending, from the first queue.
+/// How many of the first queue's frames are for sending.
 const SEND_FRAMES: u32 = 1024;
 
-/// A run waits so long for its last requests to leave.
+/// How long a run waits for its last requests to leave.
 const DRAIN: Duration = Duration::from_millis(100);
 
-/// Requests and replies by rings.
 pub(super) struct RingTransport {
-    // Dropped in this order: nothing is steered any more, then the sockets go, then the port is
-    // free.
+    // Drop order matters: stop steering, then close the sockets, then release the port.
     attachment: Attachment,
     queues: Vec<Queue>,
     _port: UdpSocket,
@@ -48,7 +46,7 @@ pub(super) struct RingTransport {
 struct Queue {
     rings: Rings,
     socket: Socket,
-    /// Frames of these rings for sending that are not on their way.
+    /// Frames for sending that are not in flight.
     free: Vec<Frame>,
 }
 
@@ -104,19 +102,18 @@ impl RingTransport {
         Ok(Self { attachment, queues, _port: port, template, source_port, service_port })
     }
 
-    /// How the program is attached, and how packets get into the rings: `Zero` only when all queues
-    /// are.
+    /// The attach mode and the copy mode; `Zero` only if every queue is zero-copy.
     pub fn modes(&self) -> (AttachMode, CopyMode) {
         let zero = self.queues.iter().all(|queue| queue.socket.mode() == CopyMode::Zero);
         (self.attachment.mode(), if zero { CopyMode::Zero } else { CopyMode::Copy })
     }
 
-    /// How the sockets poll, if they do.
+    /// How the sockets busy-poll, if they do.
     pub fn busy_poll(&self) -> Option<BusyPoll> {
         self.queues.first().and_then(|queue| queue.socket.busy_poll())
     }
 
-    /// How large the rings of each queue are.
+    /// The ring sizes of each queue.
     pub fn sizes(&self) -> Option<RingSizes> {
         self.queues.first().map(|queue| queue.socket.rings())
     }
@@ -135,7 +132,7 @@ impl Transport for RingTransport {
             if sent >= due {
                 break;
             }
-            // All in `free` are of these rings, so none is refused here or below.
+            // Every frame in `free` belongs to these rings, so neither call refuses one.
             let Some(Ok(mut packet)) = free.pop().map(|frame| rings.umem().blank(frame)) else {
                 break;
             };
@@ -168,7 +165,7 @@ impl Transport for RingTransport {
             if rings.census().sending == 0 || Instant::now() >= give_up {
                 return rings.unsent();
             }
-            // That it cannot be woken is an error of the run, or none.
+            // Failing to wake it is no error here: a sending run reports it.
             if rings.sender_sleeps() && socket.wake_sender().is_err() {
                 return rings.unsent();
             }
@@ -183,8 +180,8 @@ impl Transport for RingTransport {
             let mut now = None;
             for _ in 0..BATCH {
                 let Some(mut packet) = rings.receive() else { break };
-                // One reading for the batch: what came is there already, and reading the clock
-                // costs as much as a reply.
+                // One clock reading per batch: the packets have all arrived already, and reading
+                // the clock costs as much as handling a reply.
                 let now = *now.get_or_insert_with(|| clock.now());
                 match wire::validate(rings.bytes_mut(&mut packet), self.source_port) {
                     Ok(reply) if reply.source_port() == self.service_port => {
@@ -193,12 +190,12 @@ impl Transport for RingTransport {
                     Err(Refusal::UnfinishedChecksum) => ledger.unfinished(),
                     _ => ledger.damaged(),
                 }
-                // The fill ring is twice as large as the UMEM: it takes every frame.
+                // Cannot fail: the fill ring has twice as many entries as the UMEM has frames.
                 let _ = rings.discard(packet);
                 any = true;
             }
             rings.publish();
-            // Where it polls, nobody else does the interface's receive work.
+            // When busy polling, only these calls do the interface's receive work.
             if rings.receiver_sleeps() || now.is_none() && socket.busy_poll().is_some() {
                 socket.wake_receiver().context("the interface is gone")?;
             }

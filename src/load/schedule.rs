@@ -1,8 +1,8 @@
-//! When each request is due. Pure arithmetic on nanoseconds since the start.
+//! When each request is due: pure arithmetic on nanoseconds since the start.
 
 use std::time::Duration;
 
-/// A steady rate from time 0 on.
+/// A steady rate from time 0.
 #[derive(Debug, Clone, Copy)]
 pub struct Schedule {
     /// Requests per second, positive.
@@ -14,8 +14,8 @@ pub struct Schedule {
 const SECOND: f64 = 1e9;
 
 impl Schedule {
-    /// `requests` requests at `rate` per second, which is positive. Exact to the nanosecond for 100
-    /// days.
+    /// `requests` requests at `rate` per second, which must be positive. Exact to the nanosecond
+    /// for 100 days.
     pub fn new(rate: f64, requests: u64) -> Self {
         Self { rate, requests }
     }
@@ -26,15 +26,15 @@ impl Schedule {
         (sequence as f64 * SECOND / self.rate) as u64
     }
 
-    /// How many requests are due `now` nanoseconds after the start: all whose time has come.
+    /// How many requests are due by `now`, in nanoseconds after the start.
     #[inline]
     pub fn due_by(&self, now: u64) -> u64 {
         let estimate = ((now as f64 * self.rate / SECOND) as u64 + 1).min(self.requests);
-        // Rounding may put the estimate one too high.
+        // Rounding may make the estimate one too high.
         if estimate > 0 && self.due(estimate - 1) > now { estimate - 1 } else { estimate }
     }
 
-    /// From the start until the interval after the last request is over.
+    /// From the start to the end of the interval after the last request.
     pub fn duration(&self) -> Duration {
         Duration::from_nanos(self.due(self.requests))
     }
@@ -54,7 +54,7 @@ mod tests {
             let due = schedule.due_by(now);
             prop_assert!(due >= 1);
             prop_assert!(schedule.due(due - 1) <= now);
-            // The next one is not due yet, but for the nanosecond that rounding may cost it.
+            // The next one is not due yet, give or take one nanosecond of rounding.
             prop_assert!(schedule.due(due) + 1 >= now);
         }
     }

@@ -1,9 +1,9 @@
-//! Asking by a UDP socket, for hosts without XDP and as a check on the rings: many datagrams to a
-//! system call, and the kernel's own timestamp of each that arrives, so that a reply is not charged
-//! for waiting in the socket.
+//! The UDP socket transport, for hosts without XDP and as a check on the rings. It sends many
+//! datagrams per system call, and uses the kernel's receive timestamps, so waiting in the socket
+//! buffer does not count as response time.
 //!
-//! The kernel needs a neighbour for each address that is on the link. Its table holds 1,024
-//! (gc_thresh3): more addresses need a larger table, or a route by way of the server.
+//! The kernel needs a neighbour entry for each on-link address. Its table holds 1,024 (gc_thresh3):
+//! more addresses need a larger table, or a route through the server.
 
 use std::net::UdpSocket;
 
@@ -15,11 +15,10 @@ use super::transport::{Clock, LoadConfig, Transport, Way};
 use crate::net::datagrams::{self, BATCH, Incoming, Message, Outgoing};
 use crate::wire::MAX_PAYLOAD;
 
-/// Bytes of memory that replies may take which wait for the generator: four times what the socket
-/// server has for requests, since ten replies come back to each.
+/// Bytes of replies that may wait for the generator: four times the socket server's buffer for
+/// requests, since ten replies come back to each.
 const RECEIVE_BUFFER: usize = 16 << 20;
 
-/// Requests and replies by a socket.
 pub(super) struct SocketTransport {
     socket: UdpSocket,
     scope: u32,
@@ -31,12 +30,12 @@ pub(super) struct SocketTransport {
 }
 
 impl SocketTransport {
-    /// Has the kernel stamp what arrives, and keep much of it.
+    /// Enables receive timestamps and a large receive buffer.
     pub fn open(way: Way, config: &LoadConfig) -> Result<Self> {
         let socket = way.socket;
         setsockopt(&socket, sockopt::ReceiveTimestampns, &true)
             .context("the kernel gives no timestamps")?;
-        // Beyond net.core.rmem_max needs CAP_NET_ADMIN; without it, as much as is allowed.
+        // Exceeding net.core.rmem_max takes CAP_NET_ADMIN; without it the kernel clamps the size.
         if setsockopt(&socket, sockopt::RcvBufForce, &RECEIVE_BUFFER).is_err() {
             setsockopt(&socket, sockopt::RcvBuf, &RECEIVE_BUFFER)?;
         }
@@ -64,7 +63,7 @@ impl Transport for SocketTransport {
         });
         match self.outgoing.send(&self.socket, &messages[..count], libc::MSG_DONTWAIT) {
             Ok(taken) => Ok(sent + taken as u64),
-            // No room at the moment: they are sent when there is, and are late then.
+            // No room now: the caller sends these later, and then they may be late.
             Err(error)
                 if matches!(
                     error.raw_os_error(),

@@ -1,5 +1,5 @@
-//! What both ways of asking have in common: what to ask, the way to the server, the clock of a run,
-//! and what the generator wants of them.
+//! What both transports share: their configuration, the path to the server, the clock of a run, and
+//! the trait that the generator drives.
 
 use std::net::{Ipv6Addr, SocketAddrV6, UdpSocket};
 use std::ops::RangeInclusive;
@@ -19,12 +19,12 @@ use crate::host;
 use crate::host::time::{self, Moment, System, Time, unix_time};
 use crate::net::netlink::{self, Link};
 
-/// What to ask, of whom.
+/// What to send, where, and how.
 #[derive(Debug, Clone)]
 pub struct LoadConfig {
-    /// How to ask.
+    /// Rings or a socket.
     pub client: Client,
-    /// Name of the interface, in the namespace of the calling thread.
+    /// Name of the interface, in the calling thread's namespace.
     pub interface: String,
     /// The server's addresses.
     pub targets: Targets,
@@ -34,56 +34,55 @@ pub struct LoadConfig {
     pub replies: u8,
     /// Bytes of payload in a request.
     pub payload: usize,
-    /// Preferred busy polling, for so many microseconds: the client's own calls do its interface's
+    /// Preferred busy polling for this many microseconds: the client's own calls do its interface's
     /// receive work. Rings only.
     pub busy_poll: Option<u32>,
-    /// Microseconds between two batches that the kernel takes from the interface; `None` to leave
-    /// that as it is.
+    /// Microseconds between two batches that the kernel takes from the interface; `None` leaves the
+    /// setting alone.
     pub coalesce: Option<u32>,
 }
 
 /// How datagrams leave and arrive.
 pub(super) trait Transport {
-    /// Sends what is due of the requests from number `sent` on, those before number `due`, as far
-    /// as there is room, and returns the next number.
+    /// Sends the requests `sent..due`, as far as there is room, and returns the next number.
     fn send(&mut self, ledger: &Ledger, sent: u64, due: u64) -> Result<u64>;
 
-    /// Enters what has arrived and returns whether there was anything.
+    /// Records what has arrived, and returns whether anything had.
     fn receive(&mut self, ledger: &mut Ledger, clock: &mut Clock, sent: u64) -> Result<bool>;
 
-    /// At the end of a run, how many requests the kernel was given and still holds.
+    /// At the end of a run: how many requests the kernel accepted but still holds.
     fn unsent(&mut self) -> u64 {
         0
     }
 }
 
-/// Datagrams sent, or taken, before the other side has its turn.
+/// How many datagrams to send or receive before the other direction gets its turn.
 pub(super) const BATCH: usize = 64;
 
-/// How long the kernel may take to find the server's Ethernet address: three solicitations a second
-/// apart (RFC 4861 section 10, MAX_MULTICAST_SOLICIT and RETRANS_TIMER), and a bit.
+/// How long the kernel may need to resolve the server's Ethernet address: three solicitations one
+/// second apart (RFC 4861 section 10, MAX_MULTICAST_SOLICIT and RETRANS_TIMER), plus a margin.
 const RESOLVE: Duration = Duration::from_secs(4);
 
-/// The time of a run: nanoseconds since its start, by a clock that nobody sets and that is not
-/// slewed for the time of day.
+/// The clock of a run: nanoseconds since its start, by CLOCK_MONOTONIC. The kernel's receive
+/// timestamps are wall-clock times, which [`at`](Self::at) converts.
 pub(super) struct Clock {
     start: Instant,
     began: Moment,
-    /// What the time of day was last, when the other clock showed what.
+    /// The latest reading of both clocks.
     last: Moment,
-    /// How far the two came apart, the first time, otherwise than by slewing.
+    /// The first jump of the wall clock against the other, beyond slewing; in nanoseconds.
     parted: Option<i64>,
 }
 
-/// The wall clock may come so much further apart from the other between two readings, whatever the
-/// time between them: where it was set by less, no time is wrong by more.
+/// Nanoseconds by which the clocks may drift apart between two readings, however close. A smaller
+/// jump makes no time wrong by more than this.
 const PARTED: u64 = 100_000;
 
-/// And by this share of the time between them: adjtimex(2) slews by no more.
+/// Plus this share of the time between them: adjtimex(2) slews no faster.
 const SLEWED: f64 = 0.0005;
 
-/// How far apart two readings of the clocks are, besides slewing and the time that reading took; in
-/// nanoseconds.
+/// Nanoseconds by which the wall clock jumped between two readings, beyond slewing and the time
+/// that reading took; `None` if it did not.
 fn parting(now: &Moment, before: &Moment) -> Option<i64> {
     let drift = now.wall.wrapping_sub(before.wall) as i64;
     let drift = drift.wrapping_sub(now.awake.wrapping_sub(before.awake) as i64);
@@ -97,7 +96,6 @@ impl Clock {
         Self { start: Instant::now(), began, last: began, parted: None }
     }
 
-    /// Now.
     #[inline]
     pub fn now(&self) -> u64 {
         self.start.elapsed().as_nanos() as u64
@@ -108,7 +106,7 @@ impl Clock {
         self.began.wall
     }
 
-    /// Looks how far the time of day is from the other clock, for [`at`](Self::at).
+    /// Reads both clocks, for [`at`](Self::at).
     pub fn look(&mut self) {
         self.see(System.now());
     }
@@ -120,8 +118,8 @@ impl Clock {
         self.last = now;
     }
 
-    /// When the time of day was that, which was just before it was last looked at; 0 for what was
-    /// before the start.
+    /// Converts a wall-clock time to nanoseconds since the start, by the latest
+    /// [`look`](Self::look), which must be recent. Times before the start become 0.
     #[inline]
     pub fn at(&self, seconds: i64, nanos: i64) -> u64 {
         let wall = i128::from(seconds) * 1_000_000_000 + i128::from(nanos);
@@ -130,34 +128,34 @@ impl Clock {
         u64::try_from(awake - ago).unwrap_or(0)
     }
 
-    /// Refuses what was measured by the time of day if that was set meanwhile.
+    /// Fails if the wall clock was set during the run: the timestamps are then wrong.
     pub fn verify(&mut self) -> Result<()> {
         self.look();
         let Some(parted) = self.parted else { return Ok(()) };
-        // The clock that the requests are due by stands still meanwhile.
+        // The clock that schedules requests stops during suspend.
         let suspended = self.last.suspended_since(&self.began);
         if suspended >= Duration::from_millis(1) {
             bail!(
-                "this machine was suspended for {:.3} s while requests were sent: what was \
-                 measured is worthless; repeat the run",
+                "this machine was suspended for {:.3} s while requests were sent: the measurement \
+                 is worthless; repeat the run",
                 suspended.as_secs_f64()
             );
         }
         bail!(
-            "{} while requests were sent: what was measured by it is worthless; repeat the run \
-             while nothing sets the clock",
+            "{} while requests were sent: the measurement is worthless; repeat the run while \
+             nothing sets the clock",
             time::set(parted)
         );
     }
 }
 
-/// The way to the server, and a port of ours that nobody else has.
+/// The path to the server, and a source port reserved for the client.
 pub(super) struct Way {
     pub link: Link,
     pub source: Ipv6Addr,
-    /// Ethernet address of the server, or of the router to it.
+    /// Ethernet address of the server, or of the router on the way.
     pub server: [u8; 6],
-    /// The kernel keeps the port for us, and gives it to nobody else.
+    /// Reserves the port: the kernel gives it to nobody else.
     pub socket: UdpSocket,
     pub source_port: u16,
 }
@@ -175,8 +173,8 @@ impl Way {
         };
         ensure!(
             link.is_ethernet() || config.client == Client::Socket,
-            "{} carries no Ethernet frames (link type {}, a tunnel's), and the client afxdp takes \
-             no others: use --client socket",
+            "{} carries no Ethernet frames (link type {}, a tunnel's), and the client afxdp needs \
+             them: use --client socket",
             link.name,
             link.link_type
         );
@@ -195,7 +193,7 @@ impl Way {
             );
         }
         let neighbour = route.gateway.unwrap_or(target);
-        // A tunnel has no neighbours to look for.
+        // A tunnel has no neighbours to resolve.
         let resolve = || match link.is_ethernet() {
             true => netlink::resolve(link.index, neighbour, RESOLVE),
             false => Ok([0; 6]),
@@ -204,7 +202,7 @@ impl Way {
             (Err(why), LoadConfig { targets: Targets::Moving(timetable), .. })
                 if route.gateway.is_none() =>
             {
-                // Somebody answers for an address of another step, if only the clocks are uneven.
+                // If only the clocks differ, an address of another step answers.
                 let addresses: Vec<_> =
                     steps_around(timetable).map(|step| timetable.address(0, step)).collect();
                 let found = netlink::resolve_any(link.index, &addresses, RESOLVE)?;
@@ -212,15 +210,19 @@ impl Way {
             }
             (resolved, _) => resolved?,
         };
-        let socket = port_of_ours(&link, route.source, vrf.is_some()).context("no UDP port")?;
-        let source_port = socket.local_addr().context("no UDP port")?.port();
-        ensure!(source_port != config.port, "the kernel chose the service port as ours: try again");
+        let socket = port_of_ours(&link, route.source, vrf.is_some())
+            .context("cannot open a UDP socket for the client's port")?;
+        let source_port = socket.local_addr().context("cannot read the client's port")?.port();
+        ensure!(
+            source_port != config.port,
+            "the kernel chose the service port for the client: try again"
+        );
         Ok(Self { link, source: route.source, server, socket, source_port })
     }
 }
 
-/// A socket on a port that the kernel chooses. In a VRF it is bound to the interface: the address
-/// is known there alone.
+/// A socket on a port of the kernel's choice. In a VRF it must be bound to the interface, since the
+/// address exists only there.
 fn port_of_ours(link: &Link, source: Ipv6Addr, in_vrf: bool) -> Result<UdpSocket> {
     let address = SocketAddrV6::new(source, 0, 0, link.index);
     if !in_vrf {
@@ -232,22 +234,21 @@ fn port_of_ours(link: &Link, source: Ipv6Addr, in_vrf: bool) -> Result<UdpSocket
     Ok(socket.into())
 }
 
-/// How many steps before this clock's and after it are tried where the server does not answer.
+/// How many steps to try before this clock's and after it when the server does not answer.
 const STEPS_TRIED: u64 = 32;
 
-/// Those, and this clock's own.
+/// This clock's step and the [`STEPS_TRIED`] around it.
 pub(super) fn steps_around(timetable: &Timetable) -> RangeInclusive<u64> {
     let step = timetable.clock().step(unix_time());
     step.saturating_sub(STEPS_TRIED)..=step + STEPS_TRIED
 }
 
-/// What it means that none of them is answered.
+/// The likely causes when no address of those steps answers.
 fn nobody(timetable: &Timetable) -> String {
     let around = STEPS_TRIED as u32 * timetable.clock().period();
     format!(
-        "nor does anybody where this clock is up to {STEPS_TRIED} steps ({around:?}) wrong: the \
-         server may be down, or its --secret, \
-         --rotate or --prefix another"
+        "nothing answers within {STEPS_TRIED} steps ({around:?}) of this clock either: the server \
+         may be down, or its --secret, --rotate or --prefix may differ"
     )
 }
 
@@ -263,8 +264,8 @@ mod tests {
         let (seconds, nanos) =
             ((kernel.wall / 1_000_000_000) as i64, (kernel.wall % 1_000_000_000) as i64);
         let (at, now) = (clock.at(seconds, nanos), clock.now());
-        // But for a clock that was set meanwhile.
-        assert!(at <= now + 1_000_000, "{at} ns is after {now} ns");
+        // Holds unless something set the clock in between.
+        assert!(at <= now + 1_000_000, "{at} ns is later than {now} ns");
         assert_eq!(clock.at(seconds - 100, 0), 0);
         clock.verify().unwrap();
     }
@@ -287,7 +288,7 @@ mod tests {
         };
         let mut clock = start();
         for look in 1..=1000 {
-            // 500 ppm, for 10,000 s.
+            // Slewed by 500 ppm, for 10,000 s.
             let now = later(&clock, 10 * SECOND, 5_000_000);
             clock.see(now);
             // Arrived 1 ms before the look.
@@ -300,13 +301,13 @@ mod tests {
             let mut clock = start();
             clock.see(later(&clock, SECOND / 10, off));
             assert_eq!(clock.parted, Some(off));
-            // It stays so.
+            // The first jump is kept.
             clock.see(later(&clock, SECOND / 10, 0));
             assert_eq!(clock.parted, Some(off));
             let words = clock.verify().unwrap_err().to_string();
             assert!(words.contains("worthless"), "{words}");
         }
-        // Who lost the processor between two readings knows nothing that precisely.
+        // A preempted reading is imprecise: it proves no jump.
         let mut clock = start();
         clock.see(Moment { slack: 5_000_000, ..later(&clock, SECOND, 3_000_000) });
         assert_eq!(clock.parted, None);

@@ -1,29 +1,29 @@
-//! Why nothing was answered, as far as the client's side can tell.
+//! Why no reply arrived, as far as the client can tell.
 
 use std::fs;
 
 use crate::events::{Client, LoadResult};
 use crate::host::Environment;
 
-/// What to do about replies whose checksum only a card would have finished.
-pub const UNFINISHED: &str = "replies came with unfinished checksums, which the server's kernel \
-    left to its interface: run \
-     'ethtool -K IF tx off' for the server's interface, or ask with --client socket";
+/// What to do about replies whose checksum was left to an interface that never finished it.
+pub const UNFINISHED: &str = "replies came with unfinished checksums: the server's kernel left \
+    them to its interface; run 'ethtool -K IF tx off' for the server's interface, or use --client \
+    socket";
 
-/// Drivers whose packets go from memory to memory: no card finishes a checksum.
+/// Drivers that only copy memory: no hardware finishes a checksum.
 const MEMORY: [&str; 3] = ["veth", "bridge", "tun"];
 
-/// What this machine's kernel counted of answers that no client gets.
+/// The kernel's counts of answers that never reached a client.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Heard {
-    /// ICMPv6 errors that said that a destination is unreachable.
+    /// ICMPv6 destination-unreachable errors received.
     unreachable: u64,
     /// UDP datagrams with a wrong checksum.
     damaged: u64,
 }
 
 impl Heard {
-    /// So far, in the network namespace of the calling thread.
+    /// The counts so far, in the calling thread's network namespace.
     #[must_use]
     pub fn now() -> Self {
         fs::read_to_string("/proc/thread-self/net/snmp6")
@@ -39,7 +39,7 @@ impl Heard {
         Self { unreachable: number("Icmp6InDestUnreachs"), damaged: number("Udp6InCsumErrors") }
     }
 
-    /// Since `before`.
+    /// The increase since `before`.
     #[must_use]
     pub fn since(self, before: Self) -> Self {
         Self {
@@ -49,8 +49,8 @@ impl Heard {
     }
 }
 
-/// Why nothing of `result` was answered; `None` where nothing gives it away. `here` is the client's
-/// machine, `port` the service's.
+/// Why no request of `result` was answered; `None` without a clue. `here` describes the client's
+/// machine; `port` is the service's.
 #[must_use]
 pub fn cause(result: &LoadResult, here: &Environment, heard: Heard, port: u16) -> Option<String> {
     let outcome = &result.outcome;
@@ -59,23 +59,22 @@ pub fn cause(result: &LoadResult, here: &Environment, heard: Heard, port: u16) -
     }
     if outcome.corrupt > 0 {
         return Some(format!(
-            "{} replies came, and all were damaged: see whether another program answers on port \
+            "{} replies came, all of them damaged: check whether another program answers on port \
              {port}",
             outcome.corrupt
         ));
     }
     if outcome.wrong_source > 0 {
         return Some(format!(
-            "{} replies came, and all from another address than the one asked: the server has to \
-             answer from that",
+            "{} replies came, all from another address than the one asked: the server must answer \
+             from the address that a request was sent to",
             outcome.wrong_source
         ));
     }
     if heard.unreachable > 0 {
         return Some(format!(
-            "the network said {} times that a destination is unreachable (ICMPv6): see whether the \
-             server serves port \
-             {port}, and whether a firewall rejects requests",
+            "{} ICMPv6 errors said that a destination is unreachable: check that the server serves \
+             port {port} and that no firewall rejects requests",
             heard.unreachable
         ));
     }
@@ -91,9 +90,8 @@ pub fn cause(result: &LoadResult, here: &Environment, heard: Heard, port: u16) -
     let may_leave = MEMORY.contains(&nic.driver.as_str()) && nic.offloads.iter().any(leaves);
     (result.client == Client::Socket && may_leave).then(|| {
         format!(
-            "{0} ({1}) leaves checksums unfinished, which only socket engines take: run 'ethtool \
-             -K {0} tx off', or ask with \
-             --client afxdp; otherwise {2}",
+            "{0} ({1}) leaves checksums unfinished, which only socket engines accept: run 'ethtool \
+             -K {0} tx off' or use --client afxdp; otherwise {2}",
             nic.interface,
             nic.driver,
             look(port)
@@ -101,7 +99,7 @@ pub fn cause(result: &LoadResult, here: &Environment, heard: Heard, port: u16) -
     })
 }
 
-/// What to say where nothing gives the cause away.
+/// The advice when there is no clue.
 #[must_use]
 pub fn nothing_came(port: u16) -> String {
     format!("nothing came back: {}", look(port))
@@ -109,10 +107,9 @@ pub fn nothing_came(port: u16) -> String {
 
 fn look(port: u16) -> String {
     format!(
-        "see whether the server is up and serves port {port} and these addresses (--prefix, \
-         --addresses, \
-         --seed), whether its --allow has this machine, whether a firewall is between, and what \
-         its statistics say was dropped"
+        "check that the server is up, that it serves port {port} and these addresses (--prefix, \
+         --addresses, --seed), that its --allow includes this machine, that no firewall is in the \
+         way, and what its statistics say was dropped"
     )
 }
 
@@ -157,14 +154,14 @@ mod tests {
                 &with(|outcome| outcome.corrupt = 3),
                 &veth,
                 silent,
-                "3 replies came, and all were damaged",
+                "3 replies came, all of them damaged",
             ),
             (&with(|outcome| outcome.wrong_source = 4), &veth, silent, "from another address"),
             (
                 &socket,
                 &veth,
                 unreachable,
-                "unreachable (ICMPv6): see whether the server serves port 3540",
+                "unreachable: check that the server serves port 3540",
             ),
             (&socket, &none, damaged, "5 replies came with a wrong checksum"),
             (&socket, &veth, silent, "ethtool -K eth7 tx off"),
@@ -172,7 +169,7 @@ mod tests {
             let said = cause(result, here, heard, 3540).unwrap_or_default();
             assert!(said.contains(words), "'{said}' and not '{words}'");
         }
-        // Rings write whole checksums themselves, and get no datagram that the kernel dropped.
+        // Rings write complete checksums, and never see the datagrams that the kernel drops.
         assert_eq!(cause(&nothing, &veth, damaged, 3540), None);
         assert_eq!(cause(&socket, &none, silent, 3540), None);
         assert!(nothing_came(3540).contains("port 3540"));
