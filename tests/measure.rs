@@ -752,14 +752,14 @@ fn what_makes_no_sense() -> Result<()> {
             2,
             vec![profile, "response.series.bind is 'live-map'", "allowed"],
         ),
-        ("bind", "", "", ".", 2, vec![profile, "there is no table [bind]"]),
+        ("bind", "", "", ".", 2, vec![profile, "it has no table [bind]"]),
         (
             "response",
             "",
             "",
             &taken,
             1,
-            vec![&taken, "name a directory for --out that can be written"],
+            vec![&taken, "choose a writable directory for --out"],
         ),
         (
             "response",
@@ -767,7 +767,7 @@ fn what_makes_no_sense() -> Result<()> {
             "",
             "/proc/sixhop",
             1,
-            vec!["/proc/sixhop", "name a directory for --out that can be written"],
+            vec!["/proc/sixhop", "choose a writable directory for --out"],
         ),
         (
             "response",
@@ -775,7 +775,7 @@ fn what_makes_no_sense() -> Result<()> {
             "",
             "/proc",
             1,
-            vec!["/proc", "name a directory for --out that can be written"],
+            vec!["/proc", "choose a writable directory for --out"],
         ),
     ] {
         let text = RESPONSE.replacen(from, to, 1);
@@ -794,7 +794,7 @@ fn what_makes_no_sense() -> Result<()> {
         ensure!(output.status.code() == Some(2), "{arguments:?}");
         Ok(String::from_utf8(output.stderr)?)
     };
-    ensure!(usage(&["--profile", "nowhere.toml"])?.contains("there are quick and paper"));
+    ensure!(usage(&["--profile", "nowhere.toml"])?.contains("use quick, paper, or the path"));
     ensure!(usage(&["--server-via", "ssh host"])?.contains("--server-interface"));
     let words = usage(&[
         "--server-via",

@@ -290,7 +290,7 @@ fn print_json(event: &Event) -> Result<()> {
 fn make(directory: &Path) -> Result<()> {
     let cannot = || {
         format!(
-            "cannot make {}: name a directory for --out that can be written",
+            "cannot make {}: choose a writable directory for --out",
             directory.display()
         )
     };
@@ -299,7 +299,7 @@ fn make(directory: &Path) -> Result<()> {
     let probe = directory.join(".sixhop");
     fs::write(&probe, "").and_then(|()| fs::remove_file(&probe)).with_context(|| {
         format!(
-            "cannot write into {}: name a directory for --out that can be written",
+            "cannot write into {}: choose a writable directory for --out",
             directory.display()
         )
     })

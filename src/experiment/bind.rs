@@ -1,8 +1,7 @@
-//! Figure 1: what it takes to compute, bind and unbind n addresses, by each method.
+//! Figure 1: the cost of computing, binding and unbinding n addresses, by each method.
 //!
-//! Every run has a fresh interface: what was bound on it before makes the kernel slower, also after
-//! it is gone. Runs of the methods alternate, so that what else the machine does disturbs all of
-//! them alike.
+//! Every run gets a fresh interface: earlier addresses slow the kernel down even after they are
+//! gone. Runs of the methods alternate, so that other work on the machine disturbs them all alike.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -23,34 +22,33 @@ use crate::live::{Interrupted, Method, Phases};
 use crate::net::netlink;
 use crate::server::{Server, ServerConfig, Totals};
 
-/// A prefix that none of the lab's own addresses lies under, so that a local route may be had for
-/// it.
+/// A prefix that contains none of the lab's own addresses, so that it can have a local route.
 const PREFIX: &str = "2001:db8:6::/64";
 
-/// How far an experiment is.
+/// The progress of the experiment.
 #[derive(Debug, Clone, Copy)]
 pub struct BindProgress {
-    /// What is measured next.
+    /// The method of the next run.
     pub method: Method,
-    /// At how many addresses.
+    /// Its number of addresses.
     pub addresses: u64,
-    /// Which run of it, from 1 on.
+    /// Its number, from 1.
     pub run: u32,
-    /// Runs done, of all.
+    /// Runs finished so far.
     pub done: usize,
     /// All runs.
     pub all: usize,
-    /// The most that the rest can take, in seconds: as long as a method's cost is not known its
-    /// budget, and then what follows from that.
+    /// An upper bound for the remaining time, in seconds. A method whose cost is still unknown counts
+    /// with its budget; later its measurements give the estimate.
     pub at_most: f64,
 }
 
-/// Runs the experiment, with `file` for its results, and returns them. `show` is told what comes
-/// next, `found` everything that goes into the file.
+/// Runs the experiment with `file` for its results, and returns them. Calls `show` before each run,
+/// and `found` with every result that goes into the file.
 ///
 /// # Errors
-/// Without root, when another such experiment is running, when `stop` is set, or `found` fails. The
-/// lab is taken down in any case. That a method does not work here is no error but an outcome.
+/// Without root; if another such experiment is running, `stop` is set, or `found` fails. Takes the
+/// lab down in every case. A method that does not work here is a result, not an error.
 pub fn bind<'a>(
     profile: &BindProfile,
     file: Option<&Path>,
@@ -100,7 +98,7 @@ pub fn bind<'a>(
     Ok(journal.events().to_vec())
 }
 
-/// The machine, and an interface as each run has one.
+/// This machine, and an interface like that of each run.
 fn environment(lab: &Lab) -> Result<Environment> {
     lab.down()?;
     lab.up(1)?;
@@ -110,7 +108,7 @@ fn environment(lab: &Lab) -> Result<Environment> {
     })
 }
 
-/// One run, on an interface of its own.
+/// One run, on a fresh interface.
 fn once(
     lab: &Lab,
     method: Method,
@@ -130,7 +128,8 @@ fn once(
             bound = count as u64;
             over = started.get_or_insert_with(Instant::now).elapsed().as_secs_f64() > budget;
             if over {
-                // The whole interface goes: the addresses need not be taken off it one by one.
+                // Delete the whole interface, which is faster than removing the addresses one by
+                // one.
                 let _ = lab.down();
             }
             !over && !stop.load(Ordering::Relaxed)
@@ -150,8 +149,7 @@ fn once(
     })
 }
 
-/// What a server's addresses took, from what it said when they were live and when they were taken
-/// back.
+/// The cost of a server's addresses, from its `ready` event and its totals.
 #[must_use]
 pub fn bound(ready: &Ready, totals: &Totals) -> BindResult {
     let count = ready.addresses as f64;
@@ -175,15 +173,15 @@ pub fn bound(ready: &Ready, totals: &Totals) -> BindResult {
     }
 }
 
-/// How long runs take.
+/// Predicts how long runs take.
 struct Estimate {
-    /// Seconds that one may bind.
+    /// Seconds that binding may take in one run.
     budget: f64,
-    /// Of each method, the largest number of addresses so far, and the seconds that it took.
+    /// For each method: the latest number of addresses that it bound, and the seconds that took.
     spent: HashMap<Method, (u64, f64)>,
-    /// Seconds that a run takes besides: the lab made and taken down, the program loaded.
+    /// The rest of a run, in seconds: making and removing the lab, loading the program.
     overhead: f64,
-    /// Methods that need not be tried with more addresses, and why.
+    /// Methods that cannot bind more addresses, and why.
     given_up: HashMap<Method, String>,
 }
 
@@ -192,8 +190,8 @@ impl Estimate {
         Self { budget, spent: HashMap::new(), overhead: 0.5, given_up: HashMap::new() }
     }
 
-    /// Learns from a run of the cell; `took` is what all of it took, in seconds, where it was not
-    /// read from a file.
+    /// Learns from a run of the cell. `took` is the whole run in seconds, or `None` if the result
+    /// came from a file.
     fn learn(
         &mut self,
         (method, addresses): (Method, u64),
@@ -217,8 +215,7 @@ impl Estimate {
         }
     }
 
-    /// Seconds that the rest takes at most: `left` runs of the first of `cells`, and `runs` of each
-    /// other.
+    /// An upper bound in seconds: `left` runs of the first of `cells`, and `runs` of each other.
     fn of_rest(&self, cells: &[(Method, u64)], left: u32, runs: u32) -> f64 {
         let tried =
             cells.iter().enumerate().filter(|(_, (method, _))| !self.given_up.contains_key(method));
@@ -227,16 +224,16 @@ impl Estimate {
             .sum()
     }
 
-    /// Seconds that a run of the cell takes at most.
+    /// An upper bound for one run of the cell, in seconds.
     fn of(&self, (method, addresses): (Method, u64)) -> f64 {
-        // Binding at its budget, and as much again for taking back, which costs less.
+        // The budget for binding, and the same again for unbinding, which costs less.
         let most = 2.0 * self.budget;
         let expected = self.spent.get(&method).map_or(most, |&(before, seconds)| {
             let growth = addresses as f64 / before as f64;
             match method {
                 Method::LiveMap => seconds * growth,
                 Method::Anyip => seconds,
-                // the kernel's cost grows with every address
+                // The kernel's cost per address grows with the number on the interface.
                 _ => seconds * growth.max(1.0).powi(2),
             }
         });

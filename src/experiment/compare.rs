@@ -1,14 +1,14 @@
-//! Engines side by side: each on the same lab, with the same addresses and the same load, and what
-//! rate it sustains.
+//! Compares engines: each in the same lab, with the same addresses and load, by the rate that it
+//! sustains.
 //!
 //! ```text
 //!   namespace sixhop-compare-client          namespace sixhop-compare-server
 //!   generator (this process, core B) ═ veth ═ sixhop serve --engine E (a process, core A)
 //! ```
 //!
-//! or in a lab that is there, such as that of a guest with its cards. All have their first search,
-//! then all their second, and so on: a machine that others share is faster at one time than at
-//! another, and no engine is to have the good one to itself.
+//! An existing lab works too, such as a guest's with its cards. All contestants run their first
+//! search, then all their second, and so on: the speed of a shared machine varies over time, and no
+//! engine should have a fast phase to itself.
 
 use std::ffi::OsString;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -29,18 +29,18 @@ use crate::live::Method;
 use crate::load::{Client, Generator, LoadConfig, Run};
 use crate::server::ServerConfig;
 
-/// What to compare, on what work.
+/// What to compare, under which load.
 #[derive(Debug, Clone)]
 pub struct CompareConfig {
     /// The engines, in the order of the table.
     pub engines: Vec<EngineKind>,
-    /// Other programs, after them.
+    /// Other programs, listed after the engines.
     pub peers: Vec<Peer>,
-    /// How many addresses: all engines with the first number, then all with the next.
+    /// The numbers of addresses: all contestants run with the first, then all with the next.
     pub addresses: Vec<u64>,
-    /// How they are made live.
+    /// How to bind them.
     pub bind: Method,
-    /// Which ones.
+    /// The seed that selects them.
     pub seed: u64,
     /// UDP port of the service.
     pub port: u16,
@@ -48,54 +48,54 @@ pub struct CompareConfig {
     pub replies: u8,
     /// Bytes of payload in a request.
     pub payload: usize,
-    /// How long one trial sends, in seconds.
+    /// Length of a trial, in seconds.
     pub trial: f64,
-    /// A rate is sustained when the mean time to the first reply is at most this, in microseconds.
+    /// The mean time to the first reply up to which a rate is sustained, in microseconds.
     pub mean: f64,
-    /// For how many microseconds the client polls its interface, where it is to do so itself.
+    /// For how many microseconds the client busy-polls its interface, if at all.
     pub client_busy_poll: Option<u32>,
-    /// Microseconds between two batches that the kernel takes from either interface, for whatever
-    /// contestant; `None` to leave that as it is.
+    /// Microseconds between two batches that the kernel takes from either interface, for every
+    /// contestant; `None` leaves the setting alone.
     pub coalesce: Option<u32>,
-    /// A lab that is up, to be used as it is; otherwise one of its own is made.
+    /// An existing lab, used as it is. `None` makes one for this comparison.
     pub lab: Option<Lab>,
 }
 
-/// How far a comparison is.
+/// The progress of a comparison.
 pub struct Progress {
-    /// Steps done.
+    /// Steps finished so far.
     pub done: u64,
     /// All steps.
     pub steps: u64,
-    /// What is being done.
+    /// The current activity.
     pub doing: String,
 }
 
-/// Searches for each engine's rate so many times, with a server that is started for each.
+/// How many searches each contestant runs, each with a fresh server.
 const RUNS: usize = 3;
 
-/// The first rate tried: low, since what is found does not depend on it; the search goes down from
-/// it where it must.
+/// The first rate tried. Low, since the result does not depend on it; the search also goes below
+/// it.
 const START: f64 = 4000.0;
 
-/// No rate above this is tried: one core does not generate it.
+/// The highest rate tried: beyond what one core can generate.
 const CEILING: f64 = 2_000_000.0;
 
-/// A rate is sustained when this share of the requests has all its replies, …
+/// The share of requests that must have all their replies for a rate to be sustained.
 const COMPLETE: f64 = 0.999;
 
-/// … the mean time to the first reply is at most [`CompareConfig::mean`], and the generator sent at
-/// least this share of the rate: a generator that is late proves nothing about a server.
+/// The share of the rate that the generator must send in time: a late generator proves nothing
+/// about a server.
 const ON_TIME: f64 = 0.99;
 
-/// Binding takes its time: the paper needed 216 s for 55,000 addresses.
+/// How long a server may take to get ready: the paper needed 216 s to bind 55,000 addresses.
 const START_LIMIT: Duration = Duration::from_secs(600);
 
-/// Compares the engines. `show` is told how far it is, `found` each result as it comes.
+/// Compares the engines, and calls `show` with the progress.
 ///
 /// # Errors
-/// Without root, when another comparison is running, when an engine cannot start, or when `stop` is
-/// set. The lab is taken down in any case.
+/// Without root; if another comparison is running, an engine cannot start, or `stop` is set. Takes
+/// down the lab that it made, in every case.
 pub fn compare(
     config: &CompareConfig,
     stop: &AtomicBool,
@@ -106,7 +106,7 @@ pub fn compare(
         Some(lab) => on_lab(lab, config, stop, &mut show)?,
         None => {
             let lab = Lab::named("sixhop-compare")?;
-            lab.down()?; // of a run that was killed
+            lab.down()?; // left by a killed run
             lab.up(1)?;
             let result = on_lab(&lab, config, stop, &mut show);
             let down = lab.down();
@@ -165,17 +165,17 @@ fn on_lab(
     Ok(results)
 }
 
-/// The processors of the server and of the client.
+/// The processors of the server and the client.
 fn cores() -> Result<[usize; 2]> {
     let cores: Vec<_> =
         core_affinity::get_core_ids().unwrap_or_default().iter().map(|core| core.id).collect();
     match (cores.first(), cores.last()) {
         (Some(&server), Some(&client)) => Ok([server, client]),
-        _ => bail!("cannot find out which processors there are"),
+        _ => bail!("cannot list the processors that this process may use"),
     }
 }
 
-/// One contestant's search: on which addresses, where, and how it is stopped.
+/// One search for a contestant's rate.
 struct Search<'a> {
     lab: &'a Lab,
     host: &'a Host,
@@ -186,8 +186,8 @@ struct Search<'a> {
 }
 
 impl<'a> Search<'a> {
-    /// Starts the contestant, searches for its rate, and ends it. `last` is what an earlier search
-    /// found.
+    /// Starts the contestant, searches for its rate, and stops it. `last` is the result of an
+    /// earlier search.
     fn run(
         &self,
         last: Option<&Searched>,
@@ -196,8 +196,8 @@ impl<'a> Search<'a> {
         let [server_core, client_core] = cores()?;
         let mut running = self.start(server_core, client_core)?;
         let server = running.ready()?.clone();
-        // An engine without a worker has the kernel do the work where its interface interrupts: on
-        // the server's processor.
+        // An engine without a worker runs in the kernel, on the processor that its interface
+        // interrupts: the server's.
         let cores = match server.modes.cores.as_slice() {
             [] => vec![server_core],
             cores => cores.to_vec(),
@@ -267,7 +267,7 @@ impl<'a> Search<'a> {
     }
 }
 
-/// What was found of `who`; `None` where nothing was.
+/// The result for `who`; `None` without a search.
 fn result(
     config: &CompareConfig,
     who: &Contestant,
@@ -308,7 +308,7 @@ fn result(
     })
 }
 
-/// A server that is being measured.
+/// A running contestant.
 enum Running<'a> {
     Engine(Box<ServerProcess>),
     Peer(Box<PeerProcess<'a>>, &'a Peer),
@@ -322,43 +322,43 @@ impl Running<'_> {
         }
     }
 
-    /// Ends it, if there is nothing against its figures.
+    /// Stops it, and rejects its figures if its counters discredit them.
     fn stop(self, who: &Contestant) -> Result<()> {
         let Self::Engine(server) = self else { return Ok(()) };
         server.stop_sound(who)
     }
 }
 
-/// Tries rates on a server, one at a time.
+/// Runs trials against one server.
 struct Trials<'a> {
     generator: Generator,
     /// The server's processors.
     cores: &'a [usize],
-    /// Seconds.
+    /// Length of a trial, in seconds.
     trial: f64,
-    /// Microseconds.
+    /// The highest mean that counts as sustained, in microseconds.
     mean: f64,
     stop: &'a AtomicBool,
 }
 
-/// A trial's figures.
+/// The figures of one trial.
 struct At {
     load: LoadResult,
-    /// Share of the server's processors that was busy, where it is known.
+    /// The busy share of the server's processors, if known.
     cpu: Option<f64>,
 }
 
-/// What one search found.
+/// The result of one search.
 struct Searched {
-    /// At the highest rate that held.
+    /// The trial at the highest rate that held.
     run: At,
-    /// At half of it.
+    /// The trial at half of that rate.
     half: At,
     server: Ready,
     environment: Environment,
 }
 
-/// The one whose rate is in the middle.
+/// The search with the median rate.
 fn median(all: &[Searched]) -> Option<&Searched> {
     let mut all: Vec<_> = all.iter().collect();
     all.sort_by(|a, b| a.run.load.offered_rate.total_cmp(&b.run.load.offered_rate));
@@ -366,9 +366,9 @@ fn median(all: &[Searched]) -> Option<&Searched> {
 }
 
 impl Trials<'_> {
-    /// What it sustains, from what it sustained before, where that is known; and then half of that.
+    /// Finds the sustained rate, starting near `before` if given, and then measures half of it.
     fn search(&mut self, before: Option<f64>, show: &mut impl FnMut(String)) -> Result<(At, At)> {
-        // Caches, branch predictors and the neighbour table before anything is counted.
+        // Warm up caches, branch predictors and the neighbour table.
         self.load(START)?;
         let (start, growth) = before.map_or((START, 2.0), |rate| (rate * 0.9, 1.2));
         let found = highest(start, growth, CEILING, |rate| {
@@ -387,8 +387,8 @@ impl Trials<'_> {
         let before = Ticks::of(self.cores)?;
         let mut after = before;
         let load = self.generator.run(run, self.stop, |sent| {
-            // Up to the last request, not through the wait for what is lost; and not while there is
-            // something to send.
+            // Measure up to the last request, excluding the wait for lost replies. Read the ticks
+            // only then: reading them earlier would delay sending.
             if let (true, Ok(ticks)) = (sent == run.requests, Ticks::of(self.cores)) {
                 after = ticks;
             }
@@ -398,7 +398,7 @@ impl Trials<'_> {
     }
 }
 
-/// Whether a rate was sustained.
+/// Whether the rate of `load` was sustained.
 fn holds(load: &LoadResult, mean: f64) -> bool {
     load.outcome.complete as f64 >= COMPLETE * load.sent as f64
         && load.outcome.first.as_ref().is_some_and(|times| times.mean_us <= mean)

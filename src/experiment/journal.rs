@@ -1,6 +1,6 @@
-//! The result file of an experiment: a line for each thing that was found, in order, written at
-//! once. An experiment that was stopped, however, and is started again gets from it what was found
-//! already, and goes on from there.
+//! The result file of an experiment: one line per result, appended as soon as it is known. An
+//! interrupted experiment, however it ended, reads its earlier results from the file and continues
+//! from there.
 
 use std::collections::VecDeque;
 use std::fs::{self, File, OpenOptions};
@@ -13,12 +13,12 @@ use anyhow::{Context, Result, bail, ensure};
 use crate::events::{Event, Experiment, Plan};
 use crate::host::Environment;
 
-/// Who is told of everything that is found, as it is.
+/// Called with every result as it arrives.
 pub type Found<'a> = dyn FnMut(&Event) -> Result<()> + Send + 'a;
 
-/// What was found, and the file that has it.
+/// The results so far, and their file.
 pub struct Journal<'a> {
-    /// Found by earlier runs, and not asked for yet.
+    /// Results of earlier runs that the experiment has not asked for yet.
     recorded: VecDeque<Event>,
     file: Option<(PathBuf, File)>,
     events: Vec<Event>,
@@ -26,11 +26,11 @@ pub struct Journal<'a> {
 }
 
 impl<'a> Journal<'a> {
-    /// Begins the file, or goes on with it where it is one of the same plan on the same machine.
-    /// Without a path nothing is kept.
+    /// Creates the file, or continues it if it has the same plan and machine. Without a path,
+    /// results stay in memory only.
     ///
     /// # Errors
-    /// When the file cannot be written, or is of another plan, machine or sixhop.
+    /// If the file cannot be written, or belongs to another plan, machine or version of sixhop.
     pub fn open(
         path: Option<&Path>,
         plan: Plan,
@@ -65,12 +65,12 @@ impl<'a> Journal<'a> {
                 start = *before;
             }
             Some(_) => {
-                bail!("{name} does not begin with what was to be measured: use another --out")
+                bail!("{name} does not begin with an experiment's plan: use another --out")
             }
         }
         let open = OpenOptions::new().create(true).append(true).open(path);
         let file = open.with_context(|| {
-            format!("cannot write {name}: name a directory for --out that can be written")
+            format!("cannot write {name}: choose a writable directory for --out")
         })?;
         file.set_len(length as u64).with_context(|| format!("cannot write {name}"))?;
         let mut journal =
@@ -83,11 +83,11 @@ impl<'a> Journal<'a> {
         Ok(journal)
     }
 
-    /// The next thing: from the file where it is there, from `find` and into the file otherwise.
-    /// `is_it` knows it from others.
+    /// Returns the next result: from the file if it is there; otherwise from `find`, and records
+    /// it. `is_it` recognises the expected result.
     ///
     /// # Errors
-    /// Those of `find`, when the file cannot be written, or has something else there.
+    /// Those of `find`; or if the file cannot be written, or has another result in this place.
     pub fn next(
         &mut self,
         is_it: impl Fn(&Event) -> bool,
@@ -112,10 +112,10 @@ impl<'a> Journal<'a> {
         self.events.last().context("it was put there")
     }
 
-    /// Adds what follows from the rest.
+    /// Records a result derived from the others.
     ///
     /// # Errors
-    /// When the file cannot be written.
+    /// If the file cannot be written.
     pub fn add(&mut self, event: Event) -> Result<()> {
         self.write(&event)?;
         self.keep(event)
@@ -127,12 +127,12 @@ impl<'a> Journal<'a> {
         Ok(())
     }
 
-    /// Whether the next thing is in the file.
+    /// Whether the next result comes from the file.
     pub fn is_replaying(&self) -> bool {
         !self.recorded.is_empty()
     }
 
-    /// All that was found so far.
+    /// All results so far.
     pub fn events(&self) -> &[Event] {
         &self.events
     }
@@ -143,21 +143,21 @@ impl<'a> Journal<'a> {
 
     fn write(&mut self, event: &Event) -> Result<()> {
         let Some((path, file)) = &mut self.file else { return Ok(()) };
-        // In one call: a run that is killed leaves whole lines, or half of the last.
+        // One write call: a killed run leaves whole lines, except perhaps the last.
         file.write_all(event.to_line()?.as_bytes())
             .with_context(|| format!("cannot write {}", path.display()))
     }
 }
 
-/// The events that the file at `path` has before what follows from them, and how many bytes they
-/// take. None where there is no file.
+/// The events in the file at `path` up to the first derived one, and their length in bytes. Empty
+/// without a file.
 fn recorded(path: &Path) -> Result<(VecDeque<Event>, usize)> {
     let name = path.display();
     let text = match fs::read_to_string(path) {
         Err(error) if error.kind() == ErrorKind::NotFound => String::new(),
         text => text.with_context(|| format!("cannot read {name}"))?,
     };
-    // A run that was killed may have left half a line.
+    // A killed run may have left half a line.
     let whole = text.rfind('\n').map_or(0, |end| end + 1);
     let (mut recorded, mut length) = (VecDeque::new(), 0);
     for (number, line) in text[..whole].lines().enumerate() {
@@ -165,7 +165,7 @@ fn recorded(path: &Path) -> Result<(VecDeque<Event>, usize)> {
             format!("{name}, line {}: not a result of sixhop: use another --out", number + 1)
         })?;
         if matches!(event, Event::Summary(_) | Event::Threshold(_) | Event::Carried(_)) {
-            break; // what follows from the lines before is made anew
+            break; // derived from the lines above: made again
         }
         length += line.len() + 1;
         recorded.push_back(event);
@@ -177,7 +177,7 @@ fn begun(start: Experiment) -> Event {
     Event::Experiment(Box::new(start))
 }
 
-/// In what the two differ that results must not be mixed of.
+/// What differs between the two that forbids mixing their results.
 fn difference(before: &Experiment, now: &Experiment) -> Option<String> {
     let (was, is) = (&before.environment, &now.environment);
     let changed = |what: &str, was: &str, is: &str| {
@@ -219,14 +219,14 @@ mod tests {
         Journal::open(Some(path), plan(), environment, Box::leak(Box::new(|_: &Event| Ok(()))))
     }
 
-    /// Asks for the findings 1 to 3; `find` says whether one may be found rather than read.
+    /// Asks for results 1 to 3; `find` says whether each may be measured rather than read.
     fn ask(journal: &mut Journal, find: impl Fn(u64) -> bool) {
         for number in 1..=3 {
             let wanted = finding(number);
             let found = journal.next(
                 |event| *event == wanted,
                 || {
-                    assert!(find(number), "{number} was there already");
+                    assert!(find(number), "{number} was in the file already");
                     Ok(finding(number))
                 },
             );
@@ -250,7 +250,7 @@ mod tests {
             ask(&mut journal, |number| number >= there);
             assert!(!journal.is_replaying());
             let again = fs::read_to_string(&path).unwrap();
-            // The first line has the time at which it was begun.
+            // The first line has the start time.
             if there > 0 {
                 assert_eq!(again, text);
             } else {
@@ -260,7 +260,7 @@ mod tests {
                 );
             }
         }
-        // What is not to be mixed is refused, and stays.
+        // A file that must not be mixed is refused and stays intact.
         let other = Environment { kernel: "7".to_owned(), ..Environment::default() };
         let error = open_on(&path, other).err().unwrap();
         assert!(error.to_string().contains("is of another kernel (\"\", not \"7\")"), "{error}");

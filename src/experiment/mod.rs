@@ -1,7 +1,8 @@
-//! Experiments: servers started, loads put on them, figures found. What they find goes to `report`.
+//! Experiments: start servers, put load on them, and search for figures. `report` shows the
+//! results.
 //!
-//! An experiment starts servers as processes of their own, by the command line that anybody else
-//! would use, and asks them with the generator of `load` from this process.
+//! An experiment runs each server as a process of its own, through the public command line. The
+//! generator of `load` runs in this process.
 
 mod bind;
 mod compare;
@@ -35,18 +36,19 @@ pub use server::Host;
 /// UDP port of the service.
 const PORT: u16 = 3540;
 
-/// Requests that warm caches, branch predictors and the neighbour table before anything is counted.
+/// How many requests warm up caches, branch predictors and the neighbour table before a
+/// measurement.
 const WARM_UP: u64 = 2000;
 
-/// Makes the interfaces of `lab` anew.
+/// Removes the interfaces of `lab` and makes new ones.
 fn fresh(lab: &Lab) -> Result<()> {
     lab.down()?;
     lab.up(1)?;
     Ok(())
 }
 
-/// Holds a name that only one process can have, and that is free again when it ends, however it
-/// ends.
+/// Holds a name that only one process at a time can have. The kernel frees it when the process
+/// ends, even if killed.
 fn only_one(name: &str) -> Result<UnixDatagram> {
     let name = SocketAddr::from_abstract_name(name).context("no abstract socket names")?;
     UnixDatagram::bind_addr(&name).map_err(|_| {
@@ -54,14 +56,14 @@ fn only_one(name: &str) -> Result<UnixDatagram> {
     })
 }
 
-/// Pins the calling thread to the first processor that it may use.
+/// Pins the calling thread to the first processor of its affinity mask.
 fn pin_to_first() {
     if let Some(first) = core_affinity::get_core_ids().and_then(|cores| cores.first().copied()) {
         core_affinity::set_for_current(first);
     }
 }
 
-/// Pins the calling thread to the last processor that it may use.
+/// Pins the calling thread to the last processor of its affinity mask.
 fn pin_to_last() {
     if let Some(last) = core_affinity::get_core_ids().and_then(|cores| cores.last().copied()) {
         core_affinity::set_for_current(last);

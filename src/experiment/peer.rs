@@ -1,5 +1,5 @@
-//! Another program as the server, for comparison: Sixhop makes the addresses live for it, starts it
-//! on the server's side of a lab, and ends it.
+//! Another program as the server, for comparison. Sixhop makes the addresses live, starts the
+//! program on the server's side of a lab, and stops it.
 
 use std::ffi::OsString;
 use std::os::unix::process::CommandExt;
@@ -24,14 +24,14 @@ use crate::server::{Server, ServerConfig};
 /// A program that answers requests.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Peer {
-    /// What it is called in results.
+    /// Its name in results.
     pub name: String,
-    /// The command, in which `{interface}`, `{address}` (the first of them), `{port}`, `{core}`
-    /// (the server's) and `{client-core}` are replaced.
+    /// The command. It may contain `{interface}`, `{address}` (the first one), `{port}`, `{core}`
+    /// (the server's) and `{client-core}`.
     pub command: Vec<String>,
 }
 
-/// A peer and what it answers on.
+/// A running peer and the addresses that it answers on.
 pub(super) struct PeerProcess<'a> {
     child: Child,
     addresses: Option<Server>,
@@ -39,19 +39,19 @@ pub(super) struct PeerProcess<'a> {
     target: std::net::Ipv6Addr,
 }
 
-/// A program that is to answer does so within this.
+/// How long a peer may take until it answers.
 const START: Duration = Duration::from_secs(60);
 
-/// A program that was interrupted ends within this, or is killed.
+/// How long a peer may take to end after SIGINT; then it is killed.
 const STOP: Duration = Duration::from_secs(10);
 
-/// What a peer is asked until it answers: slowly, so that nothing of it is under way when the
-/// measuring begins.
+/// The requests that wait for a peer to answer: slow enough that none is still in flight when the
+/// measurement begins.
 const FIRST: Run = Run { rate: 100.0, requests: 10 };
 
 impl<'a> PeerProcess<'a> {
-    /// Starts it on the addresses of `pool`, which are held as `held` says. Whether it answers,
-    /// [`wait`](Self::wait) finds out.
+    /// Makes the addresses of `pool` live as `held` says, and starts the peer. Does not wait for an
+    /// answer: [`wait`](Self::wait) does.
     pub fn start(
         lab: &'a Lab,
         peer: &Peer,
@@ -67,7 +67,7 @@ impl<'a> PeerProcess<'a> {
             Ok(Server::start(held, &mut |_| !stop.load(Ordering::Relaxed))?)
         })?;
         let mac = lab.run_in(Side::Server, || Ok(netlink::link(interface)?.mac))?;
-        // A peer may take every packet from the kernel, which then answers no solicitation.
+        // A peer may take every packet from the kernel, which then cannot answer solicitations.
         neighbour(lab, target, Some(mac))?;
         let values = [
             ("{interface}", interface.to_owned()),
@@ -82,13 +82,13 @@ impl<'a> PeerProcess<'a> {
             OsString::from(filled)
         };
         let host = Host::lab(lab)?;
-        let (program, enter) = host.via.split_first().context("no way into the lab")?;
+        let (program, enter) = host.via.split_first().context("no command that enters the lab")?;
         let child = Command::new(program)
             .args(enter)
             .args(peer.command.iter().map(fill))
-            // All that it starts ends with it.
+            // A group of its own, so that Drop can end the peer's children too.
             .process_group(0)
-            .stdin(Stdio::piped()) // kept open: some programs end with it
+            .stdin(Stdio::piped()) // kept open: some programs exit at its end
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .spawn()
@@ -96,12 +96,12 @@ impl<'a> PeerProcess<'a> {
         Ok(Self { child, addresses: Some(addresses), lab, target })
     }
 
-    /// What is known of it: how its addresses were bound.
+    /// The event of the process that holds the addresses: how it bound them.
     pub fn ready(&self) -> Option<&Ready> {
         self.addresses.as_ref().map(Server::ready)
     }
 
-    /// Waits until it answers `generator`.
+    /// Waits until the peer answers `generator`.
     pub fn wait(
         &mut self,
         peer: &Peer,
@@ -110,7 +110,7 @@ impl<'a> PeerProcess<'a> {
     ) -> Result<()> {
         let give_up = Instant::now() + START;
         loop {
-            if let Some(status) = self.child.try_wait().context("cannot look after a peer")? {
+            if let Some(status) = self.child.try_wait().context("cannot wait for a peer")? {
                 anyhow::bail!(
                     "{} ended at once, with {status}: try '{}' by hand",
                     peer.name,
@@ -152,7 +152,7 @@ impl Drop for PeerProcess<'_> {
     }
 }
 
-/// Has the client know where `target` is, or forget it.
+/// Adds a neighbour entry for `target` on the client, or removes it.
 fn neighbour(lab: &Lab, target: std::net::Ipv6Addr, mac: Option<[u8; 6]>) -> Result<()> {
     lab.run_in(Side::Client, || {
         let client = netlink::link(Side::Client.interface())?;

@@ -1,4 +1,4 @@
-//! What an experiment measures: a TOML file, of which two are built in.
+//! Profiles: TOML files that say what an experiment measures. Two are built in.
 
 use std::fs;
 use std::path::Path;
@@ -16,7 +16,7 @@ pub use crate::events::{
     RotationSeries,
 };
 
-/// The profiles that are built in, by name.
+/// The built-in profiles, by name.
 const BUILT_IN: [(&str, &str); 2] = [
     ("quick", include_str!("../../bench/profiles/quick.toml")),
     ("paper", include_str!("../../bench/profiles/paper.toml")),
@@ -34,26 +34,26 @@ pub struct Profile {
     pub rotation: Option<RotationProfile>,
 }
 
-/// No rate above this is tried: one core does not generate it.
+/// The highest rate that a profile may ask for: beyond what one core can generate.
 const MAX_RATE: u64 = 10_000_000;
 
-/// So many requests the ledger keeps books of: a byte each.
+/// The most requests in a run: the ledger needs one byte for each.
 const MAX_REQUESTS: u64 = 1_000_000_000;
 
 impl Profile {
-    /// The profile of that name, or the one in the file of that name.
+    /// Loads the built-in profile called `name`, or else the file at that path.
     ///
     /// # Errors
-    /// When there is neither, or it makes no sense: one line with the file, the key, and what is
-    /// allowed.
+    /// If neither exists, or a value is invalid. The error is one line with the file, the key, and
+    /// what is allowed.
     pub fn load(name: &str) -> Result<Self> {
         match BUILT_IN.iter().find(|(built_in, _)| *built_in == name) {
             Some((_, text)) => Self::parse(text).with_context(|| format!("profile {name}")),
             None => {
                 let text = fs::read_to_string(Path::new(name)).with_context(|| {
                     format!(
-                        "no profile '{name}': there are quick and paper, and files in TOML \
-                        like bench/profiles/quick.toml"
+                        "no profile '{name}': use quick, paper, or the path of a TOML file like \
+                        bench/profiles/quick.toml"
                     )
                 })?;
                 Self::parse(&text).with_context(|| name.to_owned())
@@ -61,45 +61,45 @@ impl Profile {
         }
     }
 
-    /// What it says of `experiment bind`.
+    /// The table for `experiment bind`.
     ///
     /// # Errors
-    /// When it says nothing.
+    /// If the profile lacks it.
     pub fn bind(self, name: &str) -> Result<BindProfile> {
         self.bind.with_context(|| {
-            format!("{name}: there is no table [bind], and 'experiment bind' needs one")
+            format!("{name}: it has no table [bind], which 'experiment bind' needs")
         })
     }
 
-    /// What it says of `experiment rotation`.
+    /// The table for `experiment rotation`.
     ///
     /// # Errors
-    /// When it says nothing.
+    /// If the profile lacks it.
     pub fn rotation(self, name: &str) -> Result<RotationProfile> {
         self.rotation.with_context(|| {
-            format!("{name}: there is no table [rotation], and 'experiment rotation' needs one")
+            format!("{name}: it has no table [rotation], which 'experiment rotation' needs")
         })
     }
 
-    /// What it says of `experiment response`.
+    /// The table for `experiment response`.
     ///
     /// # Errors
-    /// When it says nothing.
+    /// If the profile lacks it.
     pub fn response(self, name: &str) -> Result<ResponseProfile> {
         self.response.with_context(|| {
-            format!("{name}: there is no table [response], and 'experiment response' needs one")
+            format!("{name}: it has no table [response], which 'experiment response' needs")
         })
     }
 
-    /// The profile that `text` is, in TOML.
+    /// Parses a profile from TOML.
     ///
     /// # Errors
-    /// When it makes no sense: one line with the key and what is allowed.
+    /// If it is invalid: one line with the key and what is allowed.
     pub fn parse(text: &str) -> Result<Self> {
         let at = |error: &toml::de::Error| {
             error.span().map_or(1, |span| 1 + text[..span.start].matches('\n').count())
         };
-        // One line, whatever TOML's own say.
+        // The TOML parser's messages may span several lines; ours is one.
         let words = |error: &toml::de::Error| error.message().replace('\n', ", ");
         let document = toml::Deserializer::parse(text)
             .map_err(|error| anyhow!("line {}: {}", at(&error), words(&error)))?;
@@ -110,7 +110,7 @@ impl Profile {
         })?;
         ensure!(
             profile.bind.is_some() || profile.response.is_some() || profile.rotation.is_some(),
-            "it has none of the tables [bind], [response] and [rotation]: there is nothing to \
+            "it has none of the tables [bind], [response] and [rotation], so there is nothing to \
              measure"
         );
         profile.bind.iter().try_for_each(BindProfile::check)?;
@@ -120,7 +120,7 @@ impl Profile {
     }
 }
 
-/// Seconds, as a profile may have them.
+/// Checks a duration in seconds.
 fn check_seconds(key: &str, seconds: f64) -> Result<()> {
     ensure!(
         seconds > 0.0 && seconds <= 1e6,
@@ -162,7 +162,7 @@ impl BindProfile {
         Ok(())
     }
 
-    /// The same with these methods alone.
+    /// Drops every method but these.
     #[must_use]
     pub fn only(mut self, methods: &[Method]) -> Self {
         for series in &mut self.series {
@@ -171,7 +171,7 @@ impl BindProfile {
         self
     }
 
-    /// The cells: each method and number once, smallest number first, and at one number in the
+    /// The cells: each method and number of addresses once, smallest number first, then in the
     /// order of the series.
     #[must_use]
     pub fn cells(&self) -> Vec<(Method, u64)> {
@@ -191,7 +191,7 @@ impl BindProfile {
 }
 
 impl Rates {
-    /// All of them, in order.
+    /// Every rate, lowest first.
     #[must_use]
     pub fn all(&self) -> Vec<u64> {
         let exact = (0..).map(|power| self.from as f64 * self.step.powi(power));
@@ -215,7 +215,7 @@ impl Rates {
         );
         ensure!(
             (1.001..=1000.0).contains(&step),
-            "{key}.step is {step}: allowed are 1.001 to 1000, the factor from one to the next"
+            "{key}.step is {step}: allowed are 1.001 to 1000, the factor between neighbours"
         );
         Ok(())
     }
@@ -248,7 +248,7 @@ impl RotationProfile {
         );
         ensure!(
             self.rate as f64 * self.rotate <= MAX_REQUESTS as f64,
-            "rotation.rate is {}: allowed are {MAX_REQUESTS} requests in a step",
+            "rotation.rate is {}: allowed are at most {MAX_REQUESTS} requests in a step",
             self.rate
         );
         ensure!(self.replies > 0, "rotation.replies is 0: allowed are 1 to 255");
@@ -259,21 +259,20 @@ impl RotationProfile {
             for method in methods {
                 ensure!(
                     method.moves() && engine.can(*method),
-                    "rotation.series.methods has '{method}', by which no addresses move that \
-                     engine '{engine}' answers on: allowed is \
-                     live-map for afxdp and reflect, and netlink, netlink-batch, netlink-down, \
-                     ioctl, command and ifconfig"
+                    "rotation.series.methods has '{method}', which cannot move addresses for \
+                     engine '{engine}': allowed are live-map for afxdp and reflect, and netlink, \
+                     netlink-batch, netlink-down, ioctl, command and ifconfig"
                 );
             }
         }
         ensure!(
             !self.servers().is_empty(),
-            "rotation.series is empty: it needs methods, at least one"
+            "rotation.series is empty: it needs at least one method"
         );
         Ok(())
     }
 
-    /// The servers: engine, way of binding, and the numbers of clients to try.
+    /// The servers to test: engine, method, and the numbers of clients to try.
     #[must_use]
     pub fn servers(&self) -> Vec<(EngineKind, Method, Vec<u64>)> {
         let of_series = |series: &RotationSeries| {
@@ -312,9 +311,8 @@ impl ResponseProfile {
         let unable = self.cells().into_iter().find(|cell| !cell.engine.can(cell.bind));
         if let Some(Cell { engine, bind, .. }) = unable {
             return Err(anyhow!(
-                "response.series.bind is '{bind}', which engine '{engine}' cannot have: allowed is \
-                 live-map for afxdp and \
-                 reflect, and the other methods for every engine"
+                "response.series.bind is '{bind}', which engine '{engine}' cannot use: allowed are \
+                 live-map for afxdp and reflect, and the other methods for every engine"
             ));
         }
         ensure!(
@@ -324,8 +322,7 @@ impl ResponseProfile {
         Ok(())
     }
 
-    /// The servers: each once, smallest number of addresses first, and at one number in the order
-    /// of the series.
+    /// The servers: each once, smallest number of addresses first, then in the order of the series.
     #[must_use]
     pub fn cells(&self) -> Vec<Cell> {
         let mut cells = Vec::new();
@@ -343,7 +340,7 @@ impl ResponseProfile {
         cells
     }
 
-    /// Requests of a run at `rate`.
+    /// How many requests a run at `rate` sends.
     #[must_use]
     pub fn requests_at(&self, rate: u64) -> u64 {
         let most = self.seconds.map_or(f64::INFINITY, |seconds| (rate as f64 * seconds).ceil());
@@ -385,7 +382,7 @@ mod tests {
         );
     }
 
-    /// What is said of a built-in profile in which `from` is `to`.
+    /// The error for a built-in profile after replacing `from` by `to`.
     fn error(built_in: usize, from: &str, to: &str) -> String {
         let text = BUILT_IN[built_in].1;
         assert!(text.contains(from), "{from}");
@@ -442,8 +439,8 @@ mod tests {
             (
                 "engine = \"afxdp\"\nmethods = [\"live-map\"]",
                 "engine = \"socket\"\nmethods = [\"live-map\"]",
-                "rotation.series.methods has 'live-map', by which no addresses move that engine \
-                 'socket' answers on",
+                "rotation.series.methods has 'live-map', which cannot move addresses for engine \
+                 'socket'",
             ),
             (
                 "methods = [\"netlink-batch\"]",
@@ -480,7 +477,7 @@ mod tests {
         );
         assert!(
             format!("{:#}", Profile::load("nowhere.toml").unwrap_err())
-                .contains("there are quick and paper")
+                .contains("use quick, paper, or the path")
         );
     }
 

@@ -1,14 +1,13 @@
-//! Figure 2: which request rate n addresses sustain while the mean response time stays under a
-//! threshold, for each engine.
+//! Figure 2: the request rate that each engine sustains with n addresses while the mean response
+//! time stays under a threshold.
 //!
 //! ```text
 //!   this process: generator, rates ═══ lab, or the network ═══ sixhop serve, a process here or on
 //!                                                              another machine
 //! ```
 //!
-//! Servers of the same number of addresses come one after the other, so that what else the machine
-//! does in the meantime disturbs the engines that are compared alike. In the lab each has fresh
-//! interfaces.
+//! Servers with the same number of addresses run one after the other, so that other work on the
+//! machine disturbs the compared engines alike. In the lab, each one gets fresh interfaces.
 
 use std::ffi::OsString;
 use std::path::Path;
@@ -35,10 +34,9 @@ use crate::net::netlink;
 /// Where the experiment runs.
 #[derive(Debug, Clone)]
 pub enum Place {
-    /// In a lab of its own on this machine, the server on the first processor and the client on the
-    /// last.
+    /// A lab of its own on this machine: the server on the first processor, the client on the last.
     Lab,
-    /// The server where `host` says, the client here.
+    /// The server on `host`, the client here.
     Elsewhere {
         /// The server's side.
         host: Host,
@@ -47,41 +45,41 @@ pub enum Place {
     },
 }
 
-/// How it is done.
+/// How to run the experiment.
 #[derive(Debug, Clone)]
 pub struct ResponseConfig {
-    /// What is measured.
+    /// What to measure.
     pub profile: ResponseProfile,
-    /// Where.
+    /// Where to run the server and the client.
     pub place: Place,
-    /// How it is asked.
+    /// How the client sends: by rings or a socket.
     pub client: Client,
-    /// Flags of `serve` for every server.
+    /// Further flags of `serve`, for every server.
     pub flags: Vec<OsString>,
 }
 
-/// How far the experiment is.
+/// The progress of the experiment.
 #[derive(Debug, Clone)]
 pub struct ResponseProgress {
-    /// Passes done, of all.
+    /// Passes finished so far.
     pub done: u64,
-    /// All passes: each server has as many as the profile says.
+    /// All passes: for each server, the profile's number of runs.
     pub all: u64,
-    /// What is being done.
+    /// The current activity.
     pub doing: String,
-    /// What the rest takes as it looks now.
+    /// The estimated remaining time.
     pub left: Duration,
 }
 
-/// The addresses are those of this seed.
+/// The seed of the addresses.
 const SEED: u64 = 1;
 
-/// Runs the experiment, with `file` for its results, and returns them. `show` is told how far it
-/// is, `found` everything that goes into the file.
+/// Runs the experiment with `file` for its results, and returns them. Calls `show` with the
+/// progress, and `found` with every result that goes into the file.
 ///
 /// # Errors
-/// Without root, when another such experiment is running, when `stop` is set, or the file cannot be
-/// written. A server that cannot be had is no error but a result.
+/// Without root; if another such experiment is running, `stop` is set, or the file cannot be
+/// written. A server that does not start is a result, not an error.
 pub fn response(
     config: &ResponseConfig,
     file: Option<&Path>,
@@ -116,7 +114,7 @@ pub fn response(
     }
 }
 
-/// What `work` returns on a thread that is pinned as the generator's is.
+/// Runs `work` on a thread pinned like the generator's.
 fn pinned<T: Send>(work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
     thread::scope(|scope| {
         let worker = scope.spawn(|| {
@@ -154,7 +152,7 @@ fn on_lab<'a>(
     Ok(journal)
 }
 
-/// Adds what follows from the runs.
+/// Adds the summaries.
 fn finish(mut journal: Journal, profile: &ResponseProfile) -> Result<Vec<Event>> {
     for summary in summarize(profile, journal.events()) {
         journal.add(Event::Threshold(summary))?;
@@ -162,18 +160,18 @@ fn finish(mut journal: Journal, profile: &ResponseProfile) -> Result<Vec<Event>>
     Ok(journal.events().to_vec())
 }
 
-/// The runs of one cell: a server, and the generator that asks it, on a thread of its own.
+/// Measures one cell: a server, and the generator that loads it from a thread of its own.
 struct CellRuns<'a> {
     config: &'a ResponseConfig,
     host: &'a Host,
     interface: &'a str,
     cell: Cell,
-    /// Whether the server is on this machine.
+    /// Whether the server runs on this machine.
     here: bool,
     stop: &'a AtomicBool,
 }
 
-/// A server that runs, and the generator that asks it.
+/// A running server and its generator.
 struct Pair {
     server: ServerProcess,
     generator: Generator,
@@ -215,8 +213,8 @@ impl CellRuns<'_> {
         }
     }
 
-    /// What the cell's server says that it got, with the server unless it is an earlier run's.
-    /// `None` where there is no server: the journal then has the reason.
+    /// The `ready` event of the cell's server, and the server itself unless an earlier run recorded
+    /// the event. `None` if there is no server; the journal has the reason.
     fn begin(
         &self,
         journal: &mut Journal,
@@ -251,8 +249,8 @@ impl CellRuns<'_> {
         Ok(Some((ready.clone(), server)))
     }
 
-    /// Whether the rate at `index` held in `run`, for each threshold. `pair` is started where the
-    /// journal has no such trial and no server runs yet.
+    /// For each threshold, whether the rate at `index` held in `run`. Starts `pair` if the journal
+    /// lacks the trial and no server runs yet.
     fn held_at(
         &self,
         index: usize,
@@ -282,18 +280,17 @@ impl CellRuns<'_> {
         Ok(thresholds.map(|&threshold| held(trial, threshold).is_none()).collect())
     }
 
-    /// A server like the one that measured the runs before an interruption.
+    /// Starts a server like the one before the interruption.
     fn again(&self, ready: &Ready) -> Result<Pair> {
         let server = self.start()?;
         ensure!(
             server.ready().modes == ready.modes,
-            "the server did not get the modes that it had before the interruption: use another \
-             --out"
+            "the server did not get the same modes as before the interruption: use another --out"
         );
         self.ask(server)
     }
 
-    /// Why it need not be tried with this many addresses, since it could not be had with fewer.
+    /// Why not to try this cell: its server already failed with fewer addresses.
     fn smaller_failed(&self, events: &[Event]) -> Option<String> {
         let of_addresses = |event: &Event| match event {
             Event::Failed(Failed { cell, why })
@@ -321,8 +318,8 @@ impl CellRuns<'_> {
         ServerProcess::start(self.host, &order, Duration::from_secs_f64(profile.budget), self.stop)
     }
 
-    /// Opens a generator for `server` on this thread, and warms both up. Only now is the thread
-    /// pinned: a server that it starts would inherit that.
+    /// Opens a generator for `server` on this thread, and warms both up. Pins the thread only here:
+    /// a server started from a pinned thread would inherit that.
     fn ask(&self, server: ServerProcess) -> Result<Pair> {
         pin_to_last();
         let profile = &self.config.profile;
@@ -336,7 +333,6 @@ impl CellRuns<'_> {
             busy_poll: None,
             coalesce: None,
         })?;
-        // Caches, branch predictors and the neighbour table before anything is counted.
         let rate = profile.rates.from;
         let requests = profile.requests_at(rate).min(WARM_UP);
         generator.run(Run { rate: rate as f64, requests }, self.stop, |_| {})?;
@@ -349,8 +345,8 @@ impl CellRuns<'_> {
         let before = Ticks::of(cores)?;
         let mut after = before;
         let load = pair.generator.run(Run { rate: rate as f64, requests }, self.stop, |sent| {
-            // Up to the last request, not through the wait for what is lost; and not while there is
-            // something to send.
+            // Measure up to the last request, excluding the wait for lost replies. Read the ticks
+            // only then: reading them earlier would delay sending.
             if let (true, Ok(ticks)) = (sent == requests, Ticks::of(cores)) {
                 after = ticks;
             }
@@ -365,15 +361,15 @@ fn describe(Cell { engine, bind, addresses }: Cell) -> String {
     format!("{engine}, {bind}, {addresses} address{}", if addresses == 1 { "" } else { "es" })
 }
 
-/// Where the passes are, and what the rest takes.
+/// Counts passes and estimates the remaining time.
 struct Passes<'a> {
     show: &'a mut (dyn FnMut(ResponseProgress) + Send),
     done: u64,
     all: u64,
-    /// Those that were really made, and since when.
+    /// The passes measured now rather than read from the file; `began` is their start.
     made: u64,
     began: Instant,
-    /// What one takes as long as none was made.
+    /// The time of a pass, until one has been measured.
     guess: Duration,
 }
 
@@ -383,7 +379,7 @@ impl<'a> Passes<'a> {
         let seconds = |rate: u64| profile.requests_at(rate) as f64 / rate as f64 + 0.2;
         let guess: f64 = match profile.way {
             Approach::Grid => rates.iter().copied().map(seconds).sum(),
-            // Halving looks at some ten of them, in the middle.
+            // A bisection tries about ten rates, around the middle.
             Approach::Bisect => 10.0 * rates.get(rates.len() / 2).copied().map_or(1.0, seconds),
         };
         let all = profile.cells().len() as u64 * u64::from(profile.runs);

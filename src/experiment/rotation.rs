@@ -1,13 +1,13 @@
-//! For how many clients all addresses can move in one time step while requests are answered, for
-//! each way of making them live.
+//! How many clients can have all their addresses move in one step while the server answers
+//! requests, for each method.
 //!
 //! ```text
 //!   step k   |▒▒▒▒▒▒▒▒▒▒▒▒ addresses are exchanged ▒▒▒▒▒▒▒▒▒▒▒▒|   at rest   |
 //!   load    ─┤  inside: over the boundary, and the exchange  ├───┤ outside ├─┤
 //! ```
 //!
-//! Numbers of clients are tried upwards until a step's work is not done by its end, or requests are
-//! lost, and then between.
+//! The search tries growing numbers of clients until a step's work is not done by its end, or
+//! requests are lost; then it bisects.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -35,31 +35,31 @@ use crate::live::{Interrupted, Rotated};
 use crate::load::{Client, Generator, LoadConfig, Run};
 use crate::net::netlink;
 
-/// How far the experiment is.
+/// The progress of the experiment.
 #[derive(Debug, Clone)]
 pub struct RotationProgress {
-    /// Servers whose limit was found.
+    /// Servers whose limit is known.
     pub done: u64,
-    /// All of them.
+    /// All servers.
     pub all: u64,
-    /// What is being done.
+    /// The current activity.
     pub doing: String,
 }
 
-/// Shares of a step between which requests are sent while nothing is exchanged: after the last
-/// share of any method ([`crate::live::Rotation`] spreads its work over 0.8 of a step at most), and
-/// before the next boundary.
+/// The part of a step in which no address is exchanged, as shares of it: after the last exchange of
+/// any method ([`crate::live::Rotation`] spreads its work over at most 0.8 of a step), and before
+/// the next boundary.
 const OUTSIDE: (f64, f64) = (0.83, 0.94);
 
-/// The same while addresses are exchanged, from before the boundary that the step begins with.
+/// The part in which addresses are exchanged, from shortly before the step's first boundary.
 const INSIDE: (f64, f64) = (-0.03, 0.78);
 
-/// Runs the experiment, with `file` for its results, and returns them. `show` is told how far it
-/// is, `found` everything that goes into the file.
+/// Runs the experiment with `file` for its results, and returns them. Calls `show` with the
+/// progress, and `found` with every result that goes into the file.
 ///
 /// # Errors
-/// Without root, when another such experiment is running, when `stop` is set, or the file cannot be
-/// written. A server that cannot be had is no error but a result.
+/// Without root; if another such experiment is running, `stop` is set, or the file cannot be
+/// written. A server that does not start is a result, not an error.
 pub fn rotation(
     profile: &RotationProfile,
     file: Option<&Path>,
@@ -91,8 +91,8 @@ fn on_lab<'a>(
         .prefix("sixhop-secret-")
         .permissions(fs::Permissions::from_mode(0o600))
         .tempfile()
-        .context("no file for a secret")?;
-    fs::write(secret.path(), MASTER).context("no file for a secret")?;
+        .context("cannot make a temporary file for the secret")?;
+    fs::write(secret.path(), MASTER).context("cannot write the temporary file for the secret")?;
     fresh(lab)?;
     let environment = lab.run_in(Side::Client, || {
         pin_to_last();
@@ -102,7 +102,8 @@ fn on_lab<'a>(
     let trials = Trials { lab, host: Host::lab(lab)?, profile, secret: secret.path(), stop };
     let series = profile.servers();
     for (done, (engine, bind, numbers)) in series.iter().enumerate() {
-        // Costs that grow with the square of the number are met from below.
+        // Start at the low end: with costs that grow quadratically, a trial far too high is
+        // expensive.
         bisect(numbers.len(), &[Some(1)], |index| {
             let cell = RotationCell { engine: *engine, bind: *bind, clients: numbers[index] };
             show(RotationProgress {
@@ -123,10 +124,10 @@ fn on_lab<'a>(
     Ok(journal)
 }
 
-/// What the addresses of the lab follow from: a secret of no value.
+/// The secret of the lab's addresses. It protects nothing.
 const MASTER: &[u8] = b"sixhop experiment rotation";
 
-/// Tries numbers of clients, each with a server of its own.
+/// Runs trials, each with a server of its own.
 struct Trials<'a> {
     lab: &'a Lab,
     host: Host,
@@ -171,11 +172,10 @@ impl Trials<'_> {
         pin_to_last();
         let mut generator = self.generator(cell, clock)?;
         self.load(&mut generator, WARM_UP)?;
-        // Steps are those of the time of day: where that is set, what was to be inside of one is
-        // not.
+        // The wall clock defines the steps: if it is set, load falls outside its part of a step.
         let began = System.now();
         let mut rotated = server.rotated();
-        // The first step that has not begun, with time to get there.
+        // The first step that begins late enough to prepare for it.
         let soon = unix_time() + (self.profile.rotate * 1e9 * 0.05) as u64;
         let first = clock.step(soon) + 1;
         let last = first + u64::from(self.profile.steps) - 1;
@@ -200,7 +200,7 @@ impl Trials<'_> {
         })
     }
 
-    /// A generator that asks where the cell's clients are at the moment.
+    /// A generator that follows the moving addresses of the cell's clients.
     fn generator(&self, cell: RotationCell, clock: Clock) -> Result<Generator> {
         let clients = u32::try_from(cell.clients).context("too many clients")?;
         let threads = thread::available_parallelism().map_or(1, |count| count.get());
@@ -226,7 +226,8 @@ impl Trials<'_> {
         Ok(measured)
     }
 
-    /// Sends between two shares of the step that starts at `start`, in nanoseconds since 1970.
+    /// Sends requests between two shares of the step that starts at `start`, in nanoseconds since
+    /// 1970.
     fn load_within(
         &self,
         generator: &mut Generator,
@@ -241,8 +242,7 @@ impl Trials<'_> {
         self.load(generator, (self.profile.rate as f64 * left).max(1.0) as u64)
     }
 
-    /// Waits until the server has told of step `last`. A step whose work is not done by its end is
-    /// late, and the server tells that at the boundary.
+    /// Waits for the server's report on step `last`. For a late step, that comes at the step's end.
     fn wait_for_step(
         &self,
         last: u64,
@@ -258,8 +258,8 @@ impl Trials<'_> {
         Ok(())
     }
 
-    /// Waits until `time`, in nanoseconds since 1970, unless the clock is set: then that may be
-    /// never.
+    /// Waits until `time`, in nanoseconds since 1970. Fails if the clock is set meanwhile, since
+    /// the wait might then never end.
     fn sleep_until(&self, time: u64, began: &Moment) -> Result<()> {
         loop {
             was_not_set(began)?;
@@ -273,17 +273,18 @@ impl Trials<'_> {
     }
 }
 
-/// Refuses what was measured since `began` where the clock was set meanwhile.
+/// Fails if the clock was set since `began`.
 fn was_not_set(began: &Moment) -> Result<()> {
     let Some(jump) = System.now().jump_since(began) else { return Ok(()) };
     bail!(
-        "{} during a trial, which is worthless: the same command goes on from the trials before it",
+        "{} during a trial, which is worthless now: rerun the same command, and it continues from \
+         the trials before",
         time::set(jump)
     )
 }
 
-/// Whether to go on is asked this often.
+/// How often to check the stop flag.
 const LOOK: Duration = Duration::from_millis(20);
 
-/// What a message of the server may take.
+/// How long an event from the server may take to arrive.
 const SLACK: Duration = Duration::from_millis(500);

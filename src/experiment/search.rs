@@ -1,31 +1,29 @@
-//! The search for the highest rate that still holds: on until it fails, then halved in between. No
-//! I/O: what a trial is, is the caller's business.
+//! The search for the highest rate that holds: raise it until it fails, then bisect. No I/O: the
+//! caller runs the trials.
 
 use std::collections::BTreeMap;
 
 use anyhow::Result;
 
-/// The search ends when the lowest rate that failed is within this factor of the highest that held:
-/// 2 %.
+/// The search ends when the lowest failed rate is within this factor of the highest that held: 2 %.
 pub const RESOLUTION: f64 = 1.02;
 
 /// How a trial ended.
 pub enum Trial<T> {
-    /// The rate held; what was measured.
+    /// The rate held, with these measurements.
     Held(T),
-    /// It did not.
+    /// The rate did not hold.
     Failed,
 }
 
-/// The highest rate that held, with what was measured there. `None` when even the smallest one that
-/// is worth trying, a thousandth of `start`, failed.
+/// The highest rate that held, with its measurements. `None` if every rate failed, down to a
+/// thousandth of `start`.
 ///
-/// A rate that fails is tried once more before it counts as failed: other work on the machine can
-/// spoil one trial, and a server that cannot hold a rate fails both. No rate above `ceiling` is
-/// tried.
+/// A rate counts as failed only if it fails twice: other work on the machine can spoil one trial,
+/// but a server that cannot hold a rate fails both. Never tries a rate above `ceiling`.
 ///
 /// # Errors
-/// Those of `trial`, which is called with a rate per second.
+/// Those of `trial`, which receives a rate per second.
 pub fn highest<T>(
     start: f64,
     growth: f64,
@@ -52,17 +50,17 @@ pub fn highest<T>(
             (Some(held), Some(failed)) => (held * failed).sqrt(),
             (None, Some(failed)) if failed <= start / 1000.0 => return Ok(None),
             (None, Some(failed)) => failed / growth,
-            (None, None) => return Ok(None), // no trial ends so
+            (None, None) => return Ok(None), // unreachable: a trial sets one of them
         };
     }
 }
 
-/// Looks, for each of `thresholds`, for the highest of `count` rates that holds, and tries only as
-/// many as that takes.
+/// Finds the highest of `count` rates that holds for each threshold, in as few trials as it can.
 ///
-/// A trial is told which of the rates, and returns for each threshold whether it held. The lowest
-/// rate is always tried. No rate is tried twice: where a higher one held, a lower one that did not
-/// was disturbed. `guesses` is where to begin: what an earlier search found, or nothing.
+/// A trial receives the index of a rate and returns, for each threshold, whether it held. The
+/// lowest rate is always tried, and no rate twice: a failure below a rate that held counts as a
+/// disturbance. `guesses` has one entry per threshold: where to begin, such as the result of an
+/// earlier search.
 ///
 /// # Errors
 /// Those of `trial`.
@@ -75,7 +73,7 @@ pub fn bisect(
     tried.insert(0, trial(0)?);
     let mut found = Vec::new();
     for (threshold, guess) in guesses.iter().enumerate() {
-        // Without a guess the first steps are as large as halving makes them.
+        // Without a guess, bisect from the start.
         let mut stride = if guess.is_some() { 1 } else { count.div_ceil(2) };
         loop {
             let held =
@@ -83,7 +81,7 @@ pub fn bisect(
             let failed =
                 tried.range(held.map_or(0, |held| held + 1)..).next().map(|(index, _)| *index);
             let next = match (held, failed) {
-                (None, _) => break, // not even the lowest
+                (None, _) => break, // even the lowest failed
                 (Some(held), Some(failed)) if failed == held + 1 => break,
                 (Some(held), None) if held + 1 >= count => break,
                 (Some(0), _)
@@ -92,8 +90,8 @@ pub fn bisect(
                     guess.unwrap_or(1)
                 }
                 (Some(held), failed) => {
-                    // Beyond what held by a stride that doubles, but not past the middle of what is
-                    // left.
+                    // Go up by a stride that doubles, but never past the middle of the remaining
+                    // range.
                     let end = failed.unwrap_or(count);
                     let step = stride.min((end - held).div_ceil(2)).max(1);
                     stride *= 2;
@@ -153,8 +151,8 @@ mod tests {
             trials.sort_unstable();
             trials.dedup();
             prop_assert_eq!(trials.len(), all, "a rate was tried twice");
-            // The lowest, one for each guess, and for each threshold there and back: twice a binary
-            // search at most.
+            // The lowest rate, one for each guess, and per threshold a stride up and a bisection
+            // back: at most twice a binary search.
             let logarithm = count.next_power_of_two().trailing_zeros() as usize;
             prop_assert!(all <= 1 + limits.len() * (2 * logarithm + 2), "{} trials for {} \
                 rates", all, count);
@@ -172,8 +170,8 @@ mod tests {
             trials += 1;
             Ok(vec![index <= 60])
         });
-        assert_eq!((found.unwrap(), trials), (vec![Some(60)], 3)); // with the lowest
-        // What holds at 80 holds at 60, whatever that trial said.
+        assert_eq!((found.unwrap(), trials), (vec![Some(60)], 3)); // including the lowest
+        // A rate that holds at 80 holds at 60, whatever that trial said.
         let found = bisect(100, &[Some(60), Some(80)], |index| {
             Ok(vec![index <= 80 && index != 60, index <= 80])
         });

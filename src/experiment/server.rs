@@ -1,5 +1,5 @@
-//! A server in a process of its own, here or on another machine: started by the command line, read
-//! by its JSON lines, and stopped by closing its input.
+//! A server in a process of its own, here or on another machine. It is started by the command line,
+//! reports by JSON lines, and stops when its standard input closes.
 
 use std::ffi::OsString;
 use std::fmt::Display;
@@ -20,7 +20,7 @@ use crate::events::{Cell, Counters, Event, Ready, Stats};
 use crate::lab::{Lab, PREFIX_LENGTH, Side};
 use crate::live::{Interrupted, Rotated};
 
-/// A running `sixhop serve`. It ends when this is dropped, and when this process ends.
+/// A running `sixhop serve`. It stops when this is dropped, or when this process ends.
 pub struct ServerProcess {
     process: Process,
     ready: Ready,
@@ -33,53 +33,53 @@ struct Process {
     events: Receiver<Event>,
 }
 
-/// Whether to go on is asked this often while a server gets ready.
+/// How often to check the stop flag while a server gets ready.
 const LOOK: Duration = Duration::from_millis(50);
 
-/// A server that was not ready in time.
+/// The error of a server that was not ready in time.
 #[derive(Debug, thiserror::Error)]
 #[error("the server was not ready within {seconds} s")]
 pub struct TooLong {
     seconds: f64,
 }
 
-/// Taking the addresses back takes its time.
+/// How long a stopping server may be silent: unbinding many addresses takes time.
 const STOP: Duration = Duration::from_secs(600);
 
-/// Where a server runs, and what it is called there.
+/// Where a server runs, and with which program, interface and prefix.
 #[derive(Debug, Clone)]
 pub struct Host {
-    /// Words before the command by which it runs there: `ssh root@host`, `ip netns exec NAME`.
+    /// The words before the command that run it there: `ssh root@host`, `ip netns exec NAME`.
     pub via: Vec<OsString>,
-    /// The program there.
+    /// The sixhop program on that host.
     pub program: OsString,
-    /// The interface there.
+    /// The interface on that host.
     pub interface: String,
-    /// Prefix of the addresses.
+    /// The prefix of the addresses.
     pub prefix: Prefix,
 }
 
-/// What is asked of a server.
+/// How to run a server.
 #[derive(Debug, Clone)]
 pub struct Order {
-    /// Engine, binding, number of addresses.
+    /// Engine, method, number of addresses.
     pub cell: Cell,
-    /// Which addresses, where they stay.
+    /// The seed that selects the addresses, if they do not move.
     pub seed: u64,
-    /// How they move, if they do; then their number follows from that.
+    /// How the addresses move, if they do. Replaces the cell's number of addresses and the seed.
     pub moving: Option<Timing>,
     /// Replies to each request.
     pub replies: u8,
-    /// Which modes, and where: flags of `serve` as they are.
+    /// Further flags of `serve`, such as modes and cores.
     pub flags: Vec<OsString>,
 }
 
-/// How a server's addresses are to move.
+/// How a server's addresses move.
 #[derive(Debug, Clone)]
 pub struct Timing {
     /// How many clients have addresses.
     pub clients: u64,
-    /// Seconds of a time step.
+    /// Length of a step, in seconds.
     pub rotate: f64,
     /// The file with the secret, on the server's machine.
     pub secret: PathBuf,
@@ -89,7 +89,7 @@ impl Host {
     /// The server's side of a lab.
     ///
     /// # Errors
-    /// When this program's own file cannot be found.
+    /// If this program's own file cannot be found.
     pub fn lab(lab: &Lab) -> Result<Self> {
         let program =
             OsString::from(std::env::current_exe().context("cannot find this program's own file")?);
@@ -103,7 +103,7 @@ impl Host {
         })
     }
 
-    /// The command that runs the server.
+    /// The command line that runs the server.
     fn command(&self, order: &Order) -> Vec<OsString> {
         let Cell { engine, bind, addresses } = order.cell;
         let serve = format!(
@@ -129,11 +129,10 @@ impl Host {
 }
 
 impl ServerProcess {
-    /// Starts the server and waits until it is ready, for as long as `patience`.
+    /// Starts the server and waits for `patience` at most until it is ready.
     ///
     /// # Errors
-    /// What the server says on standard error, when it ends before that; when it takes too long, or
-    /// `stop` is set.
+    /// If it ends first, with its words on standard error; if it takes too long, or `stop` is set.
     pub fn start(
         host: &Host,
         order: &Order,
@@ -152,7 +151,7 @@ impl ServerProcess {
         let input = child.stdin.take();
         let output = child.stdout.take().context("no pipe from the server")?;
         let (sender, events) = mpsc::channel();
-        // Ends with the server's output, or when nobody listens any more.
+        // The thread ends with the server's output, or when the receiver is gone.
         thread::spawn(move || {
             for line in BufReader::new(output).lines().map_while(Result::ok) {
                 if Event::parse(&line).is_ok_and(|event| sender.send(event).is_err()) {
@@ -161,12 +160,12 @@ impl ServerProcess {
             }
         });
         let give_up = Instant::now() + patience;
-        // Dropped by what goes wrong, it closes the server's input and waits for its end.
+        // On an error, dropping it closes the server's input and waits for its end.
         let mut process = Process { child, input, events };
         loop {
             match process.events.recv_timeout(LOOK) {
                 Ok(Event::Ready(ready)) => return Ok(Self { process, ready }),
-                Ok(_) => bail!("the server did not say 'ready' first"),
+                Ok(_) => bail!("the server's first event was not 'ready'"),
                 Err(RecvTimeoutError::Timeout) => {
                     ensure!(!stop.load(Ordering::Relaxed), Interrupted);
                     ensure!(Instant::now() < give_up, TooLong { seconds: patience.as_secs_f64() });
@@ -178,13 +177,12 @@ impl ServerProcess {
         }
     }
 
-    /// What the server said it got.
+    /// The server's `ready` event.
     pub fn ready(&self) -> &Ready {
         &self.ready
     }
 
-    /// How its addresses have moved since this was asked last, a value for each time step, and
-    /// again where one was late.
+    /// The rotations since the last call: one value for each step, and another for each late one.
     pub fn rotated(&self) -> Vec<Rotated> {
         let news = self.process.events.try_iter();
         news.filter_map(
@@ -193,7 +191,7 @@ impl ServerProcess {
         .collect()
     }
 
-    /// Bytes of memory that its process has, where it runs on this machine.
+    /// The resident memory of the child process, in bytes. `None` if it cannot be read.
     pub fn memory(&self) -> Option<u64> {
         let status =
             fs::read_to_string(format!("/proc/{}/status", self.process.child.id())).ok()?;
@@ -204,7 +202,7 @@ impl ServerProcess {
     /// Stops the server and returns its totals.
     ///
     /// # Errors
-    /// When it ended before, or badly.
+    /// If it ended before, or failed.
     pub fn stop(self) -> Result<Stats> {
         let mut process = self.process;
         process.input = None;
@@ -215,24 +213,24 @@ impl ServerProcess {
                 Err(_) => bail!(process.last_words("the server ended without its totals")),
             }
         };
-        let status = process.child.wait().context("the server cannot be waited for")?;
+        let status = process.child.wait().context("cannot wait for the server")?;
         ensure!(status.success(), "the server ended with {status}");
         Ok(totals)
     }
 
-    /// Stops the server, called `name` where it is to be blamed.
+    /// Stops the server; an error about its counters calls it `name`.
     ///
     /// # Errors
-    /// As [`stop`](Self::stop), and when its own counters speak against its figures.
+    /// As [`stop`](Self::stop), and if its counters discredit its figures.
     pub fn stop_sound(self, name: &dyn Display) -> Result<()> {
         is_sound(name, &self.stop()?.counters)
     }
 }
 
-/// Refuses the figures of a server that lost frames or met descriptors it did not write.
+/// Rejects the figures of a server that lost frames or read descriptors that it never wrote.
 ///
 /// # Errors
-/// That they are not to be trusted.
+/// If it did either.
 pub fn is_sound(name: &dyn Display, counters: &Counters) -> Result<()> {
     let (lost, invalid) = (counters.frames_lost, counters.invalid);
     ensure!(
@@ -244,7 +242,7 @@ pub fn is_sound(name: &dyn Display, counters: &Counters) -> Result<()> {
 }
 
 impl Process {
-    /// What the server, which has ended, says of why.
+    /// The last words of a server that has ended, from its standard error.
     fn last_words(&mut self, otherwise: &str) -> String {
         self.input = None;
         let mut words = String::new();
@@ -259,7 +257,7 @@ impl Process {
 impl Drop for Process {
     fn drop(&mut self) {
         self.input = None;
-        // It stops by itself now; being waited for, it leaves no zombie behind.
+        // It stops by itself now; waiting for it prevents a zombie.
         let _ = self.child.wait();
     }
 }

@@ -1,9 +1,9 @@
-//! The runs of a way of binding, summed up.
+//! Summaries of the runs of each binding method.
 
 use crate::events::{BindCell, BindOutcome, BindResult, BindSummary, Event, Method, Spread};
 
-/// Sums up the runs of each method and number of addresses, in the order of the first of each.
-/// Those without a figure are left out.
+/// Summarises the runs of each method and number of addresses, in order of first appearance. Leaves
+/// out those without a figure.
 #[must_use]
 pub fn summarize(events: &[Event]) -> Vec<BindSummary> {
     let cells: Vec<&BindCell> = events

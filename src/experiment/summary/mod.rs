@@ -1,4 +1,4 @@
-//! What many runs come to: the summaries that `experiment` prints, and `report` shows.
+//! Summaries of many runs, which `experiment` prints and `report` shows.
 
 pub mod bind;
 pub mod response;

@@ -1,4 +1,4 @@
-//! Which rate a server sustained under each threshold, by the runs of it.
+//! Which rate each server sustained under each threshold.
 
 use std::collections::HashMap;
 
@@ -6,13 +6,14 @@ use crate::events::{
     Cell, Event, Limit, ResponseProfile, Spread, Sustained, ThresholdSummary, Trial,
 };
 
-/// A run in which fewer of the requests were answered is a failure, as in the paper.
+/// A run fails if the server answers a smaller share of the requests, as in the paper.
 pub const ANSWERED: f64 = 0.9;
 
-/// A generator that sent a smaller share of the rate proves nothing about the server.
+/// A run fails if the generator sends a smaller share of the rate in time: it proves nothing about
+/// the server.
 pub const ON_TIME: f64 = 0.99;
 
-/// Why the rate of `trial` was not sustained with a mean of `threshold_ms` at most; `None` where it
+/// Why the rate of `trial` was not sustained with a mean of at most `threshold_ms`; `None` if it
 /// was.
 #[must_use]
 pub fn held(trial: &Trial, threshold_ms: f64) -> Option<Limit> {
@@ -37,7 +38,7 @@ pub fn trials(events: &[Event]) -> impl Iterator<Item = &Trial> {
     })
 }
 
-/// The servers that were asked, in the order of their first run.
+/// The measured servers, in the order of their first run.
 #[must_use]
 pub fn cells(events: &[Event]) -> Vec<Cell> {
     let mut cells = Vec::new();
@@ -49,7 +50,7 @@ pub fn cells(events: &[Event]) -> Vec<Cell> {
     cells
 }
 
-/// Sums up the runs of each server for each threshold of `profile`.
+/// Summarises the runs of each server for each threshold of `profile`.
 #[must_use]
 pub fn summarize(profile: &ResponseProfile, events: &[Event]) -> Vec<ThresholdSummary> {
     let grid_trials = profile.rates.all().len() * profile.runs as usize;
@@ -80,7 +81,7 @@ pub fn summarize(profile: &ResponseProfile, events: &[Event]) -> Vec<ThresholdSu
     summaries
 }
 
-/// The highest rate of one pass that held, and why no higher one did.
+/// The highest rate of one pass that held, and why the next one did not.
 fn sustained(of_run: &[&Trial], threshold_ms: f64) -> Sustained {
     let rate = of_run
         .iter()
@@ -95,7 +96,7 @@ fn sustained(of_run: &[&Trial], threshold_ms: f64) -> Sustained {
     }
 }
 
-/// The first of those that occur most often.
+/// The most frequent limit; on a tie, the one that occurs first.
 fn most_frequent(limits: impl Iterator<Item = Limit> + Clone) -> Limit {
     let mut counts: HashMap<Limit, usize> = HashMap::new();
     for limit in limits.clone() {

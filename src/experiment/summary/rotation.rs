@@ -1,4 +1,4 @@
-//! How many clients can have moving addresses: trials judged, and summed up.
+//! How many clients can have moving addresses: judges and summarises trials.
 
 use super::response::ON_TIME;
 use crate::events::{
@@ -6,27 +6,27 @@ use crate::events::{
     RotationOutcome, RotationProfile, RotationTrial, Spread,
 };
 
-/// A larger share of requests without all their replies is a loss.
+/// The largest share of requests without all their replies that a trial may have.
 const LOST: f64 = 0.001;
 
-/// What a trial comes to.
+/// The figures of one trial.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Figures {
-    /// Seconds of work in a step, without the pauses between: the most that a step took.
+    /// Seconds of work in the busiest step, without the pauses.
     pub seconds: f64,
     /// Seconds of processor time in that step.
     pub cpu_seconds: f64,
-    /// The latest that a step's work was done after its end, in milliseconds.
+    /// How long after a step's end its work was done, at most; in milliseconds.
     pub late_ms: f64,
-    /// Requests that were sent in all.
+    /// Requests sent in all.
     pub sent: u64,
-    /// Those that did not get all their replies.
+    /// Requests that did not get all their replies.
     pub lost: u64,
     /// Mean and 99th percentile of the time to the first reply while addresses were exchanged, in
-    /// microseconds: medians of the steps in which something was answered; `None` where that is
-    /// none.
+    /// microseconds. Each is the median over the steps that had an answer; `None` if no step had
+    /// one.
     pub inside_us: Option<[f64; 2]>,
-    /// The same while none was.
+    /// The same while no address was exchanged.
     pub outside_us: Option<[f64; 2]>,
 }
 
@@ -51,7 +51,7 @@ pub fn trials(events: &[Event]) -> impl Iterator<Item = &RotationTrial> {
         .filter_map(|event| if let Event::Rotated(trial) = event { Some(&**trial) } else { None })
 }
 
-/// What `trial` comes to; `None` where nothing was measured.
+/// The figures of `trial`; `None` if it measured nothing.
 #[must_use]
 pub fn figures(trial: &RotationTrial) -> Option<Figures> {
     let RotationOutcome::Measured { steps, inside, outside, .. } = &trial.outcome else {
@@ -75,7 +75,7 @@ pub fn figures(trial: &RotationTrial) -> Option<Figures> {
     })
 }
 
-/// Why the clients of `trial` were not carried; `None` where they were.
+/// Why the server did not carry the clients of `trial`; `None` if it did.
 #[must_use]
 pub fn limit(trial: &RotationTrial) -> Option<RotationLimit> {
     let RotationOutcome::Measured { steps, inside, outside, .. } = &trial.outcome else {
@@ -99,7 +99,7 @@ pub fn limit(trial: &RotationTrial) -> Option<RotationLimit> {
     }
 }
 
-/// The largest number of clients that each server of `profile` carried, and why no larger one.
+/// The largest number of clients that each server of `profile` carried, and why it carried no more.
 #[must_use]
 pub fn summarize(profile: &RotationProfile, events: &[Event]) -> Vec<Carried> {
     let summary = |(engine, bind): (EngineKind, Method)| {
@@ -125,7 +125,8 @@ pub fn summarize(profile: &RotationProfile, events: &[Event]) -> Vec<Carried> {
     profile.servers().into_iter().map(|(engine, bind, _)| summary((engine, bind))).collect()
 }
 
-/// Why `next` was not carried, in words. `carried` is the largest that was.
+/// Why the server did not carry the clients of `next`, in words. `carried` is the largest trial
+/// that it did carry.
 fn cause(
     profile: &RotationProfile,
     carried: Option<&RotationTrial>,
@@ -137,11 +138,11 @@ fn cause(
         return format!("{clients}: {why}");
     }
     let Some(figures) = figures(next) else {
-        return format!("{clients}: no step was done in the time of it");
+        return format!("{clients}: the server finished no step in time");
     };
     match limit(next) {
         Some(RotationLimit::Late) => {
-            // Of what was done of it.
+            // The time per exchange, of the part of each step that was done.
             let each = |trial: &RotationTrial| {
                 let RotationOutcome::Measured { steps, .. } = &trial.outcome else { return None };
                 let done = steps.iter().filter(|step| step.rotated > 0);
@@ -168,7 +169,7 @@ fn cause(
             figures.lost, figures.sent
         ),
         Some(RotationLimit::Generator) => {
-            format!("{clients}: the generator was kept from its processor")
+            format!("{clients}: the generator lost its processor and sent too late")
         }
         _ => String::new(),
     }
