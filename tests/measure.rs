@@ -753,14 +753,7 @@ fn what_makes_no_sense() -> Result<()> {
             vec![profile, "response.series.bind is 'live-map'", "allowed"],
         ),
         ("bind", "", "", ".", 2, vec![profile, "it has no table [bind]"]),
-        (
-            "response",
-            "",
-            "",
-            &taken,
-            1,
-            vec![&taken, "choose a writable directory for --out"],
-        ),
+        ("response", "", "", &taken, 1, vec![&taken, "choose a writable directory for --out"]),
         (
             "response",
             "",
@@ -769,14 +762,7 @@ fn what_makes_no_sense() -> Result<()> {
             1,
             vec!["/proc/sixhop", "choose a writable directory for --out"],
         ),
-        (
-            "response",
-            "",
-            "",
-            "/proc",
-            1,
-            vec!["/proc", "choose a writable directory for --out"],
-        ),
+        ("response", "", "", "/proc", 1, vec!["/proc", "choose a writable directory for --out"]),
     ] {
         let text = RESPONSE.replacen(from, to, 1);
         let output = experiment_into(&directory, figure, &text, out)?.output()?;

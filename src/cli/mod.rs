@@ -288,20 +288,13 @@ fn print_json(event: &Event) -> Result<()> {
 
 /// Makes `directory` for results: before anything is measured rather than afterwards.
 fn make(directory: &Path) -> Result<()> {
-    let cannot = || {
-        format!(
-            "cannot make {}: choose a writable directory for --out",
-            directory.display()
-        )
-    };
+    let cannot =
+        || format!("cannot make {}: choose a writable directory for --out", directory.display());
     fs::create_dir_all(directory).with_context(cannot)?;
     // As a file would be: the rights of a directory do not say all.
     let probe = directory.join(".sixhop");
     fs::write(&probe, "").and_then(|()| fs::remove_file(&probe)).with_context(|| {
-        format!(
-            "cannot write into {}: choose a writable directory for --out",
-            directory.display()
-        )
+        format!("cannot write into {}: choose a writable directory for --out", directory.display())
     })
 }
 

@@ -1,18 +1,17 @@
-//! A NETWORK ON ONE MACHINE: two network namespaces, joined by a veth pair, for the server and its
-//! client.
+//! A network on one machine: two network namespaces for the server and its client, joined by a veth
+//! pair.
 //!
 //! ```text
 //!   namespace NAME-client                    namespace NAME-server
 //!   client0  2001:db8:1::1/64  ═══ veth ═══  server0  2001:db8:1::2/64
 //! ```
 //!
-//! Both can be seen with `ip netns` and entered with `ip netns exec`. The pair is made inside them,
-//! so the rest of the machine never sees it. Several labs of different names do not know of each
-//! other.
+//! `ip netns` shows both namespaces, and `ip netns exec` enters them. The pair is created inside
+//! them, so the rest of the machine never sees it. Labs with different names are independent.
 //!
-//! The lab changes nothing that it did not make: its interfaces carry an alias, and where anything
-//! else is in a namespace of its name, it refuses. It needs root, and a kernel with veth, network
-//! namespaces and IPv6.
+//! The lab changes nothing that it did not make. Its interfaces carry an alias, and it refuses a
+//! namespace of its name that holds any other interface. It needs root, and a kernel with veth,
+//! network namespaces and IPv6.
 
 pub mod vm;
 
@@ -38,25 +37,25 @@ use crate::net::ethtool;
 use crate::net::namespace::Namespace;
 use crate::net::netlink::{self, Address, AttachedProgram, Link, Socket};
 
-/// The name of a lab where none is given.
+/// The default name of a lab.
 pub const DEFAULT_NAME: &str = "sixhop";
 
-/// Length of the prefix that both sides are in, in bits.
+/// Length of the prefix that both sides share, in bits.
 pub const PREFIX_LENGTH: u8 = 64;
 
-/// By this a later run knows an interface that an earlier one made.
+/// The interface alias by which later runs recognise their own interfaces.
 const ALIAS: &str = "sixhop lab";
 
-/// A veth pair has its carrier as soon as both ends are up. This is for a machine that has other
-/// things to do.
+/// How long to wait for the carrier. A veth pair has one as soon as both ends are up; the rest
+/// allows for a busy machine.
 const CARRIER_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// What a kernel with these drivers puts into every new namespace, besides lo.
+/// The interfaces besides lo that these drivers create in every new namespace.
 const FALLBACK_TUNNELS: [&str; 9] =
     ["tunl0", "gre0", "gretap0", "erspan0", "ip_vti0", "ip6_vti0", "sit0", "ip6tnl0", "ip6gre0"];
 
-/// Settings for all interfaces of a namespace, so that there is no packet that nobody asked for,
-/// and no waiting: without Duplicate Address Detection an address is live at once.
+/// Settings for every interface of a namespace. They suppress unsolicited packets, and Duplicate
+/// Address Detection, so that addresses are live at once.
 const QUIET: [(&str, &str); 5] = [
     ("disable_ipv6", "0"),
     ("accept_dad", "0"),
@@ -65,21 +64,21 @@ const QUIET: [(&str, &str); 5] = [
     ("router_solicitations", "0"),
 ];
 
-/// One of the two ends.
+/// One end of the lab.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[cfg_attr(feature = "cli", derive(clap::ValueEnum))]
 #[serde(rename_all = "lowercase")]
 pub enum Side {
-    /// Where requests are answered.
+    /// The end that answers requests.
     Server,
-    /// Where requests come from.
+    /// The end that sends requests.
     Client,
 }
 
 impl Side {
     const BOTH: [Self; 2] = [Self::Server, Self::Client];
 
-    /// Name of its interface.
+    /// The name of its interface.
     #[must_use]
     pub fn interface(self) -> &'static str {
         match self {
@@ -111,43 +110,43 @@ impl fmt::Display for Side {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Outcome {
-    /// Nothing: the lab was there as wanted.
+    /// Nothing: the lab was already up as wanted.
     AlreadyUp,
-    /// There was none.
+    /// It made a new lab.
     Made,
-    /// There was something half-made, or with another number of queues.
+    /// It replaced an incomplete lab, or one with another number of queues.
     Replaced,
 }
 
-/// How much there is of a lab.
+/// Whether a lab exists.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum State {
-    /// All of it, ready for traffic.
+    /// Completely, and ready for traffic.
     Up,
-    /// Some of it. `up` makes it whole, `down` removes it.
+    /// In part. `up` completes it, `down` removes it.
     Partial,
-    /// Nothing.
+    /// Not at all.
     Down,
 }
 
-/// What there is of a lab.
+/// The parts of a lab that exist.
 #[derive(Debug, Clone, Serialize)]
 pub struct Status {
-    /// Name of the lab.
+    /// The lab's name.
     pub name: String,
-    /// How much there is of it.
+    /// Whether all of it exists.
     pub state: State,
-    /// The server's side; none without its namespace.
+    /// The server's side; `None` without its namespace.
     pub server: Option<SideStatus>,
-    /// The client's side; none without its namespace.
+    /// The client's side; `None` without its namespace.
     pub client: Option<SideStatus>,
 }
 
 /// One side of a lab.
 #[derive(Debug, Clone, Serialize)]
 pub struct SideStatus {
-    /// Its namespace, as `ip netns` shows it.
+    /// Name of its namespace, as `ip netns` shows it.
     pub namespace: String,
     /// Its end of the veth pair.
     pub interface: Option<InterfaceStatus>,
@@ -158,31 +157,31 @@ pub struct SideStatus {
 pub struct InterfaceStatus {
     /// Its name.
     pub name: String,
-    /// Its Ethernet address, as people write it.
+    /// Its Ethernet address, in hexadecimal with colons.
     pub mac: String,
-    /// Largest packet without the Ethernet header, in bytes.
+    /// Largest packet without its Ethernet header, in bytes.
     pub mtu: u32,
-    /// Queues each way.
+    /// Queues in each direction.
     pub queues: u32,
-    /// Whether it is up and has its other end.
+    /// Whether it is up and its peer is too.
     pub carrier: bool,
-    /// How many IPv6 addresses it has, its own and its link-local one included.
+    /// How many IPv6 addresses it has, including its lab and link-local addresses.
     pub addresses: usize,
-    /// The XDP program on it.
+    /// The XDP program attached to it.
     pub xdp: Option<AttachedProgram>,
 }
 
-/// A lab, whether there is one at the moment or not.
+/// A lab, whether or not it is up.
 #[derive(Debug, Clone)]
 pub struct Lab {
     name: String,
 }
 
 impl Lab {
-    /// The lab of that name, [`DEFAULT_NAME`] as a rule.
+    /// The lab called `name`, by default [`DEFAULT_NAME`].
     ///
     /// # Errors
-    /// When the name is not 1 to 32 of a–z, 0–9 and '-'.
+    /// Unless the name is 1 to 32 characters of a–z, 0–9 and '-'.
     pub fn named(name: &str) -> Result<Self> {
         let is_plain = |byte| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'-');
         ensure!(
@@ -192,24 +191,23 @@ impl Lab {
         Ok(Self { name: name.to_owned() })
     }
 
-    /// Its name.
+    /// The lab's name.
     #[must_use]
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// Name of a side's namespace.
+    /// The name of a side's namespace.
     #[must_use]
     pub fn namespace(&self, side: Side) -> String {
         format!("{}-{side}", self.name)
     }
 
-    /// Makes the lab, with `queues` queues each way at both ends. One that is there as wanted is
-    /// left as it is; anything less, or with other queues, is replaced. If it cannot be made,
-    /// nothing of it is left.
+    /// Makes the lab, with `queues` queues in each direction at both ends. Keeps an existing lab
+    /// that matches, and replaces any other. On failure, nothing of the lab remains.
     ///
     /// # Errors
-    /// Without root, and when something that is not the lab's is in its place.
+    /// Without root, or if a foreign interface is in one of its namespaces.
     pub fn up(&self, queues: u32) -> Result<Outcome> {
         need_root("up")?;
         // The kernel's limit.
@@ -222,18 +220,17 @@ impl Lab {
         let outcome = if self.remove(found)? { Outcome::Replaced } else { Outcome::Made };
         let made = self.make(queues);
         if made.is_err() {
-            // What matters is why it could not be made.
+            // Report why it could not be made, not why it could not be removed.
             let _ = self.find_own().and_then(|found| self.remove(found));
         }
         made.map(|()| outcome)
     }
 
-    /// Makes a lab of two cards that are joined, known by their Ethernet addresses: each goes into
-    /// a namespace of its own, with the name that a lab's interface has. Their settings stay as
-    /// they are.
+    /// Makes a lab of two joined cards, identified by their Ethernet addresses. Each card moves
+    /// into a namespace of its own and gets a lab interface's name; its settings stay.
     ///
     /// # Errors
-    /// When there is a lab of that name, or no such card.
+    /// If a lab of that name exists, or a card does not.
     pub fn adopt(&self, server: [u8; 6], client: [u8; 6]) -> Result<()> {
         need_root("vm")?;
         let _lock = self.lock()?;
@@ -255,11 +252,11 @@ impl Lab {
         Ok(())
     }
 
-    /// Removes the lab, or what there is of it. True if there was anything. Processes inside it
-    /// keep running, without its interfaces.
+    /// Removes the lab, or its remains. Returns whether there were any. Processes inside keep
+    /// running, without its interfaces.
     ///
     /// # Errors
-    /// Without root, and when something that is not the lab's is in its place.
+    /// Without root, or if a foreign interface is in one of its namespaces.
     pub fn down(&self) -> Result<bool> {
         need_root("down")?;
         let _lock = self.lock()?;
@@ -267,10 +264,10 @@ impl Lab {
         self.remove(found)
     }
 
-    /// What there is of the lab.
+    /// Which parts of the lab exist.
     ///
     /// # Errors
-    /// Without root: looking into a namespace means entering it.
+    /// Without root, which entering a namespace takes.
     pub fn status(&self) -> Result<Status> {
         need_root("status")?;
         let [server, client] = [self.find(Side::Server)?, self.find(Side::Client)?];
@@ -289,35 +286,35 @@ impl Lab {
         })
     }
 
-    /// Moves the calling thread into one side, for as long as it lives. Other threads stay where
-    /// they are; those that it starts afterwards are with it.
+    /// Moves the calling thread into one side for the rest of its life. Threads that it starts
+    /// later follow it; others stay where they are.
     ///
     /// # Errors
-    /// When the lab is not up, or without root.
+    /// If the lab is not up, or without root.
     pub fn enter(&self, side: Side) -> Result<()> {
         self.open(side)?.enter()
     }
 
-    /// Runs `f` in one side, on a thread of its own, and returns what it returns.
+    /// Runs `f` on a new thread in one side, and returns its result.
     ///
     /// # Errors
-    /// When the lab is not up, or without root; otherwise those of `f`.
+    /// If the lab is not up, or without root; otherwise those of `f`.
     pub fn run_in<T: Send>(&self, side: Side, f: impl FnOnce() -> Result<T> + Send) -> Result<T> {
         self.open(side)?.run(f)
     }
 
-    /// Becomes `command`, running in one side: its signals and its exit status are the command's
-    /// own. As with `ip netns exec`, /sys shows that side's interfaces.
+    /// Replaces this process by `command`, running in one side, so signals and exit status are the
+    /// command's own. As with `ip netns exec`, /sys shows that side's interfaces.
     ///
     /// # Errors
-    /// When the lab is not up, without root, or when there is no such command. Otherwise it does
+    /// If the lab is not up, without root, or if the command does not exist. Otherwise this does
     /// not return.
     pub fn exec(&self, side: Side, command: &[OsString]) -> Result<Infallible> {
         need_root("exec")?;
         let (program, arguments) = command.split_first().context("no command to run: name one")?;
         self.enter(side)?;
-        // Without it /sys/class/net would list the interfaces outside, but most commands do not
-        // look there.
+        // If this fails, /sys/class/net lists the interfaces outside. Most commands do not look
+        // there.
         let _ = host::mount_own_sys();
         let error = Command::new(program).args(arguments).exec();
         Err(anyhow!("cannot run {}: {error}", program.to_string_lossy()))
@@ -350,10 +347,10 @@ impl Lab {
         Ok(())
     }
 
-    /// Removes what was found. True if there was anything.
+    /// Removes what was found. Returns whether there was anything.
     fn remove(&self, found: [Found; 2]) -> Result<bool> {
-        // First the pair: a namespace, and with it what is inside, lives on while a process is in
-        // it. With one end goes the other.
+        // Delete the pair first: a namespace with its interfaces lives on while a process is in it.
+        // Deleting one end deletes the other.
         for Found { namespace, link, .. } in &found {
             if let (Some(namespace), Some(link)) = (namespace, link) {
                 namespace.run(|| Socket::open()?.delete_link(link.index))?;
@@ -396,7 +393,7 @@ impl Lab {
         Ok(found)
     }
 
-    /// Both sides, provided that there is nothing in them which is not the lab's.
+    /// Both sides, unless one of them holds a foreign interface.
     fn find_own(&self) -> Result<[Found; 2]> {
         let found = [self.find(Side::Server)?, self.find(Side::Client)?];
         for Found { side, foreign, .. } in &found {
@@ -418,15 +415,15 @@ impl Lab {
     }
 }
 
-/// What was found of one side.
+/// The parts that exist of one side.
 struct Found {
     side: Side,
     namespace: Option<Namespace>,
-    /// Its end of the pair.
+    /// Its end of the veth pair.
     link: Option<Link>,
-    /// The addresses of that.
+    /// The addresses on that end.
     addresses: Vec<Address>,
-    /// Names of interfaces that are not the lab's.
+    /// Names of foreign interfaces in the namespace.
     foreign: Vec<String>,
 }
 
@@ -439,7 +436,7 @@ impl Found {
             })
     }
 
-    /// Queues each way.
+    /// Queues in each direction.
     fn queues(&self) -> Option<u32> {
         self.link.as_ref().map(|link| link.rx_queues)
     }
@@ -461,7 +458,7 @@ impl Found {
     }
 }
 
-/// Keeps two processes from changing one lab at a time. Its file goes with it.
+/// Serialises changes to one lab between processes. Its file is removed on drop.
 struct Lock {
     path: PathBuf,
     _file: Flock<File>,
@@ -472,7 +469,8 @@ impl Lock {
         loop {
             let file = File::options().write(true).create(true).truncate(false).open(&path)?;
             let file = Flock::lock(file, FlockArg::LockExclusive).map_err(|(_, error)| error)?;
-            // Whoever had it before has removed the file; another may have made it again since.
+            // The previous holder removed the file, and another process may have made a new one
+            // since.
             let inode = file.metadata()?.ino();
             if fs::metadata(&path).is_ok_and(|metadata| metadata.ino() == inode) {
                 return Ok(Self { path, _file: file });
@@ -483,7 +481,7 @@ impl Lock {
 
 impl Drop for Lock {
     fn drop(&mut self) {
-        // While it is still locked.
+        // Remove it while still holding the lock.
         let _ = fs::remove_file(&self.path);
     }
 }
@@ -500,7 +498,7 @@ fn is_own(link: &Link, side: Side) -> bool {
     link.name == side.interface() && link.alias.as_deref() == Some(ALIAS)
 }
 
-/// Applies [`QUIET`] to the namespace of the calling thread, before it has interfaces.
+/// Applies [`QUIET`] to the calling thread's namespace, before it has interfaces.
 fn quieten() -> Result<()> {
     for (setting, value) in QUIET {
         for interfaces in ["all", "default"] {
@@ -516,11 +514,11 @@ fn quieten() -> Result<()> {
     Ok(())
 }
 
-/// Gives the interface of `side`, in the namespace of the calling thread, its address and sets it
-/// up.
+/// Adds the address of `side` to its interface, in the calling thread's namespace, and sets the
+/// interface up.
 fn configure(side: Side) -> Result<()> {
-    // A veth leaves checksums to nobody. What comes out of it must be as on a wire, for a server
-    // that verifies them.
+    // A veth never finishes checksums. Packets from it must look as on a wire, since the server
+    // verifies checksums.
     ethtool::set_tx_checksum(side.interface(), false)?;
     set_up(side)
 }

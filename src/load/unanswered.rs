@@ -157,12 +157,7 @@ mod tests {
                 "3 replies came, all of them damaged",
             ),
             (&with(|outcome| outcome.wrong_source = 4), &veth, silent, "from another address"),
-            (
-                &socket,
-                &veth,
-                unreachable,
-                "unreachable: check that the server serves port 3540",
-            ),
+            (&socket, &veth, unreachable, "unreachable: check that the server serves port 3540"),
             (&socket, &none, damaged, "5 replies came with a wrong checksum"),
             (&socket, &veth, silent, "ethtool -K eth7 tx off"),
         ] {

@@ -1,8 +1,7 @@
-//! INSIDE THE GUEST: the first process, which makes a machine of it, a lab of its cards, runs the
-//! command and ends the machine.
+//! Process 1 of the guest: mounts its file systems, makes a lab of its cards, runs the command, and
+//! powers the machine off.
 //!
-//! It is process 1 and must not end by itself: whatever goes wrong is said to the host, and then
-//! the machine is switched off.
+//! Process 1 must never exit. On an error it reports to the host, and then powers the machine off.
 
 use std::convert::Infallible;
 use std::fs::{self, File};
@@ -23,30 +22,30 @@ use super::{MACS, ORDER, Order, PORTS, Said};
 use crate::lab::{DEFAULT_NAME, Lab};
 use crate::net::ethtool;
 
-/// A driver has found its card long before.
+/// How long the cards may take to appear. Drivers normally need far less.
 const CARD_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// What process 1 of a guest does.
+/// Runs as process 1 of a guest.
 ///
 /// # Errors
-/// Where it is not process 1. Otherwise it does not return.
+/// If it is not process 1. Otherwise it does not return.
 pub fn be_init() -> Result<Infallible> {
     ensure!(
         getpid().as_raw() == 1,
-        "this is what 'sixhop lab vm' runs in its guest, and of no use outside of it"
+        "'sixhop lab guest' runs only as process 1 of a guest: use 'sixhop lab vm'"
     );
     let order = prepare();
     let ended = order
         .and_then(|order| work(&order))
         .unwrap_or_else(|error| Said::Error(format!("{error:#}")));
     if let Err(error) = say(&ended) {
-        eprintln!("{ended:?}, and nobody to tell it: {error:#}"); // the console
+        eprintln!("{ended:?}, and the host cannot be told: {error:#}"); // the console
     }
     sync();
     reboot(RebootMode::RB_POWER_OFF).context("cannot switch the machine off")
 }
 
-/// Makes the machine's files those of the guest.
+/// Mounts the guest's file systems and makes the host's its root, under an overlay.
 fn prepare() -> Result<Order> {
     for (kind, place) in
         [("devtmpfs", "/dev"), ("proc", "/proc"), ("sysfs", "/sys"), ("tmpfs", "/upper")]
@@ -58,10 +57,9 @@ fn prepare() -> Result<Order> {
         let module = Path::new("/").join(module);
         let file = File::open(&module).with_context(|| format!("no {}", module.display()))?;
         finit_module(file, c"", ModuleInitFlags::empty())
-            .with_context(|| format!("the kernel does not take {}", module.display()))?;
+            .with_context(|| format!("the kernel rejects the module {}", module.display()))?;
     }
-    // Nothing of the host changes while the guest runs, as far as it cares: it may remember all
-    // that it read.
+    // Cache everything: no host file that the guest reads changes while it runs.
     share("root", Path::new("/host"), "cache=loose,ro")?;
     fs::create_dir("/upper/files")?;
     fs::create_dir("/upper/work")?;
@@ -90,7 +88,7 @@ fn prepare() -> Result<Order> {
     Ok(order)
 }
 
-/// Makes the lab, and runs the command.
+/// Makes the lab and runs the command.
 fn work(order: &Order) -> Result<Said> {
     let [server, client] = MACS;
     let give_up = Instant::now() + CARD_TIMEOUT;
@@ -107,15 +105,14 @@ fn work(order: &Order) -> Result<Said> {
         let card = links.iter().find(|link| link.mac == mac).context("a card has gone")?;
         match order.queues {
             Some(queues) => ethtool::set_queues(&card.name, queues)?,
-            // One, so that both sides have one worker; a card that cannot choose keeps those that
-            // it has.
+            // One, so that both sides have one worker. A card without a choice keeps its queues.
             None => ethtool::set_queues(&card.name, 1).unwrap_or_default(),
         }
-        // A flood waits in them instead of being dropped.
+        // Larger rings absorb a flood that smaller ones would drop.
         ethtool::enlarge_card_rings(&card.name)?;
         interrupt_on(&card.name, core)?;
-        // QEMU (10.0) takes a datagram that an igb is to cut for one to be fragmented, and sends it
-        // whole: the kernel cuts it.
+        // QEMU (10.0) mistakes an igb's segmentation offload for fragmentation and sends the
+        // datagram whole. Let the kernel segment it instead.
         ethtool::switch_off(&card.name, "tx-udp-segmentation")?;
     }
     Lab::named(DEFAULT_NAME)?.adopt(server, client)?;
@@ -130,7 +127,7 @@ fn work(order: &Order) -> Result<Said> {
     let child = command.spawn().with_context(|| format!("cannot run {program}"))?;
     say(&Said::Started)?;
     loop {
-        // Processes that lost their parent are this one's children too.
+        // Process 1 also inherits orphaned processes.
         match wait()? {
             WaitStatus::Exited(pid, status) if pid.as_raw() == child.id() as i32 => {
                 return Ok(Said::Status(status));
@@ -143,16 +140,16 @@ fn work(order: &Order) -> Result<Said> {
     }
 }
 
-/// Has a card interrupt one processor: the first does the server's work, the last the client's, for
-/// every engine alike.
+/// Directs a card's interrupts to one processor, alike for every engine: the first does the
+/// server's work, the last the client's.
 fn interrupt_on(interface: &str, core: usize) -> Result<()> {
     let device = Path::new("/sys/class/net").join(interface).join("device");
-    // Those of a virtio device are its PCI function's.
+    // A virtio device's interrupts belong to its PCI function, the parent device.
     let places = [device.join("msi_irqs"), device.join("../msi_irqs")];
     for interrupt in places.iter().filter_map(|place| fs::read_dir(place).ok()).flatten().flatten()
     {
         let affinity = Path::new("/proc/irq").join(interrupt.file_name()).join("smp_affinity_list");
-        // Vectors that the driver has not asked for have no such file.
+        // Vectors that the driver has not requested have no such file.
         if affinity.exists() {
             fs::write(&affinity, core.to_string())
                 .with_context(|| format!("cannot write {}", affinity.display()))?;
@@ -161,27 +158,27 @@ fn interrupt_on(interface: &str, core: usize) -> Result<()> {
     Ok(())
 }
 
-/// Mounts what has no source.
+/// Mounts a file system that has no source device.
 fn put(kind: &str, place: &str, options: Option<&str>) -> Result<()> {
     mount(Some(kind), place, Some(kind), MsFlags::empty(), options)
         .with_context(|| format!("cannot mount {kind} at {place}"))
 }
 
-/// Mounts a directory of the host's.
+/// Mounts a directory of the host.
 fn share(tag: &str, place: &Path, how: &str) -> Result<()> {
-    // The largest message that QEMU takes saves round trips.
+    // The largest message that QEMU accepts saves round trips.
     let options = format!("trans=virtio,version=9p2000.L,msize=512000,{how}");
     mount(Some(tag), place, Some("9p"), MsFlags::empty(), Some(options.as_str()))
         .with_context(|| format!("cannot mount the host's {tag} at {}", place.display()))
 }
 
-/// Tells the host.
+/// Sends a message to the host.
 fn say(what: &Said) -> Result<()> {
     let line = serde_json::to_string(what)? + "\n";
     Ok(port(PORTS[0])?.write_all(line.as_bytes())?)
 }
 
-/// A way out to the host.
+/// Opens a virtio serial port to the host.
 fn port(name: &str) -> Result<File> {
     for entry in fs::read_dir("/sys/class/virtio-ports").context("no ports to the host")?.flatten()
     {

@@ -1,4 +1,4 @@
-//! A LAB WITH REAL DRIVERS: a virtual machine with two network cards, joined back to back, each in
+//! A lab with real drivers: a virtual machine with two network cards, joined back to back, each in
 //! a namespace of its own.
 //!
 //! ```text
@@ -8,11 +8,11 @@
 //!             client0  card ═══════ QEMU's hub ═══════ card  server0
 //! ```
 //!
-//! The guest sees the files of the machine that starts it and can change none but those of one
-//! directory. What a card grants there, its driver grants; how fast it is says nothing of a real
-//! one, since QEMU translates the guest's instructions: figures say so
-//! ([`Environment::guest`](crate::host::Environment)), and are good for ratios within one guest
-//! alone.
+//! The guest sees the files of its host, and can change only those of one directory. Its real
+//! drivers decide what a card grants. Its speed says nothing about a real card, since QEMU
+//! translates the guest's instructions. Figures are marked accordingly
+//! ([`Environment::guest`](crate::host::Environment)), and only their ratios within one guest are
+//! meaningful.
 
 mod guest;
 mod parts;
@@ -42,21 +42,20 @@ pub use parts::{Kernel, Qemu};
 #[cfg_attr(feature = "cli", derive(clap::ValueEnum))]
 #[serde(rename_all = "lowercase")]
 pub enum Nic {
-    /// Intel 82576; its driver is that of the I210 and I350 as well, and has zero-copy since Linux
-    /// 6.14
+    /// Intel 82576; its driver also serves the I210 and I350, and has zero-copy since Linux 6.14
     Igb,
-    /// virtio-net as it has zero-copy: with IOMMU platform, without legacy
+    /// virtio-net as zero-copy needs it: with IOMMU platform, without legacy
     Virtio,
-    /// virtio-net without IOMMU platform: it advertises zero-copy and refuses it
+    /// virtio-net without IOMMU platform, which advertises zero-copy but refuses it
     VirtioPlain,
-    /// Intel 82574L, by the driver of the I217: no native XDP
+    /// Intel 82574L, which has the I217's driver: no native XDP
     E1000e,
-    /// VMware's: native XDP without zero-copy
+    /// VMware's card: native XDP without zero-copy
     Vmxnet3,
 }
 
 impl Nic {
-    /// The name of its driver in the kernel.
+    /// The name of its kernel driver.
     #[must_use]
     pub fn driver(self) -> &'static str {
         match self {
@@ -67,7 +66,7 @@ impl Nic {
         }
     }
 
-    /// What QEMU calls it, with what it is to be told of it.
+    /// Its QEMU device, with options.
     fn device(self) -> &'static str {
         match self {
             Self::Igb => "igb",
@@ -91,15 +90,15 @@ impl fmt::Display for Nic {
     }
 }
 
-/// What executes the guest's instructions.
+/// How the guest's instructions are executed.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 #[cfg_attr(feature = "cli", derive(clap::ValueEnum))]
 #[serde(rename_all = "lowercase")]
 pub enum Accelerator {
-    /// QEMU, by translation: works everywhere
+    /// QEMU translates instructions: works everywhere
     #[default]
     Tcg,
-    /// The processor itself, by /dev/kvm
+    /// The processor runs them itself, through /dev/kvm
     Kvm,
 }
 
@@ -112,30 +111,30 @@ impl fmt::Display for Accelerator {
     }
 }
 
-/// A guest, and what it is to do.
+/// A guest and its work.
 #[derive(Debug, Clone)]
 pub struct VmConfig {
     /// Its two cards.
     pub nic: Nic,
-    /// Its kernel: see [`Kernel::find`].
+    /// Its kernel; see [`Kernel::find`].
     pub kernel: Option<String>,
-    /// What executes it.
+    /// How its instructions are executed.
     pub accelerator: Accelerator,
-    /// Its processors.
+    /// Its number of processors.
     pub processors: u32,
-    /// Queues that each of its cards uses; without a wish one, where the driver can choose.
+    /// Queues that each of its cards uses; `None` for one, where the driver can choose.
     pub queues: Option<u32>,
     /// Its memory in MiB.
     pub memory: u32,
-    /// The command that it runs, as if on this machine, in the working directory of this process.
+    /// The command to run, as if on this machine, in the working directory of this process.
     pub command: Vec<OsString>,
-    /// The directory that it may write to; it exists.
+    /// An existing directory that the guest may write to.
     pub out: Option<PathBuf>,
-    /// It is ended when it takes longer.
+    /// How long it may run before it is killed.
     pub limit: Duration,
 }
 
-/// What the guest is told, in a file of its initramfs.
+/// The guest's instructions, in a file of its initramfs.
 #[derive(Debug, Serialize, Deserialize)]
 struct Order {
     command: Vec<String>,
@@ -143,44 +142,44 @@ struct Order {
     variables: Vec<(String, String)>,
     out: Option<PathBuf>,
     queues: Option<u32>,
-    /// Files of the initramfs, in the order in which they are to be loaded.
+    /// Files of the initramfs, in the order to load them.
     modules: Vec<PathBuf>,
 }
 
-/// What the guest says, a line each.
+/// A message from the guest, one line each.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 enum Said {
-    /// The command runs now.
+    /// The command has started.
     Started,
     /// The command ended with this exit status.
     Status(i32),
-    /// Why it could not be run.
+    /// Why the command could not run.
     Error(String),
 }
 
 /// Where the guest finds its order.
 const ORDER: &str = "/order.json";
 
-/// The names of its ways out.
+/// The names of its virtio serial ports.
 const PORTS: [&str; 3] = ["sixhop.control", "sixhop.stdout", "sixhop.stderr"];
 
-/// Ethernet addresses of its cards, locally administered: the server's, the client's.
+/// The Ethernet addresses of its cards, locally administered: the server's, then the client's.
 const MACS: [[u8; 6]; 2] = [[0x52, 0x54, 0, 0, 0, 2], [0x52, 0x54, 0, 0, 0, 1]];
 
-/// Variables of the environment that the command has in the guest as well.
+/// Environment variables passed on to the command in the guest.
 const VARIABLES: [&str; 6] = ["PATH", "HOME", "LANG", "NO_COLOR", "RUST_BACKTRACE", "TMPDIR"];
 
-/// Besides the driver of its cards: for the machine's files.
+/// Modules that every guest loads, for its ports and the host's files.
 const MODULES: [&str; 5] = ["virtio_pci", "virtio_console", "9pnet_virtio", "9p", "overlay"];
 
-/// Boots a guest, runs the command in it, and returns its exit status. `show` is told what takes
-/// long before the command starts, and `None` when it does. The guest ends with this process, and
-/// when `stop` is set.
+/// Boots a guest, runs the command in it, and returns its exit status. Calls `show` before each
+/// slow step, and with `None` when the command starts. The guest ends with this process, and when
+/// `stop` is set.
 ///
 /// # Errors
-/// When there is no kernel or QEMU, the guest does not boot, takes too long, or ends without a
-/// word.
+/// If there is no kernel or QEMU, or the guest fails to boot, takes too long, or ends without
+/// reporting a status.
 pub fn run(
     config: &VmConfig,
     stop: &AtomicBool,
@@ -217,25 +216,25 @@ pub fn run(
     }
 }
 
-/// QEMU while it runs. It is killed when this is dropped.
+/// A running QEMU. Dropping it kills it.
 struct Running<'a> {
     child: Child,
     limit: Duration,
     stop: &'a AtomicBool,
-    /// The file that has what QEMU says.
+    /// The file with QEMU's own output.
     output: &'a Path,
 }
 
 impl Drop for Running<'_> {
     fn drop(&mut self) {
-        // Both fail where it has ended, and was waited for.
+        // Both fail if it has already ended, which is fine.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
 }
 
 impl Running<'_> {
-    /// Passes on what the guest writes until QEMU ends; returns the last thing that the guest said.
+    /// Forwards the guest's output until QEMU ends, and returns the guest's last message.
     fn follow(
         &mut self,
         listeners: &[UnixListener],
@@ -270,13 +269,13 @@ impl Running<'_> {
                 let _ = copy.join();
             }
             ended?;
-            // The signal went to QEMU as well, from a terminal.
+            // A signal from the terminal also went to QEMU, so it may have ended first.
             ensure!(!self.stop.load(Ordering::Relaxed), "interrupted");
             Ok(said.iter().last().or(last))
         })
     }
 
-    /// Waits until QEMU ends, and ends it where it takes too long or `stop` is set. `look` is called
+    /// Waits until QEMU ends, and kills it after the limit or when `stop` is set. Calls `look`
     /// meanwhile.
     fn wait(&mut self, mut look: impl FnMut()) -> Result<()> {
         let give_up = Instant::now() + self.limit;
@@ -289,7 +288,7 @@ impl Running<'_> {
                 "interrupted".to_owned()
             } else if Instant::now() >= give_up {
                 let limit = self.limit.as_secs();
-                format!("the guest did not end within {limit} s: --limit allows it more")
+                format!("the guest did not end within {limit} s: allow it more with --limit")
             } else {
                 thread::sleep(Duration::from_millis(10));
                 continue;
@@ -310,7 +309,7 @@ impl Running<'_> {
                     return Ok(stream);
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                Err(error) => return Err(error).context("no way to the guest"),
+                Err(error) => return Err(error).context("cannot accept QEMU's connection"),
             }
             if let Some(status) = self.child.try_wait()? {
                 let words = fs::read_to_string(self.output).unwrap_or_default();
@@ -321,16 +320,16 @@ impl Running<'_> {
     }
 }
 
-/// As it comes, so that a reader sees lines when they are written.
+/// Copies unbuffered, so that readers see lines as they are written.
 fn copy(mut from: UnixStream, to: &mut dyn Write) {
     let mut buffer = [0; 1 << 16];
     while let Ok(length @ 1..) = from.read(&mut buffer) {
-        // A reader that has gone away will not be told why.
+        // Ignore errors: the reader is gone.
         let _ = to.write_all(&buffer[..length]).and_then(|()| to.flush());
     }
 }
 
-/// Why a guest ended that did not say how.
+/// The error for a guest that ended without reporting how.
 fn last_words(console: &Path, output: &Path) -> String {
     let lines = |path| {
         let text = String::from_utf8_lossy(&fs::read(path).unwrap_or_default()).into_owned();
@@ -343,13 +342,13 @@ fn last_words(console: &Path, output: &Path) -> String {
         lines[lines.len().saturating_sub(4)..].join("; ")
     };
     format!(
-        "the guest ended without a word; QEMU said '{}', its console at last '{}'",
+        "the guest ended without reporting a status; QEMU said '{}', its console last said '{}'",
         lines(output),
         lines(console)
     )
 }
 
-/// All but the kernel.
+/// Adds QEMU's arguments, except for the kernel.
 fn arguments(qemu: &mut Command, config: &VmConfig, work: &Path) {
     let accelerator = match config.accelerator {
         Accelerator::Tcg => ["tcg,thread=multi", "max"],
@@ -373,7 +372,7 @@ fn arguments(qemu: &mut Command, config: &VmConfig, work: &Path) {
     for (index, mac) in MACS.iter().enumerate() {
         let mac = mac.map(|byte| format!("{byte:02x}")).join(":");
         // Other ways to join two cards (stream, socket) deadlock under flood when both ends are in
-        // one QEMU. An igb has to have a port of its own.
+        // one QEMU. An igb needs a root port of its own.
         qemu.arg("-netdev").arg(format!("hubport,id=net{index},hubid=0"));
         qemu.arg("-device").arg(format!("pcie-root-port,id=port{index},chassis={}", index + 1));
         let card = config.nic.device();
@@ -382,16 +381,15 @@ fn arguments(qemu: &mut Command, config: &VmConfig, work: &Path) {
     }
 }
 
-/// An option of QEMU's with a path in it, in which a comma is written twice.
+/// A QEMU option that ends with a path. QEMU expects commas in it doubled.
 fn option(name: &str, path: &Path) -> String {
     format!("{name}{}", path.to_string_lossy().replace(',', ",,"))
 }
 
-/// The module of virtual routing and forwarding.
+/// The module for virtual routing and forwarding.
 const VRF: &str = "vrf";
 
-/// What the guest has before it has anything else: this program as its init, with its libraries,
-/// modules, and the order.
+/// Writes the initramfs: this program as init, its libraries, the modules, and the order.
 fn write_initramfs(path: &Path, kernel: &Kernel, config: &VmConfig) -> Result<()> {
     let file = File::create(path).with_context(|| format!("cannot make {}", path.display()))?;
     let mut archive = Archive { out: BufWriter::new(file), made: Vec::new() };
@@ -406,7 +404,7 @@ fn write_initramfs(path: &Path, kernel: &Kernel, config: &VmConfig) -> Result<()
     let mut modules: Vec<PathBuf> = Vec::new();
     for name in MODULES.iter().copied().chain([config.nic.driver(), "veth", VRF]) {
         let files = match kernel.modules(name) {
-            Err(_) if name == VRF => vec![], // of use to few, and not in every kernel
+            Err(_) if name == VRF => vec![], // optional: not every kernel has it
             files => files?,
         };
         for file in files {
@@ -437,7 +435,7 @@ fn write_initramfs(path: &Path, kernel: &Kernel, config: &VmConfig) -> Result<()
     out.flush().with_context(|| format!("cannot write {}", path.display()))
 }
 
-/// Files of the shared libraries of `program`, by ldd.
+/// The shared libraries of `program`, as ldd lists them.
 fn libraries(program: &Path) -> Result<Vec<PathBuf>> {
     let output = Command::new("ldd").arg(program).output().context("cannot run ldd")?;
     let words = String::from_utf8_lossy(&output.stdout).into_owned();
@@ -448,11 +446,11 @@ fn libraries(program: &Path) -> Result<Vec<PathBuf>> {
         .collect())
 }
 
-/// A cpio archive as the kernel unpacks it
+/// A cpio archive in the format that the kernel unpacks
 /// (Documentation/driver-api/early-userspace/buffer-format.rst).
 struct Archive {
     out: BufWriter<File>,
-    /// Directories that are in it.
+    /// Directories already in the archive.
     made: Vec<PathBuf>,
 }
 
@@ -464,7 +462,7 @@ impl Archive {
         self.entry(path, libc::S_IFREG | 0o755, bytes)
     }
 
-    /// With those that it is in.
+    /// Adds a directory and its parents.
     fn directory(&mut self, path: &Path) -> Result<()> {
         let mut ancestors: Vec<_> =
             path.ancestors().filter(|path| !path.as_os_str().is_empty()).collect();
@@ -479,7 +477,7 @@ impl Archive {
     }
 
     fn entry(&mut self, path: &Path, mode: u32, bytes: &[u8]) -> Result<()> {
-        let inode = 0; // no two of them are one file: the kernel need not tell them apart
+        let inode = 0; // inode numbers only matter for hard links, and there are none here
         let header =
             cpio::newc::Builder::new(&path.to_string_lossy()).ino(inode).mode(mode).nlink(1);
         let length = u32::try_from(bytes.len()).context("a file of 4 GiB or more")?;

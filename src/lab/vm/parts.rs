@@ -1,9 +1,9 @@
-//! WHAT A GUEST IS MADE OF: a kernel with its modules, and QEMU. The machine's own where they will
-//! do; otherwise from the packages of its distribution, unpacked into a cache (`~/.cache/sixhop`),
-//! beside the machine and never into it.
+//! The parts of a guest: a kernel with its modules, and QEMU. Uses the machine's own if they
+//! suffice. Otherwise it unpacks the distribution's packages into a cache (`~/.cache/sixhop`) and
+//! installs nothing.
 //!
-//! Only Debian's packages are known, taken by apt from the mirror that the machine has, so that its
-//! signatures are verified. Those that decide what is measured are pinned besides, by version and
+//! Only Debian is supported. apt fetches the packages from the machine's configured mirror and
+//! verifies its signatures. Packages that affect measurements are also pinned, by version and
 //! checksum.
 
 use std::cmp::Reverse;
@@ -20,39 +20,39 @@ use sha2::{Digest, Sha256};
 /// A kernel and its modules.
 #[derive(Debug, Clone)]
 pub struct Kernel {
-    /// What `uname -r` says in it.
+    /// Its `uname -r`.
     pub release: String,
     /// Its bootable image.
     pub image: PathBuf,
-    /// The directory under which its modules lie in `lib/modules/RELEASE`.
+    /// The directory that holds its modules, in `lib/modules/RELEASE`.
     pub base: PathBuf,
 }
 
-/// An emulator of whole machines.
+/// QEMU, the machine emulator.
 #[derive(Debug, Clone)]
 pub struct Qemu {
     /// Its version.
     pub version: String,
     program: PathBuf,
-    /// Where it was unpacked; none for the machine's own.
+    /// Where it was unpacked; `None` for the machine's own.
     root: Option<PathBuf>,
 }
 
-/// igb and virtio_net grant zero-copy from this release on (Linux 6.14; 6.11 for virtio_net).
+/// The first release with zero-copy in igb (Linux 6.14); virtio_net has it since 6.11.
 const ZERO_COPY_SINCE: (u32, u32) = (6, 14);
 
-/// The oldest QEMU that has an igb.
+/// The first QEMU with an igb.
 const IGB_SINCE: u32 = 8;
 
-/// The kernel that is fetched where none is named.
+/// The kernel that is fetched by default.
 const RELEASE: &str = "7.3.4+deb13-amd64";
 
-/// The suite that has such kernels, and the one that has such a QEMU for Debian 12; later ones have
-/// it themselves.
+/// The suite that has such kernels, and the one that has such a QEMU for Debian 12. Later releases
+/// of Debian include that QEMU.
 const KERNELS: &str = "trixie-backports";
 const QEMU: &str = "bookworm-backports";
 
-/// Packages that decide what is measured: version, and SHA-256 of the file.
+/// Packages that affect measurements: name, version, and SHA-256 of the file.
 const PINNED: [(&str, &str, &str); 6] = [
     (
         "linux-binary-7.3.4+deb13-amd64",
@@ -87,13 +87,13 @@ const PINNED: [(&str, &str, &str); 6] = [
 ];
 
 impl Kernel {
-    /// The one that `wanted` names: a directory that holds `vmlinuz` and the modules, as
-    /// /lib/modules/RELEASE does, or a release of Debian's (`6.12.95+deb12-amd64`). Without it the
-    /// newest that the machine has, if that knows zero-copy, or else one of Debian's. `show` is
-    /// told of what takes long.
+    /// Finds the kernel that `wanted` names: a directory like /lib/modules/RELEASE that holds
+    /// `vmlinuz` and the modules, or a Debian release (`6.12.95+deb12-amd64`). By default it takes
+    /// the machine's newest kernel with zero-copy, or else fetches Debian's. Calls `show` before
+    /// each slow step.
     ///
     /// # Errors
-    /// When there is none and it cannot be fetched.
+    /// If no kernel is found, and none can be fetched.
     pub fn find(wanted: Option<&str>, show: &mut dyn FnMut(&str)) -> Result<Self> {
         match wanted {
             Some(directory) if directory.contains('/') => Self::at(Path::new(directory)),
@@ -108,12 +108,12 @@ impl Kernel {
     fn at(directory: &Path) -> Result<Self> {
         let directory = directory
             .canonicalize()
-            .with_context(|| format!("there is no {}", directory.display()))?;
+            .with_context(|| format!("cannot open {}", directory.display()))?;
         let release = directory.file_name().unwrap_or_default().to_string_lossy().into_owned();
         let base = directory.parent().filter(|modules| modules.ends_with("lib/modules"));
         let base = base.and_then(|modules| modules.parent()?.parent()).with_context(|| {
             format!(
-                "{} is no directory of a kernel: name one like /lib/modules/6.18.0",
+                "{} is not a kernel's directory: name one like /lib/modules/6.18.0",
                 directory.display()
             )
         })?;
@@ -137,21 +137,21 @@ impl Kernel {
 
     fn fetched(release: &str, show: &mut dyn FnMut(&str)) -> Result<Self> {
         let root = cached(&format!("linux-{release}"), |apt, root| {
-            // One package in older releases, two in newer ones, which have no package of that name
-            // but an empty one.
+            // Older releases have one package. Newer ones have two, and an empty one by the old
+            // name.
             let old = [format!("linux-image-{release}")];
             let new = ["binary", "modules"].map(|part| format!("linux-{part}-{release}"));
             let names =
                 if apt.knows(&new[0])? && apt.knows(&new[1])? { &new[..] } else { &old[..] };
             ensure!(
                 apt.knows(&names[0])?,
-                "Debian has no kernel {release} (any more): name another with --kernel, as {} or a \
-                 directory like /lib/modules/6.18.0",
+                "Debian has no kernel {release}, or no longer: name another with --kernel, such as \
+                 {}, or a directory like /lib/modules/6.18.0",
                 apt.kernels()?
             );
             apt.download(names, show)?;
             apt.unpack(root)?;
-            // Older packages still say lib for usr/lib.
+            // Older packages still use lib rather than usr/lib.
             let base =
                 if root.join("lib/modules").exists() { root.to_owned() } else { root.join("usr") };
             run("depmod", Command::new(tool("depmod")).arg("-b").arg(base).arg(release))?;
@@ -170,22 +170,23 @@ impl Kernel {
         Ok(Self { release: release.to_owned(), image, base: base.clone() })
     }
 
-    /// Files of the modules that `name` needs, itself the last; none where it is part of the
-    /// kernel.
+    /// The files of module `name` and the modules that it needs, in load order. Empty if it is
+    /// built into the kernel.
     ///
     /// # Errors
-    /// When modprobe is not there.
+    /// If modprobe is not installed.
     pub fn modules(&self, name: &str) -> Result<Vec<PathBuf>> {
         let mut modprobe = Command::new(tool("modprobe"));
         modprobe.arg("-d").arg(&self.base).args(["-S", &self.release, "--show-depends", name]);
         let output = modprobe.output().map_err(missing("modprobe"))?;
-        // What is part of the kernel is not found: packages do not say what is.
+        // modprobe fails for built-in modules, since the packages do not list them.
         let lines = String::from_utf8_lossy(&output.stdout).into_owned();
         Ok(lines.lines().filter_map(module).map(Into::into).collect())
     }
 }
 
-/// The file in a line of what modprobe would do: options of this machine's may follow it.
+/// The file in a line of modprobe's output. Options from this machine's configuration may follow
+/// it.
 fn module(line: &str) -> Option<&str> {
     let path = line.strip_prefix("insmod ")?;
     let end = path.find(".ko").and_then(|at| Some(at + path[at..].find(' ')?));
@@ -193,10 +194,10 @@ fn module(line: &str) -> Option<&str> {
 }
 
 impl Qemu {
-    /// The machine's own, or one that is fetched. `show` is told of what takes long.
+    /// Finds the machine's own QEMU, or fetches one. Calls `show` before each slow step.
     ///
     /// # Errors
-    /// When there is none and it cannot be fetched.
+    /// If there is none and it cannot be fetched.
     pub fn find(show: &mut dyn FnMut(&str)) -> Result<Self> {
         if let Ok(own) = Self::at("qemu-system-x86_64".into(), None) {
             if version(&own.version).is_some_and(|(major, _)| major >= IGB_SINCE) {
@@ -219,14 +220,14 @@ impl Qemu {
             words.strip_prefix("QEMU emulator version ").and_then(|rest| rest.split(' ').next());
         let unwilling = || {
             let why = String::from_utf8_lossy(&output.stderr).trim().to_owned();
-            format!("{} does not say its version: {why}", qemu.program.display())
+            format!("{} does not report its version: {why}", qemu.program.display())
         };
         qemu.version = version.with_context(unwilling)?.trim().to_owned();
         Ok(qemu)
     }
 
-    /// The command that starts it, to be given its arguments. It ends with the thread that starts
-    /// it.
+    /// The command that starts it, without arguments. The kernel kills QEMU when the thread that
+    /// started it ends.
     #[must_use]
     pub fn command(&self) -> Command {
         let mut command = Command::new("setpriv");
@@ -242,15 +243,14 @@ impl Qemu {
     }
 }
 
-/// Packages, by apt with a state of its own.
+/// apt, with a state of its own.
 struct Apt {
     directory: PathBuf,
     config: PathBuf,
 }
 
 impl Apt {
-    /// Knows the machine's own suite, and those which have newer things. Keeps all it needs in
-    /// `directory`.
+    /// Configures this machine's own suite and the backports, with all state in `directory`.
     fn new(directory: &Path) -> Result<Self> {
         let codename = codename()?;
         let format = "$(REPO_URI) $(CODENAME) $(ORIGIN)";
@@ -261,7 +261,7 @@ impl Apt {
             _ => None,
         });
         let mirror = mirror
-            .with_context(|| format!("apt has no mirror of {codename}: run 'apt-get update'"))?;
+            .with_context(|| format!("apt lists no mirror of {codename}: run 'apt-get update'"))?;
         let apt = Self { directory: directory.to_owned(), config: directory.join("apt.conf") };
         for part in ["state/lists/partial", "archives/partial"] {
             fs::create_dir_all(directory.join(part))?;
@@ -297,7 +297,7 @@ impl Apt {
         Ok(!output(self.command("apt-cache").args(["madison", package]))?.trim().is_empty())
     }
 
-    /// Releases of kernels that there are, the newest few.
+    /// The newest available kernel releases.
     fn kernels(&self) -> Result<String> {
         let names = output(self.command("apt-cache").args(["pkgnames", "linux-modules-"]))?;
         let releases = names.lines().filter_map(|name| name.strip_prefix("linux-modules-"));
@@ -313,7 +313,7 @@ impl Apt {
         run("apt-get download", self.command("apt-get").args(["download", "-qq"]).args(packages))
     }
 
-    /// With what it needs and the machine has not.
+    /// Also downloads the dependencies that this machine lacks.
     fn download_with_libraries(&self, package: &str, show: &mut dyn FnMut(&str)) -> Result<()> {
         show(&format!("fetching {package}"));
         let mut command = self.command("apt-get");
@@ -324,7 +324,7 @@ impl Apt {
         run("apt-get install --download-only", command.arg(package))
     }
 
-    /// Unpacks all that was downloaded into `root`, if it is what is pinned.
+    /// Verifies every downloaded package and unpacks it into `root`.
     fn unpack(&self, root: &Path) -> Result<()> {
         for entry in fs::read_dir(self.directory.join("archives"))? {
             let path = entry?.path();
@@ -340,8 +340,8 @@ impl Apt {
     }
 }
 
-/// Refuses what has the pinned version and is something else. Another version is what `--kernel` or
-/// another Debian wants: apt has verified it.
+/// Rejects a package with the pinned version but another checksum. Other versions pass: `--kernel`
+/// or another Debian asked for them, and apt has verified them.
 fn verify(file: &Path, package: &str, version: &str) -> Result<()> {
     let pinned = PINNED.iter().find(|(name, pinned, _)| *name == package && *pinned == version);
     let Some((_, _, expected)) = pinned else { return Ok(()) };
@@ -350,13 +350,13 @@ fn verify(file: &Path, package: &str, version: &str) -> Result<()> {
     let found: String = hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
     ensure!(
         found == **expected,
-        "{package} {version} is not the one that was tried: its SHA-256 is {found}"
+        "{package} {version} differs from the pinned file: its SHA-256 is {found}"
     );
     Ok(())
 }
 
-/// The directory `name` of the cache, made by `make` where it is not there. What was begun and not
-/// finished is not there.
+/// The directory `name` of the cache. If it is missing, `make` fills it; it appears only once
+/// complete.
 fn cached(name: &str, make: impl FnOnce(&Apt, &Path) -> Result<()>) -> Result<PathBuf> {
     let home = || Some(PathBuf::from(std::env::var_os("HOME")?).join(".cache"));
     let cache = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from).or_else(home);
@@ -375,12 +375,12 @@ fn cached(name: &str, make: impl FnOnce(&Apt, &Path) -> Result<()>) -> Result<Pa
     let fresh = work.path().join("root");
     fs::create_dir(&fresh)?;
     let made = Apt::new(work.path()).and_then(|apt| make(&apt, &fresh));
-    made.with_context(|| format!("no {name} from the packages of the distribution"))?;
+    made.with_context(|| format!("cannot make {name} from the distribution's packages"))?;
     fs::rename(&fresh, &root).with_context(cannot)?;
     Ok(root)
 }
 
-/// The name of this Debian's release.
+/// The codename of this Debian release.
 fn codename() -> Result<String> {
     let text = fs::read_to_string("/etc/os-release").unwrap_or_default();
     let field = |name: &str| {
@@ -389,20 +389,20 @@ fn codename() -> Result<String> {
     };
     ensure!(
         field("ID") == "debian" && cfg!(target_arch = "x86_64"),
-        "guests are fetched for Debian on x86-64 alone: install QEMU 8 or newer, and a kernel of \
+        "sixhop fetches guests only for Debian on x86-64: install QEMU 8 or newer, and a kernel of \
          6.14 or newer with its modules"
     );
     Ok(field("VERSION_CODENAME"))
 }
 
-/// Major and minor number of a version that begins with them.
+/// The major and minor number at the start of a version.
 fn version(text: &str) -> Option<(u32, u32)> {
     let mut numbers =
         text.split(|c: char| !c.is_ascii_digit()).map_while(|number| number.parse().ok());
     Some((numbers.next()?, numbers.next()?))
 }
 
-/// A tool of root's: its directory is not on everybody's PATH.
+/// The path of a system tool: sbin is not in every user's PATH.
 fn tool(name: &str) -> PathBuf {
     let directories = ["/usr/sbin", "/sbin"].map(|directory| Path::new(directory).join(name));
     directories.into_iter().find(|path| path.exists()).unwrap_or_else(|| name.into())
@@ -420,18 +420,18 @@ fn missing(program: &str) -> impl FnOnce(io::Error) -> anyhow::Error {
     }
 }
 
-/// Runs `command` to its good end.
+/// Runs `command`, and fails unless it succeeds.
 fn run(name: &str, command: &mut Command) -> Result<()> {
     let output = command.output().map_err(missing(name.split(' ').next().unwrap_or(name)))?;
     if !output.status.success() {
         let words = String::from_utf8_lossy(&output.stderr).into_owned();
-        let last = words.lines().rfind(|line| !line.trim().is_empty()).unwrap_or("without a word");
+        let last = words.lines().rfind(|line| !line.trim().is_empty()).unwrap_or("no reason given");
         bail!("{name} failed: {last}");
     }
     Ok(())
 }
 
-/// What `command` prints.
+/// The standard output of `command`.
 fn output(command: &mut Command) -> Result<String> {
     let name = command.get_program().to_string_lossy().into_owned();
     let output = command.output().map_err(missing(&name))?;
@@ -443,10 +443,10 @@ fn output(command: &mut Command) -> Result<String> {
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
-/// The bytes of a module as the kernel takes it.
+/// The bytes of a module, decompressed.
 ///
 /// # Errors
-/// When it cannot be read, or what it is packed with is not there.
+/// If it cannot be read, or its decompressor is not installed.
 pub fn unpacked(module: &Path) -> Result<Vec<u8>> {
     let program = match module.extension().and_then(OsStr::to_str) {
         Some("xz") => "xz",
