@@ -257,7 +257,7 @@ fn wrong_clock() -> Result<()> {
     }] {
         let output = load(&lab, &flags)?;
         let said = String::from_utf8_lossy(&output.stderr);
-        ensure!(output.status.code() == Some(1) && said.contains("up to 32 steps"), "{said}");
+        ensure!(output.status.code() == Some(1) && said.contains("within 32 steps"), "{said}");
     }
     server.stop()?;
     Ok(())

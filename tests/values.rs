@@ -219,7 +219,7 @@ fn nobody_serves() -> Result<()> {
     let server = start(&lab, "--engine socket")?;
     for client in ["afxdp", "socket"] {
         let (_, said) = unanswered(&load(&lab, &format!("--port 9999 --client {client} --json"))?)?;
-        ensure!(said.contains("unreachable (ICMPv6)") && said.contains("9999"), "{client}: {said}");
+        ensure!(said.contains("ICMPv6 errors said") && said.contains("9999"), "{client}: {said}");
     }
     server.stop()?;
     Ok(())
