@@ -534,7 +534,7 @@ fn interrupted() -> Result<()> {
     let words = String::from_utf8(output.stderr)?;
     let last = words.lines().last().unwrap_or_default();
     ensure!(
-        output.status.code() == Some(1) && last.contains("the same command goes on from there"),
+        output.status.code() == Some(1) && last.contains("run the same command to continue"),
         "{words}"
     );
     // Another plan is not mixed with it.
@@ -792,7 +792,7 @@ fn what_makes_no_sense() -> Result<()> {
         "--prefix",
         PREFIX,
     ])?;
-    ensure!(words.contains("--server-via has a quotation mark without its other"), "{words}");
+    ensure!(words.contains("--server-via has an unclosed quotation mark"), "{words}");
     Ok(())
 }
 

@@ -1,4 +1,4 @@
-//! `sixhop bind`: makes addresses live, holds them, takes them back, and says what that took.
+//! `sixhop bind`: makes addresses live, holds them, takes them back, and reports the cost.
 
 use std::process::ExitCode;
 
@@ -12,26 +12,26 @@ use crate::host::sandbox::Sandbox;
 use crate::live::Method;
 use crate::server::ServerConfig;
 
-/// Make addresses live, hold them, and measure what that takes
+/// Make addresses live, hold them, and measure the cost
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example:
   sudo sixhop lab exec server -- sixhop bind --interface server0 \\
       --prefix 2001:db8:1::/64 --addresses 1000000 --method live-map
 
-The addresses are held until standard input ends (Ctrl-D, or at once with
-'< /dev/null') or SIGINT or SIGTERM comes, and are taken back then. Held by
-live-map they answer neighbour discovery, and nothing else; by the others,
-whatever the kernel answers.")]
+Holds the addresses until standard input ends (Ctrl-D, or at once with
+'< /dev/null') or SIGINT or SIGTERM arrives, and then unbinds them. Bound by
+live-map, they answer neighbour discovery and nothing else; bound by another
+method, they answer whatever the kernel answers.")]
 pub struct Args {
-    /// Interface to bind them on
+    /// Interface to bind the addresses on
     #[arg(long, value_name = "IF")]
     interface: String,
     #[command(flatten)]
     addresses: Addresses,
-    /// How they are made live
+    /// How to bind the addresses
     #[arg(long)]
     method: Method,
-    /// Have live-map or anyip take all of the prefix, also where this machine has routes of other
+    /// Let live-map or anyip take the whole prefix, even where this machine has routes of other
     /// interfaces under it
     #[arg(long)]
     take_prefix: bool,
@@ -43,7 +43,7 @@ pub struct Args {
 /// Runs the subcommand.
 ///
 /// # Errors
-/// When the addresses cannot be bound or not all be taken back.
+/// If the addresses cannot be bound, or not all of them unbound.
 pub fn run(args: Args) -> Result<ExitCode> {
     let pool = args.addresses.pool().map_err(|error| Usage(error.to_string()))?;
     let config = ServerConfig {
@@ -58,7 +58,7 @@ pub fn run(args: Args) -> Result<ExitCode> {
     } else {
         println!("live: {} addresses of {}, by {}", ready.addresses, ready.interface, ready.bind);
     }
-    // Only from here on: a bind is measured to its end also where there never was any input.
+    // Watch the input only now: a bind without any input is still measured to its end.
     stop_at_end_of_input(stop.clone(), Sandbox::default());
     let totals = running((server, guard), &stop, |_| {})?;
     let result = bound(&ready, &totals);
@@ -76,7 +76,7 @@ fn describe(result: &BindResult) -> String {
         .load_preset(presets::NOTHING)
         .set_content_arrangement(ContentArrangement::Dynamic)
         .set_width(80);
-    table.set_header(["", "an address", "all", "of which"]);
+    table.set_header(["", "per address", "total", "phases"]);
     let all = |nanoseconds: f64| nanoseconds * result.addresses as f64 / 1e9;
     let phases = |phases: &crate::live::Phases| {
         phases
@@ -104,19 +104,19 @@ fn describe(result: &BindResult) -> String {
     let mut text = table.to_string();
     if result.open_seconds > 0.0 {
         text += &format!(
-            "\n{} before, once: program attached, its hash made, its rings armed",
+            "\n{} once beforehand: attaching the program, making its hash, arming its rings",
             seconds(result.open_seconds)
         );
     }
     if let Some(bytes) = result.bytes_per_address {
         text += &format!(
-            "\n{bytes:.0} bytes of memory an address, the kernel's and this process's list together"
+            "\n{bytes:.0} bytes of memory per address: the kernel's, and this process's list"
         );
     }
     text
 }
 
-/// A time as people write it.
+/// A duration in a fitting unit.
 pub(super) fn seconds(seconds: f64) -> String {
     match seconds {
         s if s < 1e-6 => format!("{:.1} ns", s * 1e9),

@@ -1,4 +1,4 @@
-//! `sixhop compare`: engines side by side, on a lab of their own.
+//! `sixhop compare`: engines side by side, in a lab of their own.
 
 use std::io::IsTerminal;
 use std::path::PathBuf;
@@ -17,19 +17,19 @@ use crate::lab::Lab;
 use crate::live::Method;
 use crate::wire::{MAX_PAYLOAD, MIN_PAYLOAD};
 
-/// Compare engines on the same work, in a lab on this machine
+/// Compare engines under the same load, in a lab on this machine
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example:
   sudo sixhop compare --addresses 2000 --out results
 
 A rate is sustained when 99.9 % of the requests have all their replies, the
-mean time to the first reply is at most --mean, and the generator itself sent
-99 % of the rate; a rate that fails is tried once more. The highest such rate
-is searched for three times, to 2 %, by turns: all have their first search,
-then all their second. The table has the median, and what was measured there;
-JSON has every run.")]
+mean time to the first reply is at most --mean, and the generator sends at
+least 99 % of the rate. A rate that fails is tried once more. Each engine
+searches three times for its highest such rate, to 2 %: first all engines run
+their first search, then all their second, and so on. The table shows the
+median search and its measurements; JSON has every run.")]
 pub struct Args {
-    /// Engines, as in socket,afxdp
+    /// Engines, such as socket,afxdp
     #[arg(
         long,
         value_name = "LIST",
@@ -37,19 +37,18 @@ pub struct Args {
         default_value = "socket,socket-gso,afxdp"
     )]
     engines: Vec<EngineKind>,
-    /// Another program to compare with, may be given again: in its command {interface}, {address},
-    /// {port}, {core} and {client-core} are filled in. It has to answer from the address that was
-    /// asked
+    /// Another program to compare with; repeatable. Its command may contain {interface}, {address},
+    /// {port}, {core} and {client-core}. It must answer from the address that was asked
     #[arg(long = "peer", value_name = "NAME=CMD", value_parser = peer)]
     peers: Vec<Peer>,
-    /// How many addresses, or several numbers, as in 1,1000000
+    /// Number of addresses, or several numbers, such as 1,1000000
     #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "2000",
         value_parser = clap::value_parser!(u64).range(1..))]
     addresses: Vec<u64>,
-    /// How they are made live
+    /// How to bind the addresses
     #[arg(long, value_name = "METHOD", default_value = "netlink-down")]
     bind: Method,
-    /// Which ones of all that the prefix holds
+    /// Which addresses of the prefix: another seed selects others
     #[arg(long, default_value_t = 1)]
     seed: u64,
     /// UDP port of the service
@@ -62,26 +61,26 @@ pub struct Args {
     #[arg(long, value_name = "BYTES", default_value_t = 32,
         value_parser = clap::value_parser!(u64).range(MIN_PAYLOAD as u64..=MAX_PAYLOAD as u64))]
     payload: u64,
-    /// How long each rate is tried, in seconds
+    /// How long to try each rate, in seconds
     #[arg(long, value_name = "SECONDS", default_value_t = 1.0, value_parser = trial)]
     trial: f64,
-    /// The mean time to the first reply up to which a rate is sustained, in milliseconds
+    /// Mean time to the first reply up to which a rate is sustained, in milliseconds
     #[arg(long, value_name = "MS", default_value_t = 1.0, value_parser = mean)]
     mean: f64,
-    /// Have the client do its interface's receive work itself, polling for so long: otherwise, on a
-    /// veth pair, the server's core has it as well, for all engines alike
+    /// Busy-poll for this long, so that the client does its interface's receive work itself.
+    /// Otherwise, on a veth pair, the server's core does that too, for all engines alike
     #[arg(long, value_name = "USECS", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     client_busy_poll: Option<u32>,
-    /// Have the kernel take what comes to either interface in batches, so many microseconds apart,
-    /// for all engines and peers alike: a veth pair otherwise does it packet by packet, in the
-    /// sender's time, which no card does
+    /// Have the kernel take packets from both interfaces in batches, this far apart, for all
+    /// engines and peers alike. Otherwise a veth pair handles each packet in the sender's time, as
+    /// no card does
     #[arg(long, value_name = "USECS", value_parser = super::serve::coalesce())]
     coalesce: Option<u32>,
-    /// A lab that is up, to be used as it is, such as 'sixhop' in the guest of 'lab vm' [default:
-    /// one is made]
+    /// An existing lab, used as it is, such as 'sixhop' in the guest of 'lab vm' [default: make
+    /// one]
     #[arg(long, value_name = "NAME")]
     lab: Option<String>,
-    /// Directory for the results: compare.jsonl, a line for each engine
+    /// Directory for the results: compare.jsonl, with a line for each engine
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
     /// Print a JSON line for each engine instead of a table
@@ -89,8 +88,8 @@ pub struct Args {
     json: bool,
 }
 
-/// Seconds, as a flag. In a second a queue that grows by 0.1 % of the requests passes a
-/// millisecond.
+/// Parses a trial's length in seconds. In one second, a queue that grows by 0.1 % of the requests
+/// exceeds a millisecond.
 fn trial(text: &str) -> Result<f64, String> {
     match text.parse() {
         Ok(seconds) if (0.01..=600.0).contains(&seconds) => Ok(seconds),
@@ -98,15 +97,15 @@ fn trial(text: &str) -> Result<f64, String> {
     }
 }
 
-/// A name and a command, as a flag.
+/// Parses a peer: its name and command.
 fn peer(text: &str) -> Result<Peer, String> {
     let (name, command) = text.split_once('=').ok_or("a peer is NAME=CMD")?;
     let command = shlex::split(command).filter(|command| !command.is_empty());
-    let command = command.ok_or("a peer needs a command, with its quotes closed")?;
+    let command = command.ok_or("a peer needs a command, with its quotation marks closed")?;
     Ok(Peer { name: name.to_owned(), command })
 }
 
-/// Milliseconds, as a flag.
+/// Parses a mean in milliseconds.
 fn mean(text: &str) -> Result<f64, String> {
     match text.parse() {
         Ok(limit) if (0.001..=10_000.0).contains(&limit) => Ok(limit),
@@ -114,7 +113,7 @@ fn mean(text: &str) -> Result<f64, String> {
     }
 }
 
-/// Refuses a list that names something twice; `what` is what one of them is called.
+/// Rejects a list with repetitions; `what` names an entry for the message.
 fn no_repeats<T: PartialEq>(list: &[T], what: impl Fn(&T) -> String) -> Result<()> {
     match list.iter().enumerate().find(|(index, one)| list[..*index].contains(one)) {
         Some((_, one)) => Err(Usage(format!("{} named twice", what(one))).into()),
@@ -125,7 +124,7 @@ fn no_repeats<T: PartialEq>(list: &[T], what: impl Fn(&T) -> String) -> Result<(
 /// Runs the subcommand.
 ///
 /// # Errors
-/// When the lab or an engine cannot be had, or the results cannot be written.
+/// If the lab or an engine cannot start, or the results cannot be written.
 pub fn run(args: Args) -> Result<ExitCode> {
     no_repeats(&args.engines, |engine| format!("engine {engine} is"))?;
     let names: Vec<_> = args.peers.iter().map(|peer| peer.name.as_str()).collect();
@@ -171,11 +170,11 @@ impl Args {
     }
 }
 
-/// Compares, with a progress bar or, without a terminal, one line for each step.
+/// Compares, with a progress bar; without a terminal, with one line per step.
 fn compare_with_progress(config: &CompareConfig) -> Result<Vec<EngineResult>> {
     let stop = stop_on_signal()?;
     let bar = progress(0, "{bar:20} {wide_msg}");
-    // A search takes some ten trials, as long as none was made to know better.
+    // A search takes about ten trials. This guess holds until one has been measured.
     let (began, guess) = (Instant::now(), Duration::from_secs_f64(12.0 * config.trial + 2.0));
     let mut last = String::new();
     let results = compare(config, &stop, |step| {
@@ -195,14 +194,14 @@ fn compare_with_progress(config: &CompareConfig) -> Result<Vec<EngineResult>> {
     results
 }
 
-/// A column of the table: its name, and what it shows of a result.
+/// A column of the table: its heading, and its value for a result.
 type Column<'a> = (&'a str, &'a dyn Fn(&EngineResult) -> String);
 
 fn describe(results: &[EngineResult]) -> String {
     let mut table = Table::new();
     table.load_preset(presets::NOTHING);
     let whole = |time: f64| format!("{time:.0}");
-    // Each column's name beside its figure.
+    // Each heading beside its value.
     let columns: [Column; 9] = [
         ("engine", &|result| result.engine.to_string()),
         ("XDP, copy", &|result| match (result.attach, result.copy) {
@@ -227,10 +226,10 @@ fn describe(results: &[EngineResult]) -> String {
     if let Some(first) = results.first() {
         text += &format!(
             "\nbound by {}; {} replies of {} bytes to each request\n\
-             requests/s: the most that was sustained with a mean of at most {} ms,\n\
+             requests/s: the highest sustained rate with a mean of at most {} ms,\n\
              median of {} searches; ratio: to socket\n\
              mean, p99 (µs to the first reply), CPU of the server's core: at that rate\n\
-             mean ½: at half of it\n\
+             mean ½: at half that rate\n\
              client: {}; {} receive work {}\n\
              Linux {}, {}",
             first.bind,
@@ -250,7 +249,7 @@ fn describe(results: &[EngineResult]) -> String {
             first.environment.cpu,
         );
         if let Some(guest) = &first.environment.guest {
-            text += &format!("\nin a virtual machine, {guest}: only the ratios mean anything");
+            text += &format!("\nin a virtual machine, {guest}: only the ratios are meaningful");
         }
     }
     text
@@ -303,8 +302,8 @@ mod tests {
         }
     }
 
-    /// The figure that stands under `name` in the row of the first result: right-aligned, both end
-    /// at the same place.
+    /// The value under `name` in the first result's row. Right-aligned, so both end in the same
+    /// column.
     fn under(table: &str, name: &str) -> String {
         let lines: Vec<Vec<char>> = table.lines().map(|line| line.chars().collect()).collect();
         let header: String = lines[0].iter().collect();

@@ -1,4 +1,4 @@
-//! `sixhop experiment`: the paper's figures, measured here.
+//! `sixhop experiment`: measures the paper's figures on this machine.
 
 use std::ffi::OsString;
 use std::io::IsTerminal;
@@ -41,88 +41,88 @@ enum Figure {
     Rotation(Rotation),
 }
 
-/// Figure 1: what it takes to compute, bind and unbind n addresses
+/// Figure 1: the cost of computing, binding and unbinding n addresses
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example:
   sudo sixhop experiment bind --profile quick --out results
 
-Runs in a lab on this machine, each run with a fresh interface. A run that
-takes longer than the profile's budget is stopped, and larger numbers are not
-tried by that method. DIR gets bind.jsonl (every run, then the summaries),
-bind.csv and bind.svg. An experiment that was interrupted goes on where it
-stopped when it is started again.")]
+Runs in a lab on this machine, each run on a fresh interface. A run that takes
+longer than the profile's budget is stopped, and that method is not tried with
+more addresses. DIR gets bind.jsonl (every run, then the summaries), bind.csv
+and bind.svg. Run the same command again to continue an interrupted experiment.")]
 struct Bind {
     #[command(flatten)]
     common: Common,
-    /// Only these of the profile's methods, as in netlink,live-map
+    /// Only these of the profile's methods, such as netlink,live-map
     #[arg(long, value_name = "LIST", value_delimiter = ',')]
     methods: Vec<Method>,
 }
 
-/// Figure 2: which request rate n addresses sustain under each mean response time
+/// Figure 2: the request rate that n addresses sustain within each mean response time
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example:
   sudo sixhop experiment response --profile quick --out results
   sudo sixhop report results
 
-Between two machines, started on the client's:
+Between two machines, started on the client:
   sudo sixhop experiment response --profile paper --out results \\
       --server-via 'ssh root@server' --server-interface eth1 \\
       --interface eth1 --prefix 2001:db8:5::/64
 
 A rate is sustained when the mean time to the first reply is at most the
-threshold, at least 90 % of the requests were answered, and the generator
-sent 99 % of the rate. DIR gets response.jsonl (every run, then what follows
-from them), response.csv, response-runs.csv and response.svg. An experiment
-that was interrupted goes on where it stopped when it is started again.")]
+threshold, at least 90 % of the requests are answered, and the generator sends
+at least 99 % of the rate. DIR gets response.jsonl (every run, then the
+summaries), response.csv, response-runs.csv and response.svg. Run the same
+command again to continue an interrupted experiment.")]
 struct Response {
     #[command(flatten)]
     common: Common,
-    /// How requests are sent
+    /// How to send requests
     #[arg(long, default_value = "afxdp")]
     client: Client,
-    /// Where the server's XDP program runs: in the driver (native), or in the kernel's generic hook
+    /// Where the server's XDP program runs: in the driver (native), or in the kernel behind it
+    /// (generic)
     #[arg(long, value_name = "MODE", default_value = "auto")]
     attach: AttachRequest,
-    /// Whether packets are copied between the server's driver and the rings
+    /// Whether the kernel copies packets between the server's driver and the rings
     #[arg(long, value_name = "MODE", default_value = "auto")]
     copy: CopyRequest,
-    /// The server's queues, as in 0,1 [default: all in use]
+    /// The server's queues, such as 0,1 [default: all in use]
     #[arg(long, value_name = "LIST")]
     queues: Option<String>,
-    /// The server's processors, as in 0,1 [default: one for each worker]
+    /// The server's processors, such as 0,1 [default: one for each worker]
     #[arg(long, value_name = "LIST")]
     cores: Option<String>,
-    /// Words before the server's command that run it elsewhere, as in 'ssh root@server' [default: a
-    /// lab on this machine]
+    /// Words before the server's command that run it on another machine, such as 'ssh root@server'
+    /// [default: a lab on this machine]
     #[arg(long, value_name = "WORDS", requires_all = ["server_interface", "interface", "prefix"])]
     server_via: Option<String>,
-    /// The program there
+    /// The sixhop program on the server's machine
     #[arg(long, value_name = "PROGRAM", default_value = "sixhop", requires = "server_via")]
     server_program: OsString,
-    /// Interface to answer on, there
+    /// Interface to answer on, on the server's machine
     #[arg(long, value_name = "IF", requires = "server_via")]
     server_interface: Option<String>,
-    /// Interface to ask from, here
+    /// Interface to send requests from, on this machine
     #[arg(long, value_name = "IF", requires = "server_via")]
     interface: Option<String>,
-    /// Prefix that the addresses lie under
+    /// Prefix of the addresses
     #[arg(long, requires = "server_via")]
     prefix: Option<Prefix>,
 }
 
-/// For how many clients all addresses can move in one time step, while requests are answered
+/// How many clients can have all their addresses move in one step while the server answers
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example:
   sudo sixhop experiment rotation --profile quick --out results
 
 Runs in a lab on this machine, each server on fresh interfaces. A number of
-clients is carried when in each measured step the work is done by its end and
-at most 0.1 % of the requests are lost; the largest is looked for among those
-of the profile. Response times are those while addresses are exchanged
-(inside) and while none is (outside). DIR gets rotation.jsonl (every server,
-then what follows from them), rotation.csv and rotation.svg. An experiment
-that was interrupted goes on where it stopped when it is started again.")]
+clients is carried when every measured step finishes its work by its end and
+at most 0.1 % of the requests are lost. The experiment searches the profile's
+numbers for the largest. It measures response times while addresses are
+exchanged (inside) and while none is (outside). DIR gets rotation.jsonl (every
+server, then the summaries), rotation.csv and rotation.svg. Run the same
+command again to continue an interrupted experiment.")]
 struct Rotation {
     #[command(flatten)]
     common: Common,
@@ -136,13 +136,13 @@ struct Common {
     /// Directory for the results
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
-    /// Print JSON lines, those of the result file, instead of a table
+    /// Print JSON lines, as in the result file, instead of a table
     #[arg(long)]
     json: bool,
 }
 
 impl Common {
-    /// The result file of that name, in a directory that is there.
+    /// The path of a result file. Creates the directory.
     fn file(&self, name: &str) -> Result<Option<PathBuf>> {
         self.out
             .as_deref()
@@ -150,17 +150,17 @@ impl Common {
             .transpose()
     }
 
-    /// What an experiment ended with, with what to do about it.
+    /// Adds to an error how to continue after an interruption.
     fn check(&self, events: Result<Vec<Event>>) -> Result<Vec<Event>> {
         events.map_err(|error| match &self.out {
             Some(_) if error.chain().any(|cause| cause.is::<Interrupted>()) => {
-                error.context("the results so far are kept: the same command goes on from there")
+                error.context("the results so far are kept: run the same command to continue")
             }
             _ => error,
         })
     }
 
-    /// Tells a program of everything that is found.
+    /// Prints each result as JSON, with `--json`.
     fn found(&self) -> impl FnMut(&Event) -> Result<()> + Send + use<> {
         let json = self.json;
         move |event| if json { print_json(event) } else { Ok(()) }
@@ -170,8 +170,7 @@ impl Common {
 /// Runs the subcommand.
 ///
 /// # Errors
-/// When the lab or the server cannot be had, the profile makes no sense, or the results cannot be
-/// written.
+/// If the lab or the server cannot start, the profile is invalid, or the results cannot be written.
 pub fn run(args: Args) -> Result<ExitCode> {
     match args.figure {
         Figure::Bind(bind) => run_bind(&bind)?,
@@ -185,8 +184,7 @@ fn usage(error: impl std::fmt::Display) -> Usage {
     Usage(format!("{error:#}"))
 }
 
-/// Shows how far an experiment is: a bar on a terminal, elsewhere a line whenever `step` is another
-/// one, so that a log shows where it is.
+/// Shows the progress: a bar on a terminal; otherwise a line whenever `step` changes, for logs.
 struct Meter {
     bar: ProgressBar,
     step: String,
@@ -323,7 +321,7 @@ impl Response {
         };
         let via = shlex::split(via).filter(|words| !words.is_empty());
         let via = via
-            .context("--server-via has a quotation mark without its other, or no word")
+            .context("--server-via has an unclosed quotation mark, or no words")
             .map_err(usage)?;
         let host = Host {
             via: via.into_iter().map(OsString::from).collect(),
@@ -334,7 +332,7 @@ impl Response {
         Ok(Place::Elsewhere { host, interface: interface.clone() })
     }
 
-    /// Those that go to the server as they are.
+    /// The flags that the server gets unchanged.
     fn flags(&self) -> Vec<OsString> {
         let mut flags = vec![format!("--attach={}", self.attach), format!("--copy={}", self.copy)];
         flags.extend(self.queues.iter().map(|queues| format!("--queues={queues}")));
@@ -346,15 +344,7 @@ impl Response {
 fn describe_bind(summaries: &[BindSummary], events: &[Event]) -> String {
     let mut table = Table::new();
     table.load_preset(presets::NOTHING);
-    table.set_header([
-        "method",
-        "addresses",
-        "generate",
-        "bind",
-        "unbind",
-        "all three",
-        "to netlink",
-    ]);
+    table.set_header(["method", "addresses", "generate", "bind", "unbind", "total", "speedup"]);
     for summary in summaries {
         table.add_row([
             summary.method.to_string(),
@@ -368,9 +358,9 @@ fn describe_bind(summaries: &[BindSummary], events: &[Event]) -> String {
     }
     align(&mut table, 1);
     let mut text = table.to_string();
-    text += "\ngenerate, bind, unbind: mean time for each address, median of the runs;\n\
+    text += "\ngenerate, bind, unbind: mean time per address, median of the runs;\n\
              each run on a fresh veth\n\
-             to netlink: how many times as fast it binds as netlink does";
+             total: all three, for all addresses; speedup: of bind, over netlink";
     let cells = events.iter().filter_map(|event| match event {
         Event::Cell(cell) => Some(cell),
         _ => None,
@@ -421,7 +411,7 @@ fn describe_response(summaries: &[ThresholdSummary], events: &[Event]) -> String
     align(&mut table, 1);
     let mut text = table.to_string();
     text += "\nrequests/s sustained with that mean time to the first reply: median of the runs";
-    text += "\n–: not even at the lowest rate; ≥: the generator or the profile ended it";
+    text += "\n–: not even at the lowest rate; ≥: the generator or the profile set the limit";
     if let Some(summary) = summaries.first() {
         let (runs, trials) =
             (summary.runs.len(), summaries.iter().map(|one| (one.cell, one.trials)));
@@ -429,7 +419,7 @@ fn describe_response(summaries: &[ThresholdSummary], events: &[Event]) -> String
         trials.dedup();
         let made: usize = trials.iter().map(|(_, trials)| trials).sum();
         let grid = summary.grid_trials * trials.len();
-        text += &format!("\n{runs} passes; {made} runs, of {grid} that the full grid has");
+        text += &format!("\n{runs} passes; {made} runs, of {grid} in the full grid");
     }
     for event in events {
         if let Event::Failed(Failed { cell, why }) = event {
@@ -476,9 +466,8 @@ fn describe_rotation(profile: &RotationProfile, events: &[Event]) -> String {
     align(&mut table, 1);
     let mut text = table.to_string();
     text += &format!(
-        "\n{} requests/s, {} replies each, a time step of {} s, three live addresses for each \
-         client\n\
-         work: the most that one step took, without its pauses; late: after its end\n\
+        "\n{} requests/s, {} replies each, a step of {} s, three live addresses per client\n\
+         work: the busiest step's time, without pauses; late: how long after its end\n\
          in, out: mean and p99 in µs to the first reply while addresses are exchanged, and\n\
          while none is; ✓: carried",
         profile.rate, profile.replies, profile.rotate
@@ -494,7 +483,7 @@ fn describe_rotation(profile: &RotationProfile, events: &[Event]) -> String {
     text + &machine(events)
 }
 
-/// On what it was measured, and in which mode.
+/// The machine and the modes of the measurement.
 fn machine(events: &[Event]) -> String {
     let mut text = String::new();
     for event in events {

@@ -1,5 +1,5 @@
-//! `sixhop guard`: what a server starts beside itself ([`crate::server::guard`]), and no command
-//! for people.
+//! `sixhop guard`: the process that a server starts beside itself ([`crate::server::guard`]). Not a
+//! command for people.
 
 use std::io;
 use std::process::ExitCode;
@@ -11,33 +11,33 @@ use crate::address::{Pool, Prefix};
 use crate::live::Method;
 use crate::server::guard::Watch;
 
-/// Take back what a server leaves when it is killed. Servers start one themselves
+/// Clean up after a killed server. Servers start this themselves
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Process number of the server
+    /// Process ID of the server
     #[arg(long)]
     server: i32,
-    /// Index of its interface
+    /// Index of the server's interface
     #[arg(long)]
     index: u32,
-    /// How it makes its addresses live
+    /// How the server binds its addresses
     #[arg(long)]
     method: Method,
-    /// Prefix that the addresses lie under
+    /// Prefix of the addresses
     #[arg(long)]
     prefix: Prefix,
-    /// How many addresses, where they stay
+    /// Number of addresses, if they stay
     #[arg(long)]
     addresses: Option<u64>,
-    /// Which ones of all that the prefix holds
+    /// Which addresses of the prefix
     #[arg(long, default_value_t = 1)]
     seed: u64,
 }
 
-/// Runs the subcommand: until standard input ends.
+/// Runs the subcommand until standard input ends.
 ///
 /// # Errors
-/// When something stays.
+/// If it cannot remove everything that the server left.
 pub fn run(args: &Args) -> Result<ExitCode> {
     let prefix = args.prefix;
     let pool = args.addresses.map(|count| Pool::new(prefix, count, args.seed)).transpose();

@@ -1,4 +1,4 @@
-//! `sixhop lab`: a network on one machine. Flags in, calls of [`crate::lab`] out.
+//! `sixhop lab`: a network on one machine. Parses flags and calls [`crate::lab`].
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -16,7 +16,7 @@ use crate::lab::{DEFAULT_NAME, InterfaceStatus, Lab, Outcome, Side, State, Statu
 /// Make a network on this machine: two namespaces joined by a veth pair
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Which lab: labs of different names do not know of each other
+    /// Name of the lab; labs with different names are independent
     #[arg(long, global = true, default_value = DEFAULT_NAME)]
     name: String,
 
@@ -26,10 +26,10 @@ pub struct Args {
 
 #[derive(Debug, clap::Subcommand)]
 enum Action {
-    /// Make the lab; one that is there already stays as it is
+    /// Make the lab; an existing one that matches stays as it is
     #[command(after_help = "Example:\n  sudo sixhop lab up --queues 2")]
     Up {
-        /// Queues each way, at both ends
+        /// Queues in each direction, at both ends
         #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=4096))]
         queues: u32,
         /// Print one JSON object
@@ -43,7 +43,7 @@ enum Action {
         #[arg(long)]
         json: bool,
     },
-    /// Say what there is of the lab
+    /// Show which parts of the lab exist
     #[command(after_help = "Example:\n  sudo sixhop lab status --json")]
     Status {
         /// Print one JSON object
@@ -53,24 +53,24 @@ enum Action {
     /// Run a command in one side; its exit status becomes this one's
     #[command(after_help = "Example:\n  sudo sixhop lab exec client -- ping -c 1 2001:db8:1::2")]
     Exec {
-        /// Where to run it
+        /// Side to run it in
         side: Side,
         /// The command and its arguments
         #[arg(last = true, required = true, value_name = "CMD")]
         command: Vec<OsString>,
     },
-    /// Run a command in a virtual machine with two network cards, which are the lab there; its exit
-    /// status becomes this one's
-    #[command(after_help = "Example: zero-copy on an emulated Intel card, beside the others
+    /// Run a command in a virtual machine with two network cards, which form the lab there; its
+    /// exit status becomes this one's
+    #[command(after_help = "Example: zero-copy on an emulated Intel card, beside other engines
   sixhop lab vm --nic igb -- sixhop compare --lab sixhop --addresses 1000
 
-In it the lab 'sixhop' is up, with cards in the place of the veth pair, and
-the command runs as root, with this machine's files and in this directory.
-QEMU and a kernel that this machine does not have are fetched into
-~/.cache/sixhop from Debian's packages, and change nothing else here. QEMU
-translates: compare engines within one guest, never with other machines.")]
+In the guest, the lab 'sixhop' is up, with cards instead of a veth pair. The
+command runs as root, with this machine's files and in this directory. If this
+machine lacks QEMU or a kernel, they are fetched from Debian's packages into
+~/.cache/sixhop, and nothing else here changes. QEMU translates instructions:
+compare engines only within one guest, never with other machines.")]
     Vm(Vm),
-    /// What the guest of 'lab vm' runs first
+    /// Process 1 in the guest of 'lab vm'
     #[command(hide = true)]
     Guest,
 }
@@ -78,31 +78,31 @@ translates: compare engines within one guest, never with other machines.")]
 /// A guest and its command.
 #[derive(Debug, clap::Args)]
 struct Vm {
-    /// Its two network cards, joined back to back
+    /// The two network cards, joined back to back
     #[arg(long, default_value = "igb")]
     nic: Nic,
     /// Queues that each card uses; virtio has one here [default: 1, where the driver can choose]
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..=8))]
     queues: Option<u32>,
-    /// Its kernel: a directory like /lib/modules/6.18.0, with a vmlinuz, or a release of Debian's,
-    /// which is fetched [default: this machine's, if it is 6.14 or newer, or else one of Debian's]
+    /// The kernel: a directory like /lib/modules/6.18.0 with a vmlinuz, or a Debian release, which
+    /// is fetched [default: this machine's if it is 6.14 or newer, otherwise Debian's]
     #[arg(long, value_name = "RELEASE|DIR")]
     kernel: Option<String>,
-    /// What executes it
+    /// How to execute the guest's instructions
     #[arg(long, value_name = "WAY", default_value = "tcg")]
     accelerator: Accelerator,
-    /// Its processors
+    /// The guest's processors
     #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..=255))]
     processors: u32,
-    /// Its memory
+    /// The guest's memory
     #[arg(long, value_name = "MIB", default_value_t = 1024,
           value_parser = clap::value_parser!(u32).range(256..))]
     memory: u32,
-    /// A directory that it may write to, and which is made; all else it sees of this machine it can
-    /// only read
+    /// Directory that the guest may write to, created if missing; it can only read the rest of this
+    /// machine
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
-    /// End it when it takes longer
+    /// Kill the guest if it takes longer
     #[arg(long, value_name = "SECONDS", default_value_t = 3600,
           value_parser = clap::value_parser!(u64).range(1..))]
     limit: u64,
@@ -111,7 +111,7 @@ struct Vm {
     command: Vec<OsString>,
 }
 
-/// What `--json` prints.
+/// The JSON that `--json` prints.
 #[derive(Serialize)]
 struct Event<'a> {
     event: &'static str,
@@ -152,7 +152,7 @@ pub fn run(args: Args) -> Result<ExitCode> {
 fn run_guest(args: Vm) -> Result<ExitCode> {
     let out = args.out.map(|out| {
         make(&out)?;
-        out.canonicalize().with_context(|| format!("there is no {}", out.display()))
+        out.canonicalize().with_context(|| format!("cannot open {}", out.display()))
     });
     let config = VmConfig {
         nic: args.nic,
@@ -176,17 +176,17 @@ fn run_guest(args: Vm) -> Result<ExitCode> {
     Ok(ExitCode::from(u8::try_from(status?).unwrap_or(1)))
 }
 
-/// The same for people.
+/// The same as text.
 fn text(status: &Status, outcome: Option<Outcome>, removed: Option<bool>) -> String {
     let what = match (outcome, removed, status.state) {
         (Some(Outcome::Made), ..) => "made",
         (Some(Outcome::Replaced), ..) => "replaced",
-        (Some(Outcome::AlreadyUp), ..) => "up already",
+        (Some(Outcome::AlreadyUp), ..) => "already up",
         (_, Some(true), _) => "removed",
-        (_, Some(false), _) => "down already",
+        (_, Some(false), _) => "already down",
         (_, _, State::Up) => "up",
         (_, _, State::Partial) => {
-            "half-made: 'sixhop lab up' makes it whole, 'sixhop lab down' removes it"
+            "incomplete: 'sixhop lab up' completes it, 'sixhop lab down' removes it"
         }
         (_, _, State::Down) => "down",
     };

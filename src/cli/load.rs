@@ -1,4 +1,4 @@
-//! `sixhop load`: asks at a steady rate and says what came back.
+//! `sixhop load`: sends requests at a steady rate and reports the replies.
 
 use std::process::ExitCode;
 use std::time::Duration;
@@ -16,7 +16,7 @@ use crate::net::netlink::AttachMode;
 use crate::wire::{MAX_PAYLOAD, MIN_PAYLOAD};
 use crate::xdp::{BusyPoll, CopyMode};
 
-/// Ask at a steady rate and measure the answers
+/// Send requests at a steady rate and measure the replies
 #[derive(Debug, clap::Args)]
 #[command(
     disable_help_flag = true,
@@ -24,19 +24,19 @@ use crate::xdp::{BusyPoll, CopyMode};
   sudo sixhop lab exec client -- sixhop load --interface client0 \\
       --prefix 2001:db8:1::/64 --addresses 1000 --rate 20000 --requests 200000
 
-Times count from when a request was due, not from when it was sent. What
-could not be sent in time makes 'achieved' smaller than 'offered'; 'late'
-counts requests sent more than 1 ms after they were due. The socket client
-takes the kernel's time of arrival; it needs a neighbour entry for each address
-(net.ipv6.neigh.default.gc_thresh3) where the prefix is not routed.
+Times count from when a request was due, not from when it was sent. If the
+generator falls behind, 'achieved' is lower than 'offered'; 'late' counts
+requests sent more than 1 ms after they were due. The socket client uses the
+kernel's receive timestamps. Unless the prefix is routed, it needs a neighbour
+entry for each address (net.ipv6.neigh.default.gc_thresh3).
 
-That requests are lost is a result. Where none of them was answered the exit
-status is 1, and standard error says what to look at; times that there are none
-of are '–', and null in JSON.
+Lost requests are a result, not an error. If no request was answered, the exit
+status is 1 and standard error says what to check. Times without a measurement
+are '–', and null in JSON.
 
-Where the addresses move, each request goes to the one that its client has when
-it is due. The server tolerates a clock that differs by a step; of one that
-differs by more, 'clock_steps' says by how many:
+If the addresses move, each request goes to its client's address at the time
+when it is due. The server tolerates a clock that is off by one step; if it is
+off by more, 'clock_steps' says by how many:
   sudo sixhop lab exec client -- sixhop load --interface client0 \\
       --prefix 2001:db8:1::/64 --schedule mt6d --clients 1000000 --rotate 10s \\
       --secret secret --rate 20000 --requests 200000"
@@ -55,12 +55,13 @@ pub struct Args {
 #[derive(Debug, clap::Args)]
 #[command(next_help_heading = "Addresses")]
 struct Addresses {
-    /// Interface to ask from
+    /// Interface to send requests from
     #[arg(long, value_name = "IF")]
     interface: String,
     #[command(flatten)]
     which: Moving,
-    /// Ask as if this machine's clock were so many seconds ahead, as in 0.5, or behind, as in -5
+    /// Send as if this machine's clock were this many seconds ahead, such as 0.5, or behind, such
+    /// as -5
     #[arg(long, value_name = "SECONDS", default_value = "0", allow_negative_numbers = true,
           value_parser = offset)]
     clock_offset: i64,
@@ -75,7 +76,7 @@ struct Requests {
     /// Requests per second
     #[arg(long, value_parser = rate_flag)]
     rate: f64,
-    /// How many requests
+    /// Number of requests
     #[arg(long = "requests", value_name = "REQUESTS",
         value_parser = clap::value_parser!(u64).range(1..=1_000_000_000))]
     count: u64,
@@ -91,15 +92,15 @@ struct Requests {
 #[derive(Debug, clap::Args)]
 #[command(next_help_heading = "Client")]
 struct How {
-    /// How requests are sent
+    /// How to send requests
     #[arg(long = "client", value_name = "CLIENT", default_value = "afxdp")]
     kind: Client,
-    /// Do the interface's receive work in the client's own calls, polling for so long: on a veth
-    /// pair it otherwise falls to who sends, and so the replies' to the server
+    /// Busy-poll for this long, so that the client does its interface's receive work itself. On a
+    /// veth pair it otherwise falls to the sender: the server does it for the replies
     #[arg(long, value_name = "USECS", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     busy_poll: Option<u32>,
-    /// Have the kernel take what comes to the interface in batches, so many microseconds apart
-    /// (software interrupt coalescing, which is put back)
+    /// Have the kernel take packets from the interface in batches, this far apart (software
+    /// interrupt coalescing; restored afterwards)
     #[arg(long, value_name = "USECS", value_parser = super::serve::coalesce())]
     coalesce: Option<u32>,
 }
@@ -115,7 +116,7 @@ struct Operations {
     help: Option<bool>,
 }
 
-/// Requests per second, as a flag.
+/// Parses a rate in requests per second.
 pub(super) fn rate_flag(text: &str) -> Result<f64, String> {
     match text.parse() {
         Ok(rate) if (0.001..=1e9).contains(&rate) => Ok(rate),
@@ -123,20 +124,20 @@ pub(super) fn rate_flag(text: &str) -> Result<f64, String> {
     }
 }
 
-/// Seconds, as a flag; in nanoseconds.
+/// Parses an offset in seconds, and returns nanoseconds.
 fn offset(text: &str) -> Result<i64, String> {
     const YEAR: f64 = 366.0 * 86_400.0;
     match text.parse() {
         Ok(seconds) if (-YEAR..=YEAR).contains(&seconds) => Ok((seconds * 1e9) as i64),
-        _ => Err("an offset is a number of seconds, a year at most".into()),
+        _ => Err("an offset is a number of seconds, at most a year".into()),
     }
 }
 
 /// Runs the subcommand.
 ///
 /// # Errors
-/// When the server cannot be found, the generator cannot run, or nothing was answered. That the
-/// server loses requests is a result, not an error.
+/// If the server cannot be found, the generator cannot run, or no request was answered. Lost
+/// requests are a result, not an error.
 pub fn run(args: Args) -> Result<ExitCode> {
     let stop = stop_on_signal()?;
     let mut generator = Generator::open(LoadConfig {
@@ -165,7 +166,7 @@ pub fn run(args: Args) -> Result<ExitCode> {
     let (answered, unfinished) = (result.outcome.answered, result.outcome.unfinished);
     if result.unsent > 0 {
         note(format_args!(
-            "{} of {sent} requests have not left: the kernel does not take them out of the tx ring \
+            "{} of {sent} requests have not left: the kernel has not taken them from the tx ring \
              of queue 0",
             result.unsent
         ));
@@ -178,9 +179,8 @@ pub fn run(args: Args) -> Result<ExitCode> {
     let uneven = clock_steps.map(|steps| uneven(steps, args.addresses.which.rotate));
     if answered == 0 && sent > 0 {
         let why = uneven.or(cause).unwrap_or_else(|| match args.addresses.which.schedule {
-            Some(_) => "not even on addresses of other steps: the server may be down, or its \
-                --secret, --rotate or --prefix \
-                        another"
+            Some(_) => "no address of another step answers either: the server may be down, or its \
+                        --secret, --rotate or --prefix may differ"
                 .to_owned(),
             None => nothing_came(args.addresses.port),
         });
@@ -193,7 +193,7 @@ pub fn run(args: Args) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// What to say of a clock that is so many steps ahead.
+/// The message about a clock that is `steps` ahead.
 fn uneven(steps: i64, step: Duration) -> String {
     let count = steps.unsigned_abs();
     format!(
@@ -205,7 +205,7 @@ fn uneven(steps: i64, step: Duration) -> String {
     )
 }
 
-/// A client with what the kernel granted it.
+/// Describes a client and its modes.
 pub(super) fn client(
     client: Client,
     attach: Option<AttachMode>,
@@ -213,7 +213,7 @@ pub(super) fn client(
     busy_poll: Option<BusyPoll>,
 ) -> String {
     let polling = busy_poll
-        .map_or(String::new(), |poll| format!(", busy polling for {} us", poll.microseconds));
+        .map_or(String::new(), |poll| format!(", busy polling for {} µs", poll.microseconds));
     match (attach, copy) {
         (Some(attach), Some(copy)) => format!("{client}, XDP {attach}, {copy} mode{polling}"),
         _ => client.to_string(),
@@ -260,7 +260,7 @@ fn describe(result: &LoadResult) -> String {
     text
 }
 
-/// Replies that are none, and those of them that only a card would have made one.
+/// The count of corrupt replies, and of those with unfinished checksums.
 fn corrupt(outcome: &Outcome) -> String {
     match outcome.unfinished {
         0 => format!("{} corrupt", outcome.corrupt),
@@ -270,7 +270,7 @@ fn corrupt(outcome: &Outcome) -> String {
     }
 }
 
-/// A time in microseconds, to a tenth as long as that says something.
+/// A time in microseconds, with a decimal only below 100 ms.
 fn microseconds(time: f64) -> String {
     if time < 100_000.0 { format!("{time:.1}") } else { format!("{time:.0}") }
 }

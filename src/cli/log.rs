@@ -1,5 +1,4 @@
-//! What a program says besides its results: lines on standard error, by level, for people or as
-//! JSON.
+//! Log lines on standard error, by level, as text or JSON.
 
 use std::fmt;
 use std::io;
@@ -12,39 +11,39 @@ use tracing_subscriber::registry::LookupSpan;
 
 use super::{OPERATIONS, Usage};
 
-/// How much is said on standard error, and how
+/// How much to log on standard error, and how
 #[derive(Debug, Clone, clap::Args)]
 #[command(next_help_heading = OPERATIONS)]
 pub struct Args {
-    /// Least important level that is shown, error to trace, or directives as in
+    /// Least important level to show, error to trace, or directives such as
     /// warn,sixhop::host::metrics=debug [default: SIXHOP_LOG, RUST_LOG, or warn]
     #[arg(long, value_name = "LEVEL", global = true)]
     log: Option<String>,
-    /// How lines look
+    /// Format of log lines
     #[arg(long, value_name = "FORMAT", default_value = "text", global = true)]
     log_format: Format,
 }
 
-/// How lines look.
+/// The format of log lines.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 enum Format {
-    /// For people
+    /// Text for people
     Text,
-    /// One JSON object a line, with its time
+    /// One JSON object per line, with a timestamp
     Json,
 }
 
 impl Args {
-    /// Whether lines are JSON.
+    /// Whether log lines are JSON.
     #[must_use]
     pub fn is_json(&self) -> bool {
         self.log_format == Format::Json
     }
 
-    /// Has it be so from now on.
+    /// Starts logging.
     ///
     /// # Errors
-    /// When the level is none.
+    /// If the level is invalid.
     pub fn start(&self) -> Result<(), Usage> {
         let (flag, level) = match &self.log {
             Some(level) => ("--log", level.clone()),
@@ -56,12 +55,12 @@ impl Args {
                 .unwrap_or(("--log", "warn".to_owned())),
         };
         let filter = EnvFilter::try_new(&level).map_err(|_| {
-            Usage(format!("{flag} is '{level}', and should be error, warn, info, debug or trace"))
+            Usage(format!("{flag} is '{level}': use error, warn, info, debug or trace"))
         })?;
         let logs = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr);
-        // Nobody may listen any more: a guard lives longer than its server.
+        // Standard error may be closed: a guard outlives its server.
         let logs = logs.log_internal_errors(false);
-        // Somebody has set one already: a test.
+        // Fails if a test has already installed a subscriber.
         let _ = match self.log_format {
             Format::Text => logs.with_ansi(false).event_format(Lines).try_init(),
             Format::Json => logs.json().flatten_event(true).try_init(),
@@ -70,8 +69,8 @@ impl Args {
     }
 }
 
-/// As this program has always spoken: its name and a sentence. What is neither warning nor error
-/// says what it is.
+/// The text format: the program's name and a sentence, with the level unless it is warning or
+/// error.
 struct Lines;
 
 impl<S, N> FormatEvent<S, N> for Lines

@@ -1,4 +1,4 @@
-//! `sixhop completions` and `sixhop man`: made of the same definitions as the command line itself.
+//! `sixhop completions` and `sixhop man`, generated from the command line's own definitions.
 
 use std::io::{self, Write};
 use std::path::PathBuf;
@@ -33,17 +33,17 @@ pub struct Man {
 /// Prints the completions.
 ///
 /// # Errors
-/// When nobody reads them.
+/// If standard output cannot be written.
 pub fn completions(args: &Completions) -> Result<ExitCode> {
     let mut text = Vec::new();
     clap_complete::generate(args.shell, &mut Cli::command(), "sixhop", &mut text);
     print(&text)
 }
 
-/// Prints or writes the manual.
+/// Prints the manual page, or writes all of them.
 ///
 /// # Errors
-/// When nobody reads it, or the directory cannot be written.
+/// If standard output or the directory cannot be written.
 pub fn man(args: &Man) -> Result<ExitCode> {
     match &args.out {
         Some(directory) => {

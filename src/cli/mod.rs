@@ -1,5 +1,5 @@
-//! The command line: one file a subcommand. Flags in, library calls out, results printed; no logic
-//! of its own.
+//! The command line, one file per subcommand: parses flags, calls the library, prints results. It
+//! has no logic of its own.
 
 pub mod bind;
 pub mod compare;
@@ -37,10 +37,10 @@ use crate::live::Method;
 use crate::server::guard::Guard;
 use crate::server::{ConfigError, Occasion, Server, ServerConfig, ServerError, Totals};
 
-/// The heading of flags for whoever keeps a program running. Logs are under it in every subcommand.
+/// The help heading of flags for operators. The logging flags are under it in every subcommand.
 const OPERATIONS: &str = "Operations";
 
-/// Answers IPv6 requests on very many addresses from AF_XDP rings, and measures what that is worth
+/// Answer IPv6 requests on millions of addresses from AF_XDP rings, and measure the gain
 #[derive(clap::Parser)]
 #[command(
     name = "sixhop",
@@ -50,21 +50,21 @@ const OPERATIONS: &str = "Operations";
     after_help = "Example: a whole comparison on this machine, in a lab of its own:
   sudo sixhop compare --addresses 2000
 
-Exit status: 0 success, 1 failure, 2 bad usage. Colours and progress bars only
-on a terminal; without colours where NO_COLOR is set."
+Exit status: 0 success, 1 failure, 2 bad usage. Colours and progress bars appear
+only on a terminal, and colours only while NO_COLOR is unset."
 )]
 pub struct Cli {
-    /// What to do.
+    /// The subcommand.
     #[command(subcommand)]
     pub command: Command,
-    /// What to say meanwhile.
+    /// Logging.
     #[command(flatten)]
     pub log: log::Args,
 }
 
 /// The subcommands.
 #[derive(clap::Subcommand)]
-#[expect(missing_docs, reason = "each has its own where it is defined, which is what --help shows")]
+#[expect(missing_docs, reason = "each type has its own doc, which --help shows")]
 pub enum Command {
     Probe(probe::Args),
     Serve(serve::Args),
@@ -81,10 +81,10 @@ pub enum Command {
 }
 
 impl Command {
-    /// Does it.
+    /// Runs the subcommand.
     ///
     /// # Errors
-    /// Those of the subcommand; [`Usage`] where flags make no sense together.
+    /// Those of the subcommand; [`Usage`] if flags contradict each other.
     pub fn run(self) -> Result<ExitCode> {
         match self {
             Self::Probe(args) => probe::run(args),
@@ -102,16 +102,16 @@ impl Command {
     }
 }
 
-/// Which addresses. Server and client derive the same ones from the same flags.
+/// A fixed set of addresses. Server and client derive the same set from the same flags.
 #[derive(Debug, Clone, clap::Args)]
 pub struct Addresses {
-    /// Prefix that the addresses lie under
+    /// Prefix of the addresses
     #[arg(long)]
     pub prefix: Prefix,
-    /// How many addresses
+    /// Number of addresses
     #[arg(long)]
     pub addresses: u64,
-    /// Which ones of all that the prefix holds
+    /// Which addresses of the prefix: another seed selects others
     #[arg(long, default_value_t = 1)]
     pub seed: u64,
 }
@@ -122,38 +122,38 @@ impl Addresses {
     }
 }
 
-/// Which addresses, and whether they move. Server and client derive the same ones from the same
-/// flags, or from the same secret and the time.
+/// Addresses that stay or move. Server and client derive the same ones from the same flags; or from
+/// the same secret and the time.
 #[derive(Debug, Clone, clap::Args)]
 pub struct Moving {
-    /// Prefix that the addresses lie under
+    /// Prefix of the addresses
     #[arg(long)]
     pub prefix: Prefix,
-    /// How many addresses, where they stay
+    /// Number of addresses, if they stay
     #[arg(long, required_unless_present = "schedule", conflicts_with = "schedule")]
     pub addresses: Option<u64>,
-    /// Which ones of all that the prefix holds, where they stay
+    /// Which addresses of the prefix, if they stay: another seed selects others
     #[arg(long, default_value_t = 1, conflicts_with = "schedule")]
     pub seed: u64,
-    /// Have the addresses move, by this schedule
+    /// Move the addresses, by this schedule
     #[arg(long, value_name = "NAME", requires = "clients", requires = "secret")]
     pub schedule: Option<Schedule>,
-    /// How many clients have an address on the server; of each, three are live at a time
+    /// Number of clients; each has three live addresses on the server at a time
     #[arg(long, value_name = "N", requires = "schedule",
           value_parser = clap::value_parser!(u32).range(1..))]
     pub clients: Option<u32>,
-    /// How long a time step is, after which each client has another address: 1s or more
+    /// Length of a step, after which each client has another address: 1s or more
     #[arg(long, value_name = "TIME", default_value = "10s", requires = "schedule",
         value_parser = humantime::parse_duration)]
     pub rotate: Duration,
-    /// File with the secret that server and clients share: 16 bytes or more, readable by nobody
-    /// else
+    /// File with the secret that server and clients share: at least 16 bytes, readable only by its
+    /// owner
     #[arg(long, value_name = "FILE", requires = "schedule")]
     pub secret: Option<PathBuf>,
 }
 
 impl Moving {
-    /// The addresses, for a machine whose clock is `ahead` nanoseconds wrong.
+    /// The addresses, as seen by a clock that is `ahead` nanoseconds fast.
     fn targets(&self, ahead: i64) -> Result<Targets> {
         let usage = |error: &dyn Display| Usage(error.to_string());
         match (self.schedule, self.addresses, self.clients, &self.secret) {
@@ -178,24 +178,23 @@ impl Moving {
     }
 }
 
-/// A flag whose value makes no sense together with others: the exit status is 2, as for one that
-/// makes no sense alone.
+/// A flag that contradicts others. The exit status is 2, as for a flag that is invalid alone.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub struct Usage(pub String);
 
-/// Set when SIGINT or SIGTERM comes, however often: what was taken is always given back.
+/// A flag that SIGINT and SIGTERM set. Repeated signals do no more: cleaning up always completes.
 fn stop_on_signal() -> Result<Arc<AtomicBool>> {
     let stop = Arc::new(AtomicBool::new(false));
     for signal in [SIGINT, SIGTERM] {
-        signal_hook::flag::register(signal, stop.clone()).context("no signal handler")?;
+        signal_hook::flag::register(signal, stop.clone()).context("cannot handle signals")?;
     }
     Ok(stop)
 }
 
 /// Sets `stop` when standard input ends.
 fn stop_at_end_of_input(stop: Arc<AtomicBool>, sandbox: Sandbox) {
-    // Never joined: it waits for input for as long as the process lives.
+    // Never joined: the thread waits for input as long as the process lives.
     thread::spawn(move || {
         if let Err(error) = sandbox.enter(Role::Input) {
             note(format_args!("{error:#}"));
@@ -206,7 +205,7 @@ fn stop_at_end_of_input(stop: Arc<AtomicBool>, sandbox: Sandbox) {
     });
 }
 
-/// Starts the server, with a bar while its addresses are bound, and with a guard beside it.
+/// Starts the server and its guard, with a progress bar while addresses are bound.
 fn binding(config: &ServerConfig, stop: &AtomicBool) -> Result<(Server, Guard)> {
     let mut guard = Guard::start(config)?;
     let all = config.targets.count();
@@ -229,7 +228,7 @@ fn binding(config: &ServerConfig, stop: &AtomicBool) -> Result<(Server, Guard)> 
     Ok((server, guard))
 }
 
-/// The error with the flags that cure it, which the library knows nothing of.
+/// Adds to an error the flags that cure it, which the library does not know.
 fn with_flags(error: ServerError) -> anyhow::Error {
     let ServerError::Config(cause) = &error else { return error.into() };
     let cure = match cause.downcast_ref() {
@@ -243,20 +242,20 @@ fn with_flags(error: ServerError) -> anyhow::Error {
     anyhow!("{:#}: {cure}", anyhow::Error::from(error))
 }
 
-/// One line for people, on standard error, of what may not be as they think.
+/// Prints one line for people on standard error, about something they may not expect.
 fn note(what: impl Display) {
     tracing::warn!("{what}");
 }
 
-/// What binding the rest takes when `share` of the addresses took `elapsed`. What the kernel takes
-/// for each grows with their number, and what it takes for all with its square.
+/// Time to bind the remaining addresses, given that `share` of them took `elapsed`. The kernel's
+/// time per address grows with their number, so the total grows with its square.
 fn left(method: Method, elapsed: Duration, share: f64) -> Duration {
     Duration::try_from_secs_f64(elapsed.as_secs_f64() * (share.powi(-method.power()) - 1.0))
         .unwrap_or(elapsed)
 }
 
-/// Runs the server, with a bar while its addresses are taken back. `guard` has its turn where they
-/// are not.
+/// Runs the server, with a progress bar while addresses are unbound. If it fails, `guard` stays and
+/// takes over.
 fn running(
     (server, guard): (Server, Guard),
     stop: &AtomicBool,
@@ -277,7 +276,7 @@ fn running(
     Ok(totals.inspect(|totals| totals.notes.iter().for_each(note))?)
 }
 
-/// Prints `event` as one line on standard output, and at once.
+/// Prints `event` as one line on standard output and flushes it.
 fn print_json(event: &Event) -> Result<()> {
     let line = event.to_line()?;
     let mut out = io::stdout().lock();
@@ -286,19 +285,19 @@ fn print_json(event: &Event) -> Result<()> {
         .context("cannot write to standard output")
 }
 
-/// Makes `directory` for results: before anything is measured rather than afterwards.
+/// Makes `directory` for results. Called before the measurement, so that it fails early.
 fn make(directory: &Path) -> Result<()> {
     let cannot =
         || format!("cannot make {}: choose a writable directory for --out", directory.display());
     fs::create_dir_all(directory).with_context(cannot)?;
-    // As a file would be: the rights of a directory do not say all.
+    // Try it with a file, since permission bits do not tell everything.
     let probe = directory.join(".sixhop");
     fs::write(&probe, "").and_then(|()| fs::remove_file(&probe)).with_context(|| {
         format!("cannot write into {}: choose a writable directory for --out", directory.display())
     })
 }
 
-/// Writes a result that is whole: it has its name when all of it is there.
+/// Writes a result atomically: the file gets its name only once complete.
 fn write(directory: &Path, name: &str, text: &str) -> Result<()> {
     let (path, half) = (directory.join(name), directory.join(format!(".{name}.half")));
     let written = fs::write(&half, text).and_then(|()| fs::rename(&half, &path));
@@ -307,8 +306,7 @@ fn write(directory: &Path, name: &str, text: &str) -> Result<()> {
         .with_context(|| format!("cannot write {}", path.display()))
 }
 
-/// The first `names` columns of a table to the left, figures to the right, and none wider than
-/// needed.
+/// Aligns the first `names` columns left and the figures right, with minimal padding.
 fn align(table: &mut Table, names: usize) {
     for (index, column) in table.column_iter_mut().enumerate() {
         column.set_padding((0, 1));
@@ -320,8 +318,7 @@ fn align(table: &mut Table, names: usize) {
     }
 }
 
-/// A bar on standard error, with a colour where NO_COLOR is not set; none where that is not a
-/// terminal.
+/// A progress bar on standard error, coloured unless NO_COLOR is set. Hidden without a terminal.
 fn progress(length: u64, template: &str) -> ProgressBar {
     let bar = ProgressBar::with_draw_target(Some(length), ProgressDrawTarget::stderr());
     let template = template.replace("{bar:20}", "{bar:20.cyan/dim}");
@@ -355,7 +352,7 @@ mod tests {
                     group.unwrap_or_else(|| panic!("{name}: {} is in no group", flag.get_id())),
                 );
             }
-            // Flags of all subcommands come last, and belong to the last group.
+            // Flags of all subcommands come last, in the last group.
             met.dedup();
             assert_eq!(met, groups, "{name}");
         }
@@ -367,6 +364,6 @@ mod tests {
         assert_eq!(left(Method::LiveMap, second, 0.5), second);
         assert_eq!(left(Method::Netlink, second, 0.5), 3 * second);
         assert_eq!(left(Method::Netlink, second, 1.0), Duration::ZERO);
-        assert_eq!(left(Method::Netlink, second, 0.0), second); // nobody knows
+        assert_eq!(left(Method::Netlink, second, 0.0), second); // unknown
     }
 }

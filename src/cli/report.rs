@@ -1,4 +1,4 @@
-//! `sixhop report`: a page of everything that a directory of results holds.
+//! `sixhop report`: one page with all results of a directory.
 
 use std::fs;
 use std::io::ErrorKind;
@@ -12,16 +12,16 @@ use crate::events::Event;
 use crate::report::page::{Data, page};
 use crate::report::{bind, response, rotation};
 
-/// Make a page of results: figures, tables, and what to doubt
+/// Make a page of results: figures, tables, and doubts
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example:
   sudo sixhop experiment response --out results
   sudo sixhop experiment bind --out results
   sudo sixhop report results
 
-Reads bind.jsonl, response.jsonl, rotation.jsonl and compare.jsonl of DIR,
-those that are there, and writes report.html, which needs no network, each chart as an SVG
-file of its own, and the tables as CSV.")]
+Reads those of bind.jsonl, response.jsonl, rotation.jsonl and compare.jsonl
+that DIR has. Writes report.html, which needs no network, each chart as an SVG
+file, and the tables as CSV.")]
 pub struct Args {
     /// Directory with the results
     dir: PathBuf,
@@ -30,7 +30,7 @@ pub struct Args {
 /// Runs the subcommand.
 ///
 /// # Errors
-/// When there are no results, a line of them makes no sense, or the page cannot be written.
+/// If there are no results, a line cannot be parsed, or the page cannot be written.
 pub fn run(args: &Args) -> Result<ExitCode> {
     let directory = &args.dir;
     let data = Data {
@@ -66,14 +66,14 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// The lines of a file; none where there is no such file.
+/// The events of a file; none if it does not exist.
 fn read(path: &Path) -> Result<Vec<Event>> {
     let name = path.display();
     let text = match fs::read_to_string(path) {
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
         text => text.with_context(|| format!("cannot read {name}"))?,
     };
-    // A run that was killed may have left half a line.
+    // A killed run may have left half a line.
     let whole = text.rfind('\n').map_or("", |end| &text[..end]);
     let lines = whole.lines().enumerate();
     lines
