@@ -116,7 +116,7 @@ mod tests {
     proptest! {
         #[test]
         fn an_address_is_in_it_when_it_is_under_one(
- // few bits, so that prefixes often overlap
+            // Few bits, so that prefixes often overlap.
             prefixes in proptest::collection::vec((0u128..64, 122u8..=128), 0..10),
             address in 0u128..64,
         ) {

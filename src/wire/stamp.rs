@@ -97,9 +97,7 @@ impl Template {
     /// If `payload` is less than [`MIN_PAYLOAD`] or more than [`MAX_PAYLOAD`].
     pub fn new(ends: &Endpoints, payload: usize) -> Result<Self, String> {
         if !(MIN_PAYLOAD..=MAX_PAYLOAD).contains(&payload) {
-            return Err(format!(
-                "payload of {payload} bytes: use {MIN_PAYLOAD} to {MAX_PAYLOAD}"
-            ));
+            return Err(format!("payload of {payload} bytes: use {MIN_PAYLOAD} to {MAX_PAYLOAD}"));
         }
         let mut frame = Vec::with_capacity(OVERHEAD + payload);
         PacketBuilder::ethernet2(ends.source_mac, ends.destination_mac)
