@@ -48,7 +48,7 @@ pub fn identifier(seed: u64, key: &[u8], step: u64) -> u64 {
         .chain_update(key)
         .chain_update(step.to_be_bytes());
     let hash: [u8; 32] = hash.finalize().into();
-    hash.first_chunk().map_or(0, |bits| u64::from_be_bytes(*bits)) // never 0: the hash has 32 bytes
+    hash.first_chunk().map_or(0, |bits| u64::from_be_bytes(*bits)) // the first 8 of 32 bytes
 }
 
 /// A subnet whose addresses move.

@@ -27,7 +27,7 @@ pub enum PrefixError {
     #[error("{0} is not made of global unicast addresses: {1}")]
     NotUnicast(Prefix, &'static str),
     /// Not the length of a subnet with 64-bit interface identifiers.
-    #[error("{0} leaves no 64 bits for interface identifiers: use a /64")]
+    #[error("{0} does not leave exactly 64 bits for interface identifiers: use a /64")]
     NotSubnet(Prefix),
 }
 
@@ -57,8 +57,8 @@ impl Prefix {
         if address == Ipv6Addr::LOCALHOST {
             return Err(PrefixError::NotUnicast(prefix, "::1 is loopback"));
         }
-        // Everything else is multicast, link-local, reserved by the kernel, or not assigned yet
-        // (RFC 4291 section 2.4).
+        // Everything outside these two is multicast, link-local, the kernel's own, or not assigned
+        // yet (RFC 4291 section 2.4).
         let global = Self::around(Ipv6Addr::new(0x2000, 0, 0, 0, 0, 0, 0, 0), 3);
         let local = Self::around(Ipv6Addr::new(0xfc00, 0, 0, 0, 0, 0, 0, 0), 7);
         if !global.covers(&prefix) && !local.covers(&prefix) {

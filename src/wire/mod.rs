@@ -1,7 +1,8 @@
 //! BYTES: parses and validates requests, and turns them into replies. Does the same for Neighbour
 //! Solicitations, and builds the advertisements of a multicast router.
 //!
-//! Pure: no I/O, no clock, no allocation. It builds and runs its tests on any platform.
+//! Pure: no I/O, no clock, and no allocation for requests, replies and solicitations. It builds and
+//! runs its tests on any platform.
 
 mod mrd;
 mod ndp;
