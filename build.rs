@@ -1,12 +1,12 @@
-//! Compiles `bpf/*.bpf.c` from source into Rust skeletons, with clang and the kernel's user-space
-//! headers, and finds out which git revision this is.
+//! Compiles `bpf/*.bpf.c` into Rust skeletons with clang and the kernel's user-space headers, and
+//! determines the git revision.
 use std::env;
 use std::path::{Path, PathBuf};
 use std::process::{Command, exit};
 
 use libbpf_cargo::SkeletonBuilder;
 
-/// What the program is made of.
+/// Everything that the program is built from.
 const SOURCES: [&str; 6] = ["src", "bpf", "bench/profiles", "build.rs", "Cargo.toml", "Cargo.lock"];
 
 fn main() {
@@ -15,15 +15,15 @@ fn main() {
     println!("cargo::rerun-if-env-changed=CLANG");
     if Command::new(&clang).arg("--version").output().is_err() {
         fail(&format!(
-            "{clang} not found: install the package 'clang' (it compiles the XDP program)"
+            "{clang} not found: install the package 'clang', which compiles the XDP program"
         ));
     }
 
     let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets OUT_DIR"));
     let mut builder = SkeletonBuilder::new();
     builder.source("bpf/steer.bpf.c").clang(&clang).clang_args(["-Wall", "-Werror"]);
-    // Debian and Ubuntu keep asm/types.h under the machine's triple, where clang does not look when
-    // the target is bpf.
+    // Debian and Ubuntu keep asm/types.h under the machine's triple. clang does not look there for
+    // the bpf target.
     let arch = env::var("CARGO_CFG_TARGET_ARCH").expect("cargo sets CARGO_CFG_TARGET_ARCH");
     let multiarch = format!("/usr/include/{arch}-linux-gnu");
     if Path::new(&multiarch).exists() {
@@ -36,8 +36,8 @@ fn main() {
     }
 }
 
-/// The commit that is checked out, with `-dirty` where the sources differ from it; empty outside
-/// git. Asked anew whenever one of both changes: a figure is published with it.
+/// The checked-out commit, with `-dirty` if the sources differ from it; empty outside git.
+/// Recomputed when either changes, since published figures carry it.
 fn revision() -> String {
     let git = |arguments: &[&str]| {
         let output =
@@ -56,7 +56,7 @@ fn revision() -> String {
     if status.is_some_and(|changes| changes.is_empty()) { commit } else { commit + "-dirty" }
 }
 
-/// One line, and no backtrace of this script.
+/// Fails with one line instead of a backtrace of this script.
 fn fail(what: &str) -> ! {
     println!("cargo::error={what}");
     exit(1)

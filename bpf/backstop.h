@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT OR Apache-2.0 OR GPL-2.0-only */
 /*
- * The backstop, where hidden: a tc program on the same interface, which sees what the XDP program
- * passes, and whatever gets around it. A veth that is given more queues, say, has no XDP program on
+ * The backstop, if hidden: a tc program on the same interface. It sees what the XDP program passes,
+ * and whatever gets around it. A veth that gets more queues, for example, has no XDP program on
  * them.
  *
  *   NIC queue ──► steer ──► VLAN tag off ──► backstop
@@ -10,37 +10,36 @@
  *   backstop
  *      ├─ request or fragment for a live address ──► marked ──► kernel
  *      ├─ to one of the kernel's own addresses ───────────────► kernel
- *      ├─ else to or for an address under a bound prefix ─────► nowhere, counted
+ *      ├─ else to or for an address under a bound prefix ─────► dropped, counted
  *      └─ everything else, untouched ─────────────────────────► kernel
  *
- * The kernel takes packets under a bound prefix for its own only with the mark (netlink::Delivery).
- * Without this program nothing has it: the kernel is as silent as about any address of the link
- * that it does not have.
+ * The kernel accepts packets under a bound prefix only with the mark (netlink::Delivery). Without
+ * this program no packet has it: the kernel is as silent as about any address that it does not own.
  */
 #pragma once
 
 #include "behind.h"
 
-/* How a tc program hands on to the next one, and drops: linux/bpf.h from 6.6 has them in an enum.
- */
+/* Actions of a tc program: continue with the next one, and drop. linux/bpf.h has them as an enum
+ * from 6.6 on. */
 #define HAND_ON -1
 #define DROP 2
 
-/* What is set of a packet's mark. src/net/netlink/route.rs has the same. */
+/* The part of a packet's mark that is ours. src/net/netlink/route.rs has the same. */
 #define MARK 0x66680000
 #define MARK_MASK 0xffff0000
 
-/* Of a packet's type: for another station (linux/if_packet.h). */
+/* Packet type: for another station (linux/if_packet.h). */
 #define OTHER_HOST 3
 
-/* Has the first `length` bytes, or as many as there are, where the program may read them. */
+/* Makes the first `length` bytes, or the whole packet if shorter, readable by the program. */
 static __always_inline void reach(struct __sk_buff *skb, __u32 length)
 {
-	/* That it fails shows by what is not there then. */
+	/* On failure, the bounds checks that follow fail. */
 	bpf_skb_pull_data(skb, skb->len < length ? skb->len : length);
 }
 
-/* A global function: the verifier looks at it once. */
+/* A global function, so that the verifier checks it only once. */
 __noinline __u32 find_in_skb(struct __sk_buff *skb, __u32 at)
 {
 	return find_between((void *)(long)skb->data, (void *)(long)skb->data_end, at, true);
@@ -51,7 +50,7 @@ static __always_inline bool is_hidden(const struct in6_addr *address)
 	return is_bound(*address) && !bpf_map_lookup_elem(&kernel_addresses, address);
 }
 
-/* Decides over a packet whose IPv6 header starts `at` so many bytes. */
+/* Decides about a packet whose IPv6 header starts at offset `at`. */
 static __always_inline int decide(struct __sk_buff *skb, __u32 at)
 {
 	void *data = (void *)(long)skb->data;
@@ -62,7 +61,7 @@ static __always_inline int decide(struct __sk_buff *skb, __u32 at)
 	struct in6_addr source = ip->saddr;
 	struct in6_addr address = ip->daddr;
 	bool hidden_address = is_hidden(&address);
-	/* TCP, UDP and what else asks for no address. */
+	/* TCP, UDP and other protocols carry no target address. */
 	if (!hidden_address && ip->nexthdr != IPPROTO_ICMPV6 && ip->nexthdr != IPPROTO_HOPOPTS &&
 	    ip->nexthdr != IPPROTO_ROUTING && ip->nexthdr != IPPROTO_FRAGMENT &&
 	    ip->nexthdr != IPPROTO_DSTOPTS)
@@ -73,22 +72,21 @@ static __always_inline int decide(struct __sk_buff *skb, __u32 at)
 	if ((found & 0xff) == SOLICITATION) {
 		struct in6_addr target;
 		__u32 place = (found >> 8) + sizeof(struct icmp6hdr);
-		/* The kernel answers for those that somebody has it answer for (ip neighbour add
-		 * proxy). */
+		/* The kernel would answer for addresses that it proxies (ip neigh add proxy). */
 		if (!bpf_skb_load_bytes(skb, place, &target, sizeof(target)) && is_hidden(&target))
 			return count(DROPPED_BACKSTOP, DROP);
 	}
 	if (!hidden_address)
 		return HAND_ON;
 	if (found == REQUEST && skb->pkt_type == OTHER_HOST)
-		return HAND_ON; /* as the XDP program does; the kernel does not take it */
+		return HAND_ON; /* as the XDP program does; the kernel drops it */
 	if ((found == REQUEST || found == FRAGMENT) && is_live(&address)) {
-		/* The rules of `behind`, but for the limit, of which it has counted the packet. */
+		/* The rules of `behind`, except the limit, which has counted the packet already. */
 		if ((!screened || is_allowed(source)) &&
 		    !(found == REQUEST && moving && is_live(&source))) {
 			__u32 mark = (skb->mark & ~MARK_MASK) | MARK;
-			/* The compiler would write only the half that changes, which the verifier
-			 * takes for no mark. */
+			/* Without this the compiler writes only the half that changes, which the
+			 * verifier rejects as a mark. */
 			barrier_var(mark);
 			skb->mark = mark;
 			return HAND_ON;
@@ -102,7 +100,7 @@ int backstop(struct __sk_buff *skb)
 {
 	__u32 at = sizeof(struct ethhdr);
 
-	/* The kernel has taken the first tag off. */
+	/* The kernel has stripped the first tag. */
 	if (skb->vlan_present && skb->vlan_tci & 0xfff)
 		return HAND_ON;
 	reach(skb, at + TAGS * sizeof(struct tag) + sizeof(struct ipv6hdr));

@@ -1,40 +1,39 @@
 /* SPDX-License-Identifier: MIT OR Apache-2.0 OR GPL-2.0-only */
 /*
- * Requests that no ring gets, because more stands before the UDP header than an IPv6 header:
- * extension headers, fragments, a priority tag. The kernel takes them apart, and a socket behind
- * this program answers them (src/engine/behind.rs).
+ * Requests with extension headers, fragments or a priority tag before the UDP header. No ring gets
+ * them: the kernel parses them, and the socket behind answers them (src/engine/behind.rs).
  *
  *   VLAN tags of VLAN 0 ──► IPv6 ──► at most EXTENSIONS extension headers
  *      ├─ UDP, our port ───────────────────► live address ──► kernel
  *      └─ a fragment that is not the first ─► live address ──► kernel
  *
- * Where hidden, nothing else under a bound prefix gets there this way, but to the kernel's own
- * addresses.
+ * If hidden, nothing else under a bound prefix reaches the kernel this way, except packets for
+ * addresses of the kernel.
  */
 #pragma once
 
 #include "live.h"
 #include "sources.h"
 
-/* More than anybody has a reason for; RFC 8200 section 4.1 names seven, each once, of which two are
- * IPsec's. */
+/* More than any sender needs. RFC 8200 section 4.1 lists seven, each once, of which two belong to
+ * IPsec. */
 #define EXTENSIONS 6
 
-/* VLAN tags that are looked behind. */
+/* Most VLAN tags to look behind. */
 #define TAGS 3
 
-/* Offsets into a packet have to end somewhere, for the verifier; all bits set. */
+/* Bound on offsets into a packet, for the verifier; all bits set, since it is a mask. */
 #define FARTHEST 0x7ff
 
 enum found {
 	NOTHING_OURS,
 	REQUEST, /* a datagram to our port, or the first fragment of one */
-	FRAGMENT, /* a later one: of what, its first says */
-	SOLICITATION, /* a Neighbour Solicitation, where they are looked for */
+	FRAGMENT, /* a later fragment; only the first says of what */
+	SOLICITATION, /* a solicitation, if the caller looks for them */
 };
 
 struct tag {
-	__be16 control; /* of which 12 bits are the VLAN's number */
+	__be16 control; /* its lower 12 bits are the VLAN ID */
 	__be16 protocol;
 } __attribute__((packed));
 
@@ -42,25 +41,24 @@ struct tag {
  * 4). */
 struct extension {
 	__u8 next;
-	__u8 length; /* in 8 bytes, without the first 8 */
+	__u8 length; /* in units of 8 bytes, without the first 8 */
 	__u8 type;
-	__u8 segments_left; /* of a routing header */
+	__u8 segments_left; /* in a routing header */
 } __attribute__((packed));
 
 struct fragment {
 	__u8 next;
 	__u8 reserved;
-	__be16 offset; /* 13 bits, then two reserved ones, and whether more follow */
+	__be16 offset; /* 13 bits, two reserved bits, more-fragments flag */
 	__be32 identification;
 } __attribute__((packed));
 
-/* What the packet is whose IPv6 header starts `at` so many bytes. Where `solicitations` are looked
- * for, the bits above the first 8 say how many bytes the ICMPv6 header of one is behind `data`.
+/* Classifies the packet whose IPv6 header starts at offset `at`. With `solicitations`, also finds
+ * solicitations; the bits above the first 8 then hold the offset of the ICMPv6 header.
  *
- * What it calls ours the kernel hands to a socket, unless it finds fault with it. Anything else may
- * be answered otherwise, with an ICMPv6 error, by TCP or a ping's echo: a header that is not known
- * here, one where it must not be, a list of routers that is not at its end, a first fragment
- * without all headers. */
+ * The kernel hands a REQUEST or FRAGMENT to a socket, unless it is invalid. It may answer anything
+ * else in another way, with an ICMPv6 error, by TCP or with an echo reply: an unknown header, a
+ * misplaced one, a routing header with segments left, a first fragment without all headers. */
 static __always_inline __u32 find_between(void *data, void *end, __u32 at, bool solicitations)
 {
 	struct ipv6hdr *ip = data + (at & 0x3f);
@@ -75,7 +73,7 @@ static __always_inline __u32 find_between(void *data, void *end, __u32 at, bool 
 		struct fragment *fragment = data + at;
 		struct extension *extension = data + at;
 
-		/* All are 8 bytes, or more. */
+		/* Each header is at least 8 bytes long. */
 		if ((void *)(udp + 1) > end)
 			return NOTHING_OURS;
 		switch (next) {
@@ -111,13 +109,13 @@ static __always_inline __u32 find_between(void *data, void *end, __u32 at, bool 
 	return NOTHING_OURS;
 }
 
-/* A global function: the verifier looks at it once. */
+/* A global function, so that the verifier checks it only once. */
 __noinline __u32 find(struct xdp_md *ctx, __u32 at)
 {
 	return find_between((void *)(long)ctx->data, (void *)(long)ctx->data_end, at, false);
 }
 
-/* Decides over a packet whose IPv6 header starts `at` so many bytes and is there. */
+/* Decides about a packet whose IPv6 header starts at offset `at`, within the packet. */
 static __always_inline int behind(struct xdp_md *ctx, __u32 at)
 {
 	__u32 found = find(ctx, at);
@@ -132,9 +130,9 @@ static __always_inline int behind(struct xdp_md *ctx, __u32 at)
 		return count(PASSED_PREFIX, XDP_PASS);
 	if (found != NOTHING_OURS && is_live(&address)) {
 		struct in6_addr source = ip->saddr;
-		/* The socket decides by all rules: what matters here is that those who may not ask
-		 * cost nothing. A later fragment may be of something else, which the kernel answers
-		 * where the address is its own. */
+		/* The socket applies all rules. This one only makes disallowed sources cheap. A
+		 * later fragment may belong to something else, which the kernel answers if it owns
+		 * the address. */
 		if (screened && (hidden || found == REQUEST) && !is_allowed(source))
 			return refuse(SOURCE_NOT_ALLOWED);
 		if (found == REQUEST && !is_within_limit(source))
@@ -150,9 +148,9 @@ static __always_inline int behind(struct xdp_md *ctx, __u32 at)
 	return count(DROPPED_HIDDEN, XDP_DROP);
 }
 
-/* A frame with a VLAN tag. That of VLAN 0 only says a priority: the kernel takes what is behind it
- * for its own, as if it were not there, and so do we. Of another VLAN it is for another interface,
- * if there is one. */
+/* Handles a frame with a VLAN tag. A tag of VLAN 0 carries only a priority: the kernel takes the
+ * frame as if untagged, and so does this program. A frame of another VLAN belongs to the interface
+ * of that VLAN, if there is one. */
 static __always_inline int tagged(struct xdp_md *ctx)
 {
 	void *data = (void *)(long)ctx->data;
@@ -170,6 +168,6 @@ static __always_inline int tagged(struct xdp_md *ctx)
 		    tag->protocol != bpf_htons(ETH_P_8021AD))
 			return count(PASSED_OTHER, XDP_PASS);
 	}
-	/* The kernel looks behind all of them. */
+	/* The kernel looks behind any number of tags. */
 	return hidden ? count(DROPPED_HIDDEN, XDP_DROP) : count(PASSED_OTHER, XDP_PASS);
 }

@@ -1,8 +1,7 @@
 /* SPDX-License-Identifier: MIT OR Apache-2.0 OR GPL-2.0-only */
 /*
- * What the programs share: the headers of the two kinds of packet that they look at, and what they
- * count. Built on the kernel's own user-space headers (linux-libc-dev), which are stable; no
- * vmlinux.h is needed.
+ * Shared by the programs: the headers of the two kinds of packet that they parse, and the counters.
+ * Uses the kernel's stable user-space headers (linux-libc-dev), so needs no vmlinux.h.
  */
 #pragma once
 
@@ -36,61 +35,59 @@ struct solicitation {
 
 #define NEIGHBOUR_SOLICITATION 135 /* ICMPv6 type, RFC 4861 section 4.3 */
 
-/* Key of an LPM trie: the length in bits in the host's order, then the address (struct
- * bpf_lpm_trie_key_u8). */
+/* Key of an LPM trie (struct bpf_lpm_trie_key_u8): length in bits, in host byte order, then the
+ * address. */
 struct prefix_key {
 	__u32 length;
 	struct in6_addr address;
 };
 
-/* Addresses that one call of change_live takes: enough to spread the cost of a system call, few
- * enough that what is looked up for all of them is still in the cache when they are changed. The
- * verifier walks the loop over them step by step. */
+/* Most addresses per call of change_live: enough to amortise the system call, few enough that all
+ * the entries looked up are still cached when they change. The verifier walks the loop over them
+ * step by step. */
 #define STAGED 1024
 
 struct staged {
 	struct in6_addr addresses[STAGED];
 };
 
-/* What change_live is called with. src/xdp/program.rs has the same. */
+/* Context of change_live. src/xdp/program.rs has the same. */
 struct change {
-	__u32 count;  /* of staged addresses */
-	__u32 remove; /* whether they go */
-	__u32 error;  /* why it stopped early, an error number; written by the program */
+	__u32 count;  /* number of staged addresses */
+	__u32 remove; /* whether to remove them */
+	__u32 error;  /* the errno that stopped it early; written by the program */
 };
 
 /* Index into the map `verdicts`. src/xdp/program.rs names them in the same order. */
 enum verdict {
-	REFLECTED, /* a request, answered by the program itself */
-	REFUSED,   /* a request that is not answered, dropped by the program: `refusals` says why */
-	STEERED,   /* a request, into the ring of the queue that it arrived on */
-	/* A Neighbour Solicitation for a live address, into the ring as well; only where hidden. */
+	REFLECTED, /* a request that the program itself answered */
+	REFUSED,   /* a request that the program dropped; `refusals` has the reason */
+	STEERED,   /* a request, to the ring of its queue */
+	/* A solicitation for a live address, to the ring of its queue; only if hidden. */
 	SOLICITED,
 	/* To the kernel: not UDP directly over IPv6 over Ethernet. */
 	PASSED_OTHER,
 	/* To the kernel: another port. */
 	PASSED_PORT,
-	/* To the kernel: our port, but under no bound prefix; where hidden, whatever port. */
+	/* To the kernel: our port, but no bound prefix; if hidden, any port. */
 	PASSED_PREFIX,
-	/* To the kernel: our port, under a bound prefix, but no live address. */
+	/* To the kernel: our port and a bound prefix, but not a live address. */
 	PASSED_NOT_LIVE,
-	/* To the kernel, for the socket behind: a request behind extension headers, or part of
-	 * one. */
+	/* To the kernel, for the socket behind: a request behind extension headers, a fragment. */
 	PASSED_BEHIND,
-	/* To the kernel: under a bound prefix, but to an address of the kernel's own; only where
-	 * hidden. */
+	/* To the kernel: a bound prefix, but an address of the kernel; only if hidden. */
 	PASSED_KERNEL,
-	/* Under a bound prefix, and nothing that a live address answers; only where hidden. */
+	/* Dropped: a bound prefix, but not for a live address; only if hidden. */
 	DROPPED_HIDDEN,
-	/* Got around the XDP program, and met the tc program behind it; only where hidden. */
+	/* Dropped: it got around the XDP program to the tc program behind it; only if hidden. */
 	DROPPED_BACKSTOP,
-	/* Ours, but no socket sits on this queue: to the kernel, or dropped where hidden. */
+	/* For the service, but its queue has no socket: to the kernel, or dropped if hidden. */
 	NO_RING,
 	VERDICTS,
 };
 
-/* Why a request is not answered: index into the map `refusals`, in the order of Refusal in
- * src/wire/request.rs. The program finds those that it names. */
+/* Index into the map `refusals`, in the order of Refusal in src/wire/request.rs. Only those that
+ * the program uses have names. */
 enum refusal {
 	NOT_UDP,
 	BAD_LENGTH,
@@ -113,7 +110,7 @@ enum refusal {
 
 /* Index into the map `frames`. */
 enum frames {
-	SENT,   /* the driver took it */
-	UNSENT, /* it did not */
+	SENT,   /* the driver accepted it */
+	UNSENT, /* the driver dropped it */
 	FRAMES,
 };

@@ -1,27 +1,27 @@
 /* SPDX-License-Identifier: MIT OR Apache-2.0 OR GPL-2.0-only */
 /*
- * Which addresses are live: decided second, exactly, at a cost that does not grow with their
+ * Which addresses are live. Checked second, exactly, at a cost that does not grow with their
  * number.
  *
- *   those that stay ──► live_addresses, a hash
- *   those that move ──► timed_addresses, memory that user space writes itself:
- *                       src/address/timed.rs says how, and has the same rules
+ *   fixed addresses ───► live_addresses, a hash
+ *   moving addresses ──► timed_addresses, memory that user space writes; src/address/timed.rs
+ *                        has the layout and the same rules
  */
 #pragma once
 
 #include "maps.h"
 
-/* Whether they move. Then user space does not know what is live at the moment: who may not ask is
- * decided here. */
+/* Whether addresses move. User space then does not know which are live now, so this program also
+ * rejects requests from live addresses. */
 const volatile bool moving = false;
-const volatile __u64 subnet = 0; /* the first half of addresses that move, as it lies in memory */
-const volatile __u32 bits = 4; /* the binary logarithm of the buckets of a part */
+const volatile __u64 subnet = 0; /* upper half of moving addresses, in memory order */
+const volatile __u32 bits = 4; /* log2 of the buckets in a part */
 
-/* The time step that it is, written by user space, which has this mapped. One store has all
- * addresses of a step live that were entered ahead of it, and those of another cease to be. */
+/* The current time step. User space writes it through a mapping. One store makes all addresses of a
+ * step live that were entered ahead of it, and those of another step cease to be live. */
 volatile __u64 current_step = 0;
 
-/* Sized by user space before it is loaded. */
+/* Sized by user space before loading. */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(max_entries, 1);
@@ -29,8 +29,7 @@ struct {
 	__type(value, __u32);
 } live_addresses SEC(".maps");
 
-/* Addresses on their way into `live_addresses` or out of it, written by user space, which has this
- * mapped. */
+/* Addresses to add to `live_addresses` or to remove. User space writes them through a mapping. */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(map_flags, BPF_F_MMAPABLE);
@@ -44,11 +43,11 @@ struct {
 #define REACH 16
 
 struct bucket {
-	__u64 head; /* step << 8 | how many */
+	__u64 head; /* step << 8 | count */
 	__u64 identifiers[SLOTS];
 };
 
-/* Sized by user space before it is loaded. */
+/* Sized by user space before loading. */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(map_flags, BPF_F_MMAPABLE);
@@ -77,8 +76,8 @@ static __always_inline bool is_entered(__u64 step, __u64 identifier)
 	return false;
 }
 
-/* A global function: the verifier looks at it once. The step that it is comes first, which most ask
- * for. */
+/* A global function, so that the verifier checks it only once. The current step comes first, since
+ * most requests use it. */
 __noinline int is_timed(__u64 identifier)
 {
 	const __u64 now = current_step;

@@ -1,49 +1,47 @@
 /* SPDX-License-Identifier: MIT OR Apache-2.0 OR GPL-2.0-only */
 /*
- * What user space tells the programs, and what they tell it: src/xdp/program.rs is the other side.
+ * The data shared between user space and the programs. src/xdp/program.rs is the other side.
  */
 #pragma once
 
 #include "headers.h"
 
-/* Constants: set before the program is loaded, so that the verifier takes out what they rule out.
- */
-/* In network byte order; 0, which is no port, steers no UDP at all. */
+/* Constants, set before the program is loaded, so that the verifier removes dead branches. */
+/* In network byte order; 0, which is no valid port, steers no UDP. */
 const volatile __be16 service_port = 0;
 const volatile bool hidden = false;
-/* To each request, by the program itself; 0 has requests go into the rings. */
+/* Replies that the program itself sends to each request; 0 sends requests to the rings. */
 const volatile __u16 replies = 0;
-/* Which one the replies go out of, and the inode of its network namespace. */
+/* The interface that replies leave by, and the inode of its network namespace. */
 const volatile __s32 interface = 0;
 const volatile __u32 network = 0;
 
-/* Prefixes. The first few are compared one by one, which takes less than a walk along a trie; a
- * trie has all others. */
+/* Prefixes. The first few are compared directly, which is cheaper than a trie lookup; the trie
+ * holds the others. */
 #define FEW 4
 
 struct prefixes {
-	__u64 count; /* of all */
+	__u64 count; /* of all prefixes */
 	struct {
 		__u64 network[2];
 		__u64 mask[2];
 	} few[FEW];
 };
 
-/* Decided first, by prefix: a packet for a stranger costs a comparison and no hash. Written by user
- * space, which has it mapped. */
+/* Bound prefixes, checked first: a packet for another prefix costs a comparison and no hash lookup.
+ * User space writes this through a mapping. */
 volatile struct prefixes bound = {};
 
 struct {
 	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
-	__uint(map_flags, BPF_F_NO_PREALLOC); /* the only kind of trie there is */
+	__uint(map_flags, BPF_F_NO_PREALLOC); /* tries require it */
 	__uint(max_entries, 1024);
 	__type(key, struct prefix_key);
 	__type(value, __u32);
 } bound_prefixes SEC(".maps");
 
-/* Where hidden: the addresses under bound prefixes that the kernel answers for, such as the
- * machine's own. Where the program answers: the addresses of the interface, which nobody else may
- * ask from. */
+/* If hidden: the addresses under bound prefixes that the kernel answers for, such as the machine's
+ * own. If the program answers: the addresses of the interface, which no request may come from. */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(max_entries, 1024);
@@ -51,7 +49,7 @@ struct {
 	__type(value, __u32);
 } kernel_addresses SEC(".maps");
 
-/* Queue number to the socket bound to that queue. Sized by user space. */
+/* Maps a queue number to its socket. Sized by user space. */
 struct {
 	__uint(type, BPF_MAP_TYPE_XSKMAP);
 	__uint(max_entries, 1);
@@ -59,8 +57,8 @@ struct {
 	__type(value, __u32);
 } xsks SEC(".maps");
 
-/* As many ways out as there are replies, all by the same interface: a broadcast through them is all
- * replies to one request. */
+/* One slot per reply, all for the same interface: a broadcast through the map sends all replies to
+ * a request. */
 struct {
 	__uint(type, BPF_MAP_TYPE_DEVMAP);
 	__uint(max_entries, 1);
@@ -89,7 +87,7 @@ struct {
 	__type(value, __u64);
 } frames SEC(".maps");
 
-/* By value: the headers are packed, and no pointer may be taken into them. */
+/* By value: the headers are packed, so pointers into them are not allowed. */
 static __always_inline bool is_under(const volatile struct prefixes *prefixes, void *trie,
 				     struct in6_addr address)
 {
@@ -118,7 +116,7 @@ static __always_inline void add(void *counters, __u32 index, __u64 number)
 {
 	__u64 *counter = bpf_map_lookup_elem(counters, &index);
 	if (counter)
-		*counter += number; /* per CPU, and a program is not preempted by itself */
+		*counter += number; /* per CPU, and a program does not preempt itself */
 }
 
 static __always_inline int count(enum verdict verdict, int action)

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: MIT OR Apache-2.0 OR GPL-2.0-only */
 /*
- * Answering requests in the program itself: the rules of Handler::screen and then of
- * Handler::answer (src/policy.rs) in the same order, with the same bytes in the end.
- * tests/program.rs holds the two against each other.
+ * Answers requests in the program itself: the rules of Handler::screen and then of Handler::answer
+ * (src/policy.rs) in the same order, and the same bytes in the reply. tests/program.rs compares the
+ * two.
  *
  *   screen (sources.h) ──► validate ──► decide ──► rewrite
  *      ──► DEVMAP, whose slots all name the interface ──► one copy for each slot
@@ -14,30 +14,28 @@
 #include "live.h"
 #include "sources.h"
 
-/* Longest datagram that is answered, more than a jumbo frame of Ethernet holds; all bits set. The
- * verifier walks the loop that sums it step by step, and wants offsets into a packet to end
- * somewhere. A driver gives no more than a page anyway. */
+/* Longest datagram that is answered, in bytes; longer than an Ethernet jumbo frame. All bits set,
+ * since it is a mask: the verifier walks the summing loop step by step and needs a bound on
+ * offsets. A driver delivers a page at most anyway. */
 #define LONGEST 0x3fff
 
-/* Bytes summed at a time. */
+/* Bytes per step of the sum. */
 #define BLOCK 16
 
-/* The one's-complement sum of source, destination and the datagram of `length` bytes behind them,
- * which are next to each other: all that the checksum covers but for the length and the protocol.
- * Its bytes as they lie in memory, and 0, which is no sum of an address, if the frame does not hold
- * it.
+/* The one's-complement sum of source, destination and the `length` bytes of the datagram, which are
+ * contiguous: everything that the checksum covers except length and protocol. Returns it in memory
+ * byte order, or 0, which no valid address sums to, if the frame is too short.
  *
- * A global function, which the verifier looks at on its own, once: not again for each length that
- * it may come back with. */
+ * A global function, so that the verifier checks it once, not again for each length. */
 __noinline __u32 sum(struct xdp_md *ctx, __u32 length)
 {
 	void *end = (void *)(long)ctx->data_end;
 	void *start = (void *)(long)ctx->data + offsetof(struct headers, ip.saddr);
 	__u64 sum = 0;
 
-	/* The caller knows that no bit is lost, the verifier does not. */
+	/* The caller knows that this clears no bit; the verifier does not. */
 	length = (length & LONGEST) + 2 * sizeof(struct in6_addr);
-	/* What is behind the last whole block. */
+	/* The bytes after the last whole block. */
 	void *at = start + length / BLOCK * BLOCK;
 	for (__u32 size = BLOCK / 2; size >= sizeof(__u16); size /= 2) {
 		if (!(length & size))
@@ -51,7 +49,7 @@ __noinline __u32 sum(struct xdp_md *ctx, __u32 length)
 	if (length & 1) {
 		if (at + 1 > end)
 			return 0;
-		sum += bpf_htons(*(__u8 *)at << 8); /* a zero behind it */
+		sum += bpf_htons(*(__u8 *)at << 8); /* padded with a zero */
 	}
 	const __u32 blocks = (LONGEST + 2 * sizeof(struct in6_addr)) / BLOCK;
 	for (__u32 block = 0; block < blocks && block < length / BLOCK; block++) {
@@ -60,14 +58,13 @@ __noinline __u32 sum(struct xdp_md *ctx, __u32 length)
 			return 0;
 		sum += (__u64)words[0] + words[1] + words[2] + words[3];
 	}
-	/* Fewer than 2^44: 4 × 16 bits, of which the carries go around. */
+	/* Below 2^44, so 4 steps fold in all carries. */
 	for (__u32 fold = 0; fold < 4; fold++)
 		sum = (sum & 0xffff) + (sum >> 16);
 	return sum;
 }
 
-/* Answers the packet, whose UDP header is known to be there, and which goes to a live address and
- * our port. */
+/* Answers a packet for a live address and our port. Its UDP header is within the packet. */
 static __always_inline int reflect(struct xdp_md *ctx)
 {
 	void *data = (void *)(long)ctx->data;
@@ -89,21 +86,20 @@ static __always_inline int reflect(struct xdp_md *ctx)
 		return refuse(BAD_LENGTH);
 	if (!h->udp.check)
 		return refuse(NO_CHECKSUM);
-	/* The pseudo-header's other two words (RFC 8200 section 8.1). A right sum has all bits
-	 * set. */
+	/* The other two words of the pseudo-header (RFC 8200 section 8.1). A correct sum has all
+	 * bits set. */
 	__u32 all = sum(ctx, datagram) + h->udp.len + bpf_htons(IPPROTO_UDP);
 	all = (all & 0xffff) + (all >> 16);
 	if (((all & 0xffff) + (all >> 16)) != 0xffff) {
-		/* That of the pseudo-header alone: no card finished what the sender's kernel left
-		 * to it. */
+		/* Only the pseudo-header's sum: no card finished what the sender's kernel left to
+		 * it. */
 		all = sum(ctx, 0) + h->udp.len + bpf_htons(IPPROTO_UDP);
 		all = (all & 0xffff) + (all >> 16);
 		all = (all & 0xffff) + (all >> 16);
 		return refuse(all == h->udp.check ? UNFINISHED_CHECKSUM : BAD_CHECKSUM);
 	}
 
-	/* Handler::decide, of which Handler::screen was before. That the destination is live is
-	 * known. */
+	/* Handler::decide, after Handler::screen. The destination is known to be live. */
 	struct in6_addr source = h->ip.saddr;
 	if (is_live(&source) || bpf_map_lookup_elem(&kernel_addresses, &source))
 		return refuse(SOURCE_OWN);
@@ -127,7 +123,7 @@ static __always_inline int reflect(struct xdp_md *ctx)
 	return count(REFLECTED, bpf_redirect_map(&ways_out, 0, BPF_F_BROADCAST));
 }
 
-/* As much of the kernel's structures as is needed, wherever the running kernel has it. */
+/* The fields needed of the kernel's structures; CO-RE finds their offsets in the running kernel. */
 struct ns_common {
 	__u32 inum;
 } __attribute__((preserve_access_index));
@@ -142,9 +138,9 @@ struct net_device {
 	possible_net_t nd_net;
 } __attribute__((preserve_access_index));
 
-/* Called when the driver took some of the frames that were redirected to it in the native mode, and
- * dropped the others because it has no room: nothing else tells the two apart. It is called for all
- * interfaces of all namespaces. */
+/* Counts the frames redirected with native XDP that the driver accepted, and those that it dropped
+ * for lack of room. Nothing else tells the two apart. The kernel calls this for all interfaces of
+ * all namespaces. */
 SEC("tp_btf/xdp_devmap_xmit")
 int BPF_PROG(count_frames, const struct net_device *from, const struct net_device *to, int sent,
 	     int drops)

@@ -1,30 +1,29 @@
 /* SPDX-License-Identifier: MIT OR Apache-2.0 OR GPL-2.0-only */
 /*
- * Who is answered: the rules of Handler::screen (src/policy.rs) in the same order, decided
- * before a request costs more than its headers, and how often one source may ask.
+ * Which sources get answers: the rules of Handler::screen (src/policy.rs) in the same order,
+ * applied before a request costs more than parsing its headers. Then the rate limit per source.
  *
  *   service port, port 0 ──► multicast, ::, ::1, mapped ──► allowed_sources ──► (live?) ──► budgets
  *
- * What is off is a constant, which the verifier takes out.
+ * A disabled rule is a constant, so the verifier removes its code.
  */
 #pragma once
 
 #include "maps.h"
 
-/* Whether sources are looked at at all: by a server. A load generator takes its replies from
- * whoever they are. */
+/* Whether to check sources. A server does; a load generator accepts replies from any source. */
 const volatile bool screened = false;
-const volatile bool allow_list = false; /* whether only `allowed_sources` may ask */
-/* Time that a source has to leave from one request to the next, on the average, in nanoseconds; 0
- * for no limit. And how far it may be ahead of that: at least as much. */
+const volatile bool allow_list = false; /* whether to answer only `allowed_sources` */
+/* Mean time that a source must leave between requests, in nanoseconds; 0 for no limit. `burst` is
+ * how far it may run ahead of that, in nanoseconds, at least `interval`. */
 const volatile __u64 interval = 0;
 const volatile __u64 burst = 0;
 
-/* The interface's Ethernet address, as it lies in memory, and two zeros. Written by user space,
- * which has this mapped: the address may change, and a store of one word is whole. */
+/* The interface's Ethernet address in memory order, then two zero bytes. User space writes it
+ * through a mapping, since it may change; storing one word is atomic. */
 volatile __u64 station = 0;
 
-/* Prefixes of sources that may ask. */
+/* Prefixes of allowed sources. */
 volatile struct prefixes allowed = {};
 
 struct {
@@ -35,9 +34,9 @@ struct {
 	__type(value, __u32);
 } allowed_sources SEC(".maps");
 
-/* A source's bucket of tokens, by the one number that it takes: when it will be full again, in
- * nanoseconds of the monotonic clock. Sized by user space, to 1 where there is no limit. The kernel
- * forgets those that were not used for the longest time, which have the fullest buckets. */
+/* A source's token bucket, stored as one number: when it will be full again, in nanoseconds of the
+ * monotonic clock. Sized by user space; 1 without a limit. The kernel evicts the least recently
+ * used entries, which have the fullest buckets. */
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
 	__uint(max_entries, 1);
@@ -51,7 +50,7 @@ static __always_inline int refuse(enum refusal refusal)
 	return count(REFUSED, XDP_DROP);
 }
 
-/* By value: the headers are packed, and no pointer may be taken into them. */
+/* By value: the headers are packed, so pointers into them are not allowed. */
 static __always_inline bool equal(struct in6_addr a, struct in6_addr b)
 {
 	return a.s6_addr32[0] == b.s6_addr32[0] && a.s6_addr32[1] == b.s6_addr32[1] &&
@@ -63,14 +62,14 @@ static __always_inline bool is_allowed(struct in6_addr source)
 	return !allow_list || is_under(&allowed, &allowed_sources, source);
 }
 
-/* Whether a frame is for this machine alone, by its first 8 bytes: the destination, and two of the
- * source. */
+/* Whether a frame has this machine's unicast address. Compares its first 8 bytes: the destination,
+ * and two bytes of the source, which are masked out. */
 static __always_inline bool is_for_us(const __u64 *frame)
 {
 	return !((*frame ^ station) & bpf_cpu_to_be64(0xffffffffffff0000));
 }
 
-/* Handler::screen: why requests from that source are not answered, REFUSALS where they are. */
+/* Handler::screen: the rule that the source breaks, or REFUSALS if none. */
 static __always_inline enum refusal screen(struct in6_addr source, __be16 port)
 {
 	if (!screened)
@@ -97,9 +96,9 @@ static __always_inline enum refusal screen(struct in6_addr source, __be16 port)
 	return REFUSALS;
 }
 
-/* Whether the source may ask once more: a bucket that holds `burst`, of which a request takes
- * `interval`, and which fills as time goes by. Two processors that serve one source at the same
- * moment may both take the same token; a card keeps a flow on one. */
+/* Takes a token for one request from the source's bucket. The bucket holds `burst`, a request takes
+ * `interval`, and it refills over time. Two processors that serve one source at the same moment may
+ * take the same token; a card keeps a flow on one processor. */
 static __always_inline bool is_within_limit(struct in6_addr source)
 {
 	if (!interval)

@@ -1,37 +1,34 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0 OR GPL-2.0-only
 //
-// Steering: which packets leave the kernel's way and go into a ring.
+// Steering: which packets bypass the kernel and go to a ring.
 //
 //   NIC queue q ──► steer
-//      ├─ UDP, our port, bound prefix, from one who
-//      │  may ask, live address ──────────────────────► xsks[q], the AF_XDP ring of q
+//      ├─ UDP, our port, bound prefix, allowed source,
+//      │  live address ───────────────────────────────► xsks[q], the AF_XDP ring of q
 //      ├─ the same behind extension headers, fragments ► kernel, for the socket behind
-//      ├─ from one who may not ask ───────────────────► nowhere, counted by reason
+//      ├─ source not allowed ─────────────────────────► dropped, counted by reason
 //      └─ everything else, untouched ─────────────────► kernel (NDP, ping, ssh, …)
 //
-// Where `hidden`, the live addresses are no addresses of the kernel, and it is to have no part in
-// their prefixes:
+// If `hidden`, the kernel does not own the live addresses and must ignore their prefixes:
 //
 //   NIC queue q ──► steer
 //      ├─ UDP, our port, live address ────────────────► xsks[q]
 //      ├─ the same behind extension headers, fragments ► kernel, for the socket behind
 //      ├─ Neighbour Solicitation for a live address ──► xsks[q]
 //      ├─ else to or for an address under a bound prefix
-//      │  that is not one of the kernel's ────────────► nowhere: no answer, no ICMPv6 error
+//      │  that is not one of the kernel's ────────────► dropped: no answer, no ICMPv6 error
 //      └─ everything else, untouched ─────────────────► kernel
 //
-// A second program, at tc, holds to that on whatever way a packet gets around this one
-// (backstop.h).
+// A tc program enforces the same for packets that get around this one (backstop.h).
 //
-// Where there are `replies`, requests to live addresses go no further than this program:
+// With `replies`, this program answers requests to live addresses itself:
 //
 //   NIC queue q ──► steer ──► reflect
-//      ├─ by the answering rules ──► rewritten, and out by the interface, `replies` times
-//      └─ against them ────────────► nowhere, counted by reason
+//      ├─ by the answering rules ──► rewritten, and sent out of the interface, `replies` times
+//      └─ against them ────────────► dropped, counted by reason
 //
-// Otherwise it reads packets and never writes them. What the maps hold is decided by
-// src/xdp/program.rs; the load generator uses the same program with its own port and address to
-// take its replies.
+// Otherwise it never writes to packets. src/xdp/program.rs fills the maps. The load generator uses
+// the same program, with its own port and address, to receive its replies.
 #include "backstop.h"
 #include "behind.h"
 #include "live.h"
@@ -39,12 +36,12 @@
 #include "reflect.h"
 #include "sources.h"
 
-// The kernel insists on a licence it knows for the helpers that need one.
+// The kernel requires a known licence for some helpers.
 char LICENSE[] SEC("license") = "Dual MIT/GPL";
 
 static __always_inline int into_ring(struct xdp_md *ctx, enum verdict verdict)
 {
-	// The flag is what is returned where no socket sits on this queue.
+	// The action in the flags applies if this queue has no socket.
 	int action = bpf_redirect_map(&xsks, ctx->rx_queue_index, hidden ? XDP_DROP : XDP_PASS);
 	return count(action == XDP_REDIRECT ? verdict : NO_RING, action);
 }
@@ -57,8 +54,8 @@ int steer(struct xdp_md *ctx)
 	struct headers *h = data;
 	struct solicitation *s = data;
 
-	// VLAN tags, extension headers and fragments are never steered: only UDP and ICMPv6
-	// directly over IPv6 are.
+	// Only UDP and ICMPv6 directly over IPv6 are steered, so no VLAN tags, extension headers or
+	// fragments.
 	if (data + sizeof(h->ether) + sizeof(h->ip) > end)
 		return count(PASSED_OTHER, XDP_PASS);
 	if (h->ether.h_proto != bpf_htons(ETH_P_IPV6)) {
@@ -79,8 +76,7 @@ int steer(struct xdp_md *ctx)
 		return count(PASSED_OTHER, XDP_PASS);
 	}
 
-	// The address that the packet is about: where it goes, but for a solicitation the one that
-	// it asks for.
+	// The address that the packet is about: its destination, or the target of a solicitation.
 	struct in6_addr address = h->ip.daddr;
 	bool solicitation = false;
 	if (hidden && h->ip.nexthdr == IPPROTO_ICMPV6 && data + sizeof(*s) <= end &&
@@ -90,15 +86,15 @@ int steer(struct xdp_md *ctx)
 		address = s->target;
 	}
 	if (request && screened) {
-		// Another station's, which the kernel does not take. In a frame for many it may be
-		// ours, and goes the kernel's way: no reply of ours comes from a group.
+		// For another station, so the kernel drops it. A multicast or broadcast frame may
+		// be for us, and goes to the kernel: a reply never comes from a group address.
 		if (!is_for_us(data))
 			return h->ether.h_dest[0] & 1 ? behind(ctx, sizeof(h->ether)) :
 							count(PASSED_OTHER, XDP_PASS);
 		if (address.s6_addr[0] == 0xff)
 			return refuse(DESTINATION_MULTICAST);
-		// That of a jumbogram (RFC 2675), for which the kernel takes the length of the
-		// packet, however short.
+		// UDP length 0, as in a jumbogram (RFC 2675): the kernel takes the length of the
+		// packet instead, however short.
 		if (!h->udp.len)
 			return behind(ctx, sizeof(h->ether));
 	}
@@ -114,9 +110,9 @@ int steer(struct xdp_md *ctx)
 			return refuse(SOURCE_OVER_LIMIT);
 		if (request && replies)
 			return reflect(ctx);
-		// Whether it comes from an address of our own the worker knows without asking
-		// another hash (Handler::decide), unless they move. A copy, since the verifier
-		// wants to know that a packet's bytes are there.
+		// Fixed addresses: the worker knows its own addresses without another hash lookup
+		// (Handler::decide). Moving ones are checked here. A copy, because the verifier
+		// demands a bounds check of packet bytes.
 		struct in6_addr source = h->ip.saddr;
 		if (request && moving && is_live(&source))
 			return refuse(SOURCE_OWN);
@@ -129,10 +125,9 @@ int steer(struct xdp_md *ctx)
 	return count(DROPPED_HIDDEN, XDP_DROP);
 }
 
-// Called by user space, not by packets: the first `change->count` staged addresses become live, or
-// go. Returns how many did, in order, until one that was there already, or was not. One call for
-// many, the keys not copied, and where it stopped is known: the batch commands of the system call
-// have none of the three.
+// Called by user space, not by packets. Makes the first `change->count` staged addresses live, or
+// removes them. Returns how many it changed, in order; it stops at one that is already there, or
+// missing. It copies no keys. The batch commands of bpf(2) copy each key, and reject BPF_NOEXIST.
 SEC("syscall")
 int change_live(struct change *change)
 {
@@ -142,9 +137,8 @@ int change_live(struct change *change)
 
 	if (!from)
 		return 0;
-	// Each change waits for memory, takes a lock, and so keeps the next from waiting meanwhile.
-	// Looking up takes none: the processor waits for several at once, and the changes then find
-	// what they need in its cache.
+	// Each change waits for memory under a lock, which serialises the waits. A lookup takes no
+	// lock, so the processor overlaps several, and the changes then hit its cache.
 	for (done = 0; done < STAGED && done < change->count; done++)
 		bpf_map_lookup_elem(&live_addresses, &from->addresses[done]);
 	for (done = 0; done < STAGED && done < change->count; done++) {

@@ -1,17 +1,17 @@
-//! What the fuzzers do with their input, and what has to hold whatever that is: the fuzz targets
-//! (fuzz/fuzz_targets) call one function each, and so do the tests here, with the corpus that is in
-//! the repository (fuzz/corpus) and with mutations of it.
+//! The bodies of the fuzz targets, and the properties that must hold for any input. The targets
+//! (fuzz/fuzz_targets) call one function each. The tests here call them with the corpus
+//! (fuzz/corpus) and with mutations of it.
 //!
 //! ```text
-//!   request   a frame ─► Handler::answer, held against what the kernel would deliver
+//!   request   a frame ─► Handler::answer, checked against what the kernel would deliver
 //!                     ─► Worker over rings in memory
-//!   ndp       a frame ─► solicitation ─► advertisement, read again
+//!   ndp       a frame ─► solicitation ─► advertisement, parsed again
 //!   worker    a program of arrivals, turns and completions ─► Worker over rings in memory
 //!   results   lines ─► events ─► the same lines; and a page of them
-//!   profile   TOML ─► a profile, and what is to be measured by it
+//!   profile   TOML ─► a profile, and its cells and rates
 //! ```
 //!
-//! Each panics where something does not hold.
+//! Each panics if a property fails.
 
 use std::cell::RefCell;
 use std::net::Ipv6Addr;
@@ -31,7 +31,7 @@ use crate::wire::{ADVERTISEMENT, HOP_LIMIT, solicitation};
 use crate::xdp::model::{self, Model};
 use crate::xdp::{Doorbell, Rings};
 
-/// The service, as in the tests of the XDP program, which runs the same corpus (tests/program.rs).
+/// The service of the XDP program's tests, which run the same corpus (tests/program.rs).
 pub const PORT: u16 = 3540;
 const PREFIX: &str = "2001:db8:1::/64";
 const ADDRESSES: u64 = 10;
@@ -39,15 +39,15 @@ const OWN: [Ipv6Addr; 2] =
     [Ipv6Addr::new(0x2001, 0xdb8, 1, 0, 0, 0, 0, 2), Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 2)];
 const LINK_ADDRESS: [u8; 6] = [4; 6];
 
-/// Where things are in a frame of UDP or ICMPv6 over IPv6 over Ethernet.
+/// Offsets in a frame of UDP or ICMPv6 over IPv6 over Ethernet.
 const IP: usize = 14;
 const TRANSPORT: usize = IP + 40;
 
-/// Replies to each request. Fewer than in production, since each is looked at.
+/// Replies to each request. Fewer than in production, since each one is checked.
 const REPLIES: u16 = 3;
 const FRAMES: u32 = 8;
 
-/// The rules of the service.
+/// The answering rules of the service.
 #[must_use]
 pub fn handler() -> Handler {
     Handler::new(PORT, pool(), OWN.to_vec())
@@ -55,10 +55,11 @@ pub fn handler() -> Handler {
 
 fn pool() -> Pool {
     let prefix = PREFIX.parse().expect("a prefix");
-    Pool::new(prefix, ADDRESSES, 1).expect("it holds them")
+    Pool::new(prefix, ADDRESSES, 1).expect("the prefix holds them")
 }
 
-/// A frame as it came, and with its checksum made right, which mutations seldom are.
+/// Passes the frame as it is, and with its checksum corrected, since mutations seldom have a
+/// correct one.
 pub fn request(bytes: &[u8]) {
     thread_local! {
         static QUEUE: RefCell<Queue> = RefCell::new(Queue::new(FRAMES, 32));
@@ -71,13 +72,13 @@ pub fn request(bytes: &[u8]) {
     });
 }
 
-/// What `handler` makes of `frame`: never an answer to what the kernel would not have delivered.
+/// What `handler` answers to `frame`. Panics if it answers what the kernel would not deliver.
 fn answer(handler: &Handler, frame: &[u8]) -> Option<Vec<u8>> {
     let mut bytes = frame.to_vec();
     let answered = handler.answer(&mut bytes);
     let delivered = delivered(frame);
     let Ok(length) = answered else {
-        assert_eq!(bytes, frame, "what is refused is changed");
+        assert_eq!(bytes, frame, "a refused frame was changed");
         if let Some(request) = delivered.filter(|request| request.is_plain) {
             let decision = handler.decide(request.source, request.source_port, request.destination);
             let is_ours = request.port == PORT && decision.is_ok();
@@ -103,19 +104,18 @@ fn answer(handler: &Handler, frame: &[u8]) -> Option<Vec<u8>> {
     Some(bytes)
 }
 
-/// A datagram, as a socket would get it.
+/// A datagram as a socket would receive it.
 struct Delivered {
     source: Ipv6Addr,
     destination: Ipv6Addr,
     source_port: u16,
     port: u16,
-    /// Whether its headers are the usual ones, which whoever delivers it has to take.
+    /// Whether it has no extension headers and a UDP length, so that every engine must accept it.
     is_plain: bool,
 }
 
-/// What the kernel makes of a frame that is for this machine by its Ethernet address (ip6_rcv_core
-/// and udpv6_rcv of Linux): slowly, by etherparse's own reading of the packet, and a sum of its
-/// own.
+/// What the kernel would deliver of a frame sent to this machine's Ethernet address (ip6_rcv_core
+/// and udpv6_rcv of Linux). Uses etherparse's own slow parser, and a separate checksum routine.
 fn delivered(frame: &[u8]) -> Option<Delivered> {
     let ether = Ethernet2Slice::from_slice_without_fcs(frame).ok()?;
     if ether.ether_type() != EtherType::IPV6 {
@@ -134,7 +134,7 @@ fn delivered(frame: &[u8]) -> Option<Delivered> {
     {
         return None;
     }
-    // A length of 0 in the UDP header stands for all there is, for etherparse as for the kernel.
+    // As in the kernel, etherparse reads UDP length 0 as the whole rest of the packet.
     let udp = UdpSlice::from_slice(payload.payload).ok()?;
     let length = if udp.length() == 0 { payload.payload.len() } else { udp.length().into() };
     let sum = sum(frame, IpNumber::UDP, payload.payload.get(..length)?);
@@ -147,9 +147,8 @@ fn delivered(frame: &[u8]) -> Option<Delivered> {
     })
 }
 
-/// The one's-complement sum of the pseudo-header of `frame`, which has whole headers, and
-/// `message`: 0xffff where that carries a right checksum (RFC 8200 section 8.1). Two bytes at a
-/// time.
+/// The one's-complement sum of the pseudo-header of `frame`, whose headers must be whole, and
+/// `message`, word by word. 0xffff if `message` carries a correct checksum (RFC 8200 section 8.1).
 fn sum(frame: &[u8], protocol: IpNumber, message: &[u8]) -> u16 {
     let words = frame[IP + 8..TRANSPORT].chunks(2).chain(message.chunks(2));
     let word = |word: &[u8]| u64::from(word[0]) << 8 | u64::from(word.get(1).copied().unwrap_or(0));
@@ -160,7 +159,7 @@ fn sum(frame: &[u8], protocol: IpNumber, message: &[u8]) -> u16 {
     sum as u16
 }
 
-/// `frame` with the checksum that belongs to it, as far as its lengths say what it covers.
+/// `frame` with a correct checksum, if its lengths are consistent.
 fn repaired(frame: &[u8]) -> Vec<u8> {
     let mut frame = frame.to_vec();
     let number = |frame: &[u8], at: usize| {
@@ -188,7 +187,7 @@ fn repaired(frame: &[u8]) -> Vec<u8> {
     frame
 }
 
-/// A worker and its rings, with the kernel's part played.
+/// A worker and its rings, with a model of the kernel.
 struct Queue {
     handler: Handler,
     worker: Worker,
@@ -202,7 +201,7 @@ impl Queue {
     fn new(frames: u32, ring: u32) -> Self {
         let handler = handler();
         let (mut rings, tokens, model) =
-            model::rings(frames, 2048, ring, 0).expect("memory for it");
+            model::rings(frames, 2048, ring, 0).expect("enough memory");
         for token in tokens {
             rings.fill(token).expect("the fill ring holds them all");
         }
@@ -223,14 +222,15 @@ impl Queue {
         arrives
     }
 
-    /// No frame is in nobody's hands, and nothing came that makes no sense.
+    /// Checks that no frame is lost and that no invalid descriptor came.
     fn check(&self) {
         let tally = self.worker.tally();
         assert_eq!(self.worker.missing(&self.rings), 0, "{:?}", self.rings.census());
         assert_eq!((tally.frames_lost, self.rings.invalid()), (0, 0));
     }
 
-    /// Everything that arrived was answered or refused, and all frames are where requests arrive.
+    /// Checks that everything that arrived was answered or refused, and that all frames are ready
+    /// to receive again.
     fn check_all(&self) {
         self.check();
         let tally = self.worker.tally();
@@ -241,7 +241,7 @@ impl Queue {
         assert_eq!(census.receiving, census.total, "{census:?}");
     }
 
-    /// Has `frame` arrive, and `answer` leave for it: so often as it is to be, and nothing else.
+    /// Delivers `frame` and checks that `answer` leaves as often as it should, and nothing else.
     fn pass(&mut self, frame: &[u8], answer: Option<&[u8]>) {
         if !self.deliver(frame) {
             return; // longer than a frame of the rings
@@ -266,7 +266,7 @@ impl Queue {
     }
 }
 
-/// A frame as it came, and with its checksum made right.
+/// Passes the frame as it is, and with its checksum corrected.
 pub fn ndp(bytes: &[u8]) {
     let handler = handler();
     for frame in [bytes.to_vec(), repaired(bytes)] {
@@ -297,8 +297,7 @@ pub fn ndp(bytes: &[u8]) {
     }
 }
 
-/// The rules of RFC 4861 section 7.1.1 that an answer depends on, by etherparse's reading of the
-/// packet.
+/// The rules of RFC 4861 section 7.1.1 that an answer depends on, by etherparse's parser.
 fn is_solicitation(frame: &[u8], source: Ipv6Addr, target: Ipv6Addr) -> bool {
     let Ok(ip) = Ipv6Slice::from_slice(&frame[IP..]) else { return false };
     let header = ip.header();
@@ -314,22 +313,22 @@ fn is_solicitation(frame: &[u8], source: Ipv6Addr, target: Ipv6Addr) -> bool {
         && !target.is_multicast()
 }
 
-/// A program: a byte for the size of the memory, then a byte for each step and what it takes.
-/// Whatever arrives when, the books are right after every step, and in the end everything was dealt
-/// with and all frames are back.
+/// Runs a program: a byte for the size of the memory, then steps of a byte and its operands. After
+/// every step the books must balance. At the end everything must be dealt with, and all frames must
+/// be back.
 pub fn worker(bytes: &[u8]) {
     let Some((size, mut program)) = bytes.split_first() else { return };
     let mut queue = Queue::new(1 << (size % 6), 16 << (size / 6 % 3));
     while let Some((&step, mut rest)) = program.split_first() {
         let argument = usize::from(step >> 2);
         match step & 3 {
-            // A frame arrives: so many bytes of the program, as they are or with a right checksum.
+            // A frame from the program's bytes arrives, as it is or with a corrected checksum.
             0 => {
                 let (frame, after) = rest.split_at(rest.len().min(2 * argument));
                 queue.deliver(&if argument & 1 == 0 { repaired(frame) } else { frame.to_vec() });
                 rest = after;
             }
-            // A right request arrives.
+            // A valid request arrives.
             1 => {
                 queue.deliver(&right_request(argument));
             }
@@ -346,7 +345,7 @@ pub fn worker(bytes: &[u8]) {
         program = rest;
     }
     queue.model.budget = usize::MAX;
-    // As many turns as it takes to send what is left, through rings as small as they are.
+    // Enough turns to send the rest through the smallest rings.
     for _ in 0..200 {
         queue.turn();
         while queue.model.take_sent().is_some() {}
@@ -355,7 +354,7 @@ pub fn worker(bytes: &[u8]) {
     queue.check_all();
 }
 
-/// A request with so many bytes of payload.
+/// A request with `payload` bytes of payload.
 fn right_request(payload: usize) -> Vec<u8> {
     frame(CLIENT, pool().address(payload as u64 % ADDRESSES), (50_000, PORT), &vec![7; payload])
 }
@@ -368,11 +367,11 @@ fn frame(source: Ipv6Addr, destination: Ipv6Addr, ports: (u16, u16), payload: &[
         .ipv6(source.octets(), destination.octets(), 33)
         .udp(ports.0, ports.1)
         .write(&mut frame, payload)
-        .expect("a vector takes it");
+        .expect("writes to a vector do not fail");
     frame
 }
 
-/// Lines of a result file.
+/// Lines of a results file.
 pub fn results(bytes: &[u8]) {
     let text = String::from_utf8_lossy(bytes);
     let events: Vec<Event> = text.lines().filter_map(|line| Event::parse(line).ok()).collect();
@@ -383,7 +382,7 @@ pub fn results(bytes: &[u8]) {
     }
     let _ = bind::csv(&bind::summarize(&events));
     let _ = response::trials_csv(&events);
-    // Each file may have been mixed up with another.
+    // Any file may contain events of another.
     let data = Data {
         bind: events.clone(),
         response: events.clone(),
@@ -391,7 +390,7 @@ pub fn results(bytes: &[u8]) {
         rotation: events,
     };
     if let Ok(page) = page(&data) {
-        assert!(page.html.ends_with("</html>"), "half a page");
+        assert!(page.html.ends_with("</html>"), "incomplete page");
     }
 }
 
@@ -442,7 +441,7 @@ mod tests {
         Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus").join(target)
     }
 
-    /// The corpus of `target`, by name.
+    /// The corpus of `target`, sorted by name.
     fn corpus(target: &str) -> Vec<(String, Vec<u8>)> {
         let entries = fs::read_dir(room(target)).unwrap().map(|entry| entry.unwrap());
         let mut files: Vec<_> = entries
@@ -460,14 +459,14 @@ mod tests {
             let files = corpus(name);
             assert!(files.len() >= 5, "{name} has {} files", files.len());
             for (file, bytes) in files {
-                // So that a panic says of what.
+                // Names the file before a panic.
                 println!("{name}/{file}");
                 target(&bytes);
             }
         }
     }
 
-    /// What the corpus is made of. Files with other names were found by a fuzzer, and stay.
+    /// The generated part of the corpus. Files with other names came from a fuzzer.
     fn made() -> Vec<(&'static str, &'static str, Vec<u8>)> {
         let pool = pool();
         let live = pool.address(3);
@@ -480,7 +479,7 @@ mod tests {
             change(&mut frame);
             frame
         };
-        // Headers between IPv6's and UDP's, each of eight bytes.
+        // Inserts an eight-byte header between the IPv6 and UDP headers.
         let behind = |kind: u8, header: [u8; 8]| {
             let mut frame = right();
             frame.splice(TRANSPORT..TRANSPORT, header);
@@ -505,7 +504,7 @@ mod tests {
             frame
         });
         request("valid-checksum-all-ones", {
-            // The payload is what the sum lacks to all ones.
+            // The payload completes the sum to all ones.
             let mut frame = frame(CLIENT, live, (50_000, PORT), &[0, 0]);
             frame[TRANSPORT + 6..TRANSPORT + 8].fill(0);
             let lacks = !sum(&frame, IpNumber::UDP, &frame[TRANSPORT..]);
@@ -532,7 +531,7 @@ mod tests {
         request(
             "udp-checksum-unfinished",
             changed(|f| {
-                // Zeros add nothing but their number.
+                // Zeros add only their number.
                 let pseudo = sum(f, IpNumber::UDP, &vec![0; f.len() - TRANSPORT]);
                 f[TRANSPORT + 6..TRANSPORT + 8].copy_from_slice(&pseudo.to_be_bytes());
             }),
@@ -603,7 +602,7 @@ mod tests {
         ndp("cut", ask(CLIENT, group, 255, live, &option)[..70].to_vec());
 
         let mut worker = |name, bytes| other.push(("worker", name, bytes));
-        // As `worker` reads it: arrivals (1), turns (2) with a budget, completions (3).
+        // Steps as `worker` reads them: arrivals (1), turns with a budget (2), completions (3).
         let step = |kind: u8, argument: u8| kind | argument << 2;
         worker("one-request", vec![3, step(1, 32), step(2, 40), step(3, 40)]);
         worker(
@@ -623,7 +622,7 @@ mod tests {
             let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("bench/results").join(name);
             fs::read_to_string(path).unwrap()
         };
-        // Histograms are long, and none of a figure's business here.
+        // Histograms are long, and nothing here reads them.
         let short = |text: String, lines: usize| -> String {
             let text: Vec<_> = text
                 .lines()
@@ -677,7 +676,7 @@ mod tests {
         }
     }
 
-    /// SIXHOP_WRITE_CORPUS=1 writes it; otherwise it is there already.
+    /// Compares the corpus with the generated one. SIXHOP_WRITE_CORPUS=1 writes it instead.
     #[test]
     fn the_corpus_is_what_is_made_here() {
         let writes = std::env::var_os("SIXHOP_WRITE_CORPUS").is_some();
@@ -697,7 +696,7 @@ mod tests {
         }
     }
 
-    /// splitmix64: the same mutations in every run.
+    /// splitmix64, so that every run has the same mutations.
     struct Random(u64);
 
     impl Random {
@@ -713,8 +712,7 @@ mod tests {
         }
     }
 
-    /// Changes one to three things of `frame`: of its headers more often than of what they
-    /// announce.
+    /// Changes one to three things in `frame`, more often in its headers than in its payload.
     fn mutate(frame: &mut Vec<u8>, random: &mut Random) {
         for _ in 0..=random.below(3) {
             let reach =
@@ -728,7 +726,7 @@ mod tests {
                     frame.splice(at..at, word.to_be_bytes());
                 }
                 3 if frame.len() > at + 8 => drop(frame.drain(at..at + 8)),
-                // A length that is a little off.
+                // A length that is slightly off.
                 4..=7 => {
                     let at = [IP + 4, TRANSPORT + 4][random.below(2)];
                     if let Some([high, low]) = frame.get_mut(at..at + 2) {
@@ -751,8 +749,8 @@ mod tests {
         }
     }
 
-    /// So many frames through validation and reply, each as it is and with a right checksum.
-    /// SIXHOP_FRAMES is how many.
+    /// Passes SIXHOP_FRAMES mutated frames through validation and reply, each as it is and with a
+    /// corrected checksum.
     #[test]
     fn mutated_frames_lose_none_and_answer_nothing_wrong() {
         let count = std::env::var("SIXHOP_FRAMES").map_or(100_000, |count| count.parse().unwrap());
@@ -763,7 +761,7 @@ mod tests {
         let mut answered = 0u64;
         let mut queue = Queue::new(FRAMES, 32);
         for _ in 0..count / 2 {
-            // Every other one of what is right to begin with.
+            // Half of the frames start from a valid one.
             let seeds = if random.below(2) == 0 { &right } else { &seeds };
             let mut bytes = seeds[random.below(seeds.len())].1.clone();
             mutate(&mut bytes, &mut random);
@@ -781,7 +779,7 @@ mod tests {
         );
         assert!(
             (count / 20..count / 2).contains(&answered),
-            "{answered} of {count}: nothing was tried"
+            "{answered} of {count}: the mutations test nothing"
         );
         assert!(tally.refused_by_name().len() > 10, "{tally:?}");
     }

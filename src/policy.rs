@@ -1,5 +1,5 @@
-//! The answering rules: whether a request is answered. Every engine asks here, so that a comparison
-//! compares the transport and nothing else.
+//! The answering rules: whether a request is answered. All engines use them, so a comparison of
+//! engines compares only their transport.
 
 use std::net::Ipv6Addr;
 use std::sync::Arc;
@@ -8,19 +8,20 @@ use crate::address::{Pool, Prefix, Sources};
 use crate::live::LiveSet;
 use crate::wire::{self, Refusal};
 
-/// What the handler knows of the live addresses.
+/// The live addresses, as the handler knows them.
 #[derive(Debug, Clone)]
 pub enum Ours {
-    /// They are those of a pool, and stay.
+    /// A pool, whose addresses stay.
     Pool(Pool),
-    /// They move, and this says where they are at the moment.
+    /// Moving addresses, with the set of those live now.
     Set(Arc<LiveSet>),
-    /// They move, and a steering program has decided: it gives to its engine only what goes to live
-    /// addresses, or asks for them, and nothing that comes from one.
+    /// Moving addresses behind a steering program. The program passes only packets and
+    /// solicitations for live addresses, and never a packet from one.
     Steered {
-        /// All of them lie under it.
+        /// The prefix of all addresses.
         prefix: Prefix,
-        /// Where they are, if the kernel has them too: it then gets what goes to others as well.
+        /// The live addresses if the kernel owns them too: the program then passes packets for
+        /// others to the kernel.
         passed: Option<Arc<LiveSet>>,
     },
 }
@@ -31,32 +32,32 @@ impl From<Pool> for Ours {
     }
 }
 
-/// Decides over requests to one service.
+/// Applies the answering rules of one service.
 #[derive(Debug, Clone)]
 pub struct Handler {
     port: u16,
     ours: Ours,
-    /// Addresses of the interface that are not among those: ours too, but the service does not
-    /// answer on them.
+    /// Other addresses of the interface. They are ours, but the service does not answer on them.
     interface: Vec<Ipv6Addr>,
-    /// Who may ask.
+    /// The allowed sources.
     sources: Sources,
 }
 
 impl Handler {
-    /// For the service on UDP `port` of the live addresses `ours`; `interface` are the machine's
-    /// other addresses. Everybody may ask.
+    /// A handler for the service on UDP `port` at the live addresses `ours`. `interface` holds the
+    /// machine's other addresses. All sources are allowed.
     pub fn new(port: u16, ours: impl Into<Ours>, interface: Vec<Ipv6Addr>) -> Self {
         Self { port, ours: ours.into(), interface, sources: Sources::all() }
     }
 
-    /// The same for those alone who are among `sources`.
+    /// Allows only `sources`.
     #[must_use]
     pub fn only_for(self, sources: Sources) -> Self {
         Self { sources, ..self }
     }
 
-    /// The same for what a steering program passes, which is not always for a live address.
+    /// The handler for packets that a steering program passes to the kernel, which are not all for
+    /// live addresses.
     #[must_use]
     pub fn behind(self) -> Self {
         match self.ours {
@@ -65,7 +66,7 @@ impl Handler {
         }
     }
 
-    /// Who may ask.
+    /// The allowed sources.
     pub fn sources(&self) -> &Sources {
         &self.sources
     }
@@ -82,13 +83,13 @@ impl Handler {
         }
     }
 
-    /// Whether a request from `source` comes from ourselves.
+    /// Whether `source` is one of our own addresses.
     #[inline]
     fn is_own(&self, source: Ipv6Addr) -> bool {
         let live = match &self.ours {
             Ours::Pool(pool) => pool.contains(source),
             Ours::Set(set) => set.contains(source),
-            Ours::Steered { .. } => false, // such requests do not come here
+            Ours::Steered { .. } => false, // the program drops such requests
         };
         live || self.interface.contains(&source)
     }
@@ -103,12 +104,11 @@ impl Handler {
         &self.interface
     }
 
-    /// Whether anything from `source`, `source_port` is answered, as far as it can be told without
-    /// knowing our own addresses: what the XDP program decides first (bpf/sources.h), in the same
-    /// order.
+    /// Applies the rules that need no knowledge of our own addresses. The XDP program applies them
+    /// first, in the same order (bpf/sources.h).
     ///
     /// # Errors
-    /// Why it is not.
+    /// The rule that the source breaks.
     #[inline]
     pub fn screen(&self, source: Ipv6Addr, source_port: u16) -> Result<(), Refusal> {
         if source_port == self.port {
@@ -130,10 +130,10 @@ impl Handler {
         }
     }
 
-    /// Whether an intact request from `source`, `source_port` to `destination` is answered.
+    /// Whether to answer an intact request from `source`, `source_port` to `destination`.
     ///
     /// # Errors
-    /// Why it is not.
+    /// The rule that it breaks.
     #[inline]
     pub fn decide(
         &self,
@@ -153,11 +153,10 @@ impl Handler {
         }
     }
 
-    /// Turns the request in `frame` into its reply, in place, and returns the reply's length in
-    /// bytes.
+    /// Turns the request in `frame` into its reply in place. Returns the reply's length in bytes.
     ///
     /// # Errors
-    /// Why it is not answered; `frame` is as it was.
+    /// Why it is not answered; `frame` is unchanged.
     #[inline]
     pub fn answer(&self, frame: &mut [u8]) -> Result<usize, Refusal> {
         let request = wire::validate(frame, self.port)?;

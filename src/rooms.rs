@@ -1,5 +1,4 @@
-//! THE ORDER OF THE ROOMS, held by a test: a room may use those above it in [`ROOMS`], and none
-//! below.
+//! THE ORDER OF THE ROOMS, enforced by a test: a room may use only rooms above it in [`ROOMS`].
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -28,11 +27,11 @@ const ROOMS: &[&str] = &[
     "fuzz",
 ];
 
-/// Arrows that still run the other way: from, to, and why. One that is no longer needed fails the
-/// test.
+/// Uses that still go the wrong way: from, to, reason. The test fails on one that is no longer
+/// needed.
 const EXCEPTIONS: &[(&str, &str, &str)] = &[];
 
-/// Files that are no room: the list of the rooms, the program's first line, and this.
+/// Files that are not rooms: the crate root, the program's entry point, and this file.
 const LOOSE: &[&str] = &["lib", "main", "rooms"];
 
 #[test]
@@ -44,7 +43,7 @@ fn arrows_run_one_way() {
     let mut needed = BTreeSet::new();
     for ((from, to), files) in &edges {
         let (Some(above), Some(below)) = (place(to), place(from)) else {
-            faults.push(format!("{from} uses {to}: one of them is no room ({files:?})"));
+            faults.push(format!("{from} uses {to}: one of them is not a room ({files:?})"));
             continue;
         };
         if above < below {
@@ -59,7 +58,7 @@ fn arrows_run_one_way() {
     }
     for exception in EXCEPTIONS.iter().filter(|exception| !needed.contains(exception)) {
         let (from, to, _) = exception;
-        faults.push(format!("{from} no longer uses {to}: take it out of EXCEPTIONS"));
+        faults.push(format!("{from} no longer uses {to}: remove it from EXCEPTIONS"));
     }
     assert!(faults.is_empty(), "{}", faults.join("\n"));
 }
@@ -89,7 +88,8 @@ fn collect(folder: &Path, parents: &[String], edges: &mut Edges) {
     }
 }
 
-/// The rooms that a module `depth` levels below the crate names, its tests and comments aside.
+/// The rooms that a module `depth` levels below the crate root names, without its tests and
+/// comments.
 fn rooms_used(source: &str, depth: usize) -> BTreeSet<String> {
     let lines: Vec<_> = source.lines().collect();
     let tests = lines.windows(2).position(|pair| {
@@ -104,7 +104,7 @@ fn rooms_used(source: &str, depth: usize) -> BTreeSet<String> {
     for root in ["crate::".to_owned(), "super::".repeat(depth)] {
         for (at, _) in code.match_indices(&root) {
             let line = &code[code[..at].rfind('\n').map_or(0, |end| end + 1)..at];
-            // `super` in a module within the file stays in the file.
+            // `super` in an inline module stays in the file.
             let inner = root != "crate::" && line.starts_with(' ');
             let longer = line.ends_with(|before: char| before.is_alphanumeric() || before == '_');
             if inner || longer || line.ends_with("::") {

@@ -506,7 +506,7 @@ fn rotation() -> Result<()> {
     succeeds(page)?;
     let html = fs::read_to_string(directory.0.join("report.html"))?;
     ensure!(
-        html.contains("Addresses that move") && html.contains("afxdp, live-map, inside"),
+        html.contains("Moving addresses") && html.contains("afxdp, live-map, inside"),
         "no such section"
     );
     for name in ["rotation.csv", "rotation.svg", "rotation-1.svg", "rotation-2.svg"] {
@@ -639,7 +639,7 @@ fn page() -> Result<()> {
         "≤ 1000 ms",
         "p99.9",
         "Compared in one run",
-        "copy mode, though auto was asked for: zero-copy was not to be had on veth",
+        "copy mode, though auto was asked for: zero-copy was not available on veth",
         "in the sender&#39;s context",
         "every 50 µs",
         "prefers-color-scheme: dark",

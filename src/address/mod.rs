@@ -1,8 +1,7 @@
-//! WHICH addresses: a prefix; the pool of addresses that server and client derive from the same
-//! flags; the moving ones of MT6D, which follow from a key and the time; and the prefixes of those
-//! who may ask.
+//! WHICH addresses: prefixes, the pool that server and client derive from the same flags, the
+//! moving addresses of MT6D, which follow from a key and the time, and the allowed sources.
 //!
-//! Pure: no I/O, no clock, no state. It builds and is tested anywhere.
+//! Pure: no I/O, no clock, no state. It builds and runs its tests on any platform.
 
 pub mod mt6d;
 mod pool;
@@ -22,12 +21,12 @@ pub use prefix::{Prefix, PrefixError};
 pub use secret::{Secret, SecretError};
 pub use sources::Sources;
 
-/// The ways in which addresses move.
+/// The rules by which addresses move.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "cli", derive(clap::ValueEnum))]
 #[serde(rename_all = "kebab-case")]
 pub enum Schedule {
-    /// Each client has an address of its own on the server, and another one in each time step
+    /// Each client has its own address on the server, and a new one in each time step
     Mt6d,
 }
 
@@ -42,14 +41,14 @@ impl fmt::Display for Schedule {
 /// The addresses of a service.
 #[derive(Debug, Clone)]
 pub enum Targets {
-    /// They stay.
+    /// Fixed addresses.
     Pool(Pool),
-    /// They move.
+    /// Addresses that move with a schedule.
     Moving(Arc<mt6d::Timetable>),
 }
 
 impl Targets {
-    /// The prefix that all of them lie under.
+    /// The prefix that contains all of them.
     #[must_use]
     pub fn prefix(&self) -> Prefix {
         match self {
@@ -58,7 +57,7 @@ impl Targets {
         }
     }
 
-    /// How many are live at a time.
+    /// The number of addresses that are live at a time.
     #[must_use]
     pub fn count(&self) -> u64 {
         match self {
@@ -74,7 +73,7 @@ impl From<Pool> for Targets {
     }
 }
 
-/// Fills `places` with `value(0)`, `value(1)`, …, in equal parts on `threads` threads at once.
+/// Fills `places` with `value(0)`, `value(1)`, …, in equal parts on `threads` threads.
 pub fn fill<T: Send>(places: &mut [T], threads: usize, value: impl Fn(u64) -> T + Sync) {
     let part = |start: usize, places: &mut [T]| {
         for (index, place) in (start as u64..).zip(places) {
@@ -83,7 +82,7 @@ pub fn fill<T: Send>(places: &mut [T], threads: usize, value: impl Fn(u64) -> T 
     };
     let size = places.len().div_ceil(threads.max(1)).max(1);
     let mut parts = places.chunks_mut(size).enumerate();
-    // The first part is the caller's: one thread, or little to do, costs no thread.
+    // The caller fills the first part, so a single part starts no thread.
     let first = parts.next();
     thread::scope(|scope| {
         for (number, places) in parts {

@@ -1,5 +1,5 @@
-//! Moving target IPv6 defence: an address that its two ends compute apart, and that is another one
-//! in each time step.
+//! Moving target IPv6 defence: both ends compute the same address on their own, and a new one in
+//! each time step.
 //!
 //! ```text
 //!   identifier = the first 64 bits of SHA-256( seed identifier ‖ key ‖ time step )
@@ -7,12 +7,12 @@
 //!   with numbers in network byte order
 //! ```
 //!
-//! The definition is that of the paper (Morrell, Ransbottom, Marchany, Tront, 2014, section II) and
-//! of MT6D itself (Dunlop, Groat, Urbanski, Marchany, Tront, 2011); neither says how wide the
-//! numbers are. All 64 bits are as the hash gives them: one identifier in 2^39 is a reserved one
-//! (RFC 5453), and is used all the same.
+//! The definition follows the paper (Morrell, Ransbottom, Marchany, Tront, 2014, section II) and
+//! MT6D itself (Dunlop, Groat, Urbanski, Marchany, Tront, 2011). Neither says how wide the numbers
+//! are. All 64 bits come from the hash unchanged. One identifier in 2^39 is reserved (RFC 5453) and
+//! is used anyway.
 //!
-//! Of each client three addresses are live at a time, so that clocks may differ by a step:
+//! Three addresses of each client are live at a time, so clocks may differ by one step:
 //!
 //! ```text
 //!   time ──────┬─────────┬─────────┬─────────┬─────────┬──────►
@@ -30,16 +30,16 @@ use zeroize::{Zeroize, Zeroizing};
 
 use super::{Prefix, PrefixError, Secret, fill};
 
-/// Steps whose addresses are live at a time: the one that it is, and one on either side of it.
+/// Number of steps whose addresses are live at a time: the current one and its two neighbours.
 pub const WINDOW: u64 = 3;
 
-/// The steps whose addresses are live in `step`.
+/// The steps whose addresses are live during `step`.
 #[must_use]
 pub fn window(step: u64) -> RangeInclusive<u64> {
     step.saturating_sub(1)..=step.saturating_add(1)
 }
 
-/// The interface identifier in time step `step` of the host with this seed identifier and this key.
+/// The interface identifier in `step` of the host with this seed identifier and key.
 #[inline]
 #[must_use]
 pub fn identifier(seed: u64, key: &[u8], step: u64) -> u64 {
@@ -48,7 +48,7 @@ pub fn identifier(seed: u64, key: &[u8], step: u64) -> u64 {
         .chain_update(key)
         .chain_update(step.to_be_bytes());
     let hash: [u8; 32] = hash.finalize().into();
-    hash.first_chunk().map_or(0, |bits| u64::from_be_bytes(*bits)) // 32 bytes have a first 8
+    hash.first_chunk().map_or(0, |bits| u64::from_be_bytes(*bits)) // the first 8 of 32 bytes
 }
 
 /// A subnet whose addresses move.
@@ -56,10 +56,10 @@ pub fn identifier(seed: u64, key: &[u8], step: u64) -> u64 {
 pub struct Subnet(Prefix);
 
 impl Subnet {
-    /// The subnet `prefix`, whose length is 64 bits: MT6D identifiers take the other 64.
+    /// The subnet `prefix`, which must be a /64: MT6D identifiers fill the other 64 bits.
     ///
     /// # Errors
-    /// When the prefix has another length.
+    /// If the prefix is not a /64.
     pub fn new(prefix: Prefix) -> Result<Self, PrefixError> {
         if prefix.length() == 64 { Ok(Self(prefix)) } else { Err(PrefixError::NotSubnet(prefix)) }
     }
@@ -70,7 +70,7 @@ impl Subnet {
         self.0
     }
 
-    /// The address with the [`identifier`] of the same arguments.
+    /// The address with the [`identifier`] for these arguments.
     #[inline]
     #[must_use]
     pub fn address(&self, seed: u64, key: &[u8], step: u64) -> Ipv6Addr {
@@ -78,8 +78,8 @@ impl Subnet {
     }
 }
 
-/// Which time step it is. Times are in nanoseconds since 1970 (UTC), by the clock of this machine,
-/// right or wrong.
+/// Converts times to steps. Times are nanoseconds since 1970 (UTC) by this machine's clock, whether
+/// it is right or not.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Clock {
     period: u64,
@@ -87,10 +87,10 @@ pub struct Clock {
 }
 
 impl Clock {
-    /// Steps of `period`.
+    /// A clock with steps of `period`.
     ///
     /// # Errors
-    /// When that is less than a second, or more than a year.
+    /// If `period` is less than a second or more than 366 days.
     pub fn new(period: Duration) -> Result<Self, ClockError> {
         const YEAR: Duration = Duration::from_secs(366 * 86_400);
         if !(Duration::from_secs(1)..=YEAR).contains(&period) {
@@ -99,43 +99,44 @@ impl Clock {
         Ok(Self { period: period.as_nanos() as u64, offset: 0 })
     }
 
-    /// The same on a machine whose clock is `nanoseconds` ahead of the right time, or behind it.
+    /// The same on a machine whose clock is `nanoseconds` ahead of the right time; negative if
+    /// behind.
     #[must_use]
     pub fn ahead(self, nanoseconds: i64) -> Self {
         Self { offset: nanoseconds, ..self }
     }
 
-    /// How long a step is.
+    /// Length of a step.
     #[must_use]
     pub fn period(&self) -> Duration {
         Duration::from_nanos(self.period)
     }
 
-    /// The step that it is at `time`.
+    /// The step at `time`.
     #[inline]
     #[must_use]
     pub fn step(&self, time: u64) -> u64 {
         time.saturating_add_signed(self.offset) / self.period
     }
 
-    /// When `step` begins.
+    /// The time at which `step` begins.
     #[must_use]
     pub fn start(&self, step: u64) -> u64 {
         step.saturating_mul(self.period).saturating_add_signed(self.offset.saturating_neg())
     }
 }
 
-/// A time step that is no time step.
+/// The length of a time step is out of range.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("a time step of {0:?}: it must be one second at least, and a year at most")]
+#[error("a time step of {0:?}: use one second to one year")]
 pub struct ClockError(Duration);
 
-/// What tells one client from another: 40 bytes that nobody else may know.
+/// A client's seed identifier and key: 40 secret bytes.
 #[derive(Clone, PartialEq, Eq, Default)]
 pub struct Identity {
-    /// Its seed identifier.
+    /// Seed identifier.
     pub(super) seed: u64,
-    /// Its key.
+    /// Key.
     pub(super) key: [u8; 32],
 }
 
@@ -152,18 +153,18 @@ impl fmt::Debug for Identity {
     }
 }
 
-/// Which address each client has on the server in which time step. Server and client hold the same
-/// when they are given the same subnet, time step and secret.
+/// The address of each client in each time step. Server and client agree if they use the same
+/// subnet, time step and secret.
 pub struct Timetable {
     subnet: Subnet,
     clock: Clock,
-    /// 40 bytes a client, overwritten when this goes.
+    /// 40 bytes per client, overwritten on drop.
     identities: Zeroizing<Vec<Identity>>,
 }
 
 impl Timetable {
-    /// That of `clients` clients, derived on `threads` threads at once. The secret is needed no
-    /// more.
+    /// The timetable of `clients` clients, derived on `threads` threads. It does not keep the
+    /// secret.
     #[must_use]
     pub fn new(
         subnet: Subnet,
@@ -172,43 +173,43 @@ impl Timetable {
         clients: u32,
         threads: usize,
     ) -> Self {
-        // Never grown: what is copied to larger memory leaves a copy behind.
+        // Allocated once: growing would leave a copy of the keys in freed memory.
         let mut identities = Zeroizing::new(vec![Identity::default(); clients as usize]);
         fill(&mut identities, threads, |client| secret.identity(client));
         Self { subnet, clock, identities }
     }
 
-    /// The subnet that all addresses are in.
+    /// The subnet of all addresses.
     #[must_use]
     pub fn subnet(&self) -> Subnet {
         self.subnet
     }
 
-    /// Which step it is.
+    /// The clock that gives the step.
     #[must_use]
     pub fn clock(&self) -> Clock {
         self.clock
     }
 
-    /// How many clients there are.
+    /// Number of clients.
     #[must_use]
     pub fn clients(&self) -> u64 {
         self.identities.len() as u64
     }
 
-    /// Bytes of memory that one for so many clients takes.
+    /// Memory in bytes that a timetable for `clients` clients takes.
     #[must_use]
     pub fn memory_for(clients: u32) -> u64 {
         u64::from(clients) * size_of::<Identity>() as u64
     }
 
-    /// Bytes of memory that it takes.
+    /// Memory in bytes that this timetable takes.
     #[must_use]
     pub fn memory(&self) -> u64 {
         size_of_val(&self.identities[..]) as u64
     }
 
-    /// The address of `client`, below [`clients`](Self::clients), in `step`.
+    /// The address in `step` of `client`, which must be below [`clients`](Self::clients).
     #[inline]
     #[must_use]
     pub fn address(&self, client: u64, step: u64) -> Ipv6Addr {
@@ -275,15 +276,14 @@ mod tests {
         }
     }
 
-    /// The chance that one of these bounds is passed by numbers that are drawn at random is below 1
-    /// in a million.
+    /// Random numbers would exceed one of these bounds with a probability below 1 in a million.
     #[test]
     fn nothing_links_the_addresses() {
         const CLIENTS: u64 = 1000;
         const STEPS: u64 = 100;
         const COUNT: f64 = (CLIENTS * STEPS) as f64;
-        // 6.5 standard deviations of a fair coin: 1 in 10^10, and fewer than 10,000 coins are
-        // looked at.
+        // 6.5 standard deviations of a fair coin: 1 in 10^10. The test checks fewer than 10,000
+        // coins.
         let fair = |ones: u64, of: f64| (ones as f64 - of / 2.0).abs() < 6.5 * (of / 4.0).sqrt();
         let timetable = timetable(CLIENTS as u32);
         let first = 178_000_000;
@@ -306,7 +306,7 @@ mod tests {
                     ones[bit] += now >> bit & 1;
                     changed[bit] += (now ^ next) >> bit & 1;
                     between[bit] += (now ^ neighbour) >> bit & 1;
-                    // Any bit with any other, of the same address and of the next.
+                    // Each bit against each other bit of the same address and of the next.
                     let (own, later) =
                         (now ^ now.rotate_right(bit as u32), now ^ next.rotate_right(bit as u32));
                     for place in 0..64 {
@@ -321,14 +321,14 @@ mod tests {
             assert!(counts.iter().all(|count| fair(*count, COUNT)), "{counts:?}");
         }
         // 1,024 equal intervals: chi-square with 1,023 degrees of freedom is about normal, with
-        // twice as large a variance.
+        // twice that variance.
         let expected = COUNT / buckets.len() as f64;
         let chi: f64 =
             buckets.iter().map(|count| (*count as f64 - expected).powi(2) / expected).sum();
         let freedom = buckets.len() as f64 - 1.0;
         assert!((chi - freedom).abs() < 6.5 * (2.0 * freedom).sqrt(), "{chi}");
-        // Pairs of neighbours in time are not independent, and their variance is a third of a
-        // coin's: well within.
+        // Successive comparisons are not independent. Their variance is a third of a coin's, well
+        // within the bound.
         assert!(fair(ascending, COUNT), "{ascending}");
     }
 

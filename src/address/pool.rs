@@ -1,10 +1,10 @@
-//! A pool of n distinct pseudo-random addresses under a prefix, computed from a seed instead of
+//! A pool of distinct pseudo-random addresses under a prefix, computed from a seed instead of
 //! stored.
 //!
-//! Address i is the image of i under a keyed permutation of the host bits. A permutation never
-//! gives the same image twice, so no table of what was drawn is needed: any address is computed
-//! from its index, and its index from the address, in a few nanoseconds, whatever the size of the
-//! pool. Server and client hold the same pool when they are given the same prefix, count and seed.
+//! Address i is the image of i under a keyed permutation of the host bits. A permutation has no
+//! collisions, so the pool needs no table: it computes an address from its index, and the index
+//! from the address, in a few nanoseconds, whatever its size. Server and client have the same pool
+//! if they use the same prefix, count and seed.
 
 use std::net::Ipv6Addr;
 use std::ops::RangeInclusive;
@@ -20,10 +20,10 @@ pub struct Pool {
     permutation: Permutation,
 }
 
-/// Why there is no such pool.
+/// Why a pool cannot be made.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum PoolError {
-    /// More addresses asked for than the prefix holds.
+    /// The prefix holds fewer addresses than asked for.
     #[error(
         "{prefix} holds {capacity} usable addresses, not {count}: use a shorter prefix or fewer \
          addresses"
@@ -31,9 +31,9 @@ pub enum PoolError {
     TooMany {
         /// The prefix that is too small.
         prefix: Prefix,
-        /// What it holds without the reserved interface identifiers.
+        /// Its number of addresses, without reserved interface identifiers.
         capacity: u64,
-        /// What was asked for.
+        /// The number asked for.
         count: u64,
     },
     /// A server with no address answers nothing.
@@ -45,10 +45,9 @@ impl Pool {
     /// The pool of `count` addresses that `seed` selects under `prefix`.
     ///
     /// # Errors
-    /// When `count` is 0 or more than the prefix holds without its reserved identifiers.
+    /// If `count` is 0, or more than the prefix holds without its reserved identifiers.
     pub fn new(prefix: Prefix, count: u64, seed: u64) -> Result<Self, PoolError> {
-        // Under a prefix shorter than /64 the bits between it and the 64-bit interface identifier
-        // stay zero.
+        // Under a prefix shorter than /64, the bits between it and the 64-bit identifier stay zero.
         let bits = u32::from(128 - prefix.length()).min(64);
         let capacity = capacity(bits);
         if count == 0 {
@@ -60,26 +59,26 @@ impl Pool {
         Ok(Self { prefix, count, seed, permutation: Permutation::new(bits, seed) })
     }
 
-    /// How many addresses the pool has; at least 1.
+    /// Number of addresses in the pool; at least 1.
     pub fn count(&self) -> u64 {
         self.count
     }
 
-    /// The prefix that all of them lie under.
+    /// The prefix that contains all of them.
     pub fn prefix(&self) -> Prefix {
         self.prefix
     }
 
-    /// What selects its addresses of all that the prefix holds.
+    /// The seed that selects the addresses.
     pub fn seed(&self) -> u64 {
         self.seed
     }
 
-    /// Address number `index`. Distinct for each index below [`count`](Self::count).
+    /// Address number `index`; distinct for each index below [`count`](Self::count).
     #[inline]
     pub fn address(&self, index: u64) -> Ipv6Addr {
-        // Cycle walking: a reserved image is mapped again until it is a usable one. On the usable
-        // identifiers that is again a permutation, and at /64 it takes a second step once in 2^40
+        // Cycle walking: map a reserved image again until it is usable. Restricted to usable
+        // identifiers, this is still a permutation. At /64 it needs a second step once in 2^40
         // addresses.
         let mut host = self.permutation.forward(skip_reserved(index, self.permutation.bits));
         while is_reserved(host, self.permutation.bits) {
@@ -88,7 +87,7 @@ impl Pool {
         Ipv6Addr::from_bits(self.prefix.network().to_bits() | u128::from(host))
     }
 
-    /// The index of `address`, or `None` when it is not in the pool.
+    /// The index of `address`, or `None` if it is not in the pool.
     #[inline]
     pub fn index_of(&self, address: Ipv6Addr) -> Option<u64> {
         let host = address.to_bits() ^ self.prefix.network().to_bits();
@@ -104,13 +103,13 @@ impl Pool {
         Some(unskip_reserved(host, bits)).filter(|&index| index < self.count)
     }
 
-    /// Whether `address` is one of the pool's.
+    /// Whether `address` is in the pool.
     #[inline]
     pub fn contains(&self, address: Ipv6Addr) -> bool {
         self.index_of(address).is_some()
     }
 
-    /// All addresses in the order of their index, computed on `threads` threads at once.
+    /// All addresses in index order, computed on `threads` threads.
     #[must_use]
     pub fn to_vec(&self, threads: usize) -> Vec<Ipv6Addr> {
         let mut addresses =
@@ -119,22 +118,22 @@ impl Pool {
         addresses
     }
 
-    /// All addresses in the order of their index.
+    /// All addresses in index order.
     pub fn iter(&self) -> impl Iterator<Item = Ipv6Addr> + '_ {
         (0..self.count).map(|index| self.address(index))
     }
 }
 
-/// Interface identifiers that nobody may assign, ascending. See [`reserved`].
+/// Interface identifiers that must not be assigned, ascending. See [`reserved`].
 type Reserved = &'static [RangeInclusive<u64>];
 
-/// The reserved identifiers among host parts of `bits` bits that lie at fixed places, ascending.
+/// The reserved identifiers at fixed values among host parts of `bits` bits, ascending.
 ///
-/// With 64 bits the IANA registry that RFC 5453 set up: subnet-router anycast (RFC 4291), the block
-/// of IANA's own Ethernet addresses (RFC 4291, RFC 6543), and the reserved subnet anycast addresses
-/// (RFC 2526, which gives identifiers in EUI-64 form another top than the others). With fewer bits
-/// the anycast ones of both kinds; a subnet of less than 8 bits has no room for the 128 of RFC
-/// 2526, and is used for point-to-point links (RFC 6164).
+/// With 64 bits this is the IANA registry of RFC 5453: subnet-router anycast (RFC 4291), IANA's own
+/// Ethernet block (RFC 4291, RFC 6543) and reserved subnet anycast (RFC 2526, which gives EUI-64
+/// identifiers another range than others). With fewer bits, both kinds of anycast are reserved. A
+/// subnet of less than 8 bits has no room for the 128 addresses of RFC 2526; such subnets serve
+/// point-to-point links (RFC 6164).
 fn reserved(bits: u32) -> Reserved {
     const ANYCAST_64: Reserved = &[
         0..=0,
@@ -149,8 +148,7 @@ fn reserved(bits: u32) -> Reserved {
     }
 }
 
-/// First identifier of the RFC 2526 block in a host part of `bits` bits, where it is the end of the
-/// range.
+/// First identifier of the RFC 2526 block in a host part of `bits` bits, where it ends the range.
 fn anycast_top(bits: u32) -> Option<u64> {
     (8..64).contains(&bits).then(|| low(bits) - 127)
 }
@@ -161,15 +159,14 @@ fn is_reserved(host: u64, bits: u32) -> bool {
         || anycast_top(bits).is_some_and(|top| host >= top)
 }
 
-/// How many identifiers of `bits` bits are not reserved. 2^64 less the reserved ones fits into 64
-/// bits.
+/// Number of usable identifiers of `bits` bits. 2^64 minus the reserved ones fits into 64 bits.
 fn capacity(bits: u32) -> u64 {
     let fixed: u64 = reserved(bits).iter().map(|range| range.end() - range.start() + 1).sum();
     let top = if anycast_top(bits).is_some() { 128 } else { 0 };
     low(bits).wrapping_add(1).wrapping_sub(fixed).wrapping_sub(top)
 }
 
-/// The usable identifier number `index` in ascending order.
+/// Usable identifier number `index`, in ascending order.
 #[inline]
 fn skip_reserved(index: u64, bits: u32) -> u64 {
     reserved(bits).iter().fold(index, |host, range| {
@@ -177,7 +174,7 @@ fn skip_reserved(index: u64, bits: u32) -> u64 {
     })
 }
 
-/// The inverse of [`skip_reserved`] for an identifier that is not reserved.
+/// Inverse of [`skip_reserved`] for a usable identifier.
 #[inline]
 fn unskip_reserved(host: u64, bits: u32) -> u64 {
     let below = |range: &&RangeInclusive<u64>| *range.end() < host;
@@ -188,15 +185,15 @@ fn unskip_reserved(host: u64, bits: u32) -> u64 {
         .sum::<u64>()
 }
 
-/// The `bits` lower bits.
+/// A mask of the `bits` lower bits.
 #[inline]
 fn low(bits: u32) -> u64 {
     u64::MAX.checked_shr(64 - bits).unwrap_or(0)
 }
 
 /// A keyed bijection on `bits`-bit numbers: three rounds of xor-shift and odd multiplication, each
-/// of which can be undone modulo 2^bits. It scatters; it is not a cipher, and hides nothing from
-/// somebody who knows the method.
+/// invertible modulo 2^bits. It scatters, but it is not a cipher: anyone who knows the method can
+/// invert it.
 #[derive(Debug, Clone)]
 struct Permutation {
     bits: u32,
@@ -243,14 +240,14 @@ impl Permutation {
     }
 }
 
-/// The inverse of an odd number modulo 2^64, by Newton's iteration: each step doubles the number of
-/// right bits, and an odd number is its own inverse modulo 8.
+/// The inverse of an odd number modulo 2^64, by Newton's iteration. An odd number is its own
+/// inverse modulo 8, and each step doubles the number of correct bits.
 fn inverse(odd: u64) -> u64 {
     (0..5).fold(odd, |x, _| x.wrapping_mul(2u64.wrapping_sub(odd.wrapping_mul(x))))
 }
 
-/// The next number of the SplitMix64 generator (Steele, Lea, Flood 2014): good enough to draw
-/// constants from a seed.
+/// The next SplitMix64 number (Steele, Lea, Flood 2014): good enough to derive constants from a
+/// seed.
 fn splitmix64(state: &mut u64) -> u64 {
     *state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
     let mut z = *state;
@@ -300,8 +297,8 @@ mod tests {
         let drawn: HashSet<_> = pool.iter().collect();
         assert_eq!(drawn.len(), 100_000);
         assert!(pool.to_vec(3).into_iter().eq(pool.iter()));
-        // Every host bit is set in about half of them: 7 standard deviations of a fair coin are
-        // 1,107.
+        // Each host bit is set in about half of the addresses. 1,107 is 7 standard deviations of a
+        // fair coin.
         for bit in 0..64 {
             let set = drawn.iter().filter(|address| address.to_bits() >> bit & 1 == 1).count();
             assert!(set.abs_diff(50_000) < 1_107, "bit {bit} is set in {set} of 100,000");
@@ -310,14 +307,13 @@ mod tests {
 
     #[test]
     fn the_same_flags_give_the_same_addresses_for_ever() {
-        // Server and client may be of different builds: this is a contract, not an implementation
-        // detail.
+        // A contract, not an implementation detail: server and client may be different builds.
         let pool = pool("2001:db8:1::/64", 3, 1).unwrap();
         let addresses: Vec<_> = pool.iter().map(|address| address.to_string()).collect();
         assert_eq!(addresses, FIRST_THREE);
     }
 
-    // Computed by a Python script of the same definition.
+    // Computed by an independent Python script.
     const FIRST_THREE: [&str; 3] = [
         "2001:db8:1:0:33ca:f6a4:4aa8:1bd6",
         "2001:db8:1:0:9761:4e92:c2a2:68a4",

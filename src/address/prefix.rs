@@ -4,39 +4,39 @@ use std::fmt;
 use std::net::Ipv6Addr;
 use std::str::FromStr;
 
-/// A unicast IPv6 prefix: a network address whose bits beyond `length` are zero.
+/// A unicast IPv6 prefix whose bits beyond `length` are zero.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Prefix {
     network: u128,
     length: u8,
 }
 
-/// Why a text is not a prefix that addresses can be bound under.
+/// Why a text is not a prefix for live addresses.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum PrefixError {
     /// Not of the form ADDRESS/LENGTH.
     #[error("'{0}' is not an IPv6 prefix: write ADDRESS/LENGTH, as in 2001:db8:1::/64")]
     Form(String),
     /// A length outside 0 to 128.
-    #[error("'{0}' is no prefix length: IPv6 allows 0 to 128")]
+    #[error("'{0}' is not a prefix length: IPv6 allows 0 to 128")]
     Length(String),
-    /// Bits beyond the length are set, so it is unclear what was meant.
+    /// Bits beyond the length are set, so the intent is unclear.
     #[error("{0}/{1} has bits set beyond its length: did you mean {2}?")]
     HostBits(Ipv6Addr, u8, Prefix),
     /// A server cannot send from such an address.
     #[error("{0} is not made of global unicast addresses: {1}")]
     NotUnicast(Prefix, &'static str),
     /// Not the length of a subnet with 64-bit interface identifiers.
-    #[error("{0} is no subnet for 64-bit interface identifiers: use a /64")]
+    #[error("{0} does not leave exactly 64 bits for interface identifiers: use a /64")]
     NotSubnet(Prefix),
 }
 
 impl Prefix {
-    /// The prefix of `length` bits (0 to 128) that starts at `address`.
+    /// The prefix of `length` bits (0 to 128) at `address`.
     ///
     /// # Errors
-    /// When bits beyond `length` are set, `length` exceeds 128, or it is not all of 2000::/3 or of
-    /// fc00::/7.
+    /// If bits beyond `length` are set, `length` exceeds 128, or the prefix is not within 2000::/3
+    /// or fc00::/7.
     pub fn new(address: Ipv6Addr, length: u8) -> Result<Self, PrefixError> {
         if length > 128 {
             return Err(PrefixError::Length(length.to_string()));
@@ -57,26 +57,26 @@ impl Prefix {
         if address == Ipv6Addr::LOCALHOST {
             return Err(PrefixError::NotUnicast(prefix, "::1 is loopback"));
         }
-        // All that is left without these is multicast, link-local, the kernel's own, or of no use
+        // Everything outside these two is multicast, link-local, the kernel's own, or not assigned
         // yet (RFC 4291 section 2.4).
         let global = Self::around(Ipv6Addr::new(0x2000, 0, 0, 0, 0, 0, 0, 0), 3);
         let local = Self::around(Ipv6Addr::new(0xfc00, 0, 0, 0, 0, 0, 0, 0), 7);
         if !global.covers(&prefix) && !local.covers(&prefix) {
-            let why = "it is not within 2000::/3, nor within fc00::/7 for networks of one's own";
+            let why = "it is not within 2000::/3 (global) or fc00::/7 (unique local)";
             return Err(PrefixError::NotUnicast(prefix, why));
         }
         Ok(prefix)
     }
 
-    /// The prefix of `length` bits (at most 128) that `address` lies under, whatever its kind: of
-    /// neighbours, say, not of addresses to bind.
+    /// The prefix of `length` bits (at most 128) around `address`, without the checks of
+    /// [`Self::new`]. Use it for prefixes of other hosts, not for addresses to bind.
     #[must_use]
     pub fn around(address: Ipv6Addr, length: u8) -> Self {
         let length = length.min(128);
         Self { network: address.to_bits() & mask(length), length }
     }
 
-    /// The address with all host bits zero (which is the subnet-router anycast address, RFC 4291
+    /// The address whose host bits are all zero: the subnet-router anycast address (RFC 4291
     /// section 2.6.1).
     pub fn network(&self) -> Ipv6Addr {
         self.network.into()
@@ -87,19 +87,19 @@ impl Prefix {
         self.length
     }
 
-    /// Whether all of `other` lies under this prefix.
+    /// Whether this prefix contains all of `other`.
     #[must_use]
     pub fn covers(&self, other: &Self) -> bool {
         self.length <= other.length && self.contains(other.network())
     }
 
-    /// Whether `address` lies under this prefix.
+    /// Whether this prefix contains `address`.
     pub fn contains(&self, address: Ipv6Addr) -> bool {
         address.to_bits() & mask(self.length) == self.network
     }
 }
 
-/// The `length` upper bits of an address.
+/// A mask of the `length` upper bits.
 fn mask(length: u8) -> u128 {
     u128::MAX.checked_shl(128 - u32::from(length)).unwrap_or(0)
 }

@@ -1,5 +1,5 @@
-//! The secret that server and clients share, and what each client's seed identifier and key are of
-//! it.
+//! The secret that server and clients share, and the derivation of each client's seed identifier
+//! and key.
 //!
 //! ```text
 //!   HKDF-SHA-256 (RFC 5869)   salt  "sixhop mt6d 1"
@@ -7,8 +7,8 @@
 //!   40 bytes                  seed identifier, 8 bytes in network byte order ‖ key, 32 bytes
 //! ```
 //!
-//! The salt says what it is for: the same secret in another program, or in another version of this
-//! scheme, gives other keys.
+//! The salt separates domains: the same secret gives other keys in another program, or in another
+//! version of this scheme.
 
 use std::fmt;
 
@@ -21,35 +21,35 @@ use super::mt6d::Identity;
 const SALT: &[u8] = b"sixhop mt6d 1";
 const CLIENT: &[u8] = b"client";
 
-/// Fewest bytes of a secret: 128 bits, if all of them are random.
+/// Shortest secret in bytes: 128 bits if all of them are random.
 pub const MIN_SECRET: usize = 16;
 
-/// A master secret, overwritten when it goes.
+/// A master secret, overwritten on drop.
 pub struct Secret(Zeroizing<Vec<u8>>);
 
-/// Why these bytes are no secret.
+/// Too few bytes for a secret.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "a secret of {0} bytes can be guessed: it must have {MIN_SECRET} at least (head -c 32 \
+    "a secret of {0} bytes can be guessed: use at least {MIN_SECRET} (head -c 32 \
      /dev/urandom)"
 )]
 pub struct SecretError(usize);
 
 impl Secret {
-    /// These bytes, whatever they are.
+    /// Takes any bytes.
     ///
     /// # Errors
-    /// When they are too few.
+    /// If there are fewer than [`MIN_SECRET`].
     pub fn new(bytes: Vec<u8>) -> Result<Self, SecretError> {
         let bytes = Zeroizing::new(bytes);
         if bytes.len() < MIN_SECRET { Err(SecretError(bytes.len())) } else { Ok(Self(bytes)) }
     }
 
-    /// Who the client with that number is.
+    /// The identity of client number `client`.
     pub(super) fn identity(&self, client: u64) -> Identity {
         let mut bytes = [0; 40];
         let number = client.to_be_bytes();
-        // Only more than 255 hashes cannot be had.
+        // HKDF fails only beyond 255 hash lengths; this is 40 bytes.
         let expanded = Hkdf::<Sha256>::new(Some(SALT), &self.0)
             .expand_multi_info(&[CLIENT, &number], &mut bytes);
         debug_assert!(expanded.is_ok());

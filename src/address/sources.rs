@@ -1,22 +1,22 @@
-//! Who may ask: the prefixes of the sources that are answered.
+//! Allowed sources: the prefixes of the clients that the service answers.
 
 use std::fmt;
 use std::net::Ipv6Addr;
 
 use super::{Prefix, PrefixError};
 
-/// Prefixes, and whether an address lies under one of them.
+/// A set of prefixes with fast lookup of an address.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Sources {
-    /// As they were named, sorted, none under another.
+    /// Sorted; none contains another.
     prefixes: Vec<Prefix>,
 }
 
 impl Sources {
-    /// Those under any of `prefixes`.
+    /// All addresses under any of `prefixes`.
     pub fn new(prefixes: impl IntoIterator<Item = Prefix>) -> Self {
         let mut prefixes: Vec<_> = prefixes.into_iter().collect();
-        // A prefix comes before all that lie under it, and those come before any other.
+        // A prefix sorts before all prefixes that it contains, and those before any other.
         prefixes.sort_by_key(|prefix| (prefix.network(), prefix.length()));
         let mut kept: Vec<Prefix> = Vec::with_capacity(prefixes.len());
         for prefix in prefixes {
@@ -27,38 +27,39 @@ impl Sources {
         Self { prefixes: kept }
     }
 
-    /// Everybody.
+    /// Every source.
     #[must_use]
     pub fn all() -> Self {
         Self { prefixes: vec![Prefix::around(Ipv6Addr::UNSPECIFIED, 0)] }
     }
 
-    /// Whether that is everybody.
+    /// Whether this allows every source.
     #[must_use]
     pub fn is_all(&self) -> bool {
         self.prefixes.first().is_some_and(|prefix| prefix.length() == 0)
     }
 
-    /// Whether `source` is one of them.
+    /// Whether `source` is allowed.
     #[inline]
     #[must_use]
     pub fn contains(&self, source: Ipv6Addr) -> bool {
-        // The last that begins before it is the only one that it can lie under.
+        // Prefixes are disjoint, so only the last one that starts at or before `source` can contain
+        // it.
         let after = self.prefixes.partition_point(|prefix| prefix.network() <= source);
         after > 0 && self.prefixes[after - 1].contains(source)
     }
 
-    /// The prefixes, sorted, none under another.
+    /// The prefixes, sorted; none contains another.
     #[must_use]
     pub fn prefixes(&self) -> &[Prefix] {
         &self.prefixes
     }
 
-    /// A prefix of sources, as in `2001:db8::/32`: unlike one that addresses are bound under it may
-    /// be any that is not multicast.
+    /// Parses a prefix of sources, such as `2001:db8::/32`. Unlike a prefix for live addresses, it
+    /// may be any that is not multicast.
     ///
     /// # Errors
-    /// What is wrong with the text.
+    /// Why the text is not a prefix of sources.
     pub fn parse(text: &str) -> Result<Prefix, PrefixError> {
         match text.parse() {
             Err(PrefixError::NotUnicast(prefix, _)) if !prefix.network().is_multicast() => {
@@ -115,7 +116,7 @@ mod tests {
     proptest! {
         #[test]
         fn an_address_is_in_it_when_it_is_under_one(
-            // Few bits, so that they often lie under each other.
+            // Few bits, so that prefixes often overlap.
             prefixes in proptest::collection::vec((0u128..64, 122u8..=128), 0..10),
             address in 0u128..64,
         ) {

@@ -1,39 +1,40 @@
-//! What it took to make addresses live, and to move them.
+//! The time that binding and moving addresses took.
 
 use serde::{Deserialize, Serialize};
 
-/// The parts of a piece of work, in the order in which they were done.
+/// The phases of a piece of work, in the order in which they ran.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Phases(pub Vec<Phase>);
 
-/// A part of a piece of work.
+/// One phase of a piece of work.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Phase {
-    /// What was done.
+    /// The phase's name.
     pub name: String,
-    /// How long it took.
+    /// Seconds that it took.
     pub seconds: f64,
 }
 
-/// How one step went: told when its work is done, and while it is not, whenever a step ends.
+/// How one step's rotation went. Sent when its work is done, and at the end of each step until
+/// then.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Rotated {
-    /// The step in which it was to be done.
+    /// The step that the work belongs to.
     pub step: u64,
-    /// Seconds of work, without the pauses between the chunks.
+    /// Seconds of work, without the pauses between chunks.
     pub seconds: f64,
-    /// Seconds of processor time, all that the rotation took in that step.
+    /// Seconds of processor time that the rotation used in that step.
     pub cpu_seconds: f64,
-    /// Milliseconds after the end of the step until the work was done; if it is not done, until
-    /// now. By a clock that nobody sets.
+    /// Milliseconds from the end of the step until the work was done, or until now if it is not.
+    /// Measured by the monotonic clock.
     pub late_ms: f64,
-    /// Clients whose addresses were exchanged: all of them, unless the step ended before.
+    /// Number of clients whose addresses were exchanged. Fewer than all if the step ended first.
     pub rotated: u64,
-    /// Addresses that are live now.
+    /// Number of addresses that are live now.
     pub live: u64,
-    /// Where it was late, and had the processor: for how many clients a step is long enough, as the
-    /// work of this one lets expect.
+    /// Only if it was late while it had the processor: the number of clients that a step is long
+    /// enough for, extrapolated from this step's work.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub clients_carried: Option<u64>,
 }

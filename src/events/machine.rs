@@ -1,72 +1,71 @@
-//! What a figure was measured on.
+//! The machine that a figure was measured on.
 
 use serde::{Deserialize, Serialize};
 
-/// What is needed to doubt a figure: on what, and by what, it was measured. `None` and empty stand
-/// for what the machine does not say.
+/// What you need to judge a figure: the machine and the program that measured it. `None` and empty
+/// mean that the machine does not say.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Environment {
-    /// Version of sixhop.
+    /// Version of Sixhop.
     pub sixhop: String,
-    /// Git revision of its source; ends in `-dirty` where the source was changed since.
+    /// Git revision of its source; ends in `-dirty` if the source had uncommitted changes.
     pub revision: String,
-    /// The virtual machine of [`lab::vm`](crate::lab::vm) that it was measured in, as in
-    /// `QEMU-10.0.2-tcg-igb`. With tcg, instructions are translated: such figures are good for
-    /// ratios within one guest, and for nothing else.
+    /// The guest of [`lab::vm`](crate::lab::vm) that measured it, such as `QEMU-10.0.2-tcg-igb`.
+    /// With tcg, QEMU translates instructions: only ratios within one guest mean anything.
     #[serde(default)]
     pub guest: Option<String>,
-    /// The command line, with the program's name in the place of its path.
+    /// The command line, with the program's name instead of its path.
     pub command: Vec<String>,
-    /// The kernel's release.
+    /// The kernel release.
     pub kernel: String,
-    /// The processor's name.
+    /// The processor model.
     pub cpu: String,
-    /// How many processors there are.
+    /// Number of processors.
     pub processors: usize,
-    /// Those that the thread may use which did the work; for a server, its
+    /// Processors that the working thread may use. For a server, its
     /// [`Modes`](crate::engine::Modes) say more.
     pub cores: Vec<usize>,
-    /// Who sets the frequency of the first of those, and how.
+    /// The frequency governor of the first of these processors.
     pub governor: Option<String>,
     /// The network interface.
     pub nic: Nic,
 }
 
-/// A network interface, as it was set when it was measured.
+/// The settings of a network interface during a measurement.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Nic {
     /// Its name.
     pub interface: String,
     /// Its driver.
     pub driver: String,
-    /// PCI identity of the card, vendor and device, as in `8086:153a`.
+    /// PCI vendor and device ID of the card, such as `8086:153a`.
     pub device: Option<String>,
-    /// Where it is plugged in.
+    /// Its bus address.
     pub bus: String,
-    /// Version of its firmware.
+    /// Its firmware version.
     pub firmware: String,
-    /// Speed of the link in Mbit/s, as the driver states it. A veth states 10,000, and has none.
+    /// Link speed in Mbit/s, as the driver states it. A veth states 10,000 but has no link.
     pub speed_mbps: Option<u32>,
-    /// Largest packet without the Ethernet header, in bytes.
+    /// MTU in bytes.
     pub mtu: u32,
     /// Receive queues in use.
     pub queues: u32,
     /// Descriptors in the card's own receive and transmit rings.
     pub rings: Option<(u32, u32)>,
-    /// The offloads that are switched on, by the kernel's names.
+    /// The enabled offloads, by the kernel's names.
     pub offloads: Vec<String>,
-    /// Where and when the kernel takes what has come.
+    /// Where and when the kernel does its receive work.
     pub napi: Napi,
 }
 
-/// The NAPI arrangement of an interface (Documentation/networking/napi.rst).
+/// NAPI settings of an interface (Documentation/networking/napi.rst).
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Napi {
-    /// Whether a kernel thread does it, rather than a softirq on the processor that took the
-    /// interrupt. With a veth pair that is the sender's.
+    /// Whether a kernel thread polls, rather than a softirq on the processor that took the
+    /// interrupt. With a veth pair, that softirq runs on the sender's processor.
     pub threaded: Option<bool>,
-    /// Nanoseconds that it waits for more.
+    /// Nanoseconds that the NAPI timer waits for more packets before it polls again.
     pub gro_flush_timeout_ns: Option<u64>,
-    /// How often it polls in vain before it arms the interrupt again.
+    /// Number of empty polls before NAPI arms the interrupt again.
     pub defer_hard_irqs: Option<u32>,
 }

@@ -1,8 +1,8 @@
-//! THE SCHEMA of every line of JSON that a command prints, with the modes, counters and reasons
-//! that it names: data, and nothing that asks or does anything.
+//! THE SCHEMA of every JSON line that a command prints, with the modes, counters and reasons that
+//! it names. Data only: nothing here asks or does anything.
 //!
-//! Field names are the command-line contract; units are in the names (`_us`
-//! microseconds, `_rps` requests per second, `_pps` packets per second).
+//! Field names are part of the command-line contract. Units are in the names (`_us` microseconds,
+//! `_rps` requests per second, `_pps` packets per second).
 
 mod addresses;
 mod counters;
@@ -37,8 +37,8 @@ pub use profile::{
 };
 pub use words::{or_dash, rate};
 
-/// Version of the schema, on every line as `schema`. It grows when a field goes or changes its
-/// meaning; new fields alone do not change it. Lines without one are from before it was counted.
+/// Version of the schema, on every line as `schema`. It grows when a field is removed or changes
+/// its meaning; a new field alone does not change it. Lines without `schema` predate it.
 pub const SCHEMA: u32 = 1;
 
 /// One line of JSON output.
@@ -47,39 +47,39 @@ pub const SCHEMA: u32 = 1;
 pub enum Event {
     /// `serve`: every address is live and every ring armed.
     Ready(Ready),
-    /// `serve`: once a second.
+    /// `serve`: once per second.
     Stats(Stats),
-    /// `serve --schedule`: once in each time step.
+    /// `serve --schedule`: once per time step.
     Rotation(Rotated),
-    /// `serve`: something has changed, or goes wrong, and the server goes on.
+    /// `serve`: something changed or goes wrong, and the server goes on.
     Notice(Notice),
-    /// `serve`: the totals, at the end.
+    /// `serve`: the totals at exit.
     Stopped(Stats),
-    /// `load`: what a run measured.
+    /// `load`: the results of a run.
     Result(LoadResult),
     /// `bind`: every address is live.
     Live(Ready),
-    /// `bind`: what it took to make them live and to take them back, at the end.
+    /// `bind`: the cost of binding and unbinding, at exit.
     Bound(Box<BindResult>),
-    /// `experiment bind`: what one run gave.
+    /// `experiment bind`: the result of one run.
     Cell(BindCell),
-    /// `experiment bind`: all runs of a method at a number of addresses, summed up.
+    /// `experiment bind`: the summary of all runs of a method at one number of addresses.
     Summary(BindSummary),
-    /// `compare`: what one engine sustained.
+    /// `compare`: the rate that one engine sustained.
     Engine(Box<EngineResult>),
-    /// `experiment`: what was to be measured, and where. The first line of its file.
+    /// `experiment`: the plan and the machine. The first line of its file.
     Experiment(Box<Experiment>),
-    /// `experiment response`: what one run gave. The server's own `ready` comes before those of it.
+    /// `experiment response`: the result of one run. The server's own `ready` precedes its runs.
     Trial(Trial),
-    /// `experiment response`: a server that could not be had.
+    /// `experiment response`: a server that could not be started.
     Failed(Failed),
-    /// `experiment response`: which rate all runs sustained below a threshold.
+    /// `experiment response`: the rate that each pass sustained below a threshold.
     Threshold(ThresholdSummary),
-    /// `experiment rotation`: what one server did with its addresses, and with requests meanwhile.
+    /// `experiment rotation`: one server's rotations, and the load meanwhile.
     Rotated(Box<RotationTrial>),
-    /// `experiment rotation`: how many clients an engine and a way of binding carry.
+    /// `experiment rotation`: how many clients an engine and method carry.
     Carried(Carried),
-    /// `probe`: what was found out about one interface.
+    /// `probe`: the findings on one interface.
     Probe(Box<Probe>),
 }
 
@@ -92,89 +92,87 @@ struct Line {
 }
 
 impl Event {
-    /// As a line, with its end.
+    /// The event as a JSON line, with its newline.
     ///
     /// # Errors
-    /// When there is no memory for it.
+    /// If the event cannot be serialised.
     pub fn to_line(&self) -> Result<String> {
         let mut line = serde_json::to_string(&Line { event: self.clone(), schema: SCHEMA })?;
         line.push('\n');
         Ok(line)
     }
 
-    /// From a line.
+    /// Parses a JSON line.
     ///
     /// # Errors
-    /// When it is none of these, or of a newer schema.
+    /// If it is not one of these events, or has a newer schema.
     pub fn parse(line: &str) -> Result<Self> {
         let version = serde_json::from_str::<Version>(line).context("not a line of JSON")?.schema;
         ensure!(
             version <= SCHEMA,
-            "schema {version} is newer than {SCHEMA}, which this sixhop knows: use a newer one"
+            "schema {version} is newer than {SCHEMA}, the newest that this sixhop reads: upgrade it"
         );
         Ok(serde_json::from_str::<Line>(line)?.event)
     }
 }
 
-/// The one field that any schema has.
+/// The one field that every schema has.
 #[derive(Deserialize)]
 struct Version {
     #[serde(default)]
     schema: u32,
 }
 
-/// A sentence for people: what has changed or goes wrong, and what the server did about it.
+/// A sentence for people: what changed or goes wrong, and what the server did about it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Notice {
     /// The sentence.
     pub text: String,
 }
 
-/// What a server really got.
+/// What a server got.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Ready {
-    /// Which engine; `None` where only the addresses are held.
+    /// The engine; `None` if only addresses are bound.
     pub engine: Option<EngineKind>,
-    /// On which interface.
+    /// The interface.
     pub interface: String,
-    /// Its driver; empty where it says none.
+    /// Its driver; empty if it names none.
     pub driver: String,
     /// UDP port of the service.
     pub port: u16,
     /// Replies to each request.
     pub replies: u16,
-    /// How many addresses are live.
+    /// Number of live addresses.
     pub addresses: u64,
-    /// How they move, if they do.
+    /// How they move, with a schedule.
     #[serde(flatten)]
     pub moving: Option<Moving>,
-    /// How they were made live.
+    /// How they were bound.
     pub bind: Method,
-    /// How long it took to compute them, on one processor, in seconds.
+    /// Seconds to compute them, on one processor.
     pub generate_seconds: f64,
-    /// How long it took to open the engine, in seconds: its program loaded and attached, the hash
-    /// of live addresses made, its rings armed. Once, whatever is bound then, and not in
-    /// `bind_seconds`.
+    /// Seconds to open the engine: load and attach its program, create the hash of live addresses,
+    /// arm its rings. Done once, whatever is bound afterwards, and not part of `bind_seconds`.
     pub open_seconds: f64,
-    /// How long it took to make them live, in seconds.
+    /// Seconds to bind them.
     pub bind_seconds: f64,
-    /// What took how long of that.
+    /// The phases of `bind_seconds`.
     pub bind_phases: Phases,
-    /// Bytes of kernel memory that they take, where it is known.
+    /// Bytes of kernel memory that they take, if known.
     pub kernel_memory: Option<u64>,
-    /// Bytes of the list of them, which is all that this process keeps of each.
+    /// Bytes of the address list, which is all that this process stores per address.
     pub list_memory: u64,
-    /// Where its XDP program was to run; `attach` is where it does.
+    /// The attach mode asked for; `attach` is the one granted.
     #[serde(default)]
     pub attach_asked: AttachRequest,
-    /// Which copy mode was asked for; `copy` is what was granted.
+    /// The copy mode asked for; `copy` is the one granted.
     #[serde(default)]
     pub copy_asked: CopyRequest,
-    /// The prefixes whose sources are answered; empty in results of versions that answered
-    /// everybody.
+    /// The allowed source prefixes; empty in results of versions that answered every source.
     #[serde(default)]
     pub allowed: Vec<String>,
-    /// Requests of one source that are answered in a second, where there is a limit.
+    /// Most requests per second that one source gets answered, if limited.
     #[serde(default)]
     pub limit: Option<u32>,
     /// The server's machine.
@@ -184,10 +182,10 @@ pub struct Ready {
     /// if not all queues are served.
     #[serde(default)]
     pub notes: Vec<String>,
-    /// Where its metrics are to be had.
+    /// The socket address that serves its metrics.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub metrics: Option<std::net::SocketAddr>,
-    /// Whether its threads have given up what they do not need: capabilities and system calls.
+    /// Whether its threads have dropped the capabilities and system calls that they do not need.
     #[serde(default)]
     pub sandbox: bool,
     /// What the kernel granted.
@@ -198,40 +196,40 @@ pub struct Ready {
 /// How addresses move.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Moving {
-    /// By which rule.
+    /// The rule.
     pub schedule: Schedule,
-    /// How many clients have addresses; each has three that are live.
+    /// Number of clients with addresses; each has three live ones.
     pub clients: u64,
-    /// Seconds of a time step.
+    /// Length of a time step in seconds.
     pub rotate: f64,
-    /// The step that it was.
+    /// The step at that time.
     pub step: u64,
 }
 
-/// How they have moved since the server was started.
+/// Rotations since the server started.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
 pub struct Moves {
-    /// The last step that was told of.
+    /// The last step reported.
     pub step: u64,
     /// Steps whose work was done by their end.
     pub in_time: u64,
-    /// Steps whose work was not.
+    /// Steps whose work was not done by their end.
     pub late: u64,
-    /// Addresses that were live at that time.
+    /// Addresses that were live after the last rotation reported.
     pub live: u64,
-    /// The last step that was counted as late.
+    /// The last step counted as late.
     #[serde(skip)]
     last_late: Option<u64>,
 }
 
 impl Moves {
-    /// None yet: the addresses are live that are to be in `step`.
+    /// No rotation yet: the addresses of `step` are live.
     #[must_use]
     pub fn none(step: u64, live: u64) -> Self {
         Self { step, live, ..Self::default() }
     }
 
-    /// Counts one more; of a step that is late, however often that is told, once.
+    /// Counts one report. A late step counts once, however often it is reported.
     pub fn add(&mut self, rotated: &Rotated) {
         self.in_time += u64::from(rotated.late_ms == 0.0);
         if rotated.late_ms > 0.0 && self.last_late.replace(rotated.step) != Some(rotated.step) {
@@ -242,12 +240,12 @@ impl Moves {
     }
 }
 
-/// What a server has done since it was started.
+/// What a server has done since it started.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Stats {
     /// Seconds since `ready`.
     pub seconds: f64,
-    /// How its addresses have moved, if they do.
+    /// How its addresses have moved, with a schedule.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub moves: Option<Moves>,
     /// The counts.
@@ -255,68 +253,66 @@ pub struct Stats {
     pub counters: Counters,
 }
 
-/// What a server counts. All since it was started.
+/// A server's counters since it started.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Counters {
-    /// Packets for the service that came in: all of them are answered, advertised to, dropped or
+    /// Packets received for the service. Each of them is answered, advertised to, dropped or
     /// waiting.
     #[serde(default)]
     pub received: u64,
-    /// Requests that were answered.
+    /// Requests answered.
     pub answered: u64,
-    /// Of those, the ones answered by the socket behind an engine that looks at frames: they came
-    /// in fragments, or behind extension headers.
+    /// Of those, the ones answered by the socket behind the engine: they came in fragments or
+    /// behind extension headers.
     #[serde(default)]
     pub answered_behind: u64,
-    /// Of all in `refused`, the ones refused there.
+    /// Of the packets in `refused`, the ones refused by the socket behind the engine.
     #[serde(default)]
     pub refused_behind: u64,
     /// Replies handed to the kernel.
     pub replies: u64,
-    /// Replies that the kernel did not take.
+    /// Replies that the kernel did not accept.
     pub unsent: u64,
-    /// Neighbour Solicitations that were answered, where that is not the kernel's business.
+    /// Neighbour Solicitations that the server answered in place of the kernel.
     pub advertised: u64,
-    /// Packets that were not answered, by reason; reasons that did not occur are left out.
+    /// Packets not answered, by reason. Reasons with a count of 0 are left out.
     pub refused: BTreeMap<String, u64>,
-    /// All packets that were received and came to nothing, by reason: those refused, those that
-    /// found no room, and those that the XDP program dropped. Reasons that did not occur are left
-    /// out.
+    /// Packets received but not served, by reason: refused, dropped for lack of room, or dropped by
+    /// the XDP program. Reasons with a count of 0 are left out.
     #[serde(default)]
     pub dropped: BTreeMap<String, u64>,
-    /// Packets that were received and that nobody has looked at yet. In the totals: that nobody
-    /// ever will.
+    /// Packets received but not yet read. In the totals: never read.
     #[serde(default)]
     pub waiting: u64,
-    /// Frames that are in no ring and in nobody's hands: always 0.
+    /// Frames that are in no ring and that nobody holds: always 0.
     pub frames_lost: u64,
-    /// Descriptors from the kernel that made no sense: always 0.
+    /// Invalid descriptors from the kernel: always 0.
     pub invalid: u64,
-    /// Packets by verdict of the XDP program.
+    /// Packets by the XDP program's verdict.
     pub steering: BTreeMap<String, u64>,
-    /// The kernel's counters of the AF_XDP sockets, added up over the queues.
+    /// The kernel's counters of the AF_XDP sockets, summed over the queues.
     pub xdp: Option<KernelCounters>,
-    /// What each queue did, where the engine has a worker for each.
+    /// Counters of each queue, if the engine has a worker per queue.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub queues: Vec<QueueCounters>,
-    /// How long after it was due the last change of addresses was done, where they change while the
-    /// server runs. `None` before the first change.
+    /// Seconds from when the last rotation was due until it was done. `None` without a schedule and
+    /// before the first rotation.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rotation_lag_seconds: Option<f64>,
-    /// Datagrams that the kernel dropped because the socket's buffer was full.
+    /// Datagrams that the kernel dropped because the socket buffer was full.
     pub socket_dropped: Option<u64>,
 }
 
-/// What the worker of one queue counted.
+/// Counters of one queue's worker.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct QueueCounters {
-    /// The queue's number.
+    /// The queue number.
     pub queue: u32,
-    /// Requests that were answered.
+    /// Requests answered.
     pub answered: u64,
     /// Replies handed to the kernel.
     pub replies: u64,
-    /// How full its rings are.
+    /// Fill levels of its rings.
     #[serde(default)]
     pub levels: RingLevels,
     /// The kernel's counters of its socket.
@@ -324,21 +320,21 @@ pub struct QueueCounters {
     pub xdp: KernelCounters,
 }
 
-#[allow(clippy::trivially_copy_pass_by_ref)] // as serde wants it
+#[allow(clippy::trivially_copy_pass_by_ref)] // serde's signature
 fn is_zero(count: &u64) -> bool {
     *count == 0
 }
 
 impl Counters {
-    /// Counts `count` packets more as dropped for `reason`.
+    /// Counts `count` dropped packets for `reason`.
     pub fn drop(&mut self, reason: &str, count: u64) {
         if count > 0 {
             *self.dropped.entry(reason.to_owned()).or_default() += count;
         }
     }
 
-    /// The same where the kernel says how many packets found no room in a socket: they were
-    /// received as well.
+    /// Adds the packets that the kernel dropped at a full socket buffer; they count as received
+    /// too.
     #[must_use]
     pub fn with_socket_dropped(mut self, dropped: Option<u64>) -> Self {
         self.socket_dropped = dropped;
@@ -347,8 +343,8 @@ impl Counters {
         self
     }
 
-    /// Packets that were received and are counted nowhere else. While packets come in it may be off
-    /// by those that are on their way between two counters; when none do, it is 0.
+    /// Received packets that no other counter has. While packets arrive, it may be off by those
+    /// between two counters; otherwise it is 0.
     #[must_use]
     pub fn unaccounted(&self) -> i64 {
         let known =
@@ -357,36 +353,36 @@ impl Counters {
     }
 }
 
-/// What it took to make addresses live and to take them back.
+/// The cost of binding and unbinding addresses.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct BindResult {
-    /// How.
+    /// The method.
     pub method: Method,
-    /// How many.
+    /// The number of addresses.
     pub addresses: u64,
     /// Mean time to compute an address, on one processor.
     pub generate_ns: f64,
-    /// Mean time to make one live: that for all, and what is needed once for all of them, by their
-    /// number. `None` where nothing was to be done.
+    /// Mean time to bind an address: the total, with one-time work included, divided by their
+    /// number. `None` if there was nothing to do.
     #[serde(deserialize_with = "unless_zero")]
     pub bind_ns: Option<f64>,
-    /// Mean time to take one back; `None` where nothing was to be done.
+    /// Mean time to unbind an address; `None` if there was nothing to do.
     #[serde(deserialize_with = "unless_zero")]
     pub unbind_ns: Option<f64>,
-    /// All three, for all addresses.
+    /// Total seconds to compute, bind and unbind all addresses.
     pub seconds: f64,
-    /// What `live-map` needs once before: its engine opened. 0 for the others, and in none of the
-    /// figures above.
+    /// Seconds to open the engine, which `live-map` needs first. 0 for other methods. Not part of
+    /// the figures above.
     #[serde(default)]
     pub open_seconds: f64,
-    /// Memory of the kernel, as it reports it, and of this process's list; `None` where the
-    /// kernel's is not known.
+    /// Kernel memory as the kernel reports it, plus this process's list; `None` if the former is
+    /// unknown.
     pub bytes_per_address: Option<f64>,
-    /// What took how long when they were made live.
+    /// The phases of binding.
     pub bind_phases: Phases,
-    /// What took how long when they were taken back.
+    /// The phases of unbinding.
     pub unbind_phases: Phases,
-    /// The machine, and the interface.
+    /// The machine and the interface.
     #[serde(default)]
     pub environment: Environment,
 }
@@ -396,76 +392,75 @@ pub struct BindResult {
 pub struct BindCell {
     /// The method.
     pub method: Method,
-    /// How many addresses it was to bind.
+    /// The number of addresses to bind.
     pub addresses: u64,
-    /// Which run, from 1 on.
+    /// The run's number, from 1.
     pub run: u32,
-    /// What became of it.
+    /// The outcome.
     pub outcome: BindOutcome,
 }
 
-/// What became of a run of `experiment bind`.
+/// The outcome of one run of `experiment bind`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum BindOutcome {
-    /// All addresses were live, and were taken back.
+    /// All addresses were bound and unbound.
     Bound(Box<BindResult>),
-    /// It took longer than it may: there is no figure.
+    /// It exceeded its time limit: no figure.
     Stopped {
-        /// How many addresses were bound by then.
+        /// Number of addresses bound by then.
         bound: u64,
-        /// Seconds that it might bind.
+        /// The time limit in seconds.
         budget: f64,
     },
-    /// It was not tried, since a smaller number was stopped or failed.
+    /// Not tried, since a smaller number of addresses was stopped or failed.
     Skipped {
-        /// What happened there.
+        /// What happened at the smaller number.
         why: String,
     },
     /// The method does not work here.
     Failed {
-        /// Why.
+        /// Why it failed.
         why: String,
     },
 }
 
-/// All runs of a method at a number of addresses.
+/// All runs of a method at one number of addresses.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct BindSummary {
     /// The method.
     pub method: Method,
-    /// How many addresses.
+    /// The number of addresses.
     pub addresses: u64,
     /// Runs in which all were bound.
     pub runs: usize,
     /// Mean time to compute an address, on one processor.
     pub generate_ns: Spread,
-    /// Mean time to make one live.
+    /// Mean time to bind one.
     pub bind_ns: Spread,
-    /// Mean time to take one back.
+    /// Mean time to unbind one.
     pub unbind_ns: Spread,
-    /// All three, for all addresses.
+    /// Total seconds to compute, bind and unbind all addresses.
     pub seconds: Spread,
-    /// Memory of the kernel and of the list, the median; `None` where the kernel's is not known.
+    /// Median memory of kernel and list; `None` if the kernel's is unknown.
     pub bytes_per_address: Option<f64>,
-    /// Median bind time of `netlink` at this number of addresses by that of this method: how many
-    /// times as fast it is.
+    /// Median bind time of `netlink` divided by that of this method, at this number of addresses.
     pub faster_than_netlink: Option<f64>,
 }
 
-/// A figure over some runs.
+/// The spread of a figure over several runs.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Spread {
     /// The smallest.
     pub min: f64,
-    /// The middle one, of an even number the mean of the middle two.
+    /// The middle one; for an even number, the mean of the middle two.
     pub median: f64,
     /// The largest.
     pub max: f64,
 }
 
 impl Spread {
-    /// Over `values`; `None` where there are none.
+    /// The spread of `values`; `None` if there are none.
     #[must_use]
     pub fn of(values: impl IntoIterator<Item = f64>) -> Option<Self> {
         let mut values: Vec<_> = values.into_iter().collect();
@@ -479,27 +474,27 @@ impl Spread {
     }
 }
 
-/// Times of a run that had any, from when a request was due.
+/// Response times of a run, counted from when each request was due.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Percentiles {
     /// Arithmetic mean of the exact times.
     pub mean_us: f64,
     /// Median.
     pub p50_us: f64,
-    /// 90 % were no slower.
+    /// 90 % took at most this.
     pub p90_us: f64,
-    /// 99 % were no slower.
+    /// 99 % took at most this.
     pub p99_us: f64,
-    /// 99.9 % were no slower.
+    /// 99.9 % took at most this.
     pub p999_us: f64,
     /// The slowest.
     pub max_us: f64,
-    /// All of them, in nanoseconds: hdrhistogram's V2 encoding, compressed, in base64, as its logs
-    /// have it. Empty where they were not kept.
+    /// All times in nanoseconds, as hdrhistogram's compressed V2 encoding in base64, the form of
+    /// its logs. Empty if not recorded.
     pub histogram: String,
 }
 
-/// The same in JSON: all fields are there, and null where there are no times.
+/// The same in JSON: every field is present, and null if there are no times.
 #[derive(Serialize, Deserialize)]
 struct Times {
     mean_us: Option<f64>,
@@ -533,8 +528,8 @@ pub(crate) mod times {
         .serialize(to)
     }
 
-    /// `None` also where a slowest time of 0 says it without a histogram: earlier versions wrote
-    /// that where nothing was answered.
+    /// Also reads as `None` a slowest time of 0 without a histogram: earlier versions wrote that
+    /// when nothing was answered.
     pub fn deserialize<'de, D: Deserializer<'de>>(
         from: D,
     ) -> Result<Option<Percentiles>, D::Error> {
@@ -554,12 +549,12 @@ pub(crate) mod times {
     }
 }
 
-/// A time: earlier versions wrote 0 where there was none.
+/// Reads 0 as `None`: earlier versions wrote 0 for "no time".
 fn unless_zero<'de, D: Deserializer<'de>>(from: D) -> Result<Option<f64>, D::Error> {
     Ok(Option::deserialize(from)?.filter(|time: &f64| *time != 0.0))
 }
 
-/// What a run has come to.
+/// What came back in a run.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Outcome {
     /// Requests with at least one reply.
@@ -574,71 +569,71 @@ pub struct Outcome {
     pub wrong_source: u64,
     /// Replies with damaged contents, or to a request that was never sent.
     pub corrupt: u64,
-    /// Of those in `corrupt`, the ones whose checksum covers the pseudo-header alone: the server's
-    /// interface leaves checksums to nobody.
+    /// Of those in `corrupt`, the ones with an unfinished checksum: the server's interface leaves
+    /// checksums to nobody.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub unfinished: u64,
-    /// Replies to an earlier run, which are not counted otherwise.
+    /// Replies to an earlier run, which no other counter includes.
     pub stragglers: u64,
-    /// Times to the first reply, of the requests that had one; `None` where none had.
+    /// Times to the first reply of the requests that got one; `None` if none did.
     #[serde(with = "times")]
     pub first: Option<Percentiles>,
-    /// Times to the last reply, of the requests that had all; `None` where none had.
+    /// Times to the last reply of the requests that got all; `None` if none did.
     #[serde(with = "times")]
     pub last: Option<Percentiles>,
 }
 
-/// What a load run measured.
+/// The results of a load run.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct LoadResult {
-    /// How it asked.
+    /// The transport.
     pub client: Client,
     /// Requests sent.
     pub sent: u64,
-    /// Of those, the ones that the kernel still held at the end: they have not left.
+    /// Of those, the ones that the kernel still held at the end and never sent.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub unsent: u64,
     /// What came back.
     #[serde(flatten)]
     pub outcome: Outcome,
-    /// Requests sent more than a millisecond after they were due.
+    /// Requests sent more than 1 ms after they were due.
     pub late: u64,
-    /// Where addresses move and requests were lost: how many time steps the client's clock is ahead
-    /// of the server's, behind it where negative. `None` where they agree within a step, and where
-    /// nothing answered within 32 steps.
+    /// Only with moving addresses and lost requests: the time steps by which the client's clock is
+    /// ahead of the server's, negative if behind. `None` if they agree within a step, or if nothing
+    /// answered within 32 steps.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub clock_steps: Option<i64>,
     /// Requests per second asked for.
     pub offered_rate: f64,
-    /// Requests per second really sent.
+    /// Requests per second actually sent.
     pub achieved_rate: f64,
-    /// How the client's XDP program is attached; `None` where it has none.
+    /// Attach mode of the client's XDP program; `None` if it has none.
     pub attach: Option<AttachMode>,
-    /// How packets get into and out of the client's rings; `None` where it has none.
+    /// Copy mode of the client's rings; `None` if it has none.
     pub copy: Option<CopyMode>,
-    /// How large the client's rings are on each queue; `None` where it has none.
+    /// Sizes of the client's rings per queue; `None` if it has none.
     #[serde(default)]
     pub rings: Option<RingSizes>,
-    /// How the client polls its interface, where it does so itself.
+    /// The client's busy polling, if it does any.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub busy_poll: Option<BusyPoll>,
-    /// The client's machine; left out where the file's first line has it.
+    /// The client's machine; left out if the file's first line has it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub environment: Option<Box<Environment>>,
 }
 
-/// What an experiment was to measure, and where.
+/// An experiment's plan and machine.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Experiment {
-    /// What.
+    /// The plan.
     pub plan: Plan,
-    /// When it was begun (RFC 3339, UTC).
+    /// When it began (RFC 3339, UTC).
     pub started: String,
-    /// The machine that measured; where a client asked, the client's.
+    /// The machine that measured; with a client, the client's.
     pub environment: Environment,
 }
 
-/// What is to be measured.
+/// What an experiment measures.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Plan {
@@ -650,14 +645,14 @@ pub enum Plan {
     Rotation(RotationProfile),
 }
 
-/// A server whose addresses move, as an experiment varies it.
+/// A server with moving addresses, as an experiment varies it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RotationCell {
-    /// Which engine.
+    /// The engine.
     pub engine: EngineKind,
-    /// How its addresses are made live.
+    /// How its addresses are bound.
     pub bind: Method,
-    /// How many clients have addresses on it, each three at a time.
+    /// Number of clients; each has three live addresses.
     pub clients: u64,
 }
 
@@ -667,29 +662,29 @@ pub struct RotationTrial {
     /// The server.
     #[serde(flatten)]
     pub cell: RotationCell,
-    /// What became of it.
+    /// The outcome.
     #[serde(flatten)]
     pub outcome: RotationOutcome,
 }
 
-/// What became of a server whose addresses move.
+/// The outcome for a server with moving addresses.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase", tag = "outcome")]
 pub enum RotationOutcome {
-    /// It was asked for some time steps.
+    /// It was measured for several time steps.
     Measured {
-        /// Its work in these steps: more than one value where it was late.
+        /// The work of each step; several values for a step that was late.
         steps: Vec<Rotated>,
-        /// What the client measured while addresses were exchanged, step by step.
+        /// What the client measured during each exchange, step by step.
         inside: Vec<LoadResult>,
-        /// The same while none was.
+        /// The same between exchanges.
         outside: Vec<LoadResult>,
-        /// Bytes of memory of the server's process at the end (VmRSS).
+        /// Memory of the server process at the end (VmRSS), in bytes.
         memory: Option<u64>,
-        /// What the server said of itself.
+        /// The server's own `ready`.
         ready: Box<Ready>,
     },
-    /// It could not be had.
+    /// It could not be started.
     Failed {
         /// What happened.
         why: String,
@@ -697,41 +692,41 @@ pub enum RotationOutcome {
 }
 
 impl RotationTrial {
-    /// A server that could not be had.
+    /// A server that could not be started.
     #[must_use]
     pub fn failed(cell: RotationCell, why: String) -> Self {
         Self { cell, outcome: RotationOutcome::Failed { why } }
     }
 }
 
-/// How many clients can have all their addresses exchanged in each time step.
+/// The number of clients whose addresses can all be exchanged in each time step.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Carried {
-    /// By which engine.
+    /// The engine.
     pub engine: EngineKind,
-    /// How addresses are made live.
+    /// How addresses are bound.
     pub bind: Method,
-    /// Seconds of a time step.
+    /// Length of a time step in seconds.
     pub rotate: f64,
-    /// The largest number that was carried; `None` where not even the smallest was.
+    /// The largest number carried; `None` if not even the smallest was.
     pub clients: Option<u64>,
-    /// Why no larger one was.
+    /// Why no larger number was carried.
     pub limit: RotationLimit,
-    /// The same in words, with figures.
+    /// The same for people, with figures.
     pub cause: String,
 }
 
-/// Why a number of clients is the largest.
+/// What limits the number of clients.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum RotationLimit {
-    /// With more the server could not be had in the time that the profile gives it.
+    /// With more, the server was not ready in the time that the profile allows.
     Unready,
-    /// With more a step's work was not done by its end.
+    /// With more, a step's work was not done by its end.
     Late,
-    /// With more requests were lost.
+    /// With more, requests were lost.
     Lost,
-    /// With more the generator was late itself.
+    /// With more, the generator itself was late.
     Generator,
     /// More were not tried.
     Highest,
@@ -740,11 +735,11 @@ pub enum RotationLimit {
 /// A server, as an experiment varies it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Cell {
-    /// Which engine.
+    /// The engine.
     pub engine: EngineKind,
-    /// How its addresses are made live.
+    /// How its addresses are bound.
     pub bind: Method,
-    /// How many.
+    /// Number of addresses.
     pub addresses: u64,
 }
 
@@ -754,18 +749,18 @@ pub struct Trial {
     /// The server.
     #[serde(flatten)]
     pub cell: Cell,
-    /// Which pass through the rates, from 1 on.
+    /// The pass through the rates, from 1.
     pub run: u32,
     /// Requests per second.
     pub rate: u64,
-    /// Share of the server's processors that was busy, 0 to 1; `None` where it is not
-    /// known: on another machine, or no worker of its own has one.
+    /// Busy share of the server's processors, 0 to 1. `None` if unknown: it runs on another
+    /// machine, or no worker has a processor of its own.
     pub server_cpu: Option<f64>,
     /// What the client measured.
     pub load: LoadResult,
 }
 
-/// A server that could not be had.
+/// A server that could not be started.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Failed {
     /// The server.
@@ -775,68 +770,67 @@ pub struct Failed {
     pub why: String,
 }
 
-/// Which rate a server sustained with a mean response time under a threshold.
+/// The rate that a server sustained with its mean response time under a threshold.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ThresholdSummary {
     /// The server.
     #[serde(flatten)]
     pub cell: Cell,
-    /// The mean time to the first reply is at most this.
+    /// The threshold of the mean time to the first reply.
     pub threshold_ms: f64,
-    /// The highest rate of each pass that held.
+    /// The highest rate that held, for each pass.
     pub runs: Vec<Sustained>,
-    /// Over those passes in which a rate held at all; `None` where in none did.
+    /// Over the passes in which a rate held; `None` if there were none.
     pub rate: Option<Spread>,
-    /// The limit that most of the passes met.
+    /// The limit of most passes.
     pub limit: Limit,
-    /// Runs that were made of this server, for all thresholds together; `grid_trials` would be all
-    /// rates.
+    /// Runs made of this server, for all thresholds together.
     pub trials: usize,
-    /// Runs that the full grid has.
+    /// Runs that the full grid would take.
     pub grid_trials: usize,
 }
 
-/// What a pass found.
+/// The result of one pass.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Sustained {
-    /// The highest rate that held, in requests per second; `None` where none did.
+    /// The highest rate that held, in requests per second; `None` if none did.
     pub rate: Option<u64>,
-    /// Why no higher one did.
+    /// Why no higher rate held.
     pub limit: Limit,
 }
 
-/// Why a rate is the highest.
+/// What limits the rate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Limit {
-    /// At the next one the server was too slow.
+    /// At the next rate the server was too slow.
     Slow,
-    /// At the next one fewer than 90 % of the requests were answered.
+    /// At the next rate fewer than 90 % of the requests were answered.
     Lost,
-    /// At the next one the generator was late: the server may be able to do more.
+    /// At the next rate the generator was late: the server may be able to do more.
     Generator,
-    /// There was no higher one to try: the server can do as much at least.
+    /// This was the highest rate tried: the server may be able to do more.
     Highest,
 }
 
-/// What one engine sustained in a comparison.
+/// The rate that one engine sustained in a comparison.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct EngineResult {
-    /// Which engine, or which other program.
+    /// The engine, or another program.
     pub engine: Contestant,
-    /// How its XDP program was attached, as the kernel says.
+    /// Attach mode of its XDP program, as the kernel reports it.
     pub attach: Option<AttachMode>,
-    /// How packets got into its rings, as the kernel says.
+    /// Copy mode of its rings, as the kernel reports it.
     pub copy: Option<CopyMode>,
-    /// Live addresses.
+    /// Number of live addresses.
     pub addresses: u64,
-    /// How they were made live.
+    /// How they were bound.
     pub bind: Method,
     /// Replies to each request.
     pub replies: u16,
     /// Bytes of payload in a request.
     pub payload: usize,
-    /// The mean time to the first reply up to which a rate counts as sustained.
+    /// The threshold: the mean time to the first reply up to which a rate counts.
     #[serde(default = "one_millisecond")]
     pub mean_limit_us: f64,
     /// Median of `runs`.
@@ -846,58 +840,57 @@ pub struct EngineResult {
     /// Mean time to the first reply at the sustained rate.
     #[serde(deserialize_with = "unless_zero")]
     pub mean_us: Option<f64>,
-    /// 99th percentile of it.
+    /// 99th percentile at that rate.
     #[serde(deserialize_with = "unless_zero")]
     pub p99_us: Option<f64>,
-    /// Share of the server's processors that was busy at the sustained rate, 0 to 1; `None` where
-    /// it is not known.
+    /// Busy share of the server's processors at the sustained rate, 0 to 1; `None` if unknown.
     pub server_cpu: Option<f64>,
-    /// Half the sustained rate: where a server that is not at its limit is measured.
+    /// Half the sustained rate, where the server is not at its limit.
     pub half_rps: f64,
-    /// Mean time to the first reply there; `None` where there was no reply.
+    /// Mean time to the first reply at half the rate; `None` if there was no reply.
     #[serde(deserialize_with = "unless_zero")]
     pub half_mean_us: Option<f64>,
-    /// 99th percentile in that run.
+    /// 99th percentile at half the rate.
     #[serde(deserialize_with = "unless_zero")]
     pub half_p99_us: Option<f64>,
-    /// Share of the server's processors that was busy in that run, 0 to 1.
+    /// Busy share of the server's processors at half the rate, 0 to 1.
     pub half_server_cpu: Option<f64>,
-    /// `sustained_rps` by that of the engine `socket` in the same comparison; `None` when that was
-    /// not in it.
+    /// `sustained_rps` divided by that of engine `socket` in the same comparison; `None` if that
+    /// was not measured.
     pub ratio_to_socket: Option<f64>,
-    /// Sustained requests per second of each run.
+    /// Sustained requests per second in each run.
     pub runs: Vec<f64>,
-    /// How it was asked.
+    /// The client's transport.
     pub client: Client,
-    /// How the client's XDP program was attached, as the kernel says.
+    /// Attach mode of the client's XDP program, as the kernel reports it.
     pub client_attach: Option<AttachMode>,
-    /// How packets got into the client's rings, as the kernel says.
+    /// Copy mode of the client's rings, as the kernel reports it.
     pub client_copy: Option<CopyMode>,
-    /// How the client polled its interface, where it did so itself.
+    /// The client's busy polling, if it did any.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub client_busy_poll: Option<BusyPoll>,
-    /// What the client measured at the sustained rate of each of `runs`.
+    /// What the client measured at the sustained rate of each run.
     pub sustained: Vec<LoadResult>,
-    /// What it measured at half of the rate of each of `runs`.
+    /// What the client measured at half the rate of each run.
     pub half: Vec<LoadResult>,
-    /// What the server said of itself.
+    /// The server's own `ready`.
     pub server: Ready,
     /// The client's machine.
     pub environment: Environment,
 }
 
-/// The limit of results from before it was kept.
+/// The threshold of results from before it was recorded.
 fn one_millisecond() -> f64 {
     1000.0
 }
 
-/// Whom a comparison measures.
+/// What a comparison measures.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(untagged)]
 pub enum Contestant {
-    /// An engine of Sixhop's.
+    /// One of Sixhop's engines.
     Engine(EngineKind),
-    /// Another program, by the name that it was given.
+    /// Another program, by the name given to it.
     Peer(String),
 }
 

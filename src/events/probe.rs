@@ -1,108 +1,107 @@
-//! What a probe of an interface found, and what follows.
+//! What a probe finds out about an interface, and what to expect from it.
 
 use serde::{Deserialize, Serialize};
 
 use super::machine::Nic;
 use super::modes::{AttachMode, AttachedProgram, CopyMode};
 
-/// What was found out about an interface.
+/// The result of probing an interface.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Probe {
-    /// What it can do, and how it is set.
+    /// The interface's capabilities and settings.
     #[serde(flatten)]
     pub interface: Interface,
-    /// What this process may do, and on what kernel.
+    /// The kernel, and what it permits this process.
     pub host: Host,
-    /// What follows.
+    /// What to expect of `serve`.
     pub verdict: Verdict,
-    /// What came of trying; `None` where it was not.
+    /// The result of trying; `None` if not tried.
     pub tried: Option<Tried>,
 }
 
-/// What came of trying what `serve` does.
+/// The result of trying what `serve` does.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Tried {
-    /// How the program was attached, as the kernel says.
+    /// The attach mode that the kernel reports.
     pub attach: Option<AttachMode>,
-    /// How packets get into and out of the rings, as the kernel says.
+    /// The copy mode that the kernel reports.
     pub copy: Option<CopyMode>,
-    /// The queues that a socket was bound to.
+    /// The queues that sockets were bound to.
     pub queues: Vec<u32>,
-    /// Whether their memory lay on huge pages.
+    /// Whether the UMEMs lie on huge pages.
     pub hugepages: Option<bool>,
-    /// Why it was refused.
+    /// Why it failed.
     pub error: Option<String>,
-    /// Whether the verdict had said so; `None` where that had left something open.
+    /// Whether the verdict predicted it; `None` if the verdict left something open.
     pub agrees: Option<bool>,
 }
 
-/// What an interface can do, and how it is set.
+/// An interface's capabilities and settings.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Interface {
-    /// What results say of it as well.
+    /// The part that results also record.
     #[serde(flatten)]
     pub nic: Nic,
-    /// What its frames begin with, an ARPHRD of linux/if_arp.h: 1 for Ethernet.
+    /// Link type, an ARPHRD constant of linux/if_arp.h: 1 for Ethernet.
     #[serde(default = "ethernet")]
     pub link_type: u16,
-    /// Whether it is set up.
+    /// Whether it is administratively up.
     pub up: bool,
-    /// Whether something is at the other end of the cable.
+    /// Whether it has a carrier.
     pub carrier: bool,
-    /// As many queues as there can be in use.
+    /// The most queues that it can use.
     pub queues_possible: u32,
-    /// Whether their number is set for both directions at once.
+    /// Whether queues are set for both directions at once ("combined").
     pub queues_combined: bool,
-    /// As many descriptors as the card's receive and transmit rings can have.
+    /// The most descriptors that the card's receive and transmit rings can have.
     pub rings_possible: Option<(u32, u32)>,
-    /// Entries of the table that spreads packets over the queues (RSS); `None` where the card does
-    /// not.
+    /// Entries of the RSS indirection table; `None` if the card has no RSS.
     pub rss_entries: Option<u32>,
-    /// Rules that send packets to a queue; `None` where the card takes none.
+    /// The most flow rules; `None` if the card takes none.
     pub flow_rules: Option<u32>,
-    /// The offloads that matter here and n-tuple filters, as far as they can be switched.
+    /// Which of the relevant offloads and n-tuple filters can be switched.
     pub offloads_changeable: Vec<String>,
-    /// What its driver says it can do; `None` where the kernel cannot be asked that (before 6.3).
+    /// XDP features that the driver reports; `None` if the kernel has no such query (before 6.3).
     pub xdp: Option<XdpFeatures>,
-    /// The XDP program on it.
+    /// The XDP program that is attached to it.
     pub program: Option<AttachedProgram>,
-    /// The NUMA node that the card is at; `None` where there is but one, or it is not seen.
+    /// The card's NUMA node; `None` if the machine has only one, or it is not visible.
     pub numa_node: Option<u32>,
-    /// The other end of a veth; `None` where it is none, or it is not seen.
+    /// The peer of a veth; `None` if it is not a veth, or the peer is not visible.
     pub peer: Option<Peer>,
-    /// What kind of device the kernel made it as; `None` of a card.
+    /// The device kind that the kernel created it as; `None` for a card.
     pub kind: Option<String>,
-    /// Transmit queues in use, and as many as there can be.
+    /// Transmit queues in use, and the most that it can use.
     pub transmit_queues: (u32, u32),
-    /// What it is a port of: a bridge, a bond, a VRF.
+    /// The bridge, bond or VRF that it is a port of.
     pub master: Option<Master>,
-    /// What the host lets a virtio device do; `None` where it is none, or it is not seen.
+    /// What the host permits a virtio device; `None` if it is not virtio, or this is not visible.
     pub virtio: Option<Virtio>,
-    /// Why the kernel has no IPv6 on it; `None` where it does.
+    /// Why the kernel has no IPv6 on it; `None` if it has.
     #[serde(default)]
     pub no_ipv6: Option<String>,
-    /// Whether /sys is mounted at all.
+    /// Whether /sys is mounted.
     #[serde(default = "yes")]
     pub sys_mounted: bool,
-    /// Whether /sys shows it: without CAP_SYS_ADMIN, and in a namespace of its own, it may not.
+    /// Whether /sys shows it. In a separate namespace without CAP_SYS_ADMIN it may not.
     pub sys_seen: bool,
 }
 
-/// The other end of a veth.
+/// The peer of a veth.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Peer {
-    /// Its name, in its own namespace.
+    /// Its name in its own namespace.
     pub name: String,
-    /// Its largest packet without the Ethernet header, in bytes.
+    /// Its MTU in bytes.
     pub mtu: u32,
 }
 
-/// What an interface is a port of.
+/// The device that an interface is a port of.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Master {
     /// Its name.
     pub name: String,
-    /// What kind of device it is.
+    /// Its device kind.
     pub kind: Option<String>,
 }
 
@@ -110,110 +109,109 @@ pub struct Master {
 /// sections 5.1.3 and 6).
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Virtio {
-    /// VIRTIO_F_ACCESS_PLATFORM: the device takes DMA addresses, and not those of the guest's
-    /// memory.
+    /// VIRTIO_F_ACCESS_PLATFORM: the device uses DMA addresses rather than guest physical
+    /// addresses.
     pub access_platform: bool,
-    /// VIRTIO_NET_F_CTRL_GUEST_OFFLOADS: the guest may switch off that the host merges packets and
-    /// leaves out checksums.
+    /// VIRTIO_NET_F_CTRL_GUEST_OFFLOADS: the guest may disable the host's packet merging and
+    /// partial checksums.
     pub ctrl_guest_offloads: bool,
-    /// Whether the host does any of that.
+    /// Whether the host does either of these.
     pub guest_offloads: bool,
 }
 
-/// What this process may do, and on what kernel.
+/// The kernel, and what it permits this process.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Host {
-    /// The kernel's release.
+    /// The kernel release.
     pub kernel: String,
-    /// Whether it has AF_XDP sockets; `None` where this process may not have one.
+    /// Whether the kernel has AF_XDP sockets; `None` if this process may not open one.
     pub af_xdp: Option<bool>,
-    /// Why it may not have one, although it has CAP_NET_RAW.
+    /// Why this process may not open one although it has CAP_NET_RAW.
     #[serde(default)]
     pub af_xdp_refused: Option<String>,
-    /// Why the kernel does not take the XDP program, which was tried; `None` where it does, or a
-    /// capability is missing.
+    /// Why the kernel rejected the XDP program when it was tried; `None` if it loaded, or a
+    /// capability was missing.
     #[serde(default)]
     pub program_refused: Option<String>,
-    /// Memory in huge pages.
+    /// The huge page pool.
     pub hugepages: Hugepages,
-    /// How many bytes this process may have locked; `None` where that is without limit.
+    /// Most bytes that this process may lock; `None` if unlimited.
     pub locked_memory: Option<u64>,
-    /// The capabilities that it has, of those that matter here.
+    /// Which of the relevant capabilities it has.
     pub capabilities: Vec<String>,
-    /// Whether those are capabilities over the machine, and not only in a user namespace of a
-    /// container.
+    /// Whether the capabilities hold in the initial user namespace, not just in a container's.
     pub initial_user_namespace: bool,
-    /// Processors that it may use.
+    /// Number of processors that it may use.
     pub processors: usize,
 }
 
-/// Huge pages of the default size.
+/// The huge page pool of the default size.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Hugepages {
-    /// Bytes in one.
+    /// Bytes in one page.
     pub size: u64,
-    /// How many the kernel keeps (vm.nr_hugepages).
+    /// Pages in the pool (vm.nr_hugepages).
     pub total: u64,
-    /// How many of them are free.
+    /// Free pages.
     pub free: u64,
 }
 
-/// What results that do not say it go by.
+/// Default for results that lack the field.
 fn yes() -> bool {
     true
 }
 
-/// What results of before it was asked are of.
+/// Default for results from before the link type was recorded.
 fn ethernet() -> u16 {
     1
 }
 
-/// What a driver says it can do, by the kernel's names. One that is newer than these is `bit-N`.
+/// The driver's XDP features, by the kernel's names; `bit-N` for unknown newer ones.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct XdpFeatures {
-    /// What becomes of a packet: `basic` is native XDP at all.
+    /// Actions on a packet; `basic` is native XDP.
     pub features: Vec<String>,
-    /// In how many frames a packet may lie with zero-copy.
+    /// The most frames that one packet may span with zero-copy.
     pub zero_copy_segments: Option<u32>,
-    /// What a program can ask of a packet.
+    /// Metadata that a program can read about a packet.
     pub rx_metadata: Vec<String>,
-    /// What an AF_XDP socket can ask for when it sends.
+    /// Offloads that an AF_XDP socket can request for sending.
     pub xsk: Vec<String>,
 }
 
 /// What `serve` would get on an interface.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Verdict {
-    /// How its program would be attached; `None` where that cannot be said.
+    /// Expected attach mode; `None` if unknown.
     pub attach: Option<AttachMode>,
-    /// How packets would get into and out of its rings; `None` where that cannot be said.
+    /// Expected copy mode; `None` if unknown.
     pub copy: Option<CopyMode>,
-    /// What keeps it from starting at all. The modes above are for when these are out of the way.
+    /// What would stop it from starting. The modes above assume that these are fixed.
     pub obstacles: Vec<Finding>,
-    /// Why it does not get native XDP and zero-copy, or why that cannot be said.
+    /// Why it would not get native XDP and zero-copy, or why that is unknown.
     pub why_not_more: Vec<Finding>,
-    /// Flags for `serve` that insist on what it would get, so that anything less is an error.
+    /// `serve` flags that insist on the expected modes, so that anything less is an error.
     pub flags: Vec<String>,
-    /// What else to do before.
+    /// Commands to run first.
     pub advice: Vec<Advice>,
 }
 
-/// A reason.
+/// One reason.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Finding {
-    /// One word for programs.
+    /// An identifier for programs.
     pub name: String,
     /// A sentence for people.
     pub why: String,
-    /// What to do about it, where something helps.
+    /// The remedy, if there is one.
     pub cure: Option<String>,
 }
 
-/// A command that makes things better.
+/// A command that improves the outcome.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Advice {
     /// The command.
     pub command: String,
-    /// What it is good for.
+    /// Why it helps.
     pub why: String,
 }

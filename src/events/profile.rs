@@ -1,22 +1,22 @@
-//! What experiments measure.
+//! The profiles of experiments.
 
 use serde::{Deserialize, Serialize};
 
 use super::modes::{EngineKind, Method};
 
-/// What `experiment bind` measures.
+/// The profile of `experiment bind`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct BindProfile {
     /// Runs of each cell, at least 1.
     pub runs: u32,
-    /// Seconds that one run may bind, positive.
+    /// Most seconds that one run may bind; positive.
     pub budget: f64,
-    /// What is measured at what size.
+    /// Methods with their numbers of addresses.
     pub series: Vec<BindSeries>,
 }
 
-/// Methods, and the numbers of addresses at which each of them is measured.
+/// Methods, and the numbers of addresses to measure each of them at.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct BindSeries {
@@ -26,97 +26,95 @@ pub struct BindSeries {
     pub addresses: Vec<u64>,
 }
 
-/// What `experiment response` measures.
+/// The profile of `experiment response`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ResponseProfile {
-    /// How it goes through the rates.
+    /// How to go through the rates.
     pub way: Approach,
     /// The rates.
     pub rates: Rates,
-    /// Requests of one run, at least 1.
+    /// Requests in one run, at least 1.
     pub requests: u64,
-    /// Seconds that one run sends at most, positive: at low rates it has fewer requests then.
+    /// Most seconds that one run sends; positive. At low rates this cuts the number of requests.
     #[serde(default)]
     pub seconds: Option<f64>,
     /// Passes through the rates, at least 1.
     pub runs: u32,
-    /// The mean response times that are asked for, in milliseconds, each larger than the one
-    /// before.
+    /// Thresholds of the mean response time in milliseconds, ascending.
     pub thresholds_ms: Vec<f64>,
     /// Replies to each request, 1 to 255.
     pub replies: u8,
     /// Bytes of payload in a request.
     pub payload: usize,
-    /// Seconds that a server may need until it is ready, positive.
+    /// Most seconds until a server must be ready; positive.
     pub budget: f64,
-    /// Which servers.
+    /// The servers to measure.
     pub series: Vec<ResponseSeries>,
 }
 
-/// The ways through the rates.
+/// How an experiment goes through its rates.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Approach {
-    /// Every rate.
+    /// Measures every rate.
     Grid,
-    /// Halving: those rates that are needed to know the highest one for each threshold.
+    /// Halves its way to the highest rate for each threshold.
     Bisect,
 }
 
-/// Rates from the lowest to the highest, each by the same factor larger than the one before.
+/// Rates from the lowest to the highest, with a constant factor between them.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Rates {
-    /// The lowest, in requests per second, at least 1.
+    /// The lowest rate in requests per second, at least 1.
     pub from: u64,
-    /// The highest.
+    /// The highest rate in requests per second.
     pub to: u64,
-    /// The factor, above 1: what a result is uncertain by.
+    /// The factor, above 1. A result is uncertain by this much.
     pub step: f64,
 }
 
-/// Engines, and the numbers of addresses at which each of them is measured.
+/// Engines, and the numbers of addresses to measure each of them at.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ResponseSeries {
     /// The engines.
     pub engines: Vec<EngineKind>,
-    /// How the addresses are made live.
+    /// How the addresses are bound.
     pub bind: Method,
     /// The numbers of addresses.
     pub addresses: Vec<u64>,
 }
 
-/// What `experiment rotation` measures.
+/// The profile of `experiment rotation`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RotationProfile {
-    /// Seconds of a time step, at least 1.
+    /// Length of a time step in seconds, at least 1.
     pub rotate: f64,
-    /// Time steps that are measured of each server, at least 1.
+    /// Time steps to measure on each server, at least 1.
     pub steps: u32,
-    /// Requests per second meanwhile.
+    /// Requests per second during the rotations.
     pub rate: u64,
     /// Replies to each request, 1 to 255.
     pub replies: u8,
     /// Bytes of payload in a request.
     pub payload: usize,
-    /// Seconds that a server may need until it is ready, positive.
+    /// Most seconds until a server must be ready; positive.
     pub budget: f64,
-    /// Which servers.
+    /// The servers to measure.
     pub series: Vec<RotationSeries>,
 }
 
-/// Ways of binding, and the numbers of clients among which the largest is looked for that each of
-/// them carries.
+/// Methods, and the numbers of clients in which to look for the largest that each carries.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RotationSeries {
     /// The engine.
     pub engine: EngineKind,
-    /// How addresses are made live.
+    /// How addresses are bound.
     pub methods: Vec<Method>,
-    /// The numbers.
+    /// The numbers of clients.
     pub clients: Rates,
 }

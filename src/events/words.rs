@@ -1,14 +1,14 @@
-//! Figures as people read them.
+//! Formats figures for people.
 
-/// What stands where there is no figure.
+/// Stands for a missing figure.
 const NONE: &str = "–";
 
-/// `figure` in those words; a dash where there is none.
+/// Formats `figure`, or returns a dash if there is none.
 pub fn or_dash<T>(figure: Option<T>, words: impl FnOnce(T) -> String) -> String {
     figure.map_or_else(|| NONE.to_owned(), words)
 }
 
-/// A rate a second: without a fraction from a hundred on, and below with three significant digits.
+/// A rate per second: no fraction from 100 on, three significant digits below.
 #[must_use]
 pub fn rate(rate: f64) -> String {
     if !rate.is_finite() {

@@ -1,5 +1,4 @@
-//! Figure 1 from its runs: summed up, as a table for other programs, and as a chart beside what the
-//! paper states.
+//! Figure 1 from its runs: a summary, a CSV table, and charts that also show the paper's figures.
 
 use anyhow::{Context, Result, anyhow};
 
@@ -9,11 +8,11 @@ use crate::live::Method;
 
 pub use crate::experiment::summary::bind::summarize;
 
-/// The summaries as CSV, with a line of names first. Times are in nanoseconds an address but for
-/// the total.
+/// The summaries as CSV with a header line. Times are in nanoseconds per address, except the total
+/// in seconds.
 ///
 /// # Errors
-/// When there is no memory for it.
+/// If the CSV cannot be written.
 pub fn csv(summaries: &[BindSummary]) -> Result<String> {
     let mut writer = csv::Writer::from_writer(Vec::new());
     let mut names = vec!["method".to_owned(), "addresses".to_owned(), "runs".to_owned()];
@@ -41,16 +40,15 @@ pub fn csv(summaries: &[BindSummary]) -> Result<String> {
         .context("CSV is text")
 }
 
-/// What the paper states of its Figure 1 (the curves themselves are only in pictures): addresses,
-/// and nanoseconds for each to bind. 55,000 took 216 s in total.
+/// Binding in the paper's Figure 1, as its text states it (the curves exist only as pictures):
+/// number of addresses, nanoseconds per address. 55,000 took 216 s in total.
 const PAPER_BIND: [(f64, f64); 6] =
     [(1.0, 176e3), (50e3, 3.9e6), (55e3, 216e9 / 55e3), (60e3, 11e6), (65e3, 50e6), (70e3, 101e6)];
 
-/// The same to unbind: "at worst about 5 ms".
+/// Unbinding: "at worst about 5 ms".
 const PAPER_UNBIND: [(f64, f64); 1] = [(70e3, 5e6)];
 
-/// What the paper states of the time to compute an address, at every number of addresses:
-/// nanoseconds.
+/// Range of the time to compute an address in the paper, for any number of them, in nanoseconds.
 const PAPER_COMPUTE: (f64, f64) = (16.0, 48.0);
 
 /// The methods in the order of their colours.
@@ -64,11 +62,11 @@ const METHODS: [Method; 7] = [
     Method::Anyip,
 ];
 
-/// The charts: time for each address against their number, to bind and to unbind.
+/// The charts: time per address to bind and to unbind, against the number of addresses.
 #[must_use]
 pub fn panels(summaries: &[BindSummary]) -> Vec<Panel> {
     let x = Axis { name: "addresses", words: short };
-    let y = Axis { name: "time for each address", words: nanoseconds };
+    let y = Axis { name: "time per address", words: nanoseconds };
     let lines = |figure: fn(&BindSummary) -> Spread| {
         let methods = Method::ALL
             .iter()
@@ -82,7 +80,7 @@ pub fn panels(summaries: &[BindSummary]) -> Vec<Panel> {
         };
         methods.map(line).collect::<Vec<_>>()
     };
-    // The quickest at each number: the others were disturbed more.
+    // At each number, the fastest: the others were disturbed more.
     let mut computed: Vec<_> = summaries
         .iter()
         .map(|summary| (summary.addresses as f64, summary.generate_ns.median))
@@ -92,21 +90,21 @@ pub fn panels(summaries: &[BindSummary]) -> Vec<Panel> {
     let exactly = |value: f64| Spread { min: value, median: value, max: value };
     let computed = computed.into_iter().map(|(count, time)| (count, exactly(time))).collect();
     let mut binding = lines(|summary| summary.bind_ns);
-    binding.push(Line { dots: false, ..Line::new("to compute it".to_owned(), 8, computed) });
+    binding.push(Line { dots: false, ..Line::new("compute".to_owned(), 8, computed) });
     let (from, to) = PAPER_COMPUTE;
     let marks_name = "stated in the paper, 2014".to_owned();
     vec![
         Panel {
-            title: "Time for each address to bind".to_owned(),
+            title: "Time to bind, per address".to_owned(),
             x,
             y,
             lines: binding,
-            bands: vec![([1.0, 70e3, from, to], "the paper, to compute one".to_owned())],
+            bands: vec![([1.0, 70e3, from, to], "the paper's time to compute".to_owned())],
             marks: PAPER_BIND.to_vec(),
             marks_name: marks_name.clone(),
         },
         Panel {
-            title: "Time for each address to unbind".to_owned(),
+            title: "Time to unbind, per address".to_owned(),
             x,
             y,
             lines: lines(|summary| summary.unbind_ns),
@@ -215,6 +213,6 @@ mod tests {
             assert!(picture.contains(text), "{text}");
         }
         assert!(!picture.contains("ioctl"));
-        assert!(svg(&panels(&[]), 2).is_ok()); // the paper's points alone
+        assert!(svg(&panels(&[]), 2).is_ok()); // only the paper's points
     }
 }

@@ -1,4 +1,4 @@
-//! Charts: lines over two logarithmic axes, as SVG, drawn by plotters.
+//! Line charts on two logarithmic axes, as SVG, drawn by plotters.
 
 use anyhow::{Context, Result};
 use plotters::prelude::*;
@@ -6,8 +6,8 @@ use plotters::style::text_anchor::{HPos, Pos, VPos};
 
 use crate::events::Spread;
 
-/// Colours, the first six told apart also by people who see fewer (Okabe and Ito 2008, without its
-/// yellow and black, which are lost on one background or the other).
+/// Line colours. The first six are distinguishable with colour blindness (Okabe and Ito 2008,
+/// without yellow and black, which vanish on a light or a dark background).
 pub const PALETTE: [RGBColor; 11] = [
     RGBColor(213, 94, 0),
     RGBColor(0, 114, 178),
@@ -27,26 +27,26 @@ pub(super) const PAPER: RGBColor = WHITE;
 const FINE_GRID: RGBColor = RGBColor(240, 240, 240);
 const GRID: RGBColor = RGBColor(215, 215, 215);
 
-/// What a page may redefine: the colour, and the name of the variable that stands for it.
+/// Colours that a page may redefine, and the names of their CSS variables.
 const VARIABLES: [(RGBColor, &str); 4] =
     [(INK, "--ink"), (PAPER, "--paper"), (FINE_GRID, "--fine-grid"), (GRID, "--grid")];
 
 /// A chart.
 #[derive(Debug, Clone, Default)]
 pub struct Panel {
-    /// What it shows.
+    /// Its title.
     pub title: String,
-    /// What is from left to right.
+    /// The horizontal axis.
     pub x: Axis,
-    /// What is from bottom to top.
+    /// The vertical axis.
     pub y: Axis,
     /// The lines.
     pub lines: Vec<Line>,
-    /// Areas that others state: from and to in x, from and to in y, and a word.
+    /// Reference areas from other sources: x range, y range, label.
     pub bands: Vec<([f64; 4], String)>,
-    /// Points that others state.
+    /// Reference points from other sources.
     pub marks: Vec<(f64, f64)>,
-    /// What those are.
+    /// Legend of `marks`.
     pub marks_name: String,
 }
 
@@ -55,7 +55,7 @@ pub struct Panel {
 pub struct Axis {
     /// Its name, with the unit.
     pub name: &'static str,
-    /// How people write a value of it that is a power of ten.
+    /// Formats a value that is a power of ten.
     pub words: fn(f64) -> String,
 }
 
@@ -65,43 +65,42 @@ impl Default for Axis {
     }
 }
 
-/// A line with its points.
+/// A line and its points.
 #[derive(Debug, Clone)]
 pub struct Line {
     /// Its name.
     pub name: String,
-    /// Which of the [`PALETTE`].
+    /// Index into [`PALETTE`].
     pub colour: usize,
-    /// Its width: where lines lie on each other, the lower one is the wider.
+    /// Width in pixels. Where lines overlap, the lower one is wider.
     pub width: u32,
     /// Whether its points are marked.
     pub dots: bool,
-    /// Where it goes; a spread has a whisker from the smallest to the largest.
+    /// Its points. A spread is drawn with a whisker from minimum to maximum.
     pub points: Vec<(f64, Spread)>,
-    /// Points that the value is at least at.
+    /// Points to mark with ▲: the value may be higher.
     pub at_least: Vec<(f64, f64)>,
 }
 
 impl Line {
-    /// One with dots.
+    /// A line with dots.
     #[must_use]
     pub fn new(name: String, colour: usize, points: Vec<(f64, Spread)>) -> Self {
         Self { name, colour, width: 2, dots: true, points, at_least: Vec::new() }
     }
 }
 
-/// Pixels of a panel without its legend. Narrow enough for a telephone, where text must not shrink
-/// much.
+/// Size of a panel in pixels, without its legend. Narrow enough to stay readable on a phone.
 const SIZE: (u32, u32) = (460, 340);
-/// Pixels of a line of the legend.
+/// Height of a legend line in pixels.
 const LEGEND: u32 = 18;
-/// A character of 12 pixels is some 7 wide.
+/// Width in pixels of a character of 12 pixels, roughly.
 const CHARACTER: usize = 7;
 
-/// The panels as one picture, `columns` beside each other.
+/// Draws the panels as one picture with `columns` columns.
 ///
 /// # Errors
-/// When a panel has nothing to draw.
+/// If a panel has nothing to draw.
 pub fn svg(panels: &[Panel], columns: usize) -> Result<String> {
     let columns = columns.clamp(1, panels.len().max(1));
     let rows = panels.len().div_ceil(columns);
@@ -120,9 +119,8 @@ pub fn svg(panels: &[Panel], columns: usize) -> Result<String> {
     Ok(svg)
 }
 
-/// An SVG of [`svg`] for a page that gives its colours other values in the dark: each becomes the
-/// variable `--line-N`, `--ink`, `--paper`, `--grid` or `--fine-grid`, and its own value where that
-/// is not defined.
+/// Prepares an SVG of [`svg`] for a page with a dark mode. Each colour becomes the variable
+/// `--line-N`, `--ink`, `--paper`, `--grid` or `--fine-grid`, with its own value as the fallback.
 #[must_use]
 pub fn for_page(svg: &str) -> String {
     let lines =
@@ -137,8 +135,7 @@ pub fn for_page(svg: &str) -> String {
 /// A picture, or a part of one.
 pub(super) type Area<'a> = DrawingArea<SVGBackend<'a>, plotters::coord::Shift>;
 
-/// What the legend names, in lines: each with its place from the left, and its line, or none for
-/// the marks.
+/// The legend in lines of entries: offset from the left, name, and the line; `None` for the marks.
 fn legend(panel: &Panel) -> Vec<Vec<(i32, &str, Option<&Line>)>> {
     let names = panel.lines.iter().map(|line| (line.name.as_str(), Some(line)));
     let marks = (!panel.marks.is_empty()).then_some((panel.marks_name.as_str(), None));
@@ -161,7 +158,7 @@ fn legend(panel: &Panel) -> Vec<Vec<(i32, &str, Option<&Line>)>> {
 fn draw(area: &Area, panel: &Panel, legend_height: u32) -> Result<()> {
     let (legend_area, area) = area.split_vertically(legend_height);
     draw_legend(&legend_area, panel)?;
-    // Half of the last label of the axis stands to the right of it.
+    // Room for the right half of the last axis label.
     plot(&area, panel, 24)?;
     Ok(())
 }
@@ -185,11 +182,11 @@ fn draw_legend(area: &Area, panel: &Panel) -> Result<()> {
     Ok(())
 }
 
-/// Where a line, or the marks, end on the picture, in pixels; `None` for what has no point.
+/// Pixel where a line or the marks end; `None` if there are no points.
 pub(super) type End = Option<(i32, i32)>;
 
-/// Draws all of the panel but its legend, with `right` pixels to the right of the axes. Returns the
-/// end of each line in the order of the panel, then that of the marks.
+/// Draws the panel without its legend, leaving `right` pixels to the right of the axes. Returns the
+/// end of each line in the panel's order, then that of the marks.
 pub(super) fn plot(area: &Area, panel: &Panel, right: u32) -> Result<Vec<End>> {
     let spreads = panel.lines.iter().flat_map(|line| &line.points);
     let ends = spreads.flat_map(|(x, Spread { min, max, .. })| [(*x, *min), (*x, *max)]);
@@ -221,7 +218,7 @@ pub(super) fn plot(area: &Area, panel: &Panel, right: u32) -> Result<Vec<End>> {
     }
     chart
         .draw_series(panel.marks.iter().map(|&point| Cross::new(point, 5, INK.stroke_width(2))))?;
-    // The widest first: they lie under the others.
+    // Widest first, so that narrower lines lie on top.
     let mut lines: Vec<_> = panel.lines.iter().collect();
     lines.sort_by_key(|line| std::cmp::Reverse(line.width));
     for line in lines {
@@ -238,7 +235,7 @@ pub(super) fn plot(area: &Area, panel: &Panel, right: u32) -> Result<Vec<End>> {
 
 type Chart<'a, 'b> = ChartContext<'a, SVGBackend<'b>, Cartesian2d<LogCoord<f64>, LogCoord<f64>>>;
 
-/// The points of a line that a logarithmic axis has a place for.
+/// The positive points of a line, which are the ones that a logarithmic axis can show.
 fn visible(line: &Line) -> impl Iterator<Item = &(f64, Spread)> + Clone {
     line.points.iter().filter(|(x, spread)| *x > 0.0 && spread.min > 0.0)
 }
@@ -269,8 +266,8 @@ fn draw_line(chart: &mut Chart, line: &Line) -> Result<()> {
     Ok(())
 }
 
-/// What holds all of `values`, with room for the points at the ends, and at least two powers of
-/// ten, which are what has labels; `None` where there are none.
+/// The axis range for `values`, with room at the ends. It spans two powers of ten at least, since
+/// only these have labels. `None` if no value is positive.
 fn range(values: impl Iterator<Item = f64> + Clone) -> Option<(f64, f64)> {
     let positive = values.filter(|value| *value > 0.0);
     let (low, high) = (positive.clone().reduce(f64::min)? * 0.7, positive.reduce(f64::max)? * 1.4);
@@ -282,7 +279,7 @@ fn range(values: impl Iterator<Item = f64> + Clone) -> Option<(f64, f64)> {
     })
 }
 
-/// A number, at a power of ten.
+/// Formats a number that is a power of ten.
 #[must_use]
 pub fn short(count: f64) -> String {
     match count {
@@ -292,7 +289,7 @@ pub fn short(count: f64) -> String {
     }
 }
 
-/// A time in nanoseconds, at a power of ten.
+/// Formats a time in nanoseconds that is a power of ten.
 #[must_use]
 pub fn nanoseconds(nanoseconds: f64) -> String {
     match nanoseconds {
@@ -303,7 +300,7 @@ pub fn nanoseconds(nanoseconds: f64) -> String {
     }
 }
 
-/// A time in microseconds, at a power of ten.
+/// Formats a time in microseconds that is a power of ten.
 #[must_use]
 pub fn microseconds(microseconds: f64) -> String {
     nanoseconds((microseconds * 1e3).round())
@@ -351,7 +348,7 @@ mod tests {
                 && page.contains("\"var(--paper, #FFFFFF)\"")
         );
         let left = page.match_indices("\"#").count();
-        assert_eq!(left, 0, "{left} colours are none");
+        assert_eq!(left, 0, "{left} colours are not variables");
     }
 
     #[test]

@@ -1,7 +1,7 @@
-//! What people get to see of results: tables, charts and the page, made of the lines of
+//! Presents results to people: tables, charts and the page, made from the lines of
 //! [`events`](crate::events).
 //!
-//! Pure: numbers and their names come in, text goes out.
+//! Pure: numbers and names in, text out.
 
 pub mod bind;
 pub mod chart;

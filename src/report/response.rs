@@ -1,5 +1,5 @@
-//! Figure 2 from its runs: which rate each server sustained under each threshold, as a table for
-//! other programs, and as charts beside what the paper states.
+//! Figure 2 from its runs: the rate that each server sustained under each threshold, as a CSV table
+//! and as charts that also show the paper's figures.
 
 use anyhow::{Context, Result, anyhow};
 use base64::prelude::{BASE64_STANDARD, Engine};
@@ -11,10 +11,10 @@ use crate::events::{Cell, Event, Limit, Percentiles, Spread, ThresholdSummary, T
 
 pub use crate::experiment::summary::response::{ANSWERED, ON_TIME, cells, held, summarize, trials};
 
-/// The summaries as CSV, with a line of names first. Rates are in requests per second.
+/// The summaries as CSV with a header line. Rates are in requests per second.
 ///
 /// # Errors
-/// When there is no memory for it.
+/// If the CSV cannot be written.
 pub fn csv(summaries: &[ThresholdSummary]) -> Result<String> {
     let mut writer = csv::Writer::from_writer(Vec::new());
     writer.write_record([
@@ -53,10 +53,10 @@ pub fn csv(summaries: &[ThresholdSummary]) -> Result<String> {
     into_text(writer)
 }
 
-/// Every run as CSV, with a line of names first: what other programs draw or doubt.
+/// Every run as CSV with a header line, for use by other programs.
 ///
 /// # Errors
-/// When there is no memory for it.
+/// If the CSV cannot be written.
 pub fn trials_csv(events: &[Event]) -> Result<String> {
     let mut writer = csv::Writer::from_writer(Vec::new());
     writer.write_record([
@@ -102,7 +102,7 @@ fn into_text(writer: csv::Writer<Vec<u8>>) -> Result<String> {
         .context("CSV is text")
 }
 
-/// A limit as the schema names it.
+/// The limit's name in the schema.
 #[must_use]
 pub fn limit_name(limit: Limit) -> &'static str {
     match limit {
@@ -113,24 +113,24 @@ pub fn limit_name(limit: Limit) -> &'static str {
     }
 }
 
-/// Whether the server may sustain more than was found.
+/// Whether the server may sustain more than the rate found.
 #[must_use]
 pub fn is_at_least(limit: Limit) -> bool {
     matches!(limit, Limit::Generator | Limit::Highest)
 }
 
-/// What the paper states of its Figure 2 (the curves themselves are only in pictures): addresses,
-/// and requests per second. That 150,000 were sustained up to 10,000 addresses, and 2,000 at most
-/// with 55,000, at a mean of 5 ms.
+/// Figure 2 as the paper's text states it (the curves exist only as pictures): number of addresses,
+/// requests per second. 150,000 were sustained up to 10,000 addresses, and at most 2,000 with
+/// 55,000, at a mean of 5 ms.
 const PAPER: [(f64, f64); 3] = [(1.0, 150e3), (10e3, 150e3), (55e3, 2e3)];
 
-/// A name for a series of cells: engine and binding.
+/// The name of a series of cells: engine and method.
 #[must_use]
 pub fn series_name(cell: Cell) -> String {
     format!("{}, {}", cell.engine, cell.bind)
 }
 
-/// The series: cells that differ in their number of addresses alone, by the first of each.
+/// The series: cells that differ only in their number of addresses, each represented by its first.
 fn series(summaries: &[ThresholdSummary]) -> Vec<Cell> {
     let mut series: Vec<Cell> = Vec::new();
     for ThresholdSummary { cell, .. } in summaries {
@@ -141,8 +141,7 @@ fn series(summaries: &[ThresholdSummary]) -> Vec<Cell> {
     series
 }
 
-/// The charts: all engines under the first threshold where there are several, then those of
-/// [`each`].
+/// The charts: all engines under the first threshold if there are several, then those of [`each`].
 #[must_use]
 pub fn panels(summaries: &[ThresholdSummary]) -> Vec<Panel> {
     let all = (series(summaries).len() > 1).then(|| all_engines(summaries)).flatten();
@@ -160,7 +159,7 @@ pub fn all_engines(summaries: &[ThresholdSummary]) -> Option<Panel> {
     Some(panel(title, lines.map(line).collect()))
 }
 
-/// A chart for each engine and binding, with a line for each threshold.
+/// A chart per engine and method, with a line per threshold.
 #[must_use]
 pub fn each(summaries: &[ThresholdSummary]) -> Vec<Panel> {
     let mut thresholds: Vec<f64> = Vec::new();
@@ -171,8 +170,8 @@ pub fn each(summaries: &[ThresholdSummary]) -> Vec<Panel> {
     }
     let panels = series(summaries).into_iter().map(|of| {
         let lines = thresholds.iter().enumerate().map(|(index, &threshold)| {
-            // Above a server's limit all thresholds are passed almost at once: the lines lie on
-            // each other.
+            // Past a server's limit, a rate exceeds all thresholds almost at once, so the lines
+            // overlap. Widths tell them apart.
             let width = 2 + 3 * index as u32 / 2;
             let name = format!("under {threshold} ms");
             Line { width, ..line(summaries, (of, threshold), name, index) }
@@ -182,7 +181,7 @@ pub fn each(summaries: &[ThresholdSummary]) -> Vec<Panel> {
     panels.collect()
 }
 
-/// The line of an engine and a binding under a threshold.
+/// The line of an engine and method under a threshold.
 fn line(
     summaries: &[ThresholdSummary],
     (of, threshold): (Cell, f64),
@@ -215,12 +214,12 @@ fn panel(title: String, lines: Vec<Line>) -> Panel {
     }
 }
 
-/// All times to the first reply of some runs together; `None` where there are none, or a run did
-/// not keep them.
+/// Merges the histograms of the times to the first reply. `None` if there are none, or a run did
+/// not record its own.
 #[must_use]
 pub fn merged<'a>(trials: impl Iterator<Item = &'a Trial>) -> Option<Histogram<u64>> {
     let mut all: Option<Histogram<u64>> = None;
-    // A run without an answer adds nothing.
+    // A run without a reply has no times.
     for times in trials.filter_map(|trial| trial.load.outcome.first.as_ref()) {
         let bytes = BASE64_STANDARD.decode(&times.histogram).ok()?;
         let one: Histogram<u64> = Deserializer::new().deserialize(&mut bytes.as_slice()).ok()?;
@@ -232,12 +231,12 @@ pub fn merged<'a>(trials: impl Iterator<Item = &'a Trial>) -> Option<Histogram<u
     all.filter(|all| !all.is_empty())
 }
 
-/// The chart of times to the first reply: how many requests were no slower, for each of `named`.
+/// The chart of times to the first reply by percentile, with a line for each of `named`.
 #[must_use]
 pub fn latency_panel(title: String, named: &[(String, Histogram<u64>)]) -> Panel {
     let line = |(index, (name, histogram)): (usize, &(String, Histogram<u64>))| {
         let mut points = Vec::new();
-        // A tenth of a decade at a time, as far as there are requests to tell.
+        // Steps of a tenth of a decade, as far as the number of requests resolves.
         let mut slower = 1.0f64;
         while slower <= histogram.len() as f64 {
             let value = histogram.value_at_quantile(1.0 - 1.0 / slower) as f64 / 1000.0;
@@ -248,14 +247,14 @@ pub fn latency_panel(title: String, named: &[(String, Histogram<u64>)]) -> Panel
     };
     Panel {
         title,
-        x: Axis { name: "share of the requests that were no slower", words: share },
+        x: Axis { name: "percentile of the requests", words: share },
         y: Axis { name: "time to the first reply", words: microseconds },
         lines: named.iter().enumerate().map(line).collect(),
         ..Panel::default()
     }
 }
 
-/// One in `slower` is slower: that share is not.
+/// The percentile beyond which one in `slower` requests lies.
 fn share(slower: f64) -> String {
     let digits = (slower.log10().round() as usize).saturating_sub(2);
     format!("{:.digits$} %", 100.0 - 100.0 / slower)
@@ -325,8 +324,8 @@ pub(crate) mod tests {
         profile
     }
 
-    /// Two passes over 1,000 to 5,000 requests/s, mean times in ms as given; 0 for half lost, -1
-    /// for a late generator.
+    /// Passes over 1,000 to 5,000 requests/s with the given mean times in ms. 0 stands for lost
+    /// requests, -1 for a late generator.
     fn events(passes: &[[f64; 5]]) -> Vec<Event> {
         let mut events = Vec::new();
         for (run, means) in (1..).zip(passes) {
@@ -380,7 +379,7 @@ pub(crate) mod tests {
         let summaries = summarize(&profile(), &events(&[[70.0; 5]]));
         assert_eq!((summaries[0].rate, summaries[0].limit), (None, Limit::Slow));
         assert_eq!(summaries[3].rate.map(|rate| rate.median), Some(5000.0));
-        // A rate that was spoilt does not hide a higher one that held.
+        // A rate that failed does not hide a higher one that held.
         let summaries = summarize(&profile(), &events(&[[0.5, 9.0, 0.6, 9.0, 9.0]]));
         assert_eq!(summaries[0].runs[0].rate, Some(3000));
     }
@@ -406,7 +405,7 @@ pub(crate) mod tests {
             assert_eq!(rows.len(), lines);
             assert!(rows.iter().all(|row| row.len() == rows[0].len()), "{text}");
         }
-        // A run without an answer has no times, and none of its own in the CSV.
+        // A run without a reply has no times, so its CSV fields are empty.
         let none = with(events[0].clone(), |load| load.outcome = Outcome::default());
         let text = trials_csv(std::slice::from_ref(&none)).unwrap();
         assert!(text.ends_with(",0.5,,,,,,\n"), "{text}");

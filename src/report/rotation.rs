@@ -1,5 +1,5 @@
-//! How many clients can have moving addresses: the trials of `experiment rotation` judged, summed
-//! up, as a table for other programs, and as charts.
+//! How many clients can have moving addresses: the trials of `experiment rotation` as a summary, a
+//! CSV table and charts.
 
 use std::cmp::Reverse;
 
@@ -12,10 +12,10 @@ use crate::live::Method;
 
 pub use crate::experiment::summary::rotation::{Figures, figures, limit, summarize, trials};
 
-/// Every trial as CSV, with a line of names first.
+/// Every trial as CSV with a header line.
 ///
 /// # Errors
-/// When there is no memory for it.
+/// If the CSV cannot be written.
 pub fn csv(events: &[Event]) -> Result<String> {
     let mut writer = csv::Writer::from_writer(Vec::new());
     writer.write_record([
@@ -56,7 +56,7 @@ pub fn csv(events: &[Event]) -> Result<String> {
         .context("CSV is text")
 }
 
-/// The trials by server, in the order of the first of each, and number of clients.
+/// The trials, sorted by server (in order of first appearance), then by number of clients.
 #[must_use]
 pub fn sorted(events: &[Event]) -> Vec<&RotationTrial> {
     let mut all: Vec<_> = trials(events).collect();
@@ -83,8 +83,8 @@ fn servers(events: &[Event]) -> Vec<(EngineKind, Method)> {
     servers
 }
 
-/// The charts: how long a step's work takes, and the response time while it goes on and while it
-/// does not, against the number of clients.
+/// The charts, against the number of clients: the work of a step, and the response time during and
+/// between exchanges.
 #[must_use]
 pub fn panels(events: &[Event]) -> Vec<Panel> {
     let line = |(index, server): (usize, &(EngineKind, Method)),
@@ -117,9 +117,9 @@ pub fn panels(events: &[Event]) -> Vec<Panel> {
         ..Panel::default()
     };
     let panels = [
-        panel("Work in a time step", Axis { name: "time", words: nanoseconds }, work.collect()),
+        panel("Work per time step", Axis { name: "time", words: nanoseconds }, work.collect()),
         panel(
-            "99 % are answered within",
+            "Time to the first reply, 99th percentile",
             Axis { name: "time", words: microseconds },
             times.collect(),
         ),
@@ -166,8 +166,8 @@ pub(crate) mod tests {
         }
     }
 
-    /// A step took `seconds`, and ended `late_ms` after its time; `lost` of 20,000 requests were
-    /// lost.
+    /// A trial whose step took `seconds` and ended `late_ms` late. It lost `lost` of 20,000
+    /// requests.
     pub fn trial(clients: u64, seconds: f64, late_ms: f64, lost: u64) -> Event {
         let cell = RotationCell { engine: EngineKind::Afxdp, bind: Method::NetlinkBatch, clients };
         let rotated = Rotated {
@@ -207,7 +207,7 @@ pub(crate) mod tests {
             "4000: a step's work is not done in its 2 s, at 750 µs for each client's exchange (400 \
              µs with 2000): the kernel's time for an address grows with the number on the interface"
         );
-        // Of 20,000 requests 20 may be lost.
+        // The limit is 20 lost requests of 20,000.
         let lossy = [trial(1000, 0.2, 0.0, 20), trial(2000, 0.2, 0.0, 21)];
         let carried = &summarize(&profile(), &lossy)[0];
         assert_eq!((carried.clients, carried.limit), (Some(1000), RotationLimit::Lost));

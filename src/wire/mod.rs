@@ -1,8 +1,8 @@
-//! BYTES: what a request looks like, when it may be answered as far as its bytes tell, and how it
-//! becomes a reply; and the same of a Neighbour Solicitation, and the advertisement of a multicast
-//! router.
+//! BYTES: parses and validates requests, and turns them into replies. Does the same for Neighbour
+//! Solicitations, and builds the advertisements of a multicast router.
 //!
-//! Pure: no I/O, no clock, no allocation. It builds and is tested anywhere.
+//! Pure: no I/O, no clock, and no allocation for requests, replies and solicitations. It builds and
+//! runs its tests on any platform.
 
 mod mrd;
 mod ndp;
@@ -19,8 +19,7 @@ pub use reply::{HOP_LIMIT, join};
 pub use request::{MAX_PAYLOAD, OVERHEAD, Refusal, Request, validate, validate_within};
 pub use stamp::{Endpoints, MIN_PAYLOAD, Stamp, Template};
 
-/// A right solicitation for `target`, from a neighbour at 2001:db8:1::1, for the tests of other
-/// rooms.
+/// A valid solicitation for `target` from 2001:db8:1::1, for tests in other rooms.
 #[cfg(test)]
 pub(crate) fn solicitation_frame(target: std::net::Ipv6Addr) -> Vec<u8> {
     let source = std::net::Ipv6Addr::new(0x2001, 0xdb8, 1, 0, 0, 0, 0, 1);

@@ -1,6 +1,5 @@
-//! Multicast Router Discovery (RFC 4286), as far as a switch needs it that snoops MLD: it passes
-//! all multicast on to the ports behind which it knows a multicast router, by an advertisement to
-//! the group of all snoopers.
+//! Multicast Router Discovery (RFC 4286), the part that an MLD-snooping switch needs. A router
+//! advertisement to the all-snoopers group makes the switch forward all multicast to that port.
 //!
 //! ```text
 //!  0     6     12   14          22       38      54             62   63       64
@@ -14,13 +13,13 @@ use etherparse::{EtherType, IpNumber};
 
 use super::request::{IP, IP_PAYLOAD, checksum};
 
-/// Seconds between two advertisements (DefaultAdvertisementInterval, section 4.1.1). A snooper
-/// forgets the router after three.
+/// Seconds between advertisements (DefaultAdvertisementInterval, section 4.1.1). A snooper forgets
+/// the router after three intervals without one.
 pub const ADVERTISEMENT_INTERVAL: u8 = 20;
 
-/// Seconds between the first advertisements, and how many those are (sections 4.1.4 and 4.1.5).
+/// Seconds between the initial advertisements (section 4.1.4).
 pub const INITIAL_INTERVAL: u8 = 2;
-/// How many advertisements come in the shorter interval.
+/// Number of initial advertisements (section 4.1.5).
 pub const INITIAL_COUNT: u32 = 3;
 
 /// ICMPv6 types (sections 3 and 5).
@@ -28,30 +27,28 @@ const ADVERTISEMENT_TYPE: u8 = 151;
 const TERMINATION_TYPE: u8 = 153;
 
 const ALL_SNOOPERS: Ipv6Addr = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 0x6a);
-/// The Ethernet address of that (RFC 2464 section 7).
+/// Ethernet address of the all-snoopers group (RFC 2464 section 7).
 const ALL_SNOOPERS_LINK: [u8; 6] = [0x33, 0x33, 0, 0, 0, 0x6a];
 
-/// Hop-by-hop options before an ICMPv6 message: the router alert of MLD (RFC 2711), and two bytes
-/// of padding.
+/// Hop-by-hop options: next header ICMPv6, the MLD router alert (RFC 2711), two bytes of padding.
 const ROUTER_ALERT: [u8; 8] = [IpNumber::IPV6_ICMP.0, 0, 5, 2, 0, 0, 1, 0];
 
 const MESSAGE: usize = IP_PAYLOAD + ROUTER_ALERT.len();
 
-/// The frame by which a multicast router makes itself known. It says that it sends no MLD queries
-/// of its own.
+/// The frame that announces a multicast router. Zero query fields say that it sends no MLD queries.
 #[must_use]
 pub fn router_advertisement(link_address: [u8; 6], source: Ipv6Addr) -> Vec<u8> {
     let no_queries = [0, 0, 0, 0]; // query interval, robustness variable
     frame(link_address, source, [ADVERTISEMENT_TYPE, ADVERTISEMENT_INTERVAL], &no_queries)
 }
 
-/// The frame by which it says that it is one no more.
+/// The frame that withdraws the announcement.
 #[must_use]
 pub fn router_termination(link_address: [u8; 6], source: Ipv6Addr) -> Vec<u8> {
     frame(link_address, source, [TERMINATION_TYPE, 0], &[])
 }
 
-/// `begin` is type and code; the checksum comes between it and `rest`.
+/// `begin` is type and code; the checksum follows it, then `rest`.
 fn frame(link_address: [u8; 6], source: Ipv6Addr, begin: [u8; 2], rest: &[u8]) -> Vec<u8> {
     let message = (begin.len() + 2 + rest.len()) as u16;
     let length = ROUTER_ALERT.len() as u16 + message;
@@ -61,12 +58,12 @@ fn frame(link_address: [u8; 6], source: Ipv6Addr, begin: [u8; 2], rest: &[u8]) -
         &EtherType::IPV6.0.to_be_bytes(),
         &[0x60, 0, 0, 0], // version 6
         &length.to_be_bytes(),
-        &[IpNumber::IPV6_HEADER_HOP_BY_HOP.0, 1], // and the hop limit
+        &[IpNumber::IPV6_HEADER_HOP_BY_HOP.0, 1], // and the hop limit, 1
         &source.octets(),
         &ALL_SNOOPERS.octets(),
         &ROUTER_ALERT,
         &begin,
-        &[0, 0], // the checksum, so far
+        &[0, 0], // checksum, filled in below
         rest,
     ]
     .concat();
@@ -83,8 +80,8 @@ mod tests {
     const OURS: [u8; 6] = [2, 0, 0, 0, 0, 2];
     const SOURCE: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 2);
 
-    /// Type, code, and what comes after the checksum, of a frame that another reads without
-    /// complaint.
+    /// Parses `frame` with etherparse, an independent implementation. Returns type, code and the
+    /// bytes after the checksum.
     fn read(frame: &[u8]) -> (u8, u8, Vec<u8>) {
         let packet = SlicedPacket::from_ethernet(frame).unwrap();
         let Some(NetSlice::Ipv6(ip)) = &packet.net else { panic!("{packet:?}") };
@@ -92,7 +89,7 @@ mod tests {
         assert_eq!((header.hop_limit(), header.source_addr()), (1, SOURCE));
         assert_eq!(header.destination_addr(), "ff02::6a".parse::<Ipv6Addr>().unwrap());
         assert_eq!(frame[..12], [0x33, 0x33, 0, 0, 0, 0x6a, 2, 0, 0, 0, 0, 2]);
-        // Router alert with the value of MLD.
+        // Router alert with the MLD value.
         assert_eq!(ip.extensions().slice(), [58, 0, 5, 2, 0, 0, 1, 0]);
         let Some(TransportSlice::Icmpv6(message)) = &packet.transport else { panic!("{packet:?}") };
         assert!(message.is_checksum_valid(header.source(), header.destination()));
@@ -103,8 +100,7 @@ mod tests {
     #[test]
     fn a_router_is_advertised_and_taken_back() {
         assert_eq!(read(&router_advertisement(OURS, SOURCE)), (151, 20, vec![0; 4]));
-        // The message is four bytes long, as RFC 4286 section 5.1 has it, which is less than others
-        // have.
+        // The message is four bytes long (RFC 4286 section 5.1). etherparse expects at least eight.
         let frame = router_termination(OURS, SOURCE);
         assert_eq!((frame.len(), &frame[MESSAGE..MESSAGE + 2]), (MESSAGE + 4, &[153, 0][..]));
         let addresses = &frame[IP + 8..IP_PAYLOAD];

@@ -1,5 +1,5 @@
-//! Neighbour Discovery (RFC 4861), as far as an address needs it that no kernel has: the check of a
-//! Neighbour Solicitation, and the Neighbour Advertisement that answers it.
+//! Neighbour Discovery (RFC 4861) for addresses that the kernel does not own: validates a Neighbour
+//! Solicitation and writes the Neighbour Advertisement that answers it.
 //!
 //! ```text
 //!  0     6     12   14          22       38      54   55   56  58       62       78
@@ -13,12 +13,12 @@ use etherparse::{EtherType, Ethernet2HeaderSlice, IpNumber, Ipv6HeaderSlice};
 
 use super::request::{IP, IP_PAYLOAD, Refusal, checksum};
 
-/// Bytes of an advertisement with its one option, from the Ethernet header on.
+/// Length in bytes of an advertisement with its one option, Ethernet header included.
 pub const ADVERTISEMENT: usize = OPTIONS + OPTION_UNIT;
 
 const TARGET: usize = IP_PAYLOAD + 8;
 const OPTIONS: usize = TARGET + 16;
-/// Options are this long, or a multiple of it (section 4.6).
+/// Option lengths are multiples of this many bytes (section 4.6).
 const OPTION_UNIT: usize = 8;
 
 /// ICMPv6 types (sections 4.3, 4.4).
@@ -33,27 +33,28 @@ const TARGET_LINK_ADDRESS: u8 = 2;
 const SOLICITED: u8 = 0x40;
 const OVERRIDE: u8 = 0x20;
 
-/// What no router forwards a packet with (section 7.1.1): it comes from the link itself.
+/// A router decrements the hop limit, so 255 proves that the packet comes from this link (section
+/// 7.1.1).
 const ON_LINK: u8 = 255;
 
 const ALL_NODES: Ipv6Addr = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1);
-/// The Ethernet address of that (RFC 2464 section 7).
+/// Ethernet address of the all-nodes group (RFC 2464 section 7).
 const ALL_NODES_LINK: [u8; 6] = [0x33, 0x33, 0, 0, 0, 1];
 
-/// Somebody wants to know who has an address. Only [`solicitation`] makes one.
+/// A valid solicitation. Only [`solicitation`] makes one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Solicitation {
     source: Ipv6Addr,
     target: Ipv6Addr,
-    /// Where the answer is to go: what the source gave as its address or else sent from.
+    /// Where to send the answer: the source link-layer address option, or else the Ethernet source.
     link_address: [u8; 6],
 }
 
-/// Takes `frame`, from its Ethernet header on, as a Neighbour Solicitation, by the rules of RFC
-/// 4861 section 7.1.1.
+/// Parses `frame`, Ethernet header included, as a Neighbour Solicitation and validates it as RFC
+/// 4861 section 7.1.1 demands.
 ///
 /// # Errors
-/// What is wrong with it: [`Refusal::NotUdp`] when it is something else altogether.
+/// The rule that it breaks: [`Refusal::NotUdp`] if it is not ICMPv6 at all.
 pub fn solicitation(frame: &[u8]) -> Result<Solicitation, Refusal> {
     let ether = Ethernet2HeaderSlice::from_slice(frame).map_err(|_| Refusal::NotUdp)?;
     if ether.ether_type() != EtherType::IPV6 {
@@ -91,12 +92,12 @@ pub fn solicitation(frame: &[u8]) -> Result<Solicitation, Refusal> {
                 let address = <[u8; 6]>::try_from(address).map_err(|_| Refusal::BadSolicitation)?;
                 link_address = link_address.or(Some(address));
             }
-            _ => {} // what it does not know it ignores
+            _ => {} // ignore unknown options (section 4.6)
         }
         options = rest;
     }
     if !options.is_empty() || link_address.is_some_and(|address| address[0] & 1 == 1) {
-        return Err(Refusal::BadSolicitation); // half an option, or a group as the sender's address
+        return Err(Refusal::BadSolicitation); // partial option, or group address
     }
     if source.is_multicast() {
         return Err(Refusal::SourceMulticast);
@@ -104,7 +105,7 @@ pub fn solicitation(frame: &[u8]) -> Result<Solicitation, Refusal> {
     if source.is_loopback() {
         return Err(Refusal::SourceLoopback);
     }
-    // Duplicate Address Detection: it asks the whole group, and has no address to be answered at.
+    // Duplicate Address Detection goes to the group, and the sender has no address to give.
     let group = solicited_node(target);
     if source.is_unspecified() && (destination != group || link_address.is_some()) {
         return Err(Refusal::BadSolicitation);
@@ -115,31 +116,32 @@ pub fn solicitation(frame: &[u8]) -> Result<Solicitation, Refusal> {
     Ok(Solicitation { source, target, link_address: link_address.unwrap_or(ether.source()) })
 }
 
-/// The group that an address's solicitations go to (RFC 4291 section 2.7.1).
+/// The solicited-node multicast address of `address` (RFC 4291 section 2.7.1).
 fn solicited_node(address: Ipv6Addr) -> Ipv6Addr {
     const GROUP: u128 = 0xff02_0000_0000_0000_0000_0001_ff00_0000;
     Ipv6Addr::from_bits(GROUP | address.to_bits() & 0xff_ffff)
 }
 
 impl Solicitation {
-    /// Who asks; `::` in Duplicate Address Detection.
+    /// The sender's address; `::` in Duplicate Address Detection.
     #[must_use]
     pub fn source(&self) -> Ipv6Addr {
         self.source
     }
 
-    /// The address that is asked for.
+    /// The address that the sender looks for.
     #[must_use]
     pub fn target(&self) -> Ipv6Addr {
         self.target
     }
 
-    /// Writes the answer that the target is at `link_address` (section 7.2.4) into the beginning of
-    /// `frame`, and returns its length. `None` when `frame` is shorter than [`ADVERTISEMENT`].
+    /// Writes the advertisement "the target is at `link_address`" (section 7.2.4) to the start of
+    /// `frame`. Returns its length, or `None` if `frame` is shorter than [`ADVERTISEMENT`].
     pub fn advertise(&self, link_address: [u8; 6], frame: &mut [u8]) -> Option<usize> {
         const LENGTH: u16 = (ADVERTISEMENT - IP_PAYLOAD) as u16;
         let frame = frame.first_chunk_mut::<ADVERTISEMENT>()?;
-        // Who has no address yet cannot be told apart from the others.
+        // In Duplicate Address Detection the sender has no address yet, so the answer goes to all
+        // nodes.
         let (destination, destination_link, flags) = if self.source.is_unspecified() {
             (ALL_NODES, ALL_NODES_LINK, OVERRIDE)
         } else {
@@ -159,7 +161,7 @@ impl Solicitation {
         put(&[IpNumber::IPV6_ICMP.0, ON_LINK]);
         put(&self.target.octets());
         put(&destination.octets());
-        put(&[ADVERTISEMENT_TYPE, 0, 0, 0, flags, 0, 0, 0]); // its checksum is zero so far
+        put(&[ADVERTISEMENT_TYPE, 0, 0, 0, flags, 0, 0, 0]); // checksum filled in below
         put(&self.target.octets());
         put(&[TARGET_LINK_ADDRESS, 1]);
         put(&link_address);
@@ -183,7 +185,7 @@ pub(crate) mod tests {
         Ipv6Addr::new(0x2001, 0xdb8, 1, 0, 0x1234, 0x5678, 0x9abc, 0xdef0);
     const SOURCE: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 1, 0, 0, 0, 0, 1);
 
-    /// A solicitation built by etherparse: an independent opinion on what the bytes should be.
+    /// A solicitation built by etherparse, as an independent check of the layout.
     pub fn build(
         source: Ipv6Addr,
         destination: Ipv6Addr,
@@ -207,8 +209,7 @@ pub(crate) mod tests {
         "ff02::1:ffbc:def0".parse().unwrap()
     }
 
-    /// What an advertisement says: Ethernet and IPv6 destination, flags, target and link-layer
-    /// address.
+    /// The Ethernet and IPv6 destination, flags, target and link-layer address of an advertisement.
     fn read(frame: &[u8]) -> ([u8; 6], Ipv6Addr, u8, Ipv6Addr, [u8; 6]) {
         let ether = Ethernet2HeaderSlice::from_slice(frame).unwrap();
         let ip = Ipv6HeaderSlice::from_slice(&frame[IP..]).unwrap();
@@ -244,18 +245,18 @@ pub(crate) mod tests {
     #[test]
     fn each_kind_of_question_has_its_answer() {
         let right = (ASKER, SOURCE, SOLICITED | OVERRIDE, TARGET_ADDRESS, OURS);
-        // To the group, as long as the address is not known, and to the address itself, to see
-        // whether it is still there.
+        // To the group to resolve the address, and to the address itself to check that it is still
+        // reachable.
         assert_eq!(answer(&build(SOURCE, group(), 255, TARGET_ADDRESS, &OPTION)), right);
         assert_eq!(answer(&build(SOURCE, TARGET_ADDRESS, 255, TARGET_ADDRESS, &[])), right);
-        // The option goes before the Ethernet header, and what follows it is ignored.
+        // The option takes precedence over the Ethernet source, and unknown options are ignored.
         let other = [1, 1, 2, 9, 9, 9, 9, 9, 14, 1, 1, 2, 3, 4, 5, 6];
         let (link, ..) = answer(&build(SOURCE, group(), 255, TARGET_ADDRESS, &other));
         assert_eq!(link, [2, 9, 9, 9, 9, 9]);
         // Duplicate Address Detection.
         let detection = answer(&build(Ipv6Addr::UNSPECIFIED, group(), 255, TARGET_ADDRESS, &[]));
         assert_eq!(detection, (ALL_NODES_LINK, ALL_NODES, OVERRIDE, TARGET_ADDRESS, OURS));
-        // With the padding of an Ethernet frame.
+        // With Ethernet padding.
         let mut padded = build(SOURCE, group(), 255, TARGET_ADDRESS, &OPTION);
         padded.extend([0; 20]);
         assert_eq!(answer(&padded), right);
@@ -302,7 +303,7 @@ pub(crate) mod tests {
         };
         assert_eq!(changed(12, 8), Refusal::NotUdp); // EtherType
         assert_eq!(changed(IP + 6, 17), Refusal::NotUdp); // UDP
-        assert_eq!(changed(IP_PAYLOAD + 1, 1), Refusal::BadChecksum); // code, and with it the sum
+        assert_eq!(changed(IP_PAYLOAD + 1, 1), Refusal::BadChecksum); // code, checksum
         assert_eq!(changed(TARGET, 0), Refusal::BadChecksum);
         assert_eq!(
             solicitation(&whole).unwrap().advertise(OURS, &mut [0; ADVERTISEMENT - 1]),

@@ -1,4 +1,4 @@
-//! Turns a request into its reply, in the same bytes.
+//! Turns a request into its reply in place.
 //!
 //! ```text
 //!  0     6     12   14          22            38            54    56    58    60    62
@@ -6,16 +6,16 @@
 //!     └swap─┘                64      └─ swapped ─┘             └swap─┘
 //! ```
 //!
-//! The UDP checksum is a one's-complement sum of 16-bit words, which does not care about their
-//! order: swapping the addresses and the ports leaves it right. It does not cover the hop limit. So
-//! nothing needs to be summed again.
+//! The UDP checksum is a one's-complement sum of 16-bit words. Swapping the addresses and ports
+//! does not change the sum, and the hop limit is not part of it. So the reply keeps the request's
+//! checksum.
 
 use etherparse::IpNumber;
 
 use super::request::{IP, IP_PAYLOAD, OVERHEAD, Request, UDP_HEADER, checksum};
 
-/// Hop limit of a reply: what Linux gives its own packets (`IPV6_DEFAULT_HOPLIMIT`; IANA's
-/// recommended default).
+/// Hop limit of a reply: Linux's default (`IPV6_DEFAULT_HOPLIMIT`), which is IANA's recommended
+/// default.
 pub const HOP_LIMIT: u8 = 64;
 
 const MAC: usize = 6;
@@ -29,11 +29,11 @@ const UDP_LENGTH: usize = IP_PAYLOAD + 4;
 const UDP_CHECKSUM: usize = IP_PAYLOAD + 6;
 
 impl Request<'_> {
-    /// Rewrites the frame into the reply and returns its length in bytes, without any padding the
-    /// request had.
+    /// Rewrites the frame into the reply. Returns its length in bytes; padding of the request is
+    /// dropped.
     #[inline]
     pub fn into_reply(self) -> usize {
-        // A `Request` is at least as long as its headers: this never takes the other way.
+        // Always true: a `Request` is at least as long as its headers.
         if let Some(headers) = self.frame.first_chunk_mut::<OVERHEAD>() {
             turn_round(headers);
         }
@@ -41,11 +41,12 @@ impl Request<'_> {
     }
 }
 
-/// Makes the headers of a request those of a reply.
+/// Turns the headers of a request into those of its reply.
 #[inline(always)]
 fn turn_round(headers: &mut [u8; OVERHEAD]) {
     swap::<MAC>(&mut headers[0..2 * MAC]);
-    // The IPv6 payload of the reply ends where the datagram does.
+    // Sets the IPv6 payload length to the UDP length: the reply carries no bytes behind its
+    // datagram.
     headers.copy_within(UDP_LENGTH..UDP_LENGTH + 2, PAYLOAD_LENGTH);
     headers[HOP_LIMIT_AT] = HOP_LIMIT;
     swap::<ADDRESS>(&mut headers[SOURCE..SOURCE + 2 * ADDRESS]);
@@ -53,21 +54,21 @@ fn turn_round(headers: &mut [u8; OVERHEAD]) {
 }
 
 impl Request<'_> {
-    /// Rewrites the frame into a reply that carries the first `length` bytes of what is now where
-    /// the payload was, with lengths and checksum to match. Returns the frame's length in bytes;
-    /// `None`, with the frame as it was, when there is not so much room.
+    /// Rewrites the frame into a reply whose payload is the first `length` bytes of the payload
+    /// buffer. Updates lengths and checksum, and returns the frame's length in bytes. Returns
+    /// `None` and leaves the frame unchanged if `length` does not fit.
     pub fn into_changed_reply(self, length: usize) -> Option<usize> {
         let udp_length = u16::try_from(length.checked_add(UDP_HEADER)?).ok()?;
         let end = IP_PAYLOAD + usize::from(udp_length);
         let reply = self.frame.get_mut(..end)?;
         let headers = reply.first_chunk_mut::<OVERHEAD>()?;
         headers[UDP_LENGTH..UDP_LENGTH + 2].copy_from_slice(&udp_length.to_be_bytes());
-        // Lengths and addresses come first: the sum covers them.
+        // Lengths and addresses first: the checksum covers them.
         turn_round(headers);
         reply[UDP_CHECKSUM..UDP_CHECKSUM + 2].fill(0);
         let (headers, datagram) = reply.split_at_mut(IP_PAYLOAD);
         let sum = match checksum(&headers[SOURCE..], IpNumber::UDP, udp_length, datagram) {
-            0 => u16::MAX, // 0 would say that there is none (RFC 768)
+            0 => u16::MAX, // 0 would mean "no checksum" (RFC 768)
             sum => sum,
         };
         datagram[UDP_CHECKSUM - IP_PAYLOAD..][..2].copy_from_slice(&sum.to_ne_bytes());
@@ -75,13 +76,11 @@ impl Request<'_> {
     }
 }
 
-/// Makes the headers of a reply those of one datagram that carries its payload `copies` times, for
-/// whoever cuts it into as many (UDP generic segmentation offload): the lengths are of the whole,
-/// and in place of the checksum stands the sum over the pseudo-header, from which the checksum of
-/// each piece is computed.
+/// Rewrites the headers of a reply for UDP generic segmentation offload: one datagram that carries
+/// the payload `copies` times and is cut into as many replies. The lengths cover the whole. The
+/// checksum field holds the pseudo-header sum, from which each segment's checksum is computed.
 ///
-/// Returns whether there can be such a datagram: the headers are as they were when it would be too
-/// long.
+/// Returns false and leaves the headers unchanged if the datagram would be too long.
 pub fn join(headers: &mut [u8; OVERHEAD], copies: usize) -> bool {
     let length = usize::from(u16::from_be_bytes([headers[UDP_LENGTH], headers[UDP_LENGTH + 1]]));
     let payload = length.saturating_sub(UDP_HEADER);
@@ -168,7 +167,7 @@ mod tests {
     #[test]
     fn a_sum_of_zero_is_sent_as_all_ones() {
         let mut bytes = frame(&[0; 2]);
-        // The sum of the reply without its payload: a payload of that makes the whole zero.
+        // The checksum of a reply with a zero payload. As the payload, it makes the sum zero.
         let length = bytes.len();
         let reply = validate_within(&mut bytes, length, 3540).unwrap().into_changed_reply(2);
         let sum = [bytes[UDP_CHECKSUM], bytes[UDP_CHECKSUM + 1]];
@@ -199,8 +198,7 @@ mod tests {
             let mut headers = *bytes.first_chunk::<OVERHEAD>().unwrap();
             prop_assert!(join(&mut headers, copies));
             let mut whole = [&headers[..], &payload.repeat(copies)].concat();
-            // What a card does with it: the sum from the UDP header on, with what stands in place
-            // of the checksum.
+            // As a card does: sum from the UDP header on, including the checksum field.
             let sum = !checksum(&[0; 32], IpNumber(0), 0, &whole[IP_PAYLOAD..]);
             whole[UDP_CHECKSUM..UDP_CHECKSUM + 2].copy_from_slice(&(!sum).to_ne_bytes());
             prop_assert!(validate(&mut whole, 3540).is_ok());

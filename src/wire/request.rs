@@ -1,87 +1,83 @@
-//! Checks a received frame once; after that nothing about it can fail.
+//! Validates a received frame once, so that nothing about it can fail later.
 //!
-//! etherparse does the reading and the summing. What this file adds is what it leaves to its
-//! caller: which lengths are consistent, which next header is wanted, and that the checksum is
-//! right.
+//! etherparse parses and sums. This file adds the checks that etherparse leaves to its caller:
+//! consistent lengths, the next header and the checksum.
 
 use std::net::Ipv6Addr;
 
 use etherparse::checksum::u64_16bit_word as sum;
 use etherparse::{EtherType, Ethernet2HeaderSlice, IpNumber, Ipv6HeaderSlice, UdpHeaderSlice};
 
-/// Bytes of Ethernet, IPv6 and UDP header before the payload: 14 (IEEE 802.3) + 40 (RFC 8200) + 8
-/// (RFC 768).
+/// Bytes before the payload: Ethernet 14 (IEEE 802.3), IPv6 40 (RFC 8200), UDP 8 (RFC 768).
 pub const OVERHEAD: usize = IP_PAYLOAD + UDP_HEADER;
 
-/// Most bytes of payload in one unfragmented datagram at the largest frame that is handled, the
-/// Ethernet MTU of 1500.
+/// Largest payload of an unfragmented datagram at the largest supported MTU, 1500 bytes.
 pub const MAX_PAYLOAD: usize = 1500 - 40 - UDP_HEADER;
 
-/// Where the IPv6 header starts in the frame.
+/// Offset of the IPv6 header in the frame.
 pub(super) const IP: usize = 14;
-/// Where the IPv6 payload, here the UDP header, starts in the frame.
+/// Offset of the IPv6 payload, here the UDP header, in the frame.
 pub(super) const IP_PAYLOAD: usize = IP + 40;
 pub(super) const UDP_HEADER: usize = 8;
 
-/// Why a packet is not answered. One counter each in the statistics.
+/// Why a packet gets no answer. Each has a counter in the statistics.
 ///
-/// The first five and the last are a matter of the bytes, found by [`validate`]; the kernel finds
-/// them for a socket. Then come the answering rules, decided by [`Handler`](crate::policy::Handler)
-/// for every engine alike, and where there is an XDP program, there first. Three more are for
-/// solicitations.
+/// [`validate`] finds the first five and [`UnfinishedChecksum`](Self::UnfinishedChecksum); for
+/// sockets, the kernel does. [`Handler`](crate::policy::Handler) applies the answering rules for
+/// every engine; an XDP program, if attached, applies them first. Three more concern solicitations.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[repr(usize)]
 pub enum Refusal {
-    /// Not UDP directly over IPv6 over Ethernet, and where solicitations are answered, not ICMPv6
-    /// either.
+    /// Not UDP directly over IPv6 over Ethernet. Engines that answer solicitations accept ICMPv6
+    /// too.
     NotUdp,
-    /// A length field that contradicts another one or the frame.
+    /// A length field contradicts another one or the frame.
     BadLength,
-    /// Checksum 0, which RFC 8200 section 8.1 forbids over IPv6.
+    /// The checksum is 0, which RFC 8200 section 8.1 forbids over IPv6.
     NoChecksum,
     /// The checksum is wrong.
     BadChecksum,
-    /// Sent to another port.
+    /// The destination port is not the service port.
     OtherPort,
     /// The source is a multicast address.
     SourceMulticast,
     /// The source is `::`.
     SourceUnspecified,
-    /// The source is `::1`, which never comes from a network (RFC 4291 section 2.5.3).
+    /// The source is `::1`, which is never valid from a network (RFC 4291 section 2.5.3).
     SourceLoopback,
     /// The source is one of our own addresses.
     SourceOwn,
-    /// The source port is the service port: two servers would answer each other for ever.
+    /// The source port is the service port: two servers would answer each other endlessly.
     SourceServicePort,
-    /// The source port is 0: nobody can be reached there.
+    /// The source port is 0, which cannot receive a reply.
     SourcePortZero,
-    /// The destination is not one of the addresses that the service answers on.
+    /// The service does not answer on the destination address.
     DestinationNotOurs,
-    /// A solicitation that did not come from the link itself (hop limit below 255).
+    /// A solicitation from beyond the link: its hop limit is below 255.
     BadHopLimit,
-    /// ICMPv6, but no solicitation as RFC 4861 has it.
+    /// ICMPv6, but not a valid Neighbour Solicitation (RFC 4861).
     BadSolicitation,
-    /// More solicitations than are answered in a second.
+    /// More solicitations in this second than the limit allows.
     TooManySolicitations,
-    /// The source is none of those that may ask.
+    /// The source is not in the allowed prefixes.
     SourceNotAllowed,
-    /// The source asks more often than it may; found by the XDP program alone.
+    /// The source exceeds its request rate limit. Only the XDP program checks this.
     SourceOverLimit,
     /// The destination is a multicast address.
     DestinationMulticast,
-    /// The source is an IPv4-mapped address, which the kernel takes from no network:
-    /// `::ffff:127.0.0.1` would be one.
+    /// The source is an IPv4-mapped address such as `::ffff:127.0.0.1`, which the kernel also
+    /// rejects from a network.
     SourceMapped,
-    /// The checksum covers the pseudo-header alone: the sender's kernel left the rest to a card,
-    /// and none did it.
+    /// The checksum covers only the pseudo-header: the sender's kernel left the rest to its card,
+    /// which did not finish it.
     UnfinishedChecksum,
-    /// The [`Service`](crate::service::Service) gave no answer, or a longer one than its buffer
-    /// holds.
+    /// The [`Service`](crate::service::Service) gave no answer, or one that is longer than its
+    /// buffer.
     NoAnswer,
 }
 
 impl Refusal {
-    /// All of them, in the order of their counters.
+    /// All refusals, in the order of their counters.
     pub const ALL: [Self; 21] = [
         Self::NotUdp,
         Self::BadLength,
@@ -106,7 +102,7 @@ impl Refusal {
         Self::NoAnswer,
     ];
 
-    /// The name under which it is counted in the statistics.
+    /// The counter's name in the statistics.
     pub fn name(self) -> &'static str {
         match self {
             Self::NotUdp => "not_udp",
@@ -134,37 +130,38 @@ impl Refusal {
     }
 }
 
-/// A frame that holds one whole, intact UDP datagram to the port asked for. Only [`validate`] makes
+/// A frame that holds one whole, intact UDP datagram to the expected port. Only [`validate`] makes
 /// one, so every offset below is within the frame.
 #[derive(Debug)]
 pub struct Request<'frame> {
-    /// The frame, and what room there is behind it.
+    /// The frame, and any spare room behind it.
     pub(super) frame: &'frame mut [u8],
     source: Ipv6Addr,
     destination: Ipv6Addr,
     source_port: u16,
-    /// Header and payload, as the UDP header says; at least 8, and within the frame.
+    /// Length of UDP header and payload in bytes, from the UDP header; at least 8, and within the
+    /// frame.
     pub(super) udp_length: u16,
 }
 
-/// Takes `frame`, from its Ethernet header on, as a request to UDP port `port`.
+/// Validates `frame`, Ethernet header included, as a request to UDP port `port`.
 ///
-/// What follows the datagram is ignored as the kernel ignores it: padding of a short Ethernet
-/// frame, and bytes between the UDP length and the IPv6 payload length.
+/// Bytes behind the datagram are ignored, as the kernel does: Ethernet padding, and bytes between
+/// the UDP length and the IPv6 payload length.
 ///
 /// # Errors
-/// What is wrong with it.
+/// The first check that the frame fails.
 #[inline]
 pub fn validate(frame: &mut [u8], port: u16) -> Result<Request<'_>, Refusal> {
     let length = frame.len();
     validate_within(frame, length, port)
 }
 
-/// As [`validate`], where the frame is the first `length` bytes of `buffer`. The rest is room for
-/// a longer reply.
+/// Like [`validate`], for a frame in the first `length` bytes of `buffer`. The rest is room for a
+/// longer reply.
 ///
 /// # Errors
-/// What is wrong with the frame.
+/// The first check that the frame fails.
 #[inline]
 pub fn validate_within(
     buffer: &mut [u8],
@@ -180,7 +177,7 @@ pub fn validate_within(
     if ip.next_header() != IpNumber::UDP {
         return Err(Refusal::NotUdp);
     }
-    // A payload length of 0 would be a jumbogram (RFC 2675): too short for a UDP header, so refused
+    // A jumbogram (RFC 2675) has payload length 0. That is too short for a UDP header, so it fails
     // below.
     let ip_payload =
         frame[IP_PAYLOAD..].get(..ip.payload_length().into()).ok_or(Refusal::BadLength)?;
@@ -205,8 +202,8 @@ pub fn validate_within(
     Ok(Request { frame: buffer, source, destination, source_port, udp_length })
 }
 
-/// What is wrong with the checksum of `datagram`. Linux puts the sum of the pseudo-header alone
-/// into what its card is to finish (CHECKSUM_PARTIAL). A veth or tap hands that on as it is.
+/// Tells an unfinished checksum from a wrong one. With CHECKSUM_PARTIAL, Linux stores only the
+/// pseudo-header sum and leaves the rest to the card. A veth or tap passes that on unchanged.
 #[cold]
 fn wrong_checksum(addresses: &[u8], length: u16, datagram: &[u8]) -> Refusal {
     let unfinished = !checksum(addresses, IpNumber::UDP, length, &[]);
@@ -217,9 +214,9 @@ fn wrong_checksum(addresses: &[u8], length: u16, datagram: &[u8]) -> Refusal {
     }
 }
 
-/// The Internet checksum of pseudo-header and message, of UDP or ICMPv6 (RFC 8200 section 8.1): 0
-/// when the message carries a right one; over one with a zero in its place, what to put there, its
-/// bytes as they lie in memory. `addresses` are the 32 bytes of source and destination.
+/// The Internet checksum of pseudo-header and UDP or ICMPv6 message (RFC 8200 section 8.1). Returns
+/// 0 if the message carries a correct checksum. If its checksum field is zero, returns the value to
+/// store there, in memory byte order. `addresses` holds source and destination, 32 bytes.
 #[inline]
 pub(super) fn checksum(
     addresses: &[u8],
@@ -234,27 +231,27 @@ pub(super) fn checksum(
 }
 
 impl Request<'_> {
-    /// Who asks.
+    /// The client's address.
     pub fn source(&self) -> Ipv6Addr {
         self.source
     }
 
-    /// Which of our addresses was asked.
+    /// The address of ours that the client asked.
     pub fn destination(&self) -> Ipv6Addr {
         self.destination
     }
 
-    /// The port that the reply goes to.
+    /// The port to reply to.
     pub fn source_port(&self) -> u16 {
         self.source_port
     }
 
-    /// The data of the datagram.
+    /// The datagram's payload.
     pub fn payload(&self) -> &[u8] {
         &self.frame[OVERHEAD..IP_PAYLOAD + usize::from(self.udp_length)]
     }
 
-    /// The data of the datagram, with all the room behind it, and how many bytes of it are data.
+    /// The payload with the spare room behind it, and the payload's length in bytes.
     #[inline]
     pub fn payload_mut(&mut self) -> (&mut [u8], usize) {
         let length = usize::from(self.udp_length) - UDP_HEADER;
@@ -271,8 +268,7 @@ pub(super) mod tests {
     pub const CLIENT: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 1, 0, 0, 0, 0, 1);
     pub const SERVER: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 1, 0, 0, 0, 0, 9);
 
-    /// A right request, built by etherparse's own builder: an independent opinion on what the bytes
-    /// should be.
+    /// A valid request built by etherparse, as an independent check of the layout.
     pub fn frame(payload: &[u8]) -> Vec<u8> {
         let mut frame = Vec::new();
         PacketBuilder::ethernet2([2, 0, 0, 0, 0, 1], [2, 0, 0, 0, 0, 2])
@@ -313,7 +309,7 @@ pub(super) mod tests {
         assert_eq!(damaged(|f| f[IP + 8] ^= 1), Refusal::BadChecksum); // source address
     }
 
-    /// The sum of source, destination, length and next header, as RFC 1071 has it, word by word.
+    /// The pseudo-header sum (addresses, length, next header), added word by word (RFC 1071).
     pub fn unfinished(frame: &[u8]) -> [u8; 2] {
         let words =
             frame[IP + 8..IP_PAYLOAD].chunks(2).chain([&frame[IP_PAYLOAD + 4..IP_PAYLOAD + 6]]);
@@ -332,7 +328,7 @@ pub(super) mod tests {
             let sum = unfinished(&bytes);
             bytes[IP_PAYLOAD + 6..OVERHEAD].copy_from_slice(&sum);
             assert_eq!(refusal(&mut bytes), Refusal::UnfinishedChecksum, "{} bytes", payload.len());
-            // Its complement, and one bit beside it, are damage.
+            // Its complement, or a single flipped bit, is damage.
             bytes[IP_PAYLOAD + 6..OVERHEAD].copy_from_slice(&sum.map(|byte| !byte));
             assert_eq!(refusal(&mut bytes), Refusal::BadChecksum);
             bytes[IP_PAYLOAD + 6..OVERHEAD].copy_from_slice(&[sum[0], sum[1] ^ 1]);

@@ -1,12 +1,12 @@
-//! What the load generator writes into a request, so that each reply says which request it belongs
-//! to.
+//! The stamp that the load generator writes into each request, which matches a reply to its
+//! request.
 //!
 //! ```text
 //! payload:  0 ── run id ── 8 ── sequence number ── 16 ── filling, a function of both ── end
 //! ```
 //!
-//! Both numbers are big-endian. The filling lets the generator tell a damaged payload from an
-//! intact one without keeping a copy of what it sent.
+//! Both numbers are big-endian. The filling detects a damaged payload without a copy of what was
+//! sent.
 
 use std::net::Ipv6Addr;
 
@@ -15,20 +15,20 @@ use etherparse::{IpNumber, PacketBuilder};
 use super::reply::HOP_LIMIT;
 use super::request::{IP, IP_PAYLOAD, MAX_PAYLOAD, OVERHEAD, UDP_HEADER, checksum};
 
-/// Fewest bytes of payload that hold a stamp.
+/// Smallest payload that holds a stamp, in bytes.
 pub const MIN_PAYLOAD: usize = 16;
 
-/// Which request of which run.
+/// Identifies one request of one run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Stamp {
-    /// Drawn afresh for each run, so that a straggler of an earlier run is not counted.
+    /// Random for each run, so that late replies to an earlier run are not counted.
     pub run: u64,
     /// 0 for the first request of the run.
     pub sequence: u64,
 }
 
 impl Stamp {
-    /// Fills `payload`, which has at least [`MIN_PAYLOAD`] bytes; a shorter one is left as it is.
+    /// Fills `payload`. A payload shorter than [`MIN_PAYLOAD`] is left unchanged.
     #[inline]
     pub fn write(self, payload: &mut [u8]) {
         let Some((head, filling)) = payload.split_first_chunk_mut::<MIN_PAYLOAD>() else {
@@ -41,7 +41,7 @@ impl Stamp {
         }
     }
 
-    /// The stamp of `payload`, or `None` when it is too short for one.
+    /// Reads the stamp of `payload`; `None` if it is too short.
     #[inline]
     pub fn read(payload: &[u8]) -> Option<Self> {
         let (run, rest) = payload.split_first_chunk()?;
@@ -49,18 +49,17 @@ impl Stamp {
         Some(Self { run: u64::from_be_bytes(*run), sequence: u64::from_be_bytes(*sequence) })
     }
 
-    /// Whether the filling of `payload` is the one that belongs to this stamp.
+    /// Whether the filling of `payload` matches this stamp.
     #[inline]
     pub fn is_intact(self, payload: &[u8]) -> bool {
         let filling = payload.get(MIN_PAYLOAD..).unwrap_or_default();
         self.filling().zip(filling.chunks(8)).all(|(word, chunk)| &word[..chunk.len()] == chunk)
     }
 
-    /// Endless eight-byte words that differ between requests in every word, and within one request
-    /// from word to word.
+    /// Endless eight-byte words. Each word differs from the one before, and between requests.
     fn filling(self) -> impl Iterator<Item = [u8; 8]> {
         // The golden ratio's fraction: successive sequence numbers give words that differ in about
-        // half their bits.
+        // half of their bits.
         let mut word = (self.run ^ self.sequence).wrapping_mul(0x9e37_79b9_7f4a_7c15);
         std::iter::repeat_with(move || {
             word = word.rotate_left(7) ^ self.run;
@@ -69,22 +68,22 @@ impl Stamp {
     }
 }
 
-/// Both ends of a request but for the destination address, which changes from one to the next.
+/// Both ends of a request, without the destination address, which changes with each request.
 #[derive(Debug, Clone, Copy)]
 pub struct Endpoints {
-    /// Ethernet address that requests are sent from.
+    /// Ethernet address to send from.
     pub source_mac: [u8; 6],
-    /// Ethernet address of the server, or of the router to it.
+    /// Ethernet address of the server, or of the next router.
     pub destination_mac: [u8; 6],
-    /// IPv6 address that replies come to.
+    /// IPv6 address to send from; replies come here.
     pub source: Ipv6Addr,
-    /// UDP port that replies come to.
+    /// UDP port to send from; replies come here.
     pub source_port: u16,
     /// UDP port of the service.
     pub service_port: u16,
 }
 
-/// A request frame with all that does not change already in it.
+/// A request frame with its constant parts filled in.
 #[derive(Debug, Clone)]
 pub struct Template {
     frame: Vec<u8>,
@@ -92,15 +91,13 @@ pub struct Template {
 }
 
 impl Template {
-    /// For requests between `ends` with `payload` bytes of payload.
+    /// A template for requests between `ends` with `payload` bytes of payload.
     ///
     /// # Errors
-    /// When `payload` is less than [`MIN_PAYLOAD`] or more than [`MAX_PAYLOAD`].
+    /// If `payload` is less than [`MIN_PAYLOAD`] or more than [`MAX_PAYLOAD`].
     pub fn new(ends: &Endpoints, payload: usize) -> Result<Self, String> {
         if !(MIN_PAYLOAD..=MAX_PAYLOAD).contains(&payload) {
-            return Err(format!(
-                "a payload of {payload} bytes: it must be {MIN_PAYLOAD} to {MAX_PAYLOAD}"
-            ));
+            return Err(format!("payload of {payload} bytes: use {MIN_PAYLOAD} to {MAX_PAYLOAD}"));
         }
         let mut frame = Vec::with_capacity(OVERHEAD + payload);
         PacketBuilder::ethernet2(ends.source_mac, ends.destination_mac)
@@ -117,8 +114,8 @@ impl Template {
         self.frame.len()
     }
 
-    /// Writes the request with `stamp` to `destination` into the beginning of `frame` and returns
-    /// its length, or `None` when `frame` is too short.
+    /// Writes the request for `destination` with `stamp` to the start of `frame`. Returns its
+    /// length, or `None` if `frame` is too short.
     #[inline]
     pub fn write(&self, frame: &mut [u8], destination: Ipv6Addr, stamp: Stamp) -> Option<usize> {
         const DESTINATION: usize = IP + 24;
@@ -128,7 +125,7 @@ impl Template {
         frame[DESTINATION..IP_PAYLOAD].copy_from_slice(&destination.octets());
         stamp.write(&mut frame[OVERHEAD..]);
         frame[CHECKSUM..OVERHEAD].fill(0);
-        // 0 would mean "no checksum": it is sent as its other representation, all ones (RFC 768).
+        // 0 would mean "no checksum", so a sum of 0 is sent as all ones (RFC 768).
         let sum = match checksum(
             &frame[IP + 8..IP_PAYLOAD],
             IpNumber::UDP,

@@ -11,12 +11,12 @@ use super::text::{from_to, in_guest, link, once, thousands, time, whole};
 use crate::events::words::or_dash;
 use crate::events::{BindCell, BindOutcome, BindSummary, Event, Spread};
 
-const TITLE: &str = "Figure 1: what an address costs";
+const TITLE: &str = "Figure 1: the cost of an address";
 
-/// The section; empty where nothing of it was measured.
+/// The section; empty if there are no results.
 ///
 /// # Errors
-/// When a chart cannot be drawn.
+/// If a chart cannot be drawn.
 pub fn section(summed: &Summed, doubts: &Doubts, charts: &mut Charts) -> Result<Markup> {
     if summed.bind.is_empty() {
         return Ok(doubts.alone(TITLE, Figure::Bind));
@@ -26,9 +26,9 @@ pub fn section(summed: &Summed, doubts: &Doubts, charts: &mut Charts) -> Result<
         section {
             h2 { (TITLE) }
             p {
-                "Mean time for each of n addresses, bound and unbound as quickly as it goes, on \
-                an interface that is fresh for each run. Lines go through medians; whiskers go \
-                from the quickest run to the slowest."
+                "Mean time per address to bind and unbind n addresses as fast as possible, on a \
+                fresh interface for each run. Lines connect the medians; whiskers reach from the \
+                fastest run to the slowest."
             }
             p.note.setting { (place(&summed.data.bind)) }
             (drawn)
@@ -38,7 +38,7 @@ pub fn section(summed: &Summed, doubts: &Doubts, charts: &mut Charts) -> Result<
     })
 }
 
-/// On which interfaces addresses were bound, and in which guest.
+/// The interfaces and guests that the runs used.
 pub fn place(events: &[Event]) -> String {
     let environments: Vec<_> = events
         .iter()
@@ -59,14 +59,14 @@ fn table(summaries: &[BindSummary], events: &[Event]) -> Markup {
     let spread = |of: Spread| html! { (time(of.median)) small { (from_to(of, time)) } };
     html! {
         p.note {
-            "Mean time for each address: median of the runs, and from the quickest to the slowest."
+            "Mean time per address: the median of the runs, and the fastest to the slowest."
         }
         div.table tabindex="0" role="region" aria-label="Binding" {
             table {
                 thead { tr {
-                    th { "method" } th.number { "addresses" } th.number { "to compute" }
-                    th.number { "to bind" } th.number { "to unbind" } th.number { "bytes each" }
-                    th.number { "binds × as fast as netlink" }
+                    th { "method" } th.number { "addresses" } th.number { "compute" }
+                    th.number { "bind" } th.number { "unbind" } th.number { "bytes each" }
+                    th.number { "bind speed, × netlink" }
                 } }
                 tbody {
                     @for summary in summaries { tr {
@@ -91,7 +91,7 @@ fn table(summaries: &[BindSummary], events: &[Event]) -> Markup {
     }
 }
 
-/// What has no figure, and why.
+/// Cells without a figure, and why.
 fn unmeasured(events: &[Event]) -> Vec<(&BindCell, String)> {
     let first_runs = events.iter().filter_map(|event| match event {
         Event::Cell(cell) if cell.run == 1 => Some(cell),

@@ -1,4 +1,4 @@
-//! The charts of a page, drawn and kept as files.
+//! Draws the charts of a page and keeps them as files.
 
 use anyhow::Result;
 use maud::{Markup, PreEscaped, html};
@@ -7,18 +7,18 @@ use super::super::chart::{Panel, for_page, svg};
 use super::large::{self, Bar, Screen};
 use super::text::{once, thousands};
 
-/// Name and contents of each chart that was drawn.
+/// Name and contents of each chart drawn.
 #[derive(Default)]
 pub struct Charts {
     pub files: Vec<(String, String)>,
 }
 
 impl Charts {
-    /// The `panels`, as files from number `first` on. What has points at one place only is no
-    /// chart: its figures are written, in `words`.
+    /// Draws `panels` as files, numbered from `first`. A panel with points at only one x becomes
+    /// text instead, with figures formatted by `words`.
     ///
     /// # Errors
-    /// When one cannot be drawn.
+    /// If one cannot be drawn.
     pub fn small(
         &mut self,
         (name, first): (&str, usize),
@@ -45,10 +45,10 @@ impl Charts {
         })
     }
 
-    /// The chart that the page begins with, from lines.
+    /// Draws lines as the chart at the top of the page.
     ///
     /// # Errors
-    /// When it cannot be drawn.
+    /// If it cannot be drawn.
     pub fn large_lines(&mut self, name: &str, panel: &Panel) -> Result<Markup> {
         self.files.push((name.to_owned(), large::lines(panel, Screen::Wide)?));
         let untitled = Panel { title: String::new(), ..panel.clone() };
@@ -56,10 +56,10 @@ impl Charts {
         Ok(large_figure(&panel.title, draw(Screen::Wide)?, draw(Screen::Narrow)?))
     }
 
-    /// The chart that the page begins with, from bars.
+    /// Draws bars as the chart at the top of the page.
     ///
     /// # Errors
-    /// When it cannot be drawn.
+    /// If it cannot be drawn.
     pub fn large_bars(&mut self, name: &str, title: &str, all: &[Bar]) -> Result<Markup> {
         self.files.push((name.to_owned(), large::bars(title, all, Screen::Wide)?));
         let draw = |screen| large::bars("", all, screen);

@@ -1,4 +1,4 @@
-//! Engines beside the paper's socket server: from Figure 2, and from `compare`.
+//! Engines compared with the paper's socket server, from Figure 2 and from `compare`.
 
 use maud::{Markup, html};
 
@@ -12,7 +12,7 @@ use crate::engine::EngineKind;
 use crate::events::words::or_dash;
 use crate::events::{Cell, EngineResult, Spread, ThresholdSummary};
 
-/// An engine, and the socket server that it is compared with, both with a rate that held.
+/// An engine and the socket server to compare it with.
 pub struct Pair<'a> {
     pub cell: Cell,
     pub socket: Cell,
@@ -21,7 +21,7 @@ pub struct Pair<'a> {
 }
 
 impl Pair<'_> {
-    /// How many times the socket server's rate it is; 0 where one of both has none.
+    /// The engine's rate divided by the socket server's; 0 if either has none.
     pub fn ratio(&self) -> f64 {
         let median = |summary: &ThresholdSummary| summary.rate.map(|rate| rate.median);
         match (median(self.rate), median(self.base)) {
@@ -30,7 +30,7 @@ impl Pair<'_> {
         }
     }
 
-    /// What is known of the ratio where the search for a rate ended early: it is more, or less.
+    /// The sign of the ratio if a search ended before a server's limit.
     pub fn bound(&self) -> &'static str {
         match (is_at_least(self.rate.limit), is_at_least(self.base.limit)) {
             (true, false) => "≥ ",
@@ -40,8 +40,8 @@ impl Pair<'_> {
     }
 }
 
-/// Each engine beside the socket server, on the same addresses bound in the same way; where the
-/// socket server cannot have them so, bound in its own.
+/// Pairs each engine with the socket server at the same addresses and method, or, failing that,
+/// with the socket server under its own method. Both have a rate that held.
 pub fn pairs<'a>(summed: &'a Summed) -> Vec<Pair<'a>> {
     let Some(threshold) = summed.first_threshold() else { return Vec::new() };
     let all = cells(summed.response);
@@ -66,7 +66,7 @@ pub fn section(summed: &Summed, doubts: &Doubts) -> Markup {
     html! { (beside(summed)) (in_one_run(&summed.compare, doubts)) }
 }
 
-/// A rate, with a sign where the server may sustain more.
+/// The median rate, with `≥` if the server may sustain more.
 fn rate(summary: &ThresholdSummary) -> String {
     let median = or_dash(summary.rate, |rate| requests(rate.median));
     format!("{}{median}", if is_at_least(summary.limit) { "≥ " } else { "" })
@@ -80,10 +80,10 @@ fn beside(summed: &Summed) -> Markup {
     let name = |cell: Cell| named(&series_name(cell), &modes_of(&servers, cell));
     html! {
         section {
-            h2 { "Beside the socket server" }
+            h2 { "Compared with the socket server" }
             p.note {
-                "Requests/s sustained with a mean of at most " (threshold) " ms: medians, and \
-                their ratio. From the runs of Figure 2, where its doubts stand."
+                "Requests/s sustained with a mean of at most " (threshold) " ms: medians and \
+                their ratio. From the runs of Figure 2; see the doubts there."
             }
             (setting(&servers))
             div.table tabindex="0" role="region" aria-label="Comparison" {
@@ -91,7 +91,7 @@ fn beside(summed: &Summed) -> Markup {
                     thead { tr {
                         th { "engine, bound by" } th.number { "addresses" }
                         th.number { "requests/s" }
-                        th { "beside" } th.number { "requests/s" } th.number { "ratio" }
+                        th { "compared with" } th.number { "requests/s" } th.number { "ratio" }
                     } }
                     tbody { @for pair in &pairs { tr {
                         th scope="row" { (name(pair.cell)) }
@@ -111,7 +111,7 @@ fn beside(summed: &Summed) -> Markup {
 pub fn method(first: &EngineResult) -> String {
     let environment = &first.environment;
     let mut words = format!(
-        "The most that is sustained with 99.9 % of the requests complete and a mean of {} ms: \
+        "The highest rate sustained with 99.9 % of the requests complete and a mean of {} ms: \
          median of {} searches. Times in µs to the first reply, at that rate and at half of it. {} \
          replies of {} bytes. Over {}. Linux {}, {}; receive work {}.",
         first.mean_limit_us / 1000.0,

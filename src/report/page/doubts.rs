@@ -1,4 +1,4 @@
-//! What makes figures doubtful: by figure and by kind, counted, and folded beneath the figure.
+//! Reasons to doubt figures, by figure and kind: counted, and folded beneath the figure.
 
 use maud::{Markup, html};
 
@@ -10,7 +10,7 @@ use crate::host::Environment;
 use crate::net::netlink::AttachMode;
 use crate::xdp::{CopyMode, CopyRequest};
 
-/// Runs that differ by more than this share of their median are named.
+/// Report runs that differ by more than this share of their median.
 const VARIES: f64 = 0.2;
 
 /// The figure that a doubt concerns.
@@ -27,13 +27,13 @@ impl Figure {
         match self {
             Self::Bind => "Figure 1",
             Self::Response => "Figure 2",
-            Self::Rotation => "Addresses that move",
+            Self::Rotation => "Moving addresses",
             Self::Compare => "Compared in one run",
         }
     }
 }
 
-/// A kind of doubt, in the order in which they are listed.
+/// The kinds of doubt, in the order of the page.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
     Unfinished,
@@ -66,24 +66,24 @@ impl Kind {
         match self {
             Self::Unfinished => "not finished",
             Self::Generator => "generator too slow",
-            Self::Lacking => "replies lacking",
+            Self::Lacking => "missing replies",
             Self::Late => "requests sent late",
             Self::Wrong => "wrong replies",
-            Self::Mode => "not the mode that was asked for",
-            Self::Short => "shorter than the paper's runs",
-            Self::Spread => "runs that differ",
-            Self::Source => "source not known exactly",
+            Self::Mode => "another mode than asked for",
+            Self::Short => "runs shorter than the paper's",
+            Self::Spread => "runs that vary",
+            Self::Source => "source not exactly known",
             Self::Governor => "processor frequency not fixed",
         }
     }
 }
 
-/// One of them.
+/// A doubt.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Doubt {
     pub figure: Figure,
     pub kind: Kind,
-    /// The server, where it concerns one only.
+    /// The server, if it concerns only one.
     pub cell: Option<Cell>,
     pub words: String,
 }
@@ -111,7 +111,7 @@ impl Doubts {
         Self { all: once(all) }
     }
 
-    /// How many there are, of which kinds, and at which figures.
+    /// A summary for the top of the page: how many doubts, of which kinds, at which figures.
     pub fn overview(&self) -> Markup {
         let kinds: Vec<_> = Kind::ALL.into_iter().filter(|kind| self.count(*kind) > 0).collect();
         let figures = |kind: Kind| {
@@ -130,7 +130,7 @@ impl Doubts {
                     ul { @for kind in kinds { li {
                         (kind.name()) ": " (self.count(kind)) ", at " (figures(kind))
                     } } }
-                    p { "Each is told in full at its figure." }
+                    p { "Each figure lists its doubts in full." }
                 }
             }
         }
@@ -140,7 +140,7 @@ impl Doubts {
         self.all.iter().filter(|doubt| doubt.kind == kind).count()
     }
 
-    /// Those of a figure, folded unless it is not finished.
+    /// The doubts of a figure; folded, unless it is unfinished.
     pub fn at(&self, figure: Figure) -> Markup {
         let here: Vec<_> = self.all.iter().filter(|doubt| doubt.figure == figure).collect();
         let of = |kind: Kind| here.iter().filter(move |doubt| doubt.kind == kind);
@@ -163,7 +163,7 @@ impl Doubts {
         }
     }
 
-    /// The section of a figure that has no figures yet, but doubts.
+    /// The section of a figure with doubts but no results yet.
     pub fn alone(&self, title: &str, figure: Figure) -> Markup {
         html! {
             @if self.all.iter().any(|doubt| doubt.figure == figure) {
@@ -172,7 +172,7 @@ impl Doubts {
         }
     }
 
-    /// How many concern a server of Figure 2.
+    /// The number of doubts about a server of Figure 2.
     pub fn mark(&self, cell: Cell) -> Markup {
         let count = self.all.iter().filter(|doubt| doubt.cell == Some(cell)).count();
         html! {
@@ -191,8 +191,7 @@ fn unfinished(summed: &Summed, all: &mut Vec<Doubt>) {
         (Figure::Rotation, "The rotation", &data.rotation, carried),
     ] {
         if !events.is_empty() && !finished {
-            let words =
-                format!("{name} is not finished: run the same command again, and it goes on.");
+            let words = format!("{name} is not finished: run the same command again to continue.");
             all.push(Doubt { figure, kind: Kind::Unfinished, cell: None, words });
         }
     }
@@ -212,22 +211,22 @@ fn runs(summed: &Summed, all: &mut Vec<Doubt>) {
     let cut = trials(summed.response).any(|trial| trial.load.sent < profile.requests);
     if let (Some(seconds), true) = (profile.seconds, cut) {
         let words = format!(
-            "Runs sent for {seconds} s at most, and have fewer requests than the {} of the paper: \
-             what a server is asked too much piles up for so long only, and under the larger \
-             thresholds a longer run may sustain less.",
+            "Runs sent for at most {seconds} s, and have fewer requests than the {} of the paper. \
+             Above a server's limit the queue grows only that long, so under the larger thresholds \
+             a longer run may sustain less.",
             thousands(250_000)
         );
         all.push(Doubt { figure: Figure::Response, kind: Kind::Short, cell: None, words });
     }
 }
 
-/// What is doubtful about the runs of one server.
+/// The doubts about the runs of one server.
 fn of_server(runs: &[&Trial], highest: f64) -> Vec<(Kind, String)> {
     let mut found = Vec::new();
     let late = runs.iter().filter(|trial| held(trial, highest) == Some(Limit::Generator));
     if let Some(rate) = late.map(|trial| trial.rate).min() {
         let words = format!(
-            "the generator was late from {}/s on: there it says nothing of the server.",
+            "the generator was late from {}/s on: these runs say nothing about the server.",
             thousands(rate)
         );
         found.push((Kind::Generator, words));
@@ -254,7 +253,7 @@ fn of_server(runs: &[&Trial], highest: f64) -> Vec<(Kind, String)> {
     if let Some((late, rate)) = worst(|trial| trial.load.late, 0.01) {
         let words = format!(
             "up to {:.1} % of the requests were sent more than 1 ms late in runs that count as \
-             sustained, at {}/s; their times have that in them.",
+             sustained, at {}/s; their times include that delay.",
             100.0 * late,
             thousands(rate)
         );
@@ -266,7 +265,7 @@ fn of_server(runs: &[&Trial], highest: f64) -> Vec<(Kind, String)> {
     });
     let wrong: u64 = wrong.sum();
     if wrong > 0 {
-        let words = format!("{wrong} replies were damaged, doubled, or from a wrong address.");
+        let words = format!("{wrong} replies were damaged, duplicated, or from a wrong address.");
         found.push((Kind::Wrong, words));
     }
     found
@@ -330,36 +329,35 @@ fn machines(summed: &Summed, all: &mut Vec<Doubt>) {
 fn of_machine(environment: &Environment) -> Vec<(Kind, String)> {
     let mut found = Vec::new();
     if environment.revision.ends_with("-dirty") {
-        let words = "The source of sixhop was changed when this was measured: others cannot \
-                     repeat it exactly.";
+        let words = "This sixhop was built with uncommitted changes: others cannot reproduce the \
+                     result exactly.";
         found.push((Kind::Source, words.to_owned()));
     } else if environment.revision.is_empty() {
-        let words = "No git revision is known of the sixhop that measured this.";
+        let words = "The git revision of the sixhop that measured this is unknown.";
         found.push((Kind::Source, words.to_owned()));
     }
     if let Some(governor) = environment.governor.as_ref().filter(|name| *name != "performance") {
-        let words = format!("The processor's frequency was left to the governor '{governor}'.");
+        let words = format!("The processor's frequency was not fixed: governor '{governor}'.");
         found.push((Kind::Governor, words));
     }
     found
 }
 
-/// In which modes a server ran that nobody asked for.
+/// The modes of a server that differ from what was asked for.
 fn not_as_asked(ready: &Ready) -> Vec<String> {
     let Some(engine) = ready.engine else { return Vec::new() };
     let mut found = Vec::new();
     if ready.modes.copy == Some(CopyMode::Copy) && ready.copy_asked != CopyRequest::Copy {
         found.push(format!(
-            "{engine} ran in copy mode, though {} was asked for: zero-copy was not to be had on \
-             {}. These are no zero-copy figures.",
+            "{engine} ran in copy mode, though {} was asked for: zero-copy was not available on \
+             {}. These are not zero-copy figures.",
             ready.copy_asked,
             driver(&ready.driver)
         ));
     }
     if let Some(attach) = ready.modes.attach.filter(|mode| *mode == AttachMode::Generic) {
         found.push(format!(
-            "{engine} ran its XDP program in {attach} mode, after a socket buffer was made; {} \
-             was asked for.",
+            "{engine} ran its XDP program in {attach} mode, on socket buffers; {} was asked for.",
             ready.attach_asked
         ));
     }

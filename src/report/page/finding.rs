@@ -1,4 +1,4 @@
-//! What was found: a sentence for each kind of measurement, and a large chart.
+//! The findings: a sentence for each kind of measurement, and a large chart.
 
 use anyhow::Result;
 use maud::{Markup, html};
@@ -22,17 +22,17 @@ use crate::events::{
 use crate::live::Method;
 use crate::report::chart::Panel;
 
-/// A sentence that says what was found, and those that say in which circumstances.
+/// A finding, and the circumstances that it holds in.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Finding {
     pub sentence: String,
     pub circumstances: String,
 }
 
-/// The head of the page: the first finding as its title, a chart, and the other findings.
+/// The page header: the first finding as title, a chart, then the other findings.
 ///
 /// # Errors
-/// When the chart cannot be drawn.
+/// If the chart cannot be drawn.
 pub fn section(summed: &Summed, doubts: &Doubts, charts: &mut Charts) -> Result<Markup> {
     let findings = findings(summed);
     let chart = if summed.thresholds.is_empty() {
@@ -42,13 +42,13 @@ pub fn section(summed: &Summed, doubts: &Doubts, charts: &mut Charts) -> Result<
     };
     Ok(html! {
         header {
-            p.brand { "Sixhop: what was measured" }
+            p.brand { "Sixhop: results" }
             @match findings.first() {
                 Some(first) => {
                     h1 { (first.sentence) }
                     p.lead { (first.circumstances) }
                 }
-                None => h1 { "Nothing was found yet" }
+                None => h1 { "No results yet" }
             }
             (chart)
             @for finding in findings.iter().skip(1) {
@@ -60,7 +60,7 @@ pub fn section(summed: &Summed, doubts: &Doubts, charts: &mut Charts) -> Result<
     })
 }
 
-/// What was found, the most important first.
+/// The findings, the most important first.
 fn findings(summed: &Summed) -> Vec<Finding> {
     let data = summed.data;
     [
@@ -103,7 +103,7 @@ fn of_response(summed: &Summed) -> Option<Finding> {
     Some(Finding { sentence, circumstances: circumstances(summed, main.cell)? })
 }
 
-/// Where there is no socket server to compare with: the rate of afxdp, or else the highest.
+/// Without a socket server to compare with: the rate of afxdp, or else the highest.
 fn without_socket(summed: &Summed) -> Option<Finding> {
     let (profile, threshold) = (summed.profile?, summed.first_threshold()?);
     let held = summed.thresholds.iter().filter(|summary| summary.threshold_ms == threshold);
@@ -124,7 +124,7 @@ fn without_socket(summed: &Summed) -> Option<Finding> {
     Some(Finding { sentence, circumstances: circumstances(summed, main.cell)? })
 }
 
-/// Mode, rule, network and machine of a figure of Figure 2.
+/// Mode, criterion, network and machine of a rate in Figure 2.
 fn circumstances(summed: &Summed, cell: Cell) -> Option<String> {
     let threshold = summed.first_threshold()?;
     let servers = summed.response_servers();
@@ -137,11 +137,11 @@ fn circumstances(summed: &Summed, cell: Cell) -> Option<String> {
          answered. {}{}",
         cell.engine,
         place_of(summed, &servers),
-        if summed.finished { "" } else { " Not finished: so far." },
+        if summed.finished { "" } else { " Not finished yet." },
     ))
 }
 
-/// Passes in which a rate held.
+/// The number of passes in which a rate held.
 fn passes(summary: &ThresholdSummary) -> u64 {
     summary.runs.iter().filter(|run| run.rate.is_some()).count() as u64
 }
@@ -157,7 +157,7 @@ fn times(pair: &Pair) -> String {
         (false, false) => format!("{ratio:.2} times"),
         (true, false) => format!("at least {ratio:.2} times"),
         (false, true) => format!("at most {ratio:.2} times"),
-        // Both may do more, and nothing is known of the ratio.
+        // Both may sustain more, so the ratio is unknown.
         (true, true) => "an unknown multiple of".to_owned(),
     }
 }
@@ -166,8 +166,8 @@ fn replies(count: u16) -> String {
     if count == 1 { "one reply".to_owned() } else { format!("{count} replies") }
 }
 
-/// The pair that the page begins with: afxdp where it was measured, else the fastest; with its
-/// addresses bound as those of the socket server, and with as many as possible.
+/// The pair for the page's title: afxdp, or else the engine with the highest ratio. Prefers the
+/// socket server's method, then the most addresses.
 fn main_pair<'a, 'b>(pairs: &'a [Pair<'b>]) -> Option<&'a Pair<'b>> {
     let best = pairs.iter().max_by(|a, b| a.ratio().total_cmp(&b.ratio()))?.cell.engine;
     let of = |engine| pairs.iter().filter(move |pair| pair.cell.engine == engine);
@@ -175,7 +175,7 @@ fn main_pair<'a, 'b>(pairs: &'a [Pair<'b>]) -> Option<&'a Pair<'b>> {
     of(engine).max_by_key(|pair| (pair.cell.bind == pair.socket.bind, pair.cell.addresses))
 }
 
-/// Network, guest and machine of Figure 2.
+/// Network, machine and guest of Figure 2.
 fn place_of(summed: &Summed, servers: &[&Ready]) -> String {
     let start = summed.starts.iter().find(|start| matches!(start.plan, Plan::Response(_)));
     let environment = start.map(|start| &start.environment);
@@ -232,7 +232,8 @@ fn of_comparison(results: &[&EngineResult]) -> Option<Finding> {
 const SOCKET: Contestant = Contestant::Engine(EngineKind::Socket);
 const AFXDP: Contestant = Contestant::Engine(EngineKind::Afxdp);
 
-/// Of the hash beside the kernel's own addresses, at the largest number that both were measured at.
+/// Compares `live-map` with the kernel's own addresses, at the largest number where both were
+/// measured.
 fn of_binding(summaries: &[BindSummary], events: &[Event]) -> Option<Finding> {
     let of = |method: Method| summaries.iter().filter(move |summary| summary.method == method);
     let compared = of(Method::LiveMap).filter_map(|map| Some((map, map.faster_than_netlink?)));
@@ -252,7 +253,7 @@ fn of_binding(summaries: &[BindSummary], events: &[Event]) -> Option<Finding> {
     Some(Finding { sentence, circumstances: place(events) })
 }
 
-/// Of the server that carries most clients.
+/// The result of the server that carries the most clients.
 fn of_rotation(events: &[Event]) -> Option<Finding> {
     let most = carried(events).max_by_key(|carried| carried.clients)?;
     let clients = most.clients?;
@@ -278,7 +279,7 @@ fn of_rotation(events: &[Event]) -> Option<Finding> {
     Some(Finding { sentence, circumstances })
 }
 
-/// Lines over the number of addresses, or bars where there is one number.
+/// Lines against the number of addresses, or bars if there is only one number.
 fn response_chart(summed: &Summed, charts: &mut Charts) -> Result<Markup> {
     let Some(threshold) = summed.first_threshold() else { return Ok(html! {}) };
     let of_threshold = || {
@@ -327,7 +328,7 @@ fn response_bars(summed: &Summed, held: &[(&ThresholdSummary, Spread)]) -> Vec<B
     held.iter().map(bar).collect()
 }
 
-/// A bar for each engine; where they were compared at several numbers of addresses, for each.
+/// A bar per engine, and per number of addresses if there are several.
 fn compare_chart(results: &[&EngineResult], charts: &mut Charts) -> Result<Markup> {
     let Some(first) = results.first() else { return Ok(html! {}) };
     let limit = first.mean_limit_us / 1000.0;

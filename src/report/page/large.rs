@@ -1,5 +1,5 @@
-//! The chart that a page begins with, once for a wide screen and once for a narrow one: lines that
-//! are named where they end, or bars.
+//! The chart at the top of a page, for wide and narrow screens: lines labelled at their ends, or
+//! bars.
 
 use anyhow::Result;
 use plotters::prelude::*;
@@ -8,12 +8,12 @@ use plotters::style::text_anchor::{HPos, Pos, VPos};
 use super::super::chart::{Area, INK, PALETTE, PAPER, Panel, plot};
 use crate::events::Spread;
 
-/// For which screen a picture is. A wide one shrunk to the width of a telephone cannot be read.
+/// The screen that a picture is for. A wide picture shrunk to a phone's width is unreadable.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Screen {
-    /// From some 700 pixels on.
+    /// From about 700 pixels on.
     Wide,
-    /// A telephone.
+    /// A phone.
     Narrow,
 }
 
@@ -29,27 +29,27 @@ impl Screen {
 /// A bar of [`bars`].
 #[derive(Debug, Clone)]
 pub struct Bar {
-    /// What was measured.
+    /// The name of the contender.
     pub name: String,
-    /// In which mode.
+    /// Its mode.
     pub mode: String,
-    /// The bar ends at the median; a whisker goes from the smallest to the largest.
+    /// The bar ends at the median; a whisker reaches from minimum to maximum.
     pub spread: Spread,
-    /// The figure in words.
+    /// The figure as text.
     pub figure: String,
-    /// Whether the others are compared with it.
+    /// Whether it is the baseline of the comparison.
     pub is_baseline: bool,
 }
 
-/// Pixels between the lines of a label.
+/// Line spacing of a label in pixels.
 const LEADING: i32 = 14;
-/// Pixels of a character of 12 pixels, with some to spare.
+/// Width of a character of 12 pixels in pixels, with some margin.
 const CHARACTER: i32 = 7;
 
-/// The lines of `panel`, each with its name to the right of the axes and a thin line to it.
+/// Draws the lines of `panel`, with each name to the right of the axes and a dotted line to it.
 ///
 /// # Errors
-/// When the panel has nothing to draw.
+/// If the panel has nothing to draw.
 pub fn lines(panel: &Panel, screen: Screen) -> Result<String> {
     let longest = if screen == Screen::Wide { usize::MAX } else { 13 };
     let names = panel.lines.iter().map(|line| line.name.as_str()).chain([&*panel.marks_name]);
@@ -83,7 +83,7 @@ pub fn lines(panel: &Panel, screen: Screen) -> Result<String> {
     Ok(svg)
 }
 
-/// Draws a label at `place`, and a dotted line to it from the `end` of what it names.
+/// Draws a label at `place`, and a dotted line to it from the `end` of its line.
 fn name_end(
     area: &Area,
     label: &[String],
@@ -91,7 +91,7 @@ fn name_end(
     (end, place): ((i32, i32), (i32, i32)),
 ) -> Result<()> {
     let (from, elbow) = ((end.0 + 8, end.1), (place.0 - 14, place.1));
-    // Dotted, so that nobody takes it for measured.
+    // Dotted, so that it does not look like data.
     let dots = ((elbow.0 - from.0) / 8).max(1);
     let at = |dot: i32| {
         let part = |from: i32, to: i32| from + (to - from) * dot / dots;
@@ -119,7 +119,7 @@ fn height(label: &[String]) -> i32 {
     LEADING * label.len() as i32 + 3
 }
 
-/// Words in lines of at most `longest` characters, but for words that are longer.
+/// Wraps `words` into lines of at most `longest` characters; longer words get a line of their own.
 fn wrapped(words: &str, longest: usize) -> Vec<String> {
     let mut lines: Vec<String> = Vec::new();
     for word in words.split_whitespace() {
@@ -134,8 +134,8 @@ fn wrapped(words: &str, longest: usize) -> Vec<String> {
     lines
 }
 
-/// Places near those `wanted`, from top to bottom, that do not overlap: each has its height. None
-/// lies below `bottom` if there is room.
+/// Moves labels apart, from top to bottom, so that none overlap. `wanted` has the middle and height
+/// of each. Returns the middles; all lie above `bottom` if there is room.
 fn spread_out(wanted: &[(i32, i32)], bottom: i32) -> Vec<i32> {
     let mut next = 8;
     let mut middles = Vec::new();
@@ -152,10 +152,10 @@ fn spread_out(wanted: &[(i32, i32)], bottom: i32) -> Vec<i32> {
     middles
 }
 
-/// A bar for each of `all`, from 0 on a linear scale, under `title` where that is not empty.
+/// Draws a bar per entry of `all`, from 0 on a linear scale, under `title` unless it is empty.
 ///
 /// # Errors
-/// When it cannot be drawn.
+/// If it cannot be drawn.
 pub fn bars(title: &str, all: &[Bar], screen: Screen) -> Result<String> {
     let (name_width, row, top) = match screen {
         Screen::Wide => (230, 40, if title.is_empty() { 8 } else { 36 }),

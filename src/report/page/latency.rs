@@ -1,4 +1,4 @@
-//! How long a reply takes, at a rate that all servers have in common and at the highest of each.
+//! Response times at the lowest rate, common to all servers, and at the highest of each.
 
 use anyhow::Result;
 use hdrhistogram::Histogram;
@@ -10,7 +10,7 @@ use super::summed::Summed;
 use super::text::{modes_of, named, setting, thousands, time};
 use crate::events::{Cell, Ready};
 
-/// Times at one rate, of all runs.
+/// The times of all runs at one rate.
 struct Latency {
     cell: Cell,
     rate: u64,
@@ -25,10 +25,10 @@ impl Latency {
     }
 }
 
-/// The section; empty where there are no times.
+/// The section; empty if there are no times.
 ///
 /// # Errors
-/// When the chart cannot be drawn.
+/// If the chart cannot be drawn.
 pub fn section(summed: &Summed, charts: &mut Charts) -> Result<Markup> {
     let rows = latencies(summed);
     let lowest: Vec<_> = rows.iter().filter(|row| row.is_lowest).collect();
@@ -47,10 +47,10 @@ pub fn section(summed: &Summed, charts: &mut Charts) -> Result<Markup> {
     let servers = summed.response_servers();
     Ok(html! {
         section {
-            h2 { "How long a reply takes" }
+            h2 { "Response times" }
             p {
-                "Time from when a request was due to its first reply, all runs at that rate \
-                together. From the runs of Figure 2, where its doubts stand."
+                "Time from when a request was due to its first reply, over all runs at that rate. \
+                From the runs of Figure 2; see the doubts there."
             }
             (setting(&servers))
             (chart)
@@ -59,8 +59,8 @@ pub fn section(summed: &Summed, charts: &mut Charts) -> Result<Markup> {
     })
 }
 
-/// Of each server, at the lowest rate, which all have in common, and at the highest that holds
-/// under the first threshold.
+/// Each server at the lowest rate, which all have in common, and at the highest that holds under
+/// the first threshold.
 fn latencies(summed: &Summed) -> Vec<Latency> {
     let (Some(profile), Some(threshold)) = (summed.profile, summed.first_threshold()) else {
         return Vec::new();
@@ -69,7 +69,7 @@ fn latencies(summed: &Summed) -> Vec<Latency> {
     let lowest = cells.iter().filter_map(|&cell| at(summed, cell, profile.rates.from, true));
     let highest = cells.iter().filter_map(|&cell| {
         let runs = &summed.rate(cell, threshold)?.runs;
-        // A rate that was measured: the median of an even number of passes need not be one.
+        // Not the median of the passes, which may lie between two measured rates.
         at(summed, cell, runs.iter().filter_map(|run| run.rate).min()?, false)
     });
     lowest.chain(highest).collect()
@@ -92,7 +92,7 @@ fn table(rows: &[Latency], servers: &[&Ready]) -> Markup {
     html! {
         p.note {
             "Time to the first reply in µs: at the lowest rate, which all have in common, and at \
-            the lowest of those that the passes found to be the highest under the first threshold."
+            the highest rate under the first threshold, in the pass where that was lowest."
         }
         div.table tabindex="0" role="region" aria-label="Latency" {
             table {

@@ -1,4 +1,4 @@
-//! What was measured, and on what.
+//! The machines, clients and servers of the measurements.
 
 use maud::{Markup, html};
 
@@ -10,14 +10,14 @@ use crate::events::{Event, Ready};
 use crate::host::{Environment, Nic};
 use crate::xdp::RingSizes;
 
-/// Where and by what it was measured. Each machine is folded: most lines are the same for all.
+/// The section. Each machine is folded, since most lines are the same for all.
 pub fn section(data: &Data) -> Markup {
     let clients = clients(data);
     html! {
         section {
-            h2 { "Where it was measured" }
+            h2 { "Machines" }
             @if !clients.is_empty() {
-                h3 { "How it was asked" }
+                h3 { "Load generator" }
                 ul { @for client in clients { li { (client) } } }
             }
             @for (what, environment) in machines(data) {
@@ -47,7 +47,7 @@ fn machines(data: &Data) -> Vec<(String, &Environment)> {
     machines
 }
 
-/// Those that differ in what they are and in what they got.
+/// Servers that differ in engine, method, modes or interface.
 fn servers(data: &Data) -> Vec<&Ready> {
     let mut servers: Vec<&Ready> = Vec::new();
     for ready in [&data.response, &data.rotation, &data.compare]
@@ -116,11 +116,11 @@ fn machine(environment: &Environment) -> Markup {
             (pair("sixhop", &format!("{sixhop}, revision {revision}")))
             @if let Some(guest) = guest {
                 (pair("virtual machine", &format!(
-                    "{guest}: good for ratios within it, and for nothing else"
+                    "{guest}: only ratios within it mean anything"
                 )))
             }
             (pair("kernel", kernel))
-            (pair("processor", &format!("{cpu}, {processors} of them; used here: {cores:?}")))
+            (pair("processor", &format!("{cpu}, {processors} processors; used: {cores:?}")))
             (pair("governor", governor))
             (interface(&environment.nic))
             dt { "command" } dd { code { (command.join(" ")) } }
@@ -161,7 +161,7 @@ fn interface(nic: &Nic) -> Markup {
         (pair("link speed", &speed))
         (pair("card's rings", &rings))
         (pair("receive work (NAPI)", &napi))
-        (pair("offloads that are on", &nic.offloads.join(", ")))
+        (pair("offloads enabled", &nic.offloads.join(", ")))
     }
 }
 

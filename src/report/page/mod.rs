@@ -1,6 +1,5 @@
-//! One page of everything that was measured: what was found, figures, tables, what to doubt, and
-//! where it was measured. It needs no network and no script, and fits a telephone, the dark and
-//! paper.
+//! One page of all results: findings, figures, tables, doubts and machines. It needs no network and
+//! no script, and adapts to phones, dark mode and print.
 
 mod binding;
 mod charts;
@@ -24,8 +23,7 @@ use summed::Summed;
 
 use crate::events::Event;
 
-/// What a directory of results holds, each in the order of its file; empty where there is no such
-/// file.
+/// The contents of a results directory, each in file order; empty if the file is missing.
 #[derive(Debug, Default)]
 pub struct Data {
     /// bind.jsonl.
@@ -38,7 +36,7 @@ pub struct Data {
     pub compare: Vec<Event>,
 }
 
-/// A page, and the charts on it as files of their own.
+/// A page, and its charts as separate files.
 pub struct Page {
     /// The page.
     pub html: String,
@@ -46,10 +44,10 @@ pub struct Page {
     pub charts: Vec<(String, String)>,
 }
 
-/// The page of `data`.
+/// Renders the page of `data`.
 ///
 /// # Errors
-/// When a chart cannot be drawn.
+/// If a chart cannot be drawn.
 pub fn page(data: &Data) -> Result<Page> {
     let summed = Summed::of(data);
     let doubts = Doubts::of(&summed);
@@ -70,7 +68,7 @@ pub fn page(data: &Data) -> Result<Page> {
                 meta charset="utf-8";
                 meta name="viewport" content="width=device-width, initial-scale=1";
                 meta name="color-scheme" content="light dark";
-                title { "Sixhop: what was measured" }
+                title { "Sixhop: results" }
                 style { (PreEscaped(STYLE)) }
             }
             body {
@@ -89,8 +87,8 @@ fn footer() -> Markup {
             p {
                 "The paper is Morrell, Ransbottom, Marchany and Tront, “Scaling IPv6 Address \
                 Bindings in Support of a Moving Target Defense”, 2014, measured on an i7-4770 with \
-                an Intel I217-LM. Its curves are only in pictures: what is marked here is what its \
-                text states. Every run is in the .jsonl files beside this page, with its histogram."
+                an Intel I217-LM. It shows its curves only as pictures: the marks here are figures \
+                from its text. The .jsonl files beside this page have every run with its histogram."
             }
         }
     }
@@ -124,7 +122,7 @@ mod tests {
         }))
     }
 
-    /// Two engines, three passes through two rates; the first holds, the second does not.
+    /// Two engines, three passes through two rates; the first rate holds, the second does not.
     fn data() -> Data {
         let mut response = vec![start()];
         for engine in [EngineKind::Socket, EngineKind::Afxdp] {
@@ -144,7 +142,7 @@ mod tests {
         words.collect::<Vec<_>>().join("\n")
     }
 
-    /// The trial at that place of the file, changed.
+    /// Changes the trial at `index` of the file.
     fn change(data: &mut Data, index: usize, change: impl FnOnce(&mut Trial)) {
         match &mut data.response[index] {
             Event::Trial(trial) => change(trial),
@@ -160,7 +158,7 @@ mod tests {
             row.split("</tr>").next().unwrap_or_default().to_owned()
         };
         assert!(row("socket, netlink-down").contains("10\u{202f}000"), "{}", row("socket"));
-        let beside = html.split("Beside the socket server").nth(1).unwrap();
+        let beside = html.split("Compared with the socket server").nth(1).unwrap();
         let cells: Vec<_> =
             beside.split("<td").take(7).map(|cell| cell.split('>').nth(1).unwrap_or("")).collect();
         assert_eq!(
@@ -169,8 +167,8 @@ mod tests {
         );
         assert!(beside.contains("<strong>4.00</strong>"));
         assert!(html.contains("a processor") && html.contains("2026-01-02"));
-        // At 10,000/s all took 100 µs.
-        let latency = html.split("How long a reply takes").nth(1).unwrap();
+        // At 10,000/s all requests took 100 µs.
+        let latency = html.split("Response times").nth(1).unwrap();
         assert!(latency.contains("100.0"), "{latency}");
     }
 
@@ -205,12 +203,12 @@ mod tests {
         }
         let said = warnings(&data);
         assert!(
-            said.contains("was changed when") && said.contains("governor 'powersave'"),
+            said.contains("uncommitted changes") && said.contains("governor 'powersave'"),
             "{said}"
         );
     }
 
-    /// With what the server of afxdp says of itself.
+    /// With the afxdp server's own `ready`.
     fn data_of(attach: &str, copy: &str, attach_asked: &str, copy_asked: &str) -> Data {
         let mut ready = serde_json::json!({
             "event": "ready", "engine": "afxdp", "interface": "eth1", "driver": "e1000e",
@@ -241,12 +239,12 @@ mod tests {
         assert!(!ready("native", "copy", "auto", "copy").contains("mode"));
         assert!(
             ready("native", "copy", "auto", "auto")
-                .contains("copy mode, though auto was asked for: zero-copy was not")
+                .contains("copy mode, though auto was asked for: zero-copy was not available")
         );
         assert!(ready("native", "copy", "auto", "zero").contains("though zero was asked for"));
         assert!(
             ready("generic", "copy", "native", "copy")
-                .contains("generic mode, after a socket buffer was made; native was")
+                .contains("generic mode, on socket buffers; native was")
         );
     }
 
@@ -262,14 +260,14 @@ mod tests {
         assert!(title.starts_with(sentence), "{title}");
         assert!(header.contains("afxdp: XDP generic, copy mode"), "{header}");
         assert!(header.contains("a network card (e1000e)"), "{header}");
-        // All that is doubtful is there, folded.
+        // All doubts are on the page, folded.
         let doubts = Doubts::of(&Summed::of(&data)).all;
         assert_eq!(doubts.len(), 3);
         assert!(header.contains("3 doubts of 2 kinds"), "{header}");
         for doubt in doubts {
             assert!(rest.contains(&doubt.words), "{}", doubt.words);
         }
-        // With one number of addresses there are bars, and no chart of one point.
+        // With one number of addresses the page has bars rather than a chart of one point.
         let names: Vec<_> = page.charts.iter().map(|(name, _)| name.as_str()).collect();
         assert_eq!(names, ["figure-2-1.svg"]);
         assert!(rest.contains("at 10 addresses only"), "{rest}");
@@ -291,7 +289,7 @@ mod tests {
     fn a_doubt_without_a_figure_is_told_as_well() {
         let data = Data { response: vec![start()], bind: vec![start()], ..Data::default() };
         let html = page(&data).unwrap().html;
-        for words in ["Nothing was found yet", "Figure 2 is not finished", "Figure 1 is not"] {
+        for words in ["No results yet", "Figure 2 is not finished", "Figure 1 is not"] {
             assert!(html.contains(words), "{words}");
         }
     }
@@ -299,7 +297,7 @@ mod tests {
     #[test]
     fn a_rate_that_may_be_higher_makes_the_ratio_a_bound() {
         let mut data = data();
-        // What afxdp was asked last holds as well, and then what the socket server was.
+        // First the highest rate of afxdp holds as well, then that of the socket server.
         for index in [8, 10, 12, 2, 4, 6] {
             change(&mut data, index, |trial| {
                 trial.load.outcome.first.as_mut().unwrap().mean_us = 100.0;
@@ -314,7 +312,7 @@ mod tests {
     #[test]
     fn of_an_unfinished_experiment_the_last_pass_does_not_count() {
         let mut data = data();
-        // The last pass of the second engine was interrupted after its first rate.
+        // The last pass of the second engine stops after its first rate.
         data.response.retain(|event| !matches!(event, Event::Threshold(_)));
         data.response.pop();
         let summed = Summed::of(&data);

@@ -1,4 +1,4 @@
-//! Addresses that move: how many clients can have them.
+//! Moving addresses: how many clients each server carries.
 
 use anyhow::Result;
 use maud::{Markup, html};
@@ -11,12 +11,12 @@ use super::text::{modes, named, setting, thousands, time, whole};
 use crate::events::words::or_dash;
 use crate::events::{Carried, Event, RotationOutcome, RotationTrial};
 
-const TITLE: &str = "Addresses that move: for how many clients";
+const TITLE: &str = "Moving addresses: how many clients";
 
-/// The section; empty where nothing of it was measured.
+/// The section; empty if there are no results.
 ///
 /// # Errors
-/// When a chart cannot be drawn.
+/// If a chart cannot be drawn.
 pub fn section(events: &[Event], doubts: &Doubts, charts: &mut Charts) -> Result<Markup> {
     let panels = rotation::panels(events);
     if rotation::trials(events).next().is_none() {
@@ -28,8 +28,8 @@ pub fn section(events: &[Event], doubts: &Doubts, charts: &mut Charts) -> Result
         section {
             h2 { (TITLE) }
             p {
-                "All addresses of all clients are exchanged in each time step while requests are \
-                answered. Times are those to the first reply, inside the exchange and outside it."
+                "Each time step exchanges all addresses of all clients while the server answers \
+                requests. Times are those to the first reply, inside and outside the exchange."
             }
             (setting(&servers))
             ul { @for of in carried(events) { li { (in_words(of)) } } }
@@ -40,7 +40,7 @@ pub fn section(events: &[Event], doubts: &Doubts, charts: &mut Charts) -> Result
     })
 }
 
-/// How many clients each server carries.
+/// The result of each server.
 pub fn carried(events: &[Event]) -> impl Iterator<Item = &Carried> {
     events.iter().filter_map(|event| match event {
         Event::Carried(carried) => Some(carried),
@@ -96,7 +96,7 @@ fn row(trial: &RotationTrial) -> Markup {
             } @else if let RotationOutcome::Failed { why } = &trial.outcome {
                 td colspan="8" { (why) }
             } @else {
-                td colspan="8" { "no step was done in the time of it" }
+                td colspan="8" { "no step's work was done in time" }
             }
             td { @if rotation::limit(trial).is_none() { "yes" } @else { "no" } }
         }

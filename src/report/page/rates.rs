@@ -1,4 +1,4 @@
-//! Figure 2: which rate each server sustained.
+//! Figure 2: the rate that each server sustained.
 
 use anyhow::Result;
 use maud::{Markup, html};
@@ -13,15 +13,15 @@ use crate::experiment::{Approach, ResponseProfile};
 
 const TITLE: &str = "Figure 2: the rate that n addresses sustain";
 
-/// The section; empty where nothing of it was measured.
+/// The section; empty if there are no results.
 ///
 /// # Errors
-/// When a chart cannot be drawn.
+/// If a chart cannot be drawn.
 pub fn section(summed: &Summed, doubts: &Doubts, charts: &mut Charts) -> Result<Markup> {
     let Some(profile) = summed.profile.filter(|_| !summed.thresholds.is_empty()) else {
         return Ok(doubts.alone(TITLE, Figure::Response));
     };
-    // The first is that of all engines, at the top of the page.
+    // Number 1 is the chart of all engines, at the top of the page.
     let each = charts.small(("figure-2", 2), &response::each(&summed.thresholds), requests)?;
     Ok(html! {
         section {
@@ -38,23 +38,23 @@ pub fn section(summed: &Summed, doubts: &Doubts, charts: &mut Charts) -> Result<
 fn method(profile: &ResponseProfile) -> Markup {
     let way = match profile.way {
         Approach::Grid => {
-            "every rate was measured, and the highest that held counts, though a lower one failed"
+            "every rate was measured, and the highest that held counts, even if a lower one failed"
         }
         Approach::Bisect => {
-            "halving found the highest; where rates hold in one run and fail in the next, it ends \
-             at the lowest of them"
+            "halving found the highest; where a rate holds in one run and fails in the next, it \
+             ends at the lowest such rate"
         }
     };
     let length = match profile.seconds {
         Some(seconds) => {
-            format!("{} requests, or {seconds} s of them", thousands(profile.requests))
+            format!("{} requests, {seconds} s at most", thousands(profile.requests))
         }
         None => format!("{} requests", thousands(profile.requests)),
     };
     let runs = format!(
         "Each of {} passes went through rates from {} to {}/s, each {:.0} % above the one before: \
-         {way}. A run has {length}; each of {} bytes to an address drawn at random, with {} \
-         replies. ",
+         {way}. A run has {length}. Each request carries {} bytes, goes to a random address and \
+         gets {} replies. ",
         profile.runs,
         thousands(profile.rates.from),
         thousands(profile.rates.to),
@@ -69,9 +69,9 @@ fn method(profile: &ResponseProfile) -> Markup {
             generator sent 99 % of the rate. "
             (runs)
             "The paper states 150,000/s for up to 10,000 addresses, no mean under 1 ms at any \
-            rate past 30,000, and at most 2,000/s with 55,000, at 5 ms. Lines go through medians; \
-            whiskers go from the lowest pass to the highest. ▲ stands where the server may be able \
-            to do more: the generator, or the highest rate, ended the search."
+            rate past 30,000, and at most 2,000/s with 55,000, at 5 ms. Lines connect medians; \
+            whiskers reach from the lowest pass to the highest. ▲ means that the server may \
+            sustain more: the generator or the highest rate ended the search."
         }
     }
 }
@@ -87,13 +87,13 @@ fn table(summed: &Summed, profile: &ResponseProfile, doubts: &Doubts) -> Markup 
         }
     }
     let all = format!(
-        "{} runs, of {} that the full grid has.",
+        "{} of the full grid's {} runs were made.",
         thousands(made as u64),
         thousands(grid as u64)
     );
     html! {
         p.note {
-            "Requests/s sustained: median, and from the lowest pass to the highest. " (all)
+            "Requests/s sustained: the median, and the lowest pass to the highest. " (all)
         }
         div.table tabindex="0" role="region" aria-label="Rates sustained" {
             table {

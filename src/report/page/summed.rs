@@ -1,4 +1,4 @@
-//! What follows from the runs.
+//! Summaries of the runs.
 
 use super::super::{bind, response};
 use super::Data;
@@ -9,11 +9,11 @@ use crate::events::{
 };
 use crate::experiment::ResponseProfile;
 
-/// The data, with what follows from it.
+/// The data and its summaries.
 pub struct Summed<'a> {
     pub data: &'a Data,
     pub profile: Option<&'a ResponseProfile>,
-    /// Of what is not finished, without the last pass: that says nothing yet.
+    /// The events; those of an unfinished experiment lack the last pass, which is incomplete.
     pub response: &'a [Event],
     pub finished: bool,
     pub thresholds: Vec<ThresholdSummary>,
@@ -54,7 +54,7 @@ impl<'a> Summed<'a> {
         }
     }
 
-    /// What was measured when, on which machine.
+    /// When each figure was measured, and on which machine.
     pub fn lead(&self) -> String {
         let when = self.starts.iter().map(|start| {
             let date = start.started.split('T').next().unwrap_or_default();
@@ -73,7 +73,7 @@ impl<'a> Summed<'a> {
         when.chain(machines).collect::<Vec<_>>().join(" · ")
     }
 
-    /// The threshold that engines are compared at.
+    /// The threshold at which engines are compared.
     pub fn first_threshold(&self) -> Option<f64> {
         self.profile?.thresholds_ms.first().copied()
     }
@@ -85,7 +85,7 @@ impl<'a> Summed<'a> {
             .find(|summary| summary.cell == cell && summary.threshold_ms == threshold)
     }
 
-    /// What the servers of Figure 2 said of themselves.
+    /// The `ready` events of Figure 2's servers.
     pub fn response_servers(&self) -> Vec<&'a Ready> {
         readies(&self.data.response).collect()
     }
@@ -101,7 +101,7 @@ fn without_last_pass(response: &[Event]) -> &[Event] {
     &response[..first.unwrap_or(0)]
 }
 
-/// What the servers among `events` said of themselves.
+/// The `ready` events of the servers in `events`.
 pub fn readies(events: &[Event]) -> impl Iterator<Item = &Ready> {
     events.iter().filter_map(|event| match event {
         Event::Ready(ready) => Some(ready),

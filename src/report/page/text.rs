@@ -1,4 +1,4 @@
-//! Numbers, modes and machines as people read them.
+//! Formats numbers, modes and machines for people.
 
 use maud::{Markup, html};
 
@@ -6,12 +6,12 @@ use crate::events::words;
 use crate::events::{Cell, Ready, Spread};
 use crate::host::Environment;
 
-/// A name in the first column of a table, with the mode that its figures were measured in.
+/// A name for a table's first column, with the mode of its figures.
 pub fn named(name: &str, mode: &str) -> Markup {
     html! { (name) @if !mode.is_empty() { small { (mode) } } }
 }
 
-/// How an engine got its packets, as the kernel says.
+/// The modes of an engine, as the kernel reported them.
 pub fn modes(ready: &Ready) -> String {
     match (ready.modes.attach, ready.modes.copy) {
         (Some(attach), Some(copy)) => format!("XDP {attach}, {copy} mode"),
@@ -20,7 +20,7 @@ pub fn modes(ready: &Ready) -> String {
     }
 }
 
-/// The modes of the server of `cell`: more than one where it was started again in another.
+/// The modes of the server of `cell`; several if it was restarted in another mode.
 pub fn modes_of(readies: &[&Ready], cell: Cell) -> String {
     let is_of = |ready: &&&Ready| {
         (ready.engine, ready.bind, ready.addresses)
@@ -29,7 +29,7 @@ pub fn modes_of(readies: &[&Ready], cell: Cell) -> String {
     once(readies.iter().filter(is_of).map(|ready| modes(ready))).join(" / ")
 }
 
-/// Each of `all` once, in the order of the first of each.
+/// The distinct items of `all`, in order of first appearance.
 pub fn once<T: PartialEq>(all: impl IntoIterator<Item = T>) -> Vec<T> {
     let mut kept = Vec::new();
     for one in all {
@@ -40,7 +40,7 @@ pub fn once<T: PartialEq>(all: impl IntoIterator<Item = T>) -> Vec<T> {
     kept
 }
 
-/// Over which network, in which guest, and in which modes the servers were measured.
+/// The networks, guests and modes of the servers.
 pub fn setting(readies: &[&Ready]) -> Markup {
     let links = once(readies.iter().map(|ready| link(&ready.driver)));
     let guests = once(readies.iter().filter_map(|ready| ready.environment.guest.as_deref()));
@@ -69,12 +69,12 @@ pub fn setting(readies: &[&Ready]) -> Markup {
     }
 }
 
-/// What figures from a virtual machine are good for.
+/// How far to trust figures from a virtual machine.
 pub fn in_guest(guest: &str) -> String {
     format!("In a virtual machine, {guest}: only the ratios mean anything.")
 }
 
-/// A network by the driver of its interface.
+/// Describes a network by the driver of its interface.
 pub fn link(driver_name: &str) -> String {
     match driver_name {
         "veth" => "veth (memory, no card)".to_owned(),
@@ -82,7 +82,7 @@ pub fn link(driver_name: &str) -> String {
     }
 }
 
-/// A driver, or that none is stated.
+/// The driver's name, or a note that there is none.
 pub fn driver(name: &str) -> &str {
     if name.is_empty() { "no driver name" } else { name }
 }
@@ -97,12 +97,12 @@ pub fn addresses(count: u64) -> String {
     counted(count, "address", "es")
 }
 
-/// A number of things, whose name takes `plural` for more than one.
+/// A number of things; more than one add `plural` to `name`.
 pub fn counted(count: u64, name: &str, plural: &str) -> String {
     format!("{} {name}{}", thousands(count), if count == 1 { "" } else { plural })
 }
 
-/// With a thin space every three digits.
+/// Groups digits by three with thin spaces, from five digits on.
 pub fn thousands(number: u64) -> String {
     let digits = number.to_string();
     let mut text = String::new();
@@ -115,22 +115,22 @@ pub fn thousands(number: u64) -> String {
     text
 }
 
-/// Requests a second.
+/// A rate in requests per second.
 pub fn requests(rate: f64) -> String {
     if rate < 100.0 { words::rate(rate) } else { thousands(rate as u64) }
 }
 
-/// From the smallest to the largest.
+/// The range from minimum to maximum.
 pub fn from_to(Spread { min, max, .. }: Spread, words: impl Fn(f64) -> String) -> String {
     format!("{}–{}", words(min), words(max))
 }
 
-/// Microseconds.
+/// A number without a fraction.
 pub fn whole(time: f64) -> String {
     format!("{time:.0}")
 }
 
-/// A time in nanoseconds with three digits and its unit.
+/// A time in nanoseconds, with three digits and a unit.
 pub fn time(nanoseconds: f64) -> String {
     let (value, unit) = match nanoseconds {
         n if n < 1e3 => (n, "ns"),
