@@ -58,8 +58,8 @@ impl<'a> Journal<'a> {
             Some(Event::Experiment(before)) => {
                 if let Some(what) = difference(&before, &start) {
                     bail!(
-                        "{name} belongs to another {what}: finish it as it was begun, remove it, or \
-                         use another --out"
+                        "{name} belongs to another {what}: finish it as it was begun, remove it, \
+                         or use another --out"
                     );
                 }
                 start = *before;
