@@ -540,7 +540,10 @@ fn interrupted() -> Result<()> {
     // Another plan is not mixed with it.
     let other = experiment(&directory, "response", RESPONSE)?.output()?;
     let words = String::from_utf8(other.stderr)?;
-    ensure!(other.status.code() == Some(1) && words.contains("is of another profile"), "{words}");
+    ensure!(
+        other.status.code() == Some(1) && words.contains("belongs to another profile"),
+        "{words}"
+    );
     Ok(())
 }
 

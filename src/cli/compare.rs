@@ -37,8 +37,8 @@ pub struct Args {
         default_value = "socket,socket-gso,afxdp"
     )]
     engines: Vec<EngineKind>,
-    /// Another program to compare with; repeatable. Its command may contain {interface}, {address},
-    /// {port}, {core} and {client-core}. It must answer from the address that was asked
+    /// Another program to compare with; repeatable. In its command, {interface}, {address}, {port},
+    /// {core} and {client-core} are replaced. It must answer from the address that was asked
     #[arg(long = "peer", value_name = "NAME=CMD", value_parser = peer)]
     peers: Vec<Peer>,
     /// Number of addresses, or several numbers, such as 1,1000000

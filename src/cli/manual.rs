@@ -15,7 +15,7 @@ use super::{Cli, make};
 #[command(after_help = "Example:
   sixhop completions bash | sudo tee /usr/share/bash-completion/completions/sixhop")]
 pub struct Completions {
-    /// Which shell
+    /// Shell to print completions for
     shell: Shell,
 }
 

@@ -19,8 +19,8 @@ use crate::report::{bind, response, rotation};
   sudo sixhop experiment bind --out results
   sudo sixhop report results
 
-Reads those of bind.jsonl, response.jsonl, rotation.jsonl and compare.jsonl
-that DIR has. Writes report.html, which needs no network, each chart as an SVG
+Reads whichever of bind.jsonl, response.jsonl, rotation.jsonl and compare.jsonl
+exist in DIR. Writes report.html, which needs no network, each chart as an SVG
 file, and the tables as CSV.")]
 pub struct Args {
     /// Directory with the results

@@ -38,8 +38,8 @@ pub struct BindProgress {
     pub done: usize,
     /// All runs.
     pub all: usize,
-    /// An upper bound for the remaining time, in seconds. A method whose cost is still unknown counts
-    /// with its budget; later its measurements give the estimate.
+    /// An upper bound for the remaining time, in seconds. A method counts with its budget until a
+    /// run has shown its cost.
     pub at_most: f64,
 }
 

@@ -1,5 +1,5 @@
-//! Compares engines: each in the same lab, with the same addresses and load, by the rate that it
-//! sustains.
+//! Compares engines by the rate that each sustains, in the same lab, with the same addresses and
+//! load.
 //!
 //! ```text
 //!   namespace sixhop-compare-client          namespace sixhop-compare-server
@@ -81,7 +81,8 @@ const START: f64 = 4000.0;
 /// The highest rate tried: beyond what one core can generate.
 const CEILING: f64 = 2_000_000.0;
 
-/// The share of requests that must have all their replies for a rate to be sustained.
+/// The share of requests that must have all their replies for a rate to be sustained. [`ON_TIME`]
+/// and [`CompareConfig::mean`] are the other conditions.
 const COMPLETE: f64 = 0.999;
 
 /// The share of the rate that the generator must send in time: a late generator proves nothing
@@ -159,7 +160,7 @@ fn on_lab(
             }
         }
         for (who, searched) in contestants.iter().zip(all) {
-            results.push(result(config, who, searched).context("there was no run")?);
+            results.push(result(config, who, searched).context("no search ran")?);
         }
     }
     Ok(results)
@@ -318,7 +319,7 @@ impl Running<'_> {
     fn ready(&self) -> Result<&Ready> {
         match self {
             Self::Engine(server) => Ok(server.ready()),
-            Self::Peer(process, _) => process.ready().context("its addresses are gone"),
+            Self::Peer(process, _) => process.ready().context("the peer's addresses are gone"),
         }
     }
 

@@ -58,8 +58,8 @@ impl<'a> Journal<'a> {
             Some(Event::Experiment(before)) => {
                 if let Some(what) = difference(&before, &start) {
                     bail!(
-                        "{name} is of another {what}: finish it as it was begun, remove it, or use \
-                         another --out"
+                        "{name} belongs to another {what}: finish it as it was begun, remove it, \
+                         or use another --out"
                     );
                 }
                 start = *before;
@@ -109,7 +109,7 @@ impl<'a> Journal<'a> {
             }
         };
         self.keep(event)?;
-        self.events.last().context("it was put there")
+        self.events.last().context("the event was just added")
     }
 
     /// Records a result derived from the others.
@@ -263,7 +263,10 @@ mod tests {
         // A file that must not be mixed is refused and stays intact.
         let other = Environment { kernel: "7".to_owned(), ..Environment::default() };
         let error = open_on(&path, other).err().unwrap();
-        assert!(error.to_string().contains("is of another kernel (\"\", not \"7\")"), "{error}");
+        assert!(
+            error.to_string().contains("belongs to another kernel (\"\", not \"7\")"),
+            "{error}"
+        );
         let mut journal = open(&path).unwrap();
         let error = journal.next(|event| *event == finding(7), || unreachable!()).err().unwrap();
         assert!(error.to_string().contains("another order"), "{error}");

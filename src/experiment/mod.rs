@@ -50,7 +50,7 @@ fn fresh(lab: &Lab) -> Result<()> {
 /// Holds a name that only one process at a time can have. The kernel frees it when the process
 /// ends, even if killed.
 fn only_one(name: &str) -> Result<UnixDatagram> {
-    let name = SocketAddr::from_abstract_name(name).context("no abstract socket names")?;
+    let name = SocketAddr::from_abstract_name(name).context("cannot name an abstract socket")?;
     UnixDatagram::bind_addr(&name).map_err(|_| {
         anyhow!("another such experiment is running on this machine: wait for it, or stop it")
     })

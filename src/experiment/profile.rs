@@ -135,7 +135,7 @@ fn check_runs(key: &str, runs: u32) -> Result<()> {
 }
 
 fn check_addresses<'a>(key: &str, mut addresses: impl Iterator<Item = &'a u64>) -> Result<()> {
-    ensure!(addresses.all(|&count| count > 0), "{key} has a 0: allowed is 1 and more");
+    ensure!(addresses.all(|&count| count > 0), "{key} has a 0: allowed are numbers from 1");
     Ok(())
 }
 

@@ -149,7 +149,7 @@ impl ServerProcess {
             .spawn()
             .with_context(|| format!("cannot run {}", program.to_string_lossy()))?;
         let input = child.stdin.take();
-        let output = child.stdout.take().context("no pipe from the server")?;
+        let output = child.stdout.take().context("cannot read the server's output")?;
         let (sender, events) = mpsc::channel();
         // The thread ends with the server's output, or when the receiver is gone.
         thread::spawn(move || {

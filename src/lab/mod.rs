@@ -241,7 +241,7 @@ impl Lab {
             namespace.run(quieten)?;
             let mut socket = Socket::open()?;
             let card = socket.links()?.into_iter().find(|link| link.mac == mac);
-            let card = card.with_context(|| format!("no card for the {side}"))?;
+            let card = card.with_context(|| format!("cannot find the {side}'s card"))?;
             socket.move_link(card.index, side.interface(), namespace.as_fd(), ALIAS)?;
             namespace.run(|| set_up(side))?;
             made.push((side, namespace));

@@ -130,7 +130,7 @@ impl Generator {
         }
         let outcome = ledger.close();
         let clock_steps = match self.config.targets.clone() {
-            // Even a right clock loses some requests at an overloaded server.
+            // An overloaded server loses requests even when the clocks agree.
             Targets::Moving(timetable)
                 if sent.sent > 0 && outcome.answered < sent.sent - sent.sent / 10 =>
             {

@@ -34,7 +34,7 @@ impl SocketTransport {
     pub fn open(way: Way, config: &LoadConfig) -> Result<Self> {
         let socket = way.socket;
         setsockopt(&socket, sockopt::ReceiveTimestampns, &true)
-            .context("the kernel gives no timestamps")?;
+            .context("cannot enable receive timestamps")?;
         // Exceeding net.core.rmem_max takes CAP_NET_ADMIN; without it the kernel clamps the size.
         if setsockopt(&socket, sockopt::RcvBufForce, &RECEIVE_BUFFER).is_err() {
             setsockopt(&socket, sockopt::RcvBuf, &RECEIVE_BUFFER)?;
@@ -72,7 +72,7 @@ impl Transport for SocketTransport {
             {
                 Ok(sent)
             }
-            Err(error) => Err(error).context("cannot send"),
+            Err(error) => Err(error).context("cannot send requests"),
         }
     }
 
@@ -82,7 +82,7 @@ impl Transport for SocketTransport {
             Err(error) if matches!(error.raw_os_error(), Some(libc::EAGAIN | libc::EINTR)) => {
                 return Ok(false);
             }
-            Err(error) => return Err(error).context("cannot receive"),
+            Err(error) => return Err(error).context("cannot receive replies"),
         };
         let now = clock.now();
         clock.look();

@@ -42,7 +42,7 @@ pub fn be_init() -> Result<Infallible> {
         eprintln!("{ended:?}, and the host cannot be told: {error:#}"); // the console
     }
     sync();
-    reboot(RebootMode::RB_POWER_OFF).context("cannot switch the machine off")
+    reboot(RebootMode::RB_POWER_OFF).context("cannot power the machine off")
 }
 
 /// Mounts the guest's file systems and makes the host's its root, under an overlay.
@@ -55,7 +55,8 @@ fn prepare() -> Result<Order> {
     let order: Order = serde_json::from_slice(&fs::read(ORDER)?)?;
     for module in &order.modules {
         let module = Path::new("/").join(module);
-        let file = File::open(&module).with_context(|| format!("no {}", module.display()))?;
+        let file =
+            File::open(&module).with_context(|| format!("cannot open {}", module.display()))?;
         finit_module(file, c"", ModuleInitFlags::empty())
             .with_context(|| format!("the kernel rejects the module {}", module.display()))?;
     }
@@ -102,7 +103,7 @@ fn work(order: &Order) -> Result<Said> {
     let links = crate::net::netlink::links()?;
     let last = thread::available_parallelism()?.get() - 1;
     for (mac, core) in [(server, 0), (client, last)] {
-        let card = links.iter().find(|link| link.mac == mac).context("a card has gone")?;
+        let card = links.iter().find(|link| link.mac == mac).context("a card is gone")?;
         match order.queues {
             Some(queues) => ethtool::set_queues(&card.name, queues)?,
             // One, so that both sides have one worker. A card without a choice keeps its queues.
@@ -127,7 +128,7 @@ fn work(order: &Order) -> Result<Said> {
     let child = command.spawn().with_context(|| format!("cannot run {program}"))?;
     say(&Said::Started)?;
     loop {
-        // Process 1 also inherits orphaned processes.
+        // Process 1 also inherits orphaned processes, so other children may end first.
         match wait()? {
             WaitStatus::Exited(pid, status) if pid.as_raw() == child.id() as i32 => {
                 return Ok(Said::Status(status));
@@ -180,14 +181,16 @@ fn say(what: &Said) -> Result<()> {
 
 /// Opens a virtio serial port to the host.
 fn port(name: &str) -> Result<File> {
-    for entry in fs::read_dir("/sys/class/virtio-ports").context("no ports to the host")?.flatten()
+    for entry in fs::read_dir("/sys/class/virtio-ports")
+        .context("cannot list the ports to the host")?
+        .flatten()
     {
         if fs::read_to_string(entry.path().join("name")).is_ok_and(|found| found.trim() == name) {
             let device = Path::new("/dev").join(entry.file_name());
             return File::options()
                 .write(true)
                 .open(&device)
-                .with_context(|| format!("no {}", device.display()));
+                .with_context(|| format!("cannot open {}", device.display()));
         }
     }
     Err(anyhow!("no port {name} to the host"))

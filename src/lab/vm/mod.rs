@@ -189,13 +189,15 @@ pub fn run(
     let kernel = Kernel::find(config.kernel.as_deref(), &mut |what| show(Some(what)))?;
     let qemu = Qemu::find(&mut |what| show(Some(what)))?;
     show(Some(&format!("booting Linux {} with two {} cards", kernel.release, config.nic)));
-    let work = tempfile::tempdir().context("no temporary directory")?;
+    let work = tempfile::tempdir().context("cannot make a temporary directory")?;
     let initramfs = work.path().join("initramfs");
     write_initramfs(&initramfs, &kernel, config)?;
     let console = work.path().join("console");
     let listeners = PORTS
         .iter()
-        .map(|port| UnixListener::bind(work.path().join(port)).context("no socket for the guest"))
+        .map(|port| {
+            UnixListener::bind(work.path().join(port)).context("cannot make a socket for the guest")
+        })
         .collect::<Result<Vec<_>>>()?;
     let label = format!("{GUEST}QEMU-{}-{}-{}", qemu.version, config.accelerator, config.nic);
     let mut command = qemu.command();
@@ -206,7 +208,9 @@ pub fn run(
         .arg(format!("console=ttyS0 quiet panic=-1 rdinit=/init {label} -- lab guest"));
     let output = work.path().join("qemu");
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(File::create(&output)?);
-    let child = command.spawn().context("cannot start QEMU: setpriv of util-linux does it")?;
+    let child = command
+        .spawn()
+        .context("cannot start QEMU: install util-linux, whose setpriv starts it")?;
     let mut running = Running { child, limit: config.limit, stop, output: &output };
     let last = running.follow(&listeners, show)?;
     match last {
@@ -293,7 +297,7 @@ impl Running<'_> {
                 thread::sleep(Duration::from_millis(10));
                 continue;
             };
-            self.child.kill().context("cannot end QEMU")?;
+            self.child.kill().context("cannot kill QEMU")?;
             self.child.wait().context("cannot wait for QEMU")?;
             bail!(why);
         }
@@ -424,7 +428,7 @@ fn write_initramfs(path: &Path, kernel: &Kernel, config: &VmConfig) -> Result<()
     let variable = |name: &&str| Some(((*name).to_owned(), std::env::var(name).ok()?));
     let order = Order {
         command: config.command.iter().map(text).collect::<Result<_>>()?,
-        directory: std::env::current_dir().context("no working directory")?,
+        directory: std::env::current_dir().context("cannot find the working directory")?,
         variables: VARIABLES.iter().filter_map(variable).collect(),
         out: config.out.clone(),
         queues: config.queues,
@@ -480,7 +484,8 @@ impl Archive {
         let inode = 0; // inode numbers only matter for hard links, and there are none here
         let header =
             cpio::newc::Builder::new(&path.to_string_lossy()).ino(inode).mode(mode).nlink(1);
-        let length = u32::try_from(bytes.len()).context("a file of 4 GiB or more")?;
+        let length = u32::try_from(bytes.len())
+            .context("a file of 4 GiB or more does not fit an initramfs")?;
         let mut writer = header.write(&mut self.out, length);
         writer.write_all(bytes)?;
         writer.finish()?;

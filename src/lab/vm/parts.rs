@@ -360,7 +360,7 @@ fn verify(file: &Path, package: &str, version: &str) -> Result<()> {
 fn cached(name: &str, make: impl FnOnce(&Apt, &Path) -> Result<()>) -> Result<PathBuf> {
     let home = || Some(PathBuf::from(std::env::var_os("HOME")?).join(".cache"));
     let cache = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from).or_else(home);
-    let cache = cache.context("no place for a cache: set HOME or XDG_CACHE_HOME")?.join("sixhop");
+    let cache = cache.context("cannot place the cache: set HOME or XDG_CACHE_HOME")?.join("sixhop");
     let cannot = || format!("cannot write into {}", cache.display());
     fs::create_dir_all(&cache).with_context(cannot)?;
     let lock = File::create(cache.join("lock")).with_context(cannot)?;
