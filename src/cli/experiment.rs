@@ -18,7 +18,7 @@ use crate::events::{
     or_dash, rate,
 };
 use crate::experiment::{
-    self, BindProgress, Host, Place, Profile, ResponseConfig, RotationProfile,
+    self, BindProgress, Host, Profile, ResponseConfig, RotationProfile, Testbed,
 };
 use crate::live::{Interrupted, Method};
 use crate::load::Client;
@@ -243,8 +243,12 @@ fn run_response(args: &Response) -> Result<()> {
     let name = &args.common.profile;
     let profile = Profile::load(name).and_then(|profile| profile.response(name)).map_err(usage)?;
     let file = args.common.file("response.jsonl")?;
-    let config =
-        ResponseConfig { profile, place: args.place()?, client: args.client, flags: args.flags() };
+    let config = ResponseConfig {
+        profile,
+        testbed: args.testbed()?,
+        client: args.client,
+        flags: args.flags(),
+    };
     let stop = stop_on_signal()?;
     let mut meter = Meter::new();
     let mut show = |progress: experiment::ResponseProgress| {
@@ -313,11 +317,11 @@ fn write_response(
 }
 
 impl Response {
-    fn place(&self) -> Result<Place> {
+    fn testbed(&self) -> Result<Testbed> {
         let (Some(via), Some(interface), Some(there), Some(prefix)) =
             (&self.server_via, &self.interface, &self.server_interface, self.prefix)
         else {
-            return Ok(Place::Lab);
+            return Ok(Testbed::Lab);
         };
         let via = shlex::split(via).filter(|words| !words.is_empty());
         let via = via
@@ -329,7 +333,7 @@ impl Response {
             interface: there.clone(),
             prefix,
         };
-        Ok(Place::Elsewhere { host, interface: interface.clone() })
+        Ok(Testbed::Elsewhere { host, interface: interface.clone() })
     }
 
     /// The flags that the server gets unchanged.

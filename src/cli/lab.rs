@@ -10,8 +10,8 @@ use indicatif::ProgressBar;
 use serde::Serialize;
 
 use super::{make, stop_on_signal};
-use crate::lab::vm::{self, Accelerator, Nic, VmConfig};
-use crate::lab::{DEFAULT_NAME, InterfaceStatus, Lab, Outcome, Side, State, Status};
+use crate::lab::vm::{self, Accelerator, Card, VmConfig};
+use crate::lab::{DEFAULT_NAME, InterfaceStatus, Lab, Raised, Side, State, Status};
 
 /// Make a network on this machine: two namespaces joined by a veth pair
 #[derive(Debug, clap::Args)]
@@ -80,7 +80,7 @@ compare engines only within one guest, never with other machines.")]
 struct Vm {
     /// The two network cards, joined back to back
     #[arg(long, default_value = "igb")]
-    nic: Nic,
+    nic: Card,
     /// Queues that each card uses; virtio has one here [default: 1, where the driver can choose]
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..=8))]
     queues: Option<u32>,
@@ -117,7 +117,7 @@ struct Event<'a> {
     event: &'static str,
     /// What `up` did.
     #[serde(skip_serializing_if = "Option::is_none")]
-    outcome: Option<Outcome>,
+    outcome: Option<Raised>,
     /// Whether `down` found anything.
     #[serde(skip_serializing_if = "Option::is_none")]
     removed: Option<bool>,
@@ -177,11 +177,11 @@ fn run_guest(args: Vm) -> Result<ExitCode> {
 }
 
 /// The same as text.
-fn text(status: &Status, outcome: Option<Outcome>, removed: Option<bool>) -> String {
+fn text(status: &Status, outcome: Option<Raised>, removed: Option<bool>) -> String {
     let what = match (outcome, removed, status.state) {
-        (Some(Outcome::Made), ..) => "made",
-        (Some(Outcome::Replaced), ..) => "replaced",
-        (Some(Outcome::AlreadyUp), ..) => "already up",
+        (Some(Raised::Made), ..) => "made",
+        (Some(Raised::Replaced), ..) => "replaced",
+        (Some(Raised::AlreadyUp), ..) => "already up",
         (_, Some(true), _) => "removed",
         (_, Some(false), _) => "already down",
         (_, _, State::Up) => "up",

@@ -29,7 +29,7 @@ pub use profile::{
     Approach, BindProfile, BindSeries, Profile, Rates, ResponseProfile, ResponseSeries,
     RotationProfile, RotationSeries,
 };
-pub use response::{Place, ResponseConfig, ResponseProgress, response};
+pub use response::{ResponseConfig, ResponseProgress, Testbed, response};
 pub use rotation::{RotationProgress, rotation};
 pub use server::Host;
 

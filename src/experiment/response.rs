@@ -33,7 +33,7 @@ use crate::net::netlink;
 
 /// Where the experiment runs.
 #[derive(Debug, Clone)]
-pub enum Place {
+pub enum Testbed {
     /// A lab of its own on this machine: the server on the first processor, the client on the last.
     Lab,
     /// The server on `host`, the client here.
@@ -51,7 +51,7 @@ pub struct ResponseConfig {
     /// What to measure.
     pub profile: ResponseProfile,
     /// Where to run the server and the client.
-    pub place: Place,
+    pub testbed: Testbed,
     /// How the client sends: by rings or a socket.
     pub client: Client,
     /// Further flags of `serve`, for every server.
@@ -90,8 +90,8 @@ pub fn response(
     let _only = only_one("sixhop-response")?;
     let plan = Plan::Response(config.profile.clone());
     let mut progress = Passes::new(&config.profile, show);
-    match &config.place {
-        Place::Lab => {
+    match &config.testbed {
+        Testbed::Lab => {
             let lab = Lab::named("sixhop-response")?;
             let measured = on_lab(&lab, config, plan, file, stop, &mut progress, found);
             let down = lab.down();
@@ -99,7 +99,7 @@ pub fn response(
             down?;
             finish(journal, &config.profile)
         }
-        Place::Elsewhere { host, interface } => {
+        Testbed::Elsewhere { host, interface } => {
             let environment = pinned(|| Ok(Environment::of(&netlink::link(interface)?)))?;
             let mut journal = Journal::open(file, plan, environment, found)?;
             for cell in config.profile.cells() {

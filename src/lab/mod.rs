@@ -109,7 +109,7 @@ impl fmt::Display for Side {
 /// What [`Lab::up`] did.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Outcome {
+pub enum Raised {
     /// Nothing: the lab was already up as wanted.
     AlreadyUp,
     /// It made a new lab.
@@ -208,16 +208,16 @@ impl Lab {
     ///
     /// # Errors
     /// Without root, or if a foreign interface is in one of its namespaces.
-    pub fn up(&self, queues: u32) -> Result<Outcome> {
+    pub fn up(&self, queues: u32) -> Result<Raised> {
         need_root("up")?;
         // The kernel's limit.
         ensure!((1..=4096).contains(&queues), "a veth can have 1 to 4096 queues, not {queues}");
         let _lock = self.lock()?;
         let found = self.find_own()?;
         if found.iter().all(|side| side.is_whole() && side.queues() == Some(queues)) {
-            return Ok(Outcome::AlreadyUp);
+            return Ok(Raised::AlreadyUp);
         }
-        let outcome = if self.remove(found)? { Outcome::Replaced } else { Outcome::Made };
+        let outcome = if self.remove(found)? { Raised::Replaced } else { Raised::Made };
         let made = self.make(queues);
         if made.is_err() {
             // Report why it could not be made, not why it could not be removed.

@@ -41,7 +41,7 @@ pub use parts::{Kernel, Qemu};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[cfg_attr(feature = "cli", derive(clap::ValueEnum))]
 #[serde(rename_all = "lowercase")]
-pub enum Nic {
+pub enum Card {
     /// Intel 82576; its driver also serves the I210 and I350, and has zero-copy since Linux 6.14
     Igb,
     /// virtio-net as zero-copy needs it: with IOMMU platform, without legacy
@@ -54,7 +54,7 @@ pub enum Nic {
     Vmxnet3,
 }
 
-impl Nic {
+impl Card {
     /// The name of its kernel driver.
     #[must_use]
     pub fn driver(self) -> &'static str {
@@ -78,7 +78,7 @@ impl Nic {
     }
 }
 
-impl fmt::Display for Nic {
+impl fmt::Display for Card {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(match self {
             Self::Igb => "igb",
@@ -115,7 +115,7 @@ impl fmt::Display for Accelerator {
 #[derive(Debug, Clone)]
 pub struct VmConfig {
     /// Its two cards.
-    pub nic: Nic,
+    pub nic: Card,
     /// Its kernel; see [`Kernel::find`].
     pub kernel: Option<String>,
     /// How its instructions are executed.
