@@ -12,7 +12,7 @@ use crate::common::{TestLab, fails_with, ip, link, resolve, trial};
 use anyhow::{Context, Result, ensure};
 use libtest_mimic::Trial;
 use nix::sched::{CloneFlags, setns};
-use sixhop::lab::{Lab, Outcome, Side, State};
+use sixhop::lab::{Lab, Raised, Side, State};
 use sixhop::net::netlink;
 
 pub fn trials() -> Vec<Trial> {
@@ -36,10 +36,10 @@ pub fn trials() -> Vec<Trial> {
 
 fn up_twice_changes_nothing() -> Result<()> {
     let lab = TestLab::new()?;
-    ensure!(lab.up(1)? == Outcome::Made);
+    ensure!(lab.up(1)? == Raised::Made);
     ensure!(lab.status()?.state == State::Up);
     let before = link(&lab, Side::Server)?;
-    ensure!(lab.up(1)? == Outcome::AlreadyUp);
+    ensure!(lab.up(1)? == Raised::AlreadyUp);
     ensure!(link(&lab, Side::Server)? == before);
     Ok(())
 }
@@ -51,8 +51,8 @@ fn two_ups_at_once_make_one_lab() -> Result<()> {
         ups.into_iter().map(|up| up.join().expect("up does not panic")).collect()
     });
     let outcomes = outcomes?;
-    let made = outcomes.iter().filter(|&&outcome| outcome == Outcome::Made).count();
-    let already = outcomes.iter().filter(|&&outcome| outcome == Outcome::AlreadyUp).count();
+    let made = outcomes.iter().filter(|&&outcome| outcome == Raised::Made).count();
+    let already = outcomes.iter().filter(|&&outcome| outcome == Raised::AlreadyUp).count();
     ensure!((made, already) == (1, 3), "{outcomes:?}");
     Ok(())
 }
@@ -86,7 +86,7 @@ fn half_made_lab_is_replaced() -> Result<()> {
     let [server, client] = [Side::Server, Side::Client].map(|side| lab.namespace(side));
     let replaced = |what: &str| -> Result<()> {
         ensure!(lab.status()?.state != State::Up, "{what} counts as whole");
-        ensure!(lab.up(1)? == Outcome::Replaced, "{what} was not replaced");
+        ensure!(lab.up(1)? == Raised::Replaced, "{what} was not replaced");
         ensure!(lab.status()?.state == State::Up, "{what} was not made whole");
         Ok(())
     };
@@ -102,8 +102,8 @@ fn half_made_lab_is_replaced() -> Result<()> {
     replaced("a lab without one namespace")?;
     lab.down()?;
     fs::write(namespace_path(&lab, Side::Client), "")?;
-    ensure!(lab.up(1)? == Outcome::Replaced);
-    ensure!(lab.up(2)? == Outcome::Replaced, "other queues were not replaced");
+    ensure!(lab.up(1)? == Raised::Replaced);
+    ensure!(lab.up(2)? == Raised::Replaced, "other queues were not replaced");
     Ok(())
 }
 
@@ -148,7 +148,7 @@ fn queues_are_as_asked() -> Result<()> {
         ensure!(queues.lines().count() == 6, "{queues}");
     }
     ensure!(lab.up(0).is_err() && lab.up(5000).is_err());
-    ensure!(lab.up(3)? == Outcome::AlreadyUp);
+    ensure!(lab.up(3)? == Raised::AlreadyUp);
     Ok(())
 }
 
