@@ -12,10 +12,11 @@
 //! or update the zone: the DO bit is ignored, and AXFR refused. A zone file is as RFC 1035 has it,
 //! with the SOA record first, and without `$INCLUDE` and DNAME.
 //!
-//! Messages and zone files are those of `domain`, by NLnet Labs, who make NSD and Unbound. It has
-//! been kept since 2015, builds with Rust 1.79, and composes an answer in place without
-//! allocating. It adds ten packages, where `hickory-proto` adds an asynchronous runtime's. Its own
-//! zone tree would add one too, and panics where an answer does not fit. So the lookup is here.
+//! Messages and zone files are read and written by `domain`, of NLnet Labs, who make NSD and
+//! Unbound: it composes an answer on the stack, without allocating, and needs 18 packages, where
+//! `hickory-proto` needs 51. It is version 0.11, since 0.12 takes Rust 1.87. Its own zone tree,
+//! not declared stable yet, would add tokio and panics where an answer does not fit, so the lookup
+//! is here.
 //!
 //! | RFC | what it is here |
 //! |---|---|
@@ -27,6 +28,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::path::{Path, PathBuf};
+use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -417,8 +419,17 @@ impl Args {
     }
 }
 
-fn main() -> Result<()> {
-    let args = Args::parse();
+fn main() -> ExitCode {
+    match run(Args::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("dns: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(args: Args) -> Result<()> {
     let service = Dns(Arc::new(Zone::read(&args.zone)?));
     let targets = args.targets()?;
     let first = match &targets {

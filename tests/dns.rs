@@ -238,7 +238,6 @@ fn expected() -> Vec<(&'static str, &'static str, &'static str, Vec<String>)> {
             ours,
             owned(&["A www.example.org. 600 IN A 192.0.2.80"]),
         ),
-        ("example.org IXFR=1 +notcp", "REFUSED", "qr", none()),
         ("www.example.org CH TXT", "REFUSED", "qr", none()),
         ("www.example.com AAAA", "REFUSED", "qr", none()),
         ("www.example.org A +opcode=NOTIFY", "NOTIMP", "qr", none()),
