@@ -35,6 +35,9 @@ TOOLS := clang cc pkg-config ip
 # a guest's kernel; faketime sets a server's clock; ethtool does to an interface what its owner may.
 test test-guest: PACKAGES += net-tools kmod xz-utils faketime ethtool
 test test-guest: TOOLS += ifconfig modprobe xz faketime ethtool
+# What asks examples/dns.rs: dig and kxdpgun.
+test: PACKAGES += bind9-dnsutils knot-dnsutils
+test: TOOLS += dig kxdpgun
 # Parts of Rust that only the tests take: as cargo calls them, and as Debian does.
 test: COMPONENTS := fmt clippy
 test: RUST_13 := rustfmt rust-clippy

@@ -10,6 +10,7 @@ mod causes;
 mod changes;
 mod clock;
 mod conformance;
+mod dns;
 mod faults;
 mod granted;
 mod lab;
@@ -44,6 +45,7 @@ fn main() -> ExitCode {
         changes::trials(),
         clock::trials(),
         conformance::trials(),
+        dns::trials(),
         faults::trials(),
         granted::trials(),
         lab::trials(),
@@ -65,6 +67,6 @@ fn main() -> ExitCode {
         values::trials(),
     ];
     // What these find depends on how busy the machine is.
-    let alone = [measure::alone(), neighbour::trials(), steady::trials()];
+    let alone = [dns::alone(), measure::alone(), neighbour::trials(), steady::trials()];
     common::main(beside.into_iter().flatten().collect(), alone.into_iter().flatten().collect())
 }

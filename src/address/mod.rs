@@ -73,6 +73,12 @@ impl From<Pool> for Targets {
     }
 }
 
+impl From<mt6d::Timetable> for Targets {
+    fn from(timetable: mt6d::Timetable) -> Self {
+        Self::Moving(Arc::new(timetable))
+    }
+}
+
 /// Fills `places` with `value(0)`, `value(1)`, …, in equal parts on `threads` threads.
 pub fn fill<T: Send>(places: &mut [T], threads: usize, value: impl Fn(u64) -> T + Sync) {
     let part = |start: usize, places: &mut [T]| {

@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 
-use crate::address::{Pool, Prefix, Schedule, Sources, Targets};
+use crate::address::{Prefix, Schedule, Sources, Targets};
 use crate::engine::{
     self, CounterSet, Engine, EngineConfig, EngineKind, RingRequest, TPacket, supervise,
 };
@@ -191,13 +191,13 @@ const PERIOD: Duration = Duration::from_secs(1);
 const LOOK: Duration = Duration::from_millis(100);
 
 impl ServerConfig {
-    /// Only to make the addresses of `pool` live on `interface`, and to answer for them what makes
-    /// them so.
+    /// Only to make addresses live on `interface`, those of a [`Pool`](crate::address::Pool) or of
+    /// a [`Timetable`](crate::address::mt6d::Timetable), and to answer for them what makes them so.
     #[must_use]
-    pub fn hold(interface: String, pool: Pool, bind: Method) -> Self {
+    pub fn hold(interface: String, targets: impl Into<Targets>, bind: Method) -> Self {
         Self {
             interface,
-            targets: pool.into(),
+            targets: targets.into(),
             bind,
             engine: None,
             attach: AttachRequest::Auto,
