@@ -16,7 +16,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::thread;
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result};
 use nix::errno::Errno;
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
@@ -163,8 +163,9 @@ pub(crate) fn with_own_sys<T: Send>(f: impl FnOnce() -> T + Send) -> Option<T> {
 
 /// Whether this machine has `bytes` of memory to spare for `what`. Where it does not say, it may
 /// try.
+#[cfg(any(feature = "cli", test))]
 pub(crate) fn has_memory(bytes: u64, what: impl Display) -> Result<()> {
-    lacks_memory(bytes, memory_to_spare(), what).map_or(Ok(()), |why| Err(anyhow!(why)))
+    lacks_memory(bytes, memory_to_spare(), what).map_or(Ok(()), |why| Err(anyhow::anyhow!(why)))
 }
 
 /// What to say where `spare` bytes of memory are too few for `what`, which takes `bytes`.
