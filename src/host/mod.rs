@@ -16,7 +16,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::thread;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use nix::errno::Errno;
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
@@ -163,18 +163,25 @@ pub(crate) fn with_own_sys<T: Send>(f: impl FnOnce() -> T + Send) -> Option<T> {
 
 /// Whether this machine has `bytes` of memory to spare for `what`. Where it does not say, it may
 /// try.
+#[cfg(any(feature = "cli", test))]
 pub(crate) fn has_memory(bytes: u64, what: impl Display) -> Result<()> {
-    let Some(spare) = spare_memory(&fs::read_to_string("/proc/meminfo").unwrap_or_default()) else {
-        return Ok(());
-    };
+    lacks_memory(bytes, memory_to_spare(), what).map_or(Ok(()), |why| Err(anyhow::anyhow!(why)))
+}
+
+/// What to say where `spare` bytes of memory are too few for `what`, which takes `bytes`.
+pub(crate) fn lacks_memory(bytes: u64, spare: Option<u64>, what: impl Display) -> Option<String> {
     const MIB: u64 = 1 << 20;
-    ensure!(
-        bytes <= spare,
+    let spare = spare.filter(|spare| bytes > *spare)?;
+    Some(format!(
         "{what} take {} MiB of memory, and this machine has {} MiB to spare: use fewer",
         bytes.div_ceil(MIB),
         spare / MIB
-    );
-    Ok(())
+    ))
+}
+
+/// Bytes that this machine can spare; `None` where it does not say.
+pub(crate) fn memory_to_spare() -> Option<u64> {
+    spare_memory(&fs::read_to_string("/proc/meminfo").unwrap_or_default())
 }
 
 /// Bytes that can be had without another program being killed, by /proc/meminfo.

@@ -1,75 +1,73 @@
-//! What is looked at before a server changes anything: that the interface has IPv6, that there is
-//! room for so many addresses, and that taking the prefix takes nothing from others. And the
+//! What a plan looks at before a server changes anything: that the interface has IPv6, that there
+//! is room for so many addresses, and that taking the prefix takes nothing from others. And the
 //! largest request that its rings will hold.
 
-use anyhow::{Result, bail, ensure};
-
 use super::ServerConfig;
+use super::error::{ConfigError, InterfaceError, Refused};
+use super::found::Found;
 use crate::address::{Prefix, Targets, timed};
 use crate::engine::{EngineKind, Modes, largest_request};
 use crate::host;
 use crate::live::Method;
-use crate::net::ethtool;
-use crate::net::netlink::{self, Link, TableRoute};
+use crate::net::netlink::{Link, TableRoute};
 use crate::wire::MAX_PAYLOAD;
 use crate::xdp::LiveAddresses;
 
 /// Looks at all of it. `kind` is the engine that there will be.
-pub(super) fn before(link: &Link, config: &ServerConfig, kind: Option<EngineKind>) -> Result<()> {
+pub(super) fn before(
+    config: &ServerConfig,
+    found: &Found,
+    kind: Option<EngineKind>,
+) -> Result<(), Refused> {
     let hidden = config.bind == Method::LiveMap;
-    ensure!(
-        !config.multicast_router || hidden,
-        "--multicast-router is for --bind live-map: the kernel reports the groups of its own \
-         addresses"
-    );
-    fits(link, kind, hidden)?;
-    ensure!(
-        !(hidden && config.engine.is_some() && netlink::vrf(link.index)?.is_some()),
-        "{} is in a VRF, where the kernel cannot be had to take only what comes from it, as \
-         live-map needs for requests in \
-         fragments: use --bind netlink, or take it out with 'ip link set {0} nomaster'",
-        link.name
-    );
-    host::has_ipv6(link)?;
-    has_room(&config.targets, config.bind, kind)?;
-    if matches!(config.bind, Method::LiveMap | Method::Anyip) && !config.take_prefix {
-        takes_nothing(link, config.targets.prefix(), config.bind)?;
+    let name = || found.link.name.clone();
+    if config.multicast_router && !hidden {
+        return Err(ConfigError::MulticastRouter.into());
+    }
+    fits(found, kind, hidden)?;
+    if found.in_vrf && hidden && config.engine.is_some() {
+        return Err(InterfaceError::InVrf(name()).into());
+    }
+    if let Some(why) = &found.no_ipv6 {
+        return Err(InterfaceError::NoIpv6(why.clone()).into());
+    }
+    has_room(&config.targets, config.bind, kind, found.spare_memory)?;
+    if takes_prefix(config) {
+        takes_nothing(found, config.targets.prefix(), config.bind)?;
     }
     Ok(())
 }
 
+/// Whether the kernel, or the program, takes every packet under the prefix, and that is not meant
+/// where others have a part of it.
+pub(super) fn takes_prefix(config: &ServerConfig) -> bool {
+    matches!(config.bind, Method::LiveMap | Method::Anyip) && !config.take_prefix
+}
+
 /// Refuses a link on which the engine would receive nothing, or the binding reach nobody.
-fn fits(link: &Link, engine: Option<EngineKind>, hidden: bool) -> Result<()> {
+fn fits(found: &Found, engine: Option<EngineKind>, hidden: bool) -> Result<(), InterfaceError> {
     let Some(engine) = engine.filter(|engine| engine.sees_frames()) else { return Ok(()) };
-    ensure!(
-        link.is_ethernet(),
-        "{} carries no Ethernet frames (link type {}, a tunnel's), and {engine} takes no others: \
-         use --engine socket-gso, or another of \
-         the socket engines, with --bind netlink",
-        link.name,
-        link.link_type
-    );
-    ensure!(
-        !hidden || ethtool::driver(&link.name)? != "ipvlan",
-        "{} is an ipvlan, which gets only what is for the kernel's addresses, and those of \
-         live-map are none: use --bind netlink, or a \
-         macvlan",
-        link.name
-    );
+    let (interface, link_type) = (found.link.name.clone(), found.link.link_type);
+    if !found.link.is_ethernet() {
+        return Err(InterfaceError::NoEthernet { interface, link_type, engine });
+    }
+    if hidden && found.driver == "ipvlan" {
+        return Err(InterfaceError::IsIpvlan(interface));
+    }
     Ok(())
 }
 
-/// Whether the kernel's maps and this machine's memory hold so many addresses.
-fn has_room(targets: &Targets, bind: Method, kind: Option<EngineKind>) -> Result<()> {
+/// Whether the kernel's maps and `spare` bytes of memory hold so many addresses.
+fn has_room(
+    targets: &Targets,
+    bind: Method,
+    kind: Option<EngineKind>,
+    spare: Option<u64>,
+) -> Result<(), ConfigError> {
     let count = targets.count();
     let steers = kind.is_some_and(EngineKind::steers);
-    if matches!(targets, Targets::Pool(_)) && steers {
-        ensure!(
-            count <= LiveAddresses::MOST,
-            "{count} addresses are too many: the kernel holds at most {} in the XDP program's \
-             hash; use fewer",
-            LiveAddresses::MOST
-        );
+    if matches!(targets, Targets::Pool(_)) && steers && count > LiveAddresses::MOST {
+        return Err(ConfigError::TooMany(count));
     }
     let bytes = match targets {
         Targets::Pool(_) => {
@@ -81,24 +79,21 @@ fn has_room(targets: &Targets, bind: Method, kind: Option<EngineKind>) -> Result
         }
         Targets::Moving(timetable) => timed::Layout::new(timetable.clients()).bytes(),
     };
-    host::has_memory(bytes, format_args!("{count} addresses"))
+    let lacks = host::lacks_memory(bytes, spare, format_args!("{count} addresses"));
+    lacks.map_or(Ok(()), |why| Err(ConfigError::NoMemory(why)))
 }
 
-/// Whether all that the prefix takes from this machine is what comes to `link`, and nothing that it
-/// has routes for elsewhere.
-fn takes_nothing(link: &Link, prefix: Prefix, method: Method) -> Result<()> {
-    let routes = netlink::routes(link.index)?;
+/// Whether all that the prefix takes from this machine is what comes to the link, and nothing that
+/// it has routes for elsewhere.
+fn takes_nothing(found: &Found, prefix: Prefix, bind: Method) -> Result<(), ConfigError> {
+    let link = &found.link;
     let own: Vec<_> = std::iter::once(link.index).chain(link.master).collect();
-    let Some(route) = in_the_way(&own, prefix, &routes) else { return Ok(()) };
-    let through = netlink::links()?.into_iter().find(|other| Some(other.index) == route.interface);
-    let through = through.map_or_else(|| "several interfaces".to_owned(), |other| other.name);
-    bail!(
-        "--prefix {prefix} takes what this machine has a route for, {} through {through}: {method} \
-         would keep every packet for it that comes to {}; use a prefix that nothing else is in, or \
-         --take-prefix where that is meant",
-        route.prefix,
-        link.name
-    )
+    let Some(route) = in_the_way(&own, prefix, &found.routes) else { return Ok(()) };
+    let through = found.links.iter().find(|other| Some(other.index) == route.interface);
+    let through =
+        through.map_or_else(|| "several interfaces".to_owned(), |other| other.name.clone());
+    let (route, interface) = (route.prefix, link.name.clone());
+    Err(ConfigError::Routed { prefix, route, through, bind, interface })
 }
 
 /// A route, other than to the link itself, of which the interfaces `own` are, by which packets to
@@ -153,6 +148,7 @@ pub(super) fn too_large(link: &Link, kind: Option<EngineKind>, modes: &Modes) ->
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::net::netlink;
     use crate::xdp::RingSizes;
 
     fn prefix(text: &str) -> Prefix {
@@ -221,12 +217,15 @@ mod tests {
             Targets::from(crate::address::Pool::new(prefix("2001:db8::/64"), count, 1).unwrap())
         };
         let said = |count, bind, kind| {
-            has_room(&pool(count), bind, kind).map_err(|error| error.to_string())
+            let spare = Some(1 << 30);
+            has_room(&pool(count), bind, kind, spare).map_err(|error| error.to_string())
         };
         assert_eq!(said(1000, Method::LiveMap, Some(EngineKind::Afxdp)), Ok(()));
         let many = said(400_000_000, Method::LiveMap, Some(EngineKind::Afxdp)).unwrap_err();
         assert!(many.contains("at most 134217728"), "{many}");
         let list = said(1 << 60, Method::Netlink, Some(EngineKind::Socket)).unwrap_err();
         assert!(list.contains("MiB of memory"), "{list}");
+        let unknown = has_room(&pool(1 << 60), Method::Netlink, Some(EngineKind::Socket), None);
+        assert_eq!(unknown, Ok(()), "where the machine does not say, it may try");
     }
 }

@@ -5,8 +5,10 @@ use std::{fmt, io};
 
 use nix::errno::Errno;
 
+use crate::address::Prefix;
 use crate::engine::EngineKind;
-use crate::live::Interrupted;
+use crate::live::{Interrupted, Method};
+use crate::xdp::LiveAddresses;
 
 /// Why a server does not start, or ends. Nothing is left behind unless the variant says so.
 #[derive(Debug, thiserror::Error)]
@@ -16,7 +18,8 @@ pub enum ServerError {
     /// [`ConfigError`].
     #[error(transparent)]
     Config(Cause),
-    /// The interface does not exist, is down, or cannot be served.
+    /// The interface does not exist, is down, or cannot be served. Of one that can never be served
+    /// so, [`Cause::downcast_ref`] gives the [`InterfaceError`].
     #[error(transparent)]
     Interface(Cause),
     /// A privilege is missing, or a security module denies a call.
@@ -94,6 +97,85 @@ pub enum ConfigError {
     QueueTwice(u32),
     #[error("processor {core} is not one of those that this process may use: {allowed:?}")]
     NoCore { core: usize, allowed: Vec<usize> },
+    #[error(
+        "--multicast-router is for --bind live-map: the kernel reports the groups of its own \
+         addresses"
+    )]
+    MulticastRouter,
+    #[error(
+        "{0} addresses are too many: the kernel holds at most {most} in the XDP program's hash; \
+         use fewer",
+        most = LiveAddresses::MOST
+    )]
+    TooMany(u64),
+    #[error("{0}")]
+    NoMemory(String),
+    #[error(
+        "--prefix {prefix} takes what this machine has a route for, {route} through {through}: \
+         {bind} would keep every packet for it that comes to {interface}; use a prefix that \
+         nothing else is in, or --take-prefix where that is meant"
+    )]
+    Routed { prefix: Prefix, route: Prefix, through: String, bind: Method, interface: String },
+}
+
+/// Why an interface cannot be served in the way that was asked for.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+#[expect(missing_docs, reason = "the messages say it")]
+pub enum InterfaceError {
+    #[error("{0}")]
+    NoIpv6(String),
+    #[error("{0}")]
+    IsPort(String),
+    #[error(
+        "{interface} carries no Ethernet frames (link type {link_type}, a tunnel's), and {engine} \
+         takes no others: use --engine socket-gso, or another of the socket engines, with --bind \
+         netlink"
+    )]
+    NoEthernet { interface: String, link_type: u16, engine: EngineKind },
+    #[error(
+        "{0} is an ipvlan, which gets only what is for the kernel's addresses, and those of \
+         live-map are none: use --bind netlink, or a macvlan"
+    )]
+    IsIpvlan(String),
+    #[error(
+        "{0} is in a VRF, where the kernel cannot be told to take only what comes from it, as \
+         live-map needs for requests in fragments: use --bind netlink, or take it out with \
+         'ip link set {0} nomaster'"
+    )]
+    InVrf(String),
+    #[error("{why}: {cure}")]
+    CannotSend { why: String, cure: String },
+    #[error("{0}")]
+    Occupied(String),
+}
+
+/// Why there is no plan for a server.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Refused {
+    Config(Box<ConfigError>),
+    Interface(InterfaceError),
+}
+
+impl From<ConfigError> for Refused {
+    fn from(error: ConfigError) -> Self {
+        Self::Config(error.into())
+    }
+}
+
+impl From<InterfaceError> for Refused {
+    fn from(error: InterfaceError) -> Self {
+        Self::Interface(error)
+    }
+}
+
+impl From<Refused> for anyhow::Error {
+    fn from(refused: Refused) -> Self {
+        match refused {
+            Refused::Config(error) => (*error).into(),
+            Refused::Interface(error) => error.into(),
+        }
+    }
 }
 
 /// The part of a start that failed: seen by [`ServerError::of_start`], and silent in messages.
@@ -193,6 +275,10 @@ mod tests {
         );
         assert!(matches!(of(At::binding(errno()).into()), ServerError::Binding(_)));
         assert!(matches!(of(errno()), ServerError::Interface(_)));
+        let vrf = InterfaceError::InVrf("eth1".to_owned());
+        let error = of(anyhow::Error::from(Refused::from(vrf.clone())).context("put right"));
+        let ServerError::Interface(cause) = &error else { panic!("{error:?}") };
+        assert_eq!(cause.downcast_ref(), Some(&vrf));
         let denied = anyhow::Error::new(Errno::EPERM).context("cannot bind");
         assert!(matches!(of(At::binding(denied).into()), ServerError::Denied(_)));
         for error in [anyhow!(Interrupted), anyhow!(Interrupted).context("3 of 10")] {

@@ -1,23 +1,25 @@
 //! A port of a bridge or a bond: the kernel hands its packets on to the device above, also those
 //! that ask for addresses of the port. Only a program on the port sees them before.
 
-use anyhow::{Result, bail};
-
+use super::error::InterfaceError;
 use crate::live::Method;
-use crate::net::netlink::{self, Link};
+use crate::net::netlink::Link;
 
-/// Refuses to make addresses live on a port where nobody would ever find them; where they can be,
-/// says what such a server does not see.
+/// Refuses to make addresses live on `link`, a port of `above`, where nobody would ever find them;
+/// where they can be found, says what such a server does not see.
 ///
 /// # Errors
 /// When `bind` is of no use there, with what to do about it.
-pub(super) fn may_serve(link: &Link, bind: Method, serves: bool) -> Result<Option<String>> {
-    let Some(index) = link.master else { return Ok(None) };
-    let above = netlink::links()?.into_iter().find(|above| above.index == index);
-    let Some(above) = above else { return Ok(None) }; // it has gone meanwhile
+pub(super) fn may_serve(
+    link: &Link,
+    above: Option<&Link>,
+    bind: Method,
+    serves: bool,
+) -> Result<Option<String>, InterfaceError> {
+    let Some(above) = above else { return Ok(None) };
     let kind = above.kind.as_deref();
     if takes_packets(kind) && !works(kind, bind) {
-        bail!("{}", no_use(&link.name, &above.name, kind, bind, serves));
+        return Err(InterfaceError::IsPort(no_use(&link.name, &above.name, kind, bind, serves)));
     }
     // Only its program sees what comes: whatever makes addresses live, other ports are not its own.
     Ok(takes_packets(kind).then(|| {

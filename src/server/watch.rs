@@ -13,7 +13,7 @@ use std::net::Ipv6Addr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use anyhow::{Error, Result, anyhow};
+use anyhow::{Error, Result, anyhow, ensure};
 
 use crate::engine::Follower;
 use crate::live::Method;
@@ -224,14 +224,13 @@ impl Watcher {
 
     /// Does what is to be done about a change, and returns what to say of it.
     fn take_over(&mut self, change: &Change, seen: &mut Seen) -> Result<Option<String>> {
-        let (name, addresses) = (&self.before.name, self.addresses);
-        let is_hidden = self.bind == Method::LiveMap;
+        let name = &self.before.name;
         Ok(Some(match change {
             Change::Gone => {
                 return Err(anyhow!(
-                    "{name} has gone, and its {addresses} addresses with it: it was deleted, or \
-                     moved to another \
-                     network namespace"
+                    "{name} has gone, and its {} addresses with it: it was deleted, or moved to \
+                     another network namespace",
+                    self.addresses
                 ));
             }
             Change::Detached => {
@@ -244,47 +243,9 @@ impl Watcher {
                 seen.renamed = Some(name.clone());
                 format!("{from} is now called {name}")
             }
-            Change::Address { from } => {
-                if let Some(follower) = &self.follower {
-                    follower.set_address(self.before.mac);
-                }
-                format!(
-                    "the Ethernet address of {name} was {}, and is {} now",
-                    shown(*from),
-                    shown(self.before.mac)
-                )
-            }
-            Change::Mtu { from } => {
-                let words = format!("the MTU of {name} was {from}, and is {} now", self.before.mtu);
-                if let Some(follower) = &self.follower {
-                    follower
-                        .set_mtu(self.before.mtu)
-                        .map_err(|why| anyhow!("{words}: {why:#}; start the server again"))?;
-                }
-                words
-            }
-            Change::Master => match self.before.master {
-                None => format!("{name} is under no other interface any more"),
-                Some(index) => {
-                    let master = self.socket.link_at(index).ok().flatten();
-                    let master =
-                        master.map_or_else(|| format!("interface {index}"), |link| link.name);
-                    if !is_hidden {
-                        return Err(anyhow!(
-                            "{name} was put under {master}, for which the kernel takes its packets \
-                             now, so that its \
-                             addresses are not found: serve on {master}, or take it out ('ip link \
-                             set {name} \
-                             nomaster')"
-                        ));
-                    }
-                    format!(
-                        "{name} was put under {master}: the XDP program goes on to answer, but \
-                         fragments and requests \
-                         behind extension headers are {master}'s now, and get no answer"
-                    )
-                }
-            },
+            Change::Address { from } => self.follow_address(*from),
+            Change::Mtu { from } => self.follow_mtu(*from)?,
+            Change::Master => self.follow_master()?,
             Change::Down => format!("{name} is down: nobody is answered until it is up"),
             Change::Up => {
                 seen.renew = true;
@@ -295,34 +256,85 @@ impl Watcher {
                 seen.renew = true;
                 return Ok(None);
             }
-            Change::Ipv6 if self.before.ipv6 => {
-                seen.renew = true;
-                format!("the kernel does IPv6 on {name} again")
-            }
             Change::Ipv6 => {
-                let what = if is_hidden {
-                    "fragments and requests behind extension headers get no answer".to_owned()
-                } else {
-                    format!("its {addresses} addresses are not to be found")
-                };
-                format!(
-                    "the kernel does no IPv6 on {name} (disable_ipv6 is set, or its MTU is below \
-                     1280): {what} until it does"
-                )
+                seen.renew |= self.before.ipv6;
+                self.follow_ipv6()
             }
-            Change::Arp if self.before.arp => format!("neighbours are discovered on {name} again"),
-            Change::Arp => {
-                let what = if is_hidden {
-                    "fragments and requests behind extension headers get no answer".to_owned()
-                } else {
-                    format!("its {addresses} addresses are not to be found")
-                };
-                format!(
-                    "no neighbours are discovered on {name} any more ('arp off'): {what} until 'ip \
-                     link set {name} arp on'"
-                )
-            }
+            Change::Arp => self.follow_arp(),
         }))
+    }
+
+    fn follow_address(&self, from: [u8; 6]) -> String {
+        let Link { name, mac, .. } = &self.before;
+        if let Some(follower) = &self.follower {
+            follower.set_address(*mac);
+        }
+        format!("the Ethernet address of {name} was {}, and is {} now", shown(from), shown(*mac))
+    }
+
+    fn follow_mtu(&self, from: u32) -> Result<String> {
+        let Link { name, mtu, .. } = &self.before;
+        let words = format!("the MTU of {name} was {from}, and is {mtu} now");
+        let followed = self.follower.as_ref().map_or(Ok(()), |follower| follower.set_mtu(*mtu));
+        followed.map_err(|why| anyhow!("{words}: {why:#}; start the server again"))?;
+        Ok(words)
+    }
+
+    fn follow_master(&mut self) -> Result<String> {
+        let (name, is_hidden) = (&self.before.name, self.is_hidden());
+        let Some(index) = self.before.master else {
+            return Ok(format!("{name} is under no other interface any more"));
+        };
+        let master = self.socket.link_at(index).ok().flatten();
+        let master = master.map_or_else(|| format!("interface {index}"), |link| link.name);
+        ensure!(
+            is_hidden,
+            "{name} was put under {master}, for which the kernel takes its packets now, so that \
+             its addresses are not found: serve on {master}, or take it out ('ip link set {name} \
+             nomaster')"
+        );
+        Ok(format!(
+            "{name} was put under {master}: the XDP program goes on to answer, but fragments and \
+             requests behind extension headers are {master}'s now, and get no answer"
+        ))
+    }
+
+    fn follow_ipv6(&self) -> String {
+        let name = &self.before.name;
+        if self.before.ipv6 {
+            return format!("the kernel does IPv6 on {name} again");
+        }
+        format!(
+            "the kernel does no IPv6 on {name} (disable_ipv6 is set, or its MTU is below 1280): {} \
+             until it does",
+            self.silent()
+        )
+    }
+
+    fn follow_arp(&self) -> String {
+        let name = &self.before.name;
+        if self.before.arp {
+            return format!("neighbours are discovered on {name} again");
+        }
+        format!(
+            "no neighbours are discovered on {name} any more ('arp off'): {} until 'ip link set \
+             {name} arp on'",
+            self.silent()
+        )
+    }
+
+    /// Who gets no answer while the kernel has no part in the interface.
+    fn silent(&self) -> String {
+        if self.is_hidden() {
+            "fragments and requests behind extension headers get no answer".to_owned()
+        } else {
+            format!("its {} addresses are not to be found", self.addresses)
+        }
+    }
+
+    /// Whether the kernel has none of the addresses.
+    fn is_hidden(&self) -> bool {
+        self.bind == Method::LiveMap
     }
 }
 
@@ -332,11 +344,12 @@ fn shown(mac: [u8; 6]) -> String {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use crate::net::netlink::{AttachMode, AttachedProgram};
 
-    fn server0() -> Link {
+    /// A veth that an XDP program runs on.
+    pub(crate) fn server0() -> Link {
         Link {
             index: 2,
             name: "server0".to_owned(),

@@ -1,6 +1,6 @@
 //! Devices that lie on others: where a driver's yes is no proof that packets come into their rings.
 
-use anyhow::{Result, bail};
+use anyhow::Result;
 
 use crate::net::ethtool;
 use crate::net::netlink::{self, Link};
@@ -28,21 +28,9 @@ pub fn queues(link: &Link) -> Result<u32> {
     Ok(below.clamp(own, link.rx_queues.max(own)))
 }
 
-/// Refuses to serve queues of `link` whose replies would stay in the ring: those of an AF_XDP
-/// socket leave by the queue that it is bound to.
-///
-/// # Errors
-/// When one of `served` has no transmit queue, with what to do about it.
-pub fn can_send(link: &Link, served: &[u32]) -> Result<()> {
-    if runs_below(link.kind.as_deref()) {
-        return Ok(()); // as many each way, whatever is below
-    }
-    let cannot = cannot_send(&link.name, ethtool::queue_counts(&link.name)?, served);
-    let Some((why, cure)) = cannot else { return Ok(()) };
-    bail!("{why}: {cure}")
-}
-
-/// What is wrong with the queues `served` of `interface`, and what to do about it.
+/// What is wrong with the queues `served` of `interface`, and what to do about it: replies of an
+/// AF_XDP socket leave by the queue that it is bound to, or stay in the ring. Not for what
+/// [runs below](runs_below), which has as many queues each way.
 #[must_use]
 pub fn cannot_send(
     interface: &str,

@@ -1,0 +1,85 @@
+//! What a plan has to know of the machine: asked once, before anything changes.
+
+use std::net::Ipv6Addr;
+
+use anyhow::Result;
+
+use super::{ServerConfig, checks};
+use crate::address::Prefix;
+use crate::host::{self, Nearness};
+use crate::net::ethtool::{self, QueueCounts};
+use crate::net::netlink::{self, Link, Socket, TableRoute};
+use crate::xdp::stacked;
+
+/// An interface, and the machine around it.
+#[derive(Debug, Clone)]
+pub(super) struct Found {
+    /// The interface.
+    pub link: Link,
+    /// All interfaces of its namespace.
+    pub links: Vec<Link>,
+    /// Its driver; empty where it says none.
+    pub driver: String,
+    /// Why the kernel has no IPv6 on it, and what to do about that.
+    pub no_ipv6: Option<String>,
+    /// Whether it is in a VRF.
+    pub in_vrf: bool,
+    /// Its own queues.
+    pub queues: QueueCounts,
+    /// Receive queues that packets may come on: more than its own where it lies on others.
+    pub receiving: u32,
+    /// The prefixes on its link; not looked for where the configuration says who may ask.
+    pub on_link: Vec<Prefix>,
+    /// Addresses that it has, without those that a server gave it.
+    pub own: Vec<Ipv6Addr>,
+    /// The routes that packets from it meet; looked for only where the prefix is taken.
+    pub routes: Vec<TableRoute>,
+    /// Processors that this process may use.
+    pub processors: Vec<usize>,
+    /// Those near the interface.
+    pub nearness: Nearness,
+    /// Bytes of memory to spare; `None` where the machine does not say.
+    pub spare_memory: Option<u64>,
+}
+
+impl Found {
+    /// What there is around `link`, in the namespace of the calling thread, that `config` makes a
+    /// difference to.
+    ///
+    /// # Errors
+    /// When the kernel cannot be asked, or the interface has gone.
+    pub fn of(link: Link, config: &ServerConfig) -> Result<Self> {
+        let mut socket = Socket::open()?;
+        let no_ipv6 = host::has_ipv6(&link).err().map(|why| why.to_string());
+        // Who has none is not asked about it.
+        let has_ipv6 = no_ipv6.is_none();
+        // Now, as its routes go while a bind sets the link down.
+        let on_link = match config.allow {
+            None if has_ipv6 => netlink::on_link_prefixes(link.index)?,
+            _ => Vec::new(),
+        };
+        let takes_prefix = has_ipv6 && checks::takes_prefix(config);
+        let routes = if takes_prefix { socket.routes(link.index)? } else { Vec::new() };
+        let own = if has_ipv6 { socket.addresses(link.index)? } else { Vec::new() };
+        Ok(Self {
+            links: socket.links()?,
+            driver: ethtool::driver(&link.name)?,
+            no_ipv6,
+            in_vrf: socket.vrf(link.index)?.is_some(),
+            queues: ethtool::queue_counts(&link.name)?,
+            receiving: stacked::queues(&link)?,
+            on_link,
+            own: own.into_iter().filter(|address| !address.ours).map(|a| a.ip).collect(),
+            routes,
+            processors: host::allowed(),
+            nearness: Nearness::of(&link),
+            spare_memory: host::memory_to_spare(),
+            link,
+        })
+    }
+
+    /// The bridge, bond or VRF that it is a port of.
+    pub fn above(&self) -> Option<&Link> {
+        self.links.iter().find(|above| Some(above.index) == self.link.master)
+    }
+}
