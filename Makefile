@@ -3,6 +3,7 @@
 #   make demo        compare the paper's socket server with the AF_XDP engine, on this machine
 #   make test        formatting, clippy, and all tests but those in guests
 #   make test-guest  tests in virtual machines with emulated network cards
+#   make loom        the rings and the timed table in every order of two threads
 #   make audit       licences, sources and known holes of what is built in (takes a network)
 #
 # make fuzz feeds the parsers and the worker with mutated input for SECONDS (60) each; make soak does
@@ -18,7 +19,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-guest audit bench fuzz soak install rust packages
+.PHONY: help demo test test-guest loom audit bench fuzz soak install rust packages
 
 CARGO ?= cargo
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
@@ -39,9 +40,9 @@ test test-guest: TOOLS += ifconfig modprobe xz faketime ethtool
 test: PACKAGES += bind9-dnsutils knot-dnsutils
 test: TOOLS += dig kxdpgun
 # Parts of Rust that only the tests take: as cargo calls them, and as Debian does.
-test: COMPONENTS := fmt clippy
-test: RUST_13 := rustfmt rust-clippy
-test: RUST_12 := rustfmt-web rust-web-clippy
+test loom: COMPONENTS := fmt clippy
+test loom: RUST_13 := rustfmt rust-clippy
+test loom: RUST_12 := rustfmt-web rust-web-clippy
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -112,7 +113,13 @@ test: packages
 	$(CARGO) clippy --locked --no-default-features --lib -- -D warnings
 	$(CARGO) clippy --locked --test vm -- -D warnings
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --no-deps --quiet
+	$(MAKE) loom
 	$(AS_ROOT) $(CARGO) test --locked
+
+# A package of its own: it builds in seconds.
+loom: packages
+	cd loom; $(CARGO) clippy --locked --lib --test orderings -- -D warnings
+	cd loom; $(CARGO) test --locked
 
 # Kernel and QEMU are fetched from Debian's packages where the machine has none that will do.
 test-guest: packages

@@ -69,8 +69,11 @@ static __always_inline bool is_entered(__u64 step, __u64 identifier)
 		for (__u32 slot = 0; slot < SLOTS; slot++) {
 			if (slot >= count)
 				return false;
-			if (bucket->identifiers[slot] == identifier)
-				return true;
+			if (bucket->identifiers[slot] == identifier) {
+				/* The bucket may have gone to another step while it was read. */
+				barrier();
+				return *(const volatile __u64 *)&bucket->head >> 8 == step;
+			}
 		}
 	}
 	return false;

@@ -10,6 +10,11 @@ mod secret;
 mod sources;
 pub mod timed;
 
+/// What [`timed`] shares between threads: loom has its own (loom/src/shared.rs).
+mod shared {
+    pub(super) use std::sync::atomic::{AtomicU64, Ordering, fence};
+}
+
 use std::fmt;
 use std::sync::Arc;
 use std::thread;

@@ -15,7 +15,8 @@
 //! and the fourth part is for the one that is entered ahead.
 
 use std::net::Ipv6Addr;
-use std::sync::atomic::{AtomicU64, Ordering};
+
+use super::shared::{AtomicU64, Ordering, fence};
 
 /// Steps that have a part, of any that follow each other.
 pub const PARTS: u64 = 4;
@@ -93,11 +94,17 @@ impl Layout {
     #[inline]
     pub fn enter(self, words: &[AtomicU64], step: u64, identifier: u64) -> bool {
         for [head, slots @ ..] in self.places(words, step, identifier) {
-            let count = number(head.load(Ordering::Relaxed), step);
+            let before = head.load(Ordering::Relaxed);
+            let count = number(before, step);
             if slots.iter().take(count).any(|slot| slot.load(Ordering::Relaxed) == identifier) {
                 return true;
             }
             if let Some(slot) = slots.get(count) {
+                if before >> 8 != step {
+                    // Who still reads it for a step that has gone must not find this one there.
+                    head.store(step << 8, Ordering::Relaxed);
+                    fence(Ordering::Release);
+                }
                 slot.store(identifier, Ordering::Relaxed);
                 head.store(step << 8 | (count + 1) as u64, Ordering::Release);
                 return true;
@@ -113,7 +120,9 @@ impl Layout {
         for [head, slots @ ..] in self.places(words, step, identifier) {
             let count = number(head.load(Ordering::Acquire), step);
             if slots.iter().take(count).any(|slot| slot.load(Ordering::Relaxed) == identifier) {
-                return true;
+                // The bucket may have gone to another step while it was read.
+                fence(Ordering::Acquire);
+                return head.load(Ordering::Relaxed) >> 8 == step;
             }
             if count < SLOTS {
                 break;

@@ -320,6 +320,14 @@ fn all_but_requests(mtu: u32) -> [libc::sock_filter; 10] {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::address::Pool;
+    use crate::policy::Handler;
+    use crate::wire::{self, Refusal};
+    use etherparse::PacketBuilder;
+    use proptest::prelude::*;
+    use std::io::ErrorKind;
+    use std::net::Ipv6Addr;
+    use std::os::unix::net::UnixDatagram;
 
     #[test]
     fn bundles_hold_as_many_as_fit_and_all_together() {
@@ -349,5 +357,140 @@ mod tests {
         let plain: Vec<_> =
             bundles(&reply, 1, false, usize::MAX).map(|bundle| bundle.head().to_vec()).collect();
         assert_eq!(plain[0], reply[..OVERHEAD]);
+    }
+
+    const PORT: u16 = 3540;
+    const MTU: u32 = 1500;
+
+    /// The kernel running one of the filters, which takes no root on a pair of Unix sockets: what
+    /// is sent is to the filter as a packet is, its network header included. Only the type of the
+    /// packet is always PACKET_HOST: tests/packets.rs has frames for other stations.
+    struct Filtered {
+        sender: UnixDatagram,
+        receiver: UnixDatagram,
+    }
+
+    impl Filtered {
+        fn by(filter: &[libc::sock_filter]) -> Self {
+            let (sender, receiver) = UnixDatagram::pair().unwrap();
+            receiver.set_nonblocking(true).unwrap();
+            let receiver = OwnedFd::from(receiver);
+            option::set_filter(&receiver, filter).unwrap();
+            Self { sender, receiver: receiver.into() }
+        }
+
+        /// Whether the filter lets `packet` through, which it does whole or not at all.
+        fn passes(&self, packet: &[u8]) -> bool {
+            self.sender.send(packet).unwrap();
+            let mut buffer = [0; 4096];
+            match self.receiver.recv(&mut buffer) {
+                Ok(length) => {
+                    assert_eq!(buffer[..length], *packet);
+                    true
+                }
+                Err(error) if error.kind() == ErrorKind::WouldBlock => false,
+                Err(error) => panic!("{error}"),
+            }
+        }
+    }
+
+    /// A right request, with `change` done to it.
+    fn request(ports: (u16, u16), payload: &[u8], change: impl Fn(&mut Vec<u8>)) -> Vec<u8> {
+        let mut frame = Vec::new();
+        PacketBuilder::ethernet2([2, 0, 0, 0, 0, 1], [2, 0, 0, 0, 0, 2])
+            .ipv6(client().octets(), pool().address(7).octets(), 64)
+            .udp(ports.0, ports.1)
+            .write(&mut frame, payload)
+            .unwrap();
+        change(&mut frame);
+        frame
+    }
+
+    fn pool() -> Pool {
+        Pool::new("2001:db8:1::/64".parse().unwrap(), 10, 1).unwrap()
+    }
+
+    fn client() -> Ipv6Addr {
+        "2001:db8:1::1".parse().unwrap()
+    }
+
+    #[test]
+    fn the_tap_takes_requests_and_the_socket_behind_the_rest() {
+        let tap = Filtered::by(&requests(PORT));
+        let behind = Filtered::by(&all_but_requests(MTU));
+        let changed = |change: fn(&mut Vec<u8>)| request((50_000, PORT), &[7; 32], change);
+        // What the kernel gives to no UDP socket on the port is nobody's.
+        let cases = [
+            ("a request", changed(|_| ()), true, false),
+            ("without a payload", request((50_000, PORT), &[], |_| ()), true, false),
+            ("as large as the MTU", request((1, PORT), &[9; 1452], |_| ()), true, false),
+            ("larger than the MTU", request((1, PORT), &[9; 1453], |_| ()), true, true),
+            ("padded", changed(|frame| frame.resize(150, 0)), true, false),
+            ("a wrong checksum", changed(|frame| frame[61] ^= 1), true, false),
+            ("length 0", changed(|frame| frame[58..60].fill(0)), false, true),
+            ("length 7", changed(|frame| frame[58..60].copy_from_slice(&[0, 7])), true, false),
+            ("options first", changed(|frame| frame[20] = 0), false, true),
+            ("a fragment", changed(|frame| frame[20] = 44), false, true),
+            ("TCP", changed(|frame| frame[20] = 6), false, true),
+            ("to another port", request((50_000, PORT + 1), &[7; 32], |_| ()), false, false),
+            ("from the port", request((PORT, PORT + 1), &[7; 32], |_| ()), false, false),
+            ("cut in the UDP length", changed(|frame| frame.truncate(59)), false, false),
+            ("cut in the checksum", changed(|frame| frame.truncate(61)), true, false),
+            ("cut in the IPv6 header", changed(|frame| frame.truncate(20)), false, false),
+            ("an Ethernet header alone", changed(|frame| frame.truncate(14)), false, false),
+        ];
+        for (name, frame, to_tap, to_socket) in cases {
+            assert_eq!(tap.passes(&frame), to_tap, "{name}: the tap");
+            assert_eq!(behind.passes(&frame[14..]), to_socket, "{name}: the socket behind");
+        }
+        let nothing = Filtered::by(&NOTHING);
+        assert!(!nothing.passes(&changed(|_| ())) && !nothing.passes(&[]));
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(2000))]
+
+        /// Whatever comes: the tap has all that is answered and no datagram of another port or
+        /// protocol, and what is for the service comes to one of the two sockets, not to both.
+        #[test]
+        fn filters_agree_with_the_rules(
+            ports in (any::<u16>(), prop_oneof![3 => Just(PORT), 1 => any::<u16>()]),
+            payload in proptest::collection::vec(any::<u8>(), 0..64),
+            bytes in proptest::collection::vec((14usize..70, any::<u8>()), 0..3),
+            next in prop_oneof![3 => Just(None), 1 => any::<u8>().prop_map(Some)],
+            length in prop_oneof![3 => Just(None), 1 => (0u16..90).prop_map(Some)],
+            cut in prop_oneof![3 => Just(usize::MAX), 1 => 14usize..130],
+        ) {
+            let frame = request(ports, &payload, |frame| {
+                for (at, byte) in &bytes {
+                    if let Some(place) = frame.get_mut(*at) {
+                        *place = *byte;
+                    }
+                }
+                frame[20] = next.unwrap_or(frame[20]);
+                if let Some(length) = length {
+                    frame[58..60].copy_from_slice(&length.to_be_bytes());
+                }
+                frame.truncate(cut);
+            });
+            let to_tap = Filtered::by(&requests(PORT)).passes(&frame);
+            let to_socket = Filtered::by(&all_but_requests(MTU)).passes(&frame[14..]);
+
+            let handler = Handler::new(PORT, pool(), Vec::new());
+            if handler.answer(&mut frame.clone()).is_ok() {
+                prop_assert!(to_tap && !to_socket, "the worker answers it, the kernel does not");
+            }
+            let refusal = wire::validate(&mut frame.clone(), PORT).err();
+            if to_tap {
+                prop_assert_ne!(refusal, Some(Refusal::OtherPort));
+                prop_assert_eq!(frame[20], 17);
+            }
+            // The kernel delivers none that is cut off before its checksum, nor to another port.
+            let number = |at: usize| u16::from_be_bytes([frame[at], frame[at + 1]]);
+            let is_whole = frame.len() >= OVERHEAD && number(18) <= MTU as u16 - 40;
+            if is_whole && (frame[20] != 17 || number(56) == PORT) {
+                prop_assert!(to_tap != to_socket);
+            }
+        }
     }
 }

@@ -10,7 +10,7 @@ use std::thread;
 use anyhow::{Context, Error, Result, anyhow, bail, ensure};
 use nix::sched::{CloneFlags, setns};
 
-use super::kernel::Way;
+use super::kernel::{NotAdded, Way};
 use crate::net::netlink::{self, Link};
 
 /// The network namespace of the calling thread.
@@ -18,6 +18,9 @@ const NAMESPACE: &str = "/proc/thread-self/ns/net";
 
 /// Names that an interface may have had while a program ran.
 const RENAMES: usize = 4;
+
+/// What the programs say, in small letters, of an address that somebody has added already.
+const TAKEN: [&str; 2] = ["file exists", "already assigned"];
 
 /// Runs a program once for each address.
 pub(super) struct Program {
@@ -134,19 +137,24 @@ fn installed(program: &str, package: &str) -> Result<()> {
 }
 
 impl Way for Program {
-    fn add(&mut self, addresses: &[Ipv6Addr]) -> Result<(), (usize, Error)> {
+    fn add(&mut self, addresses: &[Ipv6Addr]) -> Result<(), NotAdded> {
+        let not_added = |why: Error, added, address: Option<Ipv6Addr>| {
+            let taken = format!("{why:#}").to_lowercase();
+            let is_taken = TAKEN.iter().any(|words| taken.contains(words));
+            NotAdded { why, added, others: address.filter(|_| is_taken).into_iter().collect() }
+        };
         let add = || {
-            for (done, &address) in addresses.iter().enumerate() {
+            for (added, &address) in addresses.iter().enumerate() {
                 let what = || format!("cannot add {address} to {}", self.name());
-                let added = self.run(self.add, address).and_then(|is_there| {
+                let done = self.run(self.add, address).and_then(|is_there| {
                     ensure!(is_there, "there is no such interface here");
                     Ok(())
                 });
-                added.with_context(what).map_err(|why| (done, why))?;
+                done.with_context(what).map_err(|why| not_added(why, added, Some(address)))?;
             }
             Ok(())
         };
-        self.there(add).map_err(|why| (0, why))?
+        self.there(add).map_err(|why| not_added(why, 0, None))?
     }
 
     fn remove(&mut self, addresses: &[Ipv6Addr]) -> Result<()> {

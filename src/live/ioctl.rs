@@ -4,39 +4,56 @@ use std::io;
 use std::net::Ipv6Addr;
 use std::os::fd::{AsRawFd, OwnedFd};
 
-use anyhow::{Context, Error, Result, anyhow};
+use anyhow::{Context, Result, anyhow};
 use nix::errno::Errno;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
 
-use super::kernel::Way;
+use super::kernel::{NotAdded, Way};
 use crate::net::netlink::{self, Link, Refusal};
 
 /// linux/sockios.h.
-const SIOCSIFADDR: libc::Ioctl = 0x8916;
+pub(super) const SIOCSIFADDR: libc::Ioctl = 0x8916;
 const SIOCDIFADDR: libc::Ioctl = 0x8936;
 
-/// Makes one call for each address.
-pub(super) struct Ioctl {
+/// The calls themselves.
+pub(super) trait Calls: Send {
+    fn call(&self, request: libc::Ioctl, address: Ipv6Addr) -> Result<(), Errno>;
+}
+
+/// A socket for them, and the interface.
+pub(super) struct Kernel {
     socket: OwnedFd,
     index: i32,
+}
+
+/// Makes one call for each address.
+pub(super) struct Ioctl<C = Kernel> {
+    calls: C,
+    index: u32,
     name: String,
 }
 
 impl Ioctl {
     pub fn new(link: &Link) -> Result<Self> {
         let socket = socket(AddressFamily::Inet6, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None);
-        Ok(Self {
-            socket: socket.context("no IPv6 socket")?,
-            index: i32::try_from(link.index)?,
-            name: link.name.clone(),
-        })
+        let socket = socket.context("no IPv6 socket")?;
+        let calls = Kernel { socket, index: i32::try_from(link.index)? };
+        Ok(Self::over(calls, link.index, &link.name))
+    }
+}
+
+impl<C> Ioctl<C> {
+    pub(super) fn over(calls: C, index: u32, name: &str) -> Self {
+        Self { calls, index, name: name.to_owned() }
     }
 
     /// What the interface is called by now.
     fn name(&self) -> String {
-        netlink::name_of(self.index as u32, &self.name)
+        netlink::name_of(self.index, &self.name)
     }
+}
 
+impl Calls for Kernel {
     fn call(&self, request: libc::Ioctl, address: Ipv6Addr) -> Result<(), Errno> {
         let argument = libc::in6_ifreq {
             ifr6_addr: libc::in6_addr { s6_addr: address.octets() },
@@ -49,11 +66,13 @@ impl Ioctl {
     }
 }
 
-impl Way for Ioctl {
-    fn add(&mut self, addresses: &[Ipv6Addr]) -> Result<(), (usize, Error)> {
-        for (done, &address) in addresses.iter().enumerate() {
-            self.call(SIOCSIFADDR, address).map_err(|code| {
-                (done, Refusal::from(code).explain(format!("add {address} to {}", self.name())))
+impl<C: Calls> Way for Ioctl<C> {
+    fn add(&mut self, addresses: &[Ipv6Addr]) -> Result<(), NotAdded> {
+        for (added, &address) in addresses.iter().enumerate() {
+            self.calls.call(SIOCSIFADDR, address).map_err(|code| NotAdded {
+                why: Refusal::from(code).explain(format!("add {address} to {}", self.name())),
+                added,
+                others: Vec::from_iter((code == Errno::EEXIST).then_some(address)),
             })?;
         }
         Ok(())
@@ -62,7 +81,7 @@ impl Way for Ioctl {
     fn remove(&mut self, addresses: &[Ipv6Addr]) -> Result<()> {
         let mut done = Ok(());
         for &address in addresses {
-            match self.call(SIOCDIFADDR, address) {
+            match self.calls.call(SIOCDIFADDR, address) {
                 Ok(()) | Err(Errno::EADDRNOTAVAIL | Errno::ENODEV) => {}
                 Err(code) => {
                     let error = io::Error::from(code);

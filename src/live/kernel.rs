@@ -6,17 +6,21 @@
 //! to be set meanwhile is put back.
 //!
 //! All of them get slower with every address, because the kernel does: docs/binding.md.
+//!
+//! The kernel itself stands behind three small traits: [`Way`], [`Routing`] and [`Held`]. So tests
+//! put one in its place that refuses, loses and delays what they choose (src/live/model.rs).
 
 use std::collections::HashSet;
 use std::net::Ipv6Addr;
 use std::time::{Duration, Instant};
 
 use anyhow::{Error, Result, ensure};
+use rtnetlink::packet_route::RouteNetlinkMessage;
 
 use super::setting::Setting;
 use super::{Binder, Interrupted, Phases, Step, Timed, Told, failed};
 use crate::host::settings::Changed;
-use crate::net::netlink::{Link, Socket};
+use crate::net::netlink::{Address, Link, Refusal, Socket};
 
 /// How the kernel is told.
 pub(super) trait Way: Send {
@@ -25,31 +29,117 @@ pub(super) trait Way: Send {
         1
     }
 
-    /// Adds the addresses of one batch. If not all could be added, says how many were, and why the
-    /// first was not.
-    fn add(&mut self, addresses: &[Ipv6Addr]) -> Result<(), (usize, Error)>;
+    /// Adds the addresses of one batch.
+    fn add(&mut self, addresses: &[Ipv6Addr]) -> Result<(), NotAdded>;
 
     /// Removes addresses, however many. Those that are gone already, alone or with their interface,
     /// are no error.
     fn remove(&mut self, addresses: &[Ipv6Addr]) -> Result<()>;
 }
 
+/// Not all addresses of a batch were added.
+pub(super) struct NotAdded {
+    /// Why the first was not.
+    pub why: Error,
+    /// How many were, as far as it is known.
+    pub added: usize,
+    /// Those that somebody else had added first: they stay.
+    pub others: Vec<Ipv6Addr>,
+}
+
+/// What binders ask the kernel, and tell it: a routing socket.
+pub(super) trait Routing: Send {
+    fn tell(
+        &mut self,
+        messages: impl IntoIterator<Item = (RouteNetlinkMessage, u16)>,
+    ) -> Result<Vec<(usize, Refusal)>, Refusal>;
+    fn addresses(&mut self, index: u32) -> Result<Vec<Address>>;
+    fn link_at(&mut self, index: u32) -> Result<Option<Link>>;
+    fn set_up(&mut self, index: u32, up: bool) -> Result<()>;
+    fn wait_for_carrier_of(&mut self, index: u32, name: &str, timeout: Duration) -> Result<()>;
+    fn wait_for_local(
+        &mut self,
+        index: u32,
+        addresses: &[Ipv6Addr],
+        timeout: Duration,
+    ) -> Result<()>;
+}
+
+impl Routing for Socket {
+    fn tell(
+        &mut self,
+        messages: impl IntoIterator<Item = (RouteNetlinkMessage, u16)>,
+    ) -> Result<Vec<(usize, Refusal)>, Refusal> {
+        self.tell(messages)
+    }
+
+    fn addresses(&mut self, index: u32) -> Result<Vec<Address>> {
+        self.addresses(index)
+    }
+
+    fn link_at(&mut self, index: u32) -> Result<Option<Link>> {
+        self.link_at(index)
+    }
+
+    fn set_up(&mut self, index: u32, up: bool) -> Result<()> {
+        self.set_up(index, up)
+    }
+
+    fn wait_for_carrier_of(&mut self, index: u32, name: &str, timeout: Duration) -> Result<()> {
+        self.wait_for_carrier_of(index, name, timeout)
+    }
+
+    fn wait_for_local(
+        &mut self,
+        index: u32,
+        addresses: &[Ipv6Addr],
+        timeout: Duration,
+    ) -> Result<()> {
+        self.wait_for_local(index, addresses, timeout)
+    }
+}
+
+/// A setting of the interface that is held at another value for a moment.
+pub(super) trait Held: Send {
+    /// What sets the link up again.
+    type Down;
+    fn link_down(&self, value: &str) -> Result<Self::Down>;
+    fn put_back(down: Self::Down) -> Result<()>;
+    fn during<T>(&self, value: &str, with: impl FnOnce() -> Result<T>) -> Result<T>;
+}
+
+impl Held for Setting {
+    type Down = Changed;
+
+    fn link_down(&self, value: &str) -> Result<Changed> {
+        self.link_down(value)
+    }
+
+    fn put_back(down: Changed) -> Result<()> {
+        down.put_back().map(drop)
+    }
+
+    fn during<T>(&self, value: &str, with: impl FnOnce() -> Result<T>) -> Result<T> {
+        self.during(value, with)
+    }
+}
+
 /// What is arranged while addresses are added.
-enum Meanwhile {
+pub(super) enum Meanwhile<H> {
     Nothing,
     /// The link is down: `keep_addr_on_down`.
-    Down(Setting),
+    Down(H),
     /// Duplicate Address Detection is off: `accept_dad`.
-    NoDetection(Setting),
+    NoDetection(H),
 }
 
 /// Binds addresses to one interface.
-pub(super) struct Kernel<W> {
+pub(super) struct Kernel<W, R = Socket, H = Setting> {
     way: W,
-    socket: Socket,
+    socket: R,
     index: u32,
     name: String,
-    meanwhile: Meanwhile,
+    meanwhile: Meanwhile<H>,
     /// Addresses that are on the interface because of this binder.
     bound: usize,
 }
@@ -57,7 +147,7 @@ pub(super) struct Kernel<W> {
 /// For fewer addresses than this the link stays up in any case: they cost less than setting it down
 /// and up, which takes a millisecond or two on a veth pair (the phases `down` and `up` of
 /// docs/results/bind.jsonl).
-const DOWN_PAYS: usize = 250;
+pub(super) const DOWN_PAYS: usize = 250;
 
 /// Setting a link up takes the kernel long when it has many addresses, and a card needs a second or
 /// two for its carrier.
@@ -80,15 +170,7 @@ const TELL: usize = 64;
 
 impl<W: Way> Kernel<W> {
     pub fn new(link: &Link, way: W) -> Result<Self> {
-        let socket = Socket::open()?;
-        Ok(Self {
-            way,
-            socket,
-            index: link.index,
-            name: link.name.clone(),
-            meanwhile: Meanwhile::Nothing,
-            bound: 0,
-        })
+        Ok(Self::over(Socket::open()?, link.index, &link.name, way, Meanwhile::Nothing))
     }
 
     /// With the link down while addresses are added, and up afterwards; and down for a moment to
@@ -116,12 +198,23 @@ impl<W: Way> Kernel<W> {
         self.meanwhile = Meanwhile::NoDetection(Setting::of(&self.name, "accept_dad")?);
         Ok(self)
     }
+}
+
+impl<W: Way, R: Routing, H: Held> Kernel<W, R, H> {
+    pub(super) fn over(socket: R, index: u32, name: &str, way: W, meanwhile: Meanwhile<H>) -> Self {
+        Self { way, socket, index, name: name.to_owned(), meanwhile, bound: 0 }
+    }
+
+    /// The addresses on the interface, whoever bound them.
+    fn present(&mut self) -> Result<HashSet<Ipv6Addr>> {
+        let present = self.socket.addresses(self.index)?;
+        Ok(present.into_iter().map(|address| address.ip).collect())
+    }
 
     /// Refuses, before anything is done, what would fail half-way. From here on, each of
     /// `addresses` that is on the interface is there because of this binder.
     fn check(&mut self, addresses: &[Ipv6Addr]) -> Result<()> {
-        let present = self.socket.addresses(self.index)?;
-        let present: HashSet<_> = present.into_iter().map(|address| address.ip).collect();
+        let present = self.present()?;
         let mut wanted = HashSet::with_capacity(addresses.len());
         for address in addresses {
             let name = &self.name;
@@ -141,12 +234,16 @@ impl<W: Way> Kernel<W> {
     fn add(&mut self, addresses: &[Ipv6Addr], step: &mut Step) -> Result<()> {
         let mut bound = 0;
         for batch in addresses.chunks(self.way.batch()) {
-            let added =
-                if step(bound) { self.way.add(batch) } else { Err((0, Interrupted.into())) };
-            if let Err((more, why)) = added {
-                // The whole batch: what was not added need not be removed, but may be.
-                let undone = self.remove(&addresses[..bound + batch.len()], &mut |_| {});
-                return Err(failed(why, bound + more, addresses.len(), undone));
+            if !step(bound) {
+                let undone = self.remove(&addresses[..bound], &mut |_| {});
+                return Err(failed(Interrupted.into(), bound, addresses.len(), undone));
+            }
+            if let Err(NotAdded { why, added, others }) = self.way.add(batch) {
+                // Of this batch, whatever may have been added: an answer can be lost.
+                let mut ours = addresses[..bound + batch.len()].to_vec();
+                ours.retain(|address| !others.contains(address));
+                let undone = self.remove(&ours, &mut |_| {});
+                return Err(failed(why, bound + added, addresses.len(), undone));
             }
             bound += batch.len();
         }
@@ -169,11 +266,10 @@ impl<W: Way> Kernel<W> {
 
     /// Removes those of `addresses` that are still there: with the interface, all of them are gone.
     fn remove(&mut self, addresses: &[Ipv6Addr], told: &mut Told) -> Result<()> {
-        if self.socket.links()?.iter().all(|link| link.index != self.index) {
+        if self.socket.link_at(self.index)?.is_none() {
             return Ok(());
         }
-        let present = self.socket.addresses(self.index)?;
-        let present: HashSet<_> = present.into_iter().map(|address| address.ip).collect();
+        let present = self.present()?;
         let left: Vec<_> =
             addresses.iter().copied().filter(|address| present.contains(address)).collect();
         let mut gone = addresses.len() - left.len();
@@ -187,7 +283,7 @@ impl<W: Way> Kernel<W> {
     }
 }
 
-impl<W: Way> Binder for Kernel<W> {
+impl<W: Way, R: Routing, H: Held> Binder for Kernel<W, R, H> {
     fn bind(&mut self, addresses: &[Ipv6Addr], step: &mut Step) -> Result<Phases> {
         let mut phases = Phases::default();
         phases.time("check", || self.check(addresses))?;
@@ -252,8 +348,7 @@ impl<W: Way> Binder for Kernel<W> {
     }
 
     fn lost(&mut self, addresses: &[Ipv6Addr]) -> Result<Vec<Ipv6Addr>> {
-        let present = self.socket.addresses(self.index)?;
-        let present: HashSet<_> = present.into_iter().map(|address| address.ip).collect();
+        let present = self.present()?;
         Ok(addresses.iter().copied().filter(|address| !present.contains(address)).collect())
     }
 
@@ -280,15 +375,13 @@ impl<W: Way> Binder for Kernel<W> {
     }
 }
 
-impl<W: Way> Kernel<W> {
+impl<W: Way, R: Routing, H: Held> Kernel<W, R, H> {
     fn add_fresh(&mut self, fresh: &[Timed]) -> Result<()> {
         for Timed { addresses, .. } in fresh {
             for batch in addresses.chunks(self.way.batch()) {
-                if let Err((_, why)) = self.way.add(batch) {
+                if let Err(NotAdded { why, .. }) = self.way.add(batch) {
                     // Where all of them are there, one was there before.
-                    let present = self.socket.addresses(self.index)?;
-                    let present: HashSet<_> =
-                        present.into_iter().map(|address| address.ip).collect();
+                    let present = self.present()?;
                     if !batch.iter().all(|address| present.contains(address)) {
                         return Err(why);
                     }
@@ -303,17 +396,17 @@ impl<W: Way> Kernel<W> {
     /// the link is up.
     fn flush(&mut self, phases: &mut Phases) -> Result<()> {
         let Meanwhile::Down(keep_addresses) = &self.meanwhile else { return Ok(()) };
-        if !self.socket.links()?.iter().any(|link| link.index == self.index && link.up) {
+        if !self.socket.link_at(self.index)?.is_some_and(|link| link.up) {
             return Ok(());
         }
         let down = phases.time("down", || keep_addresses.link_down("1"))?;
-        phases.time("up", || down.put_back()).map(drop)
+        phases.time("up", || H::put_back(down))
     }
 
     /// [`Kernel::add`] while the link is down, whatever it was before, then up.
     fn add_while_down(
         &mut self,
-        keep_addresses: &Setting,
+        keep_addresses: &H,
         addresses: &[Ipv6Addr],
         step: &mut Step,
         phases: &mut Phases,
@@ -332,7 +425,7 @@ impl<W: Way> Kernel<W> {
         }
         let up = phases.time("up", || {
             self.socket.set_up(self.index, true)?;
-            down.map_or(Ok(None), Changed::put_back)?; // it is as before
+            down.map_or(Ok(()), H::put_back)?; // it is as before
             self.socket.wait_for_carrier_of(self.index, &self.name, CARRIER_TIMEOUT)
         });
         match (bound, up) {

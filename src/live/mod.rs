@@ -28,6 +28,8 @@ mod ioctl;
 mod kernel;
 mod live_map;
 mod live_set;
+#[cfg(test)]
+mod model;
 mod netlink;
 mod rotation;
 mod setting;

@@ -3,7 +3,7 @@
 
 use std::net::Ipv6Addr;
 
-use anyhow::{Context, Error, Result};
+use anyhow::{Context, Result};
 use nix::errno::Errno;
 use rtnetlink::packet_core::{NLM_F_CREATE, NLM_F_EXCL};
 use rtnetlink::packet_route::RouteNetlinkMessage;
@@ -11,7 +11,7 @@ use rtnetlink::packet_route::address::{
     AddressAttribute, AddressFlags, AddressProtocol, CacheInfo,
 };
 
-use super::kernel::Way;
+use super::kernel::{NotAdded, Routing, Way};
 use crate::address::Pool;
 use crate::net::netlink::{self, Link, OUR_PROTOCOL, Refusal, Socket};
 
@@ -30,8 +30,8 @@ const FLAGS: AddressFlags = AddressFlags::Nodad.union(AddressFlags::Noprefixrout
 const LIFETIME: u32 = i32::MAX as u32;
 
 /// Sends messages, `batch` at a time.
-pub(super) struct Messages {
-    socket: Socket,
+pub(super) struct Messages<R = Socket> {
+    socket: R,
     index: u32,
     name: String,
     batch: usize,
@@ -39,21 +39,21 @@ pub(super) struct Messages {
 }
 
 impl Messages {
+    pub fn new(link: &Link, batch: usize) -> Result<Self> {
+        Ok(Self::over(Socket::open()?, link.index, &link.name, batch))
+    }
+}
+
+impl<R: Routing> Messages<R> {
+    pub(super) fn over(socket: R, index: u32, name: &str, batch: usize) -> Self {
+        Self { socket, index, name: name.to_owned(), batch, lifetime: None }
+    }
+
     /// What the interface is called by now. Asked on the socket that there is: who moves addresses
     /// may open none.
     fn name(&mut self) -> String {
         let link = self.socket.link_at(self.index).ok().flatten();
         link.map_or_else(|| self.name.clone(), |link| link.name)
-    }
-
-    pub fn new(link: &Link, batch: usize) -> Result<Self> {
-        Ok(Self {
-            socket: Socket::open()?,
-            index: link.index,
-            name: link.name.clone(),
-            batch,
-            lifetime: None,
-        })
     }
 
     /// The same, of addresses that go when the link is set down, also where others stay.
@@ -77,12 +77,12 @@ pub(super) fn remove_leftovers(link: &Link, unmarked: Option<&Pool>) -> Result<u
     Ok(leftovers.len())
 }
 
-impl Way for Messages {
+impl<R: Routing> Way for Messages<R> {
     fn batch(&self) -> usize {
         self.batch
     }
 
-    fn add(&mut self, addresses: &[Ipv6Addr]) -> Result<(), (usize, Error)> {
+    fn add(&mut self, addresses: &[Ipv6Addr]) -> Result<(), NotAdded> {
         let index = self.index;
         let messages = addresses.iter().map(|&address| {
             let mut message = netlink::address_message(index, address, 128);
@@ -93,16 +93,20 @@ impl Way for Messages {
             message.attributes.extend(self.lifetime.map(AddressAttribute::CacheInfo));
             (RouteNetlinkMessage::NewAddress(message), NLM_F_CREATE | NLM_F_EXCL)
         });
-        let (done, address, refusal) = match self.socket.tell(messages) {
+        let (added, address, refusal, others) = match self.socket.tell(messages) {
             Ok(refused) => match refused.first() {
                 None => return Ok(()),
                 Some((position, refusal)) => {
-                    (addresses.len() - refused.len(), addresses[*position], refusal.clone())
+                    let taken = refused.iter().filter(|(_, refusal)| refusal.code == Errno::EEXIST);
+                    let others = taken.map(|(position, _)| addresses[*position]).collect();
+                    let added = addresses.len() - refused.len();
+                    (added, addresses[*position], refusal.clone(), others)
                 }
             },
-            Err(refusal) => (0, addresses[0], refusal),
+            Err(refusal) => (0, addresses[0], refusal, Vec::new()),
         };
-        Err((done, refusal.explain(format!("add {address} to {}", self.name()))))
+        let why = refusal.explain(format!("add {address} to {}", self.name()));
+        Err(NotAdded { why, added, others })
     }
 
     fn remove(&mut self, addresses: &[Ipv6Addr]) -> Result<()> {
@@ -115,7 +119,13 @@ impl Way for Messages {
             });
             let refused = self.socket.tell(messages);
             let mut cannot_remove = |address| format!("remove {address} from {}", self.name());
-            let refused = refused.map_err(|refusal| refusal.explain(cannot_remove(batch[0])))?;
+            let refused = match refused {
+                Ok(refused) => refused,
+                Err(refusal) => {
+                    done = done.and(Err(refusal.explain(cannot_remove(batch[0]))));
+                    continue;
+                }
+            };
             let is_gone =
                 |refusal: &Refusal| matches!(refusal.code, Errno::EADDRNOTAVAIL | Errno::ENODEV);
             if let Some((position, refusal)) =

@@ -1,6 +1,7 @@
 //! Mapped memory: the UMEM that frames lie in, and the rings that the kernel maps for a socket,
 //! here and in the engine room.
 
+use std::alloc;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::ptr::{self, NonNull};
@@ -70,6 +71,9 @@ impl Memory {
     }
 
     fn map(length: usize, flags: i32, fd: Option<BorrowedFd>, offset: i64) -> io::Result<Self> {
+        if cfg!(miri) {
+            return Self::allocated(length);
+        }
         let fd = fd.map_or(-1, |fd| fd.as_raw_fd());
         let access = libc::PROT_READ | libc::PROT_WRITE;
         // MAP_POPULATE: a page fault on the data path would cost more than a packet.
@@ -82,6 +86,19 @@ impl Memory {
         let start = NonNull::new(start.cast())
             .ok_or_else(|| io::Error::other("mmap returned address 0"))?;
         Ok(Self { start, length, hugepages: false })
+    }
+
+    /// For Miri, which knows no shared mappings.
+    fn allocated(length: usize) -> io::Result<Self> {
+        let layout = Self::layout(length)?;
+        // SAFETY: it is of at least one byte.
+        let start = unsafe { alloc::alloc_zeroed(layout) };
+        let start = NonNull::new(start).ok_or(io::ErrorKind::OutOfMemory)?;
+        Ok(Self { start, length, hugepages: false })
+    }
+
+    fn layout(length: usize) -> io::Result<alloc::Layout> {
+        alloc::Layout::from_size_align(length.max(1), 4096).map_err(io::Error::other)
     }
 
     /// The address of the first byte.
@@ -114,6 +131,13 @@ impl Memory {
 
 impl Drop for Memory {
     fn drop(&mut self) {
+        if cfg!(miri) {
+            if let Ok(layout) = Self::layout(self.length) {
+                // SAFETY: allocated with this layout, and nothing that borrows it is left.
+                unsafe { alloc::dealloc(self.start.as_ptr(), layout) };
+            }
+            return;
+        }
         // SAFETY: maps exactly this range, and nothing that borrows it is left. What the kernel
         // still writes into, a UMEM or a ring of a socket that is open, it has pinned: it writes to
         // those pages, and no longer to this range.

@@ -10,6 +10,7 @@ mod multicast;
 mod program;
 mod ring;
 mod rings;
+mod shared;
 mod socket;
 mod umem;
 
