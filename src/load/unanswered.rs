@@ -4,14 +4,12 @@ use std::fs;
 
 use crate::events::{Client, LoadResult};
 use crate::host::Environment;
+use crate::net::quirks::{self, Act};
 
 /// What to do about replies whose checksum only a card would have finished.
 pub const UNFINISHED: &str = "replies came with unfinished checksums, which the server's kernel \
     left to its interface: run \
      'ethtool -K IF tx off' for the server's interface, or ask with --client socket";
-
-/// Drivers whose packets go from memory to memory: no card finishes a checksum.
-const MEMORY: [&str; 3] = ["veth", "bridge", "tun"];
 
 /// What this machine's kernel counted of answers that no client gets.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -88,7 +86,8 @@ pub fn cause(result: &LoadResult, here: &Environment, heard: Heard, port: u16) -
     let nic = &here.nic;
     let leaves =
         |offload: &String| offload == "tx-checksum-ip-generic" || offload == "tx-checksum-ipv6";
-    let may_leave = MEMORY.contains(&nic.driver.as_str()) && nic.offloads.iter().any(leaves);
+    let in_memory = quirks::of_driver(&nic.driver).has(Act::ExpectUnfinished);
+    let may_leave = in_memory && nic.offloads.iter().any(leaves);
     (result.client == Client::Socket && may_leave).then(|| {
         format!(
             "{0} ({1}) leaves checksums unfinished, which only socket engines take: run 'ethtool \

@@ -11,6 +11,7 @@ use crate::host;
 use crate::live::Method;
 use crate::net::ethtool;
 use crate::net::netlink::{self, Link, TableRoute};
+use crate::net::quirks::{self, Act, Facts};
 use crate::wire::MAX_PAYLOAD;
 use crate::xdp::LiveAddresses;
 
@@ -49,13 +50,13 @@ fn fits(link: &Link, engine: Option<EngineKind>, hidden: bool) -> Result<()> {
         link.name,
         link.link_type
     );
-    ensure!(
-        !hidden || ethtool::driver(&link.name)? != "ipvlan",
-        "{} is an ipvlan, which gets only what is for the kernel's addresses, and those of \
-         live-map are none: use --bind netlink, or a \
-         macvlan",
-        link.name
-    );
+    if hidden {
+        let driver = ethtool::driver(&link.name)?;
+        let quirks = quirks::of(Facts { driver: &driver, ..link.into() });
+        if let Some(quirk) = quirks.find(Act::RefuseHidden) {
+            bail!("{quirk}");
+        }
+    }
     Ok(())
 }
 

@@ -5,6 +5,7 @@ use anyhow::{Result, bail};
 
 use crate::live::Method;
 use crate::net::netlink::{self, Link};
+use crate::net::quirks::{self, Act};
 
 /// Refuses to make addresses live on a port where nobody would ever find them; where they can be,
 /// says what such a server does not see.
@@ -31,7 +32,7 @@ pub(super) fn may_serve(link: &Link, bind: Method, serves: bool) -> Result<Optio
 /// Whether a device of that kind takes the packets of its ports for its own. A VRF leaves them
 /// theirs.
 pub fn takes_packets(kind: Option<&str>) -> bool {
-    kind != Some("vrf")
+    !quirks::of_kind(kind).has(Act::LeavePorts)
 }
 
 /// Whether addresses that `bind` makes live on a port can be reached. A bridge takes the IPv6
@@ -39,7 +40,7 @@ pub fn takes_packets(kind: Option<&str>) -> bool {
 fn works(kind: Option<&str>, bind: Method) -> bool {
     match bind {
         Method::LiveMap | Method::None => true,
-        Method::Anyip => matches!(kind, Some("bond" | "team")),
+        Method::Anyip => quirks::of_kind(kind).has(Act::AllowAnyip),
         Method::Netlink
         | Method::NetlinkBatch
         | Method::NetlinkDown
