@@ -88,18 +88,23 @@ fn collect(folder: &Path, parents: &[String], edges: &mut Edges) {
     }
 }
 
-/// The rooms that a module `depth` levels below the crate root names, without its tests and
-/// comments.
-fn rooms_used(source: &str, depth: usize) -> BTreeSet<String> {
+/// `source` without comments, and without the tests at its end.
+pub(crate) fn code_of(source: &str) -> String {
     let lines: Vec<_> = source.lines().collect();
     let tests = lines.windows(2).position(|pair| {
         pair[0] == "#[cfg(test)]" && pair[1].contains("mod ") && pair[1].ends_with('{')
     });
-    let code = lines[..tests.unwrap_or(lines.len())]
+    lines[..tests.unwrap_or(lines.len())]
         .iter()
         .map(|line| line.split("//").next().unwrap_or_default())
         .collect::<Vec<_>>()
-        .join("\n");
+        .join("\n")
+}
+
+/// The rooms that a module `depth` levels below the crate root names, without its tests and
+/// comments.
+fn rooms_used(source: &str, depth: usize) -> BTreeSet<String> {
+    let code = code_of(source);
     let mut rooms = BTreeSet::new();
     for root in ["crate::".to_owned(), "super::".repeat(depth)] {
         for (at, _) in code.match_indices(&root) {

@@ -9,6 +9,7 @@ use super::{align, print_json};
 use crate::events::Event;
 use crate::net::denied::CAPABILITIES;
 use crate::net::netlink;
+use crate::net::quirks::{self, Act};
 use crate::probe::{Probe, Tried};
 use crate::xdp::capability::{Host, Interface, NTUPLE, OFFLOADS};
 
@@ -86,74 +87,80 @@ fn short(probes: &[Probe]) -> String {
 }
 
 fn long(probe: &Probe) -> String {
-    let Probe { interface, host, verdict, tried } = probe;
-    let nic = &interface.nic;
     let mut table = Table::new();
     table
         .load_preset(presets::NOTHING)
         .set_content_arrangement(ContentArrangement::Dynamic)
         .set_width(80);
-    let mut row = |name: &str, text: String| {
-        table.add_row([name.to_owned(), text]);
-    };
-    row("interface", nic.interface.clone());
-    row("driver", driver(interface));
-    row("link", link(interface));
-    row("queues", format!("{} in use, {} possible", nic.queues, interface.queues_possible));
-    row("spreading", spreading(interface));
-    row("XDP", xdp_detail(interface));
-    row(
-        "program",
-        interface.program.map_or("none".to_owned(), |p| format!("id {}, {}", p.id, p.mode)),
-    );
-    row("card's rings", rings(interface));
-    row("offloads", offloads(interface));
-    row("kernel", kernel(host));
-    row("huge pages", hugepages(host));
-    row("may lock", locked_memory(host));
-    row("lacks", missing(host));
+    table.add_rows(facts(probe).into_iter().map(<[String; 2]>::from));
+    table.add_row(["", ""]);
+    table.add_rows(what_follows(probe).into_iter().map(<[String; 2]>::from));
+    align(&mut table, usize::MAX);
+    if let Some(names) = table.column_mut(0) {
+        names.set_constraint(ColumnConstraint::ContentWidth);
+    }
+    trimmed(&table)
+}
+
+/// A row: its name, and what there is to say.
+type Row = (String, String);
+
+fn row(name: &str, text: String) -> Row {
+    (name.to_owned(), text)
+}
+
+/// What was found out, without what follows.
+fn facts(Probe { interface, host, .. }: &Probe) -> Vec<Row> {
+    let nic = &interface.nic;
+    let program = interface.program.map(|program| format!("id {}, {}", program.id, program.mode));
+    let mut rows = vec![
+        row("interface", nic.interface.clone()),
+        row("driver", driver(interface)),
+        row("link", link(interface)),
+        row("queues", format!("{} in use, {} possible", nic.queues, interface.queues_possible)),
+        row("spreading", spreading(interface)),
+        row("XDP", xdp_detail(interface)),
+        row("program", program.unwrap_or_else(|| "none".to_owned())),
+        row("card's rings", rings(interface)),
+        row("offloads", offloads(interface)),
+        row("kernel", kernel(host)),
+        row("huge pages", hugepages(host)),
+        row("may lock", locked_memory(host)),
+        row("lacks", missing(host)),
+    ];
     if !interface.sys_seen {
         let why = if interface.sys_mounted {
             "/sys shows another namespace"
         } else {
             "/sys is not mounted"
         };
-        row(
-            "not seen",
-            format!("{why}: the card's identity, its NUMA node and what a virtio device takes"),
-        );
+        let what = "the card's identity, its NUMA node and what a virtio device takes";
+        rows.push(row("not seen", format!("{why}: {what}")));
     }
-    if nic.driver == "veth" && interface.peer.is_none() {
-        row("not seen", "its other end, whose MTU counts: that takes CAP_NET_ADMIN".to_owned());
+    let unasked = quirks::of(interface).find(Act::AskPeer);
+    if let Some(quirk) = unasked.filter(|_| interface.peer.is_none()) {
+        rows.push(row("not seen", quirk.why));
     }
-    row("", String::new());
-    row("serve gets", expected(probe));
-    let findings = verdict.obstacles.iter().map(|finding| ("not before", finding));
-    for (name, finding) in
-        findings.chain(verdict.why_not_more.iter().map(|finding| ("not more", finding)))
-    {
-        row(name, finding.why.clone());
-        if let Some(cure) = &finding.cure {
-            row("  cure", cure.clone());
-        }
+    rows
+}
+
+fn what_follows(probe: &Probe) -> Vec<Row> {
+    let Probe { interface, verdict, tried, .. } = probe;
+    let mut rows = vec![row("serve gets", expected(probe))];
+    let obstacles = verdict.obstacles.iter().map(|finding| ("not before", finding));
+    let reasons = verdict.why_not_more.iter().map(|finding| ("not more", finding));
+    for (name, finding) in obstacles.chain(reasons) {
+        rows.push(row(name, finding.why.clone()));
+        rows.extend(finding.cure.iter().map(|cure| row("  cure", cure.clone())));
     }
-    if let Some(tried) = tried {
-        row("tried", truth(tried));
-    }
+    rows.extend(tried.iter().map(|tried| row("tried", truth(tried))));
     if !verdict.flags.is_empty() {
-        row(
-            "flags",
-            format!("sixhop serve --interface {}\n{}", nic.interface, verdict.flags.join(" ")),
-        );
+        let serve = format!("sixhop serve --interface {}", interface.nic.interface);
+        rows.push(row("flags", format!("{serve}\n{}", verdict.flags.join(" "))));
     }
-    for advice in &verdict.advice {
-        row("recommended", format!("{}\n{}", advice.command, advice.why));
-    }
-    align(&mut table, usize::MAX);
-    if let Some(names) = table.column_mut(0) {
-        names.set_constraint(ColumnConstraint::ContentWidth);
-    }
-    trimmed(&table)
+    let advice = verdict.advice.iter();
+    rows.extend(advice.map(|it| row("recommended", format!("{}\n{}", it.command, it.why))));
+    rows
 }
 
 /// Without the blanks that fill the last column.

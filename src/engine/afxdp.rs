@@ -28,6 +28,7 @@ use crate::live::Method;
 use crate::net::ethtool;
 use crate::net::netdev::xdp_features;
 use crate::net::netlink::{self, AttachMode, Delivery, KernelAddresses, Link};
+use crate::net::quirks::{self, Act, CARRIER_TIMEOUT};
 use crate::service::Service;
 use crate::wire::OVERHEAD;
 use crate::xdp::{
@@ -199,7 +200,7 @@ impl<S: Service> AfXdp<S> {
             can_send_redirected(link)?;
         }
         // Some drivers reset the link when a program comes.
-        netlink::wait_for_carrier(&link.name, Duration::from_secs(10))?;
+        netlink::wait_for_carrier(&link.name, CARRIER_TIMEOUT)?;
 
         let link_address = LinkAddress::from(link.mac);
         let mut queues = Vec::new();
@@ -243,7 +244,7 @@ impl<S: Service> AfXdp<S> {
                 shown: Arc::default(),
             });
         }
-        netlink::wait_for_carrier(&link.name, Duration::from_secs(10))?;
+        netlink::wait_for_carrier(&link.name, CARRIER_TIMEOUT)?;
         for (queue, number) in queues.iter().zip(served) {
             program.add_socket(*number, &queue.socket)?;
         }
@@ -321,7 +322,7 @@ fn can_send_redirected(link: &Link) -> Result<()> {
     let features = xdp_features(link.index).ok().flatten();
     let can = features.is_none_or(|features| features.has("ndo-xmit"));
     ensure!(
-        can || ethtool::driver(&link.name)? == "veth",
+        can || quirks::of_driver(&ethtool::driver(&link.name)?).has(Act::ReflectAllTheSame),
         "the driver of {} sends no frames for an XDP program: use --attach generic, or another \
          engine",
         link.name

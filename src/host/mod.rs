@@ -23,6 +23,7 @@ use nix::sched::{CloneFlags, unshare};
 
 use crate::net::ethtool;
 use crate::net::netlink::Link;
+use crate::net::quirks::{self, Act};
 
 pub(crate) use crate::net::file;
 pub use interrupts::Nearness;
@@ -40,13 +41,13 @@ impl Nic {
         {
             return format!("every {} µs, or by whoever polls", time / 1000);
         }
-        let place = match (self.napi.threaded, self.driver.as_str()) {
-            (Some(true), _) => "in a kernel thread",
-            (Some(false), "veth") => "in the sender's context",
-            (Some(false), _) => "in softirqs",
-            (None, _) => "somewhere",
-        };
-        place.to_owned()
+        let by_sender = quirks::of_driver(&self.driver).find(Act::BlameSender);
+        match (self.napi.threaded, by_sender) {
+            (Some(true), _) => "in a kernel thread".to_owned(),
+            (Some(false), Some(quirk)) => quirk.why,
+            (Some(false), None) => "in softirqs".to_owned(),
+            (None, _) => "somewhere".to_owned(),
+        }
     }
 }
 

@@ -20,7 +20,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread;
 
-use anyhow::{Context, Error, Result, anyhow, bail};
+use anyhow::{Context, Error, Result, anyhow};
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 use nix::sched::{CloneFlags, setns};
@@ -326,31 +326,13 @@ impl Keeper {
         let link = &netlink::link_at(link.index)?.unwrap_or_else(|| link.clone());
         let name = setting.name();
         let path = self.directory.join(format!("{}-{}-{name}", self.namespace, link.index));
-        let cannot = || {
-            format!(
-                "cannot note in {} what is to be put back (it takes root, or a /run/sixhop of this \
-                 user, as the unit file makes)",
-                path.display()
-            )
+        let mut file = self.note_file(link, &name, &path)?;
+        // A note about nothing that was changed would stay for good.
+        let taken_back = |error| {
+            let _ = fs::remove_file(&path);
+            error
         };
-        DirBuilder::new()
-            .recursive(true)
-            .mode(0o755)
-            .create(&self.directory)
-            .with_context(cannot)?;
-        let Some(mut file) = lock(&path, true).with_context(cannot)? else {
-            bail!(
-                "{name} of {} is changed by another sixhop, which still runs: stop it first",
-                link.name
-            );
-        };
-        let before = match setting.read(link) {
-            Ok(before) => before,
-            Err(error) => {
-                let _ = fs::remove_file(&path);
-                return Err(error);
-            }
-        };
+        let before = setting.read(link).map_err(taken_back)?;
         // A note that is here is of a killed run whose setting could not be put back: what was
         // before it is what counts.
         let before = match parse(&mut file) {
@@ -359,9 +341,9 @@ impl Keeper {
         };
         let note = Note { interface: link.index, setting, before, set: value.to_owned() };
         // In one go, in the place of what was there.
-        file.set_len(0).with_context(cannot)?;
+        file.set_len(0).with_context(|| cannot_note(&path))?;
         let text = serde_json::to_vec(&note)?;
-        file.write_all_at(&text, 0).with_context(cannot)?;
+        file.write_all_at(&text, 0).with_context(|| cannot_note(&path))?;
         let open = note.setting.open(link).with_context(|| {
             format!(
                 "{name} of {} can be seen but not set: that takes CAP_NET_ADMIN, and for a \
@@ -369,13 +351,7 @@ impl Keeper {
                 link.name
             )
         });
-        let open = match open {
-            Ok(open) => open,
-            Err(error) => {
-                let _ = fs::remove_file(&path);
-                return Err(error);
-            }
-        };
+        let open = open.map_err(taken_back)?;
         // From here on it is put back.
         let changed = Changed {
             keeper: self.clone(),
@@ -387,6 +363,21 @@ impl Keeper {
         };
         changed.note.setting.write(link, value)?;
         Ok(changed)
+    }
+
+    /// The file for a note of what `name` of `link` was, locked.
+    fn note_file(&self, link: &Link, name: &str, path: &Path) -> Result<Flock<File>> {
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o755)
+            .create(&self.directory)
+            .with_context(|| cannot_note(path))?;
+        lock(path, true).with_context(|| cannot_note(path))?.with_context(|| {
+            format!(
+                "{name} of {} is changed by another sixhop, which still runs: stop it first",
+                link.name
+            )
+        })
     }
 
     /// Puts back what killed runs have left changed in this namespace, which is the calling
@@ -449,6 +440,14 @@ fn unable(note: &Note, link: &Link, error: &Error) -> Error {
         link.name,
         note.setting.show(&note.set),
         note.setting.show(&note.before)
+    )
+}
+
+fn cannot_note(path: &Path) -> String {
+    format!(
+        "cannot note in {} what is to be put back (it takes root, or a /run/sixhop of this user, \
+         as the unit file makes)",
+        path.display()
     )
 }
 

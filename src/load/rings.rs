@@ -15,6 +15,7 @@ use super::transport::{BATCH, Clock, LoadConfig, Transport, Way};
 use crate::address::Prefix;
 use crate::net::memory::HugepageRequest;
 use crate::net::netlink::{self, AttachMode};
+use crate::net::quirks::CARRIER_TIMEOUT;
 use crate::wire::{self, Endpoints, Refusal, Template};
 use crate::xdp::{
     AttachRequest, Attachment, BusyPoll, CopyMode, CopyRequest, Doorbell, Frame, Program,
@@ -76,7 +77,7 @@ impl RingTransport {
         program.add_prefix(Prefix::new(source, 128)?)?;
         program.live_addresses()?.add(&[source]).map_err(|(_, error)| error)?;
         let attachment = program.attach(&link, AttachRequest::Auto)?;
-        netlink::wait_for_carrier(&link.name, Duration::from_secs(10))?;
+        netlink::wait_for_carrier(&link.name, CARRIER_TIMEOUT)?;
         let mut queues = Vec::new();
         for queue in 0..count {
             let sending = if queue == 0 { SEND_FRAMES } else { 0 };
@@ -97,7 +98,7 @@ impl RingTransport {
             program.add_socket(queue, &socket)?;
             queues.push(Queue { rings, socket, free });
         }
-        netlink::wait_for_carrier(&link.name, Duration::from_secs(10))?;
+        netlink::wait_for_carrier(&link.name, CARRIER_TIMEOUT)?;
         let service_port = config.port;
         Ok(Self { attachment, queues, _port: port, template, source_port, service_port })
     }

@@ -18,6 +18,7 @@ use crate::events::Client;
 use crate::host;
 use crate::host::time::{self, Moment, System, Time, unix_time};
 use crate::net::netlink::{self, Link};
+use crate::net::quirks::CARRIER_TIMEOUT;
 
 /// What to send, where, and how.
 #[derive(Debug, Clone)]
@@ -166,7 +167,7 @@ impl Way {
         let link = netlink::link(&config.interface)?;
         host::has_ipv6(&link)?;
         ensure!(link.up, "{0} is down: set it up with 'ip link set {0} up'", link.name);
-        netlink::wait_for_carrier(&link.name, Duration::from_secs(10))?;
+        netlink::wait_for_carrier(&link.name, CARRIER_TIMEOUT)?;
         let target = match &config.targets {
             Targets::Pool(pool) => pool.address(0),
             Targets::Moving(timetable) => timetable.address(0, timetable.clock().step(unix_time())),

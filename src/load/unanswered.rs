@@ -4,14 +4,12 @@ use std::fs;
 
 use crate::events::{Client, LoadResult};
 use crate::host::Environment;
+use crate::net::quirks::{self, Act};
 
 /// What to do about replies whose checksum was left to an interface that never finished it.
 pub const UNFINISHED: &str = "replies came with unfinished checksums: the server's kernel left \
     them to its interface; run 'ethtool -K IF tx off' for the server's interface, or use --client \
     socket";
-
-/// Drivers that only copy memory: no hardware finishes a checksum.
-const MEMORY: [&str; 3] = ["veth", "bridge", "tun"];
 
 /// The kernel's counts of answers that never reached a client.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -87,7 +85,8 @@ pub fn cause(result: &LoadResult, here: &Environment, heard: Heard, port: u16) -
     let nic = &here.nic;
     let leaves =
         |offload: &String| offload == "tx-checksum-ip-generic" || offload == "tx-checksum-ipv6";
-    let may_leave = MEMORY.contains(&nic.driver.as_str()) && nic.offloads.iter().any(leaves);
+    let in_memory = quirks::of_driver(&nic.driver).has(Act::ExpectUnfinished);
+    let may_leave = in_memory && nic.offloads.iter().any(leaves);
     (result.client == Client::Socket && may_leave).then(|| {
         format!(
             "{0} ({1}) leaves checksums unfinished, which only socket engines accept: run 'ethtool \

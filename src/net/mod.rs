@@ -1,5 +1,5 @@
 //! ASKING AND TELLING THE KERNEL about interfaces, addresses and sockets: netlink, ethtool, socket
-//! options, datagrams in batches, namespaces, and why it refuses.
+//! options, datagrams in batches, namespaces, why it refuses, and what adapters do of their own.
 //!
 //! Nothing here knows of a server. A question changes nothing; what a call changes stays changed
 //! until somebody takes it back.
@@ -13,6 +13,7 @@ pub(crate) mod namespace;
 pub mod netdev;
 pub mod netlink;
 pub mod option;
+pub mod quirks;
 
 use std::fs;
 use std::path::Path;

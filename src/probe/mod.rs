@@ -8,14 +8,13 @@
 
 mod verdict;
 
-use std::time::Duration;
-
 use anyhow::Result;
 
 use crate::address::Pool;
 use crate::engine::{EngineKind, Modes};
 use crate::live::Method;
 use crate::net::netlink::{self, Link};
+use crate::net::quirks::CARRIER_TIMEOUT;
 use crate::server::{Server, ServerConfig};
 use crate::xdp::capability::{Host, Interface};
 
@@ -47,10 +46,6 @@ impl Probe {
         Ok(())
     }
 }
-
-/// Some drivers reset their link when a program goes. An igb needs about 2 s, a card at the end of
-/// a long cable more.
-const CARRIER_TIMEOUT: Duration = Duration::from_secs(10);
 
 fn attempt(interface: &str) -> Result<Modes> {
     // No address of it becomes live, and without a port nothing is steered: which pool does not

@@ -3,8 +3,9 @@
 use crate::engine::{FRAMES, frame_size, frames, largest_request};
 use crate::net::ethtool::QueueCounts;
 use crate::net::netlink::{self, AttachMode};
+use crate::net::quirks::{self, Act, ETHERNET_MTU, Said};
 use crate::server::takes_packets;
-use crate::xdp::capability::{Host, Interface, LRO, Master, VLAN, Virtio};
+use crate::xdp::capability::{Host, Interface, LRO, Master, VLAN};
 use crate::xdp::{CopyMode, stacked};
 
 pub use crate::events::{Advice, Finding, Verdict};
@@ -33,125 +34,75 @@ impl Verdict {
     }
 }
 
-/// Cards whose drivers have both native XDP and zero-copy (docs/hardware.md).
-const BETTER_CARDS: &str = "take a card of igb, igc, ixgbe, i40e, ice or mlx5_core";
-
-/// Largest MTU at which packets of a program without fragments fit a page of 4 KiB, after
-/// XDP_PACKET_HEADROOM (256), struct skb_shared_info (320) and the Ethernet header (14). veth and
-/// virtio_net refuse a program beyond it, and a driver that has a page for each packet cannot take
-/// more.
-const PAGE_MTU: u32 = 4096 - 256 - 320 - 14;
-
-/// Every driver with native XDP takes a program at this one.
-const ETHERNET_MTU: u32 = 1500;
-
-/// Up to which MTU a driver takes a program, and from which on it does not. What is between is not
-/// known here.
-fn mtu_limits(driver: &str) -> (u32, u32) {
-    match driver {
-        "veth" | "virtio_net" => (PAGE_MTU, PAGE_MTU),
-        "igc" => (ETHERNET_MTU, ETHERNET_MTU), // igc_xdp_set_prog: no jumbo frames
-        _ => (ETHERNET_MTU, PAGE_MTU),
-    }
-}
-
-/// Linux from which on a driver has zero-copy, where kernels in use do not have it yet.
-fn zero_copy_since(driver: &str) -> Option<&'static str> {
-    match driver {
-        "igb" => Some("6.14"),
-        "virtio_net" => Some("6.13"),
-        _ => None,
+impl From<Said> for Finding {
+    fn from(quirk: Said) -> Self {
+        Self::new(quirk.name, quirk.why, quirk.cure)
     }
 }
 
 fn attach(interface: &Interface, host: &Host) -> (Option<AttachMode>, Vec<Finding>) {
     let name = &interface.nic.interface;
-    let driver = interface.nic.driver.as_str();
+    let quirks = quirks::of(interface);
     let Some(xdp) = &interface.xdp else {
         let why =
             format!("Linux {} does not tell what a driver can do: 6.3 and newer do", host.kernel);
         return (None, vec![Finding::new("kernel", why, format!("sixhop probe {name} --try"))]);
     };
-    if stacked::runs_below(interface.kind.as_deref()) {
-        let why = format!(
-            "{name} has a native program run on its ports, whose packets its rings do not take"
-        );
-        return (Some(AttachMode::Generic), vec![Finding::new("ports", why, None)]);
+    if let Some(quirk) = quirks.find(Act::LookBelow) {
+        return (Some(AttachMode::Generic), vec![quirk.into()]);
     }
     if !xdp.has("basic") {
-        let (why, cure) = no_native(interface, host);
-        return (Some(AttachMode::Generic), vec![Finding::new("driver", why, cure)]);
+        return (Some(AttachMode::Generic), vec![no_native(interface, host)]);
     }
-
-    let mut attach = Some(AttachMode::Native);
-    let mut reasons = Vec::new();
-    // A veth looks at what its peer may send.
-    let (whose, mtu) = match &interface.peer {
-        Some(peer) => (format!("its other end {}", peer.name), peer.mtu),
-        None => (name.clone(), interface.nic.mtu),
-    };
-    let (accepted, limit) = mtu_limits(driver);
-    if mtu > accepted {
-        attach = (mtu > limit).then_some(AttachMode::Generic);
-        let why = if mtu > limit {
-            format!("the MTU of {whose} is {mtu}, and native XDP takes {limit} at most here")
-        } else {
-            format!(
-                "the MTU of {whose} is {mtu}: whether {driver} takes native XDP then is not known \
-                 here"
-            )
-        };
-        let device = interface.peer.as_ref().map_or(name, |peer| &peer.name);
-        reasons.push(Finding::new(
-            "mtu",
-            why,
-            format!("ip link set dev {device} mtu {ETHERNET_MTU}"),
-        ));
-    }
-    // vmxnet3 switches it off by itself.
-    if interface.is_on(LRO) && driver != "vmxnet3" {
+    let (mut attach, reason) = at_this_mtu(interface);
+    let mut reasons: Vec<_> = reason.into_iter().collect();
+    if interface.is_on(LRO) && !quirks.has(Act::LeaveLro) {
         attach = Some(AttachMode::Generic);
         let why = "large receive offload merges packets before XDP could see them".to_owned();
         reasons.push(Finding::new("lro", why, format!("ethtool -K {name} lro off")));
     }
-    if interface.virtio.is_some_and(|virtio| virtio.guest_offloads && !virtio.ctrl_guest_offloads) {
+    if let Some(quirk) = quirks.find(Act::AttachGeneric) {
         attach = Some(AttachMode::Generic);
-        let why = "the host merges packets or leaves out checksums, and the guest may not switch \
-                   that off";
-        let cure = "start the guest with ctrl_guest_offloads=on for this device";
-        reasons.push(Finding::new("guest-offloads", why.to_owned(), cure.to_owned()));
+        reasons.push(quirk.into());
     }
     (attach, reasons)
 }
 
-/// Why there is no native XDP, and what to do about it.
-fn no_native(interface: &Interface, host: &Host) -> (String, Option<String>) {
-    match interface.nic.driver.as_str() {
-        "e1000e" => (
-            "e1000e, the driver of the I217 and its relatives, has no native XDP in any kernel"
-                .to_owned(),
-            Some(BETTER_CARDS.to_owned()),
-        ),
-        "veth" => (
-            format!(
-                "this end has {} receive queues in use, and its other end sends from more: native \
-                 XDP wants one for each",
-                interface.nic.queues
-            ),
-            Some("ethtool -L: as many rx here as tx there".to_owned()),
-        ),
-        "" => (
-            format!(
-                "{} is no card, and has no driver that could run a program",
-                interface.nic.interface
-            ),
-            None,
-        ),
-        driver => (
-            format!("{driver} has no native XDP in Linux {}", host.kernel),
-            Some(format!("a newer kernel where its {driver} has it, or {BETTER_CARDS}")),
-        ),
+/// How the program would be attached at the MTU that counts, and why not natively.
+fn at_this_mtu(interface: &Interface) -> (Option<AttachMode>, Option<Finding>) {
+    let (whose, device, mtu) = match &interface.peer {
+        Some(peer) => (format!("its other end {}", peer.name), &peer.name, peer.mtu),
+        None => {
+            let name = &interface.nic.interface;
+            (name.clone(), name, interface.nic.mtu)
+        }
+    };
+    let (takes, limit) = quirks::of(interface).mtu_limits();
+    if mtu <= takes {
+        return (Some(AttachMode::Native), None);
     }
+    let why = if mtu > limit {
+        format!("the MTU of {whose} is {mtu}, and native XDP takes {limit} at most here")
+    } else {
+        let driver = &interface.nic.driver;
+        format!(
+            "the MTU of {whose} is {mtu}: whether {driver} takes native XDP then is not known here"
+        )
+    };
+    let cure = format!("ip link set dev {device} mtu {ETHERNET_MTU}");
+    let attach = (mtu > limit).then_some(AttachMode::Generic);
+    (attach, Some(Finding::new("mtu", why, cure)))
+}
+
+/// Why there is no native XDP, and what to do about it.
+fn no_native(interface: &Interface, host: &Host) -> Finding {
+    if let Some(quirk) = quirks::of(interface).find(Act::ExpectNoNative) {
+        return quirk.into();
+    }
+    let driver = &interface.nic.driver;
+    let why = format!("{driver} has no native XDP in Linux {}", host.kernel);
+    let cure = format!("a newer kernel where its {driver} has it, or {}", quirks::better_cards());
+    Finding::new("driver", why, cure)
 }
 
 /// The copy mode, where the program is attached so.
@@ -184,45 +135,35 @@ fn copy(
 
 /// Whether the driver grants zero-copy, and why not. `None` where that cannot be said, and why.
 fn zero_copy(interface: &Interface, host: &Host) -> (Option<bool>, Option<Finding>) {
-    let driver = interface.nic.driver.as_str();
+    let quirks = quirks::of(interface);
     // The kernel wants both (NETDEV_XDP_ACT_XSK).
     let offered =
         interface.xdp.as_ref().is_some_and(|xdp| xdp.has("xsk-zerocopy") && xdp.has("redirect"));
     if !offered {
-        let (why, cure) = match (driver, zero_copy_since(driver)) {
-            ("veth", _) => ("a veth has no card that could write into the rings".to_owned(), None),
-            (_, Some(since)) => (
-                format!(
-                    "{driver} has zero-copy from Linux {since} on, and this is {}",
-                    host.kernel
-                ),
-                Some(format!("Linux {since} or newer")),
-            ),
-            _ => (
-                format!("{driver} has no zero-copy in Linux {}", host.kernel),
-                Some(BETTER_CARDS.to_owned()),
-            ),
-        };
-        return (Some(false), Some(Finding::new("driver", why, cure)));
+        let quirk = quirks.find(Act::ExpectNoZeroCopy).map(Finding::from);
+        return (Some(false), Some(quirk.unwrap_or_else(|| no_zero_copy(interface, host))));
     }
-    let (granted, why, cure) = match (driver, interface.virtio) {
-        ("virtio_net", Some(Virtio { access_platform: false, .. })) => (
-            Some(false),
-            "virtio_net offers zero-copy, but this device takes no DMA addresses \
-             (VIRTIO_F_ACCESS_PLATFORM), and the bind will be refused",
-            "start the guest with disable-legacy=on,iommu_platform=on for this device",
+    if let Some(quirk) = quirks.find(Act::DoubtZeroCopy) {
+        return (Some(false), Some(quirk.into()));
+    }
+    if let Some(quirk) = quirks.find(Act::LeaveZeroCopyOpen) {
+        return (None, Some(quirk.into()));
+    }
+    let too_little = too_little_memory(interface, host, CopyMode::Zero);
+    (Some(too_little.is_none()), too_little)
+}
+
+/// That the driver has no zero-copy, or not yet.
+fn no_zero_copy(interface: &Interface, host: &Host) -> Finding {
+    let (driver, kernel) = (&interface.nic.driver, &host.kernel);
+    let (why, cure) = match quirks::zero_copy_later(driver, kernel) {
+        Some(since) => (
+            format!("{driver} has zero-copy from Linux {since} on, and this is {kernel}"),
+            format!("Linux {since} or newer"),
         ),
-        ("virtio_net", None) => (
-            None,
-            "whether this device takes DMA addresses is not seen: /sys shows another namespace",
-            "run as root",
-        ),
-        _ => {
-            let too_little = too_little_memory(interface, host, CopyMode::Zero);
-            return (Some(too_little.is_none()), too_little);
-        }
+        None => (format!("{driver} has no zero-copy in Linux {kernel}"), quirks::better_cards()),
     };
-    (granted, Some(Finding::new("access-platform", why.to_owned(), cure.to_owned())))
+    Finding::new("driver", why, cure)
 }
 
 /// The capabilities without any one of which `serve` does not start (tried on Linux 6.18).
@@ -230,22 +171,39 @@ const NEEDED: [&str; 4] = ["CAP_NET_ADMIN", "CAP_NET_RAW", "CAP_BPF", "CAP_PERFM
 
 /// What keeps `serve` from starting.
 fn obstacles(interface: &Interface, host: &Host) -> Vec<Finding> {
-    let name = &interface.nic.interface;
-    let mut obstacles = Vec::new();
-    if !netlink::is_ethernet(interface.link_type) {
-        let why = format!(
-            "{name} carries no Ethernet frames (link type {}, a tunnel's), and engines with an XDP \
-             program or packet sockets take no others",
-            interface.link_type
-        );
-        let cure =
-            "serve with --engine socket-gso, or another of the socket engines, and --bind netlink";
-        obstacles.push(Finding::new("no-ethernet", why, cure.to_owned()));
+    let no_ipv6 = interface.no_ipv6.iter().map(|why| Finding::new("ipv6", why.clone(), None));
+    no_ethernet(interface)
+        .into_iter()
+        .chain(not_allowed(host))
+        .chain(no_ipv6)
+        .chain(too_little_memory(interface, host, CopyMode::Copy))
+        .chain(cannot_send(interface))
+        .chain(occupied(interface))
+        .chain(not_up(interface))
+        .collect()
+}
+
+fn no_ethernet(interface: &Interface) -> Option<Finding> {
+    if netlink::is_ethernet(interface.link_type) {
+        return None;
     }
+    let why = format!(
+        "{} carries no Ethernet frames (link type {}, a tunnel's), and engines with an XDP program \
+         or packet sockets take no others",
+        interface.nic.interface, interface.link_type
+    );
+    let cure =
+        "serve with --engine socket-gso, or another of the socket engines, and --bind netlink";
+    Some(Finding::new("no-ethernet", why, cure.to_owned()))
+}
+
+/// What this kernel has not, or this process may not.
+fn not_allowed(host: &Host) -> Vec<Finding> {
+    let mut findings = Vec::new();
     if host.af_xdp == Some(false) {
         let why = format!("Linux {} was built without AF_XDP sockets", host.kernel);
         let cure = "a kernel with CONFIG_XDP_SOCKETS".to_owned();
-        obstacles.push(Finding::new("af-xdp", why, cure));
+        findings.push(Finding::new("af-xdp", why, cure));
     }
     let missing: Vec<_> = NEEDED.into_iter().filter(|name| !host.has(name)).collect();
     if !missing.is_empty() {
@@ -254,47 +212,43 @@ fn obstacles(interface: &Interface, host: &Host) -> Vec<Finding> {
         // others away.
         let all = NEEDED.map(str::to_ascii_lowercase).join(",");
         let cure = format!("run as root, or setcap {all}=ep \"$(command -v sixhop)\"");
-        obstacles.push(Finding::new("capabilities", why, cure));
+        findings.push(Finding::new("capabilities", why, cure));
     }
     if !host.initial_user_namespace {
         let why =
             "this process is in a user namespace, whose root may not load programs".to_owned();
-        obstacles.push(Finding::new("user-namespace", why, "run on the machine itself".to_owned()));
+        findings.push(Finding::new("user-namespace", why, "run on the machine itself".to_owned()));
     }
     // Inside a user namespace the reason is that.
     let refused = host.program_refused.iter().filter(|_| host.initial_user_namespace);
-    obstacles.extend(refused.map(|why| Finding::new("program", why.clone(), None)));
-    obstacles.extend(
-        host.af_xdp_refused
-            .iter()
-            .map(|why| Finding::new("af-xdp", format!("no AF_XDP sockets: {why}"), None)),
-    );
-    obstacles.extend(interface.no_ipv6.iter().map(|why| Finding::new("ipv6", why.clone(), None)));
-    obstacles.extend(too_little_memory(interface, host, CopyMode::Copy));
-    obstacles.extend(cannot_send(interface));
-    if let Some(program) = interface.program {
-        let why = format!(
-            "another XDP program ({}, id {}) is attached to {name}",
-            program.mode, program.id
-        );
-        let cure = format!("stop what put it there, or ip link set dev {name} xdp off");
-        obstacles.push(Finding::new("occupied", why, cure));
+    findings.extend(refused.map(|why| Finding::new("program", why.clone(), None)));
+    let refused = host.af_xdp_refused.iter().map(|why| format!("no AF_XDP sockets: {why}"));
+    findings.extend(refused.map(|why| Finding::new("af-xdp", why, None)));
+    findings
+}
+
+fn occupied(interface: &Interface) -> Option<Finding> {
+    let name = &interface.nic.interface;
+    let program = interface.program?;
+    let why =
+        format!("another XDP program ({}, id {}) is attached to {name}", program.mode, program.id);
+    let cure = format!("stop what put it there, or ip link set dev {name} xdp off");
+    Some(Finding::new("occupied", why, cure))
+}
+
+fn not_up(interface: &Interface) -> Option<Finding> {
+    let name = &interface.nic.interface;
+    match (interface.up, interface.carrier) {
+        (true, true) => None,
+        (true, false) => {
+            let cure = "connect it, or set its other end up".to_owned();
+            Some(Finding::new("no-carrier", format!("{name} has no carrier"), cure))
+        }
+        (false, _) => {
+            let cure = format!("ip link set {name} up");
+            Some(Finding::new("down", format!("{name} is down"), cure))
+        }
     }
-    if !interface.up {
-        obstacles.push(Finding::new(
-            "down",
-            format!("{name} is down"),
-            format!("ip link set {name} up"),
-        ));
-    } else if !interface.carrier {
-        let why = format!("{name} has no carrier");
-        obstacles.push(Finding::new(
-            "no-carrier",
-            why,
-            "connect it, or set its other end up".to_owned(),
-        ));
-    }
-    obstacles
 }
 
 /// That replies of a queue would stay in its ring.
@@ -361,69 +315,95 @@ fn port_of(interface: &Interface) -> Option<&Master> {
 }
 
 fn advice(interface: &Interface, host: &Host) -> Vec<Advice> {
-    let name = &interface.nic.interface;
-    let queues = interface.nic.queues;
-    let mut advice = Vec::new();
-    let mut advise = |command: String, why: String| advice.push(Advice { command, why });
+    let advice = [
+        serve_above(interface),
+        finish_at_peer(interface),
+        more_queues(interface, host),
+        larger_rings(interface),
+        smaller_mtu(interface),
+        keep_tags(interface),
+        more_hugepages(interface, host),
+    ];
+    advice.into_iter().flatten().collect()
+}
 
-    if let Some(master) = port_of(interface) {
-        let why = format!(
-            "{name} is a port of it, and found there only by --bind live-map; it answers what \
-             comes by all"
-        );
-        advise(format!("sixhop serve --interface {}", master.name), why);
+fn serve_above(interface: &Interface) -> Option<Advice> {
+    let why = format!(
+        "{} is a port of it, and found there only by --bind live-map; it answers what comes by all",
+        interface.nic.interface
+    );
+    let command = format!("sixhop serve --interface {}", port_of(interface)?.name);
+    Some(Advice { command, why })
+}
+
+fn finish_at_peer(interface: &Interface) -> Option<Advice> {
+    let quirk = quirks::of(interface).find(Act::FinishAtPeer)?;
+    let peer = interface.peer.as_ref().map_or("PEER", |peer| &peer.name);
+    Some(Advice { command: format!("ethtool -K {peer} tx off"), why: quirk.why })
+}
+
+fn more_queues(interface: &Interface, host: &Host) -> Option<Advice> {
+    if quirks::of(interface).has(Act::AskPeer) {
+        return None; // the queues are a matter of both ends
     }
-    let is_veth = interface.nic.driver == "veth"; // whose queues are a matter of both ends
-    if is_veth {
-        let peer = interface.peer.as_ref().map_or("PEER", |peer| &peer.name);
-        let why = "at the other end, where it is on: its packets come without checksums, and are \
-                   not answered";
-        advise(format!("ethtool -K {peer} tx off"), why.to_owned());
-    }
+    let queues = interface.nic.queues;
     let wanted = interface.queues_possible.min(u32::try_from(host.processors).unwrap_or(u32::MAX));
-    if wanted != queues && wanted > 0 && !is_veth {
-        let kind = if interface.queues_combined { "combined" } else { "rx" };
-        let why = format!("a queue for each of {} processors: {queues} in use", host.processors);
-        advise(format!("ethtool -L {name} {kind} {wanted}"), why);
-    }
-    if let (Some((rx, tx)), Some((most_rx, most_tx))) =
-        (interface.nic.rings, interface.rings_possible)
-    {
-        // Larger ones take frames in turn that no cache holds.
-        let (wanted_rx, wanted_tx) = (most_rx.min(FRAMES / 2), most_tx.min(FRAMES / 2));
-        if rx < wanted_rx || tx < wanted_tx {
-            let command =
-                format!("ethtool -G {name} rx {} tx {}", wanted_rx.max(rx), wanted_tx.max(tx));
-            advise(command, format!("room for bursts: {rx} and {tx} descriptors now"));
-        }
-    }
+    let kind = if interface.queues_combined { "combined" } else { "rx" };
+    (wanted != queues && wanted > 0).then(|| Advice {
+        command: format!("ethtool -L {} {kind} {wanted}", interface.nic.interface),
+        why: format!("a queue for each of {} processors: {queues} in use", host.processors),
+    })
+}
+
+fn larger_rings(interface: &Interface) -> Option<Advice> {
+    let ((rx, tx), (most_rx, most_tx)) = (interface.nic.rings?, interface.rings_possible?);
+    // Larger ones take frames in turn that no cache holds.
+    let (wanted_rx, wanted_tx) = (most_rx.min(FRAMES / 2), most_tx.min(FRAMES / 2));
+    (rx < wanted_rx || tx < wanted_tx).then(|| Advice {
+        command: format!(
+            "ethtool -G {} rx {} tx {}",
+            interface.nic.interface,
+            wanted_rx.max(rx),
+            wanted_tx.max(tx)
+        ),
+        why: format!("room for bursts: {rx} and {tx} descriptors now"),
+    })
+}
+
+fn smaller_mtu(interface: &Interface) -> Option<Advice> {
     let served = largest_request(frame_size(interface.nic.mtu)) + 40 + 8;
-    if interface.nic.mtu > served {
-        let why = format!(
+    (interface.nic.mtu > served).then(|| Advice {
+        command: format!("ip link set dev {} mtu {served}", interface.nic.interface),
+        why: format!(
             "requests of more than {} bytes do not fit into a frame of the rings, and are dropped",
             served - 40 - 8
-        );
-        advise(format!("ip link set dev {name} mtu {served}"), why);
-    }
+        ),
+    })
+}
+
+fn keep_tags(interface: &Interface) -> Option<Advice> {
     let is_card = !interface.nic.bus.is_empty();
-    if is_card && interface.is_on(VLAN) && interface.is_changeable(VLAN) {
-        let why = "only where VLANs are in use: without its tag a request looks like one of the \
-                   link itself";
-        advise(format!("ethtool -K {name} rxvlan off"), why.to_owned());
+    (is_card && interface.is_on(VLAN) && interface.is_changeable(VLAN)).then(|| Advice {
+        command: format!("ethtool -K {} rxvlan off", interface.nic.interface),
+        why: "only where VLANs are in use: without its tag a request looks like one of the link \
+              itself"
+            .to_owned(),
+    })
+}
+
+fn more_hugepages(interface: &Interface, host: &Host) -> Option<Advice> {
+    let pages = host.hugepages;
+    if pages.size == 0 {
+        return None;
     }
-    if host.hugepages.size > 0 {
-        let zero = interface.xdp.as_ref().is_some_and(|xdp| xdp.has("xsk-zerocopy"));
-        let copy = if zero { CopyMode::Zero } else { CopyMode::Copy };
-        let needed = u64::from(queues)
-            * (memory(interface, copy) / u64::from(queues.max(1))).div_ceil(host.hugepages.size);
-        if needed > host.hugepages.free {
-            let total = host.hugepages.total + needed - host.hugepages.free;
-            let why =
-                format!("frames on huge pages: {needed} needed, {} free", host.hugepages.free);
-            advise(format!("sysctl vm.nr_hugepages={total}"), why);
-        }
-    }
-    advice
+    let queues = u64::from(interface.nic.queues);
+    let zero = interface.xdp.as_ref().is_some_and(|xdp| xdp.has("xsk-zerocopy"));
+    let copy = if zero { CopyMode::Zero } else { CopyMode::Copy };
+    let needed = queues * (memory(interface, copy) / queues.max(1)).div_ceil(pages.size);
+    (needed > pages.free).then(|| Advice {
+        command: format!("sysctl vm.nr_hugepages={}", pages.total + needed - pages.free),
+        why: format!("frames on huge pages: {needed} needed, {} free", pages.free),
+    })
 }
 
 #[cfg(test)]
@@ -433,7 +413,7 @@ mod tests {
     use crate::net::denied::CAPABILITIES;
     use crate::net::netdev::XdpFeatures;
     use crate::net::netlink::AttachedProgram;
-    use crate::xdp::capability::{Hugepages, Peer};
+    use crate::xdp::capability::{Hugepages, Peer, Virtio};
 
     /// Flags as FACTS of real cards and guests have them.
     const NONE: &[&str] = &[];

@@ -10,6 +10,7 @@ use crate::engine::{EngineKind, Modes, largest_request};
 use crate::host;
 use crate::live::Method;
 use crate::net::netlink::{Link, TableRoute};
+use crate::net::quirks::{self, Act, Facts};
 use crate::wire::MAX_PAYLOAD;
 use crate::xdp::LiveAddresses;
 
@@ -47,12 +48,14 @@ pub(super) fn takes_prefix(config: &ServerConfig) -> bool {
 /// Refuses a link on which the engine would receive nothing, or the binding reach nobody.
 fn fits(found: &Found, engine: Option<EngineKind>, hidden: bool) -> Result<(), InterfaceError> {
     let Some(engine) = engine.filter(|engine| engine.sees_frames()) else { return Ok(()) };
-    let (interface, link_type) = (found.link.name.clone(), found.link.link_type);
-    if !found.link.is_ethernet() {
+    let link = &found.link;
+    if !link.is_ethernet() {
+        let (interface, link_type) = (link.name.clone(), link.link_type);
         return Err(InterfaceError::NoEthernet { interface, link_type, engine });
     }
-    if hidden && found.driver == "ipvlan" {
-        return Err(InterfaceError::IsIpvlan(interface));
+    let quirks = quirks::of(Facts { driver: &found.driver, ..link.into() });
+    if let Some(quirk) = quirks.find(Act::RefuseHidden).filter(|_| hidden) {
+        return Err(InterfaceError::Unreachable(quirk.to_string()));
     }
     Ok(())
 }

@@ -133,11 +133,9 @@ pub enum InterfaceError {
          netlink"
     )]
     NoEthernet { interface: String, link_type: u16, engine: EngineKind },
-    #[error(
-        "{0} is an ipvlan, which gets only what is for the kernel's addresses, and those of \
-         live-map are none: use --bind netlink, or a macvlan"
-    )]
-    IsIpvlan(String),
+    /// What a quirk of the driver keeps hidden addresses from.
+    #[error("{0}")]
+    Unreachable(String),
     #[error(
         "{0} is in a VRF, where the kernel cannot be told to take only what comes from it, as \
          live-map needs for requests in fragments: use --bind netlink, or take it out with \

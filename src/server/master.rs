@@ -4,6 +4,7 @@
 use super::error::InterfaceError;
 use crate::live::Method;
 use crate::net::netlink::Link;
+use crate::net::quirks::{self, Act};
 
 /// Refuses to make addresses live on `link`, a port of `above`, where nobody would ever find them;
 /// where they can be found, says what such a server does not see.
@@ -33,7 +34,7 @@ pub(super) fn may_serve(
 /// Whether a device of that kind takes the packets of its ports for its own. A VRF leaves them
 /// theirs.
 pub fn takes_packets(kind: Option<&str>) -> bool {
-    kind != Some("vrf")
+    !quirks::of_kind(kind).has(Act::LeavePorts)
 }
 
 /// Whether addresses that `bind` makes live on a port can be reached. A bridge takes the IPv6
@@ -41,7 +42,7 @@ pub fn takes_packets(kind: Option<&str>) -> bool {
 fn works(kind: Option<&str>, bind: Method) -> bool {
     match bind {
         Method::LiveMap | Method::None => true,
-        Method::Anyip => matches!(kind, Some("bond" | "team")),
+        Method::Anyip => quirks::of_kind(kind).has(Act::AllowAnyip),
         Method::Netlink
         | Method::NetlinkBatch
         | Method::NetlinkDown

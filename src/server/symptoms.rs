@@ -2,6 +2,7 @@
 
 use crate::engine::REDIRECT_FAILED;
 use crate::events::Counters;
+use crate::net::quirks::{self, Act};
 use crate::wire::Refusal;
 
 /// Remembers what was said already.
@@ -54,9 +55,8 @@ fn nothing_leaves(counters: &Counters) -> Option<String> {
     (reflected >= 10 && counters.replies == 0).then(|| {
         format!(
             "none of the replies to {reflected} requests left: the driver takes no frames from an \
-             XDP \
-             program; a veth does once its other end polls ('ethtool -K PEER gro on' there), \
-             or use --attach generic"
+             XDP program; {}, or use --attach generic",
+            quirks::hint(Act::ReflectAllTheSame)
         )
     })
 }

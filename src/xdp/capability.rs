@@ -13,6 +13,7 @@ use crate::host::{self, Nic};
 use crate::net::denied::CAPABILITIES;
 use crate::net::netdev::{self};
 use crate::net::netlink::{self, Link};
+use crate::net::quirks::{self, Act};
 use crate::net::{denied, ethtool};
 
 pub use crate::events::{Host, Hugepages, Interface, Master, Peer, Virtio};
@@ -58,8 +59,9 @@ impl Interface {
             }
         });
         let seen = seen.unwrap_or_default();
-        let is_virtio = seen.nic.driver == "virtio_net";
-        let peer = if seen.nic.driver == "veth" { netlink::peer(link.index) } else { None };
+        let quirks = quirks::of_driver(&seen.nic.driver);
+        let is_virtio = quirks.has(Act::ReadFeatures);
+        let peer = if quirks.has(Act::AskPeer) { netlink::peer(link.index) } else { None };
         let master = link.master.and_then(|index| {
             let above = netlink::links().ok()?.into_iter().find(|above| above.index == index)?;
             Some(Master { name: above.name, kind: above.kind })

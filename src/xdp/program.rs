@@ -18,13 +18,13 @@ use libbpf_rs::skel::{OpenSkel, SkelBuilder};
 use libbpf_rs::{MapCore, MapFlags, MapHandle};
 
 use super::fallback::Fallback;
-use super::stacked;
 use crate::address::mt6d::{Subnet, window};
 use crate::address::{Prefix, timed};
 use crate::host;
 use crate::net::denied;
 use crate::net::memory::Memory;
 use crate::net::netlink::{self, AttachMode, Link};
+use crate::net::quirks::{self, Act};
 use crate::wire::Refusal;
 
 pub use crate::events::AttachRequest;
@@ -417,48 +417,14 @@ impl Program {
         let mut storage = MaybeUninit::uninit();
         let mut open =
             skeleton::SteerSkelBuilder::default().open(&mut storage).map_err(explain_load)?;
-        let constants =
-            open.maps.rodata_data.as_deref_mut().context("the program lost its constants")?;
-        constants.service_port = config.port.to_be();
-        constants.hidden = config.hidden;
-        if let Some(moving) = &config.moving {
-            let layout = moving.layout();
-            constants.moving = true;
-            constants.subnet = moving.network();
-            constants.bits = layout.bits();
-            let buckets = u32::try_from(layout.buckets())
-                .context("the XDP program has no room for so many clients")?;
-            open.maps.timed_addresses.set_max_entries(buckets).map_err(explain_load)?;
-        }
+        configure(&mut open, config)?;
         // It needs to know the kernel's structures; without, the frames are not counted.
         let counts_frames = config.reflect.is_some() && Path::new(KERNEL_TYPES).exists();
         open.progs.count_frames.set_autoload(counts_frames);
         open.progs.backstop.set_autoload(config.hidden);
-        if let Some(Reflect { replies, interface }) = config.reflect {
-            constants.replies = replies.max(1);
-            constants.interface = interface as i32;
-            constants.network = fs::metadata("/proc/thread-self/ns/net")?.ino() as u32;
-            open.maps.ways_out.set_max_entries(replies.max(1).into()).map_err(explain_load)?;
-        }
-        if let Some(Screen { allow_list, limit, .. }) = config.screen {
-            constants.screened = true;
-            constants.allow_list = allow_list;
-            if let Some(limit) = limit {
-                constants.interval = (SECOND / u64::from(limit.max(1))).max(1);
-                constants.burst = (SECOND / BURSTS).max(constants.interval);
-                open.maps.budgets.set_max_entries(BUDGETS).map_err(explain_load)?;
-            }
-        }
-        open.maps.live_addresses.set_max_entries(config.addresses.max(1)).map_err(explain_load)?;
-        open.maps.xsks.set_max_entries(config.queues.max(1)).map_err(explain_load)?;
         let loaded = open.load().map_err(explain_load)?;
-        if let Some(Reflect { replies, interface }) = config.reflect {
-            for way in 0..u32::from(replies.max(1)) {
-                let way = way.to_ne_bytes();
-                let added =
-                    loaded.maps.ways_out.update(&way, &interface.to_ne_bytes(), MapFlags::ANY);
-                added.context("cannot have the XDP program send out of the interface")?;
-            }
+        if let Some(reflect) = &config.reflect {
+            add_ways_out(&loaded.maps.ways_out, reflect)?;
         }
         // Handles of our own, so that the skeleton and what it borrows can go.
         let keep = |fd: BorrowedFd| fd.try_clone_to_owned().context("cannot keep the program");
@@ -616,26 +582,19 @@ impl Program {
         if link.xdp.is_some() {
             return Err(occupied(link));
         }
-        let below = stacked::runs_below(link.kind.as_deref());
-        let (flags, fallback) = match request {
-            AttachRequest::Native if below => {
-                anyhow::bail!(
-                    "{}: use --attach generic, or auto to take what there is",
-                    runs_below(link)
-                )
+        let below = quirks::of(link).find(Act::LookBelow);
+        let (flags, fallback) = match (request, below) {
+            (AttachRequest::Native, Some(quirk)) => {
+                anyhow::bail!("{}: use --attach generic, or auto to take what there is", quirk.why)
             }
-            AttachRequest::Auto if below => {
-                let step = Fallback::new(
-                    "attach",
-                    AttachMode::Native,
-                    AttachMode::Generic,
-                    runs_below(link),
-                );
+            (AttachRequest::Auto, Some(quirk)) => {
+                let step =
+                    Fallback::new("attach", AttachMode::Native, AttachMode::Generic, quirk.why);
                 (XDP_FLAGS_SKB_MODE, Some(step))
             }
-            AttachRequest::Native => (XDP_FLAGS_DRV_MODE, None),
-            AttachRequest::Generic => (XDP_FLAGS_SKB_MODE, None),
-            AttachRequest::Auto => match self.create_link(link.index, XDP_FLAGS_DRV_MODE) {
+            (AttachRequest::Native, None) => (XDP_FLAGS_DRV_MODE, None),
+            (AttachRequest::Generic, _) => (XDP_FLAGS_SKB_MODE, None),
+            (AttachRequest::Auto, None) => match self.create_link(link.index, XDP_FLAGS_DRV_MODE) {
                 Ok(fd) => return Attachment::new(fd, link, None),
                 // Then the generic hook would be refused as well.
                 Err(error)
@@ -986,21 +945,56 @@ fn create_link(program: &OwnedFd, interface: u32, kind: u32, flags: u32) -> io::
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
+/// Sets the constants of the program and the sizes of its maps.
+fn configure(open: &mut skeleton::OpenSteerSkel, config: &ProgramConfig) -> Result<()> {
+    let maps = &mut open.maps;
+    let constants = maps.rodata_data.as_deref_mut().context("the program lost its constants")?;
+    constants.service_port = config.port.to_be();
+    constants.hidden = config.hidden;
+    if let Some(moving) = &config.moving {
+        let layout = moving.layout();
+        constants.moving = true;
+        constants.subnet = moving.network();
+        constants.bits = layout.bits();
+        let buckets = u32::try_from(layout.buckets())
+            .context("the XDP program has no room for so many clients")?;
+        maps.timed_addresses.set_max_entries(buckets).map_err(explain_load)?;
+    }
+    if let Some(Reflect { replies, interface }) = config.reflect {
+        constants.replies = replies.max(1);
+        constants.interface = interface as i32;
+        constants.network = fs::metadata("/proc/thread-self/ns/net")?.ino() as u32;
+        maps.ways_out.set_max_entries(replies.max(1).into()).map_err(explain_load)?;
+    }
+    if let Some(Screen { allow_list, limit, .. }) = config.screen {
+        constants.screened = true;
+        constants.allow_list = allow_list;
+        if let Some(limit) = limit {
+            constants.interval = (SECOND / u64::from(limit.max(1))).max(1);
+            constants.burst = (SECOND / BURSTS).max(constants.interval);
+            maps.budgets.set_max_entries(BUDGETS).map_err(explain_load)?;
+        }
+    }
+    maps.live_addresses.set_max_entries(config.addresses.max(1)).map_err(explain_load)?;
+    maps.xsks.set_max_entries(config.queues.max(1)).map_err(explain_load)
+}
+
+/// Gives the program a way out of the interface for each reply.
+fn add_ways_out(ways_out: &impl MapCore, reflect: &Reflect) -> Result<()> {
+    let interface = reflect.interface.to_ne_bytes();
+    for way in 0..u32::from(reflect.replies.max(1)) {
+        let added = ways_out.update(&way.to_ne_bytes(), &interface, MapFlags::ANY);
+        added.context("cannot have the XDP program send out of the interface")?;
+    }
+    Ok(())
+}
+
 /// Says what the lack of a backstop means.
 fn explain_backstop(link: &Link, error: &io::Error) -> String {
     format!(
         "{} takes no tc program (tcx, from Linux 6.6: {error}), so requests behind extension \
          headers or in fragments meet silence",
         link.name
-    )
-}
-
-/// Why native XDP on `link` is of no use, where the driver grants it.
-fn runs_below(link: &Link) -> String {
-    format!(
-        "{} is a {} and has a native program run on its ports, whose packets its rings do not take",
-        link.name,
-        link.kind.as_deref().unwrap_or("device on others")
     )
 }
 

@@ -17,8 +17,10 @@ use super::fallback::Fallback;
 use super::ring::{Consumer, Entry, Layout, Producer};
 use super::rings::{Doorbell, Rings};
 use super::umem::Umem;
+use crate::events::Interface;
 use crate::net::memory::{HugepageRequest, Memory};
-use crate::net::netlink::AttachMode;
+use crate::net::netlink::{self, AttachMode};
+use crate::net::quirks::{self, Act};
 use crate::net::{denied, ethtool, option};
 
 pub use crate::events::{BusyPoll, CopyMode, CopyRequest, KernelCounters, RingSizes};
@@ -96,18 +98,12 @@ impl KernelCounters {
     }
 }
 
-/// Frames that a socket needs in zero-copy besides those for its rx ring: as many as the card's own
-/// receive ring holds, `card_ring` where its driver says, and as are `elsewhere`. Then the driver
-/// finds frames in the fill ring also while the rx ring is full. One that finds none may hand out
-/// the same frame twice: igb does, up to Linux 7.3 at least, where it leaves the length of an old
-/// packet in the descriptor behind the last that it could fill (igb_alloc_rx_buffers_zc).
+/// Frames that a socket needs in zero-copy besides those for its rx ring: those that the driver is
+/// to find whatever happens, and as many as are `elsewhere`.
 #[must_use]
 pub fn spare_frames(card_ring: Option<u32>, elsewhere: u32) -> u32 {
-    card_ring.unwrap_or(UNKNOWN_RING) + elsewhere
+    quirks::spare_frames(card_ring) + elsewhere
 }
-
-/// Descriptors in the receive ring of a card whose driver does not say: as many as any has.
-const UNKNOWN_RING: u32 = 8192;
 
 /// Bind retries for this long while the kernel still tears down the last socket of the queue, which
 /// it does after the close, on its own time (RCU grace periods, tens of milliseconds each).
@@ -162,57 +158,12 @@ impl Socket {
         config: &SocketConfig,
         mode: CopyMode,
     ) -> Result<(Self, Rings, Vec<super::Frame>), OpenError> {
-        let fd = Arc::new(unbound().map_err(|error| {
-            let cure = match error.raw_os_error() {
-                Some(libc::EAFNOSUPPORT) => {
-                    "this kernel is built without CONFIG_XDP_SOCKETS".to_owned()
-                }
-                Some(libc::EPERM) => denied::explain("it", &["CAP_NET_RAW"], "socket(AF_XDP)"),
-                _ => "socket(AF_XDP) failed".to_owned(),
-            };
-            anyhow::Error::new(error).context(format!("no AF_XDP socket: {cure}"))
-        })?);
-
+        let fd = Arc::new(unbound().map_err(no_socket)?);
         let sizes = config.rings(mode);
         let (umem, frames) = Umem::new(sizes.frames, config.frame_size, config.hugepages)
             .context("no memory for the UMEM")?;
-        if let Err(error) = umem.register(&fd) {
-            let kib = umem.length() >> 10;
-            return Err(match (error.raw_os_error(), mode) {
-                // Zero-copy takes spare frames: in copy mode there may be room.
-                (Some(libc::ENOBUFS), CopyMode::Zero) => {
-                    OpenError::Bind(io::Error::other(format!(
-                        "its frames take {kib} KiB, and fewer may be locked (ulimit -l {kib}, for \
-                         each queue)"
-                    )))
-                }
-                (Some(libc::ENOBUFS), CopyMode::Copy) => anyhow!(
-                    "the frames take {kib} KiB, and fewer may be locked: ulimit -l {kib} (for each \
-                     queue), or CAP_IPC_LOCK"
-                )
-                .into(),
-                _ => anyhow::Error::new(error).context("the kernel does not take the UMEM").into(),
-            });
-        }
-        for (ring, size) in [
-            (option::XDP_UMEM_FILL_RING, sizes.fill),
-            (option::XDP_UMEM_COMPLETION_RING, sizes.completion),
-            (option::XDP_RX_RING, sizes.rx),
-            (option::XDP_TX_RING, sizes.tx),
-        ] {
-            option::set(&fd, ring, &size)
-                .with_context(|| format!("the kernel refuses a ring of {size}"))?;
-        }
-
-        let offsets =
-            option::get(&fd, option::XDP_MMAP_OFFSETS).context("cannot ask where the rings lie")?;
-        let fill = producer(&fd, &offsets.fr, libc::XDP_UMEM_PGOFF_FILL_RING as i64, sizes.fill)?;
-        let place = libc::XDP_UMEM_PGOFF_COMPLETION_RING as i64;
-        let completion = consumer(&fd, &offsets.cr, place, sizes.completion)?;
-        let rx = consumer(&fd, &offsets.rx, libc::XDP_PGOFF_RX_RING, sizes.rx)?;
-        let tx = producer(&fd, &offsets.tx, libc::XDP_PGOFF_TX_RING, sizes.tx)?;
-
-        let mut rings = Rings::new(umem, fill, rx, tx, completion);
+        umem.register(&fd).map_err(|error| no_umem(error, umem.length(), mode))?;
+        let mut rings = map_rings(&fd, umem, sizes)?;
         let mut frames = frames.into_iter();
         for frame in frames.by_ref().take((config.fill + sizes.frames - config.frames) as usize) {
             rings.fill(frame).map_err(|_| anyhow!("the fill ring is smaller than the UMEM"))?;
@@ -372,6 +323,54 @@ pub(super) fn unbound() -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
+/// Says why there is no socket.
+fn no_socket(error: io::Error) -> anyhow::Error {
+    let cure = match error.raw_os_error() {
+        Some(libc::EAFNOSUPPORT) => "this kernel is built without CONFIG_XDP_SOCKETS".to_owned(),
+        Some(libc::EPERM) => denied::explain("it", &["CAP_NET_RAW"], "socket(AF_XDP)"),
+        _ => "socket(AF_XDP) failed".to_owned(),
+    };
+    anyhow::Error::new(error).context(format!("no AF_XDP socket: {cure}"))
+}
+
+/// Says why the kernel does not take a UMEM of `length` bytes.
+fn no_umem(error: io::Error, length: u64, mode: CopyMode) -> OpenError {
+    let kib = length >> 10;
+    match (error.raw_os_error(), mode) {
+        // Zero-copy takes spare frames: in copy mode there may be room.
+        (Some(libc::ENOBUFS), CopyMode::Zero) => OpenError::Bind(io::Error::other(format!(
+            "its frames take {kib} KiB, and fewer may be locked (ulimit -l {kib}, for each queue)"
+        ))),
+        (Some(libc::ENOBUFS), CopyMode::Copy) => anyhow!(
+            "the frames take {kib} KiB, and fewer may be locked: ulimit -l {kib} (for each queue), \
+             or CAP_IPC_LOCK"
+        )
+        .into(),
+        _ => anyhow::Error::new(error).context("the kernel does not take the UMEM").into(),
+    }
+}
+
+/// Has the kernel make the rings, and maps them.
+fn map_rings(fd: &OwnedFd, umem: Umem, sizes: RingSizes) -> Result<Rings> {
+    for (ring, size) in [
+        (option::XDP_UMEM_FILL_RING, sizes.fill),
+        (option::XDP_UMEM_COMPLETION_RING, sizes.completion),
+        (option::XDP_RX_RING, sizes.rx),
+        (option::XDP_TX_RING, sizes.tx),
+    ] {
+        option::set(fd, ring, &size)
+            .with_context(|| format!("the kernel refuses a ring of {size}"))?;
+    }
+    let offsets =
+        option::get(fd, option::XDP_MMAP_OFFSETS).context("cannot ask where the rings lie")?;
+    let fill = producer(fd, &offsets.fr, libc::XDP_UMEM_PGOFF_FILL_RING as i64, sizes.fill)?;
+    let place = libc::XDP_UMEM_PGOFF_COMPLETION_RING as i64;
+    let completion = consumer(fd, &offsets.cr, place, sizes.completion)?;
+    let rx = consumer(fd, &offsets.rx, libc::XDP_PGOFF_RX_RING, sizes.rx)?;
+    let tx = producer(fd, &offsets.tx, libc::XDP_PGOFF_TX_RING, sizes.tx)?;
+    Ok(Rings::new(umem, fill, rx, tx, completion))
+}
+
 /// Packets that one call takes from the card at most: as many as its driver takes in one go
 /// (NAPI_POLL_WEIGHT), where the kernel's default for busy polling is 8.
 const BUSY_POLL_BUDGET: u32 = 64;
@@ -430,12 +429,16 @@ fn may_copy(error: &io::Error) -> bool {
     !matches!(error.raw_os_error(), Some(libc::EBUSY | libc::EPERM | libc::ENODEV | libc::ENETDOWN))
 }
 
-/// Why there is no zero-copy. Drivers without it say EOPNOTSUPP; virtio_net says EINVAL where its
-/// queues have no DMA of their own (no iommu_platform), or are too short.
+/// Why there is no zero-copy. Drivers without it say EOPNOTSUPP, and those that offer it and have
+/// it not, EINVAL.
 fn no_zero_copy(config: &SocketConfig, error: &io::Error) -> String {
-    match error.raw_os_error() {
-        Some(_) => format!("the driver of {} refuses zero-copy ({error})", config.interface),
-        None => error.to_string(),
+    let Some(code) = error.raw_os_error() else { return error.to_string() };
+    let refused = format!("the driver of {} refuses zero-copy ({error})", config.interface);
+    let link = netlink::link_at(config.index).ok().flatten().filter(|_| code == libc::EINVAL);
+    let interface = link.as_ref().map(Interface::of).unwrap_or_default();
+    match quirks::of(&interface).find(Act::DoubtZeroCopy) {
+        Some(quirk) => format!("{refused}: {quirk}"),
+        None => refused,
     }
 }
 

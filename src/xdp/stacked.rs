@@ -4,13 +4,14 @@ use anyhow::Result;
 
 use crate::net::ethtool;
 use crate::net::netlink::{self, Link};
+use crate::net::quirks::{self, Act};
 
 /// Whether the driver of `link` runs an XDP program on the devices below it. Packets arrive there,
 /// and a ring of `link` takes none of theirs (`xsk_rcv_check` in net/xdp/xsk.c compares the
 /// devices).
 #[must_use]
 pub fn runs_below(kind: Option<&str>) -> bool {
-    matches!(kind, Some("bond" | "team"))
+    quirks::of_kind(kind).has(Act::LookBelow)
 }
 
 /// Receive queues that packets of `link` may come on. Those of a bond keep the number of the queue

@@ -43,10 +43,7 @@ pub fn resolve_any(
 /// # Errors
 /// Without CAP_NET_ADMIN, and when there is no such interface.
 pub fn set_neighbour(interface: u32, neighbour: Ipv6Addr, mac: Option<[u8; 6]>) -> Result<()> {
-    let mut entry = NeighbourMessage::default();
-    entry.header.family = AddressFamily::Inet6;
-    entry.header.ifindex = interface;
-    entry.attributes.push(NeighbourAttribute::Destination(NeighbourAddress::Inet6(neighbour)));
+    let mut entry = entry_of(interface, neighbour);
     let (message, flags) = match mac {
         Some(mac) => {
             entry.header.state = NeighbourState::Permanent;
@@ -68,39 +65,48 @@ impl Socket {
         neighbour: Ipv6Addr,
         timeout: Duration,
     ) -> Result<[u8; 6]> {
-        let mut entry = NeighbourMessage::default();
-        entry.header.family = AddressFamily::Inet6;
-        entry.header.ifindex = interface;
-        let destination = NeighbourAttribute::Destination(NeighbourAddress::Inet6(neighbour));
-        entry.attributes.push(destination.clone());
-        let query = RouteNetlinkMessage::GetNeighbour(entry.clone());
-        // Somebody's own entry stays as it is: what follows would take it for one that nobody
-        // answered for.
-        if let Ok(answers) = self.ask(query.clone(), 0) {
-            let fixed = answers.iter().find_map(|answer| match answer {
-                RouteNetlinkMessage::NewNeighbour(entry)
-                    if entry.header.state == NeighbourState::Permanent =>
-                {
-                    verdict(entry).flatten()
-                }
-                _ => None,
-            });
-            if let Some(mac) = fixed {
-                return Ok(mac);
-            }
+        if let Some(mac) = self.fixed(interface, neighbour) {
+            return Ok(mac);
         }
-        // As if a packet had to go there: the kernel asks for it unless it knows already, also
-        // after a failure.
-        entry.header.flags = NeighbourFlags::Use;
-        self.tell_one(RouteNetlinkMessage::NewNeighbour(entry), NLM_F_CREATE | NLM_F_REPLACE)
-            .map_err(|refusal| match refusal.code {
+        self.tell_one(look_for(interface, neighbour), NLM_F_CREATE | NLM_F_REPLACE).map_err(
+            |refusal| match refusal.code {
                 Errno::ENOBUFS => anyhow!(
                     "cannot look for {neighbour}: the kernel's neighbour table is full; \
                      raise net.ipv6.neigh.default.gc_thresh3"
                 ),
                 _ => refusal.explain(format_args!("look for {neighbour} on interface {interface}")),
-            })?;
+            },
+        )?;
+        if let Some(mac) = self.wait_for_answer(interface, neighbour, timeout)? {
+            return Ok(mac);
+        }
+        let link = self.links()?.into_iter().find(|link| link.index == interface);
+        let name = link.map_or_else(|| format!("interface {interface}"), |link| link.name);
+        bail!("nobody answers for {neighbour} on {name}: is the server up?")
+    }
 
+    /// The address that somebody gave the neighbour. Such an entry stays as it is: a question would
+    /// take it for one that nobody answered for.
+    fn fixed(&mut self, interface: u32, neighbour: Ipv6Addr) -> Option<[u8; 6]> {
+        let query = RouteNetlinkMessage::GetNeighbour(entry_of(interface, neighbour));
+        self.ask(query, 0).ok()?.iter().find_map(|answer| match answer {
+            RouteNetlinkMessage::NewNeighbour(entry)
+                if entry.header.state == NeighbourState::Permanent =>
+            {
+                verdict(entry).flatten()
+            }
+            _ => None,
+        })
+    }
+
+    /// Waits until the kernel knows the neighbour's address, or has given up.
+    fn wait_for_answer(
+        &mut self,
+        interface: u32,
+        neighbour: Ipv6Addr,
+        timeout: Duration,
+    ) -> Result<Option<[u8; 6]>> {
+        let query = RouteNetlinkMessage::GetNeighbour(entry_of(interface, neighbour));
         let known = |socket: &mut Self| match socket.ask(query.clone(), 0) {
             Ok(answers) => Ok(answers.into_iter().find_map(|answer| match answer {
                 RouteNetlinkMessage::NewNeighbour(entry) => verdict(&entry),
@@ -110,20 +116,14 @@ impl Socket {
             Err(refusal) if refusal.code == Errno::ENOENT => Ok(Some(None)),
             Err(refusal) => Err(refusal.explain(format_args!("look up neighbour {neighbour}"))),
         };
+        let destination = NeighbourAttribute::Destination(NeighbourAddress::Inet6(neighbour));
         let found = self.watch(MulticastGroup::Neigh, timeout, known, |event| match event {
             RouteNetlinkMessage::NewNeighbour(entry) | RouteNetlinkMessage::DelNeighbour(entry) => {
                 entry.header.ifindex == interface && entry.attributes.contains(&destination)
             }
             _ => false,
         })?;
-        match found.flatten() {
-            Some(mac) => Ok(mac),
-            None => {
-                let link = self.links()?.into_iter().find(|link| link.index == interface);
-                let name = link.map_or_else(|| format!("interface {interface}"), |link| link.name);
-                bail!("nobody answers for {neighbour} on {name}: is the server up?")
-            }
-        }
+        Ok(found.flatten())
     }
 
     pub fn resolve_any(
@@ -133,20 +133,9 @@ impl Socket {
         timeout: Duration,
     ) -> Result<Option<[u8; 6]>> {
         const LOOK: Duration = Duration::from_millis(10);
-        let entry = |neighbour: &Ipv6Addr| {
-            let mut entry = NeighbourMessage::default();
-            entry.header.family = AddressFamily::Inet6;
-            entry.header.ifindex = interface;
-            entry
-                .attributes
-                .push(NeighbourAttribute::Destination(NeighbourAddress::Inet6(*neighbour)));
-            entry
-        };
-        let asked = neighbours.iter().map(|neighbour| {
-            let mut entry = entry(neighbour);
-            entry.header.flags = NeighbourFlags::Use;
-            (RouteNetlinkMessage::NewNeighbour(entry), NLM_F_CREATE | NLM_F_REPLACE)
-        });
+        let asked = neighbours
+            .iter()
+            .map(|neighbour| (look_for(interface, *neighbour), NLM_F_CREATE | NLM_F_REPLACE));
         let refused =
             self.tell(asked).map(|refused| refused.into_iter().next().map(|(_, why)| why));
         if let Some(refusal) = refused.unwrap_or_else(Some) {
@@ -157,7 +146,8 @@ impl Socket {
         let give_up = Instant::now() + timeout;
         loop {
             for neighbour in neighbours {
-                let answers = self.ask(RouteNetlinkMessage::GetNeighbour(entry(neighbour)), 0);
+                let query = RouteNetlinkMessage::GetNeighbour(entry_of(interface, *neighbour));
+                let answers = self.ask(query, 0);
                 let found = answers.unwrap_or_default().iter().find_map(|answer| match answer {
                     RouteNetlinkMessage::NewNeighbour(entry) => verdict(entry).flatten(),
                     _ => None,
@@ -172,6 +162,23 @@ impl Socket {
             std::thread::sleep(LOOK);
         }
     }
+}
+
+/// An entry of the neighbour table without an address.
+fn entry_of(interface: u32, neighbour: Ipv6Addr) -> NeighbourMessage {
+    let mut entry = NeighbourMessage::default();
+    entry.header.family = AddressFamily::Inet6;
+    entry.header.ifindex = interface;
+    entry.attributes.push(NeighbourAttribute::Destination(NeighbourAddress::Inet6(neighbour)));
+    entry
+}
+
+/// Has the kernel ask for the neighbour as if a packet had to go there, unless it knows already:
+/// also after a failure.
+fn look_for(interface: u32, neighbour: Ipv6Addr) -> RouteNetlinkMessage {
+    let mut entry = entry_of(interface, neighbour);
+    entry.header.flags = NeighbourFlags::Use;
+    RouteNetlinkMessage::NewNeighbour(entry)
 }
 
 /// What an entry of the neighbour table says: an address, that there is none (`Some(None)`), or

@@ -8,6 +8,7 @@ use super::summed::readies;
 use super::text::{driver, link, modes, once, thousands};
 use crate::events::{Event, Ready};
 use crate::host::{Environment, Nic};
+use crate::net::quirks::{self, Act};
 use crate::xdp::RingSizes;
 
 /// The section. Each machine is folded, since most lines are the same for all.
@@ -144,9 +145,9 @@ fn interface(nic: &Nic) -> Markup {
         nic.mtu,
         nic.queues
     );
-    let speed = match (nic.speed_mbps, nic.driver.as_str()) {
-        (Some(_), "veth") => "none: a veth pair is memory".to_owned(),
-        (Some(speed), _) => format!("{} Mbit/s", thousands(speed.into())),
+    let speed = match (nic.speed_mbps, quirks::of_driver(&nic.driver).find(Act::CallMemory)) {
+        (Some(_), Some(quirk)) => format!("none: {}", quirk.why),
+        (Some(speed), None) => format!("{} Mbit/s", thousands(speed.into())),
         (None, _) => unknown(),
     };
     let rings = nic.rings.map_or_else(unknown, |(rx, tx)| format!("rx {rx}, tx {tx}"));

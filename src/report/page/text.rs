@@ -5,6 +5,7 @@ use maud::{Markup, html};
 use crate::events::words;
 use crate::events::{Cell, Ready, Spread};
 use crate::host::Environment;
+use crate::net::quirks::{self, Act};
 
 /// A name for a table's first column, with the mode of its figures.
 pub fn named(name: &str, mode: &str) -> Markup {
@@ -76,10 +77,10 @@ pub fn in_guest(guest: &str) -> String {
 
 /// Describes a network by the driver of its interface.
 pub fn link(driver_name: &str) -> String {
-    match driver_name {
-        "veth" => "veth (memory, no card)".to_owned(),
-        name => format!("a network card ({})", driver(name)),
+    if quirks::of_driver(driver_name).has(Act::CallMemory) {
+        return format!("{driver_name} (memory, no card)");
     }
+    format!("a network card ({})", driver(driver_name))
 }
 
 /// The driver's name, or a note that there is none.
