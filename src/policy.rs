@@ -4,7 +4,7 @@
 use std::net::Ipv6Addr;
 use std::sync::Arc;
 
-use crate::address::{Pool, Prefix, Sources};
+use crate::address::{Client, Pool, Prefix, Sources};
 use crate::live::LiveSet;
 use crate::wire::{self, Refusal};
 
@@ -41,19 +41,27 @@ pub struct Handler {
     interface: Vec<Ipv6Addr>,
     /// Who may ask.
     sources: Sources,
+    /// Where the addresses move and a service wants to know whose each is.
+    moving: Option<Arc<LiveSet>>,
 }
 
 impl Handler {
     /// For the service on UDP `port` of the live addresses `ours`; `interface` are the machine's
     /// other addresses. Everybody may ask.
     pub fn new(port: u16, ours: impl Into<Ours>, interface: Vec<Ipv6Addr>) -> Self {
-        Self { port, ours: ours.into(), interface, sources: Sources::all() }
+        Self { port, ours: ours.into(), interface, sources: Sources::all(), moving: None }
     }
 
     /// The same for those alone who are among `sources`.
     #[must_use]
     pub fn only_for(self, sources: Sources) -> Self {
         Self { sources, ..self }
+    }
+
+    /// The same where `moving` says whose each address is, for services that want to know.
+    #[must_use]
+    pub fn knowing(self, moving: Option<Arc<LiveSet>>) -> Self {
+        Self { moving, ..self }
     }
 
     /// The same for what a steering program passes, which is not always for a live address.
@@ -91,6 +99,18 @@ impl Handler {
             Ours::Steered { .. } => false, // such requests do not come here
         };
         live || self.interface.contains(&source)
+    }
+
+    /// Whose `address` is; nobody's where the addresses stay.
+    ///
+    /// # Errors
+    /// When it has moved since the request was let through: it is as silent as any other.
+    #[inline]
+    pub fn client(&self, address: Ipv6Addr) -> Result<Option<Client>, Refusal> {
+        match &self.moving {
+            Some(set) => set.client(address).map(Some).ok_or(Refusal::DestinationNotOurs),
+            None => Ok(None),
+        }
     }
 
     /// The UDP port of the service.

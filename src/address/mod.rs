@@ -21,6 +21,7 @@ pub use pool::{Pool, PoolError};
 pub use prefix::{Prefix, PrefixError};
 pub use secret::{Secret, SecretError};
 pub use sources::Sources;
+pub use timed::Client;
 
 /// The ways in which addresses move.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

@@ -172,7 +172,7 @@ impl Rules {
         }
         let (buffer, length) = incoming.payload_mut(index);
         let buffer = &mut buffer[..self.room.max(length)];
-        let reply = reply::to_payload(service, source, asked, buffer, length);
+        let reply = reply::to_payload(&self.handler, service, source, asked, buffer, length);
         if let Ok(reply) = &reply {
             incoming.set_length(index, reply.length);
         }

@@ -231,7 +231,8 @@ impl Ends {
         let source = (Ipv6Addr::from(*address), u16::from_be_bytes(*port));
         let room = self.room.max(length).min(buffer.len());
         let asked = Ipv6Addr::from(*from);
-        let reply = reply::to_payload(service, source, asked, &mut buffer[..room], length);
+        let buffer = &mut buffer[..room];
+        let reply = reply::to_payload(&self.handler, service, source, asked, buffer, length);
         let Reply { length, copies } = match reply {
             Ok(reply) => reply,
             Err(refusal) => {

@@ -322,22 +322,29 @@ impl Server {
         };
         let generate_seconds = started.elapsed().as_secs_f64();
         let steers = kind.is_some_and(EngineKind::steers);
-        // A hidden program alone knows what is live.
+        // A hidden program alone knows what is live, unless a service wants to know whose it is.
         let set = match &config.targets {
-            Targets::Moving(timetable) if !hidden => Some(Arc::new(LiveSet::new(timetable))),
+            Targets::Moving(timetable) if S::CLIENTS => {
+                Some(LiveSet::new(timetable).with_clients())
+            }
+            Targets::Moving(timetable) if !hidden => Some(LiveSet::new(timetable)),
             _ => None,
         };
+        let set = set.map(Arc::new);
+        let moving = set.clone().filter(|_| S::CLIENTS);
         let ours = match (&config.targets, &set) {
             (Targets::Pool(pool), _) => Ours::Pool(pool.clone()),
             (Targets::Moving(_), Some(set)) if !steers => Ours::Set(set.clone()),
-            (Targets::Moving(_), passed) => {
-                Ours::Steered { prefix: config.targets.prefix(), passed: passed.clone() }
+            (Targets::Moving(_), set) => {
+                let passed = set.clone().filter(|_| !hidden);
+                Ours::Steered { prefix: config.targets.prefix(), passed }
             }
         };
 
         let engine_config = |link: &Link| EngineConfig {
             handler: Handler::new(if config.engine.is_some() { config.port } else { 0 }, ours, own)
-                .only_for(sources),
+                .only_for(sources)
+                .knowing(moving),
             targets: config.targets.clone(),
             replies: config.replies,
             attach: config.attach,

@@ -13,6 +13,7 @@ mod echo;
 use std::net::Ipv6Addr;
 use std::num::NonZero;
 
+pub use crate::address::Client;
 pub use echo::Echo;
 
 /// Answers datagrams. Each worker has a clone of its own and calls it from one thread.
@@ -20,6 +21,10 @@ pub trait Service: Clone + Send + 'static {
     /// Whether no answer ever changes the payload. Engines then lend no room behind it, and save
     /// the work of that.
     const UNCHANGED: bool = false;
+
+    /// Whether it wants to know which [client](Datagram::client) asks, where addresses move. That
+    /// takes memory for each address that is live, and a cache miss a datagram.
+    const CLIENTS: bool = false;
 
     /// Answers one datagram that may be answered. It runs between two packets: what it waits for,
     /// all requests of this worker wait for.
@@ -87,6 +92,7 @@ pub struct Datagram<'a> {
     buffer: &'a mut [u8],
     length: usize,
     touched: bool,
+    client: Option<Client>,
 }
 
 impl<'a> Datagram<'a> {
@@ -100,7 +106,23 @@ impl<'a> Datagram<'a> {
         length: usize,
     ) -> Self {
         let length = length.min(buffer.len());
-        Self { source, source_port, asked, buffer, length, touched: false }
+        Self { source, source_port, asked, buffer, length, touched: false, client: None }
+    }
+
+    /// The same, sent to an address of `client`.
+    #[inline]
+    #[must_use]
+    pub fn of(self, client: Option<Client>) -> Self {
+        Self { client, ..self }
+    }
+
+    /// Whose address was asked, and in which time step it is that client's: the one that it is, the
+    /// one before, or the next. `None` where the addresses stay, and for a service that does not
+    /// [want to know](Service::CLIENTS).
+    #[inline]
+    #[must_use]
+    pub fn client(&self) -> Option<Client> {
+        self.client
     }
 
     /// The payload.

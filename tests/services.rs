@@ -1,0 +1,162 @@
+//! What a service is told and may do, on every engine that runs one: servers of the library, in
+//! this process.
+
+use std::net::{Ipv6Addr, SocketAddr, UdpSocket};
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::common::packet::PacketSocket;
+use crate::common::server::{ENGINES, PATIENCE, PREFIX, library, serve};
+use crate::common::{TestLab, link, trial};
+use anyhow::{Context, Result, ensure};
+use etherparse::PacketBuilder;
+use libtest_mimic::Trial;
+use sixhop::address::mt6d::{Clock, Subnet, Timetable};
+use sixhop::address::{Pool, Secret, Targets};
+use sixhop::engine::EngineKind;
+use sixhop::lab::Side;
+use sixhop::live::{Method, unix_time};
+use sixhop::server::ServerConfig;
+use sixhop::service::{Answer, Client, Datagram, Service};
+
+const PORT: u16 = 3540;
+const CLIENTS: u32 = 60;
+const HOUR: Duration = Duration::from_secs(3600);
+
+pub fn trials() -> Vec<Trial> {
+    let told = ways().map(|(engine, bind)| {
+        let name = format!("{engine}_{bind}_tells_which_client_asks").replace([' ', '-'], "_");
+        trial(&name, move || tells_which_client_asks(engine, bind))
+    });
+    let still = trial("where_addresses_stay_there_are_no_clients", no_clients);
+    told.chain([still]).collect()
+}
+
+/// Each engine that runs services, with the ways to make addresses live that differ for it.
+fn ways() -> impl Iterator<Item = (&'static str, Method)> {
+    let engines = ENGINES.into_iter().filter(|engine| *engine != "reflect");
+    engines.map(|engine| (engine, Method::NetlinkBatch)).chain([("afxdp", Method::LiveMap)])
+}
+
+fn timetable(period: Duration) -> Result<Arc<Timetable>> {
+    let (subnet, clock) = (Subnet::new(PREFIX.parse()?)?, Clock::new(period)?);
+    let secret = Secret::new((0..32).collect())?;
+    Ok(Arc::new(Timetable::new(subnet, clock, &secret, CLIENTS, 1)))
+}
+
+/// A server of the library that is to run `engine` for `targets`.
+fn config(engine: &str, bind: Method, targets: impl Into<Targets>) -> Result<ServerConfig> {
+    let pool = Pool::new(PREFIX.parse()?, 1, 1)?;
+    let config = library(engine, pool, bind)?;
+    Ok(ServerConfig { targets: targets.into(), port: PORT, cores: vec![0], ..config })
+}
+
+/// A socket of the client.
+fn client(lab: &TestLab) -> Result<UdpSocket> {
+    lab.run_in(Side::Client, || {
+        let socket = UdpSocket::bind((Side::Client.address(), 0))?;
+        socket.set_read_timeout(Some(PATIENCE))?;
+        Ok(socket)
+    })
+}
+
+/// Answers with who asks: number and step, or nothing where nobody knows.
+#[derive(Clone)]
+struct Whose;
+
+impl Service for Whose {
+    const CLIENTS: bool = true;
+
+    fn answer(&mut self, datagram: &mut Datagram) -> Answer {
+        let Some(Client { number, step }) = datagram.client() else {
+            return Answer::changed(0);
+        };
+        let Some(place) = datagram.buffer().first_chunk_mut::<16>() else {
+            return Answer::Nothing;
+        };
+        let words = [number, step].map(u64::to_be_bytes);
+        place.copy_from_slice(words.as_flattened());
+        Answer::changed(16)
+    }
+}
+
+/// Asks `address` for what [`Whose`] says.
+fn whose(socket: &UdpSocket, address: Ipv6Addr) -> Result<Vec<u8>> {
+    socket.send_to(b"who am I?", (address, PORT))?;
+    answer(socket, address)
+}
+
+fn answer(socket: &UdpSocket, address: Ipv6Addr) -> Result<Vec<u8>> {
+    let mut got = [0; 100];
+    let (length, from) = socket.recv_from(&mut got).context("no answer")?;
+    ensure!(from == SocketAddr::from((address, PORT)), "from {from}, not {address}");
+    Ok(got[..length].to_vec())
+}
+
+fn tells_which_client_asks(engine: &'static str, bind: Method) -> Result<()> {
+    let lab = TestLab::up()?;
+    let timetable = timetable(HOUR)?;
+    let config = config(engine, bind, Targets::Moving(timetable.clone()))?;
+    let now = || timetable.clock().step(unix_time());
+    let (asked, counters) = serve(&lab, &config, &Whose, || {
+        let socket = client(&lab)?;
+        let step = now();
+        let mut asked = 0;
+        // Those that are live no more, and not yet, come first: they would be answered first.
+        for other in [step - 2, step + 2] {
+            socket.send_to(b"?", (timetable.address(3, other), PORT))?;
+        }
+        for number in (0..CLIENTS.into()).step_by(7) {
+            for step in step - 1..=step + 1 {
+                let told = whose(&socket, timetable.address(number, step));
+                if now() != step && told.is_err() {
+                    continue; // the hour has turned meanwhile
+                }
+                let expected = [number, step].map(u64::to_be_bytes);
+                ensure!(told? == expected.as_flattened(), "{number} in {step}");
+                asked += 1;
+            }
+        }
+        let kind = config.engine.context("an engine")?;
+        if kind.sees_frames() {
+            ask_behind(&lab, &socket, timetable.address(8, step))?;
+            let expected = [8, step].map(u64::to_be_bytes);
+            let told = answer(&socket, timetable.address(8, step))?;
+            ensure!(told == expected.as_flattened(), "by the socket behind: {told:x?}");
+            asked += 1;
+        }
+        Ok(asked)
+    })?;
+    ensure!(counters.answered == asked && counters.replies == asked, "{counters:?}");
+    ensure!(counters.answered_behind == u64::from(is_seen(&config)), "{counters:?}");
+    Ok(())
+}
+
+fn is_seen(config: &ServerConfig) -> bool {
+    config.engine.is_some_and(EngineKind::sees_frames)
+}
+
+/// Sends a request with a Destination Options header, which the kernel takes apart, from where
+/// `socket` is.
+fn ask_behind(lab: &TestLab, socket: &UdpSocket, address: Ipv6Addr) -> Result<()> {
+    const PADDING: [u8; 8] = [17, 0, 1, 4, 0, 0, 0, 0]; // UDP comes next; PadN
+    let (own, server) = (link(lab, Side::Client)?, link(lab, Side::Server)?);
+    let mut frame = Vec::new();
+    PacketBuilder::ethernet2(own.mac, server.mac)
+        .ipv6(Side::Client.address().octets(), address.octets(), 64)
+        .udp(socket.local_addr()?.port(), PORT)
+        .write(&mut frame, b"who am I?")?;
+    frame.splice(54..54, PADDING);
+    frame[19] += 8;
+    frame[20] = 60;
+    lab.run_in(Side::Client, || PacketSocket::on(own.index)?.send(&frame))
+}
+
+fn no_clients() -> Result<()> {
+    let lab = TestLab::up()?;
+    let pool = Pool::new(PREFIX.parse()?, 1, 1)?;
+    let config = config("afxdp", Method::LiveMap, pool.clone())?;
+    let (told, _) = serve(&lab, &config, &Whose, || whose(&client(&lab)?, pool.address(0)))?;
+    ensure!(told.is_empty(), "{told:x?}");
+    Ok(())
+}
