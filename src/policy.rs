@@ -113,6 +113,15 @@ impl Handler {
         }
     }
 
+    /// Whether anything may be sent from `address` without being asked. A steering program looks
+    /// at requests alone, so where the addresses move, only their set knows.
+    pub fn may_speak_from(&self, address: Ipv6Addr) -> bool {
+        match &self.moving {
+            Some(set) => set.contains(address),
+            None => !matches!(self.ours, Ours::Steered { .. }) && self.is_live(address),
+        }
+    }
+
     /// The UDP port of the service.
     pub fn port(&self) -> u16 {
         self.port

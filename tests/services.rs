@@ -3,7 +3,9 @@
 
 use std::net::{Ipv6Addr, SocketAddr, UdpSocket};
 use std::sync::Arc;
-use std::time::Duration;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use crate::common::packet::PacketSocket;
 use crate::common::server::{ENGINES, PATIENCE, PREFIX, library, serve};
@@ -17,7 +19,7 @@ use sixhop::engine::EngineKind;
 use sixhop::lab::Side;
 use sixhop::live::{Method, unix_time};
 use sixhop::server::ServerConfig;
-use sixhop::service::{Answer, Client, Datagram, Service};
+use sixhop::service::{Answer, Client, Datagram, Outbox, Peer, Service, Unsent};
 
 const PORT: u16 = 3540;
 const CLIENTS: u32 = 60;
@@ -29,7 +31,21 @@ pub fn trials() -> Vec<Trial> {
         trial(&name, move || tells_which_client_asks(engine, bind))
     });
     let still = trial("where_addresses_stay_there_are_no_clients", no_clients);
-    told.chain([still]).collect()
+    let unasked = ways().filter(|(engine, _)| speaks(engine)).flat_map(|(engine, bind)| {
+        let name = format!("{engine}_{bind}").replace([' ', '-'], "_");
+        [
+            trial(&format!("{name}_sends_without_being_asked"), move || sends(engine, bind)),
+            trial(&format!("{name}_is_silent_once_the_address_has_moved"), move || {
+                is_silent(engine, bind)
+            }),
+        ]
+    });
+    told.chain([still]).chain(unasked).collect()
+}
+
+/// Whether an engine runs services that send without being asked.
+fn speaks(engine: &str) -> bool {
+    engine == "afxdp" || engine.starts_with("socket")
 }
 
 /// Each engine that runs services, with the ways to make addresses live that differ for it.
@@ -158,5 +174,118 @@ fn no_clients() -> Result<()> {
     let config = config("afxdp", Method::LiveMap, pool.clone())?;
     let (told, _) = serve(&lab, &config, &Whose, || whose(&client(&lab)?, pool.address(0)))?;
     ensure!(told.is_empty(), "{told:x?}");
+    Ok(())
+}
+
+/// Sends to whoever asked, without being asked, as many datagrams as the request's first byte says;
+/// with 0, until it must not.
+#[derive(Clone, Default)]
+struct Subscribe {
+    peer: Option<(Peer, u8, u8)>,
+    told: Arc<Told>,
+}
+
+/// What became of what it sent.
+#[derive(Default)]
+struct Told {
+    sent: AtomicU64,
+    /// How often the address was live no more.
+    silent: AtomicU64,
+    /// When it was so for the first time, in nanoseconds since 1970.
+    since: AtomicU64,
+}
+
+impl Service for Subscribe {
+    const UNASKED: bool = true;
+
+    fn answer(&mut self, datagram: &mut Datagram) -> Answer {
+        let wanted = datagram.payload().first().copied().unwrap_or(0);
+        self.peer = Some((datagram.peer(), 0, wanted));
+        Answer::same()
+    }
+
+    fn turn(&mut self, outbox: &mut impl Outbox) -> Duration {
+        let Some((peer, next, wanted)) = &mut self.peer else { return Duration::MAX };
+        if *wanted > 0 && next == wanted {
+            return Duration::MAX;
+        }
+        let sent = outbox.send(peer, |buffer| {
+            buffer[..2].copy_from_slice(&[0xee, *next]);
+            2
+        });
+        match sent {
+            Ok(()) => {
+                *next = next.wrapping_add(1);
+                self.told.sent.fetch_add(1, Ordering::Relaxed);
+            }
+            Err(Unsent::NotLive) => {
+                if self.told.silent.load(Ordering::Relaxed) == 0 {
+                    self.told.since.store(unix_time(), Ordering::Relaxed);
+                }
+                self.told.silent.fetch_add(1, Ordering::Release);
+            }
+            Err(_) => {}
+        }
+        Duration::from_millis(2)
+    }
+}
+
+/// Asks for `count` datagrams.
+fn subscribe(socket: &UdpSocket, address: Ipv6Addr, count: u8) -> Result<()> {
+    socket.send_to(&[count], (address, PORT))?;
+    ensure!(answer(socket, address)? == [count]);
+    Ok(())
+}
+
+fn sends(engine: &'static str, bind: Method) -> Result<()> {
+    const COUNT: u8 = 200;
+    let lab = TestLab::up()?;
+    let timetable = timetable(HOUR)?;
+    let config = config(engine, bind, Targets::Moving(timetable.clone()))?;
+    let ((), counters) = serve(&lab, &config, &Subscribe::default(), || {
+        let socket = client(&lab)?;
+        let address = timetable.address(5, timetable.clock().step(unix_time()));
+        subscribe(&socket, address, COUNT)?;
+        for next in 0..COUNT {
+            let got = answer(&socket, address)?;
+            ensure!(got == [0xee, next], "{got:x?}, not {next}");
+        }
+        Ok(())
+    })?;
+    ensure!((counters.answered, counters.replies) == (1, 1), "{counters:?}");
+    ensure!((counters.unasked, counters.unsent) == (COUNT.into(), 0), "{counters:?}");
+    ensure!(counters.frames_lost == 0 && counters.invalid == 0, "{counters:?}");
+    Ok(())
+}
+
+fn is_silent(engine: &'static str, bind: Method) -> Result<()> {
+    let lab = TestLab::up()?;
+    let timetable = timetable(Duration::from_secs(1))?;
+    let config = config(engine, bind, Targets::Moving(timetable.clone()))?;
+    let service = Subscribe::default();
+    let told = service.told.clone();
+    let (got, counters) = serve(&lab, &config, &service, || {
+        let socket = client(&lab)?;
+        let step = timetable.clock().step(unix_time());
+        let address = timetable.address(5, step);
+        subscribe(&socket, address, 0)?;
+        // It goes on trying, and nothing comes of it.
+        let give_up = Instant::now() + PATIENCE;
+        while told.silent.load(Ordering::Acquire) < 100 {
+            ensure!(Instant::now() < give_up, "it speaks without an end");
+            thread::sleep(Duration::from_millis(10));
+        }
+        let since = timetable.clock().step(told.since.load(Ordering::Relaxed));
+        ensure!(since >= step + 2, "silent in {since}, and asked in {step}");
+        socket.set_nonblocking(true)?;
+        let mut got = 0;
+        while answer(&socket, address).is_ok() {
+            got += 1;
+        }
+        Ok(got)
+    })?;
+    let sent = told.sent.load(Ordering::Relaxed);
+    ensure!(sent > 0 && counters.unasked == sent, "{sent}: {counters:?}");
+    ensure!(got == sent, "{got} came, and {sent} were sent");
     Ok(())
 }

@@ -273,7 +273,10 @@ pub struct Counters {
     pub refused_behind: u64,
     /// Replies handed to the kernel.
     pub replies: u64,
-    /// Replies that the kernel did not take.
+    /// Datagrams that a service sent without being asked, handed to the kernel.
+    #[serde(default)]
+    pub unasked: u64,
+    /// Replies, and datagrams that nobody asked for, that the kernel did not take.
     pub unsent: u64,
     /// Neighbour Solicitations that were answered, where that is not the kernel's business.
     pub advertised: u64,

@@ -327,11 +327,11 @@ impl Server {
             Targets::Moving(timetable) if S::CLIENTS => {
                 Some(LiveSet::new(timetable).with_clients())
             }
-            Targets::Moving(timetable) if !hidden => Some(LiveSet::new(timetable)),
+            Targets::Moving(timetable) if S::UNASKED || !hidden => Some(LiveSet::new(timetable)),
             _ => None,
         };
         let set = set.map(Arc::new);
-        let moving = set.clone().filter(|_| S::CLIENTS);
+        let moving = set.clone().filter(|_| S::CLIENTS || S::UNASKED);
         let ours = match (&config.targets, &set) {
             (Targets::Pool(pool), _) => Ours::Pool(pool.clone()),
             (Targets::Moving(_), Some(set)) if !steers => Ours::Set(set.clone()),

@@ -9,12 +9,15 @@
 //! docs/services.md shows how to write one, examples/echo.rs a whole server.
 
 mod echo;
+mod outbox;
 
 use std::net::Ipv6Addr;
 use std::num::NonZero;
+use std::time::Duration;
 
 pub use crate::address::Client;
 pub use echo::Echo;
+pub use outbox::{Outbox, Peer, Unsent};
 
 /// Answers datagrams. Each worker has a clone of its own and calls it from one thread.
 pub trait Service: Clone + Send + 'static {
@@ -25,6 +28,18 @@ pub trait Service: Clone + Send + 'static {
     /// Whether it wants to know which [client](Datagram::client) asks, where addresses move. That
     /// takes memory for each address that is live, and a cache miss a datagram.
     const CLIENTS: bool = false;
+
+    /// Whether it sends without being asked: its [turn](Self::turn) comes then.
+    const UNASKED: bool = false;
+
+    /// A chance to send without being asked, in each turn of its worker, for services that are
+    /// [`UNASKED`](Self::UNASKED). Returns how long it can wait for the next one: it comes earlier
+    /// where there is something to do, and after a tenth of a second at the latest; while nothing
+    /// else is to be done, to a millisecond.
+    fn turn(&mut self, outbox: &mut impl Outbox) -> Duration {
+        let _ = outbox;
+        Duration::MAX
+    }
 
     /// Answers one datagram that may be answered. It runs between two packets: what it waits for,
     /// all requests of this worker wait for.
@@ -93,6 +108,7 @@ pub struct Datagram<'a> {
     length: usize,
     touched: bool,
     client: Option<Client>,
+    macs: Option<[[u8; 6]; 2]>,
 }
 
 impl<'a> Datagram<'a> {
@@ -106,7 +122,16 @@ impl<'a> Datagram<'a> {
         length: usize,
     ) -> Self {
         let length = length.min(buffer.len());
-        Self { source, source_port, asked, buffer, length, touched: false, client: None }
+        Self {
+            source,
+            source_port,
+            asked,
+            buffer,
+            length,
+            touched: false,
+            client: None,
+            macs: None,
+        }
     }
 
     /// The same, sent to an address of `client`.
@@ -114,6 +139,20 @@ impl<'a> Datagram<'a> {
     #[must_use]
     pub fn of(self, client: Option<Client>) -> Self {
         Self { client, ..self }
+    }
+
+    /// The same, in a frame between these Ethernet addresses: the source's, and ours.
+    #[inline]
+    #[must_use]
+    pub fn between(self, macs: Option<[[u8; 6]; 2]>) -> Self {
+        Self { macs, ..self }
+    }
+
+    /// Who asks, to [send](Outbox::send) there later.
+    #[must_use]
+    pub fn peer(&self) -> Peer {
+        let Self { source, source_port, asked, macs, .. } = *self;
+        Peer { source: (source, source_port), asked, macs }
     }
 
     /// Whose address was asked, and in which time step it is that client's: the one that it is, the
