@@ -4,7 +4,6 @@
 use std::net::{Ipv6Addr, SocketAddr, UdpSocket};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::common::packet::PacketSocket;
@@ -182,8 +181,13 @@ fn no_clients() -> Result<()> {
 #[derive(Clone, Default)]
 struct Subscribe {
     peer: Option<(Peer, u8, u8)>,
+    /// Not before then: turns come more often than they are wanted.
+    due: Option<Instant>,
     told: Arc<Told>,
 }
+
+/// Between two of them.
+const PACE: Duration = Duration::from_millis(2);
 
 /// What became of what it sent.
 #[derive(Default)]
@@ -209,6 +213,11 @@ impl Service for Subscribe {
         if *wanted > 0 && next == wanted {
             return Duration::MAX;
         }
+        let now = Instant::now();
+        if let Some(due) = self.due.filter(|due| *due > now) {
+            return due - now;
+        }
+        self.due = Some(now + PACE);
         let sent = outbox.send(peer, |buffer| {
             buffer[..2].copy_from_slice(&[0xee, *next]);
             2
@@ -226,7 +235,7 @@ impl Service for Subscribe {
             }
             Err(_) => {}
         }
-        Duration::from_millis(2)
+        PACE
     }
 }
 
@@ -271,14 +280,14 @@ fn is_silent(engine: &'static str, bind: Method) -> Result<()> {
         subscribe(&socket, address, 0)?;
         // It goes on trying, and nothing comes of it.
         let give_up = Instant::now() + PATIENCE;
+        socket.set_read_timeout(Some(Duration::from_millis(10)))?;
+        let mut got = 0;
         while told.silent.load(Ordering::Acquire) < 100 {
             ensure!(Instant::now() < give_up, "it speaks without an end");
-            thread::sleep(Duration::from_millis(10));
+            got += u64::from(answer(&socket, address).is_ok());
         }
         let since = timetable.clock().step(told.since.load(Ordering::Relaxed));
         ensure!(since >= step + 2, "silent in {since}, and asked in {step}");
-        socket.set_nonblocking(true)?;
-        let mut got = 0;
         while answer(&socket, address).is_ok() {
             got += 1;
         }
