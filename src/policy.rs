@@ -4,7 +4,7 @@
 use std::net::Ipv6Addr;
 use std::sync::Arc;
 
-use crate::address::{Pool, Prefix, Sources};
+use crate::address::{Client, Pool, Prefix, Sources};
 use crate::live::LiveSet;
 use crate::wire::{self, Refusal};
 
@@ -41,19 +41,27 @@ pub struct Handler {
     interface: Vec<Ipv6Addr>,
     /// The allowed sources.
     sources: Sources,
+    /// Whose each address is, if addresses move and the service asks for that.
+    moving: Option<Arc<LiveSet>>,
 }
 
 impl Handler {
     /// A handler for the service on UDP `port` at the live addresses `ours`. `interface` holds the
     /// machine's other addresses. All sources are allowed.
     pub fn new(port: u16, ours: impl Into<Ours>, interface: Vec<Ipv6Addr>) -> Self {
-        Self { port, ours: ours.into(), interface, sources: Sources::all() }
+        Self { port, ours: ours.into(), interface, sources: Sources::all(), moving: None }
     }
 
     /// Allows only `sources`.
     #[must_use]
     pub fn only_for(self, sources: Sources) -> Self {
         Self { sources, ..self }
+    }
+
+    /// Tells services which client each address belongs to, by `moving`.
+    #[must_use]
+    pub fn knowing(self, moving: Option<Arc<LiveSet>>) -> Self {
+        Self { moving, ..self }
     }
 
     /// The handler for packets that a steering program passes to the kernel, which are not all for
@@ -92,6 +100,27 @@ impl Handler {
             Ours::Steered { .. } => false, // the program drops such requests
         };
         live || self.interface.contains(&source)
+    }
+
+    /// Whose `address` is; nobody's where the addresses stay.
+    ///
+    /// # Errors
+    /// When it has moved since the request was let through: it is as silent as any other.
+    #[inline]
+    pub fn client(&self, address: Ipv6Addr) -> Result<Option<Client>, Refusal> {
+        match &self.moving {
+            Some(set) => set.client(address).map(Some).ok_or(Refusal::DestinationNotOurs),
+            None => Ok(None),
+        }
+    }
+
+    /// Whether anything may be sent from `address` without being asked. A steering program looks
+    /// at requests alone, so where the addresses move, only their set knows.
+    pub fn may_speak_from(&self, address: Ipv6Addr) -> bool {
+        match &self.moving {
+            Some(set) => set.contains(address),
+            None => !matches!(self.ours, Ours::Steered { .. }) && self.is_live(address),
+        }
     }
 
     /// The UDP port of the service.

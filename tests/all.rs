@@ -26,6 +26,7 @@ mod probe;
 mod program;
 mod rotation;
 mod serve;
+mod services;
 mod silence;
 mod soak;
 mod steady;
@@ -60,6 +61,7 @@ fn main() -> ExitCode {
         program::trials(),
         rotation::trials(),
         serve::trials(),
+        services::trials(),
         silence::trials(),
         soak::trials(),
         supply::trials(),

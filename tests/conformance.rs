@@ -9,19 +9,16 @@
 
 use std::collections::BTreeMap;
 use std::net::{Ipv6Addr, SocketAddr, UdpSocket};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc;
-use std::thread;
 
 use crate::common::packet::PacketSocket;
-use crate::common::server::{ENGINES, PATIENCE, PREFIX, Server};
+use crate::common::server::{self, ENGINES, PATIENCE, PREFIX, Server};
 use crate::common::{TestLab, have_client_poll, ip, link, trial};
 use anyhow::{Result, anyhow, bail, ensure};
 use clap::ValueEnum;
 use etherparse::PacketBuilder;
 use libtest_mimic::Trial;
 use sixhop::address::Pool;
-use sixhop::engine::{EngineKind, TPacket};
+use sixhop::engine::EngineKind;
 use sixhop::lab::Side;
 use sixhop::live::Method;
 use sixhop::policy::Handler;
@@ -93,49 +90,21 @@ impl Service for Longer {
 
 /// A server of the library that is to run `engine` for twenty addresses.
 fn config(engine: &str) -> Result<(ServerConfig, Pool)> {
-    let (engine, layout) = engine.split_once(" --tpacket ").unwrap_or((engine, "v2"));
     let pool = Pool::new(PREFIX.parse()?, ADDRESSES, 1)?;
-    let hold =
-        ServerConfig::hold(Side::Server.interface().to_owned(), pool.clone(), Method::NetlinkDown);
-    let config = ServerConfig {
-        engine: Some(EngineKind::from_str(engine, false).map_err(|error| anyhow!(error))?),
-        tpacket: TPacket::from_str(layout, false).map_err(|error| anyhow!(error))?,
-        port: PORT,
-        cores: vec![0],
-        ..hold
-    };
-    Ok((config, pool))
+    let config = server::library(engine, pool.clone(), Method::NetlinkDown)?;
+    Ok((ServerConfig { port: PORT, cores: vec![0], ..config }, pool))
 }
 
 fn answers_otherwise(engine: &str, service: Longer) -> Result<()> {
     let lab = TestLab::up()?;
     let (config, pool) = config(engine)?;
-    let (stop, started) = (AtomicBool::new(false), mpsc::channel());
-    thread::scope(|scope| {
-        let server = scope.spawn(|| {
-            lab.run_in(Side::Server, || {
-                let server = library::Server::start_with(&config, &service, &mut |_| true)?;
-                started.0.send(())?;
-                Ok(server.run(&stop, |_| {}, &mut |_| {})?)
-            })
-        });
-        let asked = started
-            .1
-            .recv_timeout(PATIENCE)
-            .map_err(anyhow::Error::from)
-            .and_then(|()| lab.run_in(Side::Client, || ask_for_other_answers(&pool, service)));
-        stop.store(true, Ordering::Relaxed);
-        let totals = server.join().map_err(|_| anyhow!("the server panicked"))?;
-        let (requests, silent, replies) = asked.map_err(|error| match &totals {
-            Ok(_) => error,
-            Err(why) => anyhow!("{error}: {why:#}"),
-        })?;
-        let counters = totals?.stats.counters;
-        let refused = counters.refused.get(Refusal::NoAnswer.name()).copied().unwrap_or(0);
-        ensure!((counters.answered, refused) == (requests, silent), "{counters:?}");
-        ensure!(counters.replies == replies && counters.unsent == 0, "{counters:?}");
-        Ok(())
-    })
+    let ((requests, silent, replies), counters) = server::serve(&lab, &config, &service, || {
+        lab.run_in(Side::Client, || ask_for_other_answers(&pool, service))
+    })?;
+    let refused = counters.refused.get(Refusal::NoAnswer.name()).copied().unwrap_or(0);
+    ensure!((counters.answered, refused) == (requests, silent), "{counters:?}");
+    ensure!(counters.replies == replies && counters.unsent == 0, "{counters:?}");
+    Ok(())
 }
 
 /// Asks, and finds that the kernel passes on what it is to. Returns how many requests were

@@ -12,7 +12,7 @@ pub mod timed;
 
 /// What [`timed`] shares between threads: loom has its own (loom/src/shared.rs).
 mod shared {
-    pub(super) use std::sync::atomic::{AtomicU64, Ordering, fence};
+    pub(super) use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
 }
 
 use std::fmt;
@@ -25,6 +25,7 @@ pub use pool::{Pool, PoolError};
 pub use prefix::{Prefix, PrefixError};
 pub use secret::{Secret, SecretError};
 pub use sources::Sources;
+pub use timed::Client;
 
 /// The rules by which addresses move.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

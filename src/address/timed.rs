@@ -13,10 +13,14 @@
 //! Nothing is ever taken out. What a bucket has for another step counts as nothing and is
 //! overwritten: an address costs one cache miss to enter, and none to expire. Three steps are live,
 //! and the fourth part is for the one that is entered ahead.
+//!
+//! Whose each identifier is stands beside the table, where anybody wants to know: a second array,
+//! in which a client's number has the place that its identifier has in the first. The steering
+//! program never sees it.
 
 use std::net::Ipv6Addr;
 
-use super::shared::{AtomicU64, Ordering, fence};
+use super::shared::{AtomicU32, AtomicU64, Ordering, fence};
 
 /// Steps that have a part, of any that follow each other.
 pub const PARTS: u64 = 4;
@@ -34,6 +38,15 @@ const REACH: u64 = 16;
 /// 2^64 divided by the golden ratio: spreads identifiers that are no random numbers as well (Knuth,
 /// volume 3, section 6.4).
 const GOLDEN: u64 = 0x9e37_79b9_7f4a_7c15;
+
+/// Whose an address is, and in which time step.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Client {
+    /// The client's number, from 0.
+    pub number: u64,
+    /// The step that the address is of.
+    pub step: u64,
+}
 
 /// How the memory is laid out: 2^`bits` buckets a part.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -73,19 +86,20 @@ impl Layout {
         self.buckets() as usize * WORDS
     }
 
-    /// The buckets that `identifier` may be in, in `step`, in the order in which they are filled.
+    /// The buckets that `identifier` may be in, in `step`, and where each begins, in the order in
+    /// which they are filled.
     fn places(
         self,
         words: &[AtomicU64],
         step: u64,
         identifier: u64,
-    ) -> impl Iterator<Item = &[AtomicU64; WORDS]> {
+    ) -> impl Iterator<Item = (usize, &[AtomicU64; WORDS])> {
         let first = identifier.wrapping_mul(GOLDEN) >> (u64::BITS - self.bits);
         let part = (step % PARTS) << self.bits;
         let mask = (1 << self.bits) - 1;
         (0..REACH).filter_map(move |further| {
             let start = (part + ((first + further) & mask)) as usize * WORDS;
-            words.get(start..start + WORDS)?.try_into().ok()
+            Some((start, words.get(start..start + WORDS)?.try_into().ok()?))
         })
     }
 
@@ -93,7 +107,35 @@ impl Layout {
     /// whether there was room.
     #[inline]
     pub fn enter(self, words: &[AtomicU64], step: u64, identifier: u64) -> bool {
-        for [head, slots @ ..] in self.places(words, step, identifier) {
+        self.enter_with(words, step, identifier, |_| ())
+    }
+
+    /// The same, as that of client `number`. `numbers` are as many as `words`, and are written by
+    /// nothing else.
+    pub fn enter_of(
+        self,
+        words: &[AtomicU64],
+        numbers: &[AtomicU32],
+        step: u64,
+        (identifier, number): (u64, u32),
+    ) -> bool {
+        self.enter_with(words, step, identifier, |place| {
+            if let Some(own) = numbers.get(place) {
+                own.store(number, Ordering::Relaxed); // published by the head, as the identifier
+            }
+        })
+    }
+
+    /// Calls `beside` with the place of the identifier before it writes it.
+    #[inline]
+    fn enter_with(
+        self,
+        words: &[AtomicU64],
+        step: u64,
+        identifier: u64,
+        beside: impl FnOnce(usize),
+    ) -> bool {
+        for (start, [head, slots @ ..]) in self.places(words, step, identifier) {
             let before = head.load(Ordering::Relaxed);
             let count = number(before, step);
             if slots.iter().take(count).any(|slot| slot.load(Ordering::Relaxed) == identifier) {
@@ -101,10 +143,13 @@ impl Layout {
             }
             if let Some(slot) = slots.get(count) {
                 if before >> 8 != step {
-                    // Who still reads it for a step that has gone must not find this one there.
+                    // A reader that still looks for an earlier step must not take this identifier,
+                    // or its number, for one of that step: it looks at the head again, and this
+                    // fence pairs with its own.
                     head.store(step << 8, Ordering::Relaxed);
                     fence(Ordering::Release);
                 }
+                beside(start + 1 + count);
                 slot.store(identifier, Ordering::Relaxed);
                 head.store(step << 8 | (count + 1) as u64, Ordering::Release);
                 return true;
@@ -117,7 +162,7 @@ impl Layout {
     #[inline]
     #[must_use]
     pub fn contains(self, words: &[AtomicU64], step: u64, identifier: u64) -> bool {
-        for [head, slots @ ..] in self.places(words, step, identifier) {
+        for (_, [head, slots @ ..]) in self.places(words, step, identifier) {
             let count = number(head.load(Ordering::Acquire), step);
             if slots.iter().take(count).any(|slot| slot.load(Ordering::Relaxed) == identifier) {
                 // The bucket may have gone to another step while it was read.
@@ -129,6 +174,34 @@ impl Layout {
             }
         }
         false
+    }
+
+    /// The number of the client for whom `identifier` was entered for `step`, as
+    /// [`enter_of`](Self::enter_of) has it.
+    #[inline]
+    #[must_use]
+    pub fn client(
+        self,
+        words: &[AtomicU64],
+        numbers: &[AtomicU32],
+        step: u64,
+        identifier: u64,
+    ) -> Option<u32> {
+        for (start, [head, slots @ ..]) in self.places(words, step, identifier) {
+            let count = number(head.load(Ordering::Acquire), step);
+            let mut held = slots.iter().take(count);
+            if let Some(slot) = held.position(|slot| slot.load(Ordering::Relaxed) == identifier) {
+                let client = numbers.get(start + 1 + slot)?.load(Ordering::Relaxed);
+                // Meanwhile the bucket may have begun to be overwritten, for a step four later, and
+                // the number be another's. If so, that of the head is seen below.
+                fence(Ordering::Acquire);
+                return (head.load(Ordering::Relaxed) >> 8 == step).then_some(client);
+            }
+            if count < SLOTS {
+                break;
+            }
+        }
+        None
     }
 
     /// How many are entered for `step`: all are looked at.
@@ -160,7 +233,9 @@ mod tests {
     use super::*;
     use crate::address::mt6d;
     use proptest::prelude::*;
-    use std::collections::HashSet;
+    use std::collections::{HashMap, HashSet};
+    use std::sync::atomic::AtomicBool;
+    use std::thread;
 
     fn memory(layout: Layout) -> Vec<AtomicU64> {
         std::iter::repeat_with(AtomicU64::default).take(layout.words()).collect()
@@ -211,6 +286,49 @@ mod tests {
         assert_eq!(layout.count(&words, 1006), 0);
     }
 
+    fn numbers(layout: Layout) -> Vec<AtomicU32> {
+        std::iter::repeat_with(AtomicU32::default).take(layout.words()).collect()
+    }
+
+    /// A reader never gets another's number, while all buckets are overwritten step after step.
+    #[test]
+    fn a_number_is_never_that_of_an_identifier_of_another_step() {
+        const CLIENTS: u32 = 64;
+        let layout = Layout::new(CLIENTS.into());
+        let (words, numbers) = (memory(layout), numbers(layout));
+        // The same few places, again and again; the number follows from step and identifier.
+        let number = |step: u64, identifier: u64| (step * 1000 + identifier) as u32;
+        let done = AtomicBool::new(false);
+        thread::scope(|scope| {
+            let reader = scope.spawn(|| {
+                let mut found = 0u64;
+                while !done.load(Ordering::Relaxed) || found == 0 {
+                    for [head, ..] in words
+                        .chunks_exact(WORDS)
+                        .map(|bucket| <&[AtomicU64; WORDS]>::try_from(bucket).unwrap())
+                    {
+                        let step = head.load(Ordering::Relaxed) >> 8;
+                        for identifier in 0..CLIENTS.into() {
+                            let client = layout.client(&words, &numbers, step, identifier);
+                            if let Some(client) = client {
+                                assert_eq!(client, number(step, identifier));
+                                found += 1;
+                            }
+                        }
+                    }
+                }
+            });
+            for step in 1..20_000 {
+                for identifier in 0..CLIENTS.into() {
+                    let one = (identifier, number(step, identifier));
+                    assert!(layout.enter_of(&words, &numbers, step, one));
+                }
+            }
+            done.store(true, Ordering::Relaxed);
+            reader.join().unwrap();
+        });
+    }
+
     #[test]
     fn the_halves_are_those_of_memory() {
         let address: Ipv6Addr = "2001:db8::1:203".parse().unwrap();
@@ -219,6 +337,48 @@ mod tests {
     }
 
     proptest! {
+        /// Few identifiers, so that buckets overflow: each one's number is that with which it was
+        /// entered first for its step, and what was not entered has none.
+        #[test]
+        fn it_knows_whose_each_is(
+            entered in proptest::collection::vec((0u64..9, 0u64..400, any::<u32>()), 1..2000),
+        ) {
+            let layout = Layout::new(0);
+            let (words, numbers) = (memory(layout), numbers(layout));
+            let mut maps: Vec<HashMap<u64, u32>> = vec![HashMap::new(); 9];
+            let mut entered = entered;
+            entered.sort_by_key(|(step, ..)| *step); // time goes on
+            for (step, identifier, number) in &entered {
+                let map = &mut maps[*step as usize];
+                let room = layout.enter_of(&words, &numbers, *step, (*identifier, *number));
+                prop_assert_eq!(room, map.contains_key(identifier) || map.len() < 16 * SLOTS);
+                if room {
+                    map.entry(*identifier).or_insert(*number);
+                }
+            }
+            let last = entered.last().unwrap().0;
+            for step in last.saturating_sub(3)..=last {
+                let map = &maps[step as usize];
+                prop_assert_eq!(layout.count(&words, step), map.len() as u64);
+                for identifier in 0..400 {
+                    let client = layout.client(&words, &numbers, step, identifier);
+                    prop_assert_eq!(client, map.get(&identifier).copied());
+                    prop_assert_eq!(
+                        layout.contains(&words, step, identifier),
+                        map.contains_key(&identifier)
+                    );
+                }
+            }
+            // What is left of a step before is right as well.
+            for step in 0..last.saturating_sub(3) {
+                for identifier in 0..400 {
+                    let client = layout.client(&words, &numbers, step, identifier);
+                    let map = &maps[step as usize];
+                    prop_assert!(client.is_none() || client == map.get(&identifier).copied());
+                }
+            }
+        }
+
         /// Few identifiers, so that buckets overflow: until 16 neighbours are full, it holds what a
         /// set holds.
         #[test]

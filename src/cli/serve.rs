@@ -437,6 +437,7 @@ fn summary(stats: &Stats) -> String {
     let others = [
         ("of them by the socket behind".to_owned(), counters.answered_behind),
         ("advertised".to_owned(), counters.advertised),
+        ("unasked".to_owned(), counters.unasked),
         ("unsent".to_owned(), counters.unsent),
         ("frames lost".to_owned(), counters.frames_lost),
         ("descriptors that make no sense".to_owned(), counters.invalid),

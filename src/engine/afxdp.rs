@@ -60,6 +60,9 @@ const NAP: Duration = Duration::from_millis(1);
 /// A worker that is to stop waits so long for its last replies to leave.
 const DRAIN: Duration = Duration::from_millis(100);
 
+/// Frames of each queue that are kept for what a service sends without being asked.
+const KEPT: u32 = 64;
+
 /// Bytes that the kernel takes of each frame before the packet (XDP_PACKET_HEADROOM), Ethernet
 /// header and VLAN tags.
 const FRAME_OVERHEAD: u32 = 256 + 14 + 8;
@@ -221,16 +224,18 @@ impl<S: Service> AfXdp<S> {
                 hugepages: config.rings.hugepages,
                 busy_poll: config.rings.busy_poll,
                 send_ring: SEND_RING,
-                fill: FRAMES,
+                fill: FRAMES - if S::UNASKED { KEPT } else { 0 },
             };
-            let (socket, rings, _none) = open_on(core, &socket_config)?;
+            let (socket, rings, kept) = open_on(core, &socket_config)?;
             // What holds for every queue is said once.
             let fallback = socket.fallback().filter(|step| !fallbacks.contains(step)).cloned();
             fallbacks.extend(fallback);
             if socket.mode() == CopyMode::Copy {
                 mode = CopyMode::Copy;
             }
-            let worker = Worker::new(handler.clone(), service.clone()).with_room(reply::room(link));
+            let worker = Worker::new(handler.clone(), service.clone())
+                .with_room(reply::room(link))
+                .with_kept(kept, &rings);
             queues.push(Queue {
                 number: queue,
                 core,
@@ -535,7 +540,8 @@ impl<S: Service> Queue<S> {
             if since.elapsed() >= patience {
                 self.shown.beat();
                 let limit = if self.rings.census().sending > 0 { NAP } else { DOZE };
-                self.socket.sleep(limit)?;
+                // A poll counts milliseconds, and one of none would not sleep.
+                self.socket.sleep(limit.min(self.worker.wait().max(NAP)))?;
                 idle_since = None;
             }
         }

@@ -18,6 +18,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context, Result};
 
+use super::outbox::{self, UdpOutbox};
 use super::reply::{self, Reply};
 use super::statistics::{Shown, Tally};
 use super::udp::{self, SocketCounters};
@@ -26,7 +27,7 @@ use crate::host::sandbox::{Role, Sandbox};
 use crate::net::datagrams::{BATCH, Incoming, MAX_MESSAGES, Message, Outgoing};
 use crate::policy::Handler;
 use crate::service::Service;
-use crate::wire::Refusal;
+use crate::wire::{MAX_PAYLOAD, Refusal};
 
 pub(super) struct Batch<S> {
     workers: Vec<Worker<S>>,
@@ -119,7 +120,14 @@ impl Rules {
         let mut outgoing = Outgoing::default();
         let mut tally = Tally::default();
         let mut last = false;
+        let mut own = [0; MAX_PAYLOAD];
         while !last {
+            if S::UNASKED && !stop.load(Ordering::Relaxed) {
+                let buffer = &mut own[..self.room];
+                if !self.speak(&mut worker, buffer, &mut tally)? {
+                    continue;
+                }
+            }
             // What waits when it is to stop came before that: it is taken, once.
             last = stop.load(Ordering::Relaxed);
             // Waits for the first, and takes what else there is.
@@ -157,6 +165,21 @@ impl Rules {
         Ok(())
     }
 
+    /// The service's turn to send without being asked, from `buffer`. Waits for requests until it
+    /// wants the next, and returns whether there are any.
+    fn speak<S: Service>(
+        &self,
+        worker: &mut Worker<S>,
+        buffer: &mut [u8],
+        tally: &mut Tally,
+    ) -> Result<bool> {
+        let (handler, socket, interface) = (&self.handler, &*worker.socket, self.interface);
+        let mut outbox = UdpOutbox { handler, socket, interface, buffer, tally };
+        let wait = worker.service.turn(&mut outbox);
+        worker.shown.store(tally);
+        outbox::readable(&*worker.socket, wait)
+    }
+
     /// Makes the reply to the request at `index`, in its place; `None` when the kernel does not say
     /// whom it was sent to.
     fn answer<S: Service>(
@@ -172,7 +195,7 @@ impl Rules {
         }
         let (buffer, length) = incoming.payload_mut(index);
         let buffer = &mut buffer[..self.room.max(length)];
-        let reply = reply::to_payload(service, source, asked, buffer, length);
+        let reply = reply::to_payload(&self.handler, service, source, asked, buffer, length);
         if let Ok(reply) = &reply {
             incoming.set_length(index, reply.length);
         }

@@ -30,6 +30,7 @@ mod afxdp;
 mod batch;
 mod behind;
 mod multicast_router;
+mod outbox;
 mod packet;
 mod packet_ring;
 mod raw;
@@ -44,7 +45,7 @@ mod worker;
 
 use std::sync::atomic::AtomicBool;
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 
 use crate::address::Targets;
 use crate::events::Counters;
@@ -204,6 +205,11 @@ pub fn open<S: Service>(
     config: &EngineConfig,
     service: &S,
 ) -> Result<Box<dyn Engine>> {
+    ensure!(
+        !S::UNASKED
+            || !matches!(kind, EngineKind::Uring | EngineKind::Raw | EngineKind::PacketRing),
+        "{kind} sends nothing unasked, and this service does: use --engine afxdp or socket-gso"
+    );
     Ok(match kind {
         EngineKind::Afxdp => Box::new(afxdp::AfXdp::open(config, service, false)?),
         EngineKind::Reflect => Box::new(afxdp::AfXdp::open(config, service, true)?),

@@ -6,7 +6,7 @@ use std::num::NonZero;
 
 use super::Handler;
 use crate::net::netlink::Link;
-use crate::service::{Answer, Datagram, Service};
+use crate::service::{Answer, Client, Datagram, Service};
 use crate::wire::{self, MAX_PAYLOAD, OVERHEAD, Refusal};
 
 /// A reply, in place of its request.
@@ -33,8 +33,11 @@ pub(super) fn to_frame<S: Service>(
     let mut request = wire::validate_within(buffer, length, handler.port())?;
     let (source, asked) = ((request.source(), request.source_port()), request.destination());
     handler.decide(source.0, source.1, asked)?;
+    let client = client::<S>(handler, asked)?;
+    let macs = S::UNASKED.then(|| request.macs());
     let (payload, length) = request.payload_mut();
-    match Datagram::new(source, asked, payload, length).answered_by(service) {
+    let datagram = Datagram::new(source, asked, payload, length).of(client);
+    match datagram.between(macs).answered_by(service) {
         Answer::Same { copies } => Ok(Reply { length: request.into_reply(), copies }),
         Answer::Changed { length, copies } => {
             let length = request.into_changed_reply(length).ok_or(Refusal::NoAnswer)?;
@@ -44,19 +47,30 @@ pub(super) fn to_frame<S: Service>(
     }
 }
 
+/// Whose address was `asked`, for a service that wants to know.
+///
+/// # Errors
+/// When it has moved meanwhile.
+#[inline]
+fn client<S: Service>(handler: &Handler, asked: Ipv6Addr) -> Result<Option<Client>, Refusal> {
+    if S::CLIENTS { handler.client(asked) } else { Ok(None) }
+}
+
 /// The reply to a datagram that was decided on, whose payload is the first `length` bytes of
 /// `buffer`: the kernel makes the headers.
 ///
 /// # Errors
-/// That there is none.
+/// Why there is none.
 pub(super) fn to_payload<S: Service>(
+    handler: &Handler,
     service: &mut S,
     source: (Ipv6Addr, u16),
     asked: Ipv6Addr,
     buffer: &mut [u8],
     length: usize,
 ) -> Result<Reply, Refusal> {
-    match Datagram::new(source, asked, buffer, length).answered_by(service) {
+    let client = client::<S>(handler, asked)?;
+    match Datagram::new(source, asked, buffer, length).of(client).answered_by(service) {
         Answer::Same { copies } => Ok(Reply { length, copies }),
         Answer::Changed { length, copies } => Ok(Reply { length, copies }),
         Answer::Nothing => Err(Refusal::NoAnswer),

@@ -24,6 +24,7 @@ use nix::sys::socket::{
 use nix::sys::stat::Mode;
 use nix::sys::time::TimeSpec;
 
+use super::outbox::{self, UdpOutbox};
 use super::reply::{self, Reply};
 use super::statistics::{Shown, Tally};
 use super::udp::{self, DOZE, SocketCounters};
@@ -193,8 +194,20 @@ impl Ends {
     fn work<S: Service>(&self, mut service: S) -> Result<()> {
         let mut tally = Tally::default();
         let mut message = [0; MESSAGE];
+        let mut own = [0; MAX_PAYLOAD];
         let mut priority = 0;
         loop {
+            if S::UNASKED {
+                let buffer = &mut own[..self.room];
+                let (handler, socket, interface) = (&self.handler, &*self.socket, self.interface);
+                let tally = &mut tally;
+                let wait =
+                    service.turn(&mut UdpOutbox { handler, socket, interface, buffer, tally });
+                self.worker.store(tally);
+                if !outbox::readable(&self.queue, wait)? {
+                    continue;
+                }
+            }
             let length = match mq_receive(&self.queue, &mut message, &mut priority) {
                 Ok(length) if length == TICK.len() => {
                     self.worker.beat();
@@ -231,7 +244,8 @@ impl Ends {
         let source = (Ipv6Addr::from(*address), u16::from_be_bytes(*port));
         let room = self.room.max(length).min(buffer.len());
         let asked = Ipv6Addr::from(*from);
-        let reply = reply::to_payload(service, source, asked, &mut buffer[..room], length);
+        let buffer = &mut buffer[..room];
+        let reply = reply::to_payload(&self.handler, service, source, asked, buffer, length);
         let Reply { length, copies } = match reply {
             Ok(reply) => reply,
             Err(refusal) => {

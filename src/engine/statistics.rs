@@ -19,6 +19,8 @@ pub struct Tally {
     pub replies: u64,
     /// Solicitations that were answered.
     pub advertised: u64,
+    /// Datagrams that a service sent without being asked.
+    pub unasked: u64,
     /// Packets that were not answered, by [`Refusal`].
     pub refused: [u64; Refusal::ALL.len()],
     /// Replies that the kernel did not take.
@@ -31,11 +33,25 @@ pub struct Tally {
 
 impl Tally {
     fn fields(&self) -> impl Iterator<Item = u64> + '_ {
-        let Self { received, answered, replies, advertised, unsent, frames_lost, invalid, .. } =
-            *self;
-        [received, answered, replies, advertised, unsent, frames_lost, invalid]
+        let Self {
+            received,
+            answered,
+            replies,
+            advertised,
+            unasked,
+            unsent,
+            frames_lost,
+            invalid,
+            refused: _,
+        } = *self;
+        [received, answered, replies, advertised, unasked, unsent, frames_lost, invalid]
             .into_iter()
             .chain(self.refused)
+    }
+
+    /// Datagrams and advertisements that were handed over.
+    pub(super) fn sent(&self) -> u64 {
+        self.replies + self.advertised + self.unasked
     }
 
     /// Adds another worker's counts.
@@ -44,6 +60,7 @@ impl Tally {
         self.answered += other.answered;
         self.replies += other.replies;
         self.advertised += other.advertised;
+        self.unasked += other.unasked;
         self.unsent += other.unsent;
         self.frames_lost += other.frames_lost;
         self.invalid += other.invalid;
@@ -61,6 +78,7 @@ impl Tally {
             answered: self.answered,
             replies: self.replies,
             advertised: self.advertised,
+            unasked: self.unasked,
             unsent: self.unsent,
             refused: self.refused_by_name(),
             frames_lost: self.frames_lost,
@@ -82,7 +100,7 @@ impl Tally {
 /// A place where one worker shows its tally, and that it is alive, on cache lines of its own.
 #[derive(Debug, Default)]
 pub struct Shown {
-    tally: CachePadded<[AtomicU64; 7 + Refusal::ALL.len()]>,
+    tally: CachePadded<[AtomicU64; 8 + Refusal::ALL.len()]>,
     beats: CachePadded<AtomicU64>,
     closed: AtomicBool,
 }
@@ -130,6 +148,7 @@ impl Shown {
             answered: next(),
             replies: next(),
             advertised: next(),
+            unasked: next(),
             unsent: next(),
             frames_lost: next(),
             invalid: next(),
@@ -149,6 +168,7 @@ mod tests {
             answered: 1,
             replies: 10,
             advertised: 5,
+            unasked: 7,
             refused: std::array::from_fn(|index| 100 + index as u64),
             unsent: 2,
             frames_lost: 3,

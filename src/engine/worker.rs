@@ -14,15 +14,15 @@
 use std::collections::VecDeque;
 use std::io;
 use std::num::NonZero;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::advertiser::Advertiser;
 use super::reply::{self, Reply};
 use super::statistics::Tally;
 use crate::policy::Handler;
-use crate::service::{Echo, Service};
-use crate::wire::{ADVERTISEMENT, MAX_PAYLOAD, OVERHEAD, Refusal};
-use crate::xdp::{Doorbell, Packet, Rings};
+use crate::service::{Echo, Outbox, Peer, Service, Unsent};
+use crate::wire::{self, ADVERTISEMENT, Ends, MAX_PAYLOAD, OVERHEAD, Refusal};
+use crate::xdp::{Doorbell, Frame, Packet, Rings};
 
 /// Requests taken in one turn. Enough to spread the cost of a turn (four counters, two flags, one
 /// system call), few enough that the first reply of a batch does not wait long for its last: 64
@@ -37,6 +37,13 @@ enum Answer {
     Solicitation,
 }
 
+/// What a descriptor is that is no reply.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Other {
+    Advertisement,
+    Unasked,
+}
+
 /// The state of a worker between turns.
 #[derive(Debug)]
 pub struct Worker<S = Echo> {
@@ -49,9 +56,16 @@ pub struct Worker<S = Echo> {
     /// What the tx ring had no room for. While there is something, nothing is received: the rings
     /// are the queue.
     held: Option<(Packet, Answer)>,
-    /// Which of all descriptors sent, counted from 0, are advertisements: those that the rings may
-    /// still hold.
-    advertisements: VecDeque<u64>,
+    /// Which of all descriptors sent, counted from 0, are no replies, and what they are: those that
+    /// the rings may still hold.
+    others: VecDeque<(u64, Other)>,
+    /// Frames kept for what the service sends without being asked, those that are not on their
+    /// way. They are never received into, so replies and these take nothing from each other.
+    kept: Vec<Frame>,
+    /// All of those frames, by their places in the UMEM.
+    reserve: Vec<u64>,
+    /// How long the service can wait for its next turn.
+    wait: Duration,
     tally: Tally,
 }
 
@@ -67,7 +81,10 @@ impl<S: Service> Worker<S> {
             room: (OVERHEAD + MAX_PAYLOAD) as u32,
             advertiser: None,
             held: None,
-            advertisements: VecDeque::new(),
+            others: VecDeque::new(),
+            kept: Vec::new(),
+            reserve: Vec::new(),
+            wait: Duration::ZERO,
             tally: Tally::default(),
         }
     }
@@ -82,6 +99,20 @@ impl<S: Service> Worker<S> {
     #[must_use]
     pub fn with_room(self, payload: usize) -> Self {
         Self { room: (OVERHEAD + payload.min(MAX_PAYLOAD)) as u32, ..self }
+    }
+
+    /// The same, with frames of `rings`, in no ring, for what its service sends without being
+    /// asked.
+    #[must_use]
+    pub fn with_kept(self, frames: Vec<Frame>, rings: &Rings) -> Self {
+        let reserve = frames.iter().filter_map(|frame| rings.umem().frame_offset(frame)).collect();
+        Self { kept: frames, reserve, ..self }
+    }
+
+    /// How long it may sleep, if nothing comes: its service may want a turn.
+    #[inline]
+    pub fn wait(&self) -> Duration {
+        if S::UNASKED { self.wait } else { Duration::MAX }
     }
 
     /// What it has done so far.
@@ -112,6 +143,9 @@ impl<S: Service> Worker<S> {
                 Err(Refusal::NotUdp) => self.advertise(rings, packet),
                 Err(refusal) => self.refuse(rings, packet, refusal),
             }
+        }
+        if S::UNASKED && self.held.is_none() {
+            busy |= self.speak(rings);
         }
         rings.publish();
         if rings.sender_sleeps() {
@@ -149,13 +183,34 @@ impl<S: Service> Worker<S> {
     fn take_back(&mut self, rings: &mut Rings) -> bool {
         let mut busy = false;
         while let Some(frame) = rings.complete() {
-            self.reuse(rings.fill(frame));
+            self.take(rings, frame);
             busy = true;
         }
         if self.held.is_some() {
             busy |= self.send_held(rings);
         }
         busy
+    }
+
+    /// Gives a frame that was sent to where it belongs.
+    #[inline]
+    fn take(&mut self, rings: &mut Rings, frame: Frame) {
+        if S::UNASKED {
+            let place = rings.umem().frame_offset(&frame);
+            if place.is_some_and(|place| self.reserve.contains(&place)) {
+                return self.kept.push(frame);
+            }
+        }
+        self.reuse(rings.fill(frame));
+    }
+
+    /// The service's turn to send without being asked. Returns whether it did.
+    fn speak(&mut self, rings: &mut Rings) -> bool {
+        let before = self.tally.unasked;
+        let Self { handler, service, room, kept, others, tally, .. } = self;
+        let room = *room;
+        self.wait = service.turn(&mut Kept { handler, room, kept, others, tally, rings });
+        self.tally.unasked > before
     }
 
     /// Sends what found no room, if there is room now, and returns whether there was.
@@ -186,11 +241,17 @@ impl<S: Service> Worker<S> {
         tally.invalid = rings.invalid();
         let unsent = rings.unsent();
         // The tx ring is in order: what has not left is what was put in last.
-        let first = (tally.replies + tally.advertised).saturating_sub(unsent);
-        let others = self.advertisements.iter().filter(|place| **place >= first).count() as u64;
-        let unsent = unsent.saturating_sub(others).min(tally.replies);
+        let first = tally.sent().saturating_sub(unsent);
+        let others = |kind| {
+            let held =
+                self.others.iter().filter(|(place, other)| *place >= first && *other == kind);
+            held.count() as u64
+        };
+        let (advertised, unasked) = (others(Other::Advertisement), others(Other::Unasked));
+        let unsent = unsent.saturating_sub(advertised + unasked).min(tally.replies);
         tally.replies -= unsent;
-        tally.unsent += unsent;
+        tally.unasked -= unasked.min(tally.unasked);
+        tally.unsent += unsent + unasked;
         if let Some((_, Answer::Request(copies))) = self.held {
             tally.unsent += u64::from(copies.get());
         }
@@ -246,11 +307,7 @@ impl<S: Service> Worker<S> {
 
     #[cold]
     fn advertised(&mut self) {
-        let place = self.tally.replies + self.tally.advertised;
-        while self.advertisements.front().is_some_and(|first| first + MOST_UNSENT < place) {
-            self.advertisements.pop_front();
-        }
-        self.advertisements.push_back(place);
+        note(&mut self.others, self.tally.sent(), Other::Advertisement);
         self.tally.advertised += 1;
     }
 
@@ -267,7 +324,63 @@ impl<S: Service> Worker<S> {
     /// tests.
     pub fn missing(&self, rings: &Rings) -> u32 {
         let holds = self.held.as_ref().is_some_and(|(packet, _)| rings.umem().owns(packet));
-        rings.census().in_hand() - u32::from(holds)
+        rings.census().in_hand() - u32::from(holds) - self.kept.len() as u32
+    }
+}
+
+/// Notes that descriptor `place` is no reply.
+fn note(others: &mut VecDeque<(u64, Other)>, place: u64, other: Other) {
+    while others.front().is_some_and(|(first, _)| first + MOST_UNSENT < place) {
+        others.pop_front();
+    }
+    others.push_back((place, other));
+}
+
+/// The frames kept for what a service sends without being asked, and the ring that they go into.
+struct Kept<'a> {
+    handler: &'a Handler,
+    /// Bytes that a frame may have.
+    room: u32,
+    kept: &'a mut Vec<Frame>,
+    others: &'a mut VecDeque<(u64, Other)>,
+    tally: &'a mut Tally,
+    rings: &'a mut Rings,
+}
+
+impl Outbox for Kept<'_> {
+    fn send(&mut self, peer: &Peer, write: impl FnOnce(&mut [u8]) -> usize) -> Result<(), Unsent> {
+        let macs = peer.macs.ok_or(Unsent::OtherWorker)?;
+        if !self.handler.may_speak_from(peer.asked) {
+            return Err(Unsent::NotLive);
+        }
+        let frame = self.kept.pop().ok_or(Unsent::Busy)?;
+        let mut packet = match self.rings.umem().blank(frame) {
+            Ok(packet) => packet,
+            Err(frame) => {
+                self.kept.push(frame); // of other rings, which does not happen
+                return Err(Unsent::Busy);
+            }
+        };
+        let port = self.handler.port();
+        let ends = Ends { macs, source: (peer.asked, port), destination: peer.source };
+        let bytes = self.rings.bytes_mut(&mut packet);
+        let room = bytes.len().min(self.room as usize);
+        let bytes = &mut bytes[..room];
+        let length = bytes.get_mut(OVERHEAD..).map(write);
+        let sent = match length.and_then(|length| wire::emit(&ends, bytes, length)) {
+            None => Err((packet, Unsent::TooLong)),
+            Some(length) => {
+                packet.truncate(length);
+                self.rings.transmit(packet, 1).map_err(|packet| (packet, Unsent::Busy))
+            }
+        };
+        if let Err((packet, why)) = sent {
+            self.kept.extend(self.rings.umem().recycle(packet));
+            return Err(why);
+        }
+        note(self.others, self.tally.sent(), Other::Unasked);
+        self.tally.unasked += 1;
+        Ok(())
     }
 }
 
@@ -308,6 +421,75 @@ mod tests {
             Template::new(&ends, payload).unwrap().write(&mut frame, destination, stamp).unwrap();
         frame.truncate(length);
         frame
+    }
+
+    /// Says as much as it can to whoever has asked, without being asked.
+    #[derive(Clone, Default)]
+    struct Chatty {
+        peer: Option<Peer>,
+        said: u64,
+    }
+
+    impl Service for Chatty {
+        const UNASKED: bool = true;
+
+        fn answer(&mut self, datagram: &mut Datagram) -> Answered {
+            self.peer = Some(datagram.peer());
+            Answered::same()
+        }
+
+        fn turn(&mut self, outbox: &mut impl Outbox) -> Duration {
+            let Some(peer) = self.peer else { return Duration::MAX };
+            let write = |buffer: &mut [u8]| {
+                buffer[..5].copy_from_slice(b"hello");
+                5
+            };
+            while outbox.send(&peer, write).is_ok() {
+                self.said += 1;
+            }
+            assert_eq!(outbox.send(&peer, |_| 5), Err(Unsent::Busy));
+            let moved = Peer { asked: "2001:db8:1::77".parse().unwrap(), ..peer };
+            assert_eq!(outbox.send(&moved, |_| panic!("it writes")), Err(Unsent::NotLive));
+            let elsewhere = Peer { macs: None, ..peer };
+            let sent = outbox.send(&elsewhere, |_| panic!("it writes"));
+            assert_eq!(sent, Err(Unsent::OtherWorker));
+            Duration::ZERO
+        }
+    }
+
+    #[test]
+    fn what_nobody_asked_for_takes_no_frame_from_replies() {
+        const KEPT: usize = 2;
+        let (mut rings, mut tokens, mut model) = model::rings(8, 2048, 16, 0).unwrap();
+        let kept = tokens.split_off(8 - KEPT);
+        for token in tokens {
+            rings.fill(token).unwrap();
+        }
+        rings.publish();
+        let mut worker = Worker::new(handler(), Chatty::default()).with_kept(kept, &rings);
+        let (mut arrived, mut replies, mut hellos) = (0, 0, 0);
+        for turn in 0..220 {
+            if turn < 200 {
+                arrived += u64::from(model.deliver(&request(turn, 32)));
+            } else {
+                worker.service.peer = None; // all that is left leaves
+            }
+            // The kernel sends nothing in half of the turns, so that both pile up.
+            model.budget = if turn % 4 < 2 { 0 } else { 5 };
+            worker.turn(&mut rings, &mut model).unwrap();
+            assert_eq!(worker.missing(&rings), 0);
+            assert!(worker.kept.len() <= KEPT);
+            while let Some(mut sent) = model.take_sent() {
+                let frame = validate(&mut sent, 50_000).unwrap();
+                assert_eq!(frame.source_port(), PORT);
+                *(if frame.payload() == b"hello" { &mut hellos } else { &mut replies }) += 1;
+            }
+        }
+        let tally = worker.close(&rings);
+        assert_eq!((tally.answered, tally.frames_lost), (arrived, 0));
+        assert_eq!((tally.replies, tally.unasked), (replies, hellos));
+        assert_eq!((arrived, worker.service.said, tally.unsent), (replies, hellos, 0));
+        assert!(arrived > 50 && hellos > 50, "{arrived} and {hellos}");
     }
 
     /// What happens to the worker from outside.

@@ -271,7 +271,10 @@ pub struct Counters {
     pub refused_behind: u64,
     /// Replies handed to the kernel.
     pub replies: u64,
-    /// Replies that the kernel did not accept.
+    /// Unasked datagrams of a service, handed to the kernel.
+    #[serde(default)]
+    pub unasked: u64,
+    /// Replies and unasked datagrams that the kernel did not accept.
     pub unsent: u64,
     /// Neighbour Solicitations that the server answered in place of the kernel.
     pub advertised: u64,

@@ -76,6 +76,9 @@ const METRICS: &[Metric] = &[
     counter("sixhop_unsent_replies", "Replies that the kernel did not take", |_, s| {
         count(s.counters.unsent)
     }),
+    counter("sixhop_unasked_datagrams", "Datagrams that a service sent unasked", |_, s| {
+        if s.counters.unasked > 0 { count(s.counters.unasked) } else { Vec::new() }
+    }),
     counter("sixhop_advertisements", "Neighbour Solicitations that were answered", |ready, s| {
         if ready.bind == Method::LiveMap { count(s.counters.advertised) } else { Vec::new() }
     }),

@@ -361,7 +361,7 @@ impl<W: Way, R: Routing, H: Held> Binder for Kernel<W, R, H> {
         }
         for (done, some) in lost.chunks(TELL).enumerate() {
             ensure!(step(done * TELL), Interrupted);
-            self.exchange(&[], &[Timed { step: 0, addresses: some.to_vec() }])?;
+            self.exchange(&[], &[Timed { step: 0, first: 0, addresses: some.to_vec() }])?;
         }
         // They may go again before the kernel receives for them: whoever watches hears of that too.
         let give_up = Instant::now() + SETTLE_TIMEOUT;

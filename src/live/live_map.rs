@@ -89,7 +89,7 @@ impl Binder for LiveMap {
 
     /// What expires does so by itself.
     fn exchange(&mut self, _expired: &[Timed], fresh: &[Timed]) -> Result<()> {
-        for Timed { step, addresses } in fresh {
+        for Timed { step, addresses, .. } in fresh {
             self.live.enter(addresses, *step)?;
         }
         Ok(())

@@ -1,11 +1,13 @@
-//! Which addresses are live at the moment, for engines that have no steering program to tell them.
+//! Which addresses are live at the moment, and whose, for engines that have no steering program to
+//! tell them, and for services that want to know.
 
 use std::fmt;
 use std::iter::repeat_with;
 use std::net::Ipv6Addr;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use super::Timed;
+use crate::address::Client;
 use crate::address::mt6d::{Subnet, Timetable, window};
 use crate::address::timed::{Layout, halves};
 
@@ -16,6 +18,8 @@ pub struct LiveSet {
     step: AtomicU64,
     layout: Layout,
     words: Vec<AtomicU64>,
+    /// As many, or none where nobody wants to know whose each address is.
+    numbers: Vec<AtomicU32>,
 }
 
 impl LiveSet {
@@ -24,7 +28,16 @@ impl LiveSet {
     pub fn new(timetable: &Timetable) -> Self {
         let layout = Layout::new(timetable.clients());
         let words = repeat_with(AtomicU64::default).take(layout.words()).collect();
-        Self { subnet: timetable.subnet(), step: AtomicU64::default(), layout, words }
+        let (subnet, step) = (timetable.subnet(), AtomicU64::default());
+        Self { subnet, step, layout, words, numbers: Vec::new() }
+    }
+
+    /// The same, which also knows [whose](Self::client) each address is: that takes half as much
+    /// memory again.
+    #[must_use]
+    pub fn with_clients(self) -> Self {
+        let numbers = repeat_with(AtomicU32::default).take(self.layout.words()).collect();
+        Self { numbers, ..self }
     }
 
     /// Whether `address` is live.
@@ -37,9 +50,24 @@ impl LiveSet {
                 .any(|step| self.layout.contains(&self.words, step, identifier))
     }
 
+    /// Whose `address` is, if it is live, in the time that a hash takes. Only where it is
+    /// [`with_clients`](Self::with_clients).
+    #[inline]
+    #[must_use]
+    pub fn client(&self, address: Ipv6Addr) -> Option<Client> {
+        let [_, identifier] = halves(address);
+        if !self.subnet.prefix().contains(address) {
+            return None;
+        }
+        window(self.step.load(Ordering::Acquire)).find_map(|step| {
+            let number = self.layout.client(&self.words, &self.numbers, step, identifier)?;
+            Some(Client { number: number.into(), step })
+        })
+    }
+
     /// Bytes of memory that it takes.
     pub(super) fn memory(&self) -> u64 {
-        size_of_val(&self.words[..]) as u64
+        (size_of_val(&self.words[..]) + size_of_val(&self.numbers[..])) as u64
     }
 
     /// Has it be `step`.
@@ -49,10 +77,15 @@ impl LiveSet {
 
     /// Enters them; returns whether there was room.
     pub(super) fn enter(&self, fresh: &[Timed]) -> bool {
-        fresh.iter().all(|Timed { step, addresses }| {
-            addresses.iter().all(|address| {
+        let Self { layout, words, numbers, .. } = self;
+        fresh.iter().all(|Timed { step, first, addresses }| {
+            addresses.iter().zip(*first..).all(|(address, client)| {
                 let [_, identifier] = halves(*address);
-                self.layout.enter(&self.words, *step, identifier)
+                if numbers.is_empty() {
+                    return layout.enter(words, *step, identifier);
+                }
+                // A timetable has fewer than 2^32 clients.
+                layout.enter_of(words, numbers, *step, (identifier, client as u32))
             })
         })
     }

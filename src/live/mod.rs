@@ -138,6 +138,8 @@ pub trait Binder: Send {
 pub struct Timed {
     /// The step.
     pub step: u64,
+    /// The first client; the others follow it, one by one.
+    pub first: u64,
     /// Their addresses in it.
     pub addresses: Vec<Ipv6Addr>,
 }

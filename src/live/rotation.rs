@@ -115,7 +115,8 @@ pub struct Rotation {
     binder: Box<dyn Binder>,
     /// A steering program that runs beside addresses of the kernel.
     steering: Option<LiveAddresses>,
-    /// What engines without such a program ask.
+    /// What engines without such a program ask, and services that want to know whose an address
+    /// is.
     set: Option<Arc<LiveSet>>,
     /// What the clock showed when it was looked at last.
     step: u64,
@@ -250,7 +251,7 @@ impl Rotation {
     /// Which addresses are live, for other threads; `None` where only the steering program knows.
     #[must_use]
     pub fn live(&self) -> Option<Arc<LiveSet>> {
-        self.set.clone()
+        self.set.clone().filter(|_| self.binder.ahead() == 0)
     }
 
     /// Which addresses move, and when.
@@ -442,20 +443,22 @@ impl Rotation {
     }
 
     fn addresses(&self, step: u64, clients: Range<u64>) -> Timed {
+        let first = clients.start;
         let addresses: Vec<Ipv6Addr> =
             clients.map(|client| self.timetable.address(client, step)).collect();
-        Timed { step, addresses }
+        Timed { step, first, addresses }
     }
 
     /// Has it be `step`: the moment of rotation.
     fn turn(&mut self, step: u64) {
         self.step = step;
+        // First: what a steering program lets through from the next moment on is to have an owner.
+        if let Some(set) = &self.set {
+            set.set_step(step);
+        }
         self.binder.set_step(step);
         if let Some(steering) = &mut self.steering {
             steering.set_step(step);
-        }
-        if let Some(set) = &self.set {
-            set.set_step(step);
         }
     }
 
@@ -515,7 +518,7 @@ impl Rotation {
                 ensure!(set.enter(&entered), NO_ROOM);
             }
             if let Some(steering) = &mut self.steering {
-                for Timed { step, addresses } in &entered {
+                for Timed { step, addresses, .. } in &entered {
                     steering.enter(addresses, *step)?;
                 }
             }
@@ -618,8 +621,8 @@ impl Drop for Rotation {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::address::Secret;
     use crate::address::mt6d::{Clock, Subnet};
+    use crate::address::{Client, Secret};
     use proptest::prelude::*;
     use std::collections::HashSet;
     use std::sync::Mutex;
@@ -781,8 +784,10 @@ mod tests {
         events.sort_by_key(|(at, _)| *at);
         let moment = Moment { wall: start, steady: 0, awake: 0, slack: 0 };
         let clocks = Arc::new(Mutex::new(Clocks { moment, events, tick, checks: vec![] }));
-        let (set, live) =
-            (Arc::new(LiveSet::new(&timetable)), Arc::new(Mutex::new(HashSet::new())));
+        let (set, live) = (
+            Arc::new(LiveSet::new(&timetable).with_clients()),
+            Arc::<Mutex<HashSet<_>>>::default(),
+        );
         let stop = Arc::new(AtomicBool::new(false));
         let check = {
             let (timetable, set, live) = (timetable.clone(), set.clone(), live.clone());
@@ -800,6 +805,8 @@ mod tests {
                         "{client} in {other} is not live in {step}"
                     );
                     assert!(in_window || !found, "{client} in {other} is live in {step}");
+                    let whose = found.then_some(Client { number: client, step: other });
+                    assert_eq!(set.client(address((client, other))), whose, "in {step}");
                 }
                 if !map {
                     let live = live.lock().unwrap();

@@ -176,25 +176,28 @@ impl<S: Service> Opening<'_, S> {
         }
     }
 
-    /// A table of the live addresses in this process, where the plan has one.
+    /// A table of the live addresses in this process, where the plan has one or the service asks
+    /// for it.
     fn live_set(&self) -> Option<Arc<LiveSet>> {
-        match (&self.config.targets, self.plan.decides) {
-            (Targets::Moving(timetable), Decides::Set | Decides::Program { and_set: true }) => {
-                Some(Arc::new(LiveSet::new(timetable)))
-            }
-            _ => None,
-        }
+        let Targets::Moving(timetable) = &self.config.targets else { return None };
+        let set = match self.plan.decides {
+            _ if S::CLIENTS => LiveSet::new(timetable).with_clients(),
+            Decides::Set | Decides::Program { and_set: true } => LiveSet::new(timetable),
+            _ if S::UNASKED => LiveSet::new(timetable),
+            _ => return None,
+        };
+        Some(Arc::new(set))
     }
 
     /// What the engine is told of live addresses.
     fn ours(&self, set: Option<Arc<LiveSet>>) -> Ours {
-        match (&self.config.targets, self.plan.decides, set) {
-            (Targets::Pool(pool), ..) => Ours::Pool(pool.clone()),
-            (Targets::Moving(_), Decides::Set, Some(set)) => Ours::Set(set),
-            (Targets::Moving(_), _, passed) => {
-                Ours::Steered { prefix: self.config.targets.prefix(), passed }
-            }
-        }
+        let passed = match (&self.config.targets, self.plan.decides, set) {
+            (Targets::Pool(pool), ..) => return Ours::Pool(pool.clone()),
+            (Targets::Moving(_), Decides::Set, Some(set)) => return Ours::Set(set),
+            (Targets::Moving(_), Decides::Program { and_set: true }, set) => set,
+            (Targets::Moving(_), ..) => None,
+        };
+        Ours::Steered { prefix: self.config.targets.prefix(), passed }
     }
 
     /// The engine, if there is to be one, and how many seconds it took to open.
@@ -210,16 +213,19 @@ impl<S: Service> Opening<'_, S> {
             link.name
         );
         let Some(kind) = self.plan.engine else { return Ok((None, 0.0)) };
-        let config = self.engine_config(link, self.ours(set));
+        let config = self.engine_config(link, set);
         let engine = engine::open(kind, &config, self.service).map_err(At::opening)?;
         Ok((Some(engine), started.elapsed().as_secs_f64()))
     }
 
-    fn engine_config(&self, link: &Link, ours: Ours) -> EngineConfig {
+    fn engine_config(&self, link: &Link, set: Option<Arc<LiveSet>>) -> EngineConfig {
         let (config, plan) = (self.config, &self.plan);
         let port = if plan.answers { config.port } else { 0 };
+        let for_service = set.clone().filter(|_| S::CLIENTS || S::UNASKED);
         EngineConfig {
-            handler: Handler::new(port, ours, plan.own.clone()).only_for(plan.sources.clone()),
+            handler: Handler::new(port, self.ours(set), plan.own.clone())
+                .only_for(plan.sources.clone())
+                .knowing(for_service),
             targets: config.targets.clone(),
             replies: self.replies,
             attach: config.attach,

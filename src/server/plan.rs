@@ -59,8 +59,8 @@ pub(super) enum Decides {
     Pool,
     /// A set in this process: they move.
     Set,
-    /// The steering program, while they move. Beside it a set is kept where the kernel has the
-    /// addresses too: what goes to others then reaches the socket behind the engine as well.
+    /// The steering program, while they move. Where the kernel has the addresses too, a set beside
+    /// it decides for the socket behind the engine, which then gets what goes to others as well.
     Program { and_set: bool },
 }
 

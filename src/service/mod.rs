@@ -9,17 +9,37 @@
 //! docs/services.md shows how to write one, examples/echo.rs a whole server.
 
 mod echo;
+mod outbox;
 
 use std::net::Ipv6Addr;
 use std::num::NonZero;
+use std::time::Duration;
 
+pub use crate::address::Client;
 pub use echo::Echo;
+pub use outbox::{Outbox, Peer, Unsent};
 
 /// Answers datagrams. Each worker has a clone of its own and calls it from one thread.
 pub trait Service: Clone + Send + 'static {
     /// Whether no answer ever changes the payload. Engines then lend no room behind it, and save
     /// the work of that.
     const UNCHANGED: bool = false;
+
+    /// Whether it wants to know which [client](Datagram::client) asks, where addresses move. That
+    /// takes memory for each address that is live, and a cache miss a datagram.
+    const CLIENTS: bool = false;
+
+    /// Whether it sends without being asked: its [turn](Self::turn) comes then.
+    const UNASKED: bool = false;
+
+    /// A chance to send without being asked, in each turn of its worker, for services that are
+    /// [`UNASKED`](Self::UNASKED). Returns how long it can wait for the next one: it comes earlier
+    /// where there is something to do, and after a tenth of a second at the latest; while nothing
+    /// else is to be done, to a millisecond.
+    fn turn(&mut self, outbox: &mut impl Outbox) -> Duration {
+        let _ = outbox;
+        Duration::MAX
+    }
 
     /// Answers one datagram that may be answered. It runs between two packets: what it waits for,
     /// all requests of this worker wait for.
@@ -87,6 +107,8 @@ pub struct Datagram<'a> {
     buffer: &'a mut [u8],
     length: usize,
     touched: bool,
+    client: Option<Client>,
+    macs: Option<[[u8; 6]; 2]>,
 }
 
 impl<'a> Datagram<'a> {
@@ -100,7 +122,46 @@ impl<'a> Datagram<'a> {
         length: usize,
     ) -> Self {
         let length = length.min(buffer.len());
-        Self { source, source_port, asked, buffer, length, touched: false }
+        Self {
+            source,
+            source_port,
+            asked,
+            buffer,
+            length,
+            touched: false,
+            client: None,
+            macs: None,
+        }
+    }
+
+    /// The same, sent to an address of `client`.
+    #[inline]
+    #[must_use]
+    pub fn of(self, client: Option<Client>) -> Self {
+        Self { client, ..self }
+    }
+
+    /// The same, in a frame between these Ethernet addresses: the source's, and ours.
+    #[inline]
+    #[must_use]
+    pub fn between(self, macs: Option<[[u8; 6]; 2]>) -> Self {
+        Self { macs, ..self }
+    }
+
+    /// Who asks, to [send](Outbox::send) there later.
+    #[must_use]
+    pub fn peer(&self) -> Peer {
+        let Self { source, source_port, asked, macs, .. } = *self;
+        Peer { source: (source, source_port), asked, macs }
+    }
+
+    /// Whose address was asked, and in which time step it is that client's: the one that it is, the
+    /// one before, or the next. `None` where the addresses stay, and for a service that does not
+    /// [want to know](Service::CLIENTS).
+    #[inline]
+    #[must_use]
+    pub fn client(&self) -> Option<Client> {
+        self.client
     }
 
     /// The payload.

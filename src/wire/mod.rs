@@ -9,6 +9,7 @@ mod ndp;
 mod reply;
 mod request;
 mod stamp;
+mod unasked;
 
 pub use mrd::{
     ADVERTISEMENT_INTERVAL, INITIAL_COUNT, INITIAL_INTERVAL, router_advertisement,
@@ -18,6 +19,7 @@ pub use ndp::{ADVERTISEMENT, Solicitation, solicitation};
 pub use reply::{HOP_LIMIT, join};
 pub use request::{MAX_PAYLOAD, OVERHEAD, Refusal, Request, validate, validate_within};
 pub use stamp::{Endpoints, MIN_PAYLOAD, Stamp, Template};
+pub use unasked::{Ends, emit};
 
 /// A valid solicitation for `target` from 2001:db8:1::1, for tests in other rooms.
 #[cfg(test)]

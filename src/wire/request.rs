@@ -246,6 +246,14 @@ impl Request<'_> {
         self.source_port
     }
 
+    /// The source and destination Ethernet addresses.
+    pub fn macs(&self) -> [[u8; 6]; 2] {
+        let at = |place: usize| {
+            self.frame.get(place..).and_then(|rest| rest.first_chunk()).copied().unwrap_or_default()
+        };
+        [at(6), at(0)]
+    }
+
     /// The datagram's payload.
     pub fn payload(&self) -> &[u8] {
         &self.frame[OVERHEAD..IP_PAYLOAD + usize::from(self.udp_length)]

@@ -195,7 +195,7 @@ impl Umem {
 
     /// Where the kernel finds `frame`; `None` when it is of another UMEM.
     #[inline]
-    pub(super) fn frame_offset(&self, frame: &Frame) -> Option<u64> {
+    pub fn frame_offset(&self, frame: &Frame) -> Option<u64> {
         self.offset(frame.address)
     }
 

@@ -2,13 +2,23 @@
 
 use std::io::{BufRead, BufReader, Read};
 use std::process::{Child, ChildStdout, Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc;
+use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
+use clap::ValueEnum;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
+use sixhop::address::Pool;
+use sixhop::engine::{EngineKind, TPacket};
+use sixhop::events::Counters;
 use sixhop::lab::{Lab, Side};
+use sixhop::live::Method;
+use sixhop::server::{self as library, ServerConfig};
+use sixhop::service::Service;
 
 pub const SIXHOP: &str = env!("CARGO_BIN_EXE_sixhop");
 pub const PREFIX: &str = "2001:db8:1::/64";
@@ -35,6 +45,46 @@ pub fn sixhop(lab: &Lab, side: Side, arguments: &str) -> Command {
     command.args(["lab", "--name", lab.name(), "exec", &side.to_string(), "--", SIXHOP]);
     command.args(arguments.split_whitespace()).stdin(Stdio::null()).stderr(Stdio::piped());
     command
+}
+
+/// A server of the library, not started yet, that is to run `engine`, as [`ENGINES`] has it, for
+/// the addresses of `pool`.
+pub fn library(engine: &str, pool: Pool, bind: Method) -> Result<ServerConfig> {
+    let (engine, layout) = engine.split_once(" --tpacket ").unwrap_or((engine, "v2"));
+    Ok(ServerConfig {
+        engine: Some(EngineKind::from_str(engine, false).map_err(|error| anyhow!(error))?),
+        tpacket: TPacket::from_str(layout, false).map_err(|error| anyhow!(error))?,
+        ..ServerConfig::hold(Side::Server.interface().to_owned(), pool, bind)
+    })
+}
+
+/// Has a server of the library answer by `service` while `ask` asks. Returns what was asked for,
+/// and what the server counted.
+pub fn serve<T>(
+    lab: &Lab,
+    config: &ServerConfig,
+    service: &(impl Service + Sync),
+    ask: impl FnOnce() -> Result<T>,
+) -> Result<(T, Counters)> {
+    let (stop, started) = (AtomicBool::new(false), mpsc::channel());
+    thread::scope(|scope| {
+        let server = scope.spawn(|| {
+            lab.run_in(Side::Server, || {
+                let server = library::Server::start_with(config, service, &mut |_| true)?;
+                started.0.send(())?;
+                Ok(server.run(&stop, |_| {}, &mut |_| {})?)
+            })
+        });
+        let told = started.1.recv_timeout(PATIENCE).map_err(anyhow::Error::from);
+        let asked = told.and_then(|()| ask());
+        stop.store(true, Ordering::Relaxed);
+        let totals = server.join().map_err(|_| anyhow!("the server panicked"))?;
+        let asked = asked.map_err(|error| match &totals {
+            Ok(totals) => error.context(format!("{:?}", totals.stats.counters)),
+            Err(why) => anyhow!("{error}: {why:#}"),
+        })?;
+        Ok((asked, totals?.stats.counters))
+    })
 }
 
 /// Packets that were received and are counted nowhere else, by statistics.

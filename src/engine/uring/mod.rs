@@ -141,7 +141,8 @@ impl Rules {
         let reply = self.handler.decide(source.0, source.1, asked).and_then(|()| {
             let (buffer, length) = ring.payload_mut(&mut request);
             let room = self.room.max(length).min(buffer.len());
-            reply::to_payload(service, source, asked, &mut buffer[..room], length)
+            let buffer = &mut buffer[..room];
+            reply::to_payload(&self.handler, service, source, asked, buffer, length)
         });
         match reply {
             Ok(Reply { length, copies }) => {

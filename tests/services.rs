@@ -1,0 +1,300 @@
+//! What a service is told and may do, on every engine that runs one: servers of the library, in
+//! this process.
+
+use std::net::{Ipv6Addr, SocketAddr, UdpSocket};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use crate::common::packet::PacketSocket;
+use crate::common::server::{ENGINES, PATIENCE, PREFIX, library, serve};
+use crate::common::{TestLab, link, trial};
+use anyhow::{Context, Result, ensure};
+use etherparse::PacketBuilder;
+use libtest_mimic::Trial;
+use sixhop::address::mt6d::{Clock, Subnet, Timetable};
+use sixhop::address::{Pool, Secret, Targets};
+use sixhop::engine::EngineKind;
+use sixhop::lab::Side;
+use sixhop::live::{Method, unix_time};
+use sixhop::server::ServerConfig;
+use sixhop::service::{Answer, Client, Datagram, Outbox, Peer, Service, Unsent};
+
+const PORT: u16 = 3540;
+const CLIENTS: u32 = 60;
+const HOUR: Duration = Duration::from_secs(3600);
+
+pub fn trials() -> Vec<Trial> {
+    let told = ways().map(|(engine, bind)| {
+        let name = format!("{engine}_{bind}_tells_which_client_asks").replace([' ', '-'], "_");
+        trial(&name, move || tells_which_client_asks(engine, bind))
+    });
+    let still = trial("where_addresses_stay_there_are_no_clients", no_clients);
+    let unasked = ways().filter(|(engine, _)| speaks(engine)).flat_map(|(engine, bind)| {
+        let name = format!("{engine}_{bind}").replace([' ', '-'], "_");
+        [
+            trial(&format!("{name}_sends_without_being_asked"), move || sends(engine, bind)),
+            trial(&format!("{name}_is_silent_once_the_address_has_moved"), move || {
+                is_silent(engine, bind)
+            }),
+        ]
+    });
+    told.chain([still]).chain(unasked).collect()
+}
+
+/// Whether an engine runs services that send without being asked.
+fn speaks(engine: &str) -> bool {
+    engine == "afxdp" || engine.starts_with("socket")
+}
+
+/// Each engine that runs services, with the ways to make addresses live that differ for it.
+fn ways() -> impl Iterator<Item = (&'static str, Method)> {
+    let engines = ENGINES.into_iter().filter(|engine| *engine != "reflect");
+    engines.map(|engine| (engine, Method::NetlinkBatch)).chain([("afxdp", Method::LiveMap)])
+}
+
+fn timetable(period: Duration) -> Result<Arc<Timetable>> {
+    let (subnet, clock) = (Subnet::new(PREFIX.parse()?)?, Clock::new(period)?);
+    let secret = Secret::new((0..32).collect())?;
+    Ok(Arc::new(Timetable::new(subnet, clock, &secret, CLIENTS, 1)))
+}
+
+/// A server of the library that is to run `engine` for `targets`.
+fn config(engine: &str, bind: Method, targets: impl Into<Targets>) -> Result<ServerConfig> {
+    let pool = Pool::new(PREFIX.parse()?, 1, 1)?;
+    let config = library(engine, pool, bind)?;
+    Ok(ServerConfig { targets: targets.into(), port: PORT, cores: vec![0], ..config })
+}
+
+/// A socket of the client.
+fn client(lab: &TestLab) -> Result<UdpSocket> {
+    lab.run_in(Side::Client, || {
+        let socket = UdpSocket::bind((Side::Client.address(), 0))?;
+        socket.set_read_timeout(Some(PATIENCE))?;
+        Ok(socket)
+    })
+}
+
+/// Answers with who asks: number and step, or nothing where nobody knows.
+#[derive(Clone)]
+struct Whose;
+
+impl Service for Whose {
+    const CLIENTS: bool = true;
+
+    fn answer(&mut self, datagram: &mut Datagram) -> Answer {
+        let Some(Client { number, step }) = datagram.client() else {
+            return Answer::changed(0);
+        };
+        let Some(place) = datagram.buffer().first_chunk_mut::<16>() else {
+            return Answer::Nothing;
+        };
+        let words = [number, step].map(u64::to_be_bytes);
+        place.copy_from_slice(words.as_flattened());
+        Answer::changed(16)
+    }
+}
+
+/// Asks `address` for what [`Whose`] says.
+fn whose(socket: &UdpSocket, address: Ipv6Addr) -> Result<Vec<u8>> {
+    socket.send_to(b"who am I?", (address, PORT))?;
+    answer(socket, address)
+}
+
+fn answer(socket: &UdpSocket, address: Ipv6Addr) -> Result<Vec<u8>> {
+    let mut got = [0; 100];
+    let (length, from) = socket.recv_from(&mut got).context("no answer")?;
+    ensure!(from == SocketAddr::from((address, PORT)), "from {from}, not {address}");
+    Ok(got[..length].to_vec())
+}
+
+fn tells_which_client_asks(engine: &'static str, bind: Method) -> Result<()> {
+    let lab = TestLab::up()?;
+    let timetable = timetable(HOUR)?;
+    let config = config(engine, bind, Targets::Moving(timetable.clone()))?;
+    let now = || timetable.clock().step(unix_time());
+    let (asked, counters) = serve(&lab, &config, &Whose, || {
+        let socket = client(&lab)?;
+        let step = now();
+        let mut asked = 0;
+        // Those that are live no more, and not yet, come first: they would be answered first.
+        for other in [step - 2, step + 2] {
+            socket.send_to(b"?", (timetable.address(3, other), PORT))?;
+        }
+        for number in (0..CLIENTS.into()).step_by(7) {
+            for step in step - 1..=step + 1 {
+                let told = whose(&socket, timetable.address(number, step));
+                if now() != step && told.is_err() {
+                    continue; // the hour has turned meanwhile
+                }
+                let expected = [number, step].map(u64::to_be_bytes);
+                ensure!(told? == expected.as_flattened(), "{number} in {step}");
+                asked += 1;
+            }
+        }
+        let kind = config.engine.context("an engine")?;
+        if kind.sees_frames() {
+            ask_behind(&lab, &socket, timetable.address(8, step))?;
+            let expected = [8, step].map(u64::to_be_bytes);
+            let told = answer(&socket, timetable.address(8, step))?;
+            ensure!(told == expected.as_flattened(), "by the socket behind: {told:x?}");
+            asked += 1;
+        }
+        Ok(asked)
+    })?;
+    ensure!(counters.answered == asked && counters.replies == asked, "{counters:?}");
+    ensure!(counters.answered_behind == u64::from(is_seen(&config)), "{counters:?}");
+    Ok(())
+}
+
+fn is_seen(config: &ServerConfig) -> bool {
+    config.engine.is_some_and(EngineKind::sees_frames)
+}
+
+/// Sends a request with a Destination Options header, which the kernel takes apart, from where
+/// `socket` is.
+fn ask_behind(lab: &TestLab, socket: &UdpSocket, address: Ipv6Addr) -> Result<()> {
+    const PADDING: [u8; 8] = [17, 0, 1, 4, 0, 0, 0, 0]; // UDP comes next; PadN
+    let (own, server) = (link(lab, Side::Client)?, link(lab, Side::Server)?);
+    let mut frame = Vec::new();
+    PacketBuilder::ethernet2(own.mac, server.mac)
+        .ipv6(Side::Client.address().octets(), address.octets(), 64)
+        .udp(socket.local_addr()?.port(), PORT)
+        .write(&mut frame, b"who am I?")?;
+    frame.splice(54..54, PADDING);
+    frame[19] += 8;
+    frame[20] = 60;
+    lab.run_in(Side::Client, || PacketSocket::on(own.index)?.send(&frame))
+}
+
+fn no_clients() -> Result<()> {
+    let lab = TestLab::up()?;
+    let pool = Pool::new(PREFIX.parse()?, 1, 1)?;
+    let config = config("afxdp", Method::LiveMap, pool.clone())?;
+    let (told, _) = serve(&lab, &config, &Whose, || whose(&client(&lab)?, pool.address(0)))?;
+    ensure!(told.is_empty(), "{told:x?}");
+    Ok(())
+}
+
+/// Sends to whoever asked, without being asked, as many datagrams as the request's first byte says;
+/// with 0, until it must not.
+#[derive(Clone, Default)]
+struct Subscribe {
+    peer: Option<(Peer, u8, u8)>,
+    /// Not before then: turns come more often than they are wanted.
+    due: Option<Instant>,
+    told: Arc<Told>,
+}
+
+/// Between two of them.
+const PACE: Duration = Duration::from_millis(2);
+
+/// What became of what it sent.
+#[derive(Default)]
+struct Told {
+    sent: AtomicU64,
+    /// How often the address was live no more.
+    silent: AtomicU64,
+    /// When it was so for the first time, in nanoseconds since 1970.
+    since: AtomicU64,
+}
+
+impl Service for Subscribe {
+    const UNASKED: bool = true;
+
+    fn answer(&mut self, datagram: &mut Datagram) -> Answer {
+        let wanted = datagram.payload().first().copied().unwrap_or(0);
+        self.peer = Some((datagram.peer(), 0, wanted));
+        Answer::same()
+    }
+
+    fn turn(&mut self, outbox: &mut impl Outbox) -> Duration {
+        let Some((peer, next, wanted)) = &mut self.peer else { return Duration::MAX };
+        if *wanted > 0 && next == wanted {
+            return Duration::MAX;
+        }
+        let now = Instant::now();
+        if let Some(due) = self.due.filter(|due| *due > now) {
+            return due - now;
+        }
+        self.due = Some(now + PACE);
+        let sent = outbox.send(peer, |buffer| {
+            buffer[..2].copy_from_slice(&[0xee, *next]);
+            2
+        });
+        match sent {
+            Ok(()) => {
+                *next = next.wrapping_add(1);
+                self.told.sent.fetch_add(1, Ordering::Relaxed);
+            }
+            Err(Unsent::NotLive) => {
+                if self.told.silent.load(Ordering::Relaxed) == 0 {
+                    self.told.since.store(unix_time(), Ordering::Relaxed);
+                }
+                self.told.silent.fetch_add(1, Ordering::Release);
+            }
+            Err(_) => {}
+        }
+        PACE
+    }
+}
+
+/// Asks for `count` datagrams.
+fn subscribe(socket: &UdpSocket, address: Ipv6Addr, count: u8) -> Result<()> {
+    socket.send_to(&[count], (address, PORT))?;
+    ensure!(answer(socket, address)? == [count]);
+    Ok(())
+}
+
+fn sends(engine: &'static str, bind: Method) -> Result<()> {
+    const COUNT: u8 = 200;
+    let lab = TestLab::up()?;
+    let timetable = timetable(HOUR)?;
+    let config = config(engine, bind, Targets::Moving(timetable.clone()))?;
+    let ((), counters) = serve(&lab, &config, &Subscribe::default(), || {
+        let socket = client(&lab)?;
+        let address = timetable.address(5, timetable.clock().step(unix_time()));
+        subscribe(&socket, address, COUNT)?;
+        for next in 0..COUNT {
+            let got = answer(&socket, address)?;
+            ensure!(got == [0xee, next], "{got:x?}, not {next}");
+        }
+        Ok(())
+    })?;
+    ensure!((counters.answered, counters.replies) == (1, 1), "{counters:?}");
+    ensure!((counters.unasked, counters.unsent) == (COUNT.into(), 0), "{counters:?}");
+    ensure!(counters.frames_lost == 0 && counters.invalid == 0, "{counters:?}");
+    Ok(())
+}
+
+fn is_silent(engine: &'static str, bind: Method) -> Result<()> {
+    let lab = TestLab::up()?;
+    let timetable = timetable(Duration::from_secs(1))?;
+    let config = config(engine, bind, Targets::Moving(timetable.clone()))?;
+    let service = Subscribe::default();
+    let told = service.told.clone();
+    let (got, counters) = serve(&lab, &config, &service, || {
+        let socket = client(&lab)?;
+        let step = timetable.clock().step(unix_time());
+        let address = timetable.address(5, step);
+        subscribe(&socket, address, 0)?;
+        // It goes on trying, and nothing comes of it.
+        let give_up = Instant::now() + PATIENCE;
+        socket.set_read_timeout(Some(Duration::from_millis(10)))?;
+        let mut got = 0;
+        while told.silent.load(Ordering::Acquire) < 100 {
+            ensure!(Instant::now() < give_up, "it speaks without an end");
+            got += u64::from(answer(&socket, address).is_ok());
+        }
+        let since = timetable.clock().step(told.since.load(Ordering::Relaxed));
+        ensure!(since >= step + 2, "silent in {since}, and asked in {step}");
+        while answer(&socket, address).is_ok() {
+            got += 1;
+        }
+        Ok(got)
+    })?;
+    let sent = told.sent.load(Ordering::Relaxed);
+    ensure!(sent > 0 && counters.unasked == sent, "{sent}: {counters:?}");
+    ensure!(got == sent, "{got} came, and {sent} were sent");
+    Ok(())
+}
