@@ -24,12 +24,14 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow};
+use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use comfy_table::{CellAlignment, Table};
 use indicatif::{HumanDuration, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use signal_hook::consts::{SIGINT, SIGTERM};
 
 use crate::address::mt6d::{Clock, Subnet, Timetable};
 use crate::address::{Pool, PoolError, Prefix, Schedule, Targets};
+use crate::engine::{self, About, EngineKind};
 use crate::events::Event;
 use crate::host;
 use crate::host::sandbox::{Role, Sandbox};
@@ -100,6 +102,12 @@ impl Command {
             Self::Guard(args) => guard::run(&args),
         }
     }
+}
+
+/// The engines of the registry, as values of a flag, each with what it says of itself.
+fn engines() -> impl TypedValueParser<Value = EngineKind> {
+    let value = |about: &'static About| PossibleValue::new(about.kind.name()).help(about.help);
+    PossibleValuesParser::new(engine::all().map(value)).try_map(|name| name.parse::<EngineKind>())
 }
 
 /// Which addresses. Server and client derive the same ones from the same flags.

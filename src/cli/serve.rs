@@ -107,7 +107,8 @@ struct Askers {
 #[command(next_help_heading = "Engine")]
 struct Engine {
     /// How requests are answered
-    #[arg(long = "engine", value_name = "ENGINE", default_value = "afxdp")]
+    #[arg(long = "engine", value_name = "ENGINE", default_value = "afxdp",
+        value_parser = super::engines())]
     kind: EngineKind,
     /// Replies to each request
     #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u16).range(1..=255))]
@@ -227,7 +228,9 @@ pub fn run(args: Args) -> Result<ExitCode> {
     if let Some(listener) = &listener {
         server.with_metrics(listener.place()?);
     }
-    let board = Board::new(server.ready().clone());
+    let about = args.engine.kind.about();
+    let has_frames = about.is_some_and(|about| about.shares_frames);
+    let board = Board::new(server.ready().clone(), has_frames);
     if let Some(listener) = listener {
         listener.answer(board.clone(), config.sandbox);
     }

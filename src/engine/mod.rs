@@ -26,20 +26,15 @@
 //! [server](crate::server) does first.
 
 mod advertiser;
-mod afxdp;
-mod batch;
 mod behind;
 mod multicast_router;
 mod packet;
-mod packet_ring;
-mod raw;
+mod registry;
 mod reply;
-mod socket;
 mod statistics;
 pub(crate) mod supervise;
 mod tpacket;
 mod udp;
-mod uring;
 mod worker;
 
 use std::sync::atomic::AtomicBool;
@@ -59,32 +54,24 @@ use crate::xdp::{AttachRequest, CopyRequest, LiveAddresses};
 pub use advertiser::{Advertiser, LinkAddress};
 pub(crate) use afxdp::REDIRECT_FAILED;
 pub use afxdp::{FRAMES, frame_size, frames, largest_request};
+pub use registry::{About, all};
 pub use statistics::{Shown, Tally};
 pub use tpacket::TPacket;
 pub use worker::Worker;
 
 pub use crate::events::{EngineKind, Modes};
 
-impl EngineKind {
-    /// Whether it has an XDP program on the interface, which steers requests by their addresses,
-    /// queue by queue.
-    #[must_use]
-    pub fn steers(self) -> bool {
-        matches!(self, Self::Afxdp | Self::Reflect)
-    }
-
-    /// Whether it looks at frames itself, which are to begin with an Ethernet header.
-    #[must_use]
-    pub fn sees_frames(self) -> bool {
-        self.steers() || matches!(self, Self::Raw | Self::PacketRing)
-    }
-
-    /// Whether it can answer on addresses that are made live by `method`: live-map takes a steering
-    /// program.
-    #[must_use]
-    pub fn can(self, method: Method) -> bool {
-        method != Method::LiveMap || self.steers()
-    }
+// Each has a file or folder of its own. `make test` formats these files by name: rustfmt does not
+// look into macros for modules.
+registry::engines! {
+    afxdp,
+    reflect,
+    socket,
+    batch,
+    gso,
+    uring,
+    raw,
+    packet_ring,
 }
 
 /// What an engine is to do, and with what.
@@ -192,28 +179,6 @@ pub trait CounterSet: Send {
 
     /// A number of each worker that changes at least once in two seconds while it is alive.
     fn beats(&self) -> Vec<u64>;
-}
-
-/// Opens the engine `kind`, whose workers answer by clones of `service`.
-///
-/// # Errors
-/// When the kernel does not give it what it needs, with what to do about it; and when it is to
-/// reflect, and the service is no echo.
-pub fn open<S: Service>(
-    kind: EngineKind,
-    config: &EngineConfig,
-    service: &S,
-) -> Result<Box<dyn Engine>> {
-    Ok(match kind {
-        EngineKind::Afxdp => Box::new(afxdp::AfXdp::open(config, service, false)?),
-        EngineKind::Reflect => Box::new(afxdp::AfXdp::open(config, service, true)?),
-        EngineKind::Socket => Box::new(socket::SocketServer::open(config, service)?),
-        EngineKind::SocketBatch => Box::new(batch::Batch::open(config, service, false)?),
-        EngineKind::SocketGso => Box::new(batch::Batch::open(config, service, true)?),
-        EngineKind::Uring => Box::new(uring::Uring::open(config, service)?),
-        EngineKind::Raw => Box::new(raw::Raw::open(config, service)?),
-        EngineKind::PacketRing => Box::new(packet_ring::PacketRing::open(config, service)?),
-    })
 }
 
 /// Pins the calling thread to processor `core`. Not being allowed to is no reason to stop: `cores`

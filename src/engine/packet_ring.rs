@@ -24,7 +24,7 @@ use super::reply;
 use super::statistics::{Shown, Tally};
 use super::tpacket::{RxRing, TxRing};
 use super::udp::{self, DOZE};
-use super::{CounterSet, Engine, EngineConfig, Follower, Modes, pin};
+use super::{About, CounterSet, Engine, EngineConfig, EngineKind, Follower, Modes, pin};
 use crate::host::sandbox::{Role, Sandbox};
 use crate::policy::Handler;
 use crate::service::Service;
@@ -45,6 +45,29 @@ const PATIENCE: Duration = Duration::from_micros(50);
 /// A sleeping worker looks up this often while replies wait: nothing announces that there is room
 /// for them again.
 const NAP: Duration = Duration::from_millis(1);
+
+impl EngineKind {
+    /// Memory-mapped packet sockets.
+    pub const PACKET_RING: Self = Self::named("packet-ring");
+}
+
+pub(super) const ABOUT: About = About {
+    sees_frames: true,
+    shares_frames: true,
+    segments: true,
+    capabilities: &["CAP_NET_ADMIN", "CAP_NET_RAW"],
+    roles: &[Role::Packet],
+    ways: &["--tpacket v3"],
+    ..About::new(
+        EngineKind::PACKET_RING,
+        "The same through memory that is shared with the kernel (PACKET_RX_RING, PACKET_TX_RING): \
+         no copy out of it per request",
+    )
+};
+
+pub(super) fn open<S: Service>(config: &EngineConfig, service: &S) -> Result<Box<dyn Engine>> {
+    Ok(Box::new(PacketRing::open(config, service)?))
+}
 
 pub(super) struct PacketRing<S> {
     workers: Vec<Worker<S>>,

@@ -891,8 +891,9 @@ fn one_millisecond() -> f64 {
     1000.0
 }
 
-/// Whom a comparison measures.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+/// Whom a comparison measures. Results hold only the name, and by that they are compared: a peer's
+/// that could be an engine's is read as one.
+#[derive(Debug, Clone, Eq, Serialize, Deserialize)]
 #[serde(untagged)]
 pub enum Contestant {
     /// An engine of Sixhop's.
@@ -901,11 +902,25 @@ pub enum Contestant {
     Peer(String),
 }
 
+impl Contestant {
+    /// Its name.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        match self {
+            Self::Engine(engine) => engine.name(),
+            Self::Peer(name) => name,
+        }
+    }
+}
+
+impl PartialEq for Contestant {
+    fn eq(&self, other: &Self) -> bool {
+        self.name() == other.name()
+    }
+}
+
 impl fmt::Display for Contestant {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Engine(engine) => engine.fmt(f),
-            Self::Peer(name) => f.pad(name),
-        }
+        f.pad(self.name())
     }
 }

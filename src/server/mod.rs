@@ -221,7 +221,7 @@ impl ServerConfig {
     fn engine(&self) -> Result<(Option<EngineKind>, bool)> {
         match (self.bind, self.engine) {
             (Method::LiveMap, engine) => {
-                let engine = engine.unwrap_or(EngineKind::Afxdp);
+                let engine = engine.unwrap_or(EngineKind::AFXDP);
                 ensure!(engine.can(self.bind), ConfigError::NeedsProgram(engine));
                 Ok((Some(engine), true))
             }
@@ -279,7 +279,7 @@ impl Server {
     ) -> Result<Self> {
         let (kind, hidden) = config.engine()?;
         ensure!(
-            config.rings.busy_poll.is_none() || kind == Some(EngineKind::Afxdp),
+            config.rings.busy_poll.is_none() || kind.is_some_and(EngineKind::has_rings),
             ConfigError::BusyPoll
         );
         ensure!(config.limit.is_none() || kind.is_some_and(EngineKind::steers), ConfigError::Limit);
@@ -637,7 +637,7 @@ impl Server {
 /// The queues to serve, each of which exists.
 fn queues(config: &ServerConfig, link: &Link, engine: Option<EngineKind>) -> Result<Vec<u32>> {
     let served = existing(config, link, engine)?;
-    let by_sockets = engine == Some(EngineKind::Afxdp) || config.bind == Method::LiveMap;
+    let by_sockets = engine.is_some_and(EngineKind::has_rings) || config.bind == Method::LiveMap;
     stacked::can_send(link, if by_sockets { &served } else { &[] })?;
     Ok(served)
 }
@@ -650,7 +650,7 @@ fn existing(config: &ServerConfig, link: &Link, engine: Option<EngineKind>) -> R
     if config.queues.is_empty() {
         return Ok((0..count).collect());
     }
-    ensure!(engine != Some(EngineKind::Reflect), ConfigError::QueuesOfReflect);
+    ensure!(engine.is_some_and(EngineKind::has_rings), ConfigError::QueuesOfReflect);
     for (index, queue) in config.queues.iter().enumerate() {
         let (interface, queue) = (link.name.clone(), *queue);
         ensure!(queue < count, ConfigError::NoQueue { interface, count, queue });

@@ -2,29 +2,37 @@
 
 use std::io::{BufRead, BufReader, Read};
 use std::process::{Child, ChildStdout, Command, Stdio};
+use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
+use sixhop::engine::{self, About, EngineKind};
 use sixhop::lab::{Lab, Side};
 
 pub const SIXHOP: &str = env!("CARGO_BIN_EXE_sixhop");
 pub const PREFIX: &str = "2001:db8:1::/64";
 
-/// All that there are.
-pub const ENGINES: [&str; 9] = [
-    "afxdp",
-    "reflect",
-    "socket",
-    "socket-batch",
-    "socket-gso",
-    "uring",
-    "raw",
-    "packet-ring",
-    "packet-ring --tpacket v3",
-];
+/// The engines of the registry, each in all of its ways: a name, and flags where there are any.
+pub fn engines() -> impl Iterator<Item = &'static str> {
+    static ALL: LazyLock<Vec<String>> = LazyLock::new(|| {
+        let of = |about: &'static About| {
+            let ways = about.ways.iter().map(|flags| format!("{} {flags}", about.kind));
+            std::iter::once(about.kind.to_string()).chain(ways)
+        };
+        engine::all().flat_map(of).collect()
+    });
+    ALL.iter().map(String::as_str)
+}
+
+/// What the engine says of itself that these words name, of [`engines`].
+pub fn about(engine: &str) -> &'static About {
+    let name = engine.split(' ').next().unwrap_or_default();
+    let kind: EngineKind = name.parse().expect("one of the registry");
+    kind.about().expect("one of the registry")
+}
 
 /// What a test waits for comes within this, or not at all.
 pub const PATIENCE: Duration = Duration::from_secs(60);

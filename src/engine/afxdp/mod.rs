@@ -12,16 +12,17 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, ensure};
 
-use super::behind::Behind;
-use super::multicast_router::MulticastRouter;
-use super::reply;
-use super::statistics::{Shown, Tally};
-use super::udp::SocketCounters;
-use super::worker::{BATCH, Worker};
-use super::{
-    Advertiser, CounterSet, Engine, EngineConfig, Follower, LinkAddress, Modes, pin, supervise,
-};
 use crate::address::{Prefix, Targets};
+use crate::engine::behind::Behind;
+use crate::engine::multicast_router::MulticastRouter;
+use crate::engine::reply;
+use crate::engine::statistics::{Shown, Tally};
+use crate::engine::udp::SocketCounters;
+use crate::engine::worker::{BATCH, Worker};
+use crate::engine::{
+    About, Advertiser, CounterSet, Engine, EngineConfig, EngineKind, Follower, LinkAddress, Modes,
+    pin, supervise,
+};
 use crate::events::{Counters, QueueCounters};
 use crate::host::sandbox::{Role, Sandbox};
 use crate::live::Method;
@@ -85,6 +86,31 @@ pub fn largest_request(frame_size: u32) -> u32 {
     frame_size.saturating_sub(256 + OVERHEAD as u32)
 }
 
+impl EngineKind {
+    /// AF_XDP rings.
+    pub const AFXDP: Self = Self::named("afxdp");
+}
+
+pub(super) const ABOUT: About = About {
+    steers: true,
+    sees_frames: true,
+    has_rings: true,
+    shares_frames: true,
+    capabilities: &["CAP_NET_ADMIN", "CAP_NET_RAW", "CAP_BPF", "CAP_PERFMON"],
+    roles: &[Role::Ring],
+    longest,
+    ..About::new(EngineKind::AFXDP, "AF_XDP rings: no socket buffers, no system call per packet")
+};
+
+fn longest(modes: &Modes) -> Option<(u32, &'static str)> {
+    let why = "larger ones do not fit into a frame of the rings and are dropped (xdp.rx_dropped)";
+    modes.rings.map(|rings| (largest_request(rings.frame_size), why))
+}
+
+pub(super) fn open<S: Service>(config: &EngineConfig, service: &S) -> Result<Box<dyn Engine>> {
+    Ok(Box::new(AfXdp::open(config, service, false)?))
+}
+
 pub(super) struct AfXdp<S> {
     // Fields are dropped in this order: first the kernel gets nothing for live addresses, then
     // nothing is steered any more, then the sockets go.
@@ -138,11 +164,6 @@ struct Queue<S> {
 impl<S: Service> AfXdp<S> {
     /// Opens afxdp, or reflect where the program is to answer.
     pub fn open(config: &EngineConfig, service: &S, reflects: bool) -> Result<Self> {
-        ensure!(
-            !reflects || service.as_echo().is_some(),
-            "reflect only sends requests back, as the kernel does it, and runs no other service: \
-             use --engine afxdp"
-        );
         let EngineConfig { link, handler, targets, .. } = config;
         let highest = config.queues.iter().max().copied().unwrap_or(0);
         let is_hidden = config.bind == Method::LiveMap;
