@@ -72,6 +72,7 @@ registry::engines! {
     uring,
     raw,
     packet_ring,
+    #[cfg(test)] skeleton,
 }
 
 /// What an engine is to do, and with what.

@@ -461,7 +461,11 @@ mod tests {
                 "methods = [\"anyip\"]",
                 "rotation.series.methods has 'anyip'",
             ),
-            ("engines = [\"socket\"", "engines = [\"smoke\"", "unknown variant `smoke`"),
+            (
+                "engines = [\"socket\"",
+                "engines = [\"smoke\"",
+                "response.series.engines: there is no engine 'smoke'",
+            ),
         ] {
             let said = error(0, from, to);
             assert!(said.contains(words), "{to}: {said}");
