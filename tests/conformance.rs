@@ -21,7 +21,7 @@ use clap::ValueEnum;
 use etherparse::PacketBuilder;
 use libtest_mimic::Trial;
 use sixhop::address::Pool;
-use sixhop::engine::TPacket;
+use sixhop::engine::{Options, TPacket};
 use sixhop::lab::Side;
 use sixhop::live::Method;
 use sixhop::policy::Handler;
@@ -95,13 +95,11 @@ fn config(engine: &str) -> Result<(ServerConfig, Pool)> {
     let pool = Pool::new(PREFIX.parse()?, ADDRESSES, 1)?;
     let hold =
         ServerConfig::hold(Side::Server.interface().to_owned(), pool.clone(), Method::NetlinkDown);
-    let config = ServerConfig {
-        engine: Some(engine.parse()?),
-        tpacket: TPacket::from_str(layout, false).map_err(|error| anyhow!(error))?,
-        port: PORT,
-        cores: vec![0],
-        ..hold
-    };
+    let mut options = Options::default();
+    options.packet_ring.tpacket =
+        TPacket::from_str(layout, false).map_err(|error| anyhow!(error))?;
+    let config =
+        ServerConfig { engine: Some(engine.parse()?), options, port: PORT, cores: vec![0], ..hold };
     Ok((config, pool))
 }
 

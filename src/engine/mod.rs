@@ -45,15 +45,16 @@ use crate::address::Targets;
 use crate::events::Counters;
 use crate::host::sandbox::Sandbox;
 use crate::live::Method;
-use crate::net::memory::HugepageRequest;
 use crate::net::netlink::Link;
 use crate::policy::Handler;
 use crate::service::Service;
-use crate::xdp::{AttachRequest, CopyRequest, LiveAddresses};
+use crate::xdp::LiveAddresses;
 
 pub use advertiser::{Advertiser, LinkAddress};
+pub use afxdp::Options as XdpOptions;
 pub(crate) use afxdp::REDIRECT_FAILED;
 pub use afxdp::{FRAMES, frame_size, frames, largest_request};
+pub use packet_ring::Options as PacketRingOptions;
 pub use registry::{About, all};
 pub use statistics::{Shown, Tally};
 pub use tpacket::TPacket;
@@ -87,21 +88,12 @@ pub struct EngineConfig {
     /// Replies to each request, at least 1: how often an echo comes back, and the fewest of any
     /// other service.
     pub replies: u16,
-    /// Where the XDP program is to run.
-    pub attach: AttachRequest,
-    /// Which copy mode to ask for.
-    pub copy: CopyRequest,
-    /// What its rings are to be like.
-    pub rings: RingRequest,
+    /// What is asked of the engines, each of which takes its own.
+    pub options: Options,
     /// The queues to serve, all of them in use.
     pub queues: Vec<u32>,
     /// The processors to pin to, at least one; workers beyond their number share them in turn.
     pub cores: Vec<usize>,
-    /// Requests of one source that are answered in a second; `None` for any number. Only engines
-    /// that have an XDP program can.
-    pub limit: Option<u32>,
-    /// How the rings of packet-ring are laid out.
-    pub tpacket: TPacket,
     /// What its threads enter before they answer.
     pub sandbox: Sandbox,
     /// Whether switches are to be told that a multicast router is here; only with
@@ -114,17 +106,16 @@ pub struct EngineConfig {
     pub bind: Method,
 }
 
-/// What is asked of AF_XDP rings besides their modes.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct RingRequest {
-    /// Bytes in a frame, 2048 or 4096; `None` for the smaller one that a packet fits into.
-    pub frame_size: Option<u32>,
-    /// Whether the frames are to lie on huge pages.
-    pub hugepages: HugepageRequest,
-    /// Preferred busy polling: for how long a worker that finds nothing to do does the card's
-    /// receive work itself before it sleeps, in microseconds. `None` to leave that work to
-    /// interrupts.
-    pub busy_poll: Option<u32>,
+/// The options of all engines, each declared in its own file with its flags.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "cli", derive(clap::Args), group(skip))]
+pub struct Options {
+    /// Of packet-ring.
+    #[cfg_attr(feature = "cli", command(flatten))]
+    pub packet_ring: PacketRingOptions,
+    /// Of those that have an XDP program: afxdp and reflect.
+    #[cfg_attr(feature = "cli", command(flatten))]
+    pub xdp: XdpOptions,
 }
 
 /// Something that answers requests, ready to run.

@@ -22,7 +22,7 @@ use super::behind::Behind;
 use super::packet::{self, Bundle, HEAD, PacketCounters, Tap};
 use super::reply;
 use super::statistics::{Shown, Tally};
-use super::tpacket::{RxRing, TxRing};
+use super::tpacket::{RxRing, TPacket, TxRing};
 use super::udp::{self, DOZE};
 use super::{About, CounterSet, Engine, EngineConfig, EngineKind, Follower, Modes, pin};
 use crate::host::sandbox::{Role, Sandbox};
@@ -69,6 +69,16 @@ pub(super) fn open<S: Service>(config: &EngineConfig, service: &S) -> Result<Box
     Ok(Box::new(PacketRing::open(config, service)?))
 }
 
+/// Options of packet-ring.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "cli", derive(clap::Args), group(skip))]
+#[cfg_attr(feature = "cli", command(next_help_heading = "Engine"))]
+pub struct Options {
+    /// Layout of the rings of packet-ring
+    #[cfg_attr(feature = "cli", arg(long, value_name = "VERSION", default_value = "v2"))]
+    pub tpacket: TPacket,
+}
+
 pub(super) struct PacketRing<S> {
     workers: Vec<Worker<S>>,
     modes: Modes,
@@ -102,7 +112,8 @@ struct Sender {
 
 impl<S: Service> PacketRing<S> {
     pub fn open(config: &EngineConfig, service: &S) -> Result<Self> {
-        let EngineConfig { link, handler, tpacket: version, .. } = config;
+        let EngineConfig { link, handler, .. } = config;
+        let version = &config.options.packet_ring.tpacket;
         let behind = Behind::taps(config, service)?;
         let largest = packet::largest_frame(link);
         let open = |&core: &usize| {

@@ -20,9 +20,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, anyhow, bail, ensure};
 
 use crate::address::{Pool, Prefix, Schedule, Sources, Targets};
-use crate::engine::{
-    self, CounterSet, Engine, EngineConfig, EngineKind, RingRequest, TPacket, supervise,
-};
+use crate::engine::{self, CounterSet, Engine, EngineConfig, EngineKind, supervise};
 use crate::events::{Counters, Moves, Moving, Ready, Stats};
 use crate::host::sandbox::{Role, Sandbox};
 use crate::host::settings::{Changed, Keeper};
@@ -32,7 +30,7 @@ use crate::net::ethtool;
 use crate::net::netlink::{self, Link};
 use crate::policy::{Handler, Ours};
 use crate::service::{Echo, Service};
-use crate::xdp::{AttachRequest, CopyRequest, stacked};
+use crate::xdp::stacked;
 
 use error::At;
 pub use error::{Cause, ConfigError, ServerError};
@@ -53,26 +51,16 @@ pub struct ServerConfig {
     pub bind: Method,
     /// How to answer; `None` to answer no requests, and only hold the addresses.
     pub engine: Option<EngineKind>,
-    /// Where the XDP program is to run.
-    pub attach: AttachRequest,
-    /// Which copy mode to ask for.
-    pub copy: CopyRequest,
-    /// What AF_XDP rings are to be like.
-    pub rings: RingRequest,
-    /// Queues to serve; empty for all that are in use.
-    pub queues: Vec<u32>,
+    /// What is asked of the engines, each of which takes its own.
+    pub options: engine::Options,
     /// Processors to pin to; empty for as many as there are workers.
     pub cores: Vec<usize>,
-    /// How the rings of packet-ring are to be laid out.
-    pub tpacket: TPacket,
     /// UDP port of the service.
     pub port: u16,
     /// Replies to each request, within 1 and 255, of the service that [`Server::start`] starts.
     pub replies: u16,
     /// Who may ask; `None` for those on the interface's own link.
     pub allow: Option<Sources>,
-    /// Requests of one source that are answered in a second; `None` for any number.
-    pub limit: Option<u32>,
     /// Microseconds between two batches that the kernel takes from the interface; `None` to leave
     /// that as it is.
     pub coalesce: Option<u32>,
@@ -200,16 +188,11 @@ impl ServerConfig {
             targets: pool.into(),
             bind,
             engine: None,
-            attach: AttachRequest::Auto,
-            copy: CopyRequest::Auto,
-            rings: RingRequest::default(),
-            queues: Vec::new(),
+            options: engine::Options::default(),
             cores: Vec::new(),
-            tpacket: TPacket::default(),
             port: 0,
             replies: 1,
             allow: None,
-            limit: None,
             coalesce: None,
             take_prefix: false,
             multicast_router: false,
@@ -279,10 +262,13 @@ impl Server {
     ) -> Result<Self> {
         let (kind, hidden) = config.engine()?;
         ensure!(
-            config.rings.busy_poll.is_none() || kind.is_some_and(EngineKind::has_rings),
+            config.options.xdp.busy_poll.is_none() || kind.is_some_and(EngineKind::has_rings),
             ConfigError::BusyPoll
         );
-        ensure!(config.limit.is_none() || kind.is_some_and(EngineKind::steers), ConfigError::Limit);
+        ensure!(
+            config.options.xdp.limit.is_none() || kind.is_some_and(EngineKind::steers),
+            ConfigError::Limit
+        );
         let note = master::may_serve(&link, config.bind, config.engine.is_some() || hidden)?;
         notes.extend(note);
         checks::before(&link, config, kind)?;
@@ -340,13 +326,9 @@ impl Server {
                 .only_for(sources),
             targets: config.targets.clone(),
             replies: config.replies,
-            attach: config.attach,
-            copy: config.copy,
-            rings: config.rings,
+            options: config.options.clone(),
             queues,
             cores,
-            limit: config.limit,
-            tpacket: config.tpacket,
             link: link.clone(),
             bind: config.bind,
             sandbox: config.sandbox,
@@ -402,7 +384,7 @@ impl Server {
         );
         // After the engine, which may have had the driver set up its queues anew.
         let mut settings = Vec::new();
-        match (config.rings.busy_poll, config.coalesce) {
+        match (config.options.xdp.busy_poll, config.coalesce) {
             (_, Some(time)) => settings.extend(keeper.have_coalesced(&link, time)?),
             (Some(_), None) => settings.extend(keeper.have_polled(&link)?),
             (None, None) => {}
@@ -427,10 +409,10 @@ impl Server {
             bind_phases: bound.phases().clone(),
             kernel_memory: bound.kernel_memory(),
             list_memory: bound.list_memory(),
-            attach_asked: config.attach,
-            copy_asked: config.copy,
+            attach_asked: config.options.xdp.attach,
+            copy_asked: config.options.xdp.copy,
             allowed,
-            limit: config.limit,
+            limit: config.options.xdp.limit,
             environment: Environment::of(&link),
             notes,
             metrics: None,
@@ -647,16 +629,19 @@ fn existing(config: &ServerConfig, link: &Link, engine: Option<EngineKind>) -> R
     if !engine.is_some_and(EngineKind::steers) {
         return Ok(vec![]); // the kernel spreads a socket's work
     }
-    if config.queues.is_empty() {
+    if config.options.xdp.queues.is_empty() {
         return Ok((0..count).collect());
     }
     ensure!(engine.is_some_and(EngineKind::has_rings), ConfigError::QueuesOfReflect);
-    for (index, queue) in config.queues.iter().enumerate() {
+    for (index, queue) in config.options.xdp.queues.iter().enumerate() {
         let (interface, queue) = (link.name.clone(), *queue);
         ensure!(queue < count, ConfigError::NoQueue { interface, count, queue });
-        ensure!(!config.queues[..index].contains(&queue), ConfigError::QueueTwice(queue));
+        ensure!(
+            !config.options.xdp.queues[..index].contains(&queue),
+            ConfigError::QueueTwice(queue)
+        );
     }
-    Ok(config.queues.clone())
+    Ok(config.options.xdp.queues.clone())
 }
 
 /// The processors to pin to, each of which this process may use: near the interrupts of `queues`,

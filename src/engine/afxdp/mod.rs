@@ -2,6 +2,8 @@
 //! worker that owns both. reflect: the program answers by itself, and there are queues only where
 //! neighbour discovery has to be answered.
 
+mod options;
+
 use std::io;
 use std::net::Ipv6Addr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -36,6 +38,8 @@ use crate::xdp::{
     LevelSource, LiveAddresses, MovingAddresses, Program, ProgramConfig, Reflect, RingLevels,
     Rings, Screen, Socket, SocketConfig, Station, Verdict, VerdictSource, spare_frames,
 };
+
+pub use options::Options;
 
 /// Frames of each queue. They are the queue of requests that wait while the worker is kept from its
 /// processor: at 100,000 requests/s they hold 40 ms of them, which is more than a scheduler takes
@@ -186,7 +190,7 @@ impl<S: Service> AfXdp<S> {
             screen: Some(Screen {
                 station: link.mac,
                 allow_list: !handler.sources().is_all(),
-                limit: config.limit,
+                limit: config.options.xdp.limit,
             }),
         })?;
         program.add_prefix(targets.prefix())?;
@@ -215,7 +219,7 @@ impl<S: Service> AfXdp<S> {
         let frame_size = chosen_frame_size(config)?;
         let behind = (handler.port() != 0).then(|| Behind::program(config, service)).transpose()?;
         // Attached before the sockets are bound: some drivers grant zero-copy only then.
-        let attachment = program.attach(link, config.attach)?;
+        let attachment = program.attach(link, config.options.xdp.attach)?;
         if reflects && attachment.mode() == AttachMode::Native {
             can_send_redirected(link)?;
         }
@@ -233,13 +237,13 @@ impl<S: Service> AfXdp<S> {
                 interface: &link.name,
                 index: link.index,
                 queue,
-                copy: config.copy,
+                copy: config.options.xdp.copy,
                 attach: attachment.mode(),
                 frames: FRAMES,
                 elsewhere: elsewhere(config.replies),
                 frame_size,
-                hugepages: config.rings.hugepages,
-                busy_poll: config.rings.busy_poll,
+                hugepages: config.options.xdp.hugepages,
+                busy_poll: config.options.xdp.busy_poll,
                 send_ring: SEND_RING,
                 fill: FRAMES,
             };
@@ -354,7 +358,7 @@ fn can_send_redirected(link: &Link) -> Result<()> {
 fn chosen_frame_size(config: &EngineConfig) -> Result<u32> {
     let Link { name, mtu, .. } = &config.link;
     let needed = frame_size(*mtu);
-    let size = config.rings.frame_size.unwrap_or(needed);
+    let size = config.options.xdp.frame_size.unwrap_or(needed);
     ensure!(
         size >= needed,
         "a frame of {size} bytes is too small for packets of {name}, whose MTU is {mtu}: use \
