@@ -116,6 +116,7 @@ mod tests {
         let config = ServerConfig {
             engine: Some(ABOUT.kind),
             port: PORT,
+            sandbox: Sandbox::new(true),
             ..ServerConfig::hold("lo".to_owned(), pool, Method::Netlink)
         };
         let (stop, (started, has_started)) = (AtomicBool::new(false), mpsc::channel());
