@@ -440,7 +440,7 @@ fn run(args: Args) -> Result<()> {
         }
     };
     let config = ServerConfig {
-        engine: Some(EngineKind::Afxdp),
+        engine: Some(EngineKind::AFXDP),
         port: args.port,
         ..ServerConfig::hold(args.interface, targets, args.bind)
     };

@@ -34,7 +34,7 @@ fn main() -> Result<()> {
     let prefix = arguments.next().context(usage)?.parse()?;
     let addresses = Pool::new(prefix, 100, 1)?;
     let config = ServerConfig {
-        engine: Some(EngineKind::Afxdp),
+        engine: Some(EngineKind::AFXDP),
         port: 3540,
         ..ServerConfig::hold(interface, addresses, Method::Netlink)
     };

@@ -14,7 +14,7 @@
 //! fn main() -> Result<(), Box<dyn std::error::Error>> {
 //!     let pool = Pool::new("2001:db8:1::/64".parse()?, 1_000, 1)?;
 //!     let config = ServerConfig {
-//!         engine: Some(EngineKind::Afxdp),
+//!         engine: Some(EngineKind::AFXDP),
 //!         port: 3540,
 //!         ..ServerConfig::hold("eth1".to_owned(), pool, Method::LiveMap)
 //!     };

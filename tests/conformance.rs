@@ -11,14 +11,12 @@ use std::collections::BTreeMap;
 use std::net::{Ipv6Addr, SocketAddr, UdpSocket};
 
 use crate::common::packet::PacketSocket;
-use crate::common::server::{self, ENGINES, PATIENCE, PREFIX, Server};
+use crate::common::server::{self, PATIENCE, PREFIX, Server, about, engines};
 use crate::common::{TestLab, have_client_poll, ip, link, trial};
 use anyhow::{Result, anyhow, bail, ensure};
-use clap::ValueEnum;
 use etherparse::PacketBuilder;
 use libtest_mimic::Trial;
 use sixhop::address::Pool;
-use sixhop::engine::EngineKind;
 use sixhop::lab::Side;
 use sixhop::live::Method;
 use sixhop::policy::Handler;
@@ -31,14 +29,12 @@ const PORT: u16 = 3540;
 const REPLIES: usize = 10;
 
 pub fn trials() -> Vec<Trial> {
-    let engines = ENGINES.map(|engine| {
+    let all = engines().map(|engine| {
         let name = format!("{engine}_conforms").replace('-', "_");
         trial(&name, move || conforms(engine, "--bind netlink-down"))
     });
     // Engines with an XDP program have two more ways.
-    let steering = ENGINES
-        .into_iter()
-        .filter(|engine| EngineKind::from_str(engine, false).is_ok_and(EngineKind::steers));
+    let steering = engines().filter(|engine| about(engine).steers);
     let ways = steering.flat_map(|engine| {
         [("live_map", "--bind live-map"), ("generic", "--bind netlink-down --attach generic")].map(
             |(way, flags)| {
@@ -47,7 +43,7 @@ pub fn trials() -> Vec<Trial> {
         )
     });
     // The kernel runs no service but the echo.
-    let services = ENGINES.into_iter().filter(|engine| *engine != "reflect").flat_map(|engine| {
+    let services = engines().filter(|engine| about(engine).any_service).flat_map(|engine| {
         [("longer", Longer::by(1)), ("longest", Longer::by(usize::MAX)), ("half", Longer::by(0))]
             .map(|(way, service)| {
                 let name = format!("{engine}_answers_{way}").replace([' ', '-'], "_");
@@ -55,7 +51,7 @@ pub fn trials() -> Vec<Trial> {
             })
     });
     let refused = trial("reflect_runs_no_other_service", reflect_runs_no_other);
-    engines.into_iter().chain(ways).chain(services).chain([refused]).collect()
+    all.chain(ways).chain(services).chain([refused]).collect()
 }
 
 /// Answers with the payload from its end to its beginning, and so many bytes behind it as there is
@@ -328,7 +324,7 @@ fn conforms(engine: &str, flags: &str) -> Result<()> {
     ensure!(totals["answered"] == right.len() && totals["replies"] == expected.len(), "{totals}");
 
     // Where whole frames are seen, it is known as well that each was refused for its own reason.
-    if EngineKind::from_str(engine, false).is_ok_and(EngineKind::steers) {
+    if about(engine).steers {
         let steered = wrong.iter().filter(|(refusal, frame)| {
             frame[20] == 17 && ![Refusal::OtherPort, Refusal::DestinationNotOurs].contains(refusal)
         });

@@ -9,10 +9,9 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::common::packet::{PacketSocket, leave_checksum_unfinished};
-use crate::common::server::{ENGINES, PREFIX, Server, sixhop};
+use crate::common::server::{PREFIX, Server, about, engines, sixhop};
 use crate::common::{TestLab, have_client_poll, link, trial};
 use anyhow::{Context, Result, bail, ensure};
-use clap::ValueEnum;
 use etherparse::PacketBuilder;
 use libtest_mimic::Trial;
 use serde_json::Value;
@@ -29,11 +28,11 @@ const ADDRESSES: u64 = 20;
 const STRANGER: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 9, 0, 0, 0, 0, 1);
 
 pub fn trials() -> Vec<Trial> {
-    let differential = ENGINES.map(|engine| {
+    let differential = engines().map(|engine| {
         let name = format!("{engine}_does_with_each_packet_what_is_written").replace('-', "_");
         trial(&name, move || does_what_is_written(engine, "--bind netlink-down"))
     });
-    let hidden = ["afxdp", "reflect"].map(|engine| {
+    let hidden = engines().filter(|engine| about(engine).steers).map(|engine| {
         let name = format!("{engine}_does_with_each_packet_what_is_written_in_live_map");
         trial(&name, move || does_what_is_written(engine, "--bind live-map"))
     });
@@ -44,7 +43,7 @@ pub fn trials() -> Vec<Trial> {
         trial("the_counters_add_up_to_the_packet", the_counters_add_up),
         trial("a_flood_takes_no_answer_from_others", a_flood_takes_no_answer),
     ];
-    differential.into_iter().chain(hidden).chain(others).collect()
+    differential.chain(hidden).chain(others).collect()
 }
 
 /// The two ends of the link, and what lives there.
@@ -471,7 +470,7 @@ fn two_servers_do_not_answer_each_other() -> Result<()> {
 }
 
 fn who_may_not_ask_is_not_answered() -> Result<()> {
-    let ways = ENGINES.iter().map(|engine| (*engine, "")).chain([("afxdp", "--bind live-map")]);
+    let ways = engines().map(|engine| (engine, "")).chain([("afxdp", "--bind live-map")]);
     for (engine, more) in ways {
         let lab = TestLab::up()?;
         let _polling = have_client_poll(&lab)?;
@@ -577,7 +576,7 @@ fn a_flood_takes_no_answer() -> Result<()> {
     let replies = setting("SIXHOP_FLOOD_REPLIES", 10);
     let engines = std::env::var("SIXHOP_FLOOD_ENGINES").unwrap_or("afxdp,reflect".into());
     for engine in engines.split(',') {
-        let kind = EngineKind::from_str(engine, false).map_err(anyhow::Error::msg)?;
+        let kind = engine.parse::<EngineKind>()?;
         let lab = TestLab::up()?;
         let ends = Ends::of(&lab)?;
         let server = Server::start(

@@ -18,7 +18,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::common::server::{ENGINES, PATIENCE, PREFIX, SIXHOP, Server, sixhop};
+use crate::common::server::{PATIENCE, PREFIX, SIXHOP, Server, about, engines, sixhop};
 use crate::common::{TestLab, addresses, trial};
 use anyhow::{Context, Result, ensure};
 use libtest_mimic::Trial;
@@ -140,12 +140,7 @@ fn serve(flags: &str) -> String {
 
 /// The capabilities without one of which an engine does not start.
 fn needed(engine: &str) -> &'static [&'static str] {
-    match engine {
-        "afxdp" => &["CAP_NET_ADMIN", "CAP_NET_RAW", "CAP_BPF", "CAP_PERFMON"],
-        "reflect" => &["CAP_NET_ADMIN", "CAP_BPF", "CAP_PERFMON"],
-        "raw" | "packet-ring" | "packet-ring --tpacket v3" => &["CAP_NET_ADMIN", "CAP_NET_RAW"],
-        _ => &["CAP_NET_ADMIN"],
-    }
+    about(engine).capabilities
 }
 
 /// With what stands in for the unit's LimitMEMLOCK: a limit cannot be raised everywhere where this
@@ -171,10 +166,10 @@ fn complete(line: &[u8]) -> Result<()> {
 
 fn each_engine_answers_with_its_capabilities() -> Result<()> {
     let programs = Programs::new("capable")?;
-    for engine in ENGINES {
+    for engine in engines() {
         let lab = TestLab::up()?;
         for bind in ["netlink", "live-map"] {
-            if bind == "live-map" && !["afxdp", "reflect"].contains(&engine) {
+            if bind == "live-map" && !about(engine).steers {
                 continue;
             }
             // Neighbour discovery is answered out of rings.

@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use crate::common;
 use crate::common::packet::PacketSocket;
-use crate::common::server::{ENGINES, PREFIX, Server, sixhop};
+use crate::common::server::{PREFIX, Server, engines, sixhop};
 use crate::common::{TestLab, have_client_poll, link, trial, wait_for_no_program};
 use anyhow::{Context, Result, ensure};
 use etherparse::PacketBuilder;
@@ -142,7 +142,7 @@ fn half_a_step() -> Result<()> {
 }
 
 fn every_engine_follows() -> Result<()> {
-    for (index, engine) in ENGINES.into_iter().enumerate() {
+    for (index, engine) in engines().enumerate() {
         let (bind, offset) = [("netlink-batch", 0.4), ("netlink", -0.5)][index % 2];
         rotates(engine, bind, 50, offset).with_context(|| format!("{engine}, {bind}"))?;
     }

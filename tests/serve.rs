@@ -17,7 +17,7 @@ use std::time::Instant;
 
 use crate::common;
 use crate::common::packet::PacketSocket;
-use crate::common::server::{ENGINES, PATIENCE, PREFIX, SIXHOP, Server, sixhop};
+use crate::common::server::{PATIENCE, PREFIX, SIXHOP, Server, engines, sixhop};
 use crate::common::{TestLab, fails_with, have_client_poll, ip, trial, wait_for_no_program};
 use anyhow::{Context, Result, ensure};
 use etherparse::PacketBuilder;
@@ -290,7 +290,7 @@ fn taken_port_is_not_shared() -> Result<()> {
 
 fn both_clients_ask_every_engine() -> Result<()> {
     let lab = TestLab::up()?;
-    for engine in ENGINES {
+    for engine in engines() {
         let server =
             Server::start(&lab, &format!("--addresses 100 --bind netlink-down --engine {engine}"))?;
         for (client, attach) in [("afxdp", Value::from("native")), ("socket", Value::Null)] {
@@ -312,7 +312,7 @@ fn both_clients_ask_every_engine() -> Result<()> {
 }
 
 fn every_engine_answers_under_a_routed_prefix() -> Result<()> {
-    for engine in ENGINES {
+    for engine in engines() {
         let lab = TestLab::up()?;
         ip(&format!(
             "-n {} route add 2001:db8:2::/64 via 2001:db8:1::2",
@@ -530,7 +530,7 @@ fn a_plain_socket_gets_the_same_from_every_engine() -> Result<()> {
     let lab = TestLab::up()?;
     let _polling = have_client_poll(&lab)?;
     let pool = pool(30)?;
-    for engine in ENGINES {
+    for engine in engines() {
         let server = Server::start(&lab, &format!("--addresses 30 --engine {engine}"))?;
         for (index, size) in [(0, 0), (3, 1), (17, 32), (29, 1452)] {
             let address = pool.address(index);
@@ -588,7 +588,7 @@ fn ping_and_neighbour_discovery_work() -> Result<()> {
 
 fn a_request_from_the_service_port_is_not_answered() -> Result<()> {
     let address = pool(10)?.address(4);
-    for engine in ENGINES {
+    for engine in engines() {
         let lab = TestLab::up()?;
         let _polling = have_client_poll(&lab)?;
         let mut server = Server::start(&lab, &format!("--addresses 10 --engine {engine}"))?;

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::common::packet::PacketSocket;
-use crate::common::server::{ENGINES, PATIENCE, PREFIX, library, serve};
+use crate::common::server::{PATIENCE, PREFIX, about, engines, library, serve};
 use crate::common::{TestLab, link, trial};
 use anyhow::{Context, Result, ensure};
 use etherparse::PacketBuilder;
@@ -44,13 +44,13 @@ pub fn trials() -> Vec<Trial> {
 
 /// Whether an engine runs services that send without being asked.
 fn speaks(engine: &str) -> bool {
-    engine == "afxdp" || engine.starts_with("socket")
+    about(engine).sends_unasked
 }
 
 /// Each engine that runs services, with the ways to make addresses live that differ for it.
 fn ways() -> impl Iterator<Item = (&'static str, Method)> {
-    let engines = ENGINES.into_iter().filter(|engine| *engine != "reflect");
-    engines.map(|engine| (engine, Method::NetlinkBatch)).chain([("afxdp", Method::LiveMap)])
+    let any = engines().filter(|engine| about(engine).any_service);
+    any.map(|engine| (engine, Method::NetlinkBatch)).chain([("afxdp", Method::LiveMap)])
 }
 
 fn timetable(period: Duration) -> Result<Arc<Timetable>> {

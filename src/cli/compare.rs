@@ -34,7 +34,8 @@ pub struct Args {
         long,
         value_name = "LIST",
         value_delimiter = ',',
-        default_value = "socket,socket-gso,afxdp"
+        default_value = "socket,socket-gso,afxdp",
+        value_parser = super::engines()
     )]
     engines: Vec<EngineKind>,
     /// Another program to compare with; repeatable. In its command, {interface}, {address}, {port},
@@ -314,9 +315,9 @@ mod tests {
 
     #[test]
     fn every_figure_stands_under_its_name_and_fits_a_terminal() {
-        let mut widest = result(EngineKind::SocketBatch, 1_000_000);
+        let mut widest = result(EngineKind::SOCKET_BATCH, 1_000_000);
         (widest.attach, widest.copy) = (Some(AttachMode::Generic), Some(CopyMode::Copy));
-        let table = describe(&[widest, result(EngineKind::Afxdp, 1)]);
+        let table = describe(&[widest, result(EngineKind::AFXDP, 1)]);
         for (name, figure) in [
             ("addresses", "1000000"),
             ("requests/s", "11111"),
@@ -329,7 +330,7 @@ mod tests {
             assert_eq!(under(&table, name), figure, "{name}:\n{table}");
         }
         assert!(table.contains("bound by netlink-down"));
-        let mut slow = result(EngineKind::Afxdp, 1);
+        let mut slow = result(EngineKind::AFXDP, 1);
         (slow.sustained_rps, slow.server_cpu, slow.half_mean_us) = (3.96, None, None);
         let table = describe(&[slow]);
         for (name, figure) in [("requests/s", "3.96"), ("CPU", "–"), ("mean ½", "–")] {

@@ -547,7 +547,7 @@ mod tests {
         assert!(text.lines().all(|line| line.chars().count() <= 80), "{text}");
 
         let cell =
-            Cell { engine: EngineKind::Socket, bind: Method::NetlinkDown, addresses: 1_000_000 };
+            Cell { engine: EngineKind::SOCKET, bind: Method::NetlinkDown, addresses: 1_000_000 };
         let trial = report::response::tests::trial(cell.engine, cell.addresses, 1, 1_000_000, 10.0);
         let summaries = [1.0, 5.0, 50.0, 100.0].map(|threshold_ms| ThresholdSummary {
             cell,

@@ -14,14 +14,12 @@ use super::{
     Moving, OPERATIONS, binding, note, print_json, running, stop_at_end_of_input, stop_on_signal,
 };
 use crate::address::{Prefix, Sources};
-use crate::engine::{EngineKind, RingRequest, TPacket};
+use crate::engine::{self, EngineKind};
 use crate::events::{Event, Notice, Ready, Stats, or_dash, rate};
 use crate::host::metrics::{self, Board, Listener};
 use crate::host::sandbox::Sandbox;
 use crate::live::{Method, Rotated};
-use crate::net::memory::HugepageRequest;
 use crate::server::{Occasion, ServerConfig};
-use crate::xdp::{AttachRequest, CopyRequest};
 
 /// Answer requests on many addresses
 #[derive(Debug, clap::Args)]
@@ -61,7 +59,7 @@ pub struct Args {
     #[command(flatten)]
     engine: Engine,
     #[command(flatten)]
-    rings: Rings,
+    options: engine::Options,
     #[command(flatten)]
     operations: Operations,
 }
@@ -97,17 +95,14 @@ struct Askers {
     /// [default: those on the interface's link]
     #[arg(long, value_name = "PREFIX", value_delimiter = ',', value_parser = Sources::parse)]
     allow: Vec<Prefix>,
-    /// Requests of one source that are answered in a second, a tenth of them at once; takes an
-    /// engine that has an XDP program [default: any number]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
-    limit: Option<u32>,
 }
 
 #[derive(Debug, clap::Args)]
 #[command(next_help_heading = "Engine")]
 struct Engine {
     /// How requests are answered
-    #[arg(long = "engine", value_name = "ENGINE", default_value = "afxdp")]
+    #[arg(long = "engine", value_name = "ENGINE", default_value = "afxdp",
+        value_parser = super::engines())]
     kind: EngineKind,
     /// Replies to each request
     #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u16).range(1..=255))]
@@ -121,33 +116,6 @@ struct Engine {
     /// back) [default: as the interface is]
     #[arg(long, value_name = "USECS", value_parser = coalesce())]
     coalesce: Option<u32>,
-    /// Layout of the rings of packet-ring
-    #[arg(long, value_name = "VERSION", default_value = "v2")]
-    tpacket: TPacket,
-}
-
-/// What is left to auto takes the best that can be had, and says what it did not get
-#[derive(Debug, clap::Args)]
-#[command(next_help_heading = "AF_XDP")]
-struct Rings {
-    /// Where the XDP program runs: in the driver (native), or in the kernel's generic hook
-    #[arg(long, value_name = "MODE", default_value = "auto")]
-    attach: AttachRequest,
-    /// Whether packets are copied between the driver's buffers and the rings
-    #[arg(long, value_name = "MODE", default_value = "auto")]
-    copy: CopyRequest,
-    /// Queues to serve, as in 0,1 [default: all in use]
-    #[arg(long, value_name = "LIST", value_delimiter = ',')]
-    queues: Vec<u32>,
-    /// Workers poll the card themselves, and sleep when nothing has come for so many microseconds
-    #[arg(long, value_name = "USECS", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
-    busy_poll: Option<u32>,
-    /// Bytes in a frame, 2048 or 4096 [default: what a packet fits into]
-    #[arg(long, value_name = "BYTES", value_parser = frame_size)]
-    frame_size: Option<u32>,
-    /// Whether the frames lie on huge pages
-    #[arg(long, value_name = "WHEN", default_value = "auto")]
-    hugepages: HugepageRequest,
 }
 
 #[derive(Debug, clap::Args)]
@@ -176,14 +144,6 @@ pub(super) fn coalesce() -> RangedI64ValueParser<u32> {
     clap::value_parser!(u32).range(1..=100_000)
 }
 
-/// The sizes that the kernel takes: a power of two, from 2 KiB to a page.
-fn frame_size(text: &str) -> Result<u32, String> {
-    match text.parse() {
-        Ok(size @ (2048 | 4096)) => Ok(size),
-        _ => Err("2048 or 4096".to_owned()),
-    }
-}
-
 /// Runs the subcommand.
 ///
 /// # Errors
@@ -194,20 +154,11 @@ pub fn run(args: Args) -> Result<ExitCode> {
         targets: args.addresses.which.targets(0)?,
         bind: args.addresses.bind,
         engine: Some(args.engine.kind),
-        attach: args.rings.attach,
-        copy: args.rings.copy,
-        queues: args.rings.queues,
-        rings: RingRequest {
-            frame_size: args.rings.frame_size,
-            hugepages: args.rings.hugepages,
-            busy_poll: args.rings.busy_poll,
-        },
+        options: args.options,
         cores: args.engine.cores,
-        tpacket: args.engine.tpacket,
         port: args.askers.port,
         replies: args.engine.replies,
         allow: (!args.askers.allow.is_empty()).then(|| Sources::new(args.askers.allow)),
-        limit: args.askers.limit,
         coalesce: args.engine.coalesce,
         take_prefix: args.addresses.take_prefix,
         multicast_router: args.addresses.multicast_router,
@@ -227,7 +178,9 @@ pub fn run(args: Args) -> Result<ExitCode> {
     if let Some(listener) = &listener {
         server.with_metrics(listener.place()?);
     }
-    let board = Board::new(server.ready().clone());
+    let about = args.engine.kind.about();
+    let has_frames = about.is_some_and(|about| about.shares_frames);
+    let board = Board::new(server.ready().clone(), has_frames);
     if let Some(listener) = listener {
         listener.answer(board.clone(), config.sandbox);
     }

@@ -22,12 +22,30 @@ use super::outbox::{self, UdpOutbox};
 use super::reply::{self, Reply};
 use super::statistics::{Shown, Tally};
 use super::udp::{self, SocketCounters};
-use super::{CounterSet, Engine, EngineConfig, Modes, pin};
+use super::{About, CounterSet, Engine, EngineConfig, EngineKind, Modes, pin};
 use crate::host::sandbox::{Role, Sandbox};
 use crate::net::datagrams::{BATCH, Incoming, MAX_MESSAGES, Message, Outgoing};
 use crate::policy::Handler;
 use crate::service::Service;
 use crate::wire::{MAX_PAYLOAD, Refusal};
+
+impl EngineKind {
+    /// Many datagrams to a system call.
+    pub const SOCKET_BATCH: Self = Self::named("socket-batch");
+}
+
+pub(super) const ABOUT: About = About {
+    roles: &[Role::Socket],
+    longest: udp::longest,
+    ..About::new(
+        EngineKind::SOCKET_BATCH,
+        "Sockets with many datagrams to a system call, a worker for each processor",
+    )
+};
+
+pub(super) fn open<S: Service>(config: &EngineConfig, service: &S) -> Result<Box<dyn Engine>> {
+    Ok(Box::new(Batch::open(config, service, false)?))
+}
 
 pub(super) struct Batch<S> {
     workers: Vec<Worker<S>>,

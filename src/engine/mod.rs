@@ -26,21 +26,16 @@
 //! [server](crate::server) does first.
 
 mod advertiser;
-mod afxdp;
-mod batch;
 mod behind;
 mod multicast_router;
 mod outbox;
 mod packet;
-mod packet_ring;
-mod raw;
+mod registry;
 mod reply;
-mod socket;
 mod statistics;
 pub(crate) mod supervise;
 mod tpacket;
 mod udp;
-mod uring;
 mod worker;
 
 use std::sync::atomic::AtomicBool;
@@ -51,41 +46,35 @@ use crate::address::Targets;
 use crate::events::Counters;
 use crate::host::sandbox::Sandbox;
 use crate::live::Method;
-use crate::net::memory::HugepageRequest;
 use crate::net::netlink::Link;
 use crate::policy::Handler;
 use crate::service::Service;
-use crate::xdp::{AttachRequest, CopyRequest, LiveAddresses};
+use crate::xdp::LiveAddresses;
 
 pub use advertiser::{Advertiser, LinkAddress};
+pub use afxdp::Options as XdpOptions;
 pub(crate) use afxdp::REDIRECT_FAILED;
 pub use afxdp::{FRAMES, frame_size, frames, largest_request};
+pub use packet_ring::Options as PacketRingOptions;
+pub use registry::{About, all};
 pub use statistics::{Shown, Tally};
 pub use tpacket::TPacket;
 pub use worker::Worker;
 
 pub use crate::events::{EngineKind, Modes};
 
-impl EngineKind {
-    /// Whether it has an XDP program on the interface, which steers requests by their addresses,
-    /// queue by queue.
-    #[must_use]
-    pub fn steers(self) -> bool {
-        matches!(self, Self::Afxdp | Self::Reflect)
-    }
-
-    /// Whether it looks at frames itself, which are to begin with an Ethernet header.
-    #[must_use]
-    pub fn sees_frames(self) -> bool {
-        self.steers() || matches!(self, Self::Raw | Self::PacketRing)
-    }
-
-    /// Whether it can answer on addresses that are made live by `method`: live-map takes a steering
-    /// program.
-    #[must_use]
-    pub fn can(self, method: Method) -> bool {
-        method != Method::LiveMap || self.steers()
-    }
+// Each has a file or folder of its own. `make test` formats these files by name: rustfmt does not
+// look into macros for modules.
+registry::engines! {
+    afxdp,
+    reflect,
+    socket,
+    batch,
+    gso,
+    uring,
+    raw,
+    packet_ring,
+    #[cfg(test)] skeleton,
 }
 
 /// What an engine is to do, and with what.
@@ -100,21 +89,12 @@ pub struct EngineConfig {
     /// Replies to each request, at least 1: how often an echo comes back, and the fewest of any
     /// other service.
     pub replies: u16,
-    /// Where the XDP program is to run.
-    pub attach: AttachRequest,
-    /// Which copy mode to ask for.
-    pub copy: CopyRequest,
-    /// What its rings are to be like.
-    pub rings: RingRequest,
+    /// What is asked of the engines, each of which takes its own.
+    pub options: Options,
     /// The queues to serve, all of them in use.
     pub queues: Vec<u32>,
     /// The processors to pin to, at least one; workers beyond their number share them in turn.
     pub cores: Vec<usize>,
-    /// Requests of one source that are answered in a second; `None` for any number. Only engines
-    /// that have an XDP program can.
-    pub limit: Option<u32>,
-    /// How the rings of packet-ring are laid out.
-    pub tpacket: TPacket,
     /// What its threads enter before they answer.
     pub sandbox: Sandbox,
     /// Whether switches are to be told that a multicast router is here; only with
@@ -127,17 +107,16 @@ pub struct EngineConfig {
     pub bind: Method,
 }
 
-/// What is asked of AF_XDP rings besides their modes.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct RingRequest {
-    /// Bytes in a frame, 2048 or 4096; `None` for the smaller one that a packet fits into.
-    pub frame_size: Option<u32>,
-    /// Whether the frames are to lie on huge pages.
-    pub hugepages: HugepageRequest,
-    /// Preferred busy polling: for how long a worker that finds nothing to do does the card's
-    /// receive work itself before it sleeps, in microseconds. `None` to leave that work to
-    /// interrupts.
-    pub busy_poll: Option<u32>,
+/// The options of all engines, each declared in its own file with its flags.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "cli", derive(clap::Args), group(skip))]
+pub struct Options {
+    /// Of packet-ring.
+    #[cfg_attr(feature = "cli", command(flatten))]
+    pub packet_ring: PacketRingOptions,
+    /// Of those that have an XDP program: afxdp and reflect.
+    #[cfg_attr(feature = "cli", command(flatten))]
+    pub xdp: XdpOptions,
 }
 
 /// Something that answers requests, ready to run.
@@ -193,33 +172,6 @@ pub trait CounterSet: Send {
 
     /// A number of each worker that changes at least once in two seconds while it is alive.
     fn beats(&self) -> Vec<u64>;
-}
-
-/// Opens the engine `kind`, whose workers answer by clones of `service`.
-///
-/// # Errors
-/// When the kernel does not give it what it needs, with what to do about it; and when it is to
-/// reflect, and the service is no echo.
-pub fn open<S: Service>(
-    kind: EngineKind,
-    config: &EngineConfig,
-    service: &S,
-) -> Result<Box<dyn Engine>> {
-    ensure!(
-        !S::UNASKED
-            || !matches!(kind, EngineKind::Uring | EngineKind::Raw | EngineKind::PacketRing),
-        "{kind} sends nothing unasked, and this service does: use --engine afxdp or socket-gso"
-    );
-    Ok(match kind {
-        EngineKind::Afxdp => Box::new(afxdp::AfXdp::open(config, service, false)?),
-        EngineKind::Reflect => Box::new(afxdp::AfXdp::open(config, service, true)?),
-        EngineKind::Socket => Box::new(socket::SocketServer::open(config, service)?),
-        EngineKind::SocketBatch => Box::new(batch::Batch::open(config, service, false)?),
-        EngineKind::SocketGso => Box::new(batch::Batch::open(config, service, true)?),
-        EngineKind::Uring => Box::new(uring::Uring::open(config, service)?),
-        EngineKind::Raw => Box::new(raw::Raw::open(config, service)?),
-        EngineKind::PacketRing => Box::new(packet_ring::PacketRing::open(config, service)?),
-    })
 }
 
 /// Pins the calling thread to processor `core`. Not being allowed to is no reason to stop: `cores`

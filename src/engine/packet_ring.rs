@@ -22,9 +22,9 @@ use super::behind::Behind;
 use super::packet::{self, Bundle, HEAD, PacketCounters, Tap};
 use super::reply;
 use super::statistics::{Shown, Tally};
-use super::tpacket::{RxRing, TxRing};
+use super::tpacket::{RxRing, TPacket, TxRing};
 use super::udp::{self, DOZE};
-use super::{CounterSet, Engine, EngineConfig, Follower, Modes, pin};
+use super::{About, CounterSet, Engine, EngineConfig, EngineKind, Follower, Modes, pin};
 use crate::host::sandbox::{Role, Sandbox};
 use crate::policy::Handler;
 use crate::service::Service;
@@ -45,6 +45,40 @@ const PATIENCE: Duration = Duration::from_micros(50);
 /// A sleeping worker looks up this often while replies wait: nothing announces that there is room
 /// for them again.
 const NAP: Duration = Duration::from_millis(1);
+
+impl EngineKind {
+    /// Memory-mapped packet sockets.
+    pub const PACKET_RING: Self = Self::named("packet-ring");
+}
+
+pub(super) const ABOUT: About = About {
+    sends_unasked: false,
+    sees_frames: true,
+    shares_frames: true,
+    segments: true,
+    capabilities: &["CAP_NET_ADMIN", "CAP_NET_RAW"],
+    roles: &[Role::Packet],
+    ways: &["--tpacket v3"],
+    ..About::new(
+        EngineKind::PACKET_RING,
+        "The same through memory that is shared with the kernel (PACKET_RX_RING, PACKET_TX_RING): \
+         no copy out of it per request",
+    )
+};
+
+pub(super) fn open<S: Service>(config: &EngineConfig, service: &S) -> Result<Box<dyn Engine>> {
+    Ok(Box::new(PacketRing::open(config, service)?))
+}
+
+/// Options of packet-ring.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "cli", derive(clap::Args), group(skip))]
+#[cfg_attr(feature = "cli", command(next_help_heading = "Engine"))]
+pub struct Options {
+    /// Layout of the rings of packet-ring
+    #[cfg_attr(feature = "cli", arg(long, value_name = "VERSION", default_value = "v2"))]
+    pub tpacket: TPacket,
+}
 
 pub(super) struct PacketRing<S> {
     workers: Vec<Worker<S>>,
@@ -79,7 +113,8 @@ struct Sender {
 
 impl<S: Service> PacketRing<S> {
     pub fn open(config: &EngineConfig, service: &S) -> Result<Self> {
-        let EngineConfig { link, handler, tpacket: version, .. } = config;
+        let EngineConfig { link, handler, .. } = config;
+        let version = &config.options.packet_ring.tpacket;
         let behind = Behind::taps(config, service)?;
         let largest = packet::largest_frame(link);
         let open = |&core: &usize| {

@@ -22,12 +22,33 @@ use super::behind::Behind;
 use super::packet::{self, Bundle, PacketCounters, Tap};
 use super::reply;
 use super::statistics::{Shown, Tally};
-use super::{CounterSet, Engine, EngineConfig, Follower, Modes, pin, udp};
+use super::{About, CounterSet, Engine, EngineConfig, EngineKind, Follower, Modes, pin, udp};
 use crate::host::sandbox::{Role, Sandbox};
 use crate::net::datagrams::{BATCH, MAX_MESSAGES};
 use crate::policy::Handler;
 use crate::service::Service;
 use crate::wire::{MAX_PAYLOAD, OVERHEAD};
+
+impl EngineKind {
+    /// Packet sockets.
+    pub const RAW: Self = Self::named("raw");
+}
+
+pub(super) const ABOUT: About = About {
+    sends_unasked: false,
+    sees_frames: true,
+    segments: true,
+    capabilities: &["CAP_NET_ADMIN", "CAP_NET_RAW"],
+    roles: &[Role::Packet],
+    ..About::new(
+        EngineKind::RAW,
+        "Packet sockets: whole frames, with headers of our own, past the kernel's UDP and IPv6",
+    )
+};
+
+pub(super) fn open<S: Service>(config: &EngineConfig, service: &S) -> Result<Box<dyn Engine>> {
+    Ok(Box::new(Raw::open(config, service)?))
+}
 
 pub(super) struct Raw<S> {
     workers: Vec<Worker<S>>,

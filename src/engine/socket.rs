@@ -28,7 +28,7 @@ use super::outbox::{self, UdpOutbox};
 use super::reply::{self, Reply};
 use super::statistics::{Shown, Tally};
 use super::udp::{self, DOZE, SocketCounters};
-use super::{CounterSet, Engine, EngineConfig, Modes, pin, supervise};
+use super::{About, CounterSet, Engine, EngineConfig, EngineKind, Modes, pin, supervise};
 use crate::host::sandbox::{Role, Sandbox};
 use crate::net::denied;
 use crate::policy::Handler;
@@ -50,6 +50,24 @@ const MESSAGE: usize = PAYLOAD + MAX_PAYLOAD;
 /// end. A request makes longer ones.
 const TICK: [u8; 0] = [];
 const END: [u8; 1] = [0];
+
+impl EngineKind {
+    /// The paper's server.
+    pub const SOCKET: Self = Self::named("socket");
+}
+
+pub(super) const ABOUT: About = About {
+    roles: &[Role::Socket],
+    longest: udp::longest,
+    ..About::new(
+        EngineKind::SOCKET,
+        "The paper's server: a UDP socket, a message queue, and ten calls of sendmsg",
+    )
+};
+
+pub(super) fn open<S: Service>(config: &EngineConfig, service: &S) -> Result<Box<dyn Engine>> {
+    Ok(Box::new(SocketServer::open(config, service)?))
+}
 
 pub(super) struct SocketServer<S> {
     service: S,

@@ -16,10 +16,11 @@ use nix::sys::socket::{
 use nix::sys::time::{TimeVal, TimeValLike};
 
 use super::statistics::{Shown, Tally};
-use super::{CounterSet, EngineConfig, supervise};
+use super::{CounterSet, EngineConfig, Modes, supervise};
 use crate::events::Counters;
 use crate::host::sandbox::{Role, Sandbox};
 use crate::live::Method;
+use crate::wire::MAX_PAYLOAD;
 
 /// Bytes of memory that requests may take which wait for the engine. The default
 /// (net.core.rmem_default, 212,992) holds a few hundred small ones: a moment without the processor
@@ -74,6 +75,11 @@ pub(super) fn open_shared(config: &EngineConfig, count: usize) -> Result<Vec<Arc
     // none shows this one.
     drop(open(config, false)?);
     (0..count).map(|_| open(config, true).map(Arc::new)).collect()
+}
+
+/// Bytes of the longest request that a socket engine answers whole.
+pub(super) fn longest(_: &Modes) -> Option<(u32, &'static str)> {
+    Some((MAX_PAYLOAD as u32, "of larger ones the replies hold only so many bytes"))
 }
 
 /// Datagrams that the kernel cuts a large one into at most (UDP_MAX_SEGMENTS of Linux before 6.7).

@@ -887,8 +887,9 @@ fn one_millisecond() -> f64 {
     1000.0
 }
 
-/// What a comparison measures.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+/// What a comparison measures. Results hold only the name, and contestants are compared by it: a
+/// peer named like an engine is read as that engine.
+#[derive(Debug, Clone, Eq, Serialize, Deserialize)]
 #[serde(untagged)]
 pub enum Contestant {
     /// One of Sixhop's engines.
@@ -897,11 +898,25 @@ pub enum Contestant {
     Peer(String),
 }
 
+impl Contestant {
+    /// Its name.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        match self {
+            Self::Engine(engine) => engine.name(),
+            Self::Peer(name) => name,
+        }
+    }
+}
+
+impl PartialEq for Contestant {
+    fn eq(&self, other: &Self) -> bool {
+        self.name() == other.name()
+    }
+}
+
 impl fmt::Display for Contestant {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Engine(engine) => engine.fmt(f),
-            Self::Peer(name) => f.pad(name),
-        }
+        f.pad(self.name())
     }
 }

@@ -3,45 +3,79 @@
 
 use std::fmt;
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
-/// The engines there are.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[cfg_attr(feature = "cli", derive(clap::ValueEnum))]
-#[serde(rename_all = "kebab-case")]
-pub enum EngineKind {
-    /// AF_XDP rings: no socket buffers, no system call per packet
-    Afxdp,
-    /// The XDP program answers by itself: nothing comes to user space
-    Reflect,
-    /// The paper's server: a UDP socket, a message queue, and ten calls of sendmsg
-    Socket,
-    /// Sockets with many datagrams to a system call, a worker for each processor
-    SocketBatch,
-    /// The same, with all replies to a request as one datagram that the kernel cuts: the best of
-    /// the socket servers
-    SocketGso,
-    /// io_uring: requests come without being asked for one by one, replies leave as with socket-gso
-    Uring,
-    /// Packet sockets: whole frames, with headers of our own, past the kernel's UDP and IPv6
-    Raw,
-    /// The same through memory that is shared with the kernel (PACKET_RX_RING, PACKET_TX_RING): no
-    /// copy out of it per request
-    PacketRing,
+/// An engine, by its name. Those that this program has declare theirs; a result may name others.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub struct EngineKind {
+    /// The name, and zeros behind it.
+    name: [u8; EngineKind::LONGEST],
+}
+
+impl EngineKind {
+    /// Bytes of the longest name.
+    const LONGEST: usize = 24;
+
+    /// The engine of that name.
+    ///
+    /// # Panics
+    /// When the name has none or more than 24 of the characters a to z, 0 to 9 and hyphen, or
+    /// others: while this program is compiled, if it is a constant.
+    #[must_use]
+    pub const fn named(name: &str) -> Self {
+        match Self::read(name) {
+            Some(kind) => kind,
+            None => panic!("an engine's name has 1 to 24 of a to z, 0 to 9 and hyphen"),
+        }
+    }
+
+    const fn read(text: &str) -> Option<Self> {
+        let text = text.as_bytes();
+        if text.is_empty() || text.len() > Self::LONGEST {
+            return None;
+        }
+        let mut name = [0; Self::LONGEST];
+        let mut index = 0;
+        while index < text.len() {
+            if !matches!(text[index], b'a'..=b'z' | b'0'..=b'9' | b'-') {
+                return None;
+            }
+            name[index] = text[index];
+            index += 1;
+        }
+        Some(Self { name })
+    }
+
+    /// Its name, as flags and results have it.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        let length = self.name.iter().position(|byte| *byte == 0).unwrap_or(Self::LONGEST);
+        std::str::from_utf8(&self.name[..length]).unwrap_or_default()
+    }
+}
+
+impl fmt::Debug for EngineKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
 }
 
 impl fmt::Display for EngineKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(match self {
-            Self::Afxdp => "afxdp",
-            Self::Reflect => "reflect",
-            Self::Socket => "socket",
-            Self::SocketBatch => "socket-batch",
-            Self::SocketGso => "socket-gso",
-            Self::Uring => "uring",
-            Self::Raw => "raw",
-            Self::PacketRing => "packet-ring",
-        })
+        f.pad(self.name())
+    }
+}
+
+impl Serialize for EngineKind {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.name())
+    }
+}
+
+impl<'de> Deserialize<'de> for EngineKind {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let name = String::deserialize(deserializer)?;
+        Self::read(&name).ok_or_else(|| de::Error::custom(format!("'{name}' names no engine")))
     }
 }
 

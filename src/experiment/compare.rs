@@ -119,7 +119,7 @@ pub fn compare(
     for index in 0..results.len() {
         let addresses = results[index].addresses;
         let socket = results.iter().find(|r| {
-            r.engine == Contestant::Engine(EngineKind::Socket) && r.addresses == addresses
+            r.engine == Contestant::Engine(EngineKind::SOCKET) && r.addresses == addresses
         });
         results[index].ratio_to_socket =
             socket.map(|socket| results[index].sustained_rps / socket.sustained_rps);

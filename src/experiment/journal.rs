@@ -207,7 +207,7 @@ mod tests {
     }
 
     fn finding(addresses: u64) -> Event {
-        let cell = Cell { engine: EngineKind::Socket, bind: Method::Netlink, addresses };
+        let cell = Cell { engine: EngineKind::SOCKET, bind: Method::Netlink, addresses };
         Event::Failed(Failed { cell, why: "of a test".to_owned() })
     }
 

@@ -139,6 +139,14 @@ fn check_addresses<'a>(key: &str, mut addresses: impl Iterator<Item = &'a u64>) 
     Ok(())
 }
 
+/// Refuses names of engines that this program does not have.
+fn check_engines(key: &str, engines: impl Iterator<Item = EngineKind>) -> Result<()> {
+    for engine in engines {
+        engine.name().parse::<EngineKind>().with_context(|| key.to_owned())?;
+    }
+    Ok(())
+}
+
 impl BindProfile {
     fn check(&self) -> Result<()> {
         check_runs("bind.runs", self.runs)?;
@@ -254,6 +262,7 @@ impl RotationProfile {
         ensure!(self.replies > 0, "rotation.replies is 0: allowed are 1 to 255");
         check_payload("rotation.payload", self.payload)?;
         check_seconds("rotation.budget", self.budget)?;
+        check_engines("rotation.series.engine", self.series.iter().map(|series| series.engine))?;
         for RotationSeries { engine, methods, clients } in &self.series {
             clients.check("rotation.series.clients", u64::from(u32::MAX) / 4, "clients")?;
             for method in methods {
@@ -304,6 +313,8 @@ impl ResponseProfile {
         ensure!(self.replies > 0, "response.replies is 0: allowed are 1 to 255");
         check_payload("response.payload", self.payload)?;
         check_seconds("response.budget", self.budget)?;
+        let engines = self.series.iter().flat_map(|series| &series.engines).copied();
+        check_engines("response.series.engines", engines)?;
         check_addresses(
             "response.series.addresses",
             self.series.iter().flat_map(|series| &series.addresses),
@@ -447,7 +458,11 @@ mod tests {
                 "methods = [\"anyip\"]",
                 "rotation.series.methods has 'anyip'",
             ),
-            ("engines = [\"socket\"", "engines = [\"smoke\"", "unknown variant `smoke`"),
+            (
+                "engines = [\"socket\"",
+                "engines = [\"smoke\"",
+                "response.series.engines: there is no engine 'smoke'",
+            ),
         ] {
             let said = error(0, from, to);
             assert!(said.contains(words), "{to}: {said}");

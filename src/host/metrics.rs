@@ -22,7 +22,7 @@ use prometheus_client::encoding::{DescriptorEncoder, NoLabelSet, prometheus_text
 use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::Registry;
 
-use crate::events::{Counters, EngineKind, Method, QueueCounters, Ready, Stats};
+use crate::events::{Counters, Method, QueueCounters, Ready, Stats};
 use crate::host::sandbox::{Role, Sandbox};
 
 /// A whole exchange takes no longer, or is given up.
@@ -44,11 +44,12 @@ pub fn place(text: &str) -> Result<SocketAddr, String> {
 /// Values of one metric: labels and a number.
 type Values = Vec<(Vec<(&'static str, String)>, f64)>;
 
-/// A metric: its name without the `_total` of a counter, whether it is one, what it says, and where
-/// its values come from.
+/// A metric: its name without the `_total` of a counter, whether it is one, whether only engines
+/// that share frames with the kernel have it, what it says, and where its values come from.
 struct Metric {
     name: &'static str,
     counter: bool,
+    of_frames: bool,
     help: &'static str,
     values: fn(&Ready, &Stats) -> Values,
 }
@@ -136,15 +137,15 @@ const METRICS: &[Metric] = &[
         "Bad descriptors in the tx ring of a queue",
         |_, s| queues(&s.counters, |queue| queue.xdp.tx_invalid),
     ),
-    counter(
+    counter_of_frames(
         "sixhop_lost_frames",
         "Frames that are in no ring and in nobody's hands: a bug if not 0",
-        |ready, s| if has_frames(ready) { count(s.counters.frames_lost) } else { Vec::new() },
+        |_, s| count(s.counters.frames_lost),
     ),
-    counter(
+    counter_of_frames(
         "sixhop_invalid_descriptors",
         "Descriptors from the kernel that made no sense: a bug if not 0",
-        |ready, s| if has_frames(ready) { count(s.counters.invalid) } else { Vec::new() },
+        |_, s| count(s.counters.invalid),
     ),
     gauge(
         "sixhop_rotation_lag_seconds",
@@ -153,18 +154,21 @@ const METRICS: &[Metric] = &[
     ),
 ];
 
-/// Whether the engine shares memory with the kernel, frame by frame, that may be lost.
-fn has_frames(ready: &Ready) -> bool {
-    use EngineKind::{Afxdp, PacketRing, Reflect, Uring};
-    matches!(ready.engine, Some(Afxdp | Reflect | Uring | PacketRing))
-}
-
 const fn counter(
     name: &'static str,
     help: &'static str,
     values: fn(&Ready, &Stats) -> Values,
 ) -> Metric {
-    Metric { name, counter: true, help, values }
+    Metric { name, counter: true, of_frames: false, help, values }
+}
+
+/// One only of engines that share memory with the kernel frame by frame.
+const fn counter_of_frames(
+    name: &'static str,
+    help: &'static str,
+    values: fn(&Ready, &Stats) -> Values,
+) -> Metric {
+    Metric { name, counter: true, of_frames: true, help, values }
 }
 
 const fn gauge(
@@ -172,7 +176,7 @@ const fn gauge(
     help: &'static str,
     values: fn(&Ready, &Stats) -> Values,
 ) -> Metric {
-    Metric { name, counter: false, help, values }
+    Metric { name, counter: false, of_frames: false, help, values }
 }
 
 /// The name, the type and the meaning of each metric, as they are shown.
@@ -247,13 +251,17 @@ fn info(ready: &Ready, _: &Stats) -> Values {
 
 /// What was said last.
 #[derive(Debug, Clone)]
-pub struct Board(Arc<Mutex<(Ready, Stats)>>);
+pub struct Board {
+    last: Arc<Mutex<(Ready, Stats)>>,
+    has_frames: bool,
+}
 
 impl Board {
-    /// Before there are statistics.
+    /// Before there are statistics. `has_frames`: whether the engine shares memory with the kernel
+    /// frame by frame.
     #[must_use]
-    pub fn new(ready: Ready) -> Self {
-        Self(Arc::new(Mutex::new((ready, Stats::default()))))
+    pub fn new(ready: Ready, has_frames: bool) -> Self {
+        Self { last: Arc::new(Mutex::new((ready, Stats::default()))), has_frames }
     }
 
     /// Shows these statistics from now on.
@@ -267,7 +275,7 @@ impl Board {
     }
 
     fn last(&self) -> MutexGuard<'_, (Ready, Stats)> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.last.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// What is shown, as text.
@@ -286,7 +294,7 @@ impl Board {
 impl Collector for Board {
     fn encode(&self, mut encoder: DescriptorEncoder) -> fmt::Result {
         let last = self.last().clone();
-        for metric in METRICS {
+        for metric in METRICS.iter().filter(|metric| self.has_frames || !metric.of_frames) {
             let values = (metric.values)(&last.0, &last.1);
             if values.is_empty() {
                 continue;

@@ -52,7 +52,7 @@ fn attempt(interface: &str) -> Result<Modes> {
     // matter.
     let pool = Pool::new("2001:db8::/64".parse()?, 1, 1)?;
     let config = ServerConfig {
-        engine: Some(EngineKind::Afxdp),
+        engine: Some(EngineKind::AFXDP),
         ..ServerConfig::hold(interface.to_owned(), pool, Method::None)
     };
     Ok(Server::start(&config, &mut |_| true)?.ready().modes.clone())

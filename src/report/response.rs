@@ -330,7 +330,7 @@ pub(crate) mod tests {
         let mut events = Vec::new();
         for (run, means) in (1..).zip(passes) {
             for (rate, mean) in (1..).zip(means) {
-                let event = trial(EngineKind::Afxdp, 10, run, 1000 * rate, mean.abs() * 1000.0);
+                let event = trial(EngineKind::AFXDP, 10, run, 1000 * rate, mean.abs() * 1000.0);
                 events.push(match *mean {
                     0.0 => with(event, |load| load.outcome.answered = 899),
                     -1.0 => with(event, |load| load.achieved_rate = load.offered_rate * 0.98),
@@ -386,7 +386,7 @@ pub(crate) mod tests {
 
     #[test]
     fn exactly_nine_tenths_and_the_very_threshold_hold() {
-        let Event::Trial(mut trial) = trial(EngineKind::Socket, 1, 1, 1000, 5000.0) else {
+        let Event::Trial(mut trial) = trial(EngineKind::SOCKET, 1, 1, 1000, 5000.0) else {
             panic!("a trial")
         };
         trial.load.outcome.answered = 900;
@@ -420,7 +420,7 @@ pub(crate) mod tests {
     #[test]
     fn charts_have_a_panel_for_each_engine_and_one_for_all() {
         let mut two = events(&[[0.5, 0.9, 3.0, 20.0, 0.0]]);
-        two.push(trial(EngineKind::Socket, 10, 1, 1000, 100.0));
+        two.push(trial(EngineKind::SOCKET, 10, 1, 1000, 100.0));
         let panels = panels(&summarize(&profile(), &two));
         assert_eq!(panels.len(), 3);
         let picture = svg(&panels, 2).unwrap();
@@ -434,8 +434,8 @@ pub(crate) mod tests {
     #[test]
     fn histograms_of_runs_are_added_up() {
         let both = [
-            trial(EngineKind::Socket, 1, 1, 1000, 10.0),
-            trial(EngineKind::Socket, 1, 2, 1000, 1000.0),
+            trial(EngineKind::SOCKET, 1, 1, 1000, 10.0),
+            trial(EngineKind::SOCKET, 1, 2, 1000, 1000.0),
         ];
         let all = merged(trials(&both)).unwrap();
         assert_eq!(all.len(), 2000);

@@ -158,7 +158,7 @@ pub(crate) mod tests {
     fn profile() -> RotationProfile {
         RotationProfile {
             series: vec![RotationSeries {
-                engine: EngineKind::Afxdp,
+                engine: EngineKind::AFXDP,
                 methods: vec![Method::NetlinkBatch],
                 clients: Rates { from: 1000, to: 8000, step: 2.0 },
             }],
@@ -169,7 +169,7 @@ pub(crate) mod tests {
     /// A trial whose step took `seconds` and ended `late_ms` late. It lost `lost` of 20,000
     /// requests.
     pub fn trial(clients: u64, seconds: f64, late_ms: f64, lost: u64) -> Event {
-        let cell = RotationCell { engine: EngineKind::Afxdp, bind: Method::NetlinkBatch, clients };
+        let cell = RotationCell { engine: EngineKind::AFXDP, bind: Method::NetlinkBatch, clients };
         let rotated = Rotated {
             step: 7,
             seconds,
@@ -215,7 +215,7 @@ pub(crate) mod tests {
         let all = &summarize(&profile(), &events[..1])[0];
         assert_eq!((all.clients, all.limit), (Some(1000), RotationLimit::Highest));
         let cell =
-            RotationCell { engine: EngineKind::Afxdp, bind: Method::NetlinkBatch, clients: 1000 };
+            RotationCell { engine: EngineKind::AFXDP, bind: Method::NetlinkBatch, clients: 1000 };
         let none = [Event::Rotated(Box::new(RotationTrial::failed(cell, "no memory".to_owned())))];
         let carried = &summarize(&profile(), &none)[0];
         assert_eq!((carried.clients, carried.limit), (None, RotationLimit::Unready));

@@ -6,12 +6,11 @@ use super::ServerConfig;
 use super::error::{ConfigError, InterfaceError, Refused};
 use super::found::Found;
 use crate::address::{Prefix, Targets, timed};
-use crate::engine::{EngineKind, Modes, largest_request};
+use crate::engine::{EngineKind, Modes};
 use crate::host;
 use crate::live::Method;
 use crate::net::netlink::{Link, TableRoute};
 use crate::net::quirks::{self, Act, Facts};
-use crate::wire::MAX_PAYLOAD;
 use crate::xdp::LiveAddresses;
 
 /// Looks at all of it. `kind` is the engine that there will be.
@@ -123,20 +122,7 @@ const HEADERS: u32 = 40 + 8;
 /// What to say where the interface can receive a request that is too large for the engine.
 pub(super) fn too_large(link: &Link, kind: Option<EngineKind>, modes: &Modes) -> Option<String> {
     let possible = link.mtu.saturating_sub(HEADERS);
-    let (served, otherwise) = match (kind?, modes.rings) {
-        (EngineKind::Afxdp, Some(rings)) => (
-            largest_request(rings.frame_size),
-            "larger ones do not fit into a frame of the rings and are dropped (xdp.rx_dropped)",
-        ),
-        (
-            EngineKind::Socket
-            | EngineKind::SocketBatch
-            | EngineKind::SocketGso
-            | EngineKind::Uring,
-            _,
-        ) => (MAX_PAYLOAD as u32, "of larger ones the replies hold only so many bytes"),
-        _ => return None,
-    };
+    let (served, otherwise) = (kind?.about()?.longest)(modes)?;
     (served < possible).then(|| {
         format!(
             "the MTU of {0} is {1}, and requests of up to {served} bytes are served: {otherwise}; \
@@ -206,12 +192,12 @@ mod tests {
             let rings = RingSizes { frames: 1, frame_size, fill: 1, rx: 1, tx: 1, completion: 1 };
             too_large(&link, Some(kind), &Modes { rings: Some(rings), ..Modes::default() })
         };
-        assert_eq!(said(3826, EngineKind::Afxdp, 4096), None);
-        let words = said(3827, EngineKind::Afxdp, 4096).unwrap();
+        assert_eq!(said(3826, EngineKind::AFXDP, 4096), None);
+        let words = said(3827, EngineKind::AFXDP, 4096).unwrap();
         assert!(words.contains("up to 3778 bytes") && words.contains("mtu 3826"), "{words}");
-        assert_eq!(said(1500, EngineKind::SocketGso, 2048), None);
-        assert!(said(9000, EngineKind::Uring, 2048).unwrap().contains("up to 1452 bytes"));
-        assert_eq!(said(9000, EngineKind::Reflect, 4096), None);
+        assert_eq!(said(1500, EngineKind::SOCKET_GSO, 2048), None);
+        assert!(said(9000, EngineKind::URING, 2048).unwrap().contains("up to 1452 bytes"));
+        assert_eq!(said(9000, EngineKind::REFLECT, 4096), None);
     }
 
     #[test]
@@ -223,12 +209,12 @@ mod tests {
             let spare = Some(1 << 30);
             has_room(&pool(count), bind, kind, spare).map_err(|error| error.to_string())
         };
-        assert_eq!(said(1000, Method::LiveMap, Some(EngineKind::Afxdp)), Ok(()));
-        let many = said(400_000_000, Method::LiveMap, Some(EngineKind::Afxdp)).unwrap_err();
+        assert_eq!(said(1000, Method::LiveMap, Some(EngineKind::AFXDP)), Ok(()));
+        let many = said(400_000_000, Method::LiveMap, Some(EngineKind::AFXDP)).unwrap_err();
         assert!(many.contains("at most 134217728"), "{many}");
-        let list = said(1 << 60, Method::Netlink, Some(EngineKind::Socket)).unwrap_err();
+        let list = said(1 << 60, Method::Netlink, Some(EngineKind::SOCKET)).unwrap_err();
         assert!(list.contains("MiB of memory"), "{list}");
-        let unknown = has_room(&pool(1 << 60), Method::Netlink, Some(EngineKind::Socket), None);
+        let unknown = has_room(&pool(1 << 60), Method::Netlink, Some(EngineKind::SOCKET), None);
         assert_eq!(unknown, Ok(()), "where the machine does not say, it may try");
     }
 }

@@ -26,14 +26,13 @@ use std::sync::atomic::AtomicBool;
 use anyhow::{Context, Result};
 
 use crate::address::{Sources, Targets};
-use crate::engine::{EngineKind, RingRequest, TPacket};
+use crate::engine::{self, EngineKind};
 use crate::events::{Ready, Stats};
 use crate::host::sandbox::Sandbox;
 use crate::host::settings::Keeper;
 use crate::live::{Method, Phases, Rotated, Step, Told};
 use crate::net::netlink::{self, Link};
 use crate::service::{Echo, Service};
-use crate::xdp::{AttachRequest, CopyRequest};
 
 pub use error::{Cause, ConfigError, InterfaceError, ServerError};
 use found::Found;
@@ -53,26 +52,16 @@ pub struct ServerConfig {
     pub bind: Method,
     /// How to answer; `None` to answer no requests, and only hold the addresses.
     pub engine: Option<EngineKind>,
-    /// Where the XDP program is to run.
-    pub attach: AttachRequest,
-    /// Which copy mode to ask for.
-    pub copy: CopyRequest,
-    /// What AF_XDP rings are to be like.
-    pub rings: RingRequest,
-    /// Queues to serve; empty for all that are in use.
-    pub queues: Vec<u32>,
+    /// What is asked of the engines, each of which takes its own.
+    pub options: engine::Options,
     /// Processors to pin to; empty for as many as there are workers.
     pub cores: Vec<usize>,
-    /// How the rings of packet-ring are to be laid out.
-    pub tpacket: TPacket,
     /// UDP port of the service.
     pub port: u16,
     /// Replies to each request, within 1 and 255, of the service that [`Server::start`] starts.
     pub replies: u16,
     /// Who may ask; `None` for those on the interface's own link.
     pub allow: Option<Sources>,
-    /// Requests of one source that are answered in a second; `None` for any number.
-    pub limit: Option<u32>,
     /// Microseconds between two batches that the kernel takes from the interface; `None` to leave
     /// that as it is.
     pub coalesce: Option<u32>,
@@ -131,16 +120,11 @@ impl ServerConfig {
             targets: targets.into(),
             bind,
             engine: None,
-            attach: AttachRequest::Auto,
-            copy: CopyRequest::Auto,
-            rings: RingRequest::default(),
-            queues: Vec::new(),
+            options: engine::Options::default(),
             cores: Vec::new(),
-            tpacket: TPacket::default(),
             port: 0,
             replies: 1,
             allow: None,
-            limit: None,
             coalesce: None,
             take_prefix: false,
             multicast_router: false,

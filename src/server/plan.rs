@@ -114,7 +114,7 @@ impl Plan {
             cores,
             sources,
             own: found.own.clone(),
-            receive_work: match (config.coalesce, config.rings.busy_poll) {
+            receive_work: match (config.coalesce, config.options.xdp.busy_poll) {
                 (Some(time), _) => ReceiveWork::Coalesced(time),
                 (None, Some(_)) => ReceiveWork::Polled,
                 (None, None) => ReceiveWork::AsItDoes,
@@ -140,14 +140,14 @@ impl Plan {
 /// Which engine is needed, and whether it has to make the addresses live.
 fn engine(config: &ServerConfig) -> Result<(Option<EngineKind>, bool), ConfigError> {
     let hidden = config.bind == Method::LiveMap;
-    let engine = if hidden { config.engine.or(Some(EngineKind::Afxdp)) } else { config.engine };
+    let engine = if hidden { config.engine.or(Some(EngineKind::AFXDP)) } else { config.engine };
     if let Some(engine) = engine.filter(|engine| !engine.can(config.bind)) {
         return Err(ConfigError::NeedsProgram(engine));
     }
-    if config.rings.busy_poll.is_some() && engine != Some(EngineKind::Afxdp) {
+    if config.options.xdp.busy_poll.is_some() && !engine.is_some_and(EngineKind::has_rings) {
         return Err(ConfigError::BusyPoll);
     }
-    if config.limit.is_some() && !engine.is_some_and(EngineKind::steers) {
+    if config.options.xdp.limit.is_some() && !engine.is_some_and(EngineKind::steers) {
         return Err(ConfigError::Limit);
     }
     Ok((engine, hidden))
@@ -163,12 +163,12 @@ fn queues(
         return Ok(vec![]); // the kernel spreads a socket's work
     }
     let link = &found.link;
-    let served = if config.queues.is_empty() {
+    let served = if config.options.xdp.queues.is_empty() {
         (0..found.receiving).collect()
     } else {
         existing(config, found, engine)?
     };
-    let by_sockets = engine == Some(EngineKind::Afxdp) || config.bind == Method::LiveMap;
+    let by_sockets = engine.is_some_and(EngineKind::has_rings) || config.bind == Method::LiveMap;
     if by_sockets && !stacked::runs_below(link.kind.as_deref()) {
         let cannot = stacked::cannot_send(&link.name, found.queues, &served);
         if let Some((why, cure)) = cannot {
@@ -184,19 +184,19 @@ fn existing(
     found: &Found,
     engine: Option<EngineKind>,
 ) -> Result<Vec<u32>, ConfigError> {
-    if engine == Some(EngineKind::Reflect) {
+    if engine == Some(EngineKind::REFLECT) {
         return Err(ConfigError::QueuesOfReflect);
     }
-    for (index, queue) in config.queues.iter().enumerate() {
+    for (index, queue) in config.options.xdp.queues.iter().enumerate() {
         let (interface, count, queue) = (found.link.name.clone(), found.receiving, *queue);
         if queue >= count {
             return Err(ConfigError::NoQueue { interface, count, queue });
         }
-        if config.queues[..index].contains(&queue) {
+        if config.options.xdp.queues[..index].contains(&queue) {
             return Err(ConfigError::QueueTwice(queue));
         }
     }
-    Ok(config.queues.clone())
+    Ok(config.options.xdp.queues.clone())
 }
 
 /// The processors to pin to, each of which this process may use: near the interrupts of `queues`,
@@ -232,6 +232,7 @@ mod tests {
     use super::*;
     use crate::address::mt6d::{Clock, Subnet, Timetable};
     use crate::address::{Pool, Prefix, Secret};
+    use crate::engine;
     use crate::host::Nearness;
     use crate::net::ethtool::QueueCounts;
     use crate::net::netlink::{Link, TableRoute};
@@ -240,16 +241,9 @@ mod tests {
     use std::sync::Arc;
     use std::time::Duration;
 
-    const ENGINES: [EngineKind; 8] = [
-        EngineKind::Afxdp,
-        EngineKind::Reflect,
-        EngineKind::Socket,
-        EngineKind::SocketBatch,
-        EngineKind::SocketGso,
-        EngineKind::Uring,
-        EngineKind::Raw,
-        EngineKind::PacketRing,
-    ];
+    fn engines() -> Vec<EngineKind> {
+        engine::all().map(|about| about.kind).collect()
+    }
 
     fn prefix(text: &str) -> Prefix {
         text.parse().unwrap()
@@ -311,7 +305,7 @@ mod tests {
 
     /// The error of a plan, which there is without `change`.
     fn fault(change: impl FnOnce(&mut ServerConfig, &mut Found)) -> ConfigError {
-        let (mut config, mut found) = (config(EngineKind::Afxdp, Method::LiveMap), machine());
+        let (mut config, mut found) = (config(EngineKind::AFXDP, Method::LiveMap), machine());
         assert!(Plan::new(&config, &found).is_ok());
         change(&mut config, &mut found);
         match Plan::new(&config, &found) {
@@ -322,22 +316,22 @@ mod tests {
 
     #[test]
     fn each_contradiction_within_a_configuration_has_its_error() {
-        let raw = fault(|config, _| config.engine = Some(EngineKind::Raw));
-        assert_eq!(raw, ConfigError::NeedsProgram(EngineKind::Raw));
+        let raw = fault(|config, _| config.engine = Some(EngineKind::RAW));
+        assert_eq!(raw, ConfigError::NeedsProgram(EngineKind::RAW));
         let polled = fault(|config, _| {
-            (config.engine, config.rings.busy_poll) = (Some(EngineKind::Reflect), Some(50));
+            (config.engine, config.options.xdp.busy_poll) = (Some(EngineKind::REFLECT), Some(50));
         });
         assert_eq!(polled, ConfigError::BusyPoll);
         let limited = fault(|config, _| {
-            (config.engine, config.limit) = (Some(EngineKind::Uring), Some(5));
+            (config.engine, config.options.xdp.limit) = (Some(EngineKind::URING), Some(5));
             config.bind = Method::Netlink;
         });
         assert_eq!(limited, ConfigError::Limit);
         let reflected = fault(|config, _| {
-            (config.engine, config.queues) = (Some(EngineKind::Reflect), vec![0]);
+            (config.engine, config.options.xdp.queues) = (Some(EngineKind::REFLECT), vec![0]);
         });
         assert_eq!(reflected, ConfigError::QueuesOfReflect);
-        let twice = fault(|config, _| config.queues = vec![1, 0, 1]);
+        let twice = fault(|config, _| config.options.xdp.queues = vec![1, 0, 1]);
         assert_eq!(twice, ConfigError::QueueTwice(1));
         let router = fault(|config, _| {
             (config.bind, config.multicast_router) = (Method::Netlink, true);
@@ -356,7 +350,7 @@ mod tests {
         let address = pool.to_vec(1)[7];
         let taken = fault(|_, found| found.own.push(address));
         assert_eq!(taken, ConfigError::Taken { address, interface: interface() });
-        let no_queue = fault(|config, _| config.queues = vec![0, 2]);
+        let no_queue = fault(|config, _| config.options.xdp.queues = vec![0, 2]);
         let expected = ConfigError::NoQueue { interface: interface(), count: 2, queue: 2 };
         assert_eq!(no_queue, expected);
         let no_core = fault(|config, _| config.cores = vec![3, 4]);
@@ -380,7 +374,7 @@ mod tests {
             other => panic!("{other:?}"),
         };
         let name = || "server0".to_owned();
-        let hidden = config(EngineKind::Afxdp, Method::LiveMap);
+        let hidden = config(EngineKind::AFXDP, Method::LiveMap);
         let found = Found { no_ipv6: Some("it is disabled".to_owned()), ..machine() };
         assert_eq!(of(&hidden, &found), InterfaceError::NoIpv6("it is disabled".to_owned()));
         let found = Found { in_vrf: true, ..machine() };
@@ -399,15 +393,16 @@ mod tests {
         let found = Found { queues: queues(2, 1), ..machine() };
         let error = of(&hidden, &found);
         assert!(matches!(error, InterfaceError::CannotSend { .. }), "{error:?}");
-        let first = ServerConfig { queues: vec![0], ..hidden };
+        let mut first = hidden;
+        first.options.xdp.queues = vec![0];
         assert!(Plan::new(&first, &found).is_ok(), "the first queue can send");
-        let netlink = config(EngineKind::SocketGso, Method::Netlink);
+        let netlink = config(EngineKind::SOCKET_GSO, Method::Netlink);
         let error = of(&netlink, &port_of("bridge"));
         assert!(matches!(error, InterfaceError::IsPort(_)), "{error:?}");
         assert!(Plan::new(&netlink, &port_of("vrf")).is_ok());
         let tunnel = Link { link_type: 769, ..machine().link };
         let found = Found { link: tunnel, ..machine() };
-        for engine in ENGINES {
+        for engine in engines() {
             let config = config(engine, Method::Netlink);
             if engine.sees_frames() {
                 let expected =
@@ -425,18 +420,18 @@ mod tests {
             let config = ServerConfig { targets, ..config(engine, bind) };
             Plan::new(&config, &machine()).unwrap().decides
         };
-        let (program, both) = (EngineKind::Afxdp, Decides::Program { and_set: true });
+        let (program, both) = (EngineKind::AFXDP, Decides::Program { and_set: true });
         assert_eq!(of(program, Method::LiveMap, moving()), Decides::Program { and_set: false });
         assert_eq!(of(program, Method::NetlinkBatch, moving()), both);
-        assert_eq!(of(EngineKind::Raw, Method::NetlinkBatch, moving()), Decides::Set);
+        assert_eq!(of(EngineKind::RAW, Method::NetlinkBatch, moving()), Decides::Set);
         assert_eq!(of(program, Method::LiveMap, pool()), Decides::Pool);
-        assert_eq!(of(EngineKind::Socket, Method::Netlink, pool()), Decides::Pool);
+        assert_eq!(of(EngineKind::SOCKET, Method::Netlink, pool()), Decides::Pool);
     }
 
     #[test]
     fn people_are_told_what_such_a_server_does_not_see() {
         let notes = |config: &ServerConfig, found: &Found| Plan::new(config, found).unwrap().notes;
-        let hidden = config(EngineKind::Afxdp, Method::LiveMap);
+        let hidden = config(EngineKind::AFXDP, Method::LiveMap);
         assert_eq!(notes(&hidden, &machine()), Vec::<String>::new());
         let alone = Found { on_link: Vec::new(), ..port_of("bridge") };
         let [port, nobody] = &notes(&hidden, &alone)[..] else { panic!("two sentences") };
@@ -456,8 +451,8 @@ mod tests {
     fn what_polls_and_what_coalesces_is_set_up_by_the_kernel() {
         let of = |busy_poll, coalesce| {
             let mut config =
-                ServerConfig { coalesce, ..config(EngineKind::Afxdp, Method::LiveMap) };
-            config.rings.busy_poll = busy_poll;
+                ServerConfig { coalesce, ..config(EngineKind::AFXDP, Method::LiveMap) };
+            config.options.xdp.busy_poll = busy_poll;
             Plan::new(&config, &machine()).unwrap().receive_work
         };
         assert_eq!(of(None, None), ReceiveWork::AsItDoes);
@@ -468,7 +463,7 @@ mod tests {
 
     fn a_configuration() -> impl Strategy<Value = ServerConfig> {
         (
-            prop::option::of(prop::sample::select(&ENGINES[..])),
+            prop::option::of(prop::sample::select(engines())),
             prop::sample::select(&Method::ALL[..]),
             any::<bool>(),
             prop::collection::vec(0_u32..5, 0..4),
@@ -481,13 +476,12 @@ mod tests {
                 let targets = if moves { moving() } else { pool() };
                 let mut config = ServerConfig {
                     targets,
-                    queues,
                     cores,
-                    limit,
                     multicast_router: router && bind == Method::LiveMap,
                     ..config(engine, bind)
                 };
-                config.rings.busy_poll = poll;
+                let xdp = &mut config.options.xdp;
+                (xdp.queues, xdp.limit, xdp.busy_poll) = (queues, limit, poll);
                 config
             })
     }
@@ -516,7 +510,7 @@ mod tests {
             let hidden = config.bind == Method::LiveMap;
             // The engine is the one that was asked for. Another is opened only to hold addresses.
             prop_assert_eq!(plan.answers, config.engine.is_some());
-            let default = hidden.then_some(EngineKind::Afxdp);
+            let default = hidden.then_some(EngineKind::AFXDP);
             prop_assert_eq!(plan.engine, config.engine.or(default));
             // Addresses that the engine makes live come after it, all others before.
             prop_assert_eq!(plan.order == Order::EngineFirst, hidden);
@@ -529,11 +523,11 @@ mod tests {
             prop_assert_eq!(queues.len(), plan.queues.len());
             prop_assert_eq!(!queues.is_empty(), plan.steers());
             prop_assert!(queues.iter().all(|queue| *queue < found.receiving));
-            if plan.engine == Some(EngineKind::Afxdp) && found.link.kind.is_none() {
+            if plan.engine == Some(EngineKind::AFXDP) && found.link.kind.is_none() {
                 prop_assert!(queues.iter().all(|queue| *queue < found.queues.sending));
             }
-            if plan.steers() && !config.queues.is_empty() {
-                prop_assert_eq!(&plan.queues, &config.queues);
+            if plan.steers() && !config.options.xdp.queues.is_empty() {
+                prop_assert_eq!(&plan.queues, &config.options.xdp.queues);
             }
             // There is a processor for a worker, and this process may use it. Where it cannot be
             // asked, the first is as good as any.
@@ -544,12 +538,12 @@ mod tests {
                     || found.processors.is_empty() && plan.cores == [0]
             );
             prop_assert_eq!(plan.queues_in_use.is_some(), plan.steers());
-            prop_assert!(config.limit.is_none() || plan.steers());
+            prop_assert!(config.options.xdp.limit.is_none() || plan.steers());
         }
 
         #[test]
         fn whoever_asks_for_nothing_special_gets_a_plan(
-            engine in prop::sample::select(&ENGINES[..]),
+            engine in prop::sample::select(engines()),
             bind in prop::sample::select(&Method::ALL[..]),
             found in a_machine(),
         ) {

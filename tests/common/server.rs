@@ -3,7 +3,7 @@
 use std::io::{BufRead, BufReader, Read};
 use std::process::{Child, ChildStdout, Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc;
+use std::sync::{LazyLock, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -13,7 +13,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
 use sixhop::address::Pool;
-use sixhop::engine::{EngineKind, TPacket};
+use sixhop::engine::{self, About, EngineKind, Options, TPacket};
 use sixhop::events::Counters;
 use sixhop::lab::{Lab, Side};
 use sixhop::live::Method;
@@ -23,18 +23,24 @@ use sixhop::service::Service;
 pub const SIXHOP: &str = env!("CARGO_BIN_EXE_sixhop");
 pub const PREFIX: &str = "2001:db8:1::/64";
 
-/// All that there are.
-pub const ENGINES: [&str; 9] = [
-    "afxdp",
-    "reflect",
-    "socket",
-    "socket-batch",
-    "socket-gso",
-    "uring",
-    "raw",
-    "packet-ring",
-    "packet-ring --tpacket v3",
-];
+/// The engines of the registry, each in all of its ways: a name, and flags where there are any.
+pub fn engines() -> impl Iterator<Item = &'static str> {
+    static ALL: LazyLock<Vec<String>> = LazyLock::new(|| {
+        let of = |about: &'static About| {
+            let ways = about.ways.iter().map(|flags| format!("{} {flags}", about.kind));
+            std::iter::once(about.kind.to_string()).chain(ways)
+        };
+        engine::all().flat_map(of).collect()
+    });
+    ALL.iter().map(String::as_str)
+}
+
+/// What the engine says of itself that these words name, of [`engines`].
+pub fn about(engine: &str) -> &'static About {
+    let name = engine.split(' ').next().unwrap_or_default();
+    let kind: EngineKind = name.parse().expect("one of the registry");
+    kind.about().expect("one of the registry")
+}
 
 /// What a test waits for comes within this, or not at all.
 pub const PATIENCE: Duration = Duration::from_secs(60);
@@ -47,15 +53,15 @@ pub fn sixhop(lab: &Lab, side: Side, arguments: &str) -> Command {
     command
 }
 
-/// A server of the library, not started yet, that is to run `engine`, as [`ENGINES`] has it, for
-/// the addresses of `pool`.
+/// A server of the library, not started yet, that is to run `engine`, one of [`engines`], for the
+/// addresses of `pool`.
 pub fn library(engine: &str, pool: Pool, bind: Method) -> Result<ServerConfig> {
     let (engine, layout) = engine.split_once(" --tpacket ").unwrap_or((engine, "v2"));
-    Ok(ServerConfig {
-        engine: Some(EngineKind::from_str(engine, false).map_err(|error| anyhow!(error))?),
-        tpacket: TPacket::from_str(layout, false).map_err(|error| anyhow!(error))?,
-        ..ServerConfig::hold(Side::Server.interface().to_owned(), pool, bind)
-    })
+    let mut options = Options::default();
+    options.packet_ring.tpacket =
+        TPacket::from_str(layout, false).map_err(|error| anyhow!(error))?;
+    let hold = ServerConfig::hold(Side::Server.interface().to_owned(), pool, bind);
+    Ok(ServerConfig { engine: Some(engine.parse()?), options, ..hold })
 }
 
 /// Has a server of the library answer by `service` while `ask` asks. Returns what was asked for,

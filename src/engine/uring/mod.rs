@@ -20,7 +20,7 @@ use anyhow::{Context, Result};
 use super::reply::{self, Reply};
 use super::statistics::{Shown, Tally};
 use super::udp::{self, SocketCounters};
-use super::{CounterSet, Engine, EngineConfig, Modes, pin};
+use super::{About, CounterSet, Engine, EngineConfig, EngineKind, Modes, pin};
 use crate::host::sandbox::{Role, Sandbox};
 use crate::policy::Handler;
 use crate::service::Service;
@@ -30,6 +30,27 @@ use ring::{Event, Request, Ring};
 /// (MULTISHOT_MAX_RETRY): this is room for those whose replies wait for the card, and little enough
 /// to stay in a processor's cache. More requests wait in the socket.
 const BUFFERS: u16 = 256;
+
+impl EngineKind {
+    /// io_uring.
+    pub const URING: Self = Self::named("uring");
+}
+
+pub(super) const ABOUT: About = About {
+    sends_unasked: false,
+    shares_frames: true,
+    roles: &[Role::Uring],
+    longest: udp::longest,
+    ..About::new(
+        EngineKind::URING,
+        "io_uring: requests come without being asked for one by one, replies leave as with \
+         socket-gso",
+    )
+};
+
+pub(super) fn open<S: Service>(config: &EngineConfig, service: &S) -> Result<Box<dyn Engine>> {
+    Ok(Box::new(Uring::open(config, service)?))
+}
 
 pub(super) struct Uring<S> {
     workers: Vec<Worker<S>>,

@@ -47,13 +47,13 @@ pub fn pairs<'a>(summed: &'a Summed) -> Vec<Pair<'a>> {
     let all = cells(summed.response);
     let socket_for = |cell: Cell| {
         let of_number =
-            |other: &&Cell| other.engine == EngineKind::Socket && other.addresses == cell.addresses;
+            |other: &&Cell| other.engine == EngineKind::SOCKET && other.addresses == cell.addresses;
         let same = all.iter().filter(of_number).find(|other| other.bind == cell.bind);
         same.or_else(|| all.iter().find(of_number)).copied()
     };
     let with_rate = |cell: Cell| summed.rate(cell, threshold).filter(|found| found.rate.is_some());
     all.iter()
-        .filter(|cell| cell.engine != EngineKind::Socket)
+        .filter(|cell| cell.engine != EngineKind::SOCKET)
         .filter_map(|&cell| {
             let socket = socket_for(cell)?;
             Some(Pair { cell, socket, rate: with_rate(cell)?, base: with_rate(socket)? })

@@ -109,7 +109,7 @@ fn without_socket(summed: &Summed) -> Option<Finding> {
     let held = summed.thresholds.iter().filter(|summary| summary.threshold_ms == threshold);
     let held = held.filter_map(|summary| Some((summary, summary.rate?.median)));
     let (main, _) = held.max_by(|a, b| {
-        let is_afxdp = |summary: &ThresholdSummary| summary.cell.engine == EngineKind::Afxdp;
+        let is_afxdp = |summary: &ThresholdSummary| summary.cell.engine == EngineKind::AFXDP;
         is_afxdp(a.0).cmp(&is_afxdp(b.0)).then(a.1.total_cmp(&b.1))
     })?;
     let sentence = format!(
@@ -171,7 +171,7 @@ fn replies(count: u16) -> String {
 fn main_pair<'a, 'b>(pairs: &'a [Pair<'b>]) -> Option<&'a Pair<'b>> {
     let best = pairs.iter().max_by(|a, b| a.ratio().total_cmp(&b.ratio()))?.cell.engine;
     let of = |engine| pairs.iter().filter(move |pair| pair.cell.engine == engine);
-    let engine = if of(EngineKind::Afxdp).next().is_some() { EngineKind::Afxdp } else { best };
+    let engine = if of(EngineKind::AFXDP).next().is_some() { EngineKind::AFXDP } else { best };
     of(engine).max_by_key(|pair| (pair.cell.bind == pair.socket.bind, pair.cell.addresses))
 }
 
@@ -229,8 +229,8 @@ fn of_comparison(results: &[&EngineResult]) -> Option<Finding> {
     Some(Finding { sentence, circumstances })
 }
 
-const SOCKET: Contestant = Contestant::Engine(EngineKind::Socket);
-const AFXDP: Contestant = Contestant::Engine(EngineKind::Afxdp);
+const SOCKET: Contestant = Contestant::Engine(EngineKind::SOCKET);
+const AFXDP: Contestant = Contestant::Engine(EngineKind::AFXDP);
 
 /// Compares `live-map` with the kernel's own addresses, at the largest number where both were
 /// measured.
@@ -322,7 +322,7 @@ fn response_bars(summed: &Summed, held: &[(&ThresholdSummary, Spread)]) -> Vec<B
             mode: modes_of(&servers, summary.cell),
             spread: *spread,
             figure: format!("{least}{}/s", requests(spread.median)),
-            is_baseline: summary.cell.engine == EngineKind::Socket,
+            is_baseline: summary.cell.engine == EngineKind::SOCKET,
         }
     };
     held.iter().map(bar).collect()

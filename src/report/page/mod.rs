@@ -125,8 +125,8 @@ mod tests {
     /// Two engines, three passes through two rates; the first rate holds, the second does not.
     fn data() -> Data {
         let mut response = vec![start()];
-        for engine in [EngineKind::Socket, EngineKind::Afxdp] {
-            let factor = if engine == EngineKind::Afxdp { 4 } else { 1 };
+        for engine in [EngineKind::SOCKET, EngineKind::AFXDP] {
+            let factor = if engine == EngineKind::AFXDP { 4 } else { 1 };
             for run in 1..=3 {
                 response.push(trial(engine, 10, run, 10_000 * factor, 100.0));
                 response.push(trial(engine, 10, run, 20_000 * factor, 1e6));
@@ -277,7 +277,7 @@ mod tests {
     fn without_a_socket_server_the_rate_itself_is_what_was_found() {
         let mut data = data();
         data.response.retain(|event| match event {
-            Event::Trial(trial) => trial.cell.engine != EngineKind::Socket,
+            Event::Trial(trial) => trial.cell.engine != EngineKind::SOCKET,
             _ => true,
         });
         let sentence = "<h1>afxdp (netlink-down) sustains 40\u{202f}000 requests/s at 10 addresses \
@@ -323,7 +323,7 @@ mod tests {
     #[test]
     fn a_cell_that_could_not_be_had_is_in_the_table() {
         let mut data = data();
-        let cell = Cell { engine: EngineKind::Socket, bind: Method::Netlink, addresses: 55_000 };
+        let cell = Cell { engine: EngineKind::SOCKET, bind: Method::Netlink, addresses: 55_000 };
         let failed = crate::events::Failed { cell, why: "it was not ready".to_owned() };
         data.response.insert(1, Event::Failed(failed));
         assert!(page(&data).unwrap().html.contains("it was not ready"));

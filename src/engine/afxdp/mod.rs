@@ -2,6 +2,8 @@
 //! worker that owns both. reflect: the program answers by itself, and there are queues only where
 //! neighbour discovery has to be answered.
 
+mod options;
+
 use std::io;
 use std::net::Ipv6Addr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -12,16 +14,17 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, ensure};
 
-use super::behind::Behind;
-use super::multicast_router::MulticastRouter;
-use super::reply;
-use super::statistics::{Shown, Tally};
-use super::udp::SocketCounters;
-use super::worker::{BATCH, Worker};
-use super::{
-    Advertiser, CounterSet, Engine, EngineConfig, Follower, LinkAddress, Modes, pin, supervise,
-};
 use crate::address::{Prefix, Targets};
+use crate::engine::behind::Behind;
+use crate::engine::multicast_router::MulticastRouter;
+use crate::engine::reply;
+use crate::engine::statistics::{Shown, Tally};
+use crate::engine::udp::SocketCounters;
+use crate::engine::worker::{BATCH, Worker};
+use crate::engine::{
+    About, Advertiser, CounterSet, Engine, EngineConfig, EngineKind, Follower, LinkAddress, Modes,
+    pin, supervise,
+};
 use crate::events::{Counters, QueueCounters};
 use crate::host::sandbox::{Role, Sandbox};
 use crate::live::Method;
@@ -36,6 +39,8 @@ use crate::xdp::{
     LevelSource, LiveAddresses, MovingAddresses, Program, ProgramConfig, Reflect, RingLevels,
     Rings, Screen, Socket, SocketConfig, Station, Verdict, VerdictSource, spare_frames,
 };
+
+pub use options::Options;
 
 /// Frames of each queue. They are the queue of requests that wait while the worker is kept from its
 /// processor: at 100,000 requests/s they hold 40 ms of them, which is more than a scheduler takes
@@ -87,6 +92,31 @@ pub fn frame_size(mtu: u32) -> u32 {
 /// Bytes of the largest request that fits into such a frame, behind XDP_PACKET_HEADROOM.
 pub fn largest_request(frame_size: u32) -> u32 {
     frame_size.saturating_sub(256 + OVERHEAD as u32)
+}
+
+impl EngineKind {
+    /// AF_XDP rings.
+    pub const AFXDP: Self = Self::named("afxdp");
+}
+
+pub(super) const ABOUT: About = About {
+    steers: true,
+    sees_frames: true,
+    has_rings: true,
+    shares_frames: true,
+    capabilities: &["CAP_NET_ADMIN", "CAP_NET_RAW", "CAP_BPF", "CAP_PERFMON"],
+    roles: &[Role::Ring],
+    longest,
+    ..About::new(EngineKind::AFXDP, "AF_XDP rings: no socket buffers, no system call per packet")
+};
+
+fn longest(modes: &Modes) -> Option<(u32, &'static str)> {
+    let why = "larger ones do not fit into a frame of the rings and are dropped (xdp.rx_dropped)";
+    modes.rings.map(|rings| (largest_request(rings.frame_size), why))
+}
+
+pub(super) fn open<S: Service>(config: &EngineConfig, service: &S) -> Result<Box<dyn Engine>> {
+    Ok(Box::new(AfXdp::open(config, service, false)?))
 }
 
 pub(super) struct AfXdp<S> {
@@ -142,11 +172,6 @@ struct Queue<S> {
 impl<S: Service> AfXdp<S> {
     /// Opens afxdp, or reflect where the program is to answer.
     pub fn open(config: &EngineConfig, service: &S, reflects: bool) -> Result<Self> {
-        ensure!(
-            !reflects || service.as_echo().is_some(),
-            "reflect only sends requests back, as the kernel does it, and runs no other service: \
-             use --engine afxdp"
-        );
         let EngineConfig { link, handler, targets, .. } = config;
         let highest = config.queues.iter().max().copied().unwrap_or(0);
         let is_hidden = config.bind == Method::LiveMap;
@@ -169,7 +194,7 @@ impl<S: Service> AfXdp<S> {
             screen: Some(Screen {
                 station: link.mac,
                 allow_list: !handler.sources().is_all(),
-                limit: config.limit,
+                limit: config.options.xdp.limit,
             }),
         })?;
         program.add_prefix(targets.prefix())?;
@@ -198,7 +223,7 @@ impl<S: Service> AfXdp<S> {
         let frame_size = chosen_frame_size(config)?;
         let behind = (handler.port() != 0).then(|| Behind::program(config, service)).transpose()?;
         // Attached before the sockets are bound: some drivers grant zero-copy only then.
-        let attachment = program.attach(link, config.attach)?;
+        let attachment = program.attach(link, config.options.xdp.attach)?;
         if reflects && attachment.mode() == AttachMode::Native {
             can_send_redirected(link)?;
         }
@@ -216,13 +241,13 @@ impl<S: Service> AfXdp<S> {
                 interface: &link.name,
                 index: link.index,
                 queue,
-                copy: config.copy,
+                copy: config.options.xdp.copy,
                 attach: attachment.mode(),
                 frames: FRAMES,
                 elsewhere: elsewhere(config.replies),
                 frame_size,
-                hugepages: config.rings.hugepages,
-                busy_poll: config.rings.busy_poll,
+                hugepages: config.options.xdp.hugepages,
+                busy_poll: config.options.xdp.busy_poll,
                 send_ring: SEND_RING,
                 fill: FRAMES - if S::UNASKED { KEPT } else { 0 },
             };
@@ -339,7 +364,7 @@ fn can_send_redirected(link: &Link) -> Result<()> {
 fn chosen_frame_size(config: &EngineConfig) -> Result<u32> {
     let Link { name, mtu, .. } = &config.link;
     let needed = frame_size(*mtu);
-    let size = config.rings.frame_size.unwrap_or(needed);
+    let size = config.options.xdp.frame_size.unwrap_or(needed);
     ensure!(
         size >= needed,
         "a frame of {size} bytes is too small for packets of {name}, whose MTU is {mtu}: use \

@@ -1,0 +1,28 @@
+//! Sockets as [`batch`](super::batch) has them, whose equal replies go through the kernel's stack as
+//! one datagram that it cuts (UDP_SEGMENT).
+
+use anyhow::Result;
+
+use super::batch::Batch;
+use super::{About, Engine, EngineConfig, EngineKind, udp};
+use crate::host::sandbox::Role;
+use crate::service::Service;
+
+impl EngineKind {
+    /// The best of the socket servers.
+    pub const SOCKET_GSO: Self = Self::named("socket-gso");
+}
+
+pub(super) const ABOUT: About = About {
+    roles: &[Role::Socket],
+    longest: udp::longest,
+    ..About::new(
+        EngineKind::SOCKET_GSO,
+        "The same, with all replies to a request as one datagram that the kernel cuts: the best of \
+         the socket servers",
+    )
+};
+
+pub(super) fn open<S: Service>(config: &EngineConfig, service: &S) -> Result<Box<dyn Engine>> {
+    Ok(Box::new(Batch::open(config, service, true)?))
+}
