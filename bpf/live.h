@@ -17,8 +17,8 @@ const volatile bool moving = false;
 const volatile __u64 subnet = 0; /* upper half of moving addresses, in memory order */
 const volatile __u32 bits = 4; /* log2 of the buckets in a part */
 
-/* The current time step. User space writes it through a mapping. One store makes all addresses of a
- * step live that were entered ahead of it, and those of another step cease to be live. */
+/* The current time step. User space writes it through a mapping. One store makes live all addresses
+ * entered ahead for one step, and ends those of another. */
 volatile __u64 current_step = 0;
 
 /* Sized by user space before loading. */

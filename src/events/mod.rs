@@ -572,8 +572,8 @@ pub struct Outcome {
     pub wrong_source: u64,
     /// Replies with damaged contents, or to a request that was never sent.
     pub corrupt: u64,
-    /// Of those in `corrupt`, the ones with an unfinished checksum: the server's interface leaves
-    /// checksums to nobody.
+    /// Of those in `corrupt`, the ones with an unfinished checksum: the server's interface does not
+    /// compute it.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub unfinished: u64,
     /// Replies to an earlier run, which no other counter includes.
