@@ -39,7 +39,7 @@ impl Secret {
     /// Takes any bytes.
     ///
     /// # Errors
-    /// If there are fewer than [`MIN_SECRET`].
+    /// If there are fewer than 16.
     pub fn new(bytes: Vec<u8>) -> Result<Self, SecretError> {
         let bytes = Zeroizing::new(bytes);
         if bytes.len() < MIN_SECRET { Err(SecretError(bytes.len())) } else { Ok(Self(bytes)) }
