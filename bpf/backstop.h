@@ -19,18 +19,10 @@
 #pragma once
 
 #include "behind.h"
+#include "tc.h"
 
-/* Actions of a tc program: continue with the next one, and drop. linux/bpf.h has them as an enum
- * from 6.6 on. */
-#define HAND_ON -1
-#define DROP 2
-
-/* The part of a packet's mark that is ours. src/net/netlink/route.rs has the same. */
+/* src/net/netlink/route.rs has the same. */
 #define MARK 0x66680000
-#define MARK_MASK 0xffff0000
-
-/* Packet type: for another station (linux/if_packet.h). */
-#define OTHER_HOST 3
 
 /* Makes the first `length` bytes, or the whole packet if shorter, readable by the program. */
 static __always_inline void reach(struct __sk_buff *skb, __u32 length)
@@ -84,11 +76,7 @@ static __always_inline int decide(struct __sk_buff *skb, __u32 at)
 		/* The rules of `behind`, except the limit, which has counted the packet already. */
 		if ((!screened || is_allowed(source)) &&
 		    !(found == REQUEST && moving && is_live(&source))) {
-			__u32 mark = (skb->mark & ~MARK_MASK) | MARK;
-			/* Without this the compiler writes only the half that changes, which the
-			 * verifier rejects as a mark. */
-			barrier_var(mark);
-			skb->mark = mark;
+			set_mark(skb, MARK);
 			return HAND_ON;
 		}
 	}

@@ -12,15 +12,9 @@
  */
 #pragma once
 
+#include "extensions.h"
 #include "live.h"
 #include "sources.h"
-
-/* More than any sender needs. RFC 8200 section 4.1 lists seven, each once, of which two belong to
- * IPsec. */
-#define EXTENSIONS 6
-
-/* Most VLAN tags to look behind. */
-#define TAGS 3
 
 /* Bound on offsets into a packet, for the verifier; all bits set, since it is a mask. */
 #define FARTHEST 0x7ff
@@ -31,27 +25,6 @@ enum found {
 	FRAGMENT, /* a later fragment; only the first says of what */
 	SOLICITATION, /* a solicitation, if the caller looks for them */
 };
-
-struct tag {
-	__be16 control; /* its lower 12 bits are the VLAN ID */
-	__be16 protocol;
-} __attribute__((packed));
-
-/* The first bytes of hop-by-hop options, routing header and destination options (RFC 8200 section
- * 4). */
-struct extension {
-	__u8 next;
-	__u8 length; /* in units of 8 bytes, without the first 8 */
-	__u8 type;
-	__u8 segments_left; /* in a routing header */
-} __attribute__((packed));
-
-struct fragment {
-	__u8 next;
-	__u8 reserved;
-	__be16 offset; /* 13 bits, two reserved bits, more-fragments flag */
-	__be32 identification;
-} __attribute__((packed));
 
 /* Classifies the packet whose IPv6 header starts at offset `at`. With `solicitations`, also finds
  * solicitations; the bits above the first 8 then hold the offset of the ICMPv6 header.

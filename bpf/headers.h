@@ -114,3 +114,17 @@ enum frames {
 	UNSENT, /* the driver dropped it */
 	FRAMES,
 };
+
+/* By value: the headers are packed, so pointers into them are not allowed. */
+static __always_inline bool equal(struct in6_addr a, struct in6_addr b)
+{
+	return a.s6_addr32[0] == b.s6_addr32[0] && a.s6_addr32[1] == b.s6_addr32[1] &&
+	       a.s6_addr32[2] == b.s6_addr32[2] && a.s6_addr32[3] == b.s6_addr32[3];
+}
+
+static __always_inline void add(void *counters, __u32 index, __u64 number)
+{
+	__u64 *counter = bpf_map_lookup_elem(counters, &index);
+	if (counter)
+		*counter += number; /* per CPU, and a program does not preempt itself */
+}

@@ -112,13 +112,6 @@ static __always_inline bool is_bound(struct in6_addr address)
 	return is_under(&bound, &bound_prefixes, address);
 }
 
-static __always_inline void add(void *counters, __u32 index, __u64 number)
-{
-	__u64 *counter = bpf_map_lookup_elem(counters, &index);
-	if (counter)
-		*counter += number; /* per CPU, and a program does not preempt itself */
-}
-
 static __always_inline int count(enum verdict verdict, int action)
 {
 	add(&verdicts, verdict, 1);

@@ -50,13 +50,6 @@ static __always_inline int refuse(enum refusal refusal)
 	return count(REFUSED, XDP_DROP);
 }
 
-/* By value: the headers are packed, so pointers into them are not allowed. */
-static __always_inline bool equal(struct in6_addr a, struct in6_addr b)
-{
-	return a.s6_addr32[0] == b.s6_addr32[0] && a.s6_addr32[1] == b.s6_addr32[1] &&
-	       a.s6_addr32[2] == b.s6_addr32[2] && a.s6_addr32[3] == b.s6_addr32[3];
-}
-
 static __always_inline bool is_allowed(struct in6_addr source)
 {
 	return !allow_list || is_under(&allowed, &allowed_sources, source);
