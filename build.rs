@@ -15,24 +15,28 @@ fn main() {
     println!("cargo::rerun-if-env-changed=CLANG");
     if Command::new(&clang).arg("--version").output().is_err() {
         fail(&format!(
-            "{clang} not found: install the package 'clang', which compiles the XDP program"
+            "{clang} not found: install the package 'clang', which compiles the BPF programs"
         ));
     }
 
     let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets OUT_DIR"));
-    let mut builder = SkeletonBuilder::new();
-    builder.source("bpf/steer.bpf.c").clang(&clang).clang_args(["-Wall", "-Werror"]);
+    let mut arguments = vec!["-Wall".to_owned(), "-Werror".to_owned()];
     // Debian and Ubuntu keep asm/types.h under the machine's triple. clang does not look there for
     // the bpf target.
     let arch = env::var("CARGO_CFG_TARGET_ARCH").expect("cargo sets CARGO_CFG_TARGET_ARCH");
     let multiarch = format!("/usr/include/{arch}-linux-gnu");
     if Path::new(&multiarch).exists() {
-        builder.clang_args(["-Wall", "-Werror", "-I", &multiarch]);
+        arguments.extend(["-I".to_owned(), multiarch]);
     } else if !Path::new("/usr/include/asm/types.h").exists() {
         fail("kernel headers not found: install the package 'linux-libc-dev'");
     }
-    if let Err(error) = builder.build_and_generate(out.join("steer.skel.rs")) {
-        fail(&format!("bpf/steer.bpf.c does not compile: {error:?}"));
+    for object in ["steer", "gate"] {
+        let source = format!("bpf/{object}.bpf.c");
+        let mut builder = SkeletonBuilder::new();
+        builder.source(&source).clang(&clang).clang_args(&arguments);
+        if let Err(error) = builder.build_and_generate(out.join(format!("{object}.skel.rs"))) {
+            fail(&format!("{source} does not compile: {error:?}"));
+        }
     }
 }
 

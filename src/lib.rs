@@ -65,6 +65,7 @@ pub mod events;
 pub mod experiment;
 #[cfg(all(feature = "lab", any(test, feature = "fuzzing")))]
 pub mod fuzz;
+pub mod gate;
 pub mod host;
 #[cfg(feature = "lab")]
 pub mod lab;

@@ -1,5 +1,5 @@
 //! TIMED: addresses of one subnet, each entered for one time step, in memory that one writes while
-//! any number read, without a lock: those who read are the steering program (bpf/live.h) and the
+//! any number read, without a lock: those who read are the steering program (bpf/timed.h) and the
 //! engines that have none.
 //!
 //! ```text

@@ -189,7 +189,7 @@ impl Watch {
         let mut words = Vec::new();
         // Whose program is there already has one of its own.
         if self.method == Method::LiveMap && link.xdp.is_none() {
-            netlink::Delivery::clear(&link, self.prefix)?;
+            netlink::Delivery::clear(&link, self.prefix, netlink::Opener::Backstop)?;
         }
         let gone = live::take_back(&link, unmarked)?;
         if gone > 0 {

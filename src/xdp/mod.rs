@@ -6,6 +6,7 @@
 //! in the kernel knows anything of requests and replies.
 
 mod fallback;
+mod kernel;
 mod multicast;
 mod program;
 mod ring;
@@ -13,20 +14,25 @@ mod rings;
 mod shared;
 mod socket;
 mod umem;
+mod variables;
 
 pub mod capability;
 pub mod model;
 pub mod stacked;
 
 pub use fallback::Fallback;
+pub(crate) use kernel::{TcHook, attach_tc, run};
 pub use multicast::AllMulticast;
 pub use program::{
     AttachRequest, Attachment, Fate, LiveAddresses, MovingAddresses, Program, ProgramConfig,
-    Reflect, Screen, Station, Verdict, VerdictSource, occupied,
+    Reflect, Screen, Verdict, VerdictSource, occupied,
 };
+pub(crate) use program::{prepare_to_load, sums};
 pub use rings::{Census, Doorbell, LevelSource, RingLevels, Rings};
 pub use socket::{
     BusyPoll, CopyMode, CopyRequest, CounterSource, KernelCounters, RingSizes, Socket,
     SocketConfig, spare_frames,
 };
 pub use umem::{Frame, Packet, Umem};
+pub use variables::Station;
+pub(crate) use variables::Word;

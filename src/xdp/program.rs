@@ -18,6 +18,8 @@ use libbpf_rs::skel::{OpenSkel, SkelBuilder};
 use libbpf_rs::{MapCore, MapFlags, MapHandle};
 
 use super::fallback::Fallback;
+use super::kernel::{self, TcHook, attach_tc};
+use super::variables::{Station, Word};
 use crate::address::mt6d::{Subnet, window};
 use crate::address::{Prefix, timed};
 use crate::host;
@@ -187,14 +189,27 @@ pub struct MovingAddresses {
 }
 
 impl MovingAddresses {
-    fn layout(&self) -> timed::Layout {
+    /// How the map `timed_addresses` is laid out for them.
+    pub(crate) fn layout(&self) -> timed::Layout {
         timed::Layout::new(self.clients)
     }
 
     /// The first half of all of them, as it lies in memory.
-    fn network(&self) -> u64 {
+    pub(crate) fn network(&self) -> u64 {
         let [network, _] = timed::halves(self.subnet.prefix().network());
         network
+    }
+
+    /// The entries that the map needs.
+    pub(crate) fn buckets(&self) -> Result<u32> {
+        u32::try_from(self.layout().buckets())
+            .context("the program in the kernel has no room for so many clients")
+    }
+
+    /// How many of them are live in that step.
+    pub(crate) fn census(&self, timed_addresses: &MapHandle, step: u64) -> Result<u64> {
+        let timed = Timed::map(self.layout(), timed_addresses)?;
+        Ok(window(step).map(|step| timed.layout.count(timed.words(), step)).sum())
     }
 }
 
@@ -227,7 +242,7 @@ pub struct Program {
     staged: Option<MapHandle>,
     moving: Option<MovingAddresses>,
     timed_addresses: MapHandle,
-    variables: Arc<Variables>,
+    variables: Variables,
     change_live: OwnedFd,
     kernel_addresses: MapHandle,
     allowed_sources: MapHandle,
@@ -247,32 +262,24 @@ pub struct Program {
 #[derive(Debug)]
 pub struct LiveAddresses {
     map: MapHandle,
+    /// None where all addresses move.
+    staying: Option<Staying>,
+    moving: Option<(MovingAddresses, Timed)>,
+    current_step: Word,
+}
+
+/// How addresses that stay are changed.
+#[derive(Debug)]
+struct Staying {
     /// The program `change_live`.
     change: OwnedFd,
     /// The map `staged`.
     staged: Memory,
-    moving: Option<(MovingAddresses, Timed)>,
-    variables: Arc<Variables>,
-}
-
-/// The Ethernet address by which a program knows what is sent to its interface.
-#[derive(Debug, Clone)]
-pub struct Station(Arc<Variables>);
-
-impl Station {
-    /// Has it be `mac`, from now on.
-    pub fn set(&self, [a, b, c, d, e, f]: [u8; 6]) {
-        if let Ok(variables) = self.0.get() {
-            variables
-                .station
-                .store(u64::from_ne_bytes([a, b, c, d, e, f, 0, 0]), Ordering::Release);
-        }
-    }
 }
 
 /// The program's variables, mapped.
 #[derive(Debug)]
-struct Variables(Memory);
+struct Variables(Arc<Memory>);
 
 /// What they are: the section `.bss` of bpf/steer.bpf.c.
 #[derive(Debug)]
@@ -315,7 +322,7 @@ const FEW: usize = 4;
 impl Variables {
     fn map(map: &MapHandle) -> Result<Self> {
         let memory = Memory::of_file(map.as_fd(), size_of::<Bss>(), 0);
-        Ok(Self(memory.context("cannot map the variables of the XDP program")?))
+        Ok(Self(Arc::new(memory.context("cannot map the variables of the XDP program")?)))
     }
 
     fn get(&self) -> Result<&Bss> {
@@ -323,6 +330,14 @@ impl Variables {
         // SAFETY: within the mapping, as `at` checked, which lives as long as `self`; all of it are
         // atomic words.
         Ok(unsafe { place.as_ref() })
+    }
+
+    fn station(&self) -> Station {
+        Station::new(Word::new(&self.0, offset_of!(Bss, station)))
+    }
+
+    fn current_step(&self) -> Word {
+        Word::new(&self.0, offset_of!(Bss, current_step))
     }
 }
 
@@ -408,12 +423,7 @@ impl Program {
     /// # Errors
     /// When the kernel refuses it, with what to do about it.
     pub fn load(config: &ProgramConfig) -> Result<Self> {
-        // libbpf would print to stderr, in many lines, what the error below says in one.
-        static QUIET: Once = Once::new();
-        QUIET.call_once(|| {
-            libbpf_rs::set_print(None);
-        });
-        has_descriptors()?;
+        prepare_to_load()?;
         let mut storage = MaybeUninit::uninit();
         let mut open =
             skeleton::SteerSkelBuilder::default().open(&mut storage).map_err(explain_load)?;
@@ -428,9 +438,9 @@ impl Program {
         }
         // Handles of our own, so that the skeleton and what it borrows can go.
         let keep = |fd: BorrowedFd| fd.try_clone_to_owned().context("cannot keep the program");
-        let variables = Arc::new(Variables::map(&MapHandle::try_from(&loaded.maps.bss)?)?);
+        let variables = Variables::map(&MapHandle::try_from(&loaded.maps.bss)?)?;
         if let Some(Screen { station, .. }) = config.screen {
-            Station(variables.clone()).set(station);
+            variables.station().set(station);
         }
         Ok(Self {
             program: keep(loaded.progs.steer.as_fd())?,
@@ -467,7 +477,7 @@ impl Program {
     /// thread.
     #[must_use]
     pub fn station(&self) -> Station {
-        Station(self.variables.clone())
+        self.variables.station()
     }
 
     /// Lets sources under `prefix` ask, where there is a list of those that may.
@@ -488,23 +498,19 @@ impl Program {
     /// When it was had before, or the process is out of file descriptors.
     pub fn live_addresses(&mut self) -> Result<LiveAddresses> {
         let staged = self.staged.take().context("the live addresses are taken")?;
+        let current_step = self.variables.current_step();
+        if let Some(moving) = self.moving {
+            return LiveAddresses::moving(moving, &self.timed_addresses, current_step);
+        }
         let length = LiveAddresses::BATCH * size_of::<[u8; 16]>();
-        let map = if self.moving.is_some() { &self.timed_addresses } else { &self.live_addresses };
+        let staged = Memory::of_file(staged.as_fd(), length, 0)
+            .context("cannot map the staged addresses")?;
         Ok(LiveAddresses {
-            map: MapHandle::try_from(map)?,
-            change: self.change_live.try_clone()?,
-            staged: Memory::of_file(staged.as_fd(), length, 0)
-                .context("cannot map the staged addresses")?,
-            moving: self
-                .moving
-                .map(|moving| Ok::<_, anyhow::Error>((moving, self.timed(moving)?)))
-                .transpose()?,
-            variables: self.variables.clone(),
+            map: MapHandle::try_from(&self.live_addresses)?,
+            staying: Some(Staying { change: self.change_live.try_clone()?, staged }),
+            moving: None,
+            current_step,
         })
-    }
-
-    fn timed(&self, moving: MovingAddresses) -> Result<Timed> {
-        Timed::map(moving.layout(), &self.timed_addresses)
     }
 
     /// How many addresses that move are live: all are looked at. Others may enter some meanwhile.
@@ -512,9 +518,9 @@ impl Program {
     /// # Errors
     /// When there are none, or the process is out of file descriptors.
     pub fn census(&self) -> Result<u64> {
-        let timed = self.timed(self.moving.context("the addresses stay")?)?;
-        let now = self.variables.get()?.current_step.load(Ordering::Acquire);
-        Ok(window(now).map(|step| timed.layout.count(timed.words(), step)).sum())
+        let moving = self.moving.context("the addresses stay")?;
+        let step = self.variables.get()?.current_step.load(Ordering::Acquire);
+        moving.census(&self.timed_addresses, step)
     }
 
     /// Takes exactly these addresses for the kernel's own from now on: a hidden program leaves
@@ -569,7 +575,8 @@ impl Program {
     pub fn attach(&self, link: &Link, request: AttachRequest) -> Result<Attachment> {
         let mut attachment = self.attach_as(link, request)?;
         attachment.backstop = self.backstop.as_ref().map(|program| {
-            create_tc_link(program, link.index).map_err(|error| explain_backstop(link, &error))
+            attach_tc(program, link.index, TcHook::Ingress)
+                .map_err(|error| explain_backstop(link, &error))
         });
         // Generic redirects go another way, which does not pass there.
         if attachment.mode == AttachMode::Native {
@@ -629,7 +636,7 @@ impl Program {
     }
 
     fn create_link(&self, interface: u32, flags: u32) -> io::Result<OwnedFd> {
-        create_link(&self.program, interface, libbpf_sys::BPF_XDP, flags)
+        kernel::create_link(&self.program, interface, libbpf_sys::BPF_XDP, flags)
     }
 
     /// Has the frames counted which the driver takes, if there is a program for that.
@@ -663,26 +670,8 @@ impl Program {
     /// # Errors
     /// When the kernel does not take the packet.
     pub fn test_runs(&self, packet: &[u8], repeat: u32) -> Result<(u32, Vec<u8>, Duration)> {
-        let mut after = vec![0; packet.len() + 256];
-        let mut run = libbpf_sys::bpf_test_run_opts {
-            sz: size_of::<libbpf_sys::bpf_test_run_opts>() as libbpf_sys::size_t,
-            data_in: packet.as_ptr().cast(),
-            data_size_in: packet.len() as u32,
-            data_out: after.as_mut_ptr().cast(),
-            data_size_out: after.len() as u32,
-            repeat: repeat as i32,
-            ..Default::default()
-        };
-        // SAFETY: both buffers are valid for the sizes given with them.
-        let result =
-            unsafe { libbpf_sys::bpf_prog_test_run_opts(self.program.as_raw_fd(), &raw mut run) };
-        if result < 0 {
-            return Err(
-                anyhow!(io::Error::from_raw_os_error(-result)).context("BPF_PROG_TEST_RUN failed")
-            );
-        }
-        after.truncate(run.data_size_out as usize);
-        Ok((run.retval, after, Duration::from_nanos(run.duration.into())))
+        let run = kernel::run(&self.program, packet, repeat, None)?;
+        Ok((run.action, run.packet, run.duration))
     }
 }
 
@@ -694,16 +683,35 @@ fn prefix_key(prefix: Prefix) -> [u8; 20] {
     key
 }
 
-/// Finds out whether there are descriptors for what libbpf opens, for good or for a moment: where
+/// Has libbpf be quiet: it would print to stderr, in many lines, what an error here says in one.
+/// And finds out whether there are descriptors for what it opens, for good or for a moment: where
 /// there are none, it says that the kernel does not take the program.
-fn has_descriptors() -> Result<()> {
+pub(crate) fn prepare_to_load() -> Result<()> {
+    static QUIET: Once = Once::new();
+    QUIET.call_once(|| {
+        libbpf_rs::set_print(None);
+    });
     const ENOUGH: usize = 48;
     let some: io::Result<Vec<_>> = (0..ENOUGH).map(|_| fs::File::open("/dev/null")).collect();
     some.map(drop)
-        .context("too few file descriptors for an XDP program: raise the limit (ulimit -n)")
+        .context("too few file descriptors for a BPF program: raise the limit (ulimit -n)")
 }
 
 impl LiveAddresses {
+    /// Those that move, in a program's map `timed_addresses`, with its word `current_step`.
+    pub(crate) fn moving(
+        moving: MovingAddresses,
+        timed_addresses: &MapHandle,
+        current_step: Word,
+    ) -> Result<Self> {
+        Ok(Self {
+            map: MapHandle::try_from(timed_addresses)?,
+            staying: None,
+            moving: Some((moving, Timed::map(moving.layout(), timed_addresses)?)),
+            current_step,
+        })
+    }
+
     /// Most addresses that stay: a hash has a power of two of buckets, 16 bytes each, of less than
     /// 4 GiB (htab_map_alloc in kernel/bpf/hashtab.c).
     pub const MOST: u64 = 1 << 27;
@@ -758,9 +766,7 @@ impl LiveAddresses {
 
     /// Has it be `step`, from now on and for all at once.
     pub fn set_step(&mut self, step: u64) {
-        if let Ok(variables) = self.variables.get() {
-            variables.current_step.store(step, Ordering::Release);
-        }
+        self.current_step.store(step);
     }
 
     /// Takes these addresses out. Those that are not live are no error.
@@ -792,8 +798,10 @@ impl LiveAddresses {
         mut change: Change,
     ) -> Result<(usize, Option<io::Error>)> {
         let addresses = &addresses[..addresses.len().min(Self::BATCH)];
+        let Staying { change: program, staged } =
+            self.staying.as_ref().context("the addresses of this program move")?;
         for (index, address) in addresses.iter().enumerate() {
-            let place = self.staged.at::<[u8; 16]>(16 * index, 1);
+            let place = staged.at::<[u8; 16]>(16 * index, 1);
             let place = place.context("the map of staged addresses is too small")?;
             // SAFETY: within the mapping, as `at` checked; `&mut self` and the kernel, in its turn
             // below, are its only users.
@@ -811,7 +819,7 @@ impl LiveAddresses {
         // SAFETY: `change` is valid for reads and writes of the size given with it, which is what
         // the program takes.
         let result =
-            unsafe { libbpf_sys::bpf_prog_test_run_opts(self.change.as_raw_fd(), &raw mut run) };
+            unsafe { libbpf_sys::bpf_prog_test_run_opts(program.as_raw_fd(), &raw mut run) };
         if result < 0 {
             return Err(anyhow!(io::Error::from_raw_os_error(-result))
                 .context("cannot change the live addresses"));
@@ -880,7 +888,7 @@ impl VerdictSource {
 }
 
 /// The counters of a map, each added up over all processors.
-fn sums<const N: usize>(map: &MapHandle) -> Result<[u64; N]> {
+pub(crate) fn sums<const N: usize>(map: &MapHandle) -> Result<[u64; N]> {
     let mut totals = [0; N];
     for (index, total) in totals.iter_mut().enumerate() {
         let key = (index as u32).to_ne_bytes();
@@ -922,29 +930,6 @@ impl Attachment {
     }
 }
 
-/// Has `program` run at the ingress of an interface, before what others have there, until the link
-/// goes. From Linux 6.6 (tcx).
-fn create_tc_link(program: &OwnedFd, interface: u32) -> io::Result<OwnedFd> {
-    create_link(program, interface, libbpf_sys::BPF_TCX_INGRESS, libbpf_sys::BPF_F_BEFORE)
-}
-
-fn create_link(program: &OwnedFd, interface: u32, kind: u32, flags: u32) -> io::Result<OwnedFd> {
-    let options = libbpf_sys::bpf_link_create_opts {
-        sz: size_of::<libbpf_sys::bpf_link_create_opts>() as libbpf_sys::size_t,
-        flags,
-        ..Default::default()
-    };
-    // SAFETY: `options` is valid, says its own size, and points nowhere.
-    let fd = unsafe {
-        libbpf_sys::bpf_link_create(program.as_raw_fd(), interface as i32, kind, &raw const options)
-    };
-    if fd < 0 {
-        return Err(io::Error::from_raw_os_error(-fd));
-    }
-    // SAFETY: a fresh descriptor that nobody else owns.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
-}
-
 /// Sets the constants of the program and the sizes of its maps.
 fn configure(open: &mut skeleton::OpenSteerSkel, config: &ProgramConfig) -> Result<()> {
     let maps = &mut open.maps;
@@ -956,9 +941,7 @@ fn configure(open: &mut skeleton::OpenSteerSkel, config: &ProgramConfig) -> Resu
         constants.moving = true;
         constants.subnet = moving.network();
         constants.bits = layout.bits();
-        let buckets = u32::try_from(layout.buckets())
-            .context("the XDP program has no room for so many clients")?;
-        maps.timed_addresses.set_max_entries(buckets).map_err(explain_load)?;
+        maps.timed_addresses.set_max_entries(moving.buckets()?).map_err(explain_load)?;
     }
     if let Some(Reflect { replies, interface }) = config.reflect {
         constants.replies = replies.max(1);

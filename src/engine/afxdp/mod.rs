@@ -30,7 +30,7 @@ use crate::host::sandbox::{Role, Sandbox};
 use crate::live::Method;
 use crate::net::ethtool;
 use crate::net::netdev::xdp_features;
-use crate::net::netlink::{self, AttachMode, Delivery, KernelAddresses, Link};
+use crate::net::netlink::{self, AttachMode, Delivery, KernelAddresses, Link, Opener};
 use crate::net::quirks::{self, Act, CARRIER_TIMEOUT};
 use crate::service::Service;
 use crate::wire::OVERHEAD;
@@ -295,7 +295,10 @@ impl<S: Service> AfXdp<S> {
         let reflected = if reflects { config.replies } else { 0 };
         // The last: only what the backstop marks is delivered.
         let delivering = if is_hidden && behind.is_some() && attachment.lacks_backstop().is_none() {
-            Some(Delivering::start(Delivery::begin(link, targets.prefix())?, config.sandbox)?)
+            Some(Delivering::start(
+                Delivery::begin(link, targets.prefix(), Opener::Backstop)?,
+                config.sandbox,
+            )?)
         } else {
             None
         };

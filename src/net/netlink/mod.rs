@@ -23,7 +23,7 @@ pub use link::{
     set_up, vrf, wait_for_carrier,
 };
 pub use neighbour::{resolve, resolve_any, set_neighbour};
-pub use route::{Delivery, Route, TableRoute, on_link_prefixes, route, route_in, routes};
+pub use route::{Delivery, Opener, Route, TableRoute, on_link_prefixes, route, route_in, routes};
 pub(crate) use socket::{Refusal, Socket};
 
 /// What says that an address or a route is ours: the IFA_PROTO or rtm_protocol that [`crate::live`]

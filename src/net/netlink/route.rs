@@ -54,8 +54,8 @@ pub fn routes(index: u32) -> Result<Vec<TableRoute>> {
 /// route. What the machine itself sends there still goes to the neighbours, and no Neighbour
 /// Solicitation is answered for it.
 ///
-/// Only the tc program behind the XDP program sets the mark (bpf/backstop.h), on what is for a live
-/// address. Where that has gone, or a packet has got around it, the prefix is none of the kernel's.
+/// Only a tc program sets the mark, on what is for a live address: see [`Opener`]. Where that has
+/// gone, or a packet has got around it, the prefix is none of the kernel's.
 ///
 /// The route lives for some seconds and is renewed: after a process that was killed the kernel
 /// forgets it, and a rule without a route does nothing. Dropping this takes both back.
@@ -67,20 +67,50 @@ pub struct Delivery {
     interface: String,
     index: u32,
     prefix: Prefix,
+    opener: Opener,
     table: u32,
     renew: Instant,
 }
 
-impl Delivery {
-    /// The mark and which of a packet's bits are looked at for it: MARK and MARK_MASK of
-    /// bpf/backstop.h.
-    const MARK: (u32, u32) = (0x6668_0000, 0xffff_0000);
+/// Which program sets the mark. A prefix opens only to its own program's, so one of each kind can
+/// be on an interface.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Opener {
+    /// The one behind the XDP program: MARK of bpf/backstop.h.
+    Backstop,
+    /// The gate's: GATE_MARK of bpf/gate.h.
+    Gate,
+}
 
+impl Opener {
+    /// Which of a packet's bits are looked at for the mark: MARK_MASK of bpf/tc.h.
+    pub const MASK: u32 = 0xffff_0000;
+
+    /// The mark.
+    #[must_use]
+    pub fn mark(self) -> u32 {
+        match self {
+            Self::Backstop => 0x6668_0000,
+            Self::Gate => 0x6669_0000,
+        }
+    }
+
+    /// A number that nobody else will have thought of, and another for each interface.
+    fn table(self, interface: u32) -> u32 {
+        let kind = match self {
+            Self::Backstop => 0,
+            Self::Gate => 1 << 23,
+        };
+        u32::from(OUR_PROTOCOL) << 24 | kind | interface
+    }
+}
+
+impl Delivery {
     /// How long the route lives, in seconds, and how often it is renewed.
     const LIFETIME: u32 = 10;
     const PERIOD: Duration = Duration::from_secs(2);
 
-    fn new(link: &Link, prefix: Prefix) -> Result<Self> {
+    fn new(link: &Link, prefix: Prefix, opener: Opener) -> Result<Self> {
         let announced = Socket::open()?;
         let group = MulticastGroup::Link as u32;
         announced.socket.add_membership(group).context("cannot listen to the kernel")?;
@@ -90,8 +120,8 @@ impl Delivery {
             interface: link.name.clone(),
             index: link.index,
             prefix,
-            // A number that nobody else will have thought of, and another for each interface.
-            table: u32::from(OUR_PROTOCOL) << 24 | link.index,
+            opener,
+            table: opener.table(link.index),
             renew: Instant::now(),
         })
     }
@@ -100,8 +130,8 @@ impl Delivery {
     ///
     /// # Errors
     /// When there is no socket.
-    pub fn clear(link: &Link, prefix: Prefix) -> Result<()> {
-        drop(Self::new(link, prefix)?);
+    pub fn clear(link: &Link, prefix: Prefix, opener: Opener) -> Result<()> {
+        drop(Self::new(link, prefix, opener)?);
         Ok(())
     }
 
@@ -110,15 +140,19 @@ impl Delivery {
     /// # Errors
     /// Without CAP_NET_ADMIN, and when the kernel has no policy routing
     /// (CONFIG_IPV6_MULTIPLE_TABLES).
-    pub fn begin(link: &Link, prefix: Prefix) -> Result<Self> {
-        let mut delivery = Self::new(link, prefix)?;
+    pub fn begin(link: &Link, prefix: Prefix, opener: Opener) -> Result<Self> {
+        let mut delivery = Self::new(link, prefix, opener)?;
         delivery.end();
         delivery.renew()?;
         delivery.add_rule().map_err(|refusal| match refusal.code {
             Errno::EOPNOTSUPP | Errno::EAFNOSUPPORT => {
                 anyhow!(
-                    "this kernel has no policy routing (CONFIG_IPV6_MULTIPLE_TABLES), which \
-                     live-map needs"
+                    "this kernel has no policy routing (CONFIG_IPV6_MULTIPLE_TABLES), which {} \
+                     needs",
+                    match opener {
+                        Opener::Backstop => "live-map",
+                        Opener::Gate => "a gate",
+                    }
                 )
             }
             _ => refusal.explain(format_args!("have packets from {} delivered", link.name)),
@@ -127,9 +161,11 @@ impl Delivery {
     }
 
     fn add_rule(&mut self) -> Result<(), Refusal> {
-        let (mark, mask) = Self::MARK;
         let mut rule = self.rule();
-        rule.attributes.extend([RuleAttribute::FwMark(mark), RuleAttribute::FwMask(mask)]);
+        rule.attributes.extend([
+            RuleAttribute::FwMark(self.opener.mark()),
+            RuleAttribute::FwMask(Opener::MASK),
+        ]);
         self.socket.tell_one(RouteNetlinkMessage::NewRule(rule), NLM_F_CREATE | NLM_F_EXCL)
     }
 
