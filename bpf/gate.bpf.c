@@ -373,7 +373,8 @@ int gate_in(struct __sk_buff *skb)
 }
 
 // Has a datagram leave from the address and port that were asked. The checksum may be left to the
-// card, and the packet may be many (GSO): bpf_l4_csum_replace knows both.
+// card, which bpf_l4_csum_replace knows. Known fault: the segments of a service that sends many
+// datagrams in one packet (UDP_SEGMENT) reach the client with wrong checksums.
 static __always_inline int rename(struct __sk_buff *skb, struct packet *packet,
 				  const struct reply *reply, __be16 port)
 {

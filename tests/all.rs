@@ -12,6 +12,7 @@ mod clock;
 mod conformance;
 mod dns;
 mod faults;
+mod gate;
 mod granted;
 mod lab;
 mod lines;
@@ -48,6 +49,7 @@ fn main() -> ExitCode {
         conformance::trials(),
         dns::trials(),
         faults::trials(),
+        gate::trials(),
         granted::trials(),
         lab::trials(),
         lines::trials(),

@@ -39,7 +39,8 @@ pub struct GateConfig {
     pub addresses: MovingAddresses,
     /// What is reached there.
     pub services: Vec<Service>,
-    /// UDP flows, and addresses with connections or flows, to remember. Of more, the kernel forgets those that were used longest ago.
+    /// UDP flows, and addresses with connections or flows, to remember. Of more, the kernel forgets
+    /// those that were used longest ago.
     pub flows: u32,
     /// How long an unused UDP flow may go on at an address that has expired.
     pub idle: Duration,

@@ -46,7 +46,7 @@ pub(super) fn create_link(
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-/// Words of `struct __sk_buff` (linux/bpf.h), with some to spare for those that the kernel adds, and
+/// Words of `struct __sk_buff` (linux/bpf.h), with some to spare for those that kernels add, and
 /// which of them are `mark` and `ifindex`.
 const SK_BUFF: usize = 64;
 const MARK: usize = 2;
