@@ -1,4 +1,4 @@
-//! `sixhop`, run as a user runs it, on one side of a lab.
+//! Runs `sixhop` as a user would, on one side of a lab.
 
 use std::io::{BufRead, BufReader, Read};
 use std::process::{Child, ChildStdout, Command, Stdio};
@@ -13,7 +13,7 @@ use sixhop::lab::{Lab, Side};
 pub const SIXHOP: &str = env!("CARGO_BIN_EXE_sixhop");
 pub const PREFIX: &str = "2001:db8:1::/64";
 
-/// All that there are.
+/// Every engine, with its variants.
 pub const ENGINES: [&str; 9] = [
     "afxdp",
     "reflect",
@@ -26,10 +26,10 @@ pub const ENGINES: [&str; 9] = [
     "packet-ring --tpacket v3",
 ];
 
-/// What a test waits for comes within this, or not at all.
+/// A test fails if what it waits for takes longer.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
-/// `sixhop` with these arguments, separated by blanks, in one side of the lab.
+/// `sixhop` with these space-separated arguments, on one side of the lab.
 pub fn sixhop(lab: &Lab, side: Side, arguments: &str) -> Command {
     let mut command = Command::new(SIXHOP);
     command.args(["lab", "--name", lab.name(), "exec", &side.to_string(), "--", SIXHOP]);
@@ -37,7 +37,7 @@ pub fn sixhop(lab: &Lab, side: Side, arguments: &str) -> Command {
     command
 }
 
-/// Packets that were received and are counted nowhere else, by statistics.
+/// Received packets that no other counter of the statistics accounts for.
 pub fn unaccounted(stats: &Value) -> i64 {
     let count = |value: &Value| value.as_i64().unwrap_or_default();
     let dropped: i64 =
@@ -61,7 +61,7 @@ impl Server {
         Self::start_with(lab, &format!("--prefix {PREFIX} {flags}"))
     }
 
-    /// One under another prefix, which is among the flags.
+    /// Serves another prefix, which `flags` name.
     pub fn start_with(lab: &Lab, flags: &str) -> Result<Self> {
         Self::start_on(lab, "server0", flags)
     }
@@ -77,7 +77,7 @@ impl Server {
         Self::of(sixhop(lab, side, &flags))
     }
 
-    /// One that is started by this command.
+    /// A server that `command` starts.
     pub fn of(mut command: Command) -> Result<Self> {
         let mut child = command.stdout(Stdio::piped()).spawn()?;
         let output = BufReader::new(child.stdout.take().context("a pipe")?);
@@ -87,7 +87,7 @@ impl Server {
         Ok(server)
     }
 
-    /// The next line.
+    /// The next event.
     pub fn event(&mut self) -> Result<Value> {
         let mut line = String::new();
         if self.output.read_line(&mut line)? == 0 {
@@ -98,7 +98,7 @@ impl Server {
         Ok(serde_json::from_str(&line)?)
     }
 
-    /// Waits for statistics that are as `expected`.
+    /// Waits for statistics that satisfy `expected`.
     pub fn wait_for(&mut self, mut expected: impl FnMut(&Value) -> bool) -> Result<()> {
         let give_up = Instant::now() + PATIENCE;
         loop {
@@ -114,8 +114,8 @@ impl Server {
         Ok(kill(Pid::from_raw(self.child.id() as i32), signal)?)
     }
 
-    /// Kills the server, and before it the guard that would put right at once what it leaves
-    /// (tests/faults.rs): then that is for the next to do.
+    /// Kills the guard, then the server. The guard would clean up at once (tests/faults.rs); this
+    /// way the next server has to.
     pub fn kill_with_guard(&mut self) -> Result<()> {
         let pid = self.child.id();
         let children = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"))?;
