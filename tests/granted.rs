@@ -5,8 +5,7 @@
 //! |---|---|
 //! | `a_queue_without_a_way_out_*` | a ring on a queue that cannot send |
 //! | `a_port_of_a_bridge_*` | addresses on a link whose packets go to the bridge |
-//! | `replies_that_no_driver_takes_*` | a program that answers, into a link that accepts no frames
-//! |
+//! | `replies_that_no_driver_takes_*` | a program that answers, on a link that takes no frames |
 //!
 //! Bonds are in tests/vm.rs, since not every kernel has them.
 

@@ -10,8 +10,7 @@
 //! |---|---|
 //! | `uneven_delays_*` | mean and percentiles match the stub's delays |
 //! | `a_freeze_*` | every request due during the freeze counts with its whole wait |
-//! | `a_killed_experiment_*` | a killed and resumed experiment leaves the same file as a whole one
-//! |
+//! | `a_killed_experiment_*` | its file equals that of one that was not killed |
 //! | `an_experiment_finds_*` | which address counts rotate in time, and why no more |
 //! | `a_server_by_way_of_*` | the server's side starts through a command such as ssh |
 //! | the others | what the command line prints and writes |
@@ -145,8 +144,8 @@ impl Stub<'_> {
             }
         }
         bail!(
-            "this machine is too busy to measure anything: of {requests} requests in each run, this many were \
-             late: {late:?}"
+            "this machine is too busy to measure anything: late requests out of {requests}, in each \
+             run: {late:?}"
         )
     }
 
