@@ -144,7 +144,7 @@ impl Stub<'_> {
             }
         }
         bail!(
-            "this machine is too busy to measure anything: late requests out of {requests}, in each \
+            "this machine is too busy to measure anything: late requests of {requests} in each \
              run: {late:?}"
         )
     }

@@ -3,7 +3,7 @@
 //!
 //! | test | what is tried |
 //! |---|---|
-//! | `each_engine_*` | another user, with the unit file's capabilities and filter; less one capability |
+//! | `each_engine_*` | another user with the unit file's capabilities and filter, or one less |
 //! | `threads_*` | `/proc/PID/task/*/status` of a server of each engine, sandboxed or not |
 //! | `addresses_are_taken_back_*` | each binder, from within the sandbox |
 //! | `a_call_*` | a thread that makes a system call outside its list |
