@@ -134,7 +134,7 @@ impl Serving {
         bail!("the server prints no more events")
     }
 
-    /// The statistics once they no longer change.
+    /// The statistics from two events later, which count everything sent before this call.
     fn stats(&self) -> Result<Value> {
         self.after(self.number() + 1)
     }

@@ -94,7 +94,7 @@ fn everything_comes_from_the_default_registry_or_from_here() {
     assert_eq!(
         policy["advisories"]["ignore"].as_array().map(Vec::len),
         Some(0),
-        "update this number, and say in the commit why"
+        "deny.toml ignores other advisories: say why there, and update this number"
     );
 }
 

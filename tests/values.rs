@@ -2,8 +2,7 @@
 //!
 //! | test | what happens |
 //! |---|---|
-//! | `a_sender_with_offload_*`, `replies_with_*` | one end of the veth leaves checksums unfinished
-//! |
+//! | `a_sender_with_offload_*`, `replies_with_*` | a veth end leaves checksums unfinished |
 //! | `nothing_answered_*`, `a_port_*` | no request is answered |
 //! | `addresses_*` | there is nothing to bind |
 //! | `a_lag_*` | addresses move, but have not moved yet |

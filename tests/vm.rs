@@ -236,7 +236,7 @@ fn in_guest(nic: &str) -> Result<()> {
     let lab = Lab::named(DEFAULT_NAME)?;
     ensure!(
         sixhop::host::guest().is_some_and(|label| label.ends_with(&format!("-{nic}"))),
-        "this guest has an unexpected driver"
+        "this guest is of another card"
     );
     let (modes, refused) = match nic {
         "igb" | "virtio" => {
