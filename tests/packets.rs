@@ -113,14 +113,14 @@ impl Ends {
         add("a request of 32 bytes", &|port| vec![self.right(port)]);
         add("an empty payload", &|port| payload(port, &[]));
         add("as large as the MTU", &|port| payload(port, &[9; MAX_PAYLOAD]));
-        add("a checksum that comes out as 0, sent as ffff", &|port| {
+        add("a checksum of 0, sent as ffff", &|port| {
             let mut frame = self.udp(client, live, (port, PORT), &[0; 32]);
             let sum = [frame[60], frame[61]];
             frame[62..64].copy_from_slice(&sum);
             frame[60..62].fill(0xff);
             vec![frame]
         });
-        add("padding behind the packet", &|port| changed(port, &|frame| frame.resize(150, 0xee)));
+        add("padding after the packet", &|port| changed(port, &|frame| frame.resize(150, 0xee)));
         add("bytes between the end of the datagram and that of the packet", &|port| {
             changed(port, &|frame| {
                 frame.resize(frame.len() + 9, 0xee);
@@ -145,13 +145,13 @@ impl Ends {
             (1..8).flat_map(|length| changed(port, &|frame| frame[59] = length)).collect()
         });
         // The pseudo-header contains the length too.
-        add("UDP length 0, the checksum as for that of the packet", &|port| {
+        add("UDP length 0, the checksum as for the whole packet", &|port| {
             changed(port, &|frame| {
                 frame[59] = 0;
                 sum_again(frame, 40);
             })
         });
-        add("UDP length 0, the checksum as for that", &|port| {
+        add("UDP length 0, the checksum as for length 0", &|port| {
             changed(port, &|frame| {
                 frame[59] = 0;
                 sum_again(frame, 0);
@@ -167,18 +167,18 @@ impl Ends {
         let behind = |port, headers: &[(u8, &[u8])]| vec![behind(&self.right(port), headers)];
         add("hop-by-hop options", &|port| behind(port, &[(0, PADDING)]));
         add("destination options", &|port| behind(port, &[(60, PADDING)]));
-        add("a routing header at its end", &|port| {
+        add("a routing header without segments left", &|port| {
             behind(port, &[(43, &[0, 0, 0, 0, 0, 0, 0, 0])])
         });
-        add("a routing header with a router to go", &|port| {
+        add("a routing header with a segment left", &|port| {
             let mut header = vec![0, 2, 0, 1, 0, 0, 0, 0];
             header.extend(live.octets());
             behind(port, &[(43, &header)])
         });
-        add("an option that is to be skipped", &|port| {
+        add("an unknown option to skip", &|port| {
             behind(port, &[(60, &[0, 0, 0x1e, 4, 1, 2, 3, 4])])
         });
-        add("an option that forbids to be skipped", &|port| {
+        add("an unknown option that must not be skipped", &|port| {
             behind(port, &[(60, &[0, 0, 0x5e, 4, 1, 2, 3, 4])])
         });
         add("four extension headers", &|port| {
@@ -229,11 +229,11 @@ impl Ends {
         let tagged = |port, tags: &[(u16, u16)]| vec![tag(&self.right(port), tags)];
         add("a tag of VLAN 5", &|port| tagged(port, &[(0x8100, 5)]));
         add("tags of VLANs 5 and 6 (QinQ)", &|port| tagged(port, &[(0x88a8, 5), (0x8100, 6)]));
-        add("a tag of VLAN 0, which says a priority", &|port| tagged(port, &[(0x8100, 0xa000)]));
+        add("a tag of VLAN 0 (a priority tag)", &|port| tagged(port, &[(0x8100, 0xa000)]));
         add("a tag of VLAN 0 before a tag of VLAN 5", &|port| {
             tagged(port, &[(0x8100, 0), (0x8100, 5)])
         });
-        add("a request in a frame for all stations", &|port| {
+        add("a request in a broadcast frame", &|port| {
             changed(port, &|frame| frame[..6].fill(0xff))
         });
         add("a request in a frame for another station", &|port| {
@@ -242,7 +242,7 @@ impl Ends {
 
         add("to another port", &|port| vec![self.udp(client, live, (port, PORT + 1), &[7; 32])]);
         add("to an address under the prefix that is not live", &|port| to(port, self.not_live));
-        add("to an address of the server's that is not of the service", &|port| {
+        add("to an address of the server outside the service", &|port| {
             to(port, Side::Server.address())
         });
         add("to a multicast address", &|port| to(port, Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1)));
@@ -257,7 +257,7 @@ impl Ends {
             from(port, Ipv6Addr::new(0, 0, 0, 0, 0, 0xffff, 0xc000, 0x0201))
         });
         add("from a live address", &|port| from(port, self.pool.address(8)));
-        add("from an address of the server's", &|port| from(port, Side::Server.address()));
+        add("from an address of the server", &|port| from(port, Side::Server.address()));
         add("from an address that may not ask", &|port| from(port, STRANGER));
         add("from an address that may not ask, behind hop-by-hop options", &|port| {
             vec![self::behind(&from(port, STRANGER)[0], &[(0, PADDING)])]
