@@ -107,7 +107,7 @@ fn all_answered(lab: &TestLab, flags: &str, requests: u64) -> Result<()> {
 /// seconds.
 fn rotates(engine: &str, bind: &str, clients: u32, offset: f64) -> Result<()> {
     const RATE: u64 = 1000;
-    const REQUESTS: u64 = 2500;
+    const REQUESTS: u64 = 1500; // over one boundary at least
     let lab = TestLab::up()?;
     let secret = SecretFile::new()?;
     let flags = secret.flags(clients, 1);
@@ -250,16 +250,15 @@ fn wrong_clock() -> Result<()> {
         wait_for_no_program(&lab, Side::Client)?;
     }
     // Further off, or with another secret, no step gets a reply, and the client says so.
-    for flags in [format!("{asked} --clock-offset {}", 40 * HOUR), {
-        let other = SecretFile::new()?;
-        let output = load(&lab, &format!("{} --rate 1000 --requests 200", other.flags(100, HOUR)))?;
-        let said = String::from_utf8_lossy(&output.stderr).into_owned();
-        ensure!(output.status.code() == Some(1) && said.contains("its --secret"), "{said}");
-        format!("{asked} --clock-offset {}", -40 * HOUR as i64)
-    }] {
+    let other = SecretFile::new()?;
+    for flags in [
+        format!("{asked} --clock-offset {}", 40 * HOUR),
+        format!("{} --rate 1000 --requests 200", other.flags(100, HOUR)),
+    ] {
         let output = load(&lab, &flags)?;
         let said = String::from_utf8_lossy(&output.stderr);
-        ensure!(output.status.code() == Some(1) && said.contains("within 32 steps"), "{said}");
+        ensure!(output.status.code() == Some(1), "{said}");
+        ensure!(said.contains("within 32 steps") && said.contains("its --secret"), "{said}");
     }
     server.stop()?;
     Ok(())

@@ -296,7 +296,7 @@ fn both_clients_ask_every_engine() -> Result<()> {
         for (client, attach) in [("afxdp", Value::from("native")), ("socket", Value::Null)] {
             let polling = (client == "socket").then(|| have_client_poll(&lab)).transpose()?;
             let flags =
-                format!("{} --rate 1000 --requests 1500 --client {client}", load_flags(100));
+                format!("{} --rate 3000 --requests 1500 --client {client}", load_flags(100));
             let output = sixhop(&lab, Side::Client, &flags).output()?;
             ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
             drop(polling);
