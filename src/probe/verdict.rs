@@ -676,7 +676,7 @@ mod tests {
             "{text}"
         );
         let text = said(interface("e1000e", NONE), "6.18");
-        assert!(text.contains("I217") && text.contains("a card of igb"), "{text}");
+        assert!(text.contains("I217") && text.contains("a card with the igb"), "{text}");
         let text = said(virtio(false), "6.18");
         assert!(text.contains("iommu_platform=on"), "{text}");
         let text = said(with_mtu(interface("igb", IGB), 9000), "6.18");
