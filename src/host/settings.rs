@@ -246,8 +246,8 @@ impl Note {
                 Some(format!("{what} was left at {set} by {who}; it is {before} again"))
             }
             Outcome::Left(now) => Some(format!(
-                "{what} was set to {set} by {who}, and to {} by somebody else since: it stays so (it \
-                 was {before} before)",
+                "{what} was set to {set} by {who}, and to {} by somebody else since: it stays so \
+                 (it was {before} before)",
                 setting.show(now)
             )),
         }
