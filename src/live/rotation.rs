@@ -1,17 +1,17 @@
-//! MOVING: keeps the addresses of a timetable live while they move, from one time step to the next.
+//! ROTATION: keeps a timetable's addresses live while they move, from one step to the next.
 //!
 //! ```text
 //!   step            k-2    k-1     k     k+1    k+2
 //!   live in k               ███   ███   ███
-//!   live_map, in k:      ─────────── chunk by chunk ──────────► ░░░   entered, and silent: at the
+//!   live_map, in k:      ─────────── chunk by chunk ──────────► ░░░   entered, but silent: at the
 //!                                                                     boundary one store moves the
 //!                                                                     window
 //!   kernel, in k:    ███ ─ chunk by chunk, in half the step ─► ███    live as soon as it is there
 //! ```
 //!
-//! Each chunk is a few clients: their newest addresses come, and then the processor is free until
-//! it is the next chunk's turn. Those of k-2 are not live any more, whoever has them. The kernel
-//! must be told so: they are computed again, not stored.
+//! Each chunk is a few clients: their newest addresses are added, and then the processor is free
+//! until the next chunk's turn. Addresses of k-2 are no longer live. The kernel must be told to
+//! remove them: they are computed again, not stored.
 
 use std::collections::HashSet;
 use std::net::Ipv6Addr;
@@ -31,52 +31,52 @@ use crate::xdp::LiveAddresses;
 
 pub use crate::events::Rotated;
 
-/// Share of a step in which the addresses of the next are prepared, where they are not live before
-/// that: the rest is for the case that others want the processor.
+/// Share of a step for preparing the addresses of the next, if they are not live before it. The
+/// rest is a reserve in case others need the processor.
 const SHARE_AHEAD: f64 = 0.8;
 
-/// The same where an address is live as soon as it is there: from the middle of the step on,
-/// clients that are half a step ahead ask on it.
+/// The same if an address is live as soon as it is added: clients that are half a step ahead use it
+/// from the middle of the step on.
 const SHARE_AT_ONCE: f64 = 0.5;
 
-/// Who has nothing to do looks up this often whether to stop, and whether the clock was set.
+/// How often an idle thread checks the stop flag, and whether the clock was set.
 const DOZE: Duration = Duration::from_millis(100);
 
-/// Who wanted to sleep and woke up so much later had no processor. Less than half of the shortest
-/// step, so that no step begins and ends unseen.
+/// A thread that wakes up this much later than planned had no processor. Less than half of the
+/// shortest step, so that no step passes unseen.
 const STALL: Duration = Duration::from_millis(400);
 
-/// Clients whose addresses are entered in one go before anybody is served.
+/// Clients whose addresses are entered in one go before the server answers.
 const FILL: u64 = 1024;
 
 const NO_ROOM: &str = "no room for so many addresses that move";
 
 /// A step's work.
 struct Work {
-    /// The step in which it is to be done.
+    /// The step in which to do it.
     step: u64,
-    /// Steps whose addresses are to be there in the end.
+    /// Steps whose addresses must be there at the end.
     target: Range<u64>,
-    /// Clients of whom they are.
+    /// Clients whose addresses are there.
     done: u64,
-    /// It does not go on from where the step before ended: all is entered again, and at once.
+    /// Does not continue from the end of the step before: all addresses are entered again, at once.
     anew: bool,
     /// When the step ends, by the steady clock.
     ends: u64,
-    /// There was no processor meanwhile: how long it takes says nothing.
+    /// There was no processor meanwhile, so the duration means nothing.
     disturbed: bool,
     wall: Duration,
-    /// Of the thread, when it began.
+    /// CPU time of the thread at the beginning.
     cpu: Duration,
 }
 
-/// Which steps' addresses are there, of which clients: ranges of clients that follow each other,
-/// and the steps of each.
+/// Which steps' addresses are there, for which clients: consecutive ranges of clients, with the
+/// steps of each.
 #[derive(Debug, Default)]
 struct Holdings(Vec<(Range<u64>, Range<u64>)>);
 
 impl Holdings {
-    /// Has those of `clients` be `steps`.
+    /// Records that `clients` have the addresses of `steps`.
     fn put(&mut self, clients: Range<u64>, steps: Range<u64>) {
         let mut parts = Vec::with_capacity(self.0.len() + 2);
         for (others, held) in self.0.drain(..) {
@@ -94,7 +94,7 @@ impl Holdings {
         }
     }
 
-    /// Those of `clients`.
+    /// The parts that overlap `clients`.
     fn of(&self, clients: &Range<u64>) -> Vec<(Range<u64>, Range<u64>)> {
         let cut =
             |others: &Range<u64>| others.start.max(clients.start)..others.end.min(clients.end);
@@ -102,47 +102,46 @@ impl Holdings {
         parts.filter(|(clients, _)| !clients.is_empty()).collect()
     }
 
-    /// Those of all clients, where they are the same.
+    /// The steps of all clients, if they are the same.
     fn uniform(&self) -> Option<&Range<u64>> {
         if let [(_, steps)] = &self.0[..] { Some(steps) } else { None }
     }
 }
 
-/// The addresses of a timetable, live while they move, until this goes.
+/// The moving addresses of a timetable, live until this is dropped.
 pub struct Rotation {
     timetable: Arc<Timetable>,
     method: Method,
     binder: Box<dyn Binder>,
-    /// A steering program that runs beside addresses of the kernel.
+    /// A steering program in addition to addresses of the kernel.
     steering: Option<LiveAddresses>,
-    /// What engines without such a program ask, and services that want to know whose an address
-    /// is.
+    /// For engines without such a program, and services that need the client of an address.
     set: Option<Arc<LiveSet>>,
-    /// What the clock showed when it was looked at last.
+    /// The step at the last reading of the clock.
     step: u64,
     held: Holdings,
     work: Option<Work>,
     time: Box<dyn Time>,
-    /// What the clocks showed when they were looked at last.
+    /// The clocks at the last reading.
     seen: Moment,
-    /// Set by others when some may have been lost.
+    /// Set by others if addresses may have been lost.
     renew: Arc<AtomicBool>,
-    /// To look after an error whether the kernel takes addresses at the moment.
+    /// To check, after an error, whether the kernel accepts addresses at the moment.
     socket: Socket,
     index: u32,
-    /// Whether the last piece of work failed although it does.
+    /// Whether the last piece of work failed although the kernel accepts addresses.
     has_failed: bool,
     phases: Phases,
 }
 
-/// Processor time of the calling thread.
+/// CPU time of the calling thread.
 fn cpu_time() -> Duration {
     clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID).map_or(Duration::ZERO, Duration::from)
 }
 
 impl Rotation {
-    /// Makes the addresses of `timetable` live at `place`, those of the step that it is and of its
-    /// neighbours. `set` is told of all changes, if an engine asks it.
+    /// Makes the addresses of `timetable` live at `place`: those of the current step and its
+    /// neighbours. `set` receives all changes, for an engine that asks it.
     ///
     /// # Errors
     /// Those of [`binder`](super::binder) and [`Binder::bind`]. None of the addresses is live then.
@@ -163,7 +162,7 @@ impl Rotation {
         Self::start_with((method, index), binder, timetable, set, Box::new(System), told)
     }
 
-    /// The same by this binder, and by these clocks.
+    /// The same with this binder and these clocks.
     fn start_with(
         (method, index): (Method, u32),
         binder: Box<dyn Binder>,
@@ -199,7 +198,7 @@ impl Rotation {
             phases.time("add", || rotation.catch_up(told))?;
             rotation.phases = phases;
         } else {
-            // All at once, for which some methods have means of their own.
+            // All at once: some methods have special means for this.
             let target = rotation.target(step);
             let all: Vec<_> = target
                 .clone()
@@ -211,7 +210,7 @@ impl Rotation {
             rotation.enter_in_set(&all)?;
             rotation.held.put(0..rotation.timetable.clients(), target);
         }
-        // That took its time. Where it takes longer than a step lasts, there is no catching up.
+        // Binding took time. If it takes longer than a step, there is no catching up.
         loop {
             let now = rotation.time.now();
             let step = rotation.timetable.clock().step(now.wall);
@@ -226,10 +225,10 @@ impl Rotation {
         }
     }
 
-    /// Has a steering program beside addresses of the kernel know them too, from now on.
+    /// Makes a steering program know the addresses as well, in addition to the kernel.
     ///
     /// # Errors
-    /// When it has no room for them.
+    /// When it has no space for them.
     pub fn steer(&mut self, mut steering: LiveAddresses) -> Result<()> {
         steering.set_step(self.step);
         for (clients, steps) in &self.held.0 {
@@ -241,14 +240,14 @@ impl Rotation {
         Ok(())
     }
 
-    /// A way to have it make addresses live again that were lost: the kernel takes its own away
-    /// when the link is set down.
+    /// A flag that requests to make lost addresses live again: the kernel removes its own when the
+    /// link is set down.
     #[must_use]
     pub fn renewal(&self) -> Arc<AtomicBool> {
         self.renew.clone()
     }
 
-    /// Which addresses are live, for other threads; `None` where only the steering program knows.
+    /// The live addresses, for other threads; `None` if only the steering program knows them.
     #[must_use]
     pub fn live(&self) -> Option<Arc<LiveSet>> {
         self.set.clone().filter(|_| self.binder.ahead() == 0)
@@ -260,13 +259,13 @@ impl Rotation {
         &self.timetable
     }
 
-    /// The step that it was when that was looked at last.
+    /// The step at the last reading of the clock.
     #[must_use]
     pub fn step(&self) -> u64 {
         self.step
     }
 
-    /// What making the first addresses live took.
+    /// How long making the first addresses live took.
     #[must_use]
     pub fn phases(&self) -> &Phases {
         &self.phases
@@ -278,14 +277,14 @@ impl Rotation {
         self.timetable.memory() + self.set.as_ref().map_or(0, |set| set.memory())
     }
 
-    /// Bytes of kernel memory that the addresses take, where it is known.
+    /// Bytes of kernel memory that the addresses take, if known.
     #[must_use]
     pub fn kernel_memory(&self) -> Option<u64> {
         self.binder.kernel_memory()
     }
 
-    /// Moves the addresses until `stop` is set, tells `show` of each step how it went, and `say`
-    /// where the clock was set, or a step was missed for want of a processor.
+    /// Moves the addresses until `stop` is set. Reports each step's result to `show`. Reports to
+    /// `say` if the clock was set, or if a step was missed for want of a processor.
     ///
     /// # Errors
     /// When the kernel refuses an address.
@@ -296,7 +295,8 @@ impl Rotation {
         mut say: impl FnMut(String),
     ) -> Result<()> {
         let clock = self.timetable.clock();
-        // Since the last look, that this meant to take. Whoever started this took what he took.
+        // How long this thread meant to take since the last reading. Unknown at first: starting
+        // took its own time.
         let mut meant = None;
         while !stop.load(Ordering::Relaxed) {
             if self.renew.swap(false, Ordering::Relaxed) && self.binder.ahead() == 0 {
@@ -305,7 +305,7 @@ impl Rotation {
                     None => self.renew.store(true, Ordering::Relaxed),
                     Some(words) => words.into_iter().for_each(&mut say),
                 }
-                meant = None; // that took what it took
+                meant = None; // its duration is not a stall
             }
             let before = self.seen;
             let now = self.look();
@@ -329,12 +329,12 @@ impl Rotation {
                 say(words);
             }
             if step != was {
-                // Of a step that did not come to its end there is nothing to tell.
+                // There is nothing to report about a step that did not reach its end.
                 if let (Some(work), None, true) = (&self.work, jump, step > was) {
                     show(self.sum_up(work, &now));
                 }
-                // What it was to enter is of no use any more. Slewing takes a step back as well,
-                // but for a moment.
+                // Its work is now useless. Slewing can also take a step back, but only for a
+                // moment.
                 if jump.is_some() || stall.is_some() || step < was {
                     self.work = None;
                 }
@@ -347,7 +347,7 @@ impl Rotation {
                 Some(work) => {
                     let due = self.due(work);
                     if now.wall >= due {
-                        // In few large pieces, where nobody's turn is waited for.
+                        // In a few large pieces, if nobody has to wait for a turn.
                         let anew = work.anew && self.binder.ahead() > 0;
                         let count = if anew { FILL } else { self.binder.stride() as u64 };
                         let cpu = cpu_time();
@@ -357,8 +357,7 @@ impl Rotation {
                         if let Some(Some(work)) = done {
                             show(self.sum_up(&work, &after));
                         }
-                        // The kernel may have to wait for what it needs; a table only takes the
-                        // processor.
+                        // The kernel may block, but a table only takes CPU time.
                         let kernel = self.binder.ahead() == 0;
                         meant = Some(if kernel {
                             after.since(&now)
@@ -383,7 +382,7 @@ impl Rotation {
         self.seen
     }
 
-    /// What to say of a look at the clocks, before which it was step `was`.
+    /// What to say after reading the clocks; the step was `was` before.
     fn explain(
         &self,
         was: u64,
@@ -398,7 +397,7 @@ impl Rotation {
                  at once"
             ),
         };
-        // A step that was not missed needs no words.
+        // A step that was not missed needs no message.
         let stalled = stall.filter(|_| self.step != was).map(|stall| {
             let (asleep, seconds) = (suspended >= stall / 2, stall.as_secs_f64());
             let why =
@@ -409,8 +408,8 @@ impl Rotation {
         (!causes.is_empty()).then(|| format!("{}; {moved}", causes.join(", and ")))
     }
 
-    /// Takes the addresses back, tells how far it is, and returns what that took. Dropping does the
-    /// same, but cannot say that it failed.
+    /// Takes the addresses back, reports progress, and returns how long it took. Dropping does the
+    /// same, but cannot report failure.
     ///
     /// # Errors
     /// When the kernel refuses.
@@ -427,7 +426,7 @@ impl Rotation {
         }
         let mut all = Vec::new();
         for (clients, steps) in held {
-            // An exchange that failed half-way may have come to some of the target.
+            // An exchange that failed half-way may have added some of the target.
             let besides = target.clone().filter(|step| !steps.contains(step));
             for step in steps.clone().chain(besides) {
                 all.extend(self.addresses(step, clients.clone()).addresses);
@@ -436,7 +435,7 @@ impl Rotation {
         if all.is_empty() { Ok(Phases::default()) } else { self.binder.unbind(&all, told) }
     }
 
-    /// Steps whose addresses are to be there at the end of `step`.
+    /// Steps whose addresses must be there at the end of `step`.
     fn target(&self, step: u64) -> Range<u64> {
         let window = window(step);
         *window.start()..window.end() + 1 + self.binder.ahead()
@@ -449,10 +448,11 @@ impl Rotation {
         Timed { step, first, addresses }
     }
 
-    /// Has it be `step`: the moment of rotation.
+    /// Switches to `step`: the moment of rotation.
     fn turn(&mut self, step: u64) {
         self.step = step;
-        // First: what a steering program lets through from the next moment on is to have an owner.
+        // First the set: an address that the steering program lets through from now on must already
+        // have its client.
         if let Some(set) = &self.set {
             set.set_step(step);
         }
@@ -476,13 +476,13 @@ impl Rotation {
         });
     }
 
-    /// When `step` ends by the steady clock, which shows `now`.
+    /// When `step` ends by the steady clock, given the current reading `now`.
     fn ends(&self, step: u64, now: &Moment) -> u64 {
         let end = self.timetable.clock().start(step + 1);
         now.steady.saturating_add(end.saturating_sub(now.wall))
     }
 
-    /// When the next chunk of `work` is to be done, by the wall clock.
+    /// When the next chunk of `work` is due, by the wall clock.
     fn due(&self, work: &Work) -> u64 {
         if work.anew {
             return 0;
@@ -505,15 +505,15 @@ impl Rotation {
                 steps.map(|step| self.addresses(step, clients.clone())).collect()
             };
             let fresh = of(&work.target, &held);
-            // A table has one part for steps four apart, of which another may have taken what was
-            // there.
+            // Steps four apart share a part of the table, so another step may have overwritten
+            // earlier entries.
             let entered = if anew { of(&work.target, &(0..0)) } else { fresh.clone() };
-            // What is entered ahead expires by itself.
+            // Addresses entered ahead expire by themselves.
             let (expired, fresh) =
                 if ahead { (Vec::new(), &entered) } else { (of(&held, &work.target), &fresh) };
             self.binder.exchange(&expired, fresh)?;
-            // Nothing is steered that is not live, and no client has more addresses in between than
-            // before or after.
+            // The order ensures that nothing is steered that is not live, and that no client has
+            // more addresses in between than before or after.
             if let Some(set) = &self.set {
                 ensure!(set.enter(&entered), NO_ROOM);
             }
@@ -550,8 +550,8 @@ impl Rotation {
         Ok(())
     }
 
-    /// What was `done`; nothing, after a while, where the kernel takes no addresses at the moment:
-    /// then it is to be tried again.
+    /// Returns what was `done`. If the kernel accepts no addresses at the moment, returns `None`
+    /// after a pause: try again then.
     fn unless_refused<T>(&mut self, done: Result<T>) -> Result<Option<T>> {
         let error = match done {
             Ok(done) => {
@@ -561,7 +561,7 @@ impl Rotation {
             Err(error) => error,
         };
         let link = self.socket.link_at(self.index)?.context("the interface has gone")?;
-        // It may have been so when it was tried, and be otherwise by now.
+        // The kernel's state may have changed since the attempt.
         if link.ipv6 && std::mem::replace(&mut self.has_failed, true) {
             return Err(error);
         }
@@ -569,7 +569,7 @@ impl Rotation {
         Ok(None)
     }
 
-    /// Enters those again that should be there and are not, and returns what to say of it.
+    /// Adds missing addresses again, and returns the message about it.
     fn enter_again(&mut self) -> Result<Option<String>> {
         let there = self.held.0.iter().flat_map(|(clients, steps)| {
             steps.clone().map(|step| self.addresses(step, clients.clone()))
@@ -584,18 +584,17 @@ impl Rotation {
         Ok((count > 0).then(words))
     }
 
-    /// What became of `work` by now.
+    /// The result of `work` so far.
     fn sum_up(&self, work: &Work, now: &Moment) -> Rotated {
         let clock = self.timetable.clock();
         let clients = self.timetable.clients();
         let late = now.steady.saturating_sub(work.ends);
-        // The wall clock says when the step is over, and may have been slewed since it was looked
-        // at.
+        // The wall clock decides when the step is over, and may have been slewed since it was read.
         let late = if self.step > work.step { late.max(1) } else { late };
         let live = |steps: &Range<u64>| {
             window(self.step).filter(|step| steps.contains(step)).count() as u64
         };
-        // Of the whole work, if the rest takes as long as what is done.
+        // Extrapolates to the whole work from what is done.
         let share = work.done as f64 / clients as f64;
         let room = clock.period().as_secs_f64() * share / work.wall.as_secs_f64().max(1e-9);
         let carried = clients as f64 * room.powf(1.0 / f64::from(self.method.power()));
@@ -613,7 +612,7 @@ impl Rotation {
 
 impl Drop for Rotation {
     fn drop(&mut self) {
-        // A destructor has nobody to tell; who wants to know calls `release`.
+        // A destructor cannot report errors; `release` can.
         let _ = self.take_back(&mut |_| {});
     }
 }
