@@ -650,14 +650,14 @@ mod tests {
         Suspend(u64),
     }
 
-    /// Clocks that go on only when they are looked at, a little, and while somebody sleeps.
+    /// Clocks that advance a little with each reading, and while somebody sleeps.
     struct Clocks {
         moment: Moment,
-        /// At which steady time what is to happen, in order.
+        /// Events and the steady times at which they happen, in order.
         events: Vec<(u64, Event)>,
-        /// What one look takes.
+        /// How far a reading advances the clocks.
         tick: u64,
-        /// That the last one who slept saw.
+        /// The readings of each sleep.
         checks: Vec<Moment>,
     }
 
@@ -682,7 +682,7 @@ mod tests {
         }
     }
 
-    /// Has `check` look at what is live whenever the rotation thinks that it has nothing to do.
+    /// Calls `check` on the live addresses whenever the rotation has nothing to do.
     struct Fake<F> {
         clocks: Arc<Mutex<Clocks>>,
         end: u64,
@@ -710,8 +710,8 @@ mod tests {
         }
     }
 
-    /// Addresses that are live as soon as they are there, and steps that are there ahead, of a set
-    /// of which some are live.
+    /// Two kinds of binder: addresses that are live as soon as they are added, and a set with steps
+    /// entered ahead.
     enum Binds {
         Kernel(Arc<Mutex<HashSet<Ipv6Addr>>>),
         Map(Arc<LiveSet>),
@@ -762,15 +762,15 @@ mod tests {
         }
     }
 
-    /// What was told and said in the end.
+    /// Everything that was reported.
     struct Course {
         rotated: Vec<Rotated>,
         notices: Vec<String>,
         checks: Vec<Moment>,
     }
 
-    /// Rotates from `start` on, in nanoseconds since 1970, for so long, while `events` happen;
-    /// looks whenever there is time at what is live.
+    /// Rotates from `start` (nanoseconds since 1970) for `seconds`, while `events` happen. Checks
+    /// the live addresses whenever there is time.
     fn rotate(
         map: bool,
         start: u64,
@@ -794,7 +794,7 @@ mod tests {
                 let step = clock.step(wall);
                 let of = |step| (0..CLIENTS).map(move |client| (client, step));
                 let address = |(client, step)| timetable.address(client, step);
-                // The kernel's come in the first half of a step.
+                // The kernel's addresses are added in the first half of a step.
                 let whole = map || wall - clock.start(step) > PERIOD * SECOND / 2;
                 for (client, other) in (step.saturating_sub(6)..=step + 6).flat_map(of) {
                     let (in_window, found) =
@@ -809,7 +809,7 @@ mod tests {
                 }
                 if !map {
                     let live = live.lock().unwrap();
-                    // Step 0 has only two.
+                    // In step 0 there are only two.
                     assert!(
                         !whole && step == 1 || live.len() as u64 == CLIENTS * 3.min(step + 2),
                         "in {step}"
@@ -819,7 +819,7 @@ mod tests {
                     };
                     let here = window(step).map(known).sum::<usize>();
                     assert!(!whole || here == live.len(), "{here} of {} in {step}", live.len());
-                    // No others than those of the step before.
+                    // Besides these, only those of the step before.
                     assert_eq!(
                         here + step.checked_sub(2).map_or(0, known),
                         live.len(),
@@ -853,7 +853,7 @@ mod tests {
 
     const START: u64 = 1_700_000_000 * SECOND;
 
-    /// The moment of the first look after `at` that found nothing to do, by the steady clock.
+    /// The steady time of the first check after `at` that found nothing to do.
     fn settled(course: &Course, at: u64) -> u64 {
         course.checks.iter().map(|check| check.steady).find(|steady| *steady > at).unwrap()
     }
@@ -863,7 +863,7 @@ mod tests {
         for map in [true, false] {
             let course = rotate(map, START, 69, 1000, vec![]);
             assert_eq!(course.notices, [""; 0]);
-            assert_eq!(course.rotated.len(), 6); // the first was there when it started
+            assert_eq!(course.rotated.len(), 6); // the first step's were there at the start
             for (rotated, step) in course.rotated.iter().zip(START / SECOND / PERIOD + 1..) {
                 assert_eq!(
                     (rotated.rotated, rotated.live, rotated.late_ms),
@@ -876,7 +876,7 @@ mod tests {
 
     #[test]
     fn slewing_is_no_jump() {
-        // 8 ms in each tenth of a second, over boundaries and back.
+        // 8 ms in each tenth of a second, across boundaries and back.
         for by in [-8_000_000, 8_000_000] {
             let events = (1..400).map(|look| (look * SECOND / 10, Event::Set(by))).collect();
             let course = rotate(true, START, 60, 1000, events);
@@ -891,8 +891,8 @@ mod tests {
 
     #[test]
     fn a_clock_that_is_set_is_followed_at_once_and_told_once() {
-        // 3 s into the second step: by 12 steps, by as many as the table has parts, by one, and by
-        // less.
+        // 3 s into the second step: by 12 steps, by the table's number of parts, by one step, and
+        // by less.
         for (jump, words) in [
             (-120, "back by 120.000 s; it is step 169999989, and it was step 170000001"),
             (-40, "back by 40.000 s"),
@@ -911,8 +911,7 @@ mod tests {
                     rotate(map, START, 100, 1000, vec![(at, Event::Set(jump * SECOND as i64))]);
                 let [notice] = &course.notices[..] else { panic!("{jump}: {:?}", course.notices) };
                 assert!(notice.contains(words), "{notice}");
-                // Nothing waits for the pace of the schedule: a few looks of 1 µs each, and one
-                // doze.
+                // Nothing waits for the schedule's pace: a few readings of 1 µs each, and one doze.
                 let settled = settled(&course, at);
                 assert!(settled < at + SECOND / 5, "{jump}: {settled}");
                 assert!(
@@ -934,11 +933,11 @@ mod tests {
                 let course = rotate(map, START, seconds, 1000, vec![(13 * SECOND, event)]);
                 let [notice] = &course.notices[..] else { panic!("{:?}", course.notices) };
                 assert!(notice.contains(words) && !notice.contains("clock"), "{notice}");
-                // It was late, but not for want of a quicker method.
+                // It was late, but a faster method would not have helped.
                 assert!(course.rotated.iter().all(|rotated| rotated.clients_carried.is_none()));
             }
         }
-        // In the middle of a step, it is nobody's business.
+        // In the middle of a step, nobody needs to know.
         let course = rotate(true, START, 30, 1000, vec![(2 * SECOND, Event::Stop(3 * SECOND))]);
         assert_eq!(course.notices, [""; 0]);
         assert!(
@@ -952,7 +951,7 @@ mod tests {
     fn a_jump_while_it_starts_is_followed() {
         for map in [true, false] {
             for jump in [-120, -10, 10, 40] {
-                // A look takes 1 ms: this is after the first.
+                // A reading takes 1 ms: this is after the first.
                 let event = Event::Set(jump * SECOND as i64);
                 let course = rotate(map, START, 30, 1_000_000, vec![(1_500_000, event)]);
                 assert_eq!(course.notices.len(), 1, "{:?}", course.notices);
@@ -989,8 +988,8 @@ mod tests {
         #![proptest_config(ProptestConfig::with_cases(40))]
 
         /// Whatever the clocks do: whenever it has nothing to do, the addresses of the window are
-        /// live, and no others. In a tenth of the looks, which take up to a tenth of a second, the
-        /// work is half-way when something happens.
+        /// live, and no others. In half of the cases a reading is slow, up to 100 ms, so that
+        /// events find the work half-way.
         #[test]
         fn the_right_addresses_are_live_after_any_jump_or_stop(
             map: bool,
