@@ -467,6 +467,7 @@ mod tests {
     }
 
     /// The generated part of the corpus. Files with other names came from a fuzzer.
+    #[expect(clippy::too_many_lines, reason = "a table")]
     fn made() -> Vec<(&'static str, &'static str, Vec<u8>)> {
         let pool = pool();
         let live = pool.address(3);

@@ -194,35 +194,44 @@ impl Rotation {
             phases: Phases::default(),
         };
         rotation.turn(step);
-        if rotation.binder.ahead() > 0 {
+        rotation.phases = rotation.bind_window(told)?;
+        rotation.catch_up_since(&began, told)?;
+        Ok(rotation)
+    }
+
+    /// Makes the first window's addresses live.
+    fn bind_window(&mut self, told: &mut Step) -> Result<Phases> {
+        if self.binder.ahead() > 0 {
             let mut phases = Phases::default();
-            phases.time("add", || rotation.catch_up(told))?;
-            rotation.phases = phases;
-        } else {
-            // All at once, for which some methods have means of their own.
-            let target = rotation.target(step);
-            let all: Vec<_> = target
-                .clone()
-                .map(|step| rotation.addresses(step, 0..rotation.timetable.clients()))
-                .collect();
-            let list: Vec<_> =
-                all.iter().flat_map(|timed| timed.addresses.iter().copied()).collect();
-            rotation.phases = rotation.binder.bind(&list, told)?;
-            rotation.enter_in_set(&all)?;
-            rotation.held.put(0..rotation.timetable.clients(), target);
+            phases.time("add", || self.catch_up(told))?;
+            return Ok(phases);
         }
-        // That took its time. Where it takes longer than a step lasts, there is no catching up.
+        // All at once, for which some methods have means of their own.
+        let clients = 0..self.timetable.clients();
+        let target = self.target(self.step);
+        let all: Vec<_> =
+            target.clone().map(|step| self.addresses(step, clients.clone())).collect();
+        let list: Vec<_> = all.iter().flat_map(|timed| timed.addresses.iter().copied()).collect();
+        let phases = self.binder.bind(&list, told)?;
+        self.enter_in_set(&all)?;
+        self.held.put(clients, target);
+        Ok(phases)
+    }
+
+    /// Follows the steps that went by since it `began`. Gives up after a whole step: work that takes
+    /// longer than a step never catches up.
+    fn catch_up_since(&mut self, began: &Moment, told: &mut Step) -> Result<()> {
         loop {
-            let now = rotation.time.now();
-            let step = rotation.timetable.clock().step(now.wall);
-            rotation.turn(step);
-            let held = rotation.held.uniform();
+            let now = self.time.now();
+            let step = self.timetable.clock().step(now.wall);
+            self.turn(step);
+            let held = self.held.uniform();
             if held.is_some_and(|held| window(step).all(|step| held.contains(&step)))
-                || now.since(&began) >= rotation.timetable.clock().period()
+                || now.since(began) >= self.timetable.clock().period()
             {
-                return Ok(rotation);
+                return Ok(());
             }
-            rotation.catch_up(told)?;
+            self.catch_up(told)?;
         }
     }
 
@@ -295,8 +304,7 @@ impl Rotation {
         mut show: impl FnMut(Rotated),
         mut say: impl FnMut(String),
     ) -> Result<()> {
-        let clock = self.timetable.clock();
-        // Since the last look, that this meant to take. Whoever started this took what he took.
+        // How long the work since the last look should have taken. `None`: as long as it did.
         let mut meant = None;
         while !stop.load(Ordering::Relaxed) {
             if self.renew.swap(false, Ordering::Relaxed) && self.binder.ahead() == 0 {
@@ -305,77 +313,98 @@ impl Rotation {
                     None => self.renew.store(true, Ordering::Relaxed),
                     Some(words) => words.into_iter().for_each(&mut say),
                 }
-                meant = None; // that took what it took
+                meant = None;
             }
-            let before = self.seen;
-            let now = self.look();
-            let step = clock.step(now.wall);
-            let jump = now.jump_since(&before);
-            let late =
-                meant.map_or(Duration::ZERO, |meant| now.since(&before).saturating_sub(meant));
-            let stall = (late >= STALL).then_some(late);
-            let ends = self.ends(step, &now);
-            if let Some(work) = &mut self.work {
-                work.disturbed |= stall.is_some();
-                if work.step == step {
-                    work.ends = ends;
-                }
-            }
-            let was = std::mem::replace(&mut self.step, step);
-            if step != was {
-                self.turn(step);
-            }
-            if let Some(words) = self.explain(was, jump, stall, now.suspended_since(&before)) {
-                say(words);
-            }
-            if step != was {
-                // Of a step that did not come to its end there is nothing to tell.
-                if let (Some(work), None, true) = (&self.work, jump, step > was) {
-                    show(self.sum_up(work, &now));
-                }
-                // What it was to enter is of no use any more. Slewing takes a step back as well,
-                // but for a moment.
-                if jump.is_some() || stall.is_some() || step < was {
-                    self.work = None;
-                }
-            }
-            if self.work.is_none() && self.held.uniform() != Some(&self.target(step)) {
-                self.begin(step, &now);
-            }
-            let boundary = clock.start(step + 1);
-            let next = match &self.work {
-                Some(work) => {
-                    let due = self.due(work);
-                    if now.wall >= due {
-                        // In few large pieces, where nobody's turn is waited for.
-                        let anew = work.anew && self.binder.ahead() > 0;
-                        let count = if anew { FILL } else { self.binder.stride() as u64 };
-                        let cpu = cpu_time();
-                        let advanced = self.advance(count);
-                        let done = self.unless_refused(advanced)?;
-                        let after = self.time.now();
-                        if let Some(Some(work)) = done {
-                            show(self.sum_up(&work, &after));
-                        }
-                        // The kernel may have to wait for what it needs; a table only takes the
-                        // processor.
-                        let kernel = self.binder.ahead() == 0;
-                        meant = Some(if kernel {
-                            after.since(&now)
-                        } else {
-                            cpu_time().saturating_sub(cpu)
-                        });
-                        continue;
-                    }
-                    due.min(boundary)
-                }
-                None => boundary,
-            };
-            let rest = Duration::from_nanos(next.saturating_sub(now.wall)).min(DOZE);
-            self.time.sleep(rest);
-            meant = Some(rest);
+            let now = self.follow(meant, &mut show, &mut say);
+            meant = Some(self.proceed(&now, &mut show)?);
         }
         Ok(())
+    }
+
+    /// Looks at the clocks, turns to the step that it is, and takes up its work.
+    fn follow(
+        &mut self,
+        meant: Option<Duration>,
+        show: &mut impl FnMut(Rotated),
+        say: &mut impl FnMut(String),
+    ) -> Moment {
+        let before = self.seen;
+        let now = self.look();
+        let step = self.timetable.clock().step(now.wall);
+        let jump = now.jump_since(&before);
+        let late = meant.map_or(Duration::ZERO, |meant| now.since(&before).saturating_sub(meant));
+        let stall = (late >= STALL).then_some(late);
+        let ends = self.ends(step, &now);
+        if let Some(work) = &mut self.work {
+            work.disturbed |= stall.is_some();
+            if work.step == step {
+                work.ends = ends;
+            }
+        }
+        let was = std::mem::replace(&mut self.step, step);
+        if step != was {
+            self.turn(step);
+        }
+        if let Some(words) = self.explain(was, jump, stall, now.suspended_since(&before)) {
+            say(words);
+        }
+        if step != was {
+            // Of a step that did not come to its end there is nothing to tell.
+            if let (Some(work), None, true) = (&self.work, jump, step > was) {
+                show(self.sum_up(work, &now));
+            }
+            // Nobody needs any more what it was to enter. Slewing takes a step back as well, but for
+            // a moment.
+            if jump.is_some() || stall.is_some() || step < was {
+                self.work = None;
+            }
+        }
+        if self.work.is_none() && self.held.uniform() != Some(&self.target(step)) {
+            self.begin(step, &now);
+        }
+        now
+    }
+
+    /// Exchanges the next chunk if it is due, and else sleeps. Returns how long that should have
+    /// taken.
+    fn proceed(&mut self, now: &Moment, show: &mut impl FnMut(Rotated)) -> Result<Duration> {
+        let boundary = self.timetable.clock().start(self.step + 1);
+        let next = match &self.work {
+            Some(work) => {
+                let due = self.due(work);
+                if now.wall >= due {
+                    // Where no turn is waited for, few large pieces.
+                    let anew = work.anew && self.binder.ahead() > 0;
+                    let count = if anew { FILL } else { self.binder.stride() as u64 };
+                    return self.exchange(count, now, show);
+                }
+                due.min(boundary)
+            }
+            None => boundary,
+        };
+        let rest = Duration::from_nanos(next.saturating_sub(now.wall)).min(DOZE);
+        self.time.sleep(rest);
+        Ok(rest)
+    }
+
+    /// Exchanges the addresses of the next `count` clients, and shows the work if it is done.
+    /// Returns how long that should have taken.
+    fn exchange(
+        &mut self,
+        count: u64,
+        now: &Moment,
+        show: &mut impl FnMut(Rotated),
+    ) -> Result<Duration> {
+        let cpu = cpu_time();
+        let advanced = self.advance(count);
+        let done = self.unless_refused(advanced)?;
+        let after = self.time.now();
+        if let Some(Some(work)) = done {
+            show(self.sum_up(&work, &after));
+        }
+        // The kernel may have to wait for what it needs; a table only takes the processor.
+        let kernel = self.binder.ahead() == 0;
+        Ok(if kernel { after.since(now) } else { cpu_time().saturating_sub(cpu) })
     }
 
     fn look(&mut self) -> Moment {
@@ -770,6 +799,37 @@ mod tests {
         checks: Vec<Moment>,
     }
 
+    /// Whether `set` has the window of `step` and nothing else; the newest only when it is `whole`.
+    fn check_set(timetable: &Timetable, set: &LiveSet, step: u64, whole: bool) {
+        let of = |step| (0..CLIENTS).map(move |client| (client, step));
+        for (client, other) in (step.saturating_sub(6)..=step + 6).flat_map(of) {
+            let address = timetable.address(client, other);
+            let (in_window, found) = (window(step).contains(&other), set.contains(address));
+            assert!(
+                found || !in_window || !whole && other > step,
+                "{client} in {other} is not live in {step}"
+            );
+            assert!(in_window || !found, "{client} in {other} is live in {step}");
+            let whose = found.then_some(Client { number: client, step: other });
+            assert_eq!(set.client(address), whose, "in {step}");
+        }
+    }
+
+    /// Whether the kernel has three addresses a client: of the window, or, until it is `whole`, of
+    /// the step before as well.
+    fn check_kernel(timetable: &Timetable, live: &HashSet<Ipv6Addr>, step: u64, whole: bool) {
+        // Step 0 has only two.
+        assert!(!whole && step == 1 || live.len() as u64 == CLIENTS * 3.min(step + 2), "in {step}");
+        let known = |step: u64| {
+            let addresses = (0..CLIENTS).map(|client| timetable.address(client, step));
+            addresses.filter(|known| live.contains(known)).count()
+        };
+        let here = window(step).map(known).sum::<usize>();
+        assert!(!whole || here == live.len(), "{here} of {} in {step}", live.len());
+        // No others than those of the step before.
+        assert_eq!(here + step.checked_sub(2).map_or(0, known), live.len(), "in {step}");
+    }
+
     /// Rotates from `start` on, in nanoseconds since 1970, for so long, while `events` happen;
     /// looks whenever there is time at what is live.
     fn rotate(
@@ -793,39 +853,11 @@ mod tests {
             let (timetable, set, live) = (timetable.clone(), set.clone(), live.clone());
             move |wall: u64| {
                 let step = clock.step(wall);
-                let of = |step| (0..CLIENTS).map(move |client| (client, step));
-                let address = |(client, step)| timetable.address(client, step);
                 // The kernel's come in the first half of a step.
                 let whole = map || wall - clock.start(step) > PERIOD * SECOND / 2;
-                for (client, other) in (step.saturating_sub(6)..=step + 6).flat_map(of) {
-                    let (in_window, found) =
-                        (window(step).contains(&other), set.contains(address((client, other))));
-                    assert!(
-                        found || !in_window || !whole && other > step,
-                        "{client} in {other} is not live in {step}"
-                    );
-                    assert!(in_window || !found, "{client} in {other} is live in {step}");
-                    let whose = found.then_some(Client { number: client, step: other });
-                    assert_eq!(set.client(address((client, other))), whose, "in {step}");
-                }
+                check_set(&timetable, &set, step, whole);
                 if !map {
-                    let live = live.lock().unwrap();
-                    // Step 0 has only two.
-                    assert!(
-                        !whole && step == 1 || live.len() as u64 == CLIENTS * 3.min(step + 2),
-                        "in {step}"
-                    );
-                    let known = |step: u64| {
-                        of(step).map(address).filter(|known| live.contains(known)).count()
-                    };
-                    let here = window(step).map(known).sum::<usize>();
-                    assert!(!whole || here == live.len(), "{here} of {} in {step}", live.len());
-                    // No others than those of the step before.
-                    assert_eq!(
-                        here + step.checked_sub(2).map_or(0, known),
-                        live.len(),
-                        "in {step}"
-                    );
+                    check_kernel(&timetable, &live.lock().unwrap(), step, whole);
                 }
             }
         };

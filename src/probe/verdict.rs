@@ -468,6 +468,7 @@ mod tests {
     }
 
     #[test]
+    #[expect(clippy::too_many_lines, reason = "a table")]
     fn each_card_gets_what_it_gives() {
         use AttachMode::{Generic, Native};
         use CopyMode::{Copy, Zero};
