@@ -35,7 +35,7 @@ use serde::Serialize;
 use crate::host;
 use crate::net::ethtool;
 use crate::net::namespace::Namespace;
-use crate::net::netlink::{self, Address, AttachedProgram, Link, Socket};
+use crate::net::netlink::{self, Address, AttachedProgram, Connection, Link};
 
 /// The default name of a lab.
 pub const DEFAULT_NAME: &str = "sixhop";
@@ -239,7 +239,7 @@ impl Lab {
         for (side, mac) in sides {
             let namespace = Namespace::create(&self.namespace(side))?;
             namespace.run(quieten)?;
-            let mut socket = Socket::open()?;
+            let mut socket = Connection::open()?;
             let card = socket.links()?.into_iter().find(|link| link.mac == mac);
             let card = card.with_context(|| format!("cannot find the {side}'s card"))?;
             socket.move_link(card.index, side.interface(), namespace.as_fd(), ALIAS)?;
@@ -336,7 +336,7 @@ impl Lab {
         server.run(quieten)?;
         client.run(quieten)?;
         let [near, far] = Side::BOTH.map(Side::interface);
-        server.run(|| Socket::open()?.add_veth(near, far, client.as_fd(), queues, ALIAS))?;
+        server.run(|| Connection::open()?.add_veth(near, far, client.as_fd(), queues, ALIAS))?;
         let sides = [(&server, Side::Server), (&client, Side::Client)];
         for (namespace, side) in sides {
             namespace.run(|| configure(side))?;
@@ -353,7 +353,7 @@ impl Lab {
         // Deleting one end deletes the other.
         for Found { namespace, link, .. } in &found {
             if let (Some(namespace), Some(link)) = (namespace, link) {
-                namespace.run(|| Socket::open()?.delete_link(link.index))?;
+                namespace.run(|| Connection::open()?.delete_link(link.index))?;
             }
         }
         drop(found);
@@ -376,7 +376,7 @@ impl Lab {
             return Ok(found);
         };
         let (links, addresses) = namespace.run(|| {
-            let mut socket = Socket::open()?;
+            let mut socket = Connection::open()?;
             let links = socket.links()?;
             let own = links.iter().find(|link| is_own(link, side));
             let addresses = own.map(|link| socket.addresses(link.index)).transpose()?;
@@ -524,7 +524,7 @@ fn configure(side: Side) -> Result<()> {
 }
 
 fn set_up(side: Side) -> Result<()> {
-    let mut socket = Socket::open()?;
+    let mut socket = Connection::open()?;
     let link = socket.link(side.interface())?;
     socket.add_address(link.index, side.address(), PREFIX_LENGTH)?;
     let loopback = socket.link("lo")?;

@@ -11,11 +11,11 @@ use anyhow::{Context, Result, bail, ensure};
 
 use super::{Binder, Interrupted, Phases, Step, Timed, Told};
 use crate::address::Prefix;
-use crate::net::netlink::{Link, Socket, Vrf};
+use crate::net::netlink::{Connection, Link, Vrf};
 
 /// Makes one route.
 pub(super) struct AnyIp {
-    socket: Socket,
+    socket: Connection,
     prefix: Prefix,
     /// Of the loopback interface, which such a route leads to.
     loopback: u32,
@@ -29,7 +29,7 @@ pub(super) struct AnyIp {
 impl AnyIp {
     /// For addresses under `prefix`.
     pub fn new(link: &Link, prefix: Prefix) -> Result<Self> {
-        let mut socket = Socket::open()?;
+        let mut socket = Connection::open()?;
         // A route for a subnet that this machine is in would make all its neighbours this machine.
         let own = socket.addresses(link.index)?;
         if let Some(own) = own.iter().find(|own| own.prefix_length < 128 && prefix.contains(own.ip))
@@ -51,7 +51,7 @@ impl AnyIp {
 
 /// Removes the routes that were made for packets from `link`.
 pub(super) fn remove_leftovers(link: &Link) -> Result<()> {
-    let mut socket = Socket::open()?;
+    let mut socket = Connection::open()?;
     let vrf = socket.vrf(link.index)?;
     for prefix in socket.our_local_routes(vrf, link.index)? {
         socket

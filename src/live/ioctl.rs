@@ -9,7 +9,7 @@ use nix::errno::Errno;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
 
 use super::kernel::{NotAdded, Way};
-use crate::net::netlink::{self, Link, Refusal};
+use crate::net::netlink::{self, KernelError, Link};
 
 /// linux/sockios.h.
 pub(super) const SIOCSIFADDR: libc::Ioctl = 0x8916;
@@ -70,7 +70,7 @@ impl<C: Calls> Way for Ioctl<C> {
     fn add(&mut self, addresses: &[Ipv6Addr]) -> Result<(), NotAdded> {
         for (added, &address) in addresses.iter().enumerate() {
             self.calls.call(SIOCSIFADDR, address).map_err(|code| NotAdded {
-                why: Refusal::from(code).explain(format!("add {address} to {}", self.name())),
+                why: KernelError::from(code).explain(format!("add {address} to {}", self.name())),
                 added,
                 others: Vec::from_iter((code == Errno::EEXIST).then_some(address)),
             })?;

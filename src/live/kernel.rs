@@ -20,7 +20,7 @@ use rtnetlink::packet_route::RouteNetlinkMessage;
 use super::setting::Setting;
 use super::{Binder, Interrupted, Phases, Step, Timed, Told, failed};
 use crate::host::settings::Changed;
-use crate::net::netlink::{Address, Link, Refusal, Socket};
+use crate::net::netlink::{Address, Connection, KernelError, Link};
 
 /// How the kernel is told.
 pub(super) trait Way: Send {
@@ -52,7 +52,7 @@ pub(super) trait Routing: Send {
     fn tell(
         &mut self,
         messages: impl IntoIterator<Item = (RouteNetlinkMessage, u16)>,
-    ) -> Result<Vec<(usize, Refusal)>, Refusal>;
+    ) -> Result<Vec<(usize, KernelError)>, KernelError>;
     fn addresses(&mut self, index: u32) -> Result<Vec<Address>>;
     fn link_at(&mut self, index: u32) -> Result<Option<Link>>;
     fn set_up(&mut self, index: u32, up: bool) -> Result<()>;
@@ -65,11 +65,11 @@ pub(super) trait Routing: Send {
     ) -> Result<()>;
 }
 
-impl Routing for Socket {
+impl Routing for Connection {
     fn tell(
         &mut self,
         messages: impl IntoIterator<Item = (RouteNetlinkMessage, u16)>,
-    ) -> Result<Vec<(usize, Refusal)>, Refusal> {
+    ) -> Result<Vec<(usize, KernelError)>, KernelError> {
         self.tell(messages)
     }
 
@@ -134,7 +134,7 @@ pub(super) enum Meanwhile<H> {
 }
 
 /// Binds addresses to one interface.
-pub(super) struct Kernel<W, R = Socket, H = Setting> {
+pub(super) struct Kernel<W, R = Connection, H = Setting> {
     way: W,
     socket: R,
     index: u32,
@@ -170,7 +170,7 @@ const TELL: usize = 64;
 
 impl<W: Way> Kernel<W> {
     pub fn new(link: &Link, way: W) -> Result<Self> {
-        Ok(Self::over(Socket::open()?, link.index, &link.name, way, Meanwhile::Nothing))
+        Ok(Self::over(Connection::open()?, link.index, &link.name, way, Meanwhile::Nothing))
     }
 
     /// With the link down while addresses are added, and up afterwards; and down for a moment to

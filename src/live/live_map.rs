@@ -9,7 +9,7 @@ use std::net::Ipv6Addr;
 use anyhow::{Result, bail};
 
 use super::{Binder, Interrupted, Phases, Step, Timed, Told, failed};
-use crate::net::netlink::{Link, Socket};
+use crate::net::netlink::{Connection, Link};
 use crate::xdp::LiveAddresses;
 
 /// Addresses between two questions whether to go on: some 10 ms.
@@ -21,14 +21,14 @@ const EXCHANGED: usize = 64;
 /// Writes entries.
 pub(super) struct LiveMap {
     live: LiveAddresses,
-    socket: Socket,
+    socket: Connection,
     index: u32,
     name: String,
 }
 
 impl LiveMap {
     pub fn new(link: &Link, live: LiveAddresses) -> Result<Self> {
-        Ok(Self { live, socket: Socket::open()?, index: link.index, name: link.name.clone() })
+        Ok(Self { live, socket: Connection::open()?, index: link.index, name: link.name.clone() })
     }
 
     /// Adds all addresses; if that fails or is stopped, none.

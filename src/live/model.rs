@@ -18,7 +18,7 @@ use super::ioctl::{Calls, Ioctl, SIOCSIFADDR};
 use super::kernel::{DOWN_PAYS, Held, Kernel, Meanwhile, Routing};
 use super::netlink::Messages;
 use super::{Binder, Interrupted, Timed};
-use crate::net::netlink::{Address, Link, Refusal};
+use crate::net::netlink::{Address, KernelError, Link};
 
 const INDEX: u32 = 7;
 const NAME: &str = "model0";
@@ -125,7 +125,7 @@ impl Routing for Model {
     fn tell(
         &mut self,
         messages: impl IntoIterator<Item = (RouteNetlinkMessage, u16)>,
-    ) -> Result<Vec<(usize, Refusal)>, Refusal> {
+    ) -> Result<Vec<(usize, KernelError)>, KernelError> {
         let mut state = self.state();
         let mut refused = Vec::new();
         let mut unanswered = false;
@@ -144,7 +144,7 @@ impl Routing for Model {
                 RouteNetlinkMessage::DelAddress(message) => state.remove(address_of(&message)),
                 other => panic!("{other:?}"),
             };
-            refused.extend(done.err().map(|code| (position, Refusal::from(code))));
+            refused.extend(done.err().map(|code| (position, KernelError::from(code))));
         }
         if unanswered { Err(Errno::ENOBUFS.into()) } else { Ok(refused) }
     }

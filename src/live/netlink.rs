@@ -13,7 +13,7 @@ use rtnetlink::packet_route::address::{
 
 use super::kernel::{NotAdded, Routing, Way};
 use crate::address::Pool;
-use crate::net::netlink::{self, Link, OUR_PROTOCOL, Refusal, Socket};
+use crate::net::netlink::{self, Connection, KernelError, Link, OUR_PROTOCOL};
 
 /// Messages to a system call. The time goes into the kernel's work for each address, so a larger
 /// batch saves nothing more; but whether to stop is only asked between batches, and at 10,000
@@ -30,7 +30,7 @@ const FLAGS: AddressFlags = AddressFlags::Nodad.union(AddressFlags::Noprefixrout
 const LIFETIME: u32 = i32::MAX as u32;
 
 /// Sends messages, `batch` at a time.
-pub(super) struct Messages<R = Socket> {
+pub(super) struct Messages<R = Connection> {
     socket: R,
     index: u32,
     name: String,
@@ -40,7 +40,7 @@ pub(super) struct Messages<R = Socket> {
 
 impl Messages {
     pub fn new(link: &Link, batch: usize) -> Result<Self> {
-        Ok(Self::over(Socket::open()?, link.index, &link.name, batch))
+        Ok(Self::over(Connection::open()?, link.index, &link.name, batch))
     }
 }
 
@@ -126,8 +126,9 @@ impl<R: Routing> Way for Messages<R> {
                     continue;
                 }
             };
-            let is_gone =
-                |refusal: &Refusal| matches!(refusal.code, Errno::EADDRNOTAVAIL | Errno::ENODEV);
+            let is_gone = |refusal: &KernelError| {
+                matches!(refusal.code, Errno::EADDRNOTAVAIL | Errno::ENODEV)
+            };
             if let Some((position, refusal)) =
                 refused.into_iter().find(|(_, refusal)| !is_gone(refusal))
             {

@@ -26,7 +26,7 @@ use nix::time::{ClockId, clock_gettime};
 use super::{Binder, Interrupted, LiveSet, Method, Phases, Place, Step, Timed, Told};
 use crate::address::mt6d::{Timetable, window};
 use crate::host::time::{self, Moment, System, Time};
-use crate::net::netlink::Socket;
+use crate::net::netlink::Connection;
 use crate::xdp::LiveAddresses;
 
 pub use crate::events::Rotated;
@@ -128,7 +128,7 @@ pub struct Rotation {
     /// Set by others when some may have been lost.
     renew: Arc<AtomicBool>,
     /// To look after an error whether the kernel takes addresses at the moment.
-    socket: Socket,
+    socket: Connection,
     index: u32,
     /// Whether the last piece of work failed although it does.
     has_failed: bool,
@@ -172,7 +172,7 @@ impl Rotation {
         time: Box<dyn Time>,
         told: &mut Step,
     ) -> Result<Self> {
-        let (began, socket) = (time.now(), Socket::open()?);
+        let (began, socket) = (time.now(), Connection::open()?);
         let step = timetable.clock().step(began.wall);
         let mut held = Holdings::default();
         held.put(0..timetable.clients(), 0..0);

@@ -18,7 +18,7 @@ use anyhow::{Error, Result, anyhow, ensure};
 use crate::engine::Follower;
 use crate::live::Method;
 use crate::net::ethtool;
-use crate::net::netlink::{AddressLosses, Link, Socket};
+use crate::net::netlink::{AddressLosses, Connection, Link};
 
 /// Who removes many addresses is given this long to be through: what is added meanwhile would go as
 /// well.
@@ -27,7 +27,7 @@ const REMOVING: Duration = Duration::from_secs(1);
 /// Looks at the interface: nothing tells an idle worker that it has gone, or what others have done
 /// to it.
 pub(super) struct Watcher {
-    socket: Socket,
+    socket: Connection,
     losses: AddressLosses,
     /// The kernel's number of the XDP program, where the engine has one.
     program: Option<u32>,
@@ -111,7 +111,7 @@ impl Watcher {
     /// which the XDP program of that number runs.
     pub fn new(link: Link, program: Option<u32>, bind: Method, addresses: u64) -> Result<Self> {
         Ok(Self {
-            socket: Socket::open()?,
+            socket: Connection::open()?,
             losses: AddressLosses::watch(link.index)?,
             program,
             before: link,

@@ -13,7 +13,7 @@ use rtnetlink::packet_route::address::{
 use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
 
 use super::OUR_PROTOCOL;
-use super::socket::Socket;
+use super::socket::Connection;
 
 /// An IPv6 address of an interface.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,16 +33,16 @@ pub struct Address {
 /// # Errors
 /// When there is no such interface.
 pub fn addresses(index: u32) -> Result<Vec<Address>> {
-    Socket::open()?.addresses(index)
+    Connection::open()?.addresses(index)
 }
 
 /// The kernel's IPv6 addresses, on whatever interface of the namespace, but for those that
 /// [`crate::live`] made; and each change of them.
 #[derive(Debug)]
 pub struct KernelAddresses {
-    announced: Socket,
+    announced: Connection,
     /// Another socket: answers do not mix with announcements.
-    asked: Socket,
+    asked: Connection,
 }
 
 impl KernelAddresses {
@@ -51,10 +51,10 @@ impl KernelAddresses {
     /// # Errors
     /// When the kernel cannot be asked.
     pub fn watch() -> Result<Self> {
-        let announced = Socket::open()?;
+        let announced = Connection::open()?;
         let group = MulticastGroup::Ipv6Ifaddr as u32;
         announced.socket.add_membership(group).context("cannot listen to the kernel")?;
-        Ok(Self { announced, asked: Socket::open()? })
+        Ok(Self { announced, asked: Connection::open()? })
     }
 
     /// What there is now.
@@ -85,14 +85,14 @@ impl KernelAddresses {
 /// Hears which IPv6 addresses an interface loses.
 #[derive(Debug)]
 pub(crate) struct AddressLosses {
-    announced: Socket,
+    announced: Connection,
     index: u32,
 }
 
 impl AddressLosses {
     /// Listens from now on, to what is announced of the interface with that index.
     pub fn watch(index: u32) -> Result<Self> {
-        let announced = Socket::open()?;
+        let announced = Connection::open()?;
         let group = MulticastGroup::Ipv6Ifaddr as u32;
         announced.socket.add_membership(group).context("cannot listen to the kernel")?;
         Ok(Self { announced, index })
@@ -125,7 +125,7 @@ impl AddressLosses {
     }
 }
 
-impl Socket {
+impl Connection {
     /// The IPv6 addresses of the interface with that index; of all, where it is 0.
     pub fn addresses(&mut self, index: u32) -> Result<Vec<Address>> {
         let mut query = AddressMessage::default();

@@ -13,7 +13,7 @@ use rtnetlink::packet_route::link::{
     LinkFlags, LinkInfo, LinkMessage, LinkXdp,
 };
 
-use super::socket::{Refusal, Socket};
+use super::socket::{Connection, KernelError};
 use crate::events::{AttachMode, AttachedProgram};
 
 /// A Linux interface as the kernel described it when asked.
@@ -96,7 +96,7 @@ pub struct Vrf {
 /// # Errors
 /// When there is no such interface.
 pub fn vrf(index: u32) -> Result<Option<Vrf>> {
-    Socket::open()?.vrf(index)
+    Connection::open()?.vrf(index)
 }
 
 /// The interface that has that name, or was given it besides.
@@ -104,7 +104,7 @@ pub fn vrf(index: u32) -> Result<Option<Vrf>> {
 /// # Errors
 /// When there is none here; the message lists those that there are.
 pub fn link(name: &str) -> Result<Link> {
-    Socket::open()?.link(name)
+    Connection::open()?.link(name)
 }
 
 /// The interface with that index, whatever its name is by now; `None` where there is none.
@@ -112,7 +112,7 @@ pub fn link(name: &str) -> Result<Link> {
 /// # Errors
 /// When the kernel cannot be asked.
 pub fn link_at(index: u32) -> Result<Option<Link>> {
-    Socket::open()?.link_at(index)
+    Connection::open()?.link_at(index)
 }
 
 /// The present name of the interface with that index; `last` where there is none.
@@ -125,7 +125,7 @@ pub(crate) fn name_of(index: u32, last: &str) -> String {
 /// # Errors
 /// When the kernel cannot be asked.
 pub fn links() -> Result<Vec<Link>> {
-    Socket::open()?.links()
+    Connection::open()?.links()
 }
 
 /// The interface that the one with that index is paired with or lies on, in whatever namespace: of
@@ -133,7 +133,7 @@ pub fn links() -> Result<Vec<Link>> {
 /// takes CAP_NET_ADMIN.
 #[must_use]
 pub fn peer(index: u32) -> Option<Link> {
-    Socket::open().ok()?.peer(index)
+    Connection::open().ok()?.peer(index)
 }
 
 /// Sets the interface with that index up or down. Down, it loses its routes and, unless
@@ -142,7 +142,7 @@ pub fn peer(index: u32) -> Option<Link> {
 /// # Errors
 /// When there is no such interface, or without CAP_NET_ADMIN.
 pub fn set_up(index: u32, up: bool) -> Result<()> {
-    Socket::open()?.set_up(index, up)
+    Connection::open()?.set_up(index, up)
 }
 
 /// Waits until the interface is up and has a carrier, woken by the kernel's own announcement of it.
@@ -150,20 +150,20 @@ pub fn set_up(index: u32, up: bool) -> Result<()> {
 /// # Errors
 /// When there is no such interface, or it has no carrier after `timeout`.
 pub fn wait_for_carrier(name: &str, timeout: Duration) -> Result<()> {
-    Socket::open()?.wait_for_carrier(name, timeout)
+    Connection::open()?.wait_for_carrier(name, timeout)
 }
 
 /// Of linux/if_link.h: another name of an interface.
 const IFLA_ALT_IFNAME: u16 = 53;
 
-impl Socket {
+impl Connection {
     pub fn link(&mut self, name: &str) -> Result<Link> {
         let by = |attribute| {
             let mut query = LinkMessage::default();
             query.attributes.push(attribute);
             RouteNetlinkMessage::GetLink(query)
         };
-        let mut asked = Err(Refusal::from(Errno::ENODEV));
+        let mut asked = Err(KernelError::from(Errno::ENODEV));
         if name.len() < nix::libc::IFNAMSIZ {
             asked = self.ask(by(LinkAttribute::IfName(name.to_owned())), 0);
         }

@@ -24,7 +24,7 @@ pub use link::{
 };
 pub use neighbour::{resolve, resolve_any, set_neighbour};
 pub use route::{Delivery, Route, TableRoute, on_link_prefixes, route, route_in, routes};
-pub(crate) use socket::{Refusal, Socket};
+pub(crate) use socket::{Connection, KernelError};
 
 /// What says that an address or a route is ours: the IFA_PROTO or rtm_protocol that [`crate::live`]
 /// gives each one, so that a later run knows the leftovers of one that was killed (`ip -details

@@ -15,7 +15,7 @@ use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
 
 use super::OUR_PROTOCOL;
 use super::link::{Link, Vrf};
-use super::socket::{Refusal, Socket};
+use super::socket::{Connection, KernelError};
 use crate::address::Prefix;
 
 /// The way to one destination.
@@ -46,7 +46,7 @@ pub struct TableRoute {
 /// # Errors
 /// When the kernel cannot be asked.
 pub fn routes(index: u32) -> Result<Vec<TableRoute>> {
-    Socket::open()?.routes(index)
+    Connection::open()?.routes(index)
 }
 
 /// Has the kernel take packets from one interface for addresses under a prefix for its own, without
@@ -61,9 +61,9 @@ pub fn routes(index: u32) -> Result<Vec<TableRoute>> {
 /// forgets it, and a rule without a route does nothing. Dropping this takes both back.
 #[derive(Debug)]
 pub struct Delivery {
-    socket: Socket,
+    socket: Connection,
     /// Hears of each change of the interface.
-    announced: Socket,
+    announced: Connection,
     interface: String,
     index: u32,
     prefix: Prefix,
@@ -81,11 +81,11 @@ impl Delivery {
     const PERIOD: Duration = Duration::from_secs(2);
 
     fn new(link: &Link, prefix: Prefix) -> Result<Self> {
-        let announced = Socket::open()?;
+        let announced = Connection::open()?;
         let group = MulticastGroup::Link as u32;
         announced.socket.add_membership(group).context("cannot listen to the kernel")?;
         Ok(Self {
-            socket: Socket::open()?,
+            socket: Connection::open()?,
             announced,
             interface: link.name.clone(),
             index: link.index,
@@ -126,7 +126,7 @@ impl Delivery {
         Ok(delivery)
     }
 
-    fn add_rule(&mut self) -> Result<(), Refusal> {
+    fn add_rule(&mut self) -> Result<(), KernelError> {
         let (mark, mask) = Self::MARK;
         let mut rule = self.rule();
         rule.attributes.extend([RuleAttribute::FwMark(mark), RuleAttribute::FwMask(mask)]);
@@ -236,7 +236,7 @@ impl Drop for Delivery {
 /// # Errors
 /// When there is no such interface.
 pub fn on_link_prefixes(index: u32) -> Result<Vec<Prefix>> {
-    let mut socket = Socket::open()?;
+    let mut socket = Connection::open()?;
     let addresses = socket.addresses(index)?.into_iter();
     let of_addresses = addresses
         .filter(|address| address.prefix_length < 128)
@@ -250,7 +250,7 @@ pub fn on_link_prefixes(index: u32) -> Result<Vec<Prefix>> {
 /// # Errors
 /// When there is no route, or no address to send from.
 pub fn route(to: Ipv6Addr) -> Result<Route> {
-    Socket::open()?.route(to, None)
+    Connection::open()?.route(to, None)
 }
 
 /// The same in a VRF, where there is one.
@@ -258,10 +258,10 @@ pub fn route(to: Ipv6Addr) -> Result<Route> {
 /// # Errors
 /// As [`route`].
 pub fn route_in(vrf: Option<Vrf>, to: Ipv6Addr) -> Result<Route> {
-    Socket::open()?.route(to, vrf)
+    Connection::open()?.route(to, vrf)
 }
 
-impl Socket {
+impl Connection {
     pub(super) fn route(&mut self, to: Ipv6Addr, vrf: Option<Vrf>) -> Result<Route> {
         let answers = self.ask(route_query(to, vrf), 0).map_err(|refusal| match refusal.code {
             Errno::ENETUNREACH | Errno::EHOSTUNREACH => {
@@ -352,7 +352,7 @@ impl Socket {
         )
     }
 
-    /// Removes what [`Socket::add_local_route`] made, unless it is gone already.
+    /// Removes what [`Connection::add_local_route`] made, unless it is gone already.
     pub fn remove_local_route(
         &mut self,
         prefix: Prefix,
