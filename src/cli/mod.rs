@@ -112,7 +112,7 @@ fn engines() -> impl TypedValueParser<Value = EngineKind> {
 
 /// A fixed set of addresses. Server and client derive the same set from the same flags.
 #[derive(Debug, Clone, clap::Args)]
-pub struct Addresses {
+pub struct PoolFlags {
     /// Prefix of the addresses
     #[arg(long)]
     pub prefix: Prefix,
@@ -124,7 +124,7 @@ pub struct Addresses {
     pub seed: u64,
 }
 
-impl Addresses {
+impl PoolFlags {
     fn pool(&self) -> Result<Pool, PoolError> {
         Pool::new(self.prefix, self.addresses, self.seed)
     }
@@ -133,7 +133,7 @@ impl Addresses {
 /// Addresses that stay or move. Server and client derive the same ones from the same flags; or from
 /// the same secret and the time.
 #[derive(Debug, Clone, clap::Args)]
-pub struct Moving {
+pub struct TargetFlags {
     /// Prefix of the addresses
     #[arg(long)]
     pub prefix: Prefix,
@@ -160,7 +160,7 @@ pub struct Moving {
     pub secret: Option<PathBuf>,
 }
 
-impl Moving {
+impl TargetFlags {
     /// The addresses, as seen by a clock that is `ahead` nanoseconds fast.
     fn targets(&self, ahead: i64) -> Result<Targets> {
         let usage = |error: &dyn Display| Usage(error.to_string());

@@ -11,7 +11,8 @@ use clap::builder::RangedI64ValueParser;
 use sd_notify::NotifyState;
 
 use super::{
-    Moving, OPERATIONS, binding, note, print_json, running, stop_at_end_of_input, stop_on_signal,
+    OPERATIONS, TargetFlags, binding, note, print_json, running, stop_at_end_of_input,
+    stop_on_signal,
 };
 use crate::address::{Prefix, Sources};
 use crate::engine::{self, EngineKind};
@@ -53,25 +54,25 @@ before and after are live too, so clocks may differ by a step:
 )]
 pub struct Args {
     #[command(flatten)]
-    addresses: Addresses,
+    addresses: ServeAddresses,
     #[command(flatten)]
     askers: Askers,
     #[command(flatten)]
-    engine: Engine,
+    engine: EngineFlags,
     #[command(flatten)]
     options: engine::Options,
     #[command(flatten)]
-    operations: Operations,
+    operations: ServeOperations,
 }
 
 #[derive(Debug, clap::Args)]
 #[command(next_help_heading = "Addresses")]
-struct Addresses {
+struct ServeAddresses {
     /// Interface to answer on
     #[arg(long, value_name = "IF")]
     interface: String,
     #[command(flatten)]
-    which: Moving,
+    which: TargetFlags,
     /// How the addresses are made live
     #[arg(long, value_name = "METHOD", default_value = "netlink")]
     bind: Method,
@@ -99,7 +100,7 @@ struct Askers {
 
 #[derive(Debug, clap::Args)]
 #[command(next_help_heading = "Engine")]
-struct Engine {
+struct EngineFlags {
     /// How requests are answered
     #[arg(long = "engine", value_name = "ENGINE", default_value = "afxdp",
         value_parser = super::engines())]
@@ -120,7 +121,7 @@ struct Engine {
 
 #[derive(Debug, clap::Args)]
 #[command(next_help_heading = OPERATIONS)]
-struct Operations {
+struct ServeOperations {
     /// Serve metrics for Prometheus over HTTP at this address and port, or port of [::1]: /metrics
     #[arg(long, value_name = "ADDR", value_parser = metrics::place)]
     metrics: Option<SocketAddr>,
@@ -170,7 +171,7 @@ pub(super) fn coalesce() -> RangedI64ValueParser<u32> {
 /// When the server cannot start, cannot go on, or leaves something behind.
 pub fn run(args: Args) -> Result<ExitCode> {
     let (kind, bind) = (args.engine.kind, args.addresses.bind);
-    let Operations { metrics, stop_on_eof, json, .. } = args.operations;
+    let ServeOperations { metrics, stop_on_eof, json, .. } = args.operations;
     let config = args.config()?;
     let stop = stop_on_signal()?;
     if stop_on_eof {

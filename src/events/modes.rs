@@ -358,14 +358,14 @@ pub struct Modes {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "cli", derive(clap::ValueEnum))]
 #[serde(rename_all = "kebab-case")]
-pub enum Client {
+pub enum LoadClient {
     /// AF_XDP rings: the server is the limit for longer
     Afxdp,
     /// A UDP socket, and the kernel's own timestamps of what arrives
     Socket,
 }
 
-impl fmt::Display for Client {
+impl fmt::Display for LoadClient {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(match self {
             Self::Afxdp => "afxdp",

@@ -207,7 +207,7 @@ struct Note {
 
 /// What became of a setting that was to be put back.
 #[derive(Debug, PartialEq, Eq)]
-enum Outcome {
+enum Restored {
     /// It was as before already.
     AsBefore,
     /// It is as before.
@@ -218,36 +218,36 @@ enum Outcome {
 
 impl Note {
     /// `open`: its file, where that is open.
-    fn put_back(&self, link: &Link, open: Option<&File>) -> Result<Outcome> {
+    fn put_back(&self, link: &Link, open: Option<&File>) -> Result<Restored> {
         let cannot = || format!("cannot put {} of {} back", self.setting.name(), link.name);
         let now = match open {
             Some(file) => read_whole(file).with_context(cannot)?,
             None => self.setting.read(link)?,
         };
         if now == self.before {
-            return Ok(Outcome::AsBefore);
+            return Ok(Restored::AsBefore);
         }
         if now != self.set {
-            return Ok(Outcome::Left(now));
+            return Ok(Restored::Left(now));
         }
         match open {
             Some(file) => file.write_all_at(self.before.as_bytes(), 0).with_context(cannot)?,
             None => self.setting.write(link, &self.before)?,
         }
-        Ok(Outcome::PutBack)
+        Ok(Restored::PutBack)
     }
 
     /// `outcome` in one line, where there is something to say; `who` had changed it.
-    fn words(&self, link: &Link, outcome: &Outcome, who: &str) -> Option<String> {
+    fn words(&self, link: &Link, outcome: &Restored, who: &str) -> Option<String> {
         let Self { setting, before, set, .. } = self;
         let what = format!("{} of {}", setting.name(), link.name);
         let (before, set) = (setting.show(before), setting.show(set));
         match outcome {
-            Outcome::AsBefore => None,
-            Outcome::PutBack => {
+            Restored::AsBefore => None,
+            Restored::PutBack => {
                 Some(format!("{what} was left at {set} by {who}; it is {before} again"))
             }
-            Outcome::Left(now) => Some(format!(
+            Restored::Left(now) => Some(format!(
                 "{what} was set to {set} by {who}, and to {} by somebody else since: it is left so \
                  (it was {before} before)",
                 setting.show(now)
@@ -521,15 +521,15 @@ impl Changed {
                     if let Some(file) = &self.open {
                         let _ = self.note.put_back(&self.link, Some(file));
                     }
-                    (self.link.clone(), Outcome::AsBefore)
+                    (self.link.clone(), Restored::AsBefore)
                 }
             })
         })?;
         let _ = fs::remove_file(&self.path);
         drop(file);
         Ok(match outcome {
-            Outcome::Left(_) => self.note.words(&link, &outcome, "this server"),
-            Outcome::AsBefore | Outcome::PutBack => None,
+            Restored::Left(_) => self.note.words(&link, &outcome, "this server"),
+            Restored::AsBefore | Restored::PutBack => None,
         })
     }
 }

@@ -348,10 +348,10 @@ impl Lab {
     }
 
     /// Removes what was found. Returns whether there was anything.
-    fn remove(&self, found: [Found; 2]) -> Result<bool> {
+    fn remove(&self, found: [SideParts; 2]) -> Result<bool> {
         // Delete the pair first: a namespace with its interfaces lives on while a process is in it.
         // Deleting one end deletes the other.
-        for Found { namespace, link, .. } in &found {
+        for SideParts { namespace, link, .. } in &found {
             if let (Some(namespace), Some(link)) = (namespace, link) {
                 namespace.run(|| Connection::open()?.delete_link(link.index))?;
             }
@@ -364,8 +364,8 @@ impl Lab {
         Ok(any)
     }
 
-    fn find(&self, side: Side) -> Result<Found> {
-        let mut found = Found {
+    fn find(&self, side: Side) -> Result<SideParts> {
+        let mut found = SideParts {
             side,
             namespace: Namespace::open(&self.namespace(side))?,
             link: None,
@@ -394,9 +394,9 @@ impl Lab {
     }
 
     /// Both sides, unless one of them holds a foreign interface.
-    fn find_own(&self) -> Result<[Found; 2]> {
+    fn find_own(&self) -> Result<[SideParts; 2]> {
         let found = [self.find(Side::Server)?, self.find(Side::Client)?];
-        for Found { side, foreign, .. } in &found {
+        for SideParts { side, foreign, .. } in &found {
             if let Some(name) = foreign.first() {
                 let namespace = self.namespace(*side);
                 bail!(
@@ -416,7 +416,7 @@ impl Lab {
 }
 
 /// The parts that exist of one side.
-struct Found {
+struct SideParts {
     side: Side,
     namespace: Option<Namespace>,
     /// Its end of the veth pair.
@@ -427,7 +427,7 @@ struct Found {
     foreign: Vec<String>,
 }
 
-impl Found {
+impl SideParts {
     fn is_whole(&self) -> bool {
         self.link.as_ref().is_some_and(|link| link.up && link.carrier)
             && self.foreign.is_empty()

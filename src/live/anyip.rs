@@ -9,7 +9,7 @@ use std::net::Ipv6Addr;
 
 use anyhow::{Context, Result, bail, ensure};
 
-use super::{Binder, Interrupted, Phases, Step, Timed, Told};
+use super::{Binder, Interrupted, Phases, Progress, Timed, Told};
 use crate::address::Prefix;
 use crate::net::netlink::{Connection, Link, Vrf};
 
@@ -62,7 +62,7 @@ pub(super) fn remove_leftovers(link: &Link) -> Result<()> {
 }
 
 impl Binder for AnyIp {
-    fn bind(&mut self, addresses: &[Ipv6Addr], step: &mut Step) -> Result<Phases> {
+    fn bind(&mut self, addresses: &[Ipv6Addr], step: &mut Progress) -> Result<Phases> {
         let mut phases = Phases::default();
         let outside = phases
             .time("check", || addresses.iter().find(|address| !self.prefix.contains(**address)));

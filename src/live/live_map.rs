@@ -8,7 +8,7 @@ use std::net::Ipv6Addr;
 
 use anyhow::{Result, bail};
 
-use super::{Binder, Interrupted, Phases, Step, Timed, Told, failed};
+use super::{Binder, Interrupted, Phases, Progress, Timed, Told, failed};
 use crate::net::netlink::{Connection, Link};
 use crate::xdp::LiveAddresses;
 
@@ -32,7 +32,7 @@ impl LiveMap {
     }
 
     /// Adds all addresses; if that fails or is stopped, none.
-    fn add(&mut self, addresses: &[Ipv6Addr], step: &mut Step) -> Result<()> {
+    fn add(&mut self, addresses: &[Ipv6Addr], step: &mut Progress) -> Result<()> {
         let mut bound = 0;
         for stride in addresses.chunks(STRIDE) {
             let added =
@@ -62,7 +62,7 @@ impl LiveMap {
 }
 
 impl Binder for LiveMap {
-    fn bind(&mut self, addresses: &[Ipv6Addr], step: &mut Step) -> Result<Phases> {
+    fn bind(&mut self, addresses: &[Ipv6Addr], step: &mut Progress) -> Result<Phases> {
         let mut phases = Phases::default();
         phases.time("add", || self.add(addresses, step))?;
         if let Err(why) = phases.time("check", || self.check(addresses)) {

@@ -9,14 +9,14 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use super::Timed;
 use crate::address::Client;
 use crate::address::mt6d::{Subnet, Timetable, window};
-use crate::address::timed::{Layout, halves};
+use crate::address::timed::{TableLayout, halves};
 
 /// Addresses that move, each entered for a time step, of which those of the window around the
 /// current step are live.
 pub struct LiveSet {
     subnet: Subnet,
     step: AtomicU64,
-    layout: Layout,
+    layout: TableLayout,
     words: Vec<AtomicU64>,
     /// As many, or none where nobody wants to know whose each address is.
     numbers: Vec<AtomicU32>,
@@ -26,7 +26,7 @@ impl LiveSet {
     /// One for the addresses of `timetable`, with none of them.
     #[must_use]
     pub fn new(timetable: &Timetable) -> Self {
-        let layout = Layout::new(timetable.clients());
+        let layout = TableLayout::new(timetable.clients());
         let words = repeat_with(AtomicU64::default).take(layout.words()).collect();
         let (subnet, step) = (timetable.subnet(), AtomicU64::default());
         Self { subnet, step, layout, words, numbers: Vec::new() }

@@ -15,7 +15,7 @@ use rtnetlink::packet_route::RouteNetlinkMessage;
 use rtnetlink::packet_route::address::{AddressAttribute, AddressMessage};
 
 use super::ioctl::{Calls, Ioctl, SIOCSIFADDR};
-use super::kernel::{DOWN_PAYS, Held, Kernel, Meanwhile, Routing};
+use super::kernel::{DOWN_PAYS, HeldSetting, KernelBinder, Meanwhile, Routing};
 use super::netlink::Messages;
 use super::{Binder, Interrupted, Timed};
 use crate::net::netlink::{Address, KernelError, Link};
@@ -204,7 +204,7 @@ impl Calls for Model {
 /// What is held with [`Meanwhile`].
 struct Switch(Model);
 
-impl Held for Switch {
+impl HeldSetting for Switch {
     type Down = Model;
 
     fn link_down(&self, value: &str) -> Result<Model> {
@@ -254,10 +254,10 @@ fn binder(way: &str, model: &Model) -> Box<dyn Binder> {
 
 fn kernel(
     model: &Model,
-    way: impl super::kernel::Way + 'static,
+    way: impl super::kernel::Channel + 'static,
     meanwhile: Meanwhile<Switch>,
 ) -> Box<dyn Binder> {
-    Box::new(Kernel::over(model.clone(), INDEX, NAME, way, meanwhile))
+    Box::new(KernelBinder::over(model.clone(), INDEX, NAME, way, meanwhile))
 }
 
 fn address(number: usize) -> Ipv6Addr {

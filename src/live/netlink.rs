@@ -11,7 +11,7 @@ use rtnetlink::packet_route::address::{
     AddressAttribute, AddressFlags, AddressProtocol, CacheInfo,
 };
 
-use super::kernel::{NotAdded, Routing, Way};
+use super::kernel::{Channel, NotAdded, Routing};
 use crate::address::Pool;
 use crate::net::netlink::{self, Connection, KernelError, Link, OUR_PROTOCOL};
 
@@ -77,7 +77,7 @@ pub(super) fn remove_leftovers(link: &Link, unmarked: Option<&Pool>) -> Result<u
     Ok(leftovers.len())
 }
 
-impl<R: Routing> Way for Messages<R> {
+impl<R: Routing> Channel for Messages<R> {
     fn batch(&self) -> usize {
         self.batch
     }

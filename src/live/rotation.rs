@@ -23,7 +23,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use nix::time::{ClockId, clock_gettime};
 
-use super::{Binder, Interrupted, LiveSet, Method, Phases, Place, Step, Timed, Told};
+use super::{BindContext, Binder, Interrupted, LiveSet, Method, Phases, Progress, Timed, Told};
 use crate::address::mt6d::{Timetable, window};
 use crate::host::time::{self, Moment, System, Time};
 use crate::net::netlink::Connection;
@@ -148,10 +148,10 @@ impl Rotation {
     /// Those of [`binder`](super::binder) and [`Binder::bind`]. None of the addresses is live then.
     pub fn start(
         method: Method,
-        place: Place,
+        place: BindContext,
         timetable: Arc<Timetable>,
         set: Option<Arc<LiveSet>>,
-        told: &mut Step,
+        told: &mut Progress,
     ) -> Result<Self> {
         ensure!(
             method.moves(),
@@ -170,7 +170,7 @@ impl Rotation {
         timetable: Arc<Timetable>,
         set: Option<Arc<LiveSet>>,
         time: Box<dyn Time>,
-        told: &mut Step,
+        told: &mut Progress,
     ) -> Result<Self> {
         let (began, socket) = (time.now(), Connection::open()?);
         let step = timetable.clock().step(began.wall);
@@ -200,7 +200,7 @@ impl Rotation {
     }
 
     /// Makes the first window's addresses live.
-    fn bind_window(&mut self, told: &mut Step) -> Result<Phases> {
+    fn bind_window(&mut self, told: &mut Progress) -> Result<Phases> {
         if self.binder.ahead() > 0 {
             let mut phases = Phases::default();
             phases.time("add", || self.catch_up(told))?;
@@ -220,7 +220,7 @@ impl Rotation {
 
     /// Follows the steps that went by since it `began`. Gives up after a whole step: work that takes
     /// longer than a step never catches up.
-    fn catch_up_since(&mut self, began: &Moment, told: &mut Step) -> Result<()> {
+    fn catch_up_since(&mut self, began: &Moment, told: &mut Progress) -> Result<()> {
         loop {
             let now = self.time.now();
             let step = self.timetable.clock().step(now.wall);
@@ -569,7 +569,7 @@ impl Rotation {
     }
 
     /// Does a step's work at once.
-    fn catch_up(&mut self, told: &mut Step) -> Result<()> {
+    fn catch_up(&mut self, told: &mut Progress) -> Result<()> {
         self.begin(self.step, &self.time.now());
         while let Some(work) = &self.work {
             let entered = work.done * (work.target.end - work.target.start);
@@ -748,7 +748,7 @@ mod tests {
     }
 
     impl Binder for Binds {
-        fn bind(&mut self, addresses: &[Ipv6Addr], _: &mut Step) -> Result<Phases> {
+        fn bind(&mut self, addresses: &[Ipv6Addr], _: &mut Progress) -> Result<Phases> {
             let Self::Kernel(live) = self else { panic!("only for addresses of the kernel") };
             live.lock().unwrap().extend(addresses);
             Ok(Phases::default())

@@ -187,8 +187,8 @@ pub struct MovingAddresses {
 }
 
 impl MovingAddresses {
-    fn layout(&self) -> timed::Layout {
-        timed::Layout::new(self.clients)
+    fn layout(&self) -> timed::TableLayout {
+        timed::TableLayout::new(self.clients)
     }
 
     /// The first half of all of them, as it lies in memory.
@@ -251,7 +251,7 @@ pub struct LiveAddresses {
     change: OwnedFd,
     /// The map `staged`.
     staged: Memory,
-    moving: Option<(MovingAddresses, Timed)>,
+    moving: Option<(MovingAddresses, TimedMap)>,
     variables: Arc<Variables>,
 }
 
@@ -350,14 +350,14 @@ impl Prefixes {
 
 /// What the program knows of addresses that move, mapped.
 #[derive(Debug)]
-struct Timed {
-    layout: timed::Layout,
+struct TimedMap {
+    layout: timed::TableLayout,
     /// The map `timed_addresses`.
     addresses: Memory,
 }
 
-impl Timed {
-    fn map(layout: timed::Layout, addresses: &MapHandle) -> Result<Self> {
+impl TimedMap {
+    fn map(layout: timed::TableLayout, addresses: &MapHandle) -> Result<Self> {
         let addresses = Memory::of_file(addresses.as_fd(), layout.words() * size_of::<u64>(), 0);
         Ok(Self { layout, addresses: addresses.context("cannot map the addresses that move")? })
     }
@@ -375,7 +375,7 @@ impl Timed {
 /// `struct change` of bpf/headers.h.
 #[derive(Default)]
 #[repr(C)]
-struct Change {
+struct AddressChange {
     count: u32,
     remove: u32,
     error: u32,
@@ -503,8 +503,8 @@ impl Program {
         })
     }
 
-    fn timed(&self, moving: MovingAddresses) -> Result<Timed> {
-        Timed::map(moving.layout(), &self.timed_addresses)
+    fn timed(&self, moving: MovingAddresses) -> Result<TimedMap> {
+        TimedMap::map(moving.layout(), &self.timed_addresses)
     }
 
     /// How many addresses that move are live: all are looked at. Others may enter some meanwhile.
@@ -729,7 +729,7 @@ impl LiveAddresses {
     pub fn add(&mut self, addresses: &[Ipv6Addr]) -> Result<(), (usize, anyhow::Error)> {
         let mut done = 0;
         while done < addresses.len() {
-            let change = Change::default();
+            let change = AddressChange::default();
             let (count, error) =
                 self.change(&addresses[done..], change).map_err(|error| (done, error))?;
             done += count;
@@ -770,7 +770,7 @@ impl LiveAddresses {
     pub fn remove(&mut self, addresses: &[Ipv6Addr]) -> Result<()> {
         let mut done = 0;
         while done < addresses.len() {
-            let change = Change { remove: 1, ..Change::default() };
+            let change = AddressChange { remove: 1, ..AddressChange::default() };
             let (count, error) = self.change(&addresses[done..], change)?;
             done += count;
             match error.map(|error| (error.raw_os_error(), error)) {
@@ -789,7 +789,7 @@ impl LiveAddresses {
     fn change(
         &mut self,
         addresses: &[Ipv6Addr],
-        mut change: Change,
+        mut change: AddressChange,
     ) -> Result<(usize, Option<io::Error>)> {
         let addresses = &addresses[..addresses.len().min(Self::BATCH)];
         for (index, address) in addresses.iter().enumerate() {
@@ -805,7 +805,7 @@ impl LiveAddresses {
             // What a program of this kind makes of its context is written back to where it came
             // from.
             ctx_in: (&raw mut change).cast(),
-            ctx_size_in: size_of::<Change>() as u32,
+            ctx_size_in: size_of::<AddressChange>() as u32,
             ..Default::default()
         };
         // SAFETY: `change` is valid for reads and writes of the size given with it, which is what

@@ -27,7 +27,7 @@ use crate::wire::OVERHEAD;
 use crate::xdp::{Attachment, CopyMode, LiveAddresses, Program, Station, spare_frames};
 
 use counters::AfXdpCounters;
-use run::{Delivering, Hidden, Queue};
+use run::{Delivering, Hidden, ServedQueue};
 
 pub(crate) use counters::REDIRECT_FAILED;
 pub use options::Options;
@@ -104,7 +104,7 @@ pub(super) struct AfXdp<S> {
     router: Option<MulticastRouter>,
     attachment: Attachment,
     program: Program,
-    queues: Vec<Queue<S>>,
+    queues: Vec<ServedQueue<S>>,
     /// For who makes addresses live or moves them.
     live: Option<LiveAddresses>,
     /// Where there is a service.

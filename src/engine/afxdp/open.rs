@@ -4,7 +4,7 @@ use std::thread;
 
 use anyhow::{Context, Result, anyhow};
 
-use super::run::{Delivering, Hidden, Queue};
+use super::run::{Delivering, Hidden, ServedQueue};
 use super::{AfXdp, FRAMES, KEPT, SEND_RING, can_send_redirected, chosen_frame_size, elsewhere};
 use crate::address::Targets;
 use crate::engine::behind::Behind;
@@ -146,7 +146,7 @@ fn open_queues<S: Service>(
     attachment: &Attachment,
     frame_size: u32,
     advertises: Option<&LinkAddress>,
-) -> Result<Vec<Queue<S>>> {
+) -> Result<Vec<ServedQueue<S>>> {
     let (link, options) = (&config.link, &config.options.xdp);
     let open = |(index, &number): (usize, &u32)| {
         let core = config.cores[index % config.cores.len()];
@@ -171,7 +171,7 @@ fn open_queues<S: Service>(
         if let Some(link_address) = advertises {
             worker = worker.with_advertiser(Advertiser::new(link_address.clone()));
         }
-        Ok(Queue { number, core, worker, rings, socket, shown: Default::default() })
+        Ok(ServedQueue { number, core, worker, rings, socket, shown: Default::default() })
     };
     served.iter().enumerate().map(open).collect()
 }
@@ -180,7 +180,7 @@ fn open_queues<S: Service>(
 fn granted<S>(
     config: &EngineConfig,
     attachment: &Attachment,
-    queues: &[Queue<S>],
+    queues: &[ServedQueue<S>],
     reflects: bool,
 ) -> Modes {
     let mut fallbacks: Vec<_> = attachment.fallback().cloned().into_iter().collect();

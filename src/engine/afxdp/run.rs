@@ -44,7 +44,7 @@ pub(super) struct Hidden {
     pub _multicast: AllMulticast,
 }
 
-pub(super) struct Queue<S> {
+pub(super) struct ServedQueue<S> {
     pub number: u32,
     pub core: usize,
     pub worker: Worker<S>,
@@ -58,7 +58,7 @@ impl<S: Service> AfXdp<S> {
     pub(super) fn work(
         (attachment, delivering): (Attachment, Option<Delivering>),
         program: &Program,
-        queues: Vec<Queue<S>>,
+        queues: Vec<ServedQueue<S>>,
         (hidden, router): (Option<Hidden>, Option<MulticastRouter>),
         sandbox: Sandbox,
         stop: &AtomicBool,
@@ -77,7 +77,7 @@ impl<S: Service> AfXdp<S> {
                     Ok(())
                 })
             });
-            let start = |queue: Queue<S>| {
+            let start = |queue: ServedQueue<S>| {
                 supervise::start(scope, stop, move || {
                     sandbox.enter(Role::Ring)?;
                     queue.run(stop).context("the interface or its socket is gone")
@@ -155,7 +155,7 @@ impl Hidden {
     }
 }
 
-impl<S: Service> Queue<S> {
+impl<S: Service> ServedQueue<S> {
     fn run(mut self, stop: &AtomicBool) -> io::Result<()> {
         pin(self.core);
         let polling = self.socket.busy_poll();

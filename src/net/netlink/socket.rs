@@ -51,7 +51,7 @@ impl From<std::io::Error> for KernelError {
     }
 }
 
-pub(super) type Message = NetlinkMessage<RouteNetlinkMessage>;
+pub(super) type RouteMessage = NetlinkMessage<RouteNetlinkMessage>;
 
 /// A routing socket, in the namespace in which it was opened.
 #[derive(Debug)]
@@ -115,7 +115,7 @@ impl Connection {
         self.socket.send(&bytes, 0)?;
         let mut refused = Vec::new();
         loop {
-            for (header, payload) in self.receive()?.into_iter().map(Message::into_parts) {
+            for (header, payload) in self.receive()?.into_iter().map(RouteMessage::into_parts) {
                 let NetlinkPayload::Error(answer) = payload else {
                     continue;
                 };
@@ -173,7 +173,7 @@ impl Connection {
         let mut answers = Vec::new();
         let mut consistent = true;
         loop {
-            for (header, payload) in self.receive()?.into_iter().map(Message::into_parts) {
+            for (header, payload) in self.receive()?.into_iter().map(RouteMessage::into_parts) {
                 if header.sequence_number != self.sequence {
                     self.heard = true;
                     continue;
@@ -289,7 +289,7 @@ impl Connection {
         bytes: &mut Vec<u8>,
     ) {
         self.sequence = self.sequence.wrapping_add(1);
-        let mut message = Message::from(message);
+        let mut message = RouteMessage::from(message);
         message.header.flags = flags;
         message.header.sequence_number = self.sequence;
         message.finalize();
@@ -299,7 +299,7 @@ impl Connection {
     }
 
     /// The messages of the next datagram. Waits for it.
-    pub(super) fn receive(&mut self) -> Result<Vec<Message>, KernelError> {
+    pub(super) fn receive(&mut self) -> Result<Vec<RouteMessage>, KernelError> {
         self.datagram.clear();
         let length = loop {
             match self.socket.recv(&mut self.datagram, nix::libc::MSG_TRUNC) {
@@ -313,7 +313,7 @@ impl Connection {
         let mut messages = Vec::new();
         let mut rest = self.datagram.as_slice();
         while !rest.is_empty() {
-            let message = Message::deserialize(rest).map_err(|error| KernelError {
+            let message = RouteMessage::deserialize(rest).map_err(|error| KernelError {
                 code: Errno::EBADMSG,
                 words: Some(error.to_string()),
             })?;
