@@ -58,7 +58,7 @@ only on a terminal, and colours only while NO_COLOR is unset."
 pub struct Cli {
     /// The subcommand.
     #[command(subcommand)]
-    pub command: Command,
+    pub command: Subcommand,
     /// Logging.
     #[command(flatten)]
     pub log: log::Args,
@@ -67,7 +67,7 @@ pub struct Cli {
 /// The subcommands.
 #[derive(clap::Subcommand)]
 #[expect(missing_docs, reason = "each type has its own doc, which --help shows")]
-pub enum Command {
+pub enum Subcommand {
     Probe(probe::Args),
     Serve(serve::Args),
     Load(load::Args),
@@ -82,7 +82,7 @@ pub enum Command {
     Guard(guard::Args),
 }
 
-impl Command {
+impl Subcommand {
     /// Runs the subcommand.
     ///
     /// # Errors

@@ -62,7 +62,7 @@ pub struct CompareConfig {
 }
 
 /// The progress of a comparison.
-pub struct Progress {
+pub struct CompareProgress {
     /// Steps finished so far.
     pub done: u64,
     /// All steps.
@@ -100,7 +100,7 @@ const START_LIMIT: Duration = Duration::from_secs(600);
 pub fn compare(
     config: &CompareConfig,
     stop: &AtomicBool,
-    mut show: impl FnMut(Progress) + Send,
+    mut show: impl FnMut(CompareProgress) + Send,
 ) -> Result<Vec<EngineResult>> {
     let _only = only_one("sixhop-compare")?;
     let mut results = match &config.lab {
@@ -131,7 +131,7 @@ fn on_lab(
     lab: &Lab,
     config: &CompareConfig,
     stop: &AtomicBool,
-    show: &mut (impl FnMut(Progress) + Send),
+    show: &mut (impl FnMut(CompareProgress) + Send),
 ) -> Result<Vec<EngineResult>> {
     let host = ServerHost::lab(lab)?;
     let engines = config.engines.iter().map(|engine| Contestant::Engine(*engine));
@@ -147,7 +147,7 @@ fn on_lab(
         for run in 1..=RUNS {
             for (who, searched) in contestants.iter().zip(&mut all) {
                 let mut show = |doing| {
-                    show(Progress {
+                    show(CompareProgress {
                         done,
                         steps,
                         doing: format!("{who}, run {run} of {RUNS}: {doing}"),

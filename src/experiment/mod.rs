@@ -23,7 +23,7 @@ use anyhow::{Context, Result, anyhow};
 use crate::lab::Lab;
 
 pub use bind::{BindProgress, bind, bound};
-pub use compare::{CompareConfig, Progress, compare};
+pub use compare::{CompareConfig, CompareProgress, compare};
 pub use peer::PeerProgram;
 pub use profile::{
     Approach, BindProfile, BindSeries, Profile, Rates, ResponseProfile, ResponseSeries,

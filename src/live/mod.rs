@@ -255,7 +255,7 @@ pub struct BindContext<'a> {
 /// method needs something that is not there.
 pub fn binder(method: Method, place: BindContext) -> Result<Box<dyn Binder>> {
     if method == Method::None {
-        return Ok(Box::new(Nothing));
+        return Ok(Box::new(OthersBind));
     }
     let link = place.link;
     let claim = claim(link)?;
@@ -284,7 +284,7 @@ pub fn binder(method: Method, place: BindContext) -> Result<Box<dyn Binder>> {
                 place.live_addresses.context("live-map needs a steering program to write to")?;
             Box::new(live_map::LiveMap::new(link, live)?)
         }
-        Method::None => Box::new(Nothing),
+        Method::None => Box::new(OthersBind),
     };
     Ok(Box::new(Claimed { inner, _claim: claim }))
 }
@@ -484,9 +484,9 @@ impl Binder for Claimed {
 }
 
 /// For addresses that are live by other means.
-struct Nothing;
+struct OthersBind;
 
-impl Binder for Nothing {
+impl Binder for OthersBind {
     fn bind(&mut self, _: &[Ipv6Addr], _: &mut Progress) -> Result<Phases> {
         Ok(Phases::default())
     }

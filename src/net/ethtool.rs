@@ -19,7 +19,7 @@ struct Command<T> {
     structure: PhantomData<fn() -> T>,
 }
 
-impl<T: Request> Command<T> {
+impl<T: CommandData> Command<T> {
     const fn new(number: u32) -> Self {
         Self { number, structure: PhantomData }
     }
@@ -31,7 +31,7 @@ impl<T: Request> Command<T> {
 /// It is laid out as linux/ethtool.h has that of each [`Command`] of it, and is integers, so that
 /// zeros and any bytes are a value. `place` points to all of it. Where it [`fits`](Self::fits), the
 /// kernel touches no byte beyond it, or faults there.
-unsafe trait Request: Sized {
+unsafe trait CommandData: Sized {
     /// Where it begins, with the word for the command.
     fn place(&mut self) -> *mut u32 {
         (&raw mut *self).cast()
@@ -96,7 +96,7 @@ struct Value {
 }
 
 // SAFETY: two integers, of a fixed number.
-unsafe impl Request for Value {}
+unsafe impl CommandData for Value {}
 
 #[repr(C)]
 #[derive(Default)]
@@ -110,7 +110,7 @@ struct Channels {
 }
 
 // SAFETY: integers, of a fixed number.
-unsafe impl Request for Channels {}
+unsafe impl CommandData for Channels {}
 
 #[repr(C)]
 struct DriverInfo {
@@ -123,7 +123,7 @@ struct DriverInfo {
 }
 
 // SAFETY: integers, and bytes, of a fixed number.
-unsafe impl Request for DriverInfo {}
+unsafe impl CommandData for DriverInfo {}
 
 #[repr(C)]
 #[derive(Default)]
@@ -138,7 +138,7 @@ struct LinkSettings {
 }
 
 // SAFETY: integers, of a fixed number.
-unsafe impl Request for LinkSettings {}
+unsafe impl CommandData for LinkSettings {}
 
 #[repr(C)]
 #[derive(Default)]
@@ -152,7 +152,7 @@ struct RingParameters {
 }
 
 // SAFETY: integers, of a fixed number.
-unsafe impl Request for RingParameters {}
+unsafe impl CommandData for RingParameters {}
 
 #[repr(C)]
 struct SetInfo {
@@ -163,7 +163,7 @@ struct SetInfo {
 }
 
 // SAFETY: integers; the kernel writes a count for each bit of the mask.
-unsafe impl Request for SetInfo {
+unsafe impl CommandData for SetInfo {
     fn fits(&self) -> bool {
         self.mask.count_ones() <= 1
     }
@@ -178,7 +178,7 @@ struct Strings {
 }
 
 // SAFETY: integers and bytes; no command takes it but within `Guarded`.
-unsafe impl Request for Strings {
+unsafe impl CommandData for Strings {
     fn fits(&self) -> bool {
         self.count as usize <= MAX_NAMES
     }
@@ -192,7 +192,7 @@ struct Statistics {
 }
 
 // SAFETY: as for `Strings`.
-unsafe impl Request for Statistics {
+unsafe impl CommandData for Statistics {
     fn fits(&self) -> bool {
         self.count as usize <= MAX_NAMES
     }
@@ -206,7 +206,7 @@ struct Guarded<T> {
     kind: PhantomData<T>,
 }
 
-impl<T: Request> Guarded<T> {
+impl<T: CommandData> Guarded<T> {
     /// One of zeros.
     fn zeroed() -> io::Result<Self> {
         Ok(Self { memory: Memory::guarded(size_of::<T>())?, kind: PhantomData })
@@ -227,7 +227,7 @@ impl<T: Request> Guarded<T> {
 }
 
 // SAFETY: the memory begins with a `T`, and behind its last page is one that the kernel faults at.
-unsafe impl<T: Request> Request for Guarded<T> {
+unsafe impl<T: CommandData> CommandData for Guarded<T> {
     fn place(&mut self) -> *mut u32 {
         self.memory.start().as_ptr().cast()
     }
@@ -245,7 +245,7 @@ struct Features {
 }
 
 // SAFETY: integers; the kernel writes no more blocks than it is told there is room for.
-unsafe impl Request for Features {
+unsafe impl CommandData for Features {
     fn fits(&self) -> bool {
         self.blocks as usize <= self.data.len()
     }
@@ -270,7 +270,7 @@ struct Wishes {
 }
 
 // SAFETY: integers; the kernel reads as many blocks as it is told.
-unsafe impl Request for Wishes {
+unsafe impl CommandData for Wishes {
     fn fits(&self) -> bool {
         self.blocks as usize <= self.data.len()
     }
@@ -326,7 +326,7 @@ struct Classification<const N: usize> {
 }
 
 // SAFETY: integers, and bytes; the kernel writes no more places than it is told there is room for.
-unsafe impl<const N: usize> Request for Classification<N> {
+unsafe impl<const N: usize> CommandData for Classification<N> {
     fn fits(&self) -> bool {
         self.count as usize <= N
     }
@@ -342,7 +342,7 @@ impl Indirection {
 }
 
 // SAFETY: integers; the kernel reads or writes no more queues than it is told there is room for.
-unsafe impl Request for Indirection {
+unsafe impl CommandData for Indirection {
     fn place(&mut self) -> *mut u32 {
         self.0.as_mut_ptr()
     }
@@ -722,7 +722,7 @@ pub fn delete_flow_rule(interface: &str, location: u32) -> io::Result<()> {
 }
 
 /// Has the kernel do `command` with `argument`, which says where to look and takes what it answers.
-fn ioctl<T: Request>(interface: &str, command: Command<T>, argument: &mut T) -> io::Result<()> {
+fn ioctl<T: CommandData>(interface: &str, command: Command<T>, argument: &mut T) -> io::Result<()> {
     if !argument.fits() {
         return Err(io::Error::from_raw_os_error(libc::E2BIG));
     }
@@ -740,7 +740,7 @@ fn ioctl<T: Request>(interface: &str, command: Command<T>, argument: &mut T) -> 
     request.ifr_ifru.ifru_data = place.cast();
     let socket = socket(AddressFamily::Inet6, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)?;
     // SAFETY: the request names an interface and points to `argument`: the structure of its
-    // command, as `Command` says, which has room for all that the kernel writes, as `Request` and
+    // command, as `Command` says, which has room for all that the kernel writes, as `CommandData` and
     // `fits` say.
     let result = unsafe { libc::ioctl(socket.as_raw_fd(), SIOCETHTOOL, &raw mut request) };
     if result >= 0 {
