@@ -425,7 +425,8 @@ proptest! {
         binder.bind(&addresses(before.iter().copied()), &mut |_| true).unwrap();
         let timed = |step, addresses: Vec<Ipv6Addr>| {
             let pieces = addresses.chunks(7);
-            pieces.map(|some| Timed { step, first: 0, addresses: some.to_vec() }).collect::<Vec<_>>()
+            let piece = |some: &[Ipv6Addr]| Timed { step, first: 0, addresses: some.to_vec() };
+            pieces.map(piece).collect::<Vec<_>>()
         };
         let gone = timed(1, addresses(expired.iter().copied()));
         binder.exchange(&gone, &timed(4, addresses(fresh.iter().copied()))).unwrap();

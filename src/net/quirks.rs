@@ -14,8 +14,8 @@ use std::time::Duration;
 use crate::events::{Interface, Virtio};
 use crate::net::netlink::Link;
 
-/// How long a link may be away. Some drivers reset theirs when a program comes or goes: an igb needs
-/// about 2 s, a card at the end of a long cable more. Every card is waited for.
+/// How long a link may stay down after a program was attached or detached. Some drivers then reset
+/// it: an igb needs about 2 s, a card at the end of a long cable more.
 pub const CARRIER_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Frames that zero-copy needs besides those for the rx ring, whatever the driver: as many as the
