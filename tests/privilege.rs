@@ -252,7 +252,7 @@ fn too_little_locked_memory() -> Result<()> {
     let server = Server::of(locking("8192", &serve("--engine afxdp")))?;
     ensure!(server.ready["copy"] == "copy", "{}", server.ready);
     let why = server.ready["fallbacks"][0]["why"].as_str().unwrap_or_default();
-    ensure!(why.contains("fewer may be locked (ulimit -l "), "{}", server.ready);
+    ensure!(why.contains("less may be locked (ulimit -l "), "{}", server.ready);
     ask(&lab)?;
     server.stop()?;
 

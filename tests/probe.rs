@@ -239,7 +239,7 @@ fn every_interface_has_a_line() -> Result<()> {
 fn bad_input_gets_one_clear_line() -> Result<()> {
     let lab = TestLab::up()?;
     for (arguments, status, words) in [
-        ("probe eth9 --json", 1, "no interface 'eth9' here: there are lo"),
+        ("probe eth9 --json", 1, "no interface 'eth9' here, only lo"),
         ("probe --try", 2, "<IFACE>"),
         ("probe lo server0", 2, "server0"),
     ] {

@@ -511,7 +511,7 @@ fn bad_input() -> Result<()> {
         (Side::Server, serve.replace(&path, &with(&open)), 1, chmod.as_str()),
         (Side::Client, load.replace(&path, &with(&open)), 1, chmod.as_str()),
         (Side::Server, serve.replace(&path, &with(&short)), 1, "8 bytes"),
-        (Side::Server, serve.replace(&path, "/dev/urandom"), 1, "no regular file"),
+        (Side::Server, serve.replace(&path, "/dev/urandom"), 1, "not a regular file"),
         (Side::Server, serve.replace(&path, "/nowhere/secret"), 1, "/nowhere/secret"),
         (Side::Server, serve.replace("--rotate 10s", "--rotate 999ms"), 2, "one second"),
         (Side::Server, serve.replace("/64", "/48"), 2, "/64"),

@@ -773,7 +773,7 @@ fn without_room_at_tc() -> Result<()> {
     ensure!(others.len() > 60, "only {} fit", others.len());
     let running = watched.server("")?;
     let notes = running.ready["notes"].to_string();
-    ensure!(notes.contains("behind extension headers or in fragments meet silence"), "{notes}");
+    ensure!(notes.contains("behind extension headers or in fragments get no answer"), "{notes}");
     ensure!(rules(&watched.lab)?.is_empty(), "{}", rules(&watched.lab)?);
     watched.is_answered(live, |watched| watched.udp(live, PORT))?;
     watched.capture.drain()?;

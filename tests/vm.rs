@@ -338,7 +338,7 @@ fn bond() -> Result<()> {
     let flags = format!("--prefix {PREFIX} --addresses 50");
     let native =
         Server::start_on(&lab, "bond0", &format!("{flags} --bind netlink --attach native"));
-    common::fails_with(native, "bond0 is a bond and has a native program run on its ports")?;
+    common::fails_with(native, "bond0 is a bond: it runs a native program on its ports")?;
     for engine in ["--bind netlink", "--bind live-map", "--bind netlink --engine reflect"] {
         let server = Server::start_on(&lab, "bond0", &format!("{flags} {engine}"))?;
         let ready = server.ready.clone();

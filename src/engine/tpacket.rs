@@ -14,8 +14,8 @@
 //!
 //! A status is read by an acquire load before what it guards is touched, and written by a release
 //! store after: that pairing is all the synchronisation there is. A unit that is ours is a value
-//! ([`Handed`], [`TxUnit`]) that borrows the ring, and what is in it borrows the value: nothing of it
-//! is left in our hands when it is given back.
+//! ([`Handed`], [`TxUnit`]) that borrows the ring, and what is in it borrows the value: nothing of
+//! it is left in our hands when it is given back.
 //!
 //! A ring does not know whether the kernel is on the other side: the tests have it over plain
 //! memory. What the other side says that makes no sense is counted. `unsafe` are the views into the

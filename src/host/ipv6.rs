@@ -1,5 +1,5 @@
-//! Whether the kernel has IPv6 on an interface: without, it adds no address there, receives no
-//! packet, and says little about it.
+//! Whether IPv6 is enabled on an interface. Without it the kernel adds no address there, receives
+//! no packet, and explains little.
 
 use std::fs;
 use std::io::ErrorKind;
@@ -10,20 +10,19 @@ use anyhow::{Result, anyhow};
 use super::is_mounted;
 use crate::net::netlink::Link;
 
-/// The smallest MTU with which the kernel has IPv6 on an interface (IPV6_MIN_MTU, RFC 8200 section
-/// 5).
+/// The smallest MTU for IPv6 (IPV6_MIN_MTU, RFC 8200 section 5).
 const LEAST_MTU: u32 = 1280;
 
-/// Finds out whether it does, in the namespace of the calling thread.
+/// Checks that the interface has IPv6, in the namespace of the calling thread.
 ///
 /// # Errors
-/// What has IPv6 switched off there, and the command that switches it on.
+/// Why IPv6 is off, and the command that enables it.
 pub(crate) fn has_ipv6(link: &Link) -> Result<()> {
     let settings = Path::new("/proc/sys/net/ipv6");
     let setting = settings.join("conf").join(&link.name).join("disable_ipv6");
     let found = match fs::read_to_string(setting) {
         Ok(value) => ProcEntry::Setting(value.trim() != "0"),
-        // another call will say what is wrong
+        // Another call will report this error.
         Err(error) if error.kind() != ErrorKind::NotFound => return Ok(()),
         Err(_) if !is_mounted("/proc") => ProcEntry::NoProc,
         Err(_) if !settings.join("conf").exists() => ProcEntry::NoSettings,
@@ -32,14 +31,14 @@ pub(crate) fn has_ipv6(link: &Link) -> Result<()> {
     explain(link, found).map_or(Ok(()), |why| Err(anyhow!(why)))
 }
 
-/// What /proc has of the interface.
+/// What /proc shows about the interface.
 #[derive(Debug, Clone, Copy)]
 enum ProcEntry {
-    /// Its `disable_ipv6`.
+    /// The value of `disable_ipv6`.
     Setting(bool),
     NoProc,
     NoSettings,
-    /// The settings of other interfaces.
+    /// Settings exist, but not for this interface.
     NotOnThis,
 }
 
@@ -48,7 +47,7 @@ fn explain(link: &Link, found: ProcEntry) -> Option<String> {
     match found {
         ProcEntry::Setting(false) => None,
         ProcEntry::Setting(true) => {
-            // In a path with dots they would be taken for its separators.
+            // sysctl would take dots in an interface name for path separators.
             let name = format!("net.ipv6.conf.{name}.disable_ipv6");
             let path = if link.name.contains('.') {
                 format!("net/ipv6/conf/{}/disable_ipv6", link.name)
@@ -61,8 +60,7 @@ fn explain(link: &Link, found: ProcEntry) -> Option<String> {
             ))
         }
         ProcEntry::NoProc => Some(
-            "/proc is not mounted, and takes settings of the network: mount -t proc proc \
-                /proc"
+            "/proc is not mounted, so network settings are not available: mount -t proc proc /proc"
                 .to_owned(),
         ),
         ProcEntry::NoSettings => Some(
@@ -71,8 +69,8 @@ fn explain(link: &Link, found: ProcEntry) -> Option<String> {
                 .to_owned(),
         ),
         ProcEntry::NotOnThis if link.mtu < LEAST_MTU => Some(format!(
-            "{name} has no IPv6, which takes an MTU of {LEAST_MTU} and {name} has {}: ip link set \
-             dev {name} mtu 1500",
+            "{name} has no IPv6, because its MTU is {} and IPv6 needs {LEAST_MTU}: ip link set dev \
+             {name} mtu 1500",
             link.mtu
         )),
         ProcEntry::NotOnThis => Some(format!(

@@ -1,4 +1,4 @@
-//! The file that the shared secret is in: read once, by nobody else readable.
+//! The file with the shared secret: read once, and only if nobody else can read it.
 
 use std::fs::File;
 use std::io::Read;
@@ -11,38 +11,39 @@ use zeroize::Zeroizing;
 
 use crate::address::Secret;
 
-/// Bytes of the largest file that is taken for a secret: a larger one is another file.
+/// Size limit in bytes: a larger file is not a secret.
 const LARGEST: usize = 4096;
 
-/// Bits of a file's mode by which group and others may read, write or execute it.
+/// The mode bits that let group and others read, write or execute a file.
 const OTHERS: u32 = 0o077;
 
-/// Reads the secret in the file at `path`, all of it. From then on this process leaves no core
-/// dump, which would hold it.
+/// Reads the whole secret file at `path`. It also disables core dumps of this process, which would
+/// contain the secret.
 ///
 /// # Errors
-/// When others may read or change the file, it is no regular file, or what it holds is no secret.
+/// When others may read or change the file, it is not a regular file, or it does not contain a
+/// secret.
 pub fn read(path: &Path) -> Result<Secret> {
     let name = path.display();
     setrlimit(Resource::RLIMIT_CORE, 0, 0)
-        .context("cannot rule out core dumps, which would hold the secret")?;
-    // A pipe that nobody writes to would be waited for.
+        .context("cannot disable core dumps, which would contain the secret")?;
+    // Without O_NONBLOCK, opening a pipe without a writer would block.
     let mut options = File::options();
     let mut file = options
         .read(true)
         .custom_flags(libc::O_NONBLOCK)
         .open(path)
         .with_context(|| format!("cannot read the secret {name}"))?;
-    // Of what was opened: the name may lead elsewhere by now.
-    let about = file.metadata().with_context(|| format!("cannot look at the secret {name}"))?;
-    ensure!(about.is_file(), "the secret {name} is no regular file");
+    // Check the open file: the name may point elsewhere by now.
+    let about = file.metadata().with_context(|| format!("cannot stat the secret {name}"))?;
+    ensure!(about.is_file(), "the secret {name} is not a regular file");
     ensure!(
         about.mode() & OTHERS == 0,
         "the secret {name} is open to others (mode {:03o}): chmod 600 {name}",
         about.mode() & 0o777
     );
-    // One byte more than it may have, and never grown: what is copied to larger memory leaves a
-    // copy behind.
+    // One byte more than the limit. The buffer never grows, as reallocating would leave a copy
+    // behind.
     let mut bytes = Zeroizing::new(vec![0; LARGEST + 1]);
     let mut length = 0;
     while length < bytes.len() {
@@ -54,11 +55,8 @@ pub fn read(path: &Path) -> Result<Secret> {
             count => length += count,
         }
     }
-    ensure!(
-        length <= LARGEST,
-        "the secret {name} has more than {LARGEST} bytes: it is another file"
-    );
-    Secret::new(bytes[..length].to_vec()).with_context(|| format!("{name} is no secret"))
+    ensure!(length <= LARGEST, "{name} has more than {LARGEST} bytes, so it is not a secret");
+    Secret::new(bytes[..length].to_vec()).with_context(|| format!("{name} is not a secret"))
 }
 
 #[cfg(test)]
@@ -83,14 +81,14 @@ mod tests {
             fs::set_permissions(&path, Permissions::from_mode(mode)).unwrap();
             read(&path).unwrap();
         }
-        assert!(refused(directory.path()).contains("no regular file"));
+        assert!(refused(directory.path()).contains("not a regular file"));
         let pipe = directory.path().join("pipe");
         nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRUSR).unwrap();
-        assert!(refused(&pipe).contains("no regular file"));
+        assert!(refused(&pipe).contains("not a regular file"));
         fs::set_permissions(&path, Permissions::from_mode(0o600)).unwrap();
         fs::write(&path, [7; 15]).unwrap();
         assert!(refused(&path).contains("15 bytes"));
         fs::write(&path, [7; LARGEST + 1]).unwrap();
-        assert!(refused(&path).contains("another file"));
+        assert!(refused(&path).contains("not a secret"));
     }
 }

@@ -1,4 +1,4 @@
-//! SIOCSIFADDR and SIOCDIFADDR: the interface that is older than netlink, and what ifconfig uses.
+//! SIOCSIFADDR and SIOCDIFADDR: the interface older than netlink, which ifconfig uses.
 
 use std::io;
 use std::net::Ipv6Addr;
@@ -15,12 +15,12 @@ use crate::net::netlink::{self, KernelError, Link};
 pub(super) const SIOCSIFADDR: libc::Ioctl = 0x8916;
 const SIOCDIFADDR: libc::Ioctl = 0x8936;
 
-/// The calls themselves.
+/// The ioctl calls.
 pub(super) trait Calls: Send {
     fn call(&self, request: libc::Ioctl, address: Ipv6Addr) -> Result<(), Errno>;
 }
 
-/// A socket for them, and the interface.
+/// The socket for the calls, and the interface.
 pub(super) struct IoctlSocket {
     socket: OwnedFd,
     index: i32,
@@ -47,7 +47,7 @@ impl<C> Ioctl<C> {
         Self { calls, index, name: name.to_owned() }
     }
 
-    /// What the interface is called by now.
+    /// The interface's current name.
     fn name(&self) -> String {
         netlink::name_of(self.index, &self.name)
     }
@@ -60,7 +60,7 @@ impl Calls for IoctlSocket {
             ifr6_prefixlen: 128,
             ifr6_ifindex: self.index,
         };
-        // SAFETY: both requests read a `struct in6_ifreq`, which `argument` is, and write nothing.
+        // SAFETY: both requests only read a `struct in6_ifreq`, which `argument` is.
         let result = unsafe { libc::ioctl(self.socket.as_raw_fd(), request, &raw const argument) };
         if result < 0 { Err(Errno::last()) } else { Ok(()) }
     }

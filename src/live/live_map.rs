@@ -1,8 +1,8 @@
-//! Live by being an entry of the steering program's hash, or of its table of addresses that move:
-//! no address of the kernel, and no cost that grows.
+//! Addresses that are live as entries in the steering program's hash, or in its table of moving
+//! addresses. The kernel does not own them, and the cost of one does not grow with their number.
 //!
 //! The program steers requests to live addresses, and Neighbour Solicitations for them, into the
-//! engine's rings, and drops what else is sent to its prefix; the engine answers both.
+//! engine's rings, and the engine answers both. It drops everything else sent to the prefix.
 
 use std::net::Ipv6Addr;
 
@@ -12,13 +12,13 @@ use super::{Binder, Interrupted, Phases, Progress, Timed, Told, failed};
 use crate::net::netlink::{Connection, Link};
 use crate::xdp::LiveAddresses;
 
-/// Addresses between two questions whether to go on: some 10 ms.
+/// Addresses between two checks whether to continue: some 10 ms.
 const STRIDE: usize = 64 * LiveAddresses::BATCH;
 
 /// Clients whose addresses are entered in one go: some 20 µs.
 const EXCHANGED: usize = 64;
 
-/// Writes entries.
+/// Writes the entries.
 pub(super) struct LiveMap {
     live: LiveAddresses,
     socket: Connection,
@@ -50,7 +50,8 @@ impl LiveMap {
         Ok(())
     }
 
-    /// Afterwards, since the hash knows at once whether it has one of the kernel's few.
+    /// Checks after adding, because the hash quickly tells whether it contains any of the kernel's
+    /// few addresses.
     fn check(&mut self, addresses: &[Ipv6Addr]) -> Result<()> {
         for address in self.socket.addresses(self.index)? {
             if self.live.contains(address.ip)? && addresses.contains(&address.ip) {
@@ -87,7 +88,7 @@ impl Binder for LiveMap {
         Ok(phases)
     }
 
-    /// What expires does so by itself.
+    /// Expired addresses need no removal.
     fn exchange(&mut self, _expired: &[Timed], fresh: &[Timed]) -> Result<()> {
         for Timed { step, addresses, .. } in fresh {
             self.live.enter(addresses, *step)?;

@@ -1,6 +1,6 @@
-//! The kernel in memory, with one interface: it refuses, loses and delays what a test chooses. The
-//! binders' logic runs against it without root; that the real kernel is like it, tests/bind.rs
-//! shows on network namespaces.
+//! A model of the kernel with one interface, in memory: it refuses, loses and delays what a test
+//! chooses. The binders' logic runs against it without root. tests/bind.rs shows on network
+//! namespaces that the real kernel behaves the same.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv6Addr};
@@ -27,13 +27,13 @@ const NAME: &str = "model0";
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Fault {
     Refused(Errno),
-    /// Somebody else adds that very address first.
+    /// Somebody else adds the same address first.
     Taken,
-    /// All of the datagram is done, and then its answer finds no room.
+    /// The kernel processes the whole datagram, and then has no buffer for its answer.
     Unanswered,
-    /// The kernel does not receive for it within any time.
+    /// The kernel never accepts packets for it.
     NeverLocal,
-    /// The interface goes.
+    /// The interface disappears.
     Unplugged,
 }
 
@@ -41,15 +41,15 @@ enum Fault {
 struct KernelState {
     gone: bool,
     up: bool,
-    /// Whether they go when the link is set down.
+    /// The addresses, and whether each goes when the link is set down.
     addresses: BTreeMap<Ipv6Addr, bool>,
-    /// How often the kernel says yet that it does not receive for all.
+    /// How many more times the kernel says that it does not accept packets for all.
     delay: u32,
     never_local: BTreeSet<Ipv6Addr>,
-    /// Addresses that it was told to add.
+    /// How many addresses it was told to add.
     added: usize,
     faults: BTreeMap<usize, Fault>,
-    /// Refuses to remove these.
+    /// Addresses that it refuses to remove.
     kept: BTreeSet<Ipv6Addr>,
     detection: bool,
     set_down: u32,
@@ -76,7 +76,7 @@ impl KernelModel {
 }
 
 impl KernelState {
-    /// Adds one; the second is whether the answer is lost.
+    /// Adds an address; the second result is whether the answer is lost.
     fn add(&mut self, address: Ipv6Addr, finite: bool) -> (Result<(), Errno>, bool) {
         let fault = self.faults.get(&self.added).copied();
         self.added += 1;
@@ -202,7 +202,7 @@ impl Calls for KernelModel {
     }
 }
 
-/// What is held with [`Meanwhile`].
+/// The setting behind [`Meanwhile`].
 struct Switch(KernelModel);
 
 impl HeldSetting for Switch {
@@ -235,7 +235,7 @@ fn link() -> Link {
     Link { index: INDEX, name: NAME.to_owned(), ..crate::net::netlink::link("lo").unwrap() }
 }
 
-/// The ways that are tried: all but those that start programs.
+/// The ways under test: all except those that start programs.
 const WAYS: [&str; 4] = ["one by one", "batches", "while down", "ioctl"];
 
 fn binder(way: &str, model: &KernelModel) -> Box<dyn Binder> {
@@ -269,12 +269,12 @@ fn addresses(numbers: impl IntoIterator<Item = usize>) -> Vec<Ipv6Addr> {
     numbers.into_iter().map(address).collect()
 }
 
-/// How many are bound: few, or enough to set the link down for.
+/// How many addresses to bind: few, or enough to set the link down.
 fn count() -> impl Strategy<Value = usize> {
     prop_oneof![1usize..40, DOWN_PAYS - 1..DOWN_PAYS + 140]
 }
 
-/// Others have these: never more than a few, and none that is bound.
+/// Other programs' addresses: at most a few, and none that is bound.
 fn others() -> impl Strategy<Value = BTreeSet<Ipv6Addr>> {
     proptest::collection::btree_set((1000usize..1020).prop_map(address), 0..5)
 }
@@ -372,7 +372,7 @@ proptest! {
             left > 0
         };
         match binder(way, &model).bind(&addresses(0..count), &mut step) {
-            // It was done before it could be told.
+            // It finished before it could be stopped.
             Ok(_) => prop_assert_eq!(model.has().len(), others.len() + count),
             Err(error) => {
                 prop_assert!(error.chain().any(|cause| cause.is::<Interrupted>()));
@@ -401,7 +401,7 @@ proptest! {
         model.state().addresses.retain(|address, _| !taken.contains(address));
         let lost = binder.lost(&wanted).unwrap();
         prop_assert_eq!(lost.iter().copied().collect::<BTreeSet<_>>(), taken);
-        // A bind fails where the kernel does not receive for all in time.
+        // A bind fails if the kernel does not accept packets for all in time.
         let binds_again = way == "while down" && lost.len() == count && count >= DOWN_PAYS;
         model.state().delay = if binds_again { 0 } else { delay };
         binder.restore(&lost, &mut |_| true).unwrap();
@@ -411,8 +411,7 @@ proptest! {
         prop_assert_eq!(model.has(), others);
     }
 
-    /// Steps of a few clients, two of whom may have the same address, or an address of one who
-    /// is to go.
+    /// Steps of a few clients. Two may have the same address, or one that is about to be removed.
     #[test]
     fn an_exchange_has_the_expired_gone_and_the_fresh_there(
         way in way(), others in others(),
@@ -445,7 +444,7 @@ proptest! {
         let wanted = addresses(0..count);
         binder.bind(&wanted, &mut |_| true).unwrap();
         model.state().kept.clone_from(&kept);
-        // With the link down the kernel removes them unasked.
+        // With the link down, the kernel removes them by itself.
         let left: BTreeSet<_> = if way == "while down" && count >= DOWN_PAYS {
             BTreeSet::new()
         } else {

@@ -1,5 +1,5 @@
-//! WHAT AN INTERFACE WOULD GIVE `serve`: facts from the kernel, a verdict that follows from them,
-//! and on demand the truth.
+//! PROBE: what an interface would give `serve`. Facts from the kernel, a verdict derived from them,
+//! and a trial on request.
 //!
 //! ```text
 //!   xdp::capability (facts, nothing disturbed) ─► verdict (pure) ─┐
@@ -23,7 +23,7 @@ pub use verdict::{Advice, Expectation, Finding};
 pub use crate::events::{Probe, Tried};
 
 impl Probe {
-    /// Of `link`, in the namespace of the calling thread. Disturbs nothing.
+    /// Probes `link`, in the namespace of the calling thread. Disturbs nothing.
     #[must_use]
     pub fn of(link: &Link) -> Self {
         let interface = Interface::of(link);
@@ -32,11 +32,11 @@ impl Probe {
         Self { interface, host, verdict, tried: None }
     }
 
-    /// Attaches the program and binds all queues, as `serve` does, and lets go of them at once.
+    /// Attaches the program and binds all queues as `serve` does, then releases them at once.
     /// Steers no packet, but some drivers reset their link meanwhile.
     ///
     /// # Errors
-    /// When the link does not come back. That something was refused is none.
+    /// When the link does not come back. A refused attempt is a result, not an error.
     pub fn try_out(&mut self) -> Result<()> {
         let result = attempt(&self.interface.nic.interface);
         if self.interface.carrier {
@@ -48,8 +48,7 @@ impl Probe {
 }
 
 fn attempt(interface: &str) -> Result<Modes> {
-    // No address of it becomes live, and without a port nothing is steered: which pool does not
-    // matter.
+    // Any pool will do: none of its addresses becomes live, and without a port nothing is steered.
     let pool = Pool::new("2001:db8::/64".parse()?, 1, 1)?;
     let config = ServerConfig {
         engine: Some(EngineKind::AFXDP),

@@ -14,12 +14,12 @@ use crate::xdp::LiveAddresses;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ServerError {
-    /// The configuration contradicts itself or the machine. [`Cause::downcast_ref`] gives the
+    /// The configuration contradicts itself or the machine. [`Cause::downcast_ref`] returns the
     /// [`ConfigError`].
     #[error(transparent)]
     Config(Cause),
-    /// The interface does not exist, is down, or cannot be served. Of one that can never be served
-    /// so, [`Cause::downcast_ref`] gives the [`InterfaceError`].
+    /// The interface does not exist, is down, or cannot be served. If it can never be served with
+    /// this configuration, [`Cause::downcast_ref`] returns the [`InterfaceError`].
     #[error(transparent)]
     Interface(Cause),
     /// A privilege is missing, or a security module denies a call.
@@ -29,26 +29,26 @@ pub enum ServerError {
     /// stay.
     #[error(transparent)]
     Binding(Cause),
-    /// The engine could not be opened, or cannot go on.
+    /// The engine could not be opened, or cannot continue.
     #[error(transparent)]
     Engine(Cause),
-    /// While the server ran, the interface, its XDP program or its addresses changed so that the
-    /// server cannot go on.
+    /// The interface, its XDP program or its addresses changed while the server ran, so that it
+    /// cannot continue.
     #[error(transparent)]
     Changed(Cause),
-    /// A setting of the interface that the server changed stays changed.
+    /// A setting of the interface that the server changed is still changed.
     #[error(transparent)]
     Setting(Cause),
-    /// The caller ended the bind.
+    /// The caller stopped the bind.
     #[error(transparent)]
     Interrupted(Cause),
 }
 
-/// What happened. Its source is what that came from.
+/// What happened, with its error sources.
 pub struct Cause(anyhow::Error);
 
 impl Cause {
-    /// The `E` that this is, or that this gives the circumstances of.
+    /// The `E` that this is, or that it adds context to.
     #[must_use]
     pub fn downcast_ref<E: Error + Send + Sync + 'static>(&self) -> Option<&E> {
         self.0.downcast_ref()
@@ -73,7 +73,7 @@ impl Error for Cause {
     }
 }
 
-/// What of a configuration contradicts the rest of it, or the machine.
+/// How a configuration contradicts itself or the machine.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 #[expect(missing_docs, reason = "the messages say it")]
@@ -118,7 +118,7 @@ pub enum ConfigError {
     Routed { prefix: Prefix, route: Prefix, through: String, bind: Method, interface: String },
 }
 
-/// Why an interface cannot be served in the way that was asked for.
+/// Why an interface cannot be served as requested.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 #[expect(missing_docs, reason = "the messages say it")]
@@ -133,7 +133,7 @@ pub enum InterfaceError {
          netlink"
     )]
     NoEthernet { interface: String, link_type: u16, engine: EngineKind },
-    /// What a quirk of the driver keeps hidden addresses from.
+    /// A quirk of the driver makes hidden addresses unreachable.
     #[error("{0}")]
     Unreachable(String),
     #[error(
@@ -148,7 +148,7 @@ pub enum InterfaceError {
     Occupied(String),
 }
 
-/// Why there is no plan for a server.
+/// Why a server cannot be planned.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Refused {
     Config(Box<ConfigError>),
@@ -176,7 +176,7 @@ impl From<Refused> for anyhow::Error {
     }
 }
 
-/// The part of a start that failed: seen by [`ServerError::of_start`], and silent in messages.
+/// The part of a start that failed. [`ServerError::of_start`] reads it; messages do not show it.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum At {
     #[error(transparent)]
@@ -196,7 +196,7 @@ impl At {
 }
 
 impl ServerError {
-    /// Sorts what kept a server from starting.
+    /// Classifies what prevented a server from starting.
     pub(super) fn of_start(error: anyhow::Error) -> Self {
         let at = error.downcast_ref::<At>();
         let cause = |at: &At| match at {
@@ -238,7 +238,7 @@ impl ServerError {
     }
 }
 
-/// Whether the kernel said that it was not allowed.
+/// Whether the kernel denied permission.
 fn denies(error: &(dyn Error + 'static)) -> bool {
     let denied = |errno: i32| errno == libc::EPERM || errno == libc::EACCES;
     if let Some(error) = error.downcast_ref::<Errno>() {

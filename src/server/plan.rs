@@ -1,6 +1,5 @@
-//! What a server is going to do, decided before it does any of it: a function of what was asked for
-//! and what was [found](super::found) of the machine. It asks the kernel nothing and changes
-//! nothing.
+//! What a server will do, decided in advance: a function of the configuration and of what was
+//! [found](super::found) on the machine. It asks the kernel nothing and changes nothing.
 
 use std::net::Ipv6Addr;
 
@@ -13,18 +12,18 @@ use crate::host::sandbox::Role;
 use crate::live::Method;
 use crate::xdp::{occupied, stacked};
 
-/// What a server is going to do.
+/// What a server will do.
 #[derive(Debug, Clone)]
 pub(super) struct ServerPlan {
-    /// The engine to open: the one that was asked for, or one that only holds the addresses.
+    /// The engine to open: the requested one, or one that only holds the addresses.
     pub engine: Option<EngineKind>,
     /// Whether it answers requests.
     pub answers: bool,
-    /// What comes first.
+    /// Whether addresses or engine come first.
     pub order: Order,
     /// Who knows which addresses are live.
     pub decides: Decides,
-    /// The queues that the engine serves; none where the kernel spreads the work of its sockets.
+    /// The queues that the engine serves; empty if the kernel distributes the work of its sockets.
     pub queues: Vec<u32>,
     /// The processors to pin to, at least one.
     pub cores: Vec<usize>,
@@ -32,20 +31,20 @@ pub(super) struct ServerPlan {
     pub sources: Sources,
     /// Addresses of the interface on which the service does not answer.
     pub own: Vec<Ipv6Addr>,
-    /// How the kernel is to do the receive work of the interface.
+    /// How the kernel should do the receive work of the interface.
     pub receive_work: ReceiveWork,
-    /// Receive queues in use now, where the server ends when their number changes.
+    /// Receive queues in use now, if a change of their number must end the server.
     pub queues_in_use: Option<u32>,
-    /// Whether to say that nobody asks for an address: a switch may keep solicitations back.
+    /// Whether to report that nobody asks for an address: a switch may be blocking solicitations.
     pub hears_solicitations: bool,
-    /// What the main thread is while the server runs.
+    /// The role of the main thread while the server runs.
     pub role: Role,
     /// Lines for people.
     pub notes: Vec<String>,
 }
 
-/// What comes first. Addresses that the engine makes live come after it, all others before:
-/// nothing is steered that is not live.
+/// The order of addresses and engine. Addresses that the engine makes live come after it, and all
+/// others before it, so that no packet is steered to an address that is not live.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Order {
     AddressesFirst,
@@ -55,22 +54,22 @@ pub(super) enum Order {
 /// Who knows which addresses are live.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Decides {
-    /// The pool: they stay.
+    /// The pool: they are static.
     Pool,
     /// A set in this process: they move.
     Set,
-    /// The steering program, while they move. Where the kernel has the addresses too, a set beside
-    /// it decides for the socket behind the engine, which then gets what goes to others as well.
+    /// The steering program: they move. If the kernel also has the addresses, a separate set
+    /// decides for the socket behind, which then also gets packets for other addresses.
     Program { and_set: bool },
 }
 
-/// How the kernel is to do the receive work of an interface.
+/// How the kernel should do the receive work of an interface.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum ReceiveWork {
     AsItDoes,
-    /// So that a worker that polls can take it over.
+    /// So that a polling worker can take it over.
     Polled,
-    /// Once in so many microseconds.
+    /// Once every so many microseconds.
     Coalesced(u32),
 }
 
@@ -78,8 +77,8 @@ impl ServerPlan {
     /// The plan for `config` on the machine that was found.
     ///
     /// # Errors
-    /// What of the configuration contradicts the rest of it or the machine, or why the interface
-    /// cannot be served so.
+    /// How the configuration contradicts itself or the machine, or why the interface cannot be
+    /// served as requested.
     pub fn new(config: &ServerConfig, found: &Found) -> Result<Self, Refused> {
         let (engine, hidden) = engine(config)?;
         let steers = engine.is_some_and(EngineKind::steers);
@@ -97,7 +96,7 @@ impl ServerPlan {
         let queues = queues(config, found, engine)?;
         let cores = cores(config, found, &queues)?;
         if steers && link.xdp.is_some() {
-            // Before thousands of addresses are bound for nothing; `attach` looks again.
+            // Before thousands of addresses are bound in vain; `attach` checks again.
             return Err(InterfaceError::Occupied(occupied(link).to_string()).into());
         }
         is_free(config, found)?;
@@ -131,13 +130,13 @@ impl ServerPlan {
         self.engine.is_some_and(EngineKind::steers)
     }
 
-    /// Whether the kernel has no part in the addresses: the program alone makes them live.
+    /// Whether the addresses are hidden from the kernel: only the program makes them live.
     pub fn hides(&self) -> bool {
         self.order == Order::EngineFirst
     }
 }
 
-/// Which engine is needed, and whether it has to make the addresses live.
+/// The required engine, and whether it must make the addresses live.
 fn engine(config: &ServerConfig) -> Result<(Option<EngineKind>, bool), ConfigError> {
     let hidden = config.bind == Method::LiveMap;
     let engine = if hidden { config.engine.or(Some(EngineKind::AFXDP)) } else { config.engine };
@@ -153,14 +152,14 @@ fn engine(config: &ServerConfig) -> Result<(Option<EngineKind>, bool), ConfigErr
     Ok((engine, hidden))
 }
 
-/// The queues to serve, each of which exists, and can send what its socket answers.
+/// The queues to serve: each exists, and can send its socket's replies.
 fn queues(
     config: &ServerConfig,
     found: &Found,
     engine: Option<EngineKind>,
 ) -> Result<Vec<u32>, Refused> {
     if !engine.is_some_and(EngineKind::steers) {
-        return Ok(vec![]); // the kernel spreads a socket's work
+        return Ok(vec![]); // the kernel distributes a socket's work
     }
     let link = &found.link;
     let served = if config.options.xdp.queues.is_empty() {
@@ -178,7 +177,7 @@ fn queues(
     Ok(served)
 }
 
-/// The queues that were named, if they can be served.
+/// The requested queues, if they can be served.
 fn existing(
     config: &ServerConfig,
     found: &Found,
@@ -199,12 +198,12 @@ fn existing(
     Ok(config.options.xdp.queues.clone())
 }
 
-/// The processors to pin to, each of which this process may use: near the interrupts of `queues`,
-/// where there are any.
+/// The processors to pin to, which this process may use: near the interrupts of `queues`, if there
+/// are any.
 fn cores(config: &ServerConfig, found: &Found, queues: &[u32]) -> Result<Vec<usize>, ConfigError> {
     let allowed = &found.processors;
     if config.cores.is_empty() {
-        // Without queues of its own an engine has one worker.
+        // An engine without queues of its own has one worker.
         let workers = if queues.is_empty() { &[0] } else { queues };
         let cores = found.nearness.choose(workers, allowed);
         return Ok(if cores.is_empty() { vec![0] } else { cores });
@@ -215,7 +214,7 @@ fn cores(config: &ServerConfig, found: &Found, queues: &[u32]) -> Result<Vec<usi
     }
 }
 
-/// Refuses a pool with an address that the interface has already.
+/// Refuses a pool with an address that the interface already has.
 fn is_free(config: &ServerConfig, found: &Found) -> Result<(), ConfigError> {
     let Targets::Pool(pool) = &config.targets else { return Ok(()) };
     match found.own.iter().find(|address| pool.contains(**address)) {
@@ -271,7 +270,7 @@ mod tests {
         QueueCounts { in_use, possible, combined: false, sending, sending_possible }
     }
 
-    /// A machine of four processors with a veth of two queues.
+    /// A machine with four processors and a veth of two queues.
     fn machine() -> Found {
         let link = Link { xdp: None, ..server0() };
         Found {
@@ -291,7 +290,7 @@ mod tests {
         }
     }
 
-    /// What a port of a device of that kind is found as.
+    /// A machine whose interface is a port of a device of that kind.
     fn port_of(kind: &str) -> Found {
         let above = Link {
             index: 9,
@@ -303,7 +302,7 @@ mod tests {
         Found { links: vec![link.clone(), above], link, ..machine() }
     }
 
-    /// The error of a plan, which there is without `change`.
+    /// The error of a plan after `change`; without it, the plan succeeds.
     fn fault(change: impl FnOnce(&mut ServerConfig, &mut Found)) -> ConfigError {
         let (mut config, mut found) = (config(EngineKind::AFXDP, Method::LiveMap), machine());
         assert!(ServerPlan::new(&config, &found).is_ok());
@@ -512,7 +511,7 @@ mod tests {
         fn a_plan_can_be_carried_out(config in a_configuration(), found in a_machine()) {
             let Ok(plan) = ServerPlan::new(&config, &found) else { return Ok(()) };
             let hidden = config.bind == Method::LiveMap;
-            // The engine is the one that was asked for. Another is opened only to hold addresses.
+            // The engine is the requested one. Another is opened only to hold addresses.
             prop_assert_eq!(plan.answers, config.engine.is_some());
             let default = hidden.then_some(EngineKind::AFXDP);
             prop_assert_eq!(plan.engine, config.engine.or(default));
@@ -520,7 +519,7 @@ mod tests {
             prop_assert_eq!(plan.order == Order::EngineFirst, hidden);
             prop_assert_eq!(plan.hides(), hidden);
             prop_assert!(!hidden || plan.steers());
-            // Each queue exists, once; with a socket of its own it can send.
+            // Each queue exists, and is listed once; with a socket of its own it can send.
             let mut queues = plan.queues.clone();
             queues.sort_unstable();
             queues.dedup();
@@ -533,8 +532,8 @@ mod tests {
             if plan.steers() && !config.options.xdp.queues.is_empty() {
                 prop_assert_eq!(&plan.queues, &config.options.xdp.queues);
             }
-            // There is a processor for a worker, and this process may use it. Where it cannot be
-            // asked, the first is as good as any.
+            // There is a processor for a worker, and this process may use it. If the allowed ones
+            // are unknown, the first will do.
             prop_assert!(!plan.cores.is_empty());
             let allowed = |core: &usize| found.processors.contains(core);
             prop_assert!(

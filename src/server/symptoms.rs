@@ -1,11 +1,11 @@
-//! What a server's counters give away about a fault elsewhere: a sentence for each, said once.
+//! Faults elsewhere that a server's counters reveal: one sentence for each, given once.
 
 use crate::engine::REDIRECT_FAILED;
 use crate::events::Counters;
 use crate::net::quirks::{self, Act};
 use crate::wire::Refusal;
 
-/// Remembers what was said already.
+/// Remembers what was already said.
 #[derive(Debug, Default)]
 pub(super) struct Symptoms {
     said: Vec<Symptom>,
@@ -20,7 +20,7 @@ enum Symptom {
     NothingLeaves,
 }
 
-/// All of them, each with the test for it: what to say, if the counters show it.
+/// All of them, each with its test: the message, if the counters show it.
 type Rule = (Symptom, fn(&Counters) -> Option<String>);
 const RULES: [Rule; 3] = [
     (Symptom::UnfinishedChecksums, unfinished_checksums),
@@ -48,7 +48,7 @@ fn no_ring_takes(counters: &Counters) -> Option<String> {
     ))
 }
 
-/// Of an XDP program that answers by itself.
+/// For an XDP program that answers by itself.
 fn nothing_leaves(counters: &Counters) -> Option<String> {
     let reflected = *counters.steering.get("reflected")?;
     // Some may be on their way.
@@ -78,16 +78,17 @@ impl Symptoms {
     }
 }
 
-/// Queues whose replies stay in the tx ring, though the kernel was woken for them.
+/// Queues whose replies stay in the tx ring although the kernel was woken.
 #[derive(Debug, Default)]
 struct Stuck {
-    /// Of each queue what it had sent when last looked at, where something was waiting then.
+    /// For each queue that had replies waiting at the last check: how many it had sent.
     before: Vec<(u32, u64)>,
     said: Vec<u32>,
 }
 
 impl Stuck {
-    /// To be called once a second: none of a queue's replies left in between, and there were some.
+    /// Call this once a second. A queue is stuck if it had replies waiting and sent none in
+    /// between.
     fn look(&mut self, counters: &Counters) -> Vec<String> {
         let waiting = counters.queues.iter().filter(|queue| queue.levels.tx > 0);
         let now: Vec<_> = waiting.map(|queue| (queue.queue, queue.replies)).collect();

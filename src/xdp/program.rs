@@ -1,5 +1,5 @@
-//! The steering program, which may answer as well: loaded, told what is ours, attached by a link
-//! that goes when the process goes, and read out.
+//! The steering program, which may also answer requests: loads it, configures it, attaches it by a
+//! link that ends with the process, and reads its counters.
 
 use std::fs;
 use std::io;
@@ -42,49 +42,50 @@ const XDP_FLAGS_DRV_MODE: u32 = 1 << 2;
 /// Nanoseconds.
 const SECOND: u64 = 1_000_000_000;
 
-/// A source that has been quiet may ask for as much at once as in a second divided by this.
+/// The burst that a quiet source may send: as many requests as in a second divided by this.
 const BURSTS: u64 = 10;
 
-/// Sources whose requests are counted where there is a limit. Of more the kernel forgets those that
-/// asked longest ago.
+/// How many sources have their requests counted if there is a limit. Beyond that, the kernel evicts
+/// those that asked longest ago.
 const BUDGETS: u32 = 1 << 16;
 
-/// Where a kernel that was built with CONFIG_DEBUG_INFO_BTF describes its structures.
+/// Where a kernel built with CONFIG_DEBUG_INFO_BTF describes its types.
 const KERNEL_TYPES: &str = "/sys/kernel/btf/vmlinux";
 
-/// What the program did with a packet. One counter each, in the order of `enum verdict` in
+/// What the program did with a packet. Each has a counter, in the order of `enum verdict` in
 /// bpf/headers.h.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(usize)]
 pub enum Verdict {
     /// A request, answered by the program itself.
     Reflected,
-    /// A request that is not answered, dropped by the program; [`VerdictSource::refusals`] say why.
+    /// A request that the program dropped without an answer; [`VerdictSource::refusals`] has the
+    /// reasons.
     Refused,
     /// A request, into the ring of the queue that it arrived on.
     Steered,
-    /// A Neighbour Solicitation for a live address, into the ring as well; only where hidden.
+    /// A Neighbour Solicitation for a live address, also into the ring; only if hidden.
     Solicited,
     /// To the kernel: not UDP directly over IPv6 over Ethernet.
     PassedOther,
     /// To the kernel: another port.
     PassedPort,
-    /// To the kernel: our port, but under no bound prefix; where hidden, whatever port.
+    /// To the kernel: our port, but outside every bound prefix; if hidden, any port.
     PassedPrefix,
-    /// To the kernel: our port, under a bound prefix, but no live address.
+    /// To the kernel: our port, within a bound prefix, but not a live address.
     PassedNotLive,
-    /// To the kernel, for the socket behind the program: a request behind extension headers, or
-    /// part of one.
+    /// To the kernel, for the socket behind: a request behind extension headers, or a fragment of
+    /// one.
     PassedBehind,
-    /// To the kernel: under a bound prefix, but to an address of the kernel's own; only where
+    /// To the kernel: within a bound prefix, but for one of the kernel's own addresses; only if
     /// hidden.
     PassedKernel,
-    /// Under a bound prefix, and nothing that a live address answers; only where hidden.
+    /// Within a bound prefix, and nothing that a live address answers; only if hidden.
     DroppedHidden,
-    /// Got around the XDP program, as on a queue that has none, and was dropped by the tc program
-    /// behind it; only where hidden. What the XDP program passed before counts twice.
+    /// Bypassed the XDP program, for example on a queue without one, and dropped by the backstop;
+    /// only if hidden. A packet that the XDP program had passed counts twice.
     DroppedBackstop,
-    /// Ours, but no socket sits on this queue: to the kernel, or dropped where hidden.
+    /// Ours, but without a socket on this queue: to the kernel, or dropped if hidden.
     NoRing,
 }
 
@@ -106,7 +107,7 @@ impl Verdict {
         Self::NoRing,
     ];
 
-    /// What it means for the packet, by a program that is `hidden` or not.
+    /// What it means for the packet, under a program that is `hidden` or not.
     #[must_use]
     pub fn fate(self, hidden: bool) -> Fate {
         match self {
@@ -123,7 +124,7 @@ impl Verdict {
         }
     }
 
-    /// The name under which it is counted in the statistics.
+    /// Its name in the statistics.
     pub fn name(self) -> &'static str {
         match self {
             Self::Reflected => "reflected",
@@ -146,43 +147,42 @@ impl Verdict {
 /// What a verdict means for a packet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fate {
-    /// It was for the service, which has it: other counters say what became of it.
+    /// The service received it: other counters say what became of it.
     Taken,
-    /// It was for the service, which does not get it, for a reason of the verdict's name.
+    /// It was for the service and was dropped; the verdict's name is the reason.
     Dropped,
     /// It was for the kernel.
     Passed,
 }
 
-/// What a program is loaded for.
+/// The configuration of a program.
 #[derive(Debug, Clone, Copy)]
 pub struct ProgramConfig {
-    /// UDP port of the service; 0, which is no port, steers no UDP at all.
+    /// UDP port of the service; 0, which is not a valid port, steers no UDP at all.
     pub port: u16,
-    /// Most addresses that stay.
+    /// The most static addresses.
     pub addresses: u32,
     /// How many queues may get a socket, from 0 on.
     pub queues: u32,
-    /// Whether the kernel is to have no part in the bound prefixes, but for its own addresses
-    /// there: Neighbour Solicitations for live addresses are steered as well, and what nobody
-    /// answers is dropped.
+    /// Whether the kernel must not see the bound prefixes, except its own addresses there. If so,
+    /// Neighbour Solicitations for live addresses are steered too, and packets that nobody answers
+    /// are dropped.
     pub hidden: bool,
-    /// Those that move, instead of any that stay. The program itself refuses requests that come
-    /// from a live one then, since nobody else knows.
+    /// Moving addresses, instead of static ones. The program itself then refuses requests from a
+    /// live address, since nothing else knows which are live.
     pub moving: Option<MovingAddresses>,
-    /// Where the program is to answer requests itself; otherwise it steers them.
+    /// How the program answers requests itself; `None` to steer them.
     pub reflect: Option<Reflect>,
-    /// Which sources may ask, and how often; `None` to look at no source at all, as for a load
-    /// generator.
+    /// Which sources may ask, and how often; `None` to check no source, as a load generator does.
     pub screen: Option<Screen>,
 }
 
 /// Addresses that move.
 #[derive(Debug, Clone, Copy)]
 pub struct MovingAddresses {
-    /// Where they are.
+    /// Their subnet.
     pub subnet: Subnet,
-    /// How many there are in each time step.
+    /// Their number in each step.
     pub clients: u64,
 }
 
@@ -191,34 +191,34 @@ impl MovingAddresses {
         timed::TableLayout::new(self.clients)
     }
 
-    /// The first half of all of them, as it lies in memory.
+    /// The upper half of all of them, in memory order.
     fn network(&self) -> u64 {
         let [network, _] = timed::halves(self.subnet.prefix().network());
         network
     }
 }
 
-/// How the program looks at who asks.
+/// How the program checks sources.
 #[derive(Debug, Clone, Copy)]
 pub struct Screen {
-    /// Ethernet address of the interface: what is sent to another is not for us.
+    /// Ethernet address of the interface: packets to another address are not for us.
     pub station: [u8; 6],
-    /// Whether only those may ask that [`Program::allow`] names.
+    /// Whether only sources that [`Program::allow`] added may ask.
     pub allow_list: bool,
-    /// Requests of one source in a second, at least 1; `None` for any number.
+    /// Requests for each source and second, at least 1; `None` for no limit.
     pub limit: Option<u32>,
 }
 
 /// How the program answers requests.
 #[derive(Debug, Clone, Copy)]
 pub struct Reflect {
-    /// Replies to each, at least 1.
+    /// Replies to each request, at least 1.
     pub replies: u16,
-    /// Index of the interface that they leave by, in the namespace of the calling thread.
+    /// Index of the interface that sends them, in the namespace of the calling thread.
     pub interface: u32,
 }
 
-/// A loaded program with its maps, attached to nothing yet.
+/// A loaded program with its maps, not attached yet.
 #[derive(Debug)]
 pub struct Program {
     program: OwnedFd,
@@ -232,18 +232,18 @@ pub struct Program {
     kernel_addresses: MapHandle,
     allowed_sources: MapHandle,
     xsks: MapHandle,
-    /// The program `count_frames`, where it is needed and the kernel takes it.
+    /// The program `count_frames`, if it is needed and the kernel has BTF.
     count_frames: Option<OwnedFd>,
-    /// The program `backstop`, where hidden.
+    /// The program `backstop`, if hidden.
     backstop: Option<OwnedFd>,
     verdicts: MapHandle,
     refusals: MapHandle,
     frames: MapHandle,
 }
 
-/// The addresses that are live, to be changed from any thread while the program runs: those that
-/// stay, in a hash, or those that move, each entered for a time step and live while it is that
-/// step, the one before or the one after.
+/// The live addresses. Any thread may change them while the program runs. Static ones are in a
+/// hash. Moving ones are entered for a step, and are live during that step, the one before and the
+/// one after.
 #[derive(Debug)]
 pub struct LiveAddresses {
     map: MapHandle,
@@ -255,12 +255,12 @@ pub struct LiveAddresses {
     variables: Arc<Variables>,
 }
 
-/// The Ethernet address by which a program knows what is sent to its interface.
+/// The Ethernet address by which a program recognises packets for its interface.
 #[derive(Debug, Clone)]
 pub struct Station(Arc<Variables>);
 
 impl Station {
-    /// Has it be `mac`, from now on.
+    /// Changes it to `mac`.
     pub fn set(&self, [a, b, c, d, e, f]: [u8; 6]) {
         if let Ok(variables) = self.0.get() {
             variables
@@ -274,7 +274,7 @@ impl Station {
 #[derive(Debug)]
 struct Variables(Memory);
 
-/// What they are: the section `.bss` of bpf/steer.bpf.c.
+/// The program's variables: the section `.bss` of bpf/steer.bpf.c.
 #[derive(Debug)]
 #[repr(C)]
 struct Bss {
@@ -301,7 +301,7 @@ struct Prefixes {
     few: [Few; FEW],
 }
 
-/// A prefix, as its addresses lie in memory.
+/// A prefix, in memory order.
 #[derive(Debug)]
 #[repr(C)]
 struct Few {
@@ -309,7 +309,7 @@ struct Few {
     mask: [AtomicU64; 2],
 }
 
-/// Prefixes that are compared one by one.
+/// How many prefixes the program compares one by one.
 const FEW: usize = 4;
 
 impl Variables {
@@ -320,14 +320,14 @@ impl Variables {
 
     fn get(&self) -> Result<&Bss> {
         let place = self.0.at(0, 1).context("the XDP program lost its variables")?;
-        // SAFETY: within the mapping, as `at` checked, which lives as long as `self`; all of it are
-        // atomic words.
+        // SAFETY: within the mapping, as `at` checked, which lives as long as `self`; every field
+        // is atomic.
         Ok(unsafe { place.as_ref() })
     }
 }
 
 impl Prefixes {
-    /// Adds one, here while there is room, and to `trie` after that.
+    /// Adds a prefix: to this array while there is space, and then to `trie`.
     fn add(&self, prefix: Prefix, trie: &MapHandle) -> libbpf_rs::Result<()> {
         let count = self.count.load(Ordering::Relaxed);
         match self.few.get(count as usize) {
@@ -342,13 +342,13 @@ impl Prefixes {
             }
             None => trie.update(&prefix_key(prefix), &[0; 4], MapFlags::ANY)?,
         }
-        // The program finds it from now on.
+        // This makes it visible to the program.
         self.count.store(count + 1, Ordering::Release);
         Ok(())
     }
 }
 
-/// What the program knows of addresses that move, mapped.
+/// The program's table of moving addresses, mapped.
 #[derive(Debug)]
 struct TimedMap {
     layout: timed::TableLayout,
@@ -359,13 +359,13 @@ struct TimedMap {
 impl TimedMap {
     fn map(layout: timed::TableLayout, addresses: &MapHandle) -> Result<Self> {
         let addresses = Memory::of_file(addresses.as_fd(), layout.words() * size_of::<u64>(), 0);
-        Ok(Self { layout, addresses: addresses.context("cannot map the addresses that move")? })
+        Ok(Self { layout, addresses: addresses.context("cannot map the moving addresses")? })
     }
 
     fn words(&self) -> &[AtomicU64] {
         let count = self.layout.words();
-        // SAFETY: within the mapping, as `at` checked, which lives as long as `self`; only ever
-        // read or written in whole words.
+        // SAFETY: within the mapping, as `at` checked, which lives as long as `self`; all accesses
+        // are to whole words.
         self.addresses
             .at(0, count)
             .map_or(&[], |place| unsafe { slice::from_raw_parts(place.as_ptr(), count) })
@@ -381,7 +381,7 @@ struct AddressChange {
     error: u32,
 }
 
-/// Reads the counters of the program, from any thread.
+/// Reads the program's counters, from any thread.
 #[derive(Debug)]
 pub struct VerdictSource {
     verdicts: MapHandle,
@@ -389,7 +389,7 @@ pub struct VerdictSource {
     frames: MapHandle,
 }
 
-/// The program on an interface. The kernel takes it off when this is dropped or the process ends,
+/// The program on an interface. The kernel detaches it when this is dropped or the process ends,
 /// however it ends.
 #[derive(Debug)]
 pub struct Attachment {
@@ -408,7 +408,8 @@ impl Program {
     /// # Errors
     /// When the kernel refuses it, with what to do about it.
     pub fn load(config: &ProgramConfig) -> Result<Self> {
-        // libbpf would print to stderr, in many lines, what the error below says in one.
+        // Otherwise libbpf prints many lines to standard error; the error below says the same in
+        // one.
         static QUIET: Once = Once::new();
         QUIET.call_once(|| {
             libbpf_rs::set_print(None);
@@ -418,7 +419,7 @@ impl Program {
         let mut open =
             skeleton::SteerSkelBuilder::default().open(&mut storage).map_err(explain_load)?;
         configure(&mut open, config)?;
-        // It needs to know the kernel's structures; without, the frames are not counted.
+        // It needs the kernel's types; without them, frames are not counted.
         let counts_frames = config.reflect.is_some() && Path::new(KERNEL_TYPES).exists();
         open.progs.count_frames.set_autoload(counts_frames);
         open.progs.backstop.set_autoload(config.hidden);
@@ -426,7 +427,7 @@ impl Program {
         if let Some(reflect) = &config.reflect {
             add_ways_out(&loaded.maps.ways_out, reflect)?;
         }
-        // Handles of our own, so that the skeleton and what it borrows can go.
+        // Duplicated handles outlive the skeleton and its borrows.
         let keep = |fd: BorrowedFd| fd.try_clone_to_owned().context("cannot keep the program");
         let variables = Arc::new(Variables::map(&MapHandle::try_from(&loaded.maps.bss)?)?);
         if let Some(Screen { station, .. }) = config.screen {
@@ -454,40 +455,39 @@ impl Program {
         })
     }
 
-    /// Has packets to live addresses under `prefix` steered from now on.
+    /// Steers packets to live addresses under `prefix` from now on.
     ///
     /// # Errors
-    /// When there are 1,028 prefixes already.
+    /// When there are already 1,028 prefixes.
     pub fn add_prefix(&mut self, prefix: Prefix) -> Result<()> {
         let added = self.variables.get()?.bound.add(prefix, &self.bound_prefixes);
         added.with_context(|| format!("cannot add {prefix} to the steering program"))
     }
 
-    /// A way to have it know its interface by another Ethernet address while it runs, from any
-    /// thread.
+    /// A handle to change the interface's Ethernet address in the running program, from any thread.
     #[must_use]
     pub fn station(&self) -> Station {
         Station(self.variables.clone())
     }
 
-    /// Lets sources under `prefix` ask, where there is a list of those that may.
+    /// Allows sources under `prefix` to ask, if there is an allow list.
     ///
     /// # Errors
-    /// When there are 1,028 prefixes already.
+    /// When there are already 1,028 prefixes.
     pub fn allow(&mut self, prefix: Prefix) -> Result<()> {
         let added = self.variables.get()?.allowed.add(prefix, &self.allowed_sources);
         added.with_context(|| {
-            format!("cannot let {prefix} ask: the steering program has room for 1028 prefixes")
+            format!("cannot allow {prefix}: the steering program holds at most 1028 prefixes")
         })
     }
 
-    /// The addresses whose packets are steered, provided that they lie under a prefix that was
-    /// added. To be had once: two that change them would stage them in the same place.
+    /// The addresses whose packets are steered, if they are under an added prefix. Available only
+    /// once: two users would stage their changes in the same memory.
     ///
     /// # Errors
-    /// When it was had before, or the process is out of file descriptors.
+    /// When it was taken before, or the process is out of file descriptors.
     pub fn live_addresses(&mut self) -> Result<LiveAddresses> {
-        let staged = self.staged.take().context("the live addresses are taken")?;
+        let staged = self.staged.take().context("the live addresses are already in use")?;
         let length = LiveAddresses::BATCH * size_of::<[u8; 16]>();
         let map = if self.moving.is_some() { &self.timed_addresses } else { &self.live_addresses };
         Ok(LiveAddresses {
@@ -507,27 +507,27 @@ impl Program {
         TimedMap::map(moving.layout(), &self.timed_addresses)
     }
 
-    /// How many addresses that move are live: all are looked at. Others may enter some meanwhile.
+    /// Counts the live moving addresses by examining all. Another thread may enter some meanwhile.
     ///
     /// # Errors
-    /// When there are none, or the process is out of file descriptors.
+    /// When the addresses are static, or the process is out of file descriptors.
     pub fn census(&self) -> Result<u64> {
-        let timed = self.timed(self.moving.context("the addresses stay")?)?;
+        let timed = self.timed(self.moving.context("the addresses are static")?)?;
         let now = self.variables.get()?.current_step.load(Ordering::Acquire);
         Ok(window(now).map(|step| timed.layout.count(timed.words(), step)).sum())
     }
 
-    /// Takes exactly these addresses for the kernel's own from now on: a hidden program leaves
-    /// packets to them to the kernel, and one that answers does not answer them.
+    /// Replaces the list of the kernel's own addresses. A hidden program leaves packets for them to
+    /// the kernel, and a reflecting one does not answer them.
     ///
     /// # Errors
     /// When there are more than 1,024 of them.
     pub fn set_kernel_addresses(&self, addresses: &[Ipv6Addr]) -> Result<()> {
         let map = &self.kernel_addresses;
-        // New ones first: an address that stays is never missing.
+        // New ones first, so that an address on both lists is never missing.
         for address in addresses {
             map.update(&address.octets(), &[0; 4], MapFlags::ANY).with_context(|| {
-                format!("cannot leave {address} to the kernel: it has more than 1024 addresses")
+                format!("cannot leave {address} to the kernel, which has more than 1024 addresses")
             })?;
         }
         for gone in
@@ -538,7 +538,7 @@ impl Program {
         Ok(())
     }
 
-    /// Has the packets of `queue` go to `socket`.
+    /// Steers the packets of `queue` to `socket`.
     ///
     /// # Errors
     /// When the program was loaded for fewer queues.
@@ -549,7 +549,7 @@ impl Program {
         )
     }
 
-    /// A way to read the counters from another thread.
+    /// A handle to read the counters from another thread.
     ///
     /// # Errors
     /// When the process is out of file descriptors.
@@ -561,17 +561,17 @@ impl Program {
         })
     }
 
-    /// Attaches the program to `link`, in the best mode that `request` allows, where nothing is
-    /// attached yet.
+    /// Attaches the program to `link`, in the best mode that `request` allows, unless another
+    /// program is attached.
     ///
     /// # Errors
-    /// When another program is attached, which is left alone, or the mode cannot be had.
+    /// When another program is attached, which is left alone, or the mode is not available.
     pub fn attach(&self, link: &Link, request: AttachRequest) -> Result<Attachment> {
         let mut attachment = self.attach_as(link, request)?;
         attachment.backstop = self.backstop.as_ref().map(|program| {
             create_tc_link(program, link.index).map_err(|error| explain_backstop(link, &error))
         });
-        // Generic redirects go another way, which does not pass there.
+        // Generic redirects take another path, without this tracepoint.
         if attachment.mode == AttachMode::Native {
             attachment.frames = self.trace_frames()?;
         }
@@ -596,7 +596,7 @@ impl Program {
             (AttachRequest::Generic, _) => (XDP_FLAGS_SKB_MODE, None),
             (AttachRequest::Auto, None) => match self.create_link(link.index, XDP_FLAGS_DRV_MODE) {
                 Ok(fd) => return Attachment::new(fd, link, None),
-                // Then the generic hook would be refused as well.
+                // The generic hook would be refused too.
                 Err(error)
                     if matches!(
                         error.raw_os_error(),
@@ -632,10 +632,10 @@ impl Program {
         create_link(&self.program, interface, libbpf_sys::BPF_XDP, flags)
     }
 
-    /// Has the frames counted which the driver takes, if there is a program for that.
+    /// Counts the frames that the driver accepts, if there is a program for that.
     fn trace_frames(&self) -> Result<Option<OwnedFd>> {
         let Some(program) = &self.count_frames else { return Ok(None) };
-        // SAFETY: no name is given, because the program says itself where it belongs.
+        // SAFETY: the name may be null, because the program itself names its tracepoint.
         let fd =
             unsafe { libbpf_sys::bpf_raw_tracepoint_open(std::ptr::null(), program.as_raw_fd()) };
         if fd < 0 {
@@ -647,21 +647,21 @@ impl Program {
         Ok(Some(unsafe { OwnedFd::from_raw_fd(fd) }))
     }
 
-    /// Runs the program on `packet` without any interface (BPF_PROG_TEST_RUN) and returns its XDP
+    /// Runs the program on `packet` without an interface (BPF_PROG_TEST_RUN), and returns its XDP
     /// action and the packet afterwards. The packet counts as one of queue 0.
     ///
     /// # Errors
-    /// When the kernel does not take the packet: it wants at least an Ethernet header.
+    /// When the kernel rejects the packet: it needs at least an Ethernet header.
     pub fn test_run(&self, packet: &[u8]) -> Result<(u32, Vec<u8>)> {
         let (action, after, _duration) = self.test_runs(packet, 1)?;
         Ok((action, after))
     }
 
-    /// The same `repeat` times, the packet as it was left by the run before, with the mean duration
-    /// of one as well.
+    /// The same `repeat` times, each run on the packet as the last one left it. Also returns the
+    /// mean duration of a run.
     ///
     /// # Errors
-    /// When the kernel does not take the packet.
+    /// When the kernel rejects the packet.
     pub fn test_runs(&self, packet: &[u8], repeat: u32) -> Result<(u32, Vec<u8>, Duration)> {
         let mut after = vec![0; packet.len() + 256];
         let mut run = libbpf_sys::bpf_test_run_opts {
@@ -686,7 +686,7 @@ impl Program {
     }
 }
 
-/// `struct prefix_key`: length in the host's order, address in the network's.
+/// `struct prefix_key`: length in host order, address in network order.
 fn prefix_key(prefix: Prefix) -> [u8; 20] {
     let mut key = [0; 20];
     key[..4].copy_from_slice(&u32::from(prefix.length()).to_ne_bytes());
@@ -694,8 +694,8 @@ fn prefix_key(prefix: Prefix) -> [u8; 20] {
     key
 }
 
-/// Finds out whether there are descriptors for what libbpf opens, for good or for a moment: where
-/// there are none, it says that the kernel does not take the program.
+/// Checks that libbpf can open enough descriptors. If it cannot, libbpf wrongly reports that the
+/// kernel rejects the program.
 fn has_descriptors() -> Result<()> {
     const ENOUGH: usize = 48;
     let some: io::Result<Vec<_>> = (0..ENOUGH).map(|_| fs::File::open("/dev/null")).collect();
@@ -704,12 +704,11 @@ fn has_descriptors() -> Result<()> {
 }
 
 impl LiveAddresses {
-    /// Most addresses that stay: a hash has a power of two of buckets, 16 bytes each, of less than
-    /// 4 GiB (htab_map_alloc in kernel/bpf/hashtab.c).
+    /// The most static addresses: a hash has a power of two of buckets, 16 bytes each, and less
+    /// than 4 GiB of them (htab_map_alloc in kernel/bpf/hashtab.c).
     pub const MOST: u64 = 1 << 27;
 
-    /// Bytes of kernel memory that a hash for so many takes: an element each, of 72 bytes, and the
-    /// buckets.
+    /// Kernel memory in bytes for a hash of this size: 72 bytes for each element, and the buckets.
     #[must_use]
     pub fn memory(addresses: u64) -> u64 {
         const ELEMENT: u64 = 72;
@@ -718,14 +717,14 @@ impl LiveAddresses {
         addresses.saturating_mul(ELEMENT).saturating_add(buckets.saturating_mul(BUCKET))
     }
 
-    /// Addresses that go to the kernel in one call (STAGED in bpf/headers.h).
+    /// The most addresses in one call to the kernel (STAGED in bpf/headers.h).
     pub const BATCH: usize = 1024;
 
     /// Makes these addresses live.
     ///
     /// # Errors
-    /// At the first that is live already, or when there is no room for more: with how many of
-    /// `addresses` are live because of this call.
+    /// At the first address that is already live, or that does not fit. The error includes how many
+    /// of `addresses` this call made live.
     pub fn add(&mut self, addresses: &[Ipv6Addr]) -> Result<(), (usize, anyhow::Error)> {
         let mut done = 0;
         while done < addresses.len() {
@@ -740,13 +739,14 @@ impl LiveAddresses {
         Ok(())
     }
 
-    /// Enters these addresses, which move, for time step `step`: they are live from the step before
-    /// it to the one after it. Those of the step four steps before are forgotten.
+    /// Enters these moving addresses for step `step`: they are live from the step before it to the
+    /// one after it. This discards the addresses of four steps earlier.
     ///
     /// # Errors
-    /// When one is of another subnet, or there is no room for more.
+    /// When one is of another subnet, or does not fit.
     pub fn enter(&mut self, addresses: &[Ipv6Addr], step: u64) -> Result<()> {
-        let (moving, timed) = self.moving.as_ref().context("the addresses of this program stay")?;
+        let (moving, timed) =
+            self.moving.as_ref().context("the addresses of this program are static")?;
         let (network, words) = (moving.network(), timed.words());
         for address in addresses {
             let [half, identifier] = timed::halves(*address);
@@ -756,14 +756,14 @@ impl LiveAddresses {
         Ok(())
     }
 
-    /// Has it be `step`, from now on and for all at once.
+    /// Switches to `step`, for all addresses at once.
     pub fn set_step(&mut self, step: u64) {
         if let Ok(variables) = self.variables.get() {
             variables.current_step.store(step, Ordering::Release);
         }
     }
 
-    /// Takes these addresses out. Those that are not live are no error.
+    /// Removes these addresses. Ignores those that are not live.
     ///
     /// # Errors
     /// When the kernel refuses.
@@ -784,8 +784,8 @@ impl LiveAddresses {
         Ok(())
     }
 
-    /// Enters the first of `addresses`, or takes them out, as `change` says but for their number.
-    /// Returns how many, and if that are fewer than [`BATCH`](Self::BATCH), why it stopped.
+    /// Adds or removes the first of `addresses`, at most [`BATCH`](Self::BATCH), as `change` says
+    /// apart from its count. Returns how many, and why it stopped if it stopped early.
     fn change(
         &mut self,
         addresses: &[Ipv6Addr],
@@ -795,21 +795,20 @@ impl LiveAddresses {
         for (index, address) in addresses.iter().enumerate() {
             let place = self.staged.at::<[u8; 16]>(16 * index, 1);
             let place = place.context("the map of staged addresses is too small")?;
-            // SAFETY: within the mapping, as `at` checked; `&mut self` and the kernel, in its turn
-            // below, are its only users.
+            // SAFETY: within the mapping, as `at` checked. Only `&mut self` uses it, and the kernel
+            // during the call below.
             unsafe { place.write(address.octets()) };
         }
         change.count = addresses.len() as u32;
         let mut run = libbpf_sys::bpf_test_run_opts {
             sz: size_of::<libbpf_sys::bpf_test_run_opts>() as libbpf_sys::size_t,
-            // What a program of this kind makes of its context is written back to where it came
-            // from.
+            // The kernel copies the context back here after the program changed it.
             ctx_in: (&raw mut change).cast(),
             ctx_size_in: size_of::<AddressChange>() as u32,
             ..Default::default()
         };
-        // SAFETY: `change` is valid for reads and writes of the size given with it, which is what
-        // the program takes.
+        // SAFETY: `change` is valid for reads and writes of the size given with it, which is the
+        // program's context size.
         let result =
             unsafe { libbpf_sys::bpf_prog_test_run_opts(self.change.as_raw_fd(), &raw mut run) };
         if result < 0 {
@@ -820,26 +819,26 @@ impl LiveAddresses {
         Ok((run.retval as usize, error))
     }
 
-    /// Whether `address` is one of those that stay.
+    /// Whether `address` is a live static address.
     ///
     /// # Errors
-    /// When the kernel cannot be asked.
+    /// When the map cannot be read.
     pub fn contains(&self, address: Ipv6Addr) -> Result<bool> {
         Ok(self.map.lookup(&address.octets(), MapFlags::ANY)?.is_some())
     }
 
-    /// Bytes of kernel memory that the addresses take, full or not, as the kernel reports them.
-    /// `None` where it does not.
+    /// Kernel memory of the addresses in bytes, full or not, as the kernel reports it. `None` if it
+    /// does not.
     #[must_use]
     pub fn kernel_memory(&self) -> Option<u64> {
         self.map.query_fdinfo().ok()?.memlock
     }
 }
 
-/// Why an address is not entered.
-const NO_ROOM: &str = "the steering program has no room for so many live addresses";
+/// Why an address could not be entered.
+const NO_ROOM: &str = "the steering program has no space for that many live addresses";
 
-/// Says what a refused entry means.
+/// Explains why an address was refused.
 fn explain_add(address: Ipv6Addr, error: &io::Error) -> anyhow::Error {
     match error.raw_os_error() {
         Some(libc::EEXIST) => anyhow!("{address} is live already"),
@@ -849,11 +848,11 @@ fn explain_add(address: Ipv6Addr, error: &io::Error) -> anyhow::Error {
 }
 
 fn cannot_remove(address: Ipv6Addr) -> String {
-    format!("cannot take {address} out of the steering program")
+    format!("cannot remove {address} from the steering program")
 }
 
 impl VerdictSource {
-    /// Packets by verdict since the program was loaded, added up over all processors.
+    /// Packets by verdict since the program was loaded, summed over all processors.
     ///
     /// # Errors
     /// When the map cannot be read.
@@ -869,7 +868,7 @@ impl VerdictSource {
         sums(&self.refusals)
     }
 
-    /// Replies of the program that the driver took, and those that it did not; where
+    /// Replies of the program that the driver accepted, and those that it rejected; valid if
     /// [`counts_frames`](Attachment::counts_frames).
     ///
     /// # Errors
@@ -879,7 +878,7 @@ impl VerdictSource {
     }
 }
 
-/// The counters of a map, each added up over all processors.
+/// The counters of a map, each summed over all processors.
 fn sums<const N: usize>(map: &MapHandle) -> Result<[u64; N]> {
     let mut totals = [0; N];
     for (index, total) in totals.iter_mut().enumerate() {
@@ -893,10 +892,10 @@ fn sums<const N: usize>(map: &MapHandle) -> Result<[u64; N]> {
 }
 
 impl Attachment {
-    /// In the mode that the kernel made of it, not the one that was asked for.
+    /// Reads the mode from the kernel, which may differ from the requested one.
     fn new(fd: OwnedFd, link: &Link, fallback: Option<Fallback>) -> Result<Self> {
         let attached = netlink::link(&link.name)?.xdp;
-        let mode = attached.context("the program was attached, and is gone again")?.mode;
+        let mode = attached.context("the program was attached, but disappeared")?.mode;
         Ok(Self { _link: fd, frames: None, backstop: None, mode, fallback })
     }
 
@@ -905,25 +904,24 @@ impl Attachment {
         self.mode
     }
 
-    /// Whether it is counted which of the program's own replies the driver takes.
+    /// Whether there are counters of the program's own replies that the driver accepted.
     pub fn counts_frames(&self) -> bool {
         self.frames.is_some()
     }
 
-    /// What is wrong where a hidden program has no backstop: then the kernel may take nothing under
-    /// its prefixes for its own.
+    /// Why a hidden program has no backstop, if so. The kernel must then not accept its prefixes.
     pub fn lacks_backstop(&self) -> Option<&str> {
         self.backstop.as_ref()?.as_ref().err().map(String::as_str)
     }
 
-    /// The step down that was taken to it.
+    /// The fallback that led to this mode.
     pub fn fallback(&self) -> Option<&Fallback> {
         self.fallback.as_ref()
     }
 }
 
-/// Has `program` run at the ingress of an interface, before what others have there, until the link
-/// goes. From Linux 6.6 (tcx).
+/// Attaches `program` at the tc ingress of an interface, before other programs, until the link is
+/// dropped. Needs Linux 6.6 (tcx).
 fn create_tc_link(program: &OwnedFd, interface: u32) -> io::Result<OwnedFd> {
     create_link(program, interface, libbpf_sys::BPF_TCX_INGRESS, libbpf_sys::BPF_F_BEFORE)
 }
@@ -934,7 +932,7 @@ fn create_link(program: &OwnedFd, interface: u32, kind: u32, flags: u32) -> io::
         flags,
         ..Default::default()
     };
-    // SAFETY: `options` is valid, says its own size, and points nowhere.
+    // SAFETY: `options` is valid, has its own size, and contains no pointers.
     let fd = unsafe {
         libbpf_sys::bpf_link_create(program.as_raw_fd(), interface as i32, kind, &raw const options)
     };
@@ -957,7 +955,7 @@ fn configure(open: &mut skeleton::OpenSteerSkel, config: &ProgramConfig) -> Resu
         constants.subnet = moving.network();
         constants.bits = layout.bits();
         let buckets = u32::try_from(layout.buckets())
-            .context("the XDP program has no room for so many clients")?;
+            .context("the XDP program has no space for that many clients")?;
         maps.timed_addresses.set_max_entries(buckets).map_err(explain_load)?;
     }
     if let Some(Reflect { replies, interface }) = config.reflect {
@@ -979,26 +977,26 @@ fn configure(open: &mut skeleton::OpenSteerSkel, config: &ProgramConfig) -> Resu
     maps.xsks.set_max_entries(config.queues.max(1)).map_err(explain_load)
 }
 
-/// Gives the program a way out of the interface for each reply.
+/// Adds the interface to the redirect map once for each reply.
 fn add_ways_out(ways_out: &impl MapCore, reflect: &Reflect) -> Result<()> {
     let interface = reflect.interface.to_ne_bytes();
     for way in 0..u32::from(reflect.replies.max(1)) {
         let added = ways_out.update(&way.to_ne_bytes(), &interface, MapFlags::ANY);
-        added.context("cannot have the XDP program send out of the interface")?;
+        added.context("cannot let the XDP program send on the interface")?;
     }
     Ok(())
 }
 
-/// Says what the lack of a backstop means.
+/// Explains what a missing backstop means.
 fn explain_backstop(link: &Link, error: &io::Error) -> String {
     format!(
-        "{} takes no tc program (tcx, from Linux 6.6: {error}), so requests behind extension \
-         headers or in fragments meet silence",
+        "{} rejects a tc program (tcx, since Linux 6.6: {error}), so requests behind extension \
+         headers or in fragments get no answer",
         link.name
     )
 }
 
-/// Says what a refused attachment means.
+/// Explains why attaching was refused.
 fn explain_attach(link: &Link, error: &io::Error) -> anyhow::Error {
     let name = &link.name;
     match error.raw_os_error() {
@@ -1010,38 +1008,39 @@ fn explain_attach(link: &Link, error: &io::Error) -> anyhow::Error {
         }
         Some(libc::ERANGE) => anyhow!(mtu_too_large(link, netlink::peer(link.index).as_ref())),
         Some(libc::EINVAL) => anyhow!(
-            "{name} takes no XDP program now ({error}): its MTU may be too large for XDP (ip link \
-             set dev {name} mtu 1500), or large receive offload on (ethtool -K {name} lro off)"
+            "{name} rejects the XDP program ({error}): its MTU may be too large for XDP (ip link \
+             set dev {name} mtu 1500), or it uses large receive offload (ethtool -K {name} lro \
+             off)"
         ),
-        _ => anyhow!("{name} takes no XDP program: {error}"),
+        _ => anyhow!("{name} rejects the XDP program: {error}"),
     }
 }
 
-/// The error for an interface where another program is attached already.
+/// The error for an interface with another program attached.
 pub fn occupied(link: &Link) -> anyhow::Error {
     let name = &link.name;
     let which = link.xdp.map_or(String::new(), |program| format!(" (id {})", program.id));
     anyhow!(
-        "another XDP program{which} is attached to {name}, and is left alone: stop what put it \
-         there, or take it off with 'ip link set dev {name} xdp off'"
+        "another XDP program{which} is attached to {name}: stop the program that attached it, or \
+         detach it with 'ip link set dev {name} xdp off'"
     )
 }
 
-/// Why the kernel's types are not found.
+/// Why the kernel's types are missing.
 fn no_types(sys_is_mounted: bool) -> String {
     if sys_is_mounted {
         return format!(
-            "loading the XDP program takes the kernel's types, and there is no {KERNEL_TYPES}: a \
-             kernel with CONFIG_DEBUG_INFO_BTF is needed"
+            "loading the XDP program needs the kernel's types, but there is no {KERNEL_TYPES}: \
+             use a kernel with CONFIG_DEBUG_INFO_BTF"
         );
     }
     format!(
-        "loading the XDP program takes the kernel's types in {KERNEL_TYPES}, and /sys is not \
+        "loading the XDP program needs the kernel's types in {KERNEL_TYPES}, but /sys is not \
          mounted: mount -t sysfs sysfs /sys"
     )
 }
 
-/// Where the driver takes no program because packets may be larger than a page. A veth looks at
+/// The error of a driver that rejects a program because packets may exceed a page. A veth checks
 /// what its `peer` may send.
 fn mtu_too_large(link: &Link, peer: Option<&Link>) -> String {
     let name = &link.name;
@@ -1064,12 +1063,12 @@ fn explain_load(error: libbpf_rs::Error) -> anyhow::Error {
             "no memory for the maps of the XDP program: use fewer addresses, or allow the process \
              or its control group more memory"
         ),
-        // libbpf wants the kernel's types also for a program that is not loaded, and says ESRCH
-        // where it finds none.
+        // libbpf needs the kernel's types even for a program that it does not load, and returns
+        // ESRCH without them.
         _ if !Path::new(KERNEL_TYPES).exists() => anyhow!(no_types(host::is_mounted("/sys"))),
         _ => anyhow!(
-            "the kernel does not take the XDP program ({error}): Linux 5.14 or newer with \
-             CONFIG_BPF_SYSCALL and CONFIG_XDP_SOCKETS is needed"
+            "the kernel rejects the XDP program ({error}): use Linux 5.14 or newer with \
+             CONFIG_BPF_SYSCALL and CONFIG_XDP_SOCKETS"
         ),
     }
 }

@@ -1,4 +1,4 @@
-//! Devices that lie on others: where a driver's yes is no proof that packets come into their rings.
+//! Devices stacked on others: their driver may accept a ring that no packet ever reaches.
 
 use anyhow::Result;
 
@@ -6,16 +6,16 @@ use crate::net::ethtool;
 use crate::net::netlink::{self, Link};
 use crate::net::quirks::{self, Act};
 
-/// Whether the driver of `link` runs an XDP program on the devices below it. Packets arrive there,
-/// and a ring of `link` takes none of theirs (`xsk_rcv_check` in net/xdp/xsk.c compares the
-/// devices).
+/// Whether the driver of this kind of device runs an XDP program on the devices below it. Packets
+/// arrive there, and rings of the device itself reject them (`xsk_rcv_check` in net/xdp/xsk.c
+/// compares the devices).
 #[must_use]
 pub fn runs_below(kind: Option<&str>) -> bool {
     quirks::of_kind(kind).has(Act::LookBelow)
 }
 
-/// Receive queues that packets of `link` may come on. Those of a bond keep the number of the queue
-/// that they came on below.
+/// Number of receive queues on which packets of `link` may arrive. Packets of a bond keep the queue
+/// number of the port below.
 ///
 /// # Errors
 /// When there is no such interface.
@@ -29,9 +29,9 @@ pub fn queues(link: &Link) -> Result<u32> {
     Ok(below.clamp(own, link.rx_queues.max(own)))
 }
 
-/// What is wrong with the queues `served` of `interface`, and what to do about it: replies of an
-/// AF_XDP socket leave by the queue that it is bound to, or stay in the ring. Not for what
-/// [runs below](runs_below), which has as many queues each way.
+/// Why queues in `served` could not send, and what to do about it. An AF_XDP socket sends on the
+/// queue that it is bound to; without such a transmit queue, replies stay in the ring. Do not call
+/// it for a device that [runs below](runs_below), which has as many queues each way.
 #[must_use]
 pub fn cannot_send(
     interface: &str,
@@ -41,14 +41,14 @@ pub fn cannot_send(
     let queue = served.iter().find(|queue| **queue >= counts.sending)?;
     let wanted = served.iter().max().map_or(1, |queue| queue + 1);
     let why = format!(
-        "replies of queue {queue} of {interface} would not leave: it receives on {} queues and \
-         sends on {}",
+        "replies of queue {queue} of {interface} would not leave: it has {} receive queues, but \
+         {} transmit queues",
         counts.in_use, counts.sending
     );
     Some((why, more_to_send(interface, counts, wanted)))
 }
 
-/// What gives `wanted` queues a transmit queue each.
+/// The command that gives each of `wanted` queues a transmit queue.
 fn more_to_send(interface: &str, counts: ethtool::QueueCounts, wanted: u32) -> String {
     if counts.sending_possible >= wanted {
         return format!("ethtool -L {interface} tx {wanted}");

@@ -113,8 +113,8 @@ pub(super) struct AfXdp<S> {
     reflected: u16,
     /// What its advertisements name.
     link_address: LinkAddress,
-    /// Bytes of its frames, into which packets of a new MTU have to fit. `None` where its rings take
-    /// only solicitations.
+    /// Bytes of its frames, into which packets of a new MTU have to fit. `None` where its rings
+    /// take only solicitations.
     frame_bytes: Option<u32>,
     modes: Modes,
     sandbox: Sandbox,
