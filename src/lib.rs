@@ -71,6 +71,8 @@ pub mod lab;
 pub mod live;
 #[cfg(feature = "lab")]
 pub mod load;
+#[cfg(test)]
+mod names;
 pub mod net;
 pub mod policy;
 #[cfg(feature = "lab")]

@@ -3,6 +3,8 @@
 //!
 //! `cargo test --test all -- serve::` runs the tests of tests/serve.rs.
 
+#![allow(clippy::too_many_lines, reason = "tables of cases, and long lives of one server")]
+
 mod common;
 
 mod bind;

@@ -27,7 +27,7 @@ use nix::sys::signal::{Signal, kill, raise};
 use nix::unistd::Pid;
 use serde_json::Value;
 use sixhop::lab::{Lab, Side, State};
-use sixhop::live::{self, Bound, Method, Place, Step};
+use sixhop::live::{self, BindContext, Bound, Method, Progress};
 use sixhop::net::netlink;
 use sixhop::xdp::{Program, ProgramConfig, Verdict};
 
@@ -90,8 +90,11 @@ fn bind(
     step: &mut (impl FnMut(usize) -> bool + Send),
 ) -> Result<Bound> {
     let link = link(lab, Side::Server)?;
-    let place = Place { link: &link, prefix: "2001:db8:1::/64".parse()?, live_addresses: None };
-    lab.run_in(Side::Server, move || live::bind(method, place, wanted.to_vec(), step as &mut Step))
+    let place =
+        BindContext { link: &link, prefix: "2001:db8:1::/64".parse()?, live_addresses: None };
+    lab.run_in(Side::Server, move || {
+        live::bind(method, place, wanted.to_vec(), step as &mut Progress)
+    })
 }
 
 fn go_on(_: usize) -> bool {
@@ -505,7 +508,7 @@ fn live_map_that_fails_leaves_nothing() -> Result<()> {
         };
         let mut program = Program::load(&config)?;
         program.add_prefix("2001:db8:1::/64".parse()?)?;
-        let place = Place {
+        let place = BindContext {
             link: &server,
             prefix: "2001:db8:1::/64".parse()?,
             live_addresses: Some(program.live_addresses()?),
@@ -604,7 +607,7 @@ fn second_binder_is_refused() -> Result<()> {
     let server = link(&lab, Side::Server)?;
     let binder = |method| {
         let place =
-            Place { link: &server, prefix: "2001:db8:1::/64".parse()?, live_addresses: None };
+            BindContext { link: &server, prefix: "2001:db8:1::/64".parse()?, live_addresses: None };
         lab.run_in(Side::Server, move || live::binder(method, place))
     };
     let first = binder(Method::Netlink)?;
@@ -670,7 +673,7 @@ fn anyip_answers_where_a_route_leads() -> Result<()> {
     };
     let bind = |wanted: Vec<Ipv6Addr>| {
         lab.run_in(Side::Server, || {
-            let place = Place { link: &server, prefix, live_addresses: None };
+            let place = BindContext { link: &server, prefix, live_addresses: None };
             live::bind(Method::Anyip, place, wanted, &mut go_on)
         })
     };

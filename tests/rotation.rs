@@ -23,7 +23,7 @@ use libtest_mimic::Trial;
 use serde_json::Value;
 use sixhop::address::mt6d::{Clock, Subnet, Timetable};
 use sixhop::lab::Side;
-use sixhop::live::{Method, Place, Rotation, unix_time};
+use sixhop::live::{BindContext, Method, Rotation, unix_time};
 use sixhop::net::netlink;
 use sixhop::wire::{Endpoints, Stamp, Template};
 use sixhop::xdp::{MovingAddresses, Program, ProgramConfig};
@@ -169,7 +169,7 @@ fn three_are_live() -> Result<()> {
     let live_addresses = Some(program.live_addresses()?);
     let mut rotation = lab.run_in(Side::Server, || {
         let link = netlink::link("server0")?;
-        let place = Place { link: &link, prefix: PREFIX.parse()?, live_addresses };
+        let place = BindContext { link: &link, prefix: PREFIX.parse()?, live_addresses };
         Rotation::start(Method::LiveMap, place, timetable, None, &mut |_| true)
     })?;
     let clients = u64::from(CLIENTS);

@@ -8,7 +8,7 @@ use loom::sync::atomic::fence;
 use loom::thread;
 
 use crate::every_order;
-use crate::ring::{Consumer, Layout, Producer, pair};
+use crate::ring::{Consumer, Producer, RingLayout, pair};
 use crate::shared::{AtomicU32, FLAGS, Memory, Ordering};
 
 const NEED_WAKEUP: u32 = libc::XDP_RING_NEED_WAKEUP;
@@ -111,7 +111,7 @@ pub fn send_and_complete(frames: usize, sent: usize) {
 /// times.
 pub fn wake(looks: Option<usize>) {
     every_order(move || {
-        let layout = Layout { producer: 0, consumer: 64, flags: FLAGS, entries: 192 };
+        let layout = RingLayout { producer: 0, consumer: 64, flags: FLAGS, entries: 192 };
         let memory = Arc::new(Memory::anonymous(192 + 2 * 8).unwrap());
         let mut tx = Producer::<u64>::new(&memory, &layout, 2).unwrap();
         let mut kernel_tx = Consumer::<u64>::new(&memory, &layout, 2).unwrap();

@@ -5,18 +5,18 @@ use loom::thread;
 
 use crate::every_order;
 use crate::shared::{AtomicU64, Ordering};
-use crate::timed::{Layout, PARTS};
+use crate::timed::{PARTS, TableLayout};
 
 /// The smallest possible table, and the current step.
 struct Table {
-    layout: Layout,
+    layout: TableLayout,
     words: Vec<AtomicU64>,
     step: AtomicU64,
 }
 
 impl Table {
     fn new(step: u64) -> Self {
-        let layout = Layout::new(0);
+        let layout = TableLayout::new(0);
         let words = (0..layout.words()).map(|_| AtomicU64::new(0)).collect();
         Self { layout, words, step: AtomicU64::new(step) }
     }

@@ -49,11 +49,11 @@ pub struct Client {
 
 /// The layout of the table: 2^`bits` buckets in each part.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Layout {
+pub struct TableLayout {
     bits: u32,
 }
 
-impl Layout {
+impl TableLayout {
     /// A table for `clients` addresses in each step, on average one or two in each bucket.
     #[must_use]
     pub fn new(clients: u64) -> Self {
@@ -235,7 +235,7 @@ mod tests {
     use std::sync::atomic::AtomicBool;
     use std::thread;
 
-    fn memory(layout: Layout) -> Vec<AtomicU64> {
+    fn memory(layout: TableLayout) -> Vec<AtomicU64> {
         std::iter::repeat_with(AtomicU64::default).take(layout.words()).collect()
     }
 
@@ -251,14 +251,14 @@ mod tests {
             (1 << 20, 19),
             (1 << 32, 31),
         ] {
-            assert_eq!(Layout::new(clients).bits(), bits, "{clients}");
+            assert_eq!(TableLayout::new(clients).bits(), bits, "{clients}");
         }
-        assert_eq!(Layout::new(1_000_000).words() * 8, 128 << 20);
+        assert_eq!(TableLayout::new(1_000_000).words() * 8, 128 << 20);
     }
 
     #[test]
     fn a_million_find_room_step_after_step() {
-        let layout = Layout::new(1 << 20); // exactly two a bucket
+        let layout = TableLayout::new(1 << 20); // exactly two a bucket
         let words = memory(layout);
         let identifier = |step: u64, client: u64| mt6d::identifier(client, &[], step);
         for step in 1000..1006 {
@@ -284,7 +284,7 @@ mod tests {
         assert_eq!(layout.count(&words, 1006), 0);
     }
 
-    fn numbers(layout: Layout) -> Vec<AtomicU32> {
+    fn numbers(layout: TableLayout) -> Vec<AtomicU32> {
         std::iter::repeat_with(AtomicU32::default).take(layout.words()).collect()
     }
 
@@ -293,7 +293,7 @@ mod tests {
     #[test]
     fn a_number_is_never_that_of_an_identifier_of_another_step() {
         const CLIENTS: u32 = 64;
-        let layout = Layout::new(CLIENTS.into());
+        let layout = TableLayout::new(CLIENTS.into());
         let (words, numbers) = (memory(layout), numbers(layout));
         // The same few buckets again and again; the number follows from step and identifier.
         let number = |step: u64, identifier: u64| (step * 1000 + identifier) as u32;
@@ -342,7 +342,7 @@ mod tests {
         fn it_knows_whose_each_is(
             entered in proptest::collection::vec((0u64..9, 0u64..400, any::<u32>()), 1..2000),
         ) {
-            let layout = Layout::new(0);
+            let layout = TableLayout::new(0);
             let (words, numbers) = (memory(layout), numbers(layout));
             let mut maps: Vec<HashMap<u64, u32>> = vec![HashMap::new(); 9];
             let mut entered = entered;
@@ -384,7 +384,7 @@ mod tests {
         fn it_holds_what_was_entered_for_the_last_steps(
             entered in proptest::collection::vec((0u64..9, 0u64..400), 1..2000),
         ) {
-            let layout = Layout::new(0);
+            let layout = TableLayout::new(0);
             let words = memory(layout);
             let mut sets: Vec<HashSet<u64>> = vec![HashSet::new(); 9];
             let mut entered = entered;

@@ -7,10 +7,10 @@ use anyhow::{Result, bail};
 use clap::ArgAction;
 use comfy_table::{Table, presets};
 
-use super::{Moving, OPERATIONS, align, note, print_json, progress, stop_on_signal};
+use super::{OPERATIONS, TargetFlags, align, note, print_json, progress, stop_on_signal};
 use crate::events::{Event, LoadResult, Percentiles, or_dash, rate};
 use crate::load::{
-    Client, Generator, Heard, LoadConfig, Outcome, Run, UNFINISHED, cause, nothing_came,
+    Generator, Heard, LoadClient, LoadConfig, Outcome, Run, UNFINISHED, cause, nothing_came,
 };
 use crate::net::netlink::AttachMode;
 use crate::wire::{MAX_PAYLOAD, MIN_PAYLOAD};
@@ -43,23 +43,23 @@ off by more, 'clock_steps' says by how many:
 )]
 pub struct Args {
     #[command(flatten)]
-    addresses: Addresses,
+    addresses: LoadAddresses,
     #[command(flatten)]
     requests: Requests,
     #[command(flatten)]
     client: How,
     #[command(flatten)]
-    operations: Operations,
+    operations: LoadOperations,
 }
 
 #[derive(Debug, clap::Args)]
 #[command(next_help_heading = "Addresses")]
-struct Addresses {
+struct LoadAddresses {
     /// Interface to send requests from
     #[arg(long, value_name = "IF")]
     interface: String,
     #[command(flatten)]
-    which: Moving,
+    which: TargetFlags,
     /// Send as if this machine's clock were this many seconds ahead, such as 0.5, or behind, such
     /// as -5
     #[arg(long, value_name = "SECONDS", default_value = "0", allow_negative_numbers = true,
@@ -94,7 +94,7 @@ struct Requests {
 struct How {
     /// How to send requests
     #[arg(long = "client", value_name = "CLIENT", default_value = "afxdp")]
-    kind: Client,
+    kind: LoadClient,
     /// Busy-poll for this long, so that the client does its interface's receive work itself. On a
     /// veth pair it otherwise falls to the sender: the server does it for the replies
     #[arg(long, value_name = "USECS", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
@@ -107,7 +107,7 @@ struct How {
 
 #[derive(Debug, clap::Args)]
 #[command(next_help_heading = OPERATIONS)]
-struct Operations {
+struct LoadOperations {
     /// Print one JSON line
     #[arg(long)]
     json: bool,
@@ -207,7 +207,7 @@ fn uneven(steps: i64, step: Duration) -> String {
 
 /// Describes a client and its modes.
 pub(super) fn client(
-    client: Client,
+    client: LoadClient,
     attach: Option<AttachMode>,
     copy: Option<CopyMode>,
     busy_poll: Option<BusyPoll>,
@@ -292,7 +292,7 @@ mod tests {
             histogram: String::new(),
         });
         let result = LoadResult {
-            client: Client::Afxdp,
+            client: LoadClient::Afxdp,
             sent: 1_000_000_000,
             unsent: 0,
             outcome: Outcome { first: times.clone(), last: times, ..Outcome::default() },

@@ -58,7 +58,7 @@ only on a terminal, and colours only while NO_COLOR is unset."
 pub struct Cli {
     /// The subcommand.
     #[command(subcommand)]
-    pub command: Command,
+    pub command: Subcommand,
     /// Logging.
     #[command(flatten)]
     pub log: log::Args,
@@ -67,7 +67,7 @@ pub struct Cli {
 /// The subcommands.
 #[derive(clap::Subcommand)]
 #[expect(missing_docs, reason = "each type has its own doc, which --help shows")]
-pub enum Command {
+pub enum Subcommand {
     Probe(probe::Args),
     Serve(serve::Args),
     Load(load::Args),
@@ -82,7 +82,7 @@ pub enum Command {
     Guard(guard::Args),
 }
 
-impl Command {
+impl Subcommand {
     /// Runs the subcommand.
     ///
     /// # Errors
@@ -112,7 +112,7 @@ fn engines() -> impl TypedValueParser<Value = EngineKind> {
 
 /// A fixed set of addresses. Server and client derive the same set from the same flags.
 #[derive(Debug, Clone, clap::Args)]
-pub struct Addresses {
+pub struct PoolFlags {
     /// Prefix of the addresses
     #[arg(long)]
     pub prefix: Prefix,
@@ -124,7 +124,7 @@ pub struct Addresses {
     pub seed: u64,
 }
 
-impl Addresses {
+impl PoolFlags {
     fn pool(&self) -> Result<Pool, PoolError> {
         Pool::new(self.prefix, self.addresses, self.seed)
     }
@@ -133,7 +133,7 @@ impl Addresses {
 /// Addresses that stay or move. Server and client derive the same ones from the same flags; or from
 /// the same secret and the time.
 #[derive(Debug, Clone, clap::Args)]
-pub struct Moving {
+pub struct TargetFlags {
     /// Prefix of the addresses
     #[arg(long)]
     pub prefix: Prefix,
@@ -160,7 +160,7 @@ pub struct Moving {
     pub secret: Option<PathBuf>,
 }
 
-impl Moving {
+impl TargetFlags {
     /// The addresses, as seen by a clock that is `ahead` nanoseconds fast.
     fn targets(&self, ahead: i64) -> Result<Targets> {
         let usage = |error: &dyn Display| Usage(error.to_string());

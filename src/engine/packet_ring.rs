@@ -81,7 +81,7 @@ pub struct Options {
 }
 
 pub(super) struct PacketRing<S> {
-    workers: Vec<Worker<S>>,
+    workers: Vec<PacketRingWorker<S>>,
     modes: Modes,
     sandbox: Sandbox,
     behind: Behind<S>,
@@ -89,7 +89,7 @@ pub(super) struct PacketRing<S> {
     mtu: u32,
 }
 
-struct Worker<S> {
+struct PacketRingWorker<S> {
     service: S,
     /// Where a request lies while a service that may change it answers: behind one in the ring
     /// there is no room.
@@ -126,7 +126,7 @@ impl<S: Service> PacketRing<S> {
             let room = HEAD + if cuts { largest.max(SLOT) } else { largest };
             let tx = TxRing::map(&socket, *version, room)
                 .with_context(|| format!("no send ring of {version}"))?;
-            Ok(Worker {
+            Ok(PacketRingWorker {
                 service: service.clone(),
                 scratch: vec![0; if S::UNCHANGED { 0 } else { largest }].into(),
                 tap,
@@ -170,7 +170,7 @@ impl<S: Service> Engine for PacketRing<S> {
 
     fn run(self: Box<Self>, stop: &AtomicBool) -> Result<()> {
         let Self { workers, behind, sandbox, .. } = *self;
-        let work = |mut worker: Worker<S>| {
+        let work = |mut worker: PacketRingWorker<S>| {
             let interface = worker.interface.clone();
             worker.work(stop).map_err(|error| packet::fatal(error, &interface))
         };
@@ -178,7 +178,7 @@ impl<S: Service> Engine for PacketRing<S> {
     }
 }
 
-impl<S: Service> Worker<S> {
+impl<S: Service> PacketRingWorker<S> {
     /// Receives and answers until `stop` is set.
     fn work(&mut self, stop: &AtomicBool) -> io::Result<()> {
         pin(self.core);

@@ -51,7 +51,7 @@ pub(super) fn open<S: Service>(config: &EngineConfig, service: &S) -> Result<Box
 }
 
 pub(super) struct Raw<S> {
-    workers: Vec<Worker<S>>,
+    workers: Vec<RawWorker<S>>,
     modes: Modes,
     sandbox: Sandbox,
     behind: Behind<S>,
@@ -59,7 +59,7 @@ pub(super) struct Raw<S> {
     mtu: u32,
 }
 
-struct Worker<S> {
+struct RawWorker<S> {
     service: S,
     tap: Arc<Tap>,
     sender: OwnedFd,
@@ -78,7 +78,7 @@ impl<S: Service> Raw<S> {
         let behind = Behind::taps(config, service)?;
         let open = |&core: &usize| {
             let (sender, cuts) = packet::sender(link)?;
-            Ok(Worker {
+            Ok(RawWorker {
                 service: service.clone(),
                 tap: Tap::open()?,
                 sender,
@@ -103,12 +103,12 @@ impl<S: Service> Raw<S> {
     }
 }
 
-impl<S: Service> Worker<S> {
+impl<S: Service> RawWorker<S> {
     /// Receives and answers until `stop` is set.
     fn work(mut self, stop: &AtomicBool) -> Result<()> {
         pin(self.core);
         let mut frames = Frames::new(self.frame_size);
-        let mut outgoing = Outgoing::default();
+        let mut outgoing = OutgoingFrames::default();
         let mut tally = Tally::default();
         while !stop.load(Ordering::Relaxed) {
             let count = match frames.receive(&self.tap.socket) {
@@ -132,7 +132,12 @@ impl<S: Service> Worker<S> {
         Ok(())
     }
 
-    fn send(&self, bundles: &[Bundle], outgoing: &mut Outgoing, tally: &mut Tally) -> Result<()> {
+    fn send(
+        &self,
+        bundles: &[Bundle],
+        outgoing: &mut OutgoingFrames,
+        tally: &mut Tally,
+    ) -> Result<()> {
         let mut rest = bundles;
         while !rest.is_empty() {
             let some = &rest[..rest.len().min(MAX_MESSAGES)];
@@ -257,12 +262,12 @@ impl Frames {
 
 /// Room for what the kernel is told; nothing is allocated once it is large enough.
 #[derive(Default)]
-struct Outgoing {
+struct OutgoingFrames {
     headers: Vec<libc::mmsghdr>,
     vectors: Vec<libc::iovec>,
 }
 
-impl Outgoing {
+impl OutgoingFrames {
     /// Sends `bundles`, at most [`MAX_MESSAGES`], and returns how many the kernel took.
     fn send(&mut self, socket: &OwnedFd, bundles: &[Bundle]) -> io::Result<usize> {
         let vector = |bytes: &[u8]| libc::iovec {

@@ -31,7 +31,7 @@ pub(super) const BATCH: usize = 64;
 
 /// What a packet that is to be sent answers.
 #[derive(Debug, Clone, Copy)]
-enum Answer {
+enum InFlight {
     /// A request, by so many replies.
     Request(NonZero<u8>),
     Solicitation,
@@ -55,7 +55,7 @@ pub struct Worker<S = Echo> {
     advertiser: Option<Advertiser>,
     /// What the tx ring had no room for. While there is something, nothing is received: the rings
     /// are the queue.
-    held: Option<(Packet, Answer)>,
+    held: Option<(Packet, InFlight)>,
     /// Which of all descriptors sent, counted from 0, are no replies, and what they are: those that
     /// the rings may still hold.
     others: VecDeque<(u64, Other)>,
@@ -138,7 +138,7 @@ impl<S: Service> Worker<S> {
             match self.answer(rings, &mut packet) {
                 Ok(Reply { copies, .. }) => {
                     self.tally.answered += 1;
-                    self.send(rings, packet, Answer::Request(copies));
+                    self.send(rings, packet, InFlight::Request(copies));
                 }
                 Err(Refusal::NotUdp) => self.advertise(rings, packet),
                 Err(refusal) => self.refuse(rings, packet, refusal),
@@ -252,7 +252,7 @@ impl<S: Service> Worker<S> {
         tally.replies -= unsent;
         tally.unasked -= unasked.min(tally.unasked);
         tally.unsent += unsent + unasked;
-        if let Some((_, Answer::Request(copies))) = self.held {
+        if let Some((_, InFlight::Request(copies))) = self.held {
             tally.unsent += u64::from(copies.get());
         }
         tally
@@ -274,7 +274,7 @@ impl<S: Service> Worker<S> {
         match advertiser.answer(&solicitation, rings.bytes_mut(&mut packet)) {
             Some(length) => {
                 packet.truncate(length);
-                self.send(rings, packet, Answer::Solicitation);
+                self.send(rings, packet, InFlight::Solicitation);
             }
             None => self.refuse(rings, packet, Refusal::BadLength),
         }
@@ -289,14 +289,14 @@ impl<S: Service> Worker<S> {
     /// Sends `packet`, as often as it is to be, or holds it when there is no room, and returns
     /// whether it was sent. Inlined, since it is then known what kind of answer it is.
     #[inline(always)]
-    fn send(&mut self, rings: &mut Rings, packet: Packet, answer: Answer) -> bool {
+    fn send(&mut self, rings: &mut Rings, packet: Packet, answer: InFlight) -> bool {
         let copies = match answer {
-            Answer::Request(copies) => u16::from(copies.get()),
-            Answer::Solicitation => 1,
+            InFlight::Request(copies) => u16::from(copies.get()),
+            InFlight::Solicitation => 1,
         };
         match (rings.transmit(packet, copies), answer) {
-            (Ok(()), Answer::Request(_)) => self.tally.replies += u64::from(copies),
-            (Ok(()), Answer::Solicitation) => self.advertised(),
+            (Ok(()), InFlight::Request(_)) => self.tally.replies += u64::from(copies),
+            (Ok(()), InFlight::Solicitation) => self.advertised(),
             (Err(packet), _) => {
                 self.held = Some((packet, answer));
                 return false;
@@ -388,7 +388,7 @@ impl Outbox for Kept<'_> {
 mod tests {
     use super::*;
     use crate::address::Pool;
-    use crate::service::{Answer as Answered, Datagram};
+    use crate::service::{Answer, Datagram};
     use crate::wire::{Endpoints, Stamp, Template, solicitation, solicitation_frame, validate};
     use crate::xdp::model::{self, Model};
     use proptest::prelude::*;
@@ -433,9 +433,9 @@ mod tests {
     impl Service for Chatty {
         const UNASKED: bool = true;
 
-        fn answer(&mut self, datagram: &mut Datagram) -> Answered {
+        fn answer(&mut self, datagram: &mut Datagram) -> Answer {
             self.peer = Some(datagram.peer());
-            Answered::same()
+            Answer::same()
         }
 
         fn turn(&mut self, outbox: &mut impl Outbox) -> Duration {
@@ -634,10 +634,10 @@ mod tests {
     struct Fixed(usize, u8);
 
     impl Service for Fixed {
-        fn answer(&mut self, datagram: &mut Datagram) -> Answered {
-            let Some(place) = datagram.buffer().get_mut(..self.0) else { return Answered::Nothing };
+        fn answer(&mut self, datagram: &mut Datagram) -> Answer {
+            let Some(place) = datagram.buffer().get_mut(..self.0) else { return Answer::Nothing };
             place.fill(9);
-            Answered::changed(self.0).times(self.1)
+            Answer::changed(self.0).times(self.1)
         }
     }
 

@@ -24,12 +24,12 @@ pub use addresses::{Phase, Phases, Rotated};
 pub use counters::{KernelCounters, RingLevels};
 pub use machine::{Environment, Napi, Nic};
 pub use modes::{
-    AttachMode, AttachRequest, AttachedProgram, BusyPoll, Client, CopyMode, CopyRequest,
-    EngineKind, Fallback, HugepageRequest, Method, Modes, RingSizes, TPacket,
+    AttachMode, AttachRequest, AttachedProgram, BusyPoll, CopyMode, CopyRequest, EngineKind,
+    Fallback, HugepageRequest, LoadClient, Method, Modes, RingSizes, TPacket,
 };
 pub use probe::{
-    Advice, Finding, Host, Hugepages, Interface, Master, Peer, Probe, Tried, Verdict, Virtio,
-    XdpFeatures,
+    Advice, Expectation, Finding, Host, Hugepages, Interface, Master, Probe, Tried, VethPeer,
+    Virtio, XdpFeatures,
 };
 pub use profile::{
     Approach, BindProfile, BindSeries, Rates, ResponseProfile, ResponseSeries, RotationProfile,
@@ -84,7 +84,7 @@ pub enum Event {
 }
 
 #[derive(Serialize, Deserialize)]
-struct Line {
+struct JsonLine {
     #[serde(flatten)]
     event: Event,
     #[serde(default)]
@@ -97,7 +97,7 @@ impl Event {
     /// # Errors
     /// If the event cannot be serialised.
     pub fn to_line(&self) -> Result<String> {
-        let mut line = serde_json::to_string(&Line { event: self.clone(), schema: SCHEMA })?;
+        let mut line = serde_json::to_string(&JsonLine { event: self.clone(), schema: SCHEMA })?;
         line.push('\n');
         Ok(line)
     }
@@ -112,7 +112,7 @@ impl Event {
             version <= SCHEMA,
             "schema {version} is newer than {SCHEMA}, the newest that this sixhop reads: upgrade it"
         );
-        Ok(serde_json::from_str::<Line>(line)?.event)
+        Ok(serde_json::from_str::<JsonLine>(line)?.event)
     }
 }
 
@@ -499,7 +499,7 @@ pub struct Percentiles {
 
 /// The same in JSON: every field is present, and null if there are no times.
 #[derive(Serialize, Deserialize)]
-struct Times {
+struct JsonTimes {
     mean_us: Option<f64>,
     p50_us: Option<f64>,
     p90_us: Option<f64>,
@@ -514,12 +514,12 @@ struct Times {
 pub(crate) mod times {
     use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-    use super::{Percentiles, Times};
+    use super::{JsonTimes, Percentiles};
 
     pub fn serialize<S: Serializer>(times: &Option<Percentiles>, to: S) -> Result<S::Ok, S::Error> {
         let figure = |of: fn(&Percentiles) -> f64| times.as_ref().map(of);
         let histogram = times.as_ref().map_or(String::new(), |times| times.histogram.clone());
-        Times {
+        JsonTimes {
             mean_us: figure(|times| times.mean_us),
             p50_us: figure(|times| times.p50_us),
             p90_us: figure(|times| times.p90_us),
@@ -536,7 +536,7 @@ pub(crate) mod times {
     pub fn deserialize<'de, D: Deserializer<'de>>(
         from: D,
     ) -> Result<Option<Percentiles>, D::Error> {
-        let times = Times::deserialize(from)?;
+        let times = JsonTimes::deserialize(from)?;
         let read = || {
             Some(Percentiles {
                 mean_us: times.mean_us?,
@@ -590,7 +590,7 @@ pub struct Outcome {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct LoadResult {
     /// The transport.
-    pub client: Client,
+    pub client: LoadClient,
     /// Requests sent.
     pub sent: u64,
     /// Of those, the ones that the kernel still held at the end and never sent.
@@ -864,7 +864,7 @@ pub struct EngineResult {
     /// Sustained requests per second in each run.
     pub runs: Vec<f64>,
     /// The client's transport.
-    pub client: Client,
+    pub client: LoadClient,
     /// Attach mode of the client's XDP program, as the kernel reports it.
     pub client_attach: Option<AttachMode>,
     /// Copy mode of the client's rings, as the kernel reports it.

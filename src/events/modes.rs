@@ -360,14 +360,14 @@ pub struct Modes {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "cli", derive(clap::ValueEnum))]
 #[serde(rename_all = "kebab-case")]
-pub enum Client {
+pub enum LoadClient {
     /// AF_XDP rings: keep up with the server at higher rates
     Afxdp,
     /// A UDP socket, with the kernel's own receive timestamps
     Socket,
 }
 
-impl fmt::Display for Client {
+impl fmt::Display for LoadClient {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(match self {
             Self::Afxdp => "afxdp",

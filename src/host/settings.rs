@@ -205,7 +205,7 @@ struct Note {
 
 /// The result of putting a setting back.
 #[derive(Debug, PartialEq, Eq)]
-enum Outcome {
+enum Restored {
     /// It already had the old value.
     AsBefore,
     /// It has the old value again.
@@ -216,36 +216,36 @@ enum Outcome {
 
 impl Note {
     /// `open`: the setting's file, if open.
-    fn put_back(&self, link: &Link, open: Option<&File>) -> Result<Outcome> {
+    fn put_back(&self, link: &Link, open: Option<&File>) -> Result<Restored> {
         let cannot = || format!("cannot put {} of {} back", self.setting.name(), link.name);
         let now = match open {
             Some(file) => read_whole(file).with_context(cannot)?,
             None => self.setting.read(link)?,
         };
         if now == self.before {
-            return Ok(Outcome::AsBefore);
+            return Ok(Restored::AsBefore);
         }
         if now != self.set {
-            return Ok(Outcome::Left(now));
+            return Ok(Restored::Left(now));
         }
         match open {
             Some(file) => file.write_all_at(self.before.as_bytes(), 0).with_context(cannot)?,
             None => self.setting.write(link, &self.before)?,
         }
-        Ok(Outcome::PutBack)
+        Ok(Restored::PutBack)
     }
 
     /// Describes `outcome` in one line, if it matters; `who` had changed the setting.
-    fn words(&self, link: &Link, outcome: &Outcome, who: &str) -> Option<String> {
+    fn words(&self, link: &Link, outcome: &Restored, who: &str) -> Option<String> {
         let Self { setting, before, set, .. } = self;
         let what = format!("{} of {}", setting.name(), link.name);
         let (before, set) = (setting.show(before), setting.show(set));
         match outcome {
-            Outcome::AsBefore => None,
-            Outcome::PutBack => {
+            Restored::AsBefore => None,
+            Restored::PutBack => {
                 Some(format!("{what} was left at {set} by {who}; it is {before} again"))
             }
-            Outcome::Left(now) => Some(format!(
+            Restored::Left(now) => Some(format!(
                 "{what} was set to {set} by {who}, and to {} by somebody else since: it stays so \
                  (it was {before} before)",
                 setting.show(now)
@@ -520,15 +520,15 @@ impl Changed {
                     if let Some(file) = &self.open {
                         let _ = self.note.put_back(&self.link, Some(file));
                     }
-                    (self.link.clone(), Outcome::AsBefore)
+                    (self.link.clone(), Restored::AsBefore)
                 }
             })
         })?;
         let _ = fs::remove_file(&self.path);
         drop(file);
         Ok(match outcome {
-            Outcome::Left(_) => self.note.words(&link, &outcome, "this server"),
-            Outcome::AsBefore | Outcome::PutBack => None,
+            Restored::Left(_) => self.note.words(&link, &outcome, "this server"),
+            Restored::AsBefore | Restored::PutBack => None,
         })
     }
 }

@@ -9,13 +9,13 @@ use std::net::Ipv6Addr;
 
 use anyhow::{Context, Result, bail, ensure};
 
-use super::{Binder, Interrupted, Phases, Step, Timed, Told};
+use super::{Binder, Interrupted, Phases, Progress, Timed, Told};
 use crate::address::Prefix;
-use crate::net::netlink::{Link, Socket, Vrf};
+use crate::net::netlink::{Connection, Link, Vrf};
 
 /// Adds one route.
 pub(super) struct AnyIp {
-    socket: Socket,
+    socket: Connection,
     prefix: Prefix,
     /// Index of the loopback interface, through which such a route leads.
     loopback: u32,
@@ -29,7 +29,7 @@ pub(super) struct AnyIp {
 impl AnyIp {
     /// For addresses under `prefix`.
     pub fn new(link: &Link, prefix: Prefix) -> Result<Self> {
-        let mut socket = Socket::open()?;
+        let mut socket = Connection::open()?;
         // A route for a subnet of this machine would hide all its neighbours.
         let own = socket.addresses(link.index)?;
         if let Some(own) = own.iter().find(|own| own.prefix_length < 128 && prefix.contains(own.ip))
@@ -51,7 +51,7 @@ impl AnyIp {
 
 /// Removes the routes that were added for `link`.
 pub(super) fn remove_leftovers(link: &Link) -> Result<()> {
-    let mut socket = Socket::open()?;
+    let mut socket = Connection::open()?;
     let vrf = socket.vrf(link.index)?;
     for prefix in socket.our_local_routes(vrf, link.index)? {
         socket
@@ -62,7 +62,7 @@ pub(super) fn remove_leftovers(link: &Link) -> Result<()> {
 }
 
 impl Binder for AnyIp {
-    fn bind(&mut self, addresses: &[Ipv6Addr], step: &mut Step) -> Result<Phases> {
+    fn bind(&mut self, addresses: &[Ipv6Addr], step: &mut Progress) -> Result<Phases> {
         let mut phases = Phases::default();
         let outside = phases
             .time("check", || addresses.iter().find(|address| !self.prefix.contains(**address)));

@@ -10,7 +10,7 @@ use std::thread;
 use anyhow::{Context, Error, Result, anyhow, bail, ensure};
 use nix::sched::{CloneFlags, setns};
 
-use super::kernel::{NotAdded, Way};
+use super::kernel::{Channel, NotAdded};
 use crate::net::netlink::{self, Link};
 
 /// The network namespace of the calling thread.
@@ -23,7 +23,7 @@ const RENAMES: usize = 4;
 const TAKEN: [&str; 2] = ["file exists", "already assigned"];
 
 /// Runs a program once for each address.
-pub(super) struct Program {
+pub(super) struct AddressCommand {
     program: &'static str,
     /// The interface's index: its name may change.
     index: u32,
@@ -37,7 +37,7 @@ pub(super) struct Program {
     gone: &'static [&'static str],
 }
 
-impl Program {
+impl AddressCommand {
     /// ip(8) of iproute2, with the flags of the netlink methods: live at once, and no prefix route.
     pub fn ip(link: &Link) -> Result<Self> {
         installed("ip", "iproute2")?;
@@ -135,7 +135,7 @@ fn installed(program: &str, package: &str) -> Result<()> {
     }
 }
 
-impl Way for Program {
+impl Channel for AddressCommand {
     fn add(&mut self, addresses: &[Ipv6Addr]) -> Result<(), NotAdded> {
         let not_added = |why: Error, added, address: Option<Ipv6Addr>| {
             let taken = format!("{why:#}").to_lowercase();

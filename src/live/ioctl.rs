@@ -8,8 +8,8 @@ use anyhow::{Context, Result, anyhow};
 use nix::errno::Errno;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
 
-use super::kernel::{NotAdded, Way};
-use crate::net::netlink::{self, Link, Refusal};
+use super::kernel::{Channel, NotAdded};
+use crate::net::netlink::{self, KernelError, Link};
 
 /// linux/sockios.h.
 pub(super) const SIOCSIFADDR: libc::Ioctl = 0x8916;
@@ -21,13 +21,13 @@ pub(super) trait Calls: Send {
 }
 
 /// The socket for the calls, and the interface.
-pub(super) struct Kernel {
+pub(super) struct IoctlSocket {
     socket: OwnedFd,
     index: i32,
 }
 
 /// Makes one call for each address.
-pub(super) struct Ioctl<C = Kernel> {
+pub(super) struct Ioctl<C = IoctlSocket> {
     calls: C,
     index: u32,
     name: String,
@@ -37,7 +37,7 @@ impl Ioctl {
     pub fn new(link: &Link) -> Result<Self> {
         let socket = socket(AddressFamily::Inet6, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None);
         let socket = socket.context("no IPv6 socket")?;
-        let calls = Kernel { socket, index: i32::try_from(link.index)? };
+        let calls = IoctlSocket { socket, index: i32::try_from(link.index)? };
         Ok(Self::over(calls, link.index, &link.name))
     }
 }
@@ -53,7 +53,7 @@ impl<C> Ioctl<C> {
     }
 }
 
-impl Calls for Kernel {
+impl Calls for IoctlSocket {
     fn call(&self, request: libc::Ioctl, address: Ipv6Addr) -> Result<(), Errno> {
         let argument = libc::in6_ifreq {
             ifr6_addr: libc::in6_addr { s6_addr: address.octets() },
@@ -66,11 +66,11 @@ impl Calls for Kernel {
     }
 }
 
-impl<C: Calls> Way for Ioctl<C> {
+impl<C: Calls> Channel for Ioctl<C> {
     fn add(&mut self, addresses: &[Ipv6Addr]) -> Result<(), NotAdded> {
         for (added, &address) in addresses.iter().enumerate() {
             self.calls.call(SIOCSIFADDR, address).map_err(|code| NotAdded {
-                why: Refusal::from(code).explain(format!("add {address} to {}", self.name())),
+                why: KernelError::from(code).explain(format!("add {address} to {}", self.name())),
                 added,
                 others: Vec::from_iter((code == Errno::EEXIST).then_some(address)),
             })?;

@@ -7,8 +7,8 @@
 //!
 //! All of them get slower with every address, because the kernel does: docs/binding.md.
 //!
-//! Three small traits hide the kernel: [`Way`], [`Routing`] and [`Held`]. Tests replace it with a
-//! model that refuses, loses and delays what they choose (src/live/model.rs).
+//! Three small traits hide the kernel: [`Channel`], [`Routing`] and [`HeldSetting`]. Tests replace
+//! it with a model that refuses, loses and delays what they choose (src/live/model.rs).
 
 use std::collections::HashSet;
 use std::net::Ipv6Addr;
@@ -17,13 +17,13 @@ use std::time::{Duration, Instant};
 use anyhow::{Error, Result, ensure};
 use rtnetlink::packet_route::RouteNetlinkMessage;
 
-use super::setting::Setting;
-use super::{Binder, Interrupted, Phases, Step, Timed, Told, failed};
+use super::setting::Ipv6Setting;
+use super::{Binder, Interrupted, Phases, Progress, Timed, Told, failed};
 use crate::host::settings::Changed;
-use crate::net::netlink::{Address, Link, Refusal, Socket};
+use crate::net::netlink::{Address, Connection, KernelError, Link};
 
 /// How to tell the kernel about addresses.
-pub(super) trait Way: Send {
+pub(super) trait Channel: Send {
     /// How many addresses one call of [`add`](Self::add) takes.
     fn batch(&self) -> usize {
         1
@@ -51,7 +51,7 @@ pub(super) trait Routing: Send {
     fn tell(
         &mut self,
         messages: impl IntoIterator<Item = (RouteNetlinkMessage, u16)>,
-    ) -> Result<Vec<(usize, Refusal)>, Refusal>;
+    ) -> Result<Vec<(usize, KernelError)>, KernelError>;
     fn addresses(&mut self, index: u32) -> Result<Vec<Address>>;
     fn link_at(&mut self, index: u32) -> Result<Option<Link>>;
     fn set_up(&mut self, index: u32, up: bool) -> Result<()>;
@@ -64,11 +64,11 @@ pub(super) trait Routing: Send {
     ) -> Result<()>;
 }
 
-impl Routing for Socket {
+impl Routing for Connection {
     fn tell(
         &mut self,
         messages: impl IntoIterator<Item = (RouteNetlinkMessage, u16)>,
-    ) -> Result<Vec<(usize, Refusal)>, Refusal> {
+    ) -> Result<Vec<(usize, KernelError)>, KernelError> {
         self.tell(messages)
     }
 
@@ -99,7 +99,7 @@ impl Routing for Socket {
 }
 
 /// A setting of the interface that is changed for a moment.
-pub(super) trait Held: Send {
+pub(super) trait HeldSetting: Send {
     /// What sets the link up again.
     type Down;
     fn link_down(&self, value: &str) -> Result<Self::Down>;
@@ -107,7 +107,7 @@ pub(super) trait Held: Send {
     fn during<T>(&self, value: &str, with: impl FnOnce() -> Result<T>) -> Result<T>;
 }
 
-impl Held for Setting {
+impl HeldSetting for Ipv6Setting {
     type Down = Changed;
 
     fn link_down(&self, value: &str) -> Result<Changed> {
@@ -133,7 +133,7 @@ pub(super) enum Meanwhile<H> {
 }
 
 /// Binds addresses to one interface.
-pub(super) struct Kernel<W, R = Socket, H = Setting> {
+pub(super) struct KernelBinder<W, R = Connection, H = Ipv6Setting> {
     way: W,
     socket: R,
     index: u32,
@@ -167,9 +167,9 @@ const EXCHANGED: usize = 8;
 /// Addresses removed between progress reports: about 10 ms.
 const TELL: usize = 64;
 
-impl<W: Way> Kernel<W> {
+impl<W: Channel> KernelBinder<W> {
     pub fn new(link: &Link, way: W) -> Result<Self> {
-        Ok(Self::over(Socket::open()?, link.index, &link.name, way, Meanwhile::Nothing))
+        Ok(Self::over(Connection::open()?, link.index, &link.name, way, Meanwhile::Nothing))
     }
 
     /// Keeps the link down while addresses are added, and sets it up afterwards. To remove all at
@@ -178,11 +178,11 @@ impl<W: Way> Kernel<W> {
     /// through it. The kernel adds the routes of its prefixes again.
     pub fn while_down(mut self) -> Result<Self> {
         ensure!(
-            Setting::for_all("keep_addr_on_down")? >= 0,
+            Ipv6Setting::for_all("keep_addr_on_down")? >= 0,
             "{} would lose its own addresses: set net.ipv6.conf.all.keep_addr_on_down to 0",
             self.name
         );
-        self.meanwhile = Meanwhile::Down(Setting::of(&self.name, "keep_addr_on_down")?);
+        self.meanwhile = Meanwhile::Down(Ipv6Setting::of(&self.name, "keep_addr_on_down")?);
         Ok(self)
     }
 
@@ -190,16 +190,16 @@ impl<W: Way> Kernel<W> {
     /// Detection, so that all are.
     pub fn without_detection(mut self) -> Result<Self> {
         ensure!(
-            Setting::for_all("accept_dad")? <= 0,
+            Ipv6Setting::for_all("accept_dad")? <= 0,
             "each address would wait for its Duplicate Address Detection: set \
              net.ipv6.conf.all.accept_dad to 0, or use netlink"
         );
-        self.meanwhile = Meanwhile::NoDetection(Setting::of(&self.name, "accept_dad")?);
+        self.meanwhile = Meanwhile::NoDetection(Ipv6Setting::of(&self.name, "accept_dad")?);
         Ok(self)
     }
 }
 
-impl<W: Way, R: Routing, H: Held> Kernel<W, R, H> {
+impl<W: Channel, R: Routing, H: HeldSetting> KernelBinder<W, R, H> {
     pub(super) fn over(socket: R, index: u32, name: &str, way: W, meanwhile: Meanwhile<H>) -> Self {
         Self { way, socket, index, name: name.to_owned(), meanwhile, bound: 0 }
     }
@@ -230,7 +230,7 @@ impl<W: Way, R: Routing, H: Held> Kernel<W, R, H> {
     }
 
     /// Adds all addresses; if that fails or is stopped, none.
-    fn add(&mut self, addresses: &[Ipv6Addr], step: &mut Step) -> Result<()> {
+    fn add(&mut self, addresses: &[Ipv6Addr], step: &mut Progress) -> Result<()> {
         let mut bound = 0;
         for batch in addresses.chunks(self.way.batch()) {
             if !step(bound) {
@@ -284,8 +284,8 @@ impl<W: Way, R: Routing, H: Held> Kernel<W, R, H> {
     }
 }
 
-impl<W: Way, R: Routing, H: Held> Binder for Kernel<W, R, H> {
-    fn bind(&mut self, addresses: &[Ipv6Addr], step: &mut Step) -> Result<Phases> {
+impl<W: Channel, R: Routing, H: HeldSetting> Binder for KernelBinder<W, R, H> {
+    fn bind(&mut self, addresses: &[Ipv6Addr], step: &mut Progress) -> Result<Phases> {
         let mut phases = Phases::default();
         phases.time("check", || self.check(addresses))?;
         match std::mem::replace(&mut self.meanwhile, Meanwhile::Nothing) {
@@ -353,7 +353,7 @@ impl<W: Way, R: Routing, H: Held> Binder for Kernel<W, R, H> {
         Ok(addresses.iter().copied().filter(|address| !present.contains(address)).collect())
     }
 
-    fn restore(&mut self, lost: &[Ipv6Addr], step: &mut Step) -> Result<()> {
+    fn restore(&mut self, lost: &[Ipv6Addr], step: &mut Progress) -> Result<()> {
         let all = lost.len() == self.bound;
         self.bound = self.bound.saturating_sub(lost.len());
         // Setting the link down would also remove the others.
@@ -377,7 +377,7 @@ impl<W: Way, R: Routing, H: Held> Binder for Kernel<W, R, H> {
     }
 }
 
-impl<W: Way, R: Routing, H: Held> Kernel<W, R, H> {
+impl<W: Channel, R: Routing, H: HeldSetting> KernelBinder<W, R, H> {
     fn add_fresh(&mut self, fresh: &[Timed]) -> Result<()> {
         for Timed { addresses, .. } in fresh {
             for batch in addresses.chunks(self.way.batch()) {
@@ -405,12 +405,12 @@ impl<W: Way, R: Routing, H: Held> Kernel<W, R, H> {
         phases.time("up", || H::put_back(down))
     }
 
-    /// [`Kernel::add`] with the link down, whatever its state before, and then up.
+    /// [`KernelBinder::add`] with the link down, whatever its state before, and then up.
     fn add_while_down(
         &mut self,
         keep_addresses: &H,
         addresses: &[Ipv6Addr],
-        step: &mut Step,
+        step: &mut Progress,
         phases: &mut Phases,
     ) -> Result<()> {
         let was_up = self.socket.link_at(self.index)?.is_some_and(|link| link.up);

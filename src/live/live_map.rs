@@ -8,8 +8,8 @@ use std::net::Ipv6Addr;
 
 use anyhow::{Result, bail};
 
-use super::{Binder, Interrupted, Phases, Step, Timed, Told, failed};
-use crate::net::netlink::{Link, Socket};
+use super::{Binder, Interrupted, Phases, Progress, Timed, Told, failed};
+use crate::net::netlink::{Connection, Link};
 use crate::xdp::LiveAddresses;
 
 /// Addresses between two checks whether to continue: some 10 ms.
@@ -21,18 +21,18 @@ const EXCHANGED: usize = 64;
 /// Writes the entries.
 pub(super) struct LiveMap {
     live: LiveAddresses,
-    socket: Socket,
+    socket: Connection,
     index: u32,
     name: String,
 }
 
 impl LiveMap {
     pub fn new(link: &Link, live: LiveAddresses) -> Result<Self> {
-        Ok(Self { live, socket: Socket::open()?, index: link.index, name: link.name.clone() })
+        Ok(Self { live, socket: Connection::open()?, index: link.index, name: link.name.clone() })
     }
 
     /// Adds all addresses; if that fails or is stopped, none.
-    fn add(&mut self, addresses: &[Ipv6Addr], step: &mut Step) -> Result<()> {
+    fn add(&mut self, addresses: &[Ipv6Addr], step: &mut Progress) -> Result<()> {
         let mut bound = 0;
         for stride in addresses.chunks(STRIDE) {
             let added =
@@ -63,7 +63,7 @@ impl LiveMap {
 }
 
 impl Binder for LiveMap {
-    fn bind(&mut self, addresses: &[Ipv6Addr], step: &mut Step) -> Result<Phases> {
+    fn bind(&mut self, addresses: &[Ipv6Addr], step: &mut Progress) -> Result<Phases> {
         let mut phases = Phases::default();
         phases.time("add", || self.add(addresses, step))?;
         if let Err(why) = phases.time("check", || self.check(addresses)) {

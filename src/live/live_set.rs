@@ -9,13 +9,13 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use super::Timed;
 use crate::address::Client;
 use crate::address::mt6d::{Subnet, Timetable, window};
-use crate::address::timed::{Layout, halves};
+use crate::address::timed::{TableLayout, halves};
 
 /// Moving addresses, each entered for a step. Those in the window around the current step are live.
 pub struct LiveSet {
     subnet: Subnet,
     step: AtomicU64,
-    layout: Layout,
+    layout: TableLayout,
     words: Vec<AtomicU64>,
     /// Equal in length to `words`, or empty if nobody needs the clients.
     numbers: Vec<AtomicU32>,
@@ -25,7 +25,7 @@ impl LiveSet {
     /// An empty set for the addresses of `timetable`.
     #[must_use]
     pub fn new(timetable: &Timetable) -> Self {
-        let layout = Layout::new(timetable.clients());
+        let layout = TableLayout::new(timetable.clients());
         let words = repeat_with(AtomicU64::default).take(layout.words()).collect();
         let (subnet, step) = (timetable.subnet(), AtomicU64::default());
         Self { subnet, step, layout, words, numbers: Vec::new() }

@@ -47,7 +47,7 @@ use crate::host::sandbox::Role;
 pub use crate::host::time::unix_time;
 use crate::net::netlink::Link;
 use crate::xdp::LiveAddresses;
-use kernel::Kernel;
+use kernel::KernelBinder;
 pub use live_set::LiveSet;
 pub use rotation::{Rotated, Rotation};
 
@@ -55,7 +55,7 @@ pub use crate::events::{Method, Phase, Phases};
 
 /// Called between the steps of a bind with the number of addresses bound so far; returns whether to
 /// continue.
-pub type Step<'a> = dyn FnMut(usize) -> bool + 'a;
+pub type Progress<'a> = dyn FnMut(usize) -> bool + 'a;
 
 /// Called between the steps of an unbind with the number of addresses gone so far.
 pub type Told<'a> = dyn FnMut(usize) + 'a;
@@ -68,7 +68,7 @@ pub trait Binder: Send {
     /// # Errors
     /// When an address cannot be made live, already exists, or `step` returned false (with
     /// [`Interrupted`] in the chain). None of them is live then, and the error says how many were.
-    fn bind(&mut self, addresses: &[Ipv6Addr], step: &mut Step) -> Result<Phases>;
+    fn bind(&mut self, addresses: &[Ipv6Addr], step: &mut Progress) -> Result<Phases>;
 
     /// Takes `addresses` back and returns how long each phase took. Ignores those already gone.
     ///
@@ -124,7 +124,7 @@ pub trait Binder: Send {
     ///
     /// # Errors
     /// Those of [`bind`](Self::bind). Some of them may be live then.
-    fn restore(&mut self, lost: &[Ipv6Addr], step: &mut Step) -> Result<()> {
+    fn restore(&mut self, lost: &[Ipv6Addr], step: &mut Progress) -> Result<()> {
         self.bind(lost, step).map(drop)
     }
 
@@ -145,7 +145,7 @@ pub struct Timed {
     pub addresses: Vec<Ipv6Addr>,
 }
 
-/// The error of a bind whose [`Step`] returned false.
+/// The error of a bind whose [`Progress`] returned false.
 #[derive(Debug, thiserror::Error)]
 #[error("interrupted")]
 pub struct Interrupted;
@@ -239,7 +239,7 @@ impl Method {
 
 /// Where to make addresses live.
 #[derive(Debug)]
-pub struct Place<'a> {
+pub struct BindContext<'a> {
     /// The interface, in the namespace of the calling thread.
     pub link: &'a Link,
     /// The prefix of all the addresses.
@@ -254,37 +254,38 @@ pub struct Place<'a> {
 /// # Errors
 /// When another process binds addresses of that interface, the leftovers cannot be removed, or the
 /// method lacks something it needs.
-pub fn binder(method: Method, place: Place) -> Result<Box<dyn Binder>> {
+pub fn binder(method: Method, place: BindContext) -> Result<Box<dyn Binder>> {
     if method == Method::None {
-        return Ok(Box::new(Nothing));
+        return Ok(Box::new(OthersBind));
     }
     let link = place.link;
     let claim = claim(link)?;
     netlink::remove_leftovers(link, None)?;
     anyip::remove_leftovers(link)?;
     let inner: Box<dyn Binder> = match method {
-        Method::Netlink => Box::new(Kernel::new(link, netlink::Messages::new(link, 1)?)?),
+        Method::Netlink => Box::new(KernelBinder::new(link, netlink::Messages::new(link, 1)?)?),
         Method::NetlinkBatch => {
-            Box::new(Kernel::new(link, netlink::Messages::new(link, netlink::BATCH)?)?)
+            Box::new(KernelBinder::new(link, netlink::Messages::new(link, netlink::BATCH)?)?)
         }
         Method::NetlinkDown => {
             let messages = netlink::Messages::new(link, netlink::BATCH)?.of_finite_lifetime();
-            Box::new(Kernel::new(link, messages)?.while_down()?)
+            Box::new(KernelBinder::new(link, messages)?.while_down()?)
         }
         Method::Ioctl => {
-            Box::new(Kernel::new(link, ioctl::Ioctl::new(link)?)?.without_detection()?)
+            Box::new(KernelBinder::new(link, ioctl::Ioctl::new(link)?)?.without_detection()?)
         }
-        Method::Command => Box::new(Kernel::new(link, command::Program::ip(link)?)?),
-        Method::Ifconfig => {
-            Box::new(Kernel::new(link, command::Program::ifconfig(link)?)?.without_detection()?)
-        }
+        Method::Command => Box::new(KernelBinder::new(link, command::AddressCommand::ip(link)?)?),
+        Method::Ifconfig => Box::new(
+            KernelBinder::new(link, command::AddressCommand::ifconfig(link)?)?
+                .without_detection()?,
+        ),
         Method::Anyip => Box::new(anyip::AnyIp::new(link, place.prefix)?),
         Method::LiveMap => {
             let live =
                 place.live_addresses.context("live-map needs a steering program to write to")?;
             Box::new(live_map::LiveMap::new(link, live)?)
         }
-        Method::None => Box::new(Nothing),
+        Method::None => Box::new(OthersBind),
     };
     Ok(Box::new(Claimed { inner, _claim: claim }))
 }
@@ -302,9 +303,9 @@ pub struct Bound {
 /// Those of [`binder`] and [`Binder::bind`]. None of the addresses is live then.
 pub fn bind(
     method: Method,
-    place: Place,
+    place: BindContext,
     addresses: Vec<Ipv6Addr>,
-    step: &mut Step,
+    step: &mut Progress,
 ) -> Result<Bound> {
     let mut binder = binder(method, place)?;
     let phases = binder.bind(&addresses, step)?;
@@ -335,7 +336,7 @@ impl Bound {
     ///
     /// # Errors
     /// Those of [`Binder::restore`].
-    pub fn renew(&mut self, step: &mut Step) -> Result<usize> {
+    pub fn renew(&mut self, step: &mut Progress) -> Result<usize> {
         let lost = self.binder.lost(&self.addresses)?;
         if !lost.is_empty() {
             self.binder.restore(&lost, step)?;
@@ -442,7 +443,7 @@ const RELEASE: Duration = Duration::from_secs(1);
 const CLEARED: Duration = Duration::from_secs(60);
 
 impl Binder for Claimed {
-    fn bind(&mut self, addresses: &[Ipv6Addr], step: &mut Step) -> Result<Phases> {
+    fn bind(&mut self, addresses: &[Ipv6Addr], step: &mut Progress) -> Result<Phases> {
         self.inner.bind(addresses, step)
     }
 
@@ -474,7 +475,7 @@ impl Binder for Claimed {
         self.inner.seems_live(one)
     }
 
-    fn restore(&mut self, lost: &[Ipv6Addr], step: &mut Step) -> Result<()> {
+    fn restore(&mut self, lost: &[Ipv6Addr], step: &mut Progress) -> Result<()> {
         self.inner.restore(lost, step)
     }
 
@@ -484,10 +485,10 @@ impl Binder for Claimed {
 }
 
 /// For addresses that are live by other means.
-struct Nothing;
+struct OthersBind;
 
-impl Binder for Nothing {
-    fn bind(&mut self, _: &[Ipv6Addr], _: &mut Step) -> Result<Phases> {
+impl Binder for OthersBind {
+    fn bind(&mut self, _: &[Ipv6Addr], _: &mut Progress) -> Result<Phases> {
         Ok(Phases::default())
     }
 
@@ -521,7 +522,7 @@ mod tests {
     #[test]
     fn none_leaves_addresses_to_others() {
         let loopback = crate::net::netlink::link("lo").unwrap();
-        let place = Place {
+        let place = BindContext {
             link: &loopback,
             prefix: "2001:db8::/64".parse().unwrap(),
             live_addresses: None,

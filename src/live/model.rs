@@ -15,10 +15,10 @@ use rtnetlink::packet_route::RouteNetlinkMessage;
 use rtnetlink::packet_route::address::{AddressAttribute, AddressMessage};
 
 use super::ioctl::{Calls, Ioctl, SIOCSIFADDR};
-use super::kernel::{DOWN_PAYS, Held, Kernel, Meanwhile, Routing};
+use super::kernel::{DOWN_PAYS, HeldSetting, KernelBinder, Meanwhile, Routing};
 use super::netlink::Messages;
 use super::{Binder, Interrupted, Timed};
-use crate::net::netlink::{Address, Link, Refusal};
+use crate::net::netlink::{Address, KernelError, Link};
 
 const INDEX: u32 = 7;
 const NAME: &str = "model0";
@@ -38,7 +38,7 @@ enum Fault {
 }
 
 #[derive(Debug, Default)]
-struct State {
+struct KernelState {
     gone: bool,
     up: bool,
     /// The addresses, and whether each goes when the link is set down.
@@ -56,16 +56,17 @@ struct State {
 }
 
 #[derive(Debug, Clone, Default)]
-struct Model(Arc<Mutex<State>>);
+struct KernelModel(Arc<Mutex<KernelState>>);
 
-impl Model {
+impl KernelModel {
     fn with(others: &BTreeSet<Ipv6Addr>, faults: BTreeMap<usize, Fault>) -> Self {
         let addresses = others.iter().map(|address| (*address, false)).collect();
-        let state = State { up: true, detection: true, addresses, faults, ..State::default() };
+        let state =
+            KernelState { up: true, detection: true, addresses, faults, ..KernelState::default() };
         Self(Arc::new(Mutex::new(state)))
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, KernelState> {
         self.0.lock().unwrap()
     }
 
@@ -74,7 +75,7 @@ impl Model {
     }
 }
 
-impl State {
+impl KernelState {
     /// Adds an address; the second result is whether the answer is lost.
     fn add(&mut self, address: Ipv6Addr, finite: bool) -> (Result<(), Errno>, bool) {
         let fault = self.faults.get(&self.added).copied();
@@ -121,11 +122,11 @@ fn address_of(message: &AddressMessage) -> Ipv6Addr {
     local.expect("an address")
 }
 
-impl Routing for Model {
+impl Routing for KernelModel {
     fn tell(
         &mut self,
         messages: impl IntoIterator<Item = (RouteNetlinkMessage, u16)>,
-    ) -> Result<Vec<(usize, Refusal)>, Refusal> {
+    ) -> Result<Vec<(usize, KernelError)>, KernelError> {
         let mut state = self.state();
         let mut refused = Vec::new();
         let mut unanswered = false;
@@ -144,7 +145,7 @@ impl Routing for Model {
                 RouteNetlinkMessage::DelAddress(message) => state.remove(address_of(&message)),
                 other => panic!("{other:?}"),
             };
-            refused.extend(done.err().map(|code| (position, Refusal::from(code))));
+            refused.extend(done.err().map(|code| (position, KernelError::from(code))));
         }
         if unanswered { Err(Errno::ENOBUFS.into()) } else { Ok(refused) }
     }
@@ -187,7 +188,7 @@ impl Routing for Model {
     }
 }
 
-impl Calls for Model {
+impl Calls for KernelModel {
     fn call(&self, request: libc::Ioctl, address: Ipv6Addr) -> Result<(), Errno> {
         let mut state = self.state();
         if request != SIOCSIFADDR {
@@ -202,12 +203,12 @@ impl Calls for Model {
 }
 
 /// The setting behind [`Meanwhile`].
-struct Switch(Model);
+struct Switch(KernelModel);
 
-impl Held for Switch {
-    type Down = Model;
+impl HeldSetting for Switch {
+    type Down = KernelModel;
 
-    fn link_down(&self, value: &str) -> Result<Model> {
+    fn link_down(&self, value: &str) -> Result<KernelModel> {
         assert_eq!(value, "1", "the interface would lose its own");
         let mut state = self.0.state();
         state.up = false;
@@ -216,7 +217,7 @@ impl Held for Switch {
         Ok(self.0.clone())
     }
 
-    fn put_back(down: Model) -> Result<()> {
+    fn put_back(down: KernelModel) -> Result<()> {
         down.state().up = true;
         Ok(())
     }
@@ -237,7 +238,7 @@ fn link() -> Link {
 /// The ways under test: all except those that start programs.
 const WAYS: [&str; 4] = ["one by one", "batches", "while down", "ioctl"];
 
-fn binder(way: &str, model: &Model) -> Box<dyn Binder> {
+fn binder(way: &str, model: &KernelModel) -> Box<dyn Binder> {
     let messages = |batch| Messages::over(model.clone(), INDEX, NAME, batch);
     let switch = Switch(model.clone());
     match way {
@@ -253,11 +254,11 @@ fn binder(way: &str, model: &Model) -> Box<dyn Binder> {
 }
 
 fn kernel(
-    model: &Model,
-    way: impl super::kernel::Way + 'static,
+    model: &KernelModel,
+    way: impl super::kernel::Channel + 'static,
     meanwhile: Meanwhile<Switch>,
 ) -> Box<dyn Binder> {
-    Box::new(Kernel::over(model.clone(), INDEX, NAME, way, meanwhile))
+    Box::new(KernelBinder::over(model.clone(), INDEX, NAME, way, meanwhile))
 }
 
 fn address(number: usize) -> Ipv6Addr {
@@ -299,7 +300,7 @@ proptest! {
     fn after_bind_and_unbind_the_kernel_has_what_it_had(
         way in way(), count in count(), others in others(), pieces in 1usize..4,
     ) {
-        let model = Model::with(&others, BTreeMap::new());
+        let model = KernelModel::with(&others, BTreeMap::new());
         let mut binder = binder(way, &model);
         let wanted = addresses(0..count);
         let mut steps = Vec::new();
@@ -326,7 +327,7 @@ proptest! {
         place in any::<prop::sample::Index>(),
     ) {
         let at = place.index(count);
-        let model = Model::with(&others, BTreeMap::from([(at, fault)]));
+        let model = KernelModel::with(&others, BTreeMap::from([(at, fault)]));
         let wanted = addresses(0..count);
         let bound = binder(way, &model).bind(&wanted, &mut |_| true);
         let error = format!("{:#}", bound.expect_err("it failed"));
@@ -351,7 +352,7 @@ proptest! {
         let one = wanted[place.index(count)];
         let others = if twice { BTreeSet::new() } else { BTreeSet::from([one]) };
         wanted.extend(twice.then_some(one));
-        let model = Model::with(&others, BTreeMap::new());
+        let model = KernelModel::with(&others, BTreeMap::new());
         let bound = binder(way, &model).bind(&wanted, &mut |_| true);
         prop_assert!(bound.unwrap_err().to_string().contains("nothing was bound"));
         prop_assert_eq!(model.has(), others);
@@ -362,7 +363,7 @@ proptest! {
     fn a_bind_that_is_told_to_stop_adds_no_more_and_takes_back(
         way in way(), count in count(), others in others(), calls in 0usize..60,
     ) {
-        let model = Model::with(&others, BTreeMap::new());
+        let model = KernelModel::with(&others, BTreeMap::new());
         let mut left = calls;
         let mut last = 0;
         let mut step = |bound| {
@@ -388,7 +389,7 @@ proptest! {
         taken in proptest::collection::vec(any::<prop::sample::Index>(), 1..20),
         all in any::<bool>(),
     ) {
-        let model = Model::with(&others, BTreeMap::new());
+        let model = KernelModel::with(&others, BTreeMap::new());
         let mut binder = binder(way, &model);
         let wanted = addresses(0..count);
         binder.bind(&wanted, &mut |_| true).unwrap();
@@ -418,7 +419,7 @@ proptest! {
         expired in proptest::collection::btree_set(0usize..60, 0..40),
         fresh in proptest::collection::vec(0usize..90, 0..40),
     ) {
-        let model = Model::with(&others, BTreeMap::new());
+        let model = KernelModel::with(&others, BTreeMap::new());
         let mut binder = binder(way, &model);
         binder.bind(&addresses(before.iter().copied()), &mut |_| true).unwrap();
         let timed = |step, addresses: Vec<Ipv6Addr>| {
@@ -438,7 +439,7 @@ proptest! {
         way in way(), count in count(), others in others(),
         kept in proptest::collection::btree_set((0usize..30).prop_map(address), 1..4),
     ) {
-        let model = Model::with(&others, BTreeMap::new());
+        let model = KernelModel::with(&others, BTreeMap::new());
         let mut binder = binder(way, &model);
         let wanted = addresses(0..count);
         binder.bind(&wanted, &mut |_| true).unwrap();

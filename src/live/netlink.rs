@@ -11,9 +11,9 @@ use rtnetlink::packet_route::address::{
     AddressAttribute, AddressFlags, AddressProtocol, CacheInfo,
 };
 
-use super::kernel::{NotAdded, Routing, Way};
+use super::kernel::{Channel, NotAdded, Routing};
 use crate::address::Pool;
-use crate::net::netlink::{self, Link, OUR_PROTOCOL, Refusal, Socket};
+use crate::net::netlink::{self, Connection, KernelError, Link, OUR_PROTOCOL};
 
 /// Messages in one system call. The kernel's work for each address dominates, so a larger batch
 /// saves nothing. But the stop flag is checked only between batches, and with 10,000 addresses one
@@ -30,7 +30,7 @@ const FLAGS: AddressFlags = AddressFlags::Nodad.union(AddressFlags::Noprefixrout
 const LIFETIME: u32 = i32::MAX as u32;
 
 /// Sends messages, `batch` at a time.
-pub(super) struct Messages<R = Socket> {
+pub(super) struct Messages<R = Connection> {
     socket: R,
     index: u32,
     name: String,
@@ -40,7 +40,7 @@ pub(super) struct Messages<R = Socket> {
 
 impl Messages {
     pub fn new(link: &Link, batch: usize) -> Result<Self> {
-        Ok(Self::over(Socket::open()?, link.index, &link.name, batch))
+        Ok(Self::over(Connection::open()?, link.index, &link.name, batch))
     }
 }
 
@@ -77,7 +77,7 @@ pub(super) fn remove_leftovers(link: &Link, unmarked: Option<&Pool>) -> Result<u
     Ok(leftovers.len())
 }
 
-impl<R: Routing> Way for Messages<R> {
+impl<R: Routing> Channel for Messages<R> {
     fn batch(&self) -> usize {
         self.batch
     }
@@ -126,8 +126,9 @@ impl<R: Routing> Way for Messages<R> {
                     continue;
                 }
             };
-            let is_gone =
-                |refusal: &Refusal| matches!(refusal.code, Errno::EADDRNOTAVAIL | Errno::ENODEV);
+            let is_gone = |refusal: &KernelError| {
+                matches!(refusal.code, Errno::EADDRNOTAVAIL | Errno::ENODEV)
+            };
             if let Some((position, refusal)) =
                 refused.into_iter().find(|(_, refusal)| !is_gone(refusal))
             {

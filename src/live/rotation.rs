@@ -23,10 +23,10 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use nix::time::{ClockId, clock_gettime};
 
-use super::{Binder, Interrupted, LiveSet, Method, Phases, Place, Step, Timed, Told};
+use super::{BindContext, Binder, Interrupted, LiveSet, Method, Phases, Progress, Timed, Told};
 use crate::address::mt6d::{Timetable, window};
 use crate::host::time::{self, Moment, System, Time};
-use crate::net::netlink::Socket;
+use crate::net::netlink::Connection;
 use crate::xdp::LiveAddresses;
 
 pub use crate::events::Rotated;
@@ -126,8 +126,8 @@ pub struct Rotation {
     seen: Moment,
     /// Set by others if addresses may have been lost.
     renew: Arc<AtomicBool>,
-    /// To check, after an error, whether the kernel accepts addresses at the moment.
-    socket: Socket,
+    /// To look after an error whether the kernel takes addresses at the moment.
+    socket: Connection,
     index: u32,
     /// Whether the last piece of work failed although the kernel accepts addresses.
     has_failed: bool,
@@ -147,10 +147,10 @@ impl Rotation {
     /// Those of [`binder`](super::binder) and [`Binder::bind`]. None of the addresses is live then.
     pub fn start(
         method: Method,
-        place: Place,
+        place: BindContext,
         timetable: Arc<Timetable>,
         set: Option<Arc<LiveSet>>,
-        told: &mut Step,
+        told: &mut Progress,
     ) -> Result<Self> {
         ensure!(
             method.moves(),
@@ -169,9 +169,9 @@ impl Rotation {
         timetable: Arc<Timetable>,
         set: Option<Arc<LiveSet>>,
         time: Box<dyn Time>,
-        told: &mut Step,
+        told: &mut Progress,
     ) -> Result<Self> {
-        let (began, socket) = (time.now(), Socket::open()?);
+        let (began, socket) = (time.now(), Connection::open()?);
         let step = timetable.clock().step(began.wall);
         let mut held = Holdings::default();
         held.put(0..timetable.clients(), 0..0);
@@ -193,35 +193,44 @@ impl Rotation {
             phases: Phases::default(),
         };
         rotation.turn(step);
-        if rotation.binder.ahead() > 0 {
+        rotation.phases = rotation.bind_window(told)?;
+        rotation.catch_up_since(&began, told)?;
+        Ok(rotation)
+    }
+
+    /// Makes the first window's addresses live.
+    fn bind_window(&mut self, told: &mut Progress) -> Result<Phases> {
+        if self.binder.ahead() > 0 {
             let mut phases = Phases::default();
-            phases.time("add", || rotation.catch_up(told))?;
-            rotation.phases = phases;
-        } else {
-            // All at once: some methods have special means for this.
-            let target = rotation.target(step);
-            let all: Vec<_> = target
-                .clone()
-                .map(|step| rotation.addresses(step, 0..rotation.timetable.clients()))
-                .collect();
-            let list: Vec<_> =
-                all.iter().flat_map(|timed| timed.addresses.iter().copied()).collect();
-            rotation.phases = rotation.binder.bind(&list, told)?;
-            rotation.enter_in_set(&all)?;
-            rotation.held.put(0..rotation.timetable.clients(), target);
+            phases.time("add", || self.catch_up(told))?;
+            return Ok(phases);
         }
-        // Binding took time. If it takes longer than a step, there is no catching up.
+        // All at once: some methods have special means for this.
+        let clients = 0..self.timetable.clients();
+        let target = self.target(self.step);
+        let all: Vec<_> =
+            target.clone().map(|step| self.addresses(step, clients.clone())).collect();
+        let list: Vec<_> = all.iter().flat_map(|timed| timed.addresses.iter().copied()).collect();
+        let phases = self.binder.bind(&list, told)?;
+        self.enter_in_set(&all)?;
+        self.held.put(clients, target);
+        Ok(phases)
+    }
+
+    /// Follows the steps that went by since it `began`. Gives up after a whole step: work that
+    /// takes longer than a step never catches up.
+    fn catch_up_since(&mut self, began: &Moment, told: &mut Progress) -> Result<()> {
         loop {
-            let now = rotation.time.now();
-            let step = rotation.timetable.clock().step(now.wall);
-            rotation.turn(step);
-            let held = rotation.held.uniform();
+            let now = self.time.now();
+            let step = self.timetable.clock().step(now.wall);
+            self.turn(step);
+            let held = self.held.uniform();
             if held.is_some_and(|held| window(step).all(|step| held.contains(&step)))
-                || now.since(&began) >= rotation.timetable.clock().period()
+                || now.since(began) >= self.timetable.clock().period()
             {
-                return Ok(rotation);
+                return Ok(());
             }
-            rotation.catch_up(told)?;
+            self.catch_up(told)?;
         }
     }
 
@@ -294,9 +303,7 @@ impl Rotation {
         mut show: impl FnMut(Rotated),
         mut say: impl FnMut(String),
     ) -> Result<()> {
-        let clock = self.timetable.clock();
-        // How long this thread meant to take since the last reading. Unknown at first: starting
-        // took its own time.
+        // How long this thread meant to take since the last reading. `None`: as long as it took.
         let mut meant = None;
         while !stop.load(Ordering::Relaxed) {
             if self.renew.swap(false, Ordering::Relaxed) && self.binder.ahead() == 0 {
@@ -305,76 +312,97 @@ impl Rotation {
                     None => self.renew.store(true, Ordering::Relaxed),
                     Some(words) => words.into_iter().for_each(&mut say),
                 }
-                meant = None; // its duration is not a stall
+                meant = None;
             }
-            let before = self.seen;
-            let now = self.look();
-            let step = clock.step(now.wall);
-            let jump = now.jump_since(&before);
-            let late =
-                meant.map_or(Duration::ZERO, |meant| now.since(&before).saturating_sub(meant));
-            let stall = (late >= STALL).then_some(late);
-            let ends = self.ends(step, &now);
-            if let Some(work) = &mut self.work {
-                work.disturbed |= stall.is_some();
-                if work.step == step {
-                    work.ends = ends;
-                }
-            }
-            let was = std::mem::replace(&mut self.step, step);
-            if step != was {
-                self.turn(step);
-            }
-            if let Some(words) = self.explain(was, jump, stall, now.suspended_since(&before)) {
-                say(words);
-            }
-            if step != was {
-                // There is nothing to report about a step that did not reach its end.
-                if let (Some(work), None, true) = (&self.work, jump, step > was) {
-                    show(self.sum_up(work, &now));
-                }
-                // Its work is now useless. Slewing can also take a step back, but only for a
-                // moment.
-                if jump.is_some() || stall.is_some() || step < was {
-                    self.work = None;
-                }
-            }
-            if self.work.is_none() && self.held.uniform() != Some(&self.target(step)) {
-                self.begin(step, &now);
-            }
-            let boundary = clock.start(step + 1);
-            let next = match &self.work {
-                Some(work) => {
-                    let due = self.due(work);
-                    if now.wall >= due {
-                        // In a few large pieces, if nobody has to wait for a turn.
-                        let anew = work.anew && self.binder.ahead() > 0;
-                        let count = if anew { FILL } else { self.binder.stride() as u64 };
-                        let cpu = cpu_time();
-                        let advanced = self.advance(count);
-                        let done = self.unless_refused(advanced)?;
-                        let after = self.time.now();
-                        if let Some(Some(work)) = done {
-                            show(self.sum_up(&work, &after));
-                        }
-                        // The kernel may block, but a table only takes CPU time.
-                        let kernel = self.binder.ahead() == 0;
-                        meant = Some(if kernel {
-                            after.since(&now)
-                        } else {
-                            cpu_time().saturating_sub(cpu)
-                        });
-                        continue;
-                    }
-                    due.min(boundary)
-                }
-                None => boundary,
-            };
-            let rest = Duration::from_nanos(next.saturating_sub(now.wall)).min(DOZE);
-            self.time.sleep(rest);
-            meant = Some(rest);
+            let now = self.follow(meant, &mut show, &mut say);
+            meant = Some(self.proceed(&now, &mut show)?);
         }
         Ok(())
+    }
+
+    /// Reads the clocks, switches to the current step, and takes up its work.
+    fn follow(
+        &mut self,
+        meant: Option<Duration>,
+        show: &mut impl FnMut(Rotated),
+        say: &mut impl FnMut(String),
+    ) -> Moment {
+        let before = self.seen;
+        let now = self.look();
+        let step = self.timetable.clock().step(now.wall);
+        let jump = now.jump_since(&before);
+        let late = meant.map_or(Duration::ZERO, |meant| now.since(&before).saturating_sub(meant));
+        let stall = (late >= STALL).then_some(late);
+        let ends = self.ends(step, &now);
+        if let Some(work) = &mut self.work {
+            work.disturbed |= stall.is_some();
+            if work.step == step {
+                work.ends = ends;
+            }
+        }
+        let was = std::mem::replace(&mut self.step, step);
+        if step != was {
+            self.turn(step);
+        }
+        if let Some(words) = self.explain(was, jump, stall, now.suspended_since(&before)) {
+            say(words);
+        }
+        if step != was {
+            // There is nothing to report about a step that did not reach its end.
+            if let (Some(work), None, true) = (&self.work, jump, step > was) {
+                show(self.sum_up(work, &now));
+            }
+            // Its work is now useless. Slewing can also take a step back, but only for a moment.
+            if jump.is_some() || stall.is_some() || step < was {
+                self.work = None;
+            }
+        }
+        if self.work.is_none() && self.held.uniform() != Some(&self.target(step)) {
+            self.begin(step, &now);
+        }
+        now
+    }
+
+    /// Exchanges the next chunk if it is due, and sleeps otherwise. Returns how long it meant to
+    /// take.
+    fn proceed(&mut self, now: &Moment, show: &mut impl FnMut(Rotated)) -> Result<Duration> {
+        let boundary = self.timetable.clock().start(self.step + 1);
+        let next = match &self.work {
+            Some(work) => {
+                let due = self.due(work);
+                if now.wall >= due {
+                    // In a few large pieces, if nobody has to wait for a turn.
+                    let anew = work.anew && self.binder.ahead() > 0;
+                    let count = if anew { FILL } else { self.binder.stride() as u64 };
+                    return self.exchange(count, now, show);
+                }
+                due.min(boundary)
+            }
+            None => boundary,
+        };
+        let rest = Duration::from_nanos(next.saturating_sub(now.wall)).min(DOZE);
+        self.time.sleep(rest);
+        Ok(rest)
+    }
+
+    /// Exchanges the addresses of the next `count` clients, and reports the work if it is done.
+    /// Returns how long it meant to take.
+    fn exchange(
+        &mut self,
+        count: u64,
+        now: &Moment,
+        show: &mut impl FnMut(Rotated),
+    ) -> Result<Duration> {
+        let cpu = cpu_time();
+        let advanced = self.advance(count);
+        let done = self.unless_refused(advanced)?;
+        let after = self.time.now();
+        if let Some(Some(work)) = done {
+            show(self.sum_up(&work, &after));
+        }
+        // The kernel may block, but a table only takes CPU time.
+        let kernel = self.binder.ahead() == 0;
+        Ok(if kernel { after.since(now) } else { cpu_time().saturating_sub(cpu) })
     }
 
     fn look(&mut self) -> Moment {
@@ -540,7 +568,7 @@ impl Rotation {
     }
 
     /// Does a step's work at once.
-    fn catch_up(&mut self, told: &mut Step) -> Result<()> {
+    fn catch_up(&mut self, told: &mut Progress) -> Result<()> {
         self.begin(self.step, &self.time.now());
         while let Some(work) = &self.work {
             let entered = work.done * (work.target.end - work.target.start);
@@ -718,7 +746,7 @@ mod tests {
     }
 
     impl Binder for Binds {
-        fn bind(&mut self, addresses: &[Ipv6Addr], _: &mut Step) -> Result<Phases> {
+        fn bind(&mut self, addresses: &[Ipv6Addr], _: &mut Progress) -> Result<Phases> {
             let Self::Kernel(live) = self else { panic!("only for addresses of the kernel") };
             live.lock().unwrap().extend(addresses);
             Ok(Phases::default())
@@ -769,8 +797,39 @@ mod tests {
         checks: Vec<Moment>,
     }
 
-    /// Rotates from `start` (nanoseconds since 1970) for `seconds`, while `events` happen. Checks
-    /// the live addresses whenever there is time.
+    /// Whether `set` has the window of `step` and nothing else; the newest only when it is `whole`.
+    fn check_set(timetable: &Timetable, set: &LiveSet, step: u64, whole: bool) {
+        let of = |step| (0..CLIENTS).map(move |client| (client, step));
+        for (client, other) in (step.saturating_sub(6)..=step + 6).flat_map(of) {
+            let address = timetable.address(client, other);
+            let (in_window, found) = (window(step).contains(&other), set.contains(address));
+            assert!(
+                found || !in_window || !whole && other > step,
+                "{client} in {other} is not live in {step}"
+            );
+            assert!(in_window || !found, "{client} in {other} is live in {step}");
+            let whose = found.then_some(Client { number: client, step: other });
+            assert_eq!(set.client(address), whose, "in {step}");
+        }
+    }
+
+    /// Whether the kernel has three addresses a client: of the window, or, until it is `whole`, of
+    /// the step before as well.
+    fn check_kernel(timetable: &Timetable, live: &HashSet<Ipv6Addr>, step: u64, whole: bool) {
+        // In step 0 there are only two.
+        assert!(!whole && step == 1 || live.len() as u64 == CLIENTS * 3.min(step + 2), "in {step}");
+        let known = |step: u64| {
+            let addresses = (0..CLIENTS).map(|client| timetable.address(client, step));
+            addresses.filter(|known| live.contains(known)).count()
+        };
+        let here = window(step).map(known).sum::<usize>();
+        assert!(!whole || here == live.len(), "{here} of {} in {step}", live.len());
+        // Besides these, only those of the step before.
+        assert_eq!(here + step.checked_sub(2).map_or(0, known), live.len(), "in {step}");
+    }
+
+    /// Rotates from `start` on, in nanoseconds since 1970, for so long, while `events` happen;
+    /// looks whenever there is time at what is live.
     fn rotate(
         map: bool,
         start: u64,
@@ -792,39 +851,11 @@ mod tests {
             let (timetable, set, live) = (timetable.clone(), set.clone(), live.clone());
             move |wall: u64| {
                 let step = clock.step(wall);
-                let of = |step| (0..CLIENTS).map(move |client| (client, step));
-                let address = |(client, step)| timetable.address(client, step);
                 // The kernel's addresses are added in the first half of a step.
                 let whole = map || wall - clock.start(step) > PERIOD * SECOND / 2;
-                for (client, other) in (step.saturating_sub(6)..=step + 6).flat_map(of) {
-                    let (in_window, found) =
-                        (window(step).contains(&other), set.contains(address((client, other))));
-                    assert!(
-                        found || !in_window || !whole && other > step,
-                        "{client} in {other} is not live in {step}"
-                    );
-                    assert!(in_window || !found, "{client} in {other} is live in {step}");
-                    let whose = found.then_some(Client { number: client, step: other });
-                    assert_eq!(set.client(address((client, other))), whose, "in {step}");
-                }
+                check_set(&timetable, &set, step, whole);
                 if !map {
-                    let live = live.lock().unwrap();
-                    // In step 0 there are only two.
-                    assert!(
-                        !whole && step == 1 || live.len() as u64 == CLIENTS * 3.min(step + 2),
-                        "in {step}"
-                    );
-                    let known = |step: u64| {
-                        of(step).map(address).filter(|known| live.contains(known)).count()
-                    };
-                    let here = window(step).map(known).sum::<usize>();
-                    assert!(!whole || here == live.len(), "{here} of {} in {step}", live.len());
-                    // Besides these, only those of the step before.
-                    assert_eq!(
-                        here + step.checked_sub(2).map_or(0, known),
-                        live.len(),
-                        "in {step}"
-                    );
+                    check_kernel(&timetable, &live.lock().unwrap(), step, whole);
                 }
             }
         };

@@ -8,13 +8,13 @@ use crate::host::settings::{self, Changed, Keeper};
 use crate::net::netlink::{self, Link};
 
 /// A setting that is read before anything that needs it begins.
-pub(super) struct Setting {
+pub(super) struct Ipv6Setting {
     keeper: Keeper,
     link: Link,
     setting: settings::Setting,
 }
 
-impl Setting {
+impl Ipv6Setting {
     /// The setting `name` of `interface`.
     pub fn of(interface: &str, name: &str) -> Result<Self> {
         let link = netlink::link(interface)?;

@@ -19,7 +19,7 @@ struct Command<T> {
     structure: PhantomData<fn() -> T>,
 }
 
-impl<T: Request> Command<T> {
+impl<T: CommandData> Command<T> {
     const fn new(number: u32) -> Self {
         Self { number, structure: PhantomData }
     }
@@ -31,7 +31,7 @@ impl<T: Request> Command<T> {
 /// Its layout matches linux/ethtool.h for each [`Command`] that takes it. It consists of integers,
 /// so zero and every other bit pattern are valid. `place` points to all of it. If it
 /// [`fits`](Self::fits), the kernel touches no byte beyond it, or faults there.
-unsafe trait Request: Sized {
+unsafe trait CommandData: Sized {
     /// Where it begins: the field for the command number.
     fn place(&mut self) -> *mut u32 {
         (&raw mut *self).cast()
@@ -96,7 +96,7 @@ struct Value {
 }
 
 // SAFETY: two integers.
-unsafe impl Request for Value {}
+unsafe impl CommandData for Value {}
 
 #[repr(C)]
 #[derive(Default)]
@@ -110,7 +110,7 @@ struct Channels {
 }
 
 // SAFETY: a fixed number of integers.
-unsafe impl Request for Channels {}
+unsafe impl CommandData for Channels {}
 
 #[repr(C)]
 struct DriverInfo {
@@ -123,7 +123,7 @@ struct DriverInfo {
 }
 
 // SAFETY: a fixed number of integers and bytes.
-unsafe impl Request for DriverInfo {}
+unsafe impl CommandData for DriverInfo {}
 
 #[repr(C)]
 #[derive(Default)]
@@ -138,7 +138,7 @@ struct LinkSettings {
 }
 
 // SAFETY: a fixed number of integers.
-unsafe impl Request for LinkSettings {}
+unsafe impl CommandData for LinkSettings {}
 
 #[repr(C)]
 #[derive(Default)]
@@ -152,7 +152,7 @@ struct RingParameters {
 }
 
 // SAFETY: a fixed number of integers.
-unsafe impl Request for RingParameters {}
+unsafe impl CommandData for RingParameters {}
 
 #[repr(C)]
 struct SetInfo {
@@ -163,7 +163,7 @@ struct SetInfo {
 }
 
 // SAFETY: integers; the kernel writes one count for each bit of the mask.
-unsafe impl Request for SetInfo {
+unsafe impl CommandData for SetInfo {
     fn fits(&self) -> bool {
         self.mask.count_ones() <= 1
     }
@@ -178,7 +178,7 @@ struct Strings {
 }
 
 // SAFETY: integers and bytes; commands take it only inside `Guarded`.
-unsafe impl Request for Strings {
+unsafe impl CommandData for Strings {
     fn fits(&self) -> bool {
         self.count as usize <= MAX_NAMES
     }
@@ -192,7 +192,7 @@ struct Statistics {
 }
 
 // SAFETY: as for `Strings`.
-unsafe impl Request for Statistics {
+unsafe impl CommandData for Statistics {
     fn fits(&self) -> bool {
         self.count as usize <= MAX_NAMES
     }
@@ -206,7 +206,7 @@ struct Guarded<T> {
     kind: PhantomData<T>,
 }
 
-impl<T: Request> Guarded<T> {
+impl<T: CommandData> Guarded<T> {
     /// A structure of zeros.
     fn zeroed() -> io::Result<Self> {
         Ok(Self { memory: Memory::guarded(size_of::<T>())?, kind: PhantomData })
@@ -227,7 +227,7 @@ impl<T: Request> Guarded<T> {
 }
 
 // SAFETY: the memory begins with a `T` and ends with a guard page, where the kernel faults.
-unsafe impl<T: Request> Request for Guarded<T> {
+unsafe impl<T: CommandData> CommandData for Guarded<T> {
     fn place(&mut self) -> *mut u32 {
         self.memory.start().as_ptr().cast()
     }
@@ -245,7 +245,7 @@ struct Features {
 }
 
 // SAFETY: integers; the kernel writes at most as many blocks as the structure says it has.
-unsafe impl Request for Features {
+unsafe impl CommandData for Features {
     fn fits(&self) -> bool {
         self.blocks as usize <= self.data.len()
     }
@@ -270,7 +270,7 @@ struct Wishes {
 }
 
 // SAFETY: integers; the kernel reads as many blocks as the structure says.
-unsafe impl Request for Wishes {
+unsafe impl CommandData for Wishes {
     fn fits(&self) -> bool {
         self.blocks as usize <= self.data.len()
     }
@@ -327,7 +327,7 @@ struct Classification<const N: usize> {
 
 // SAFETY: integers and bytes; the kernel writes at most as many locations as the structure says it
 // has.
-unsafe impl<const N: usize> Request for Classification<N> {
+unsafe impl<const N: usize> CommandData for Classification<N> {
     fn fits(&self) -> bool {
         self.count as usize <= N
     }
@@ -344,7 +344,7 @@ impl Indirection {
 
 // SAFETY: integers; the kernel reads or writes at most as many entries as the structure says it
 // has.
-unsafe impl Request for Indirection {
+unsafe impl CommandData for Indirection {
     fn place(&mut self) -> *mut u32 {
         self.0.as_mut_ptr()
     }
@@ -720,7 +720,7 @@ pub fn delete_flow_rule(interface: &str, location: u32) -> io::Result<()> {
 }
 
 /// Runs `command` with `argument`, which holds the query and receives the answer.
-fn ioctl<T: Request>(interface: &str, command: Command<T>, argument: &mut T) -> io::Result<()> {
+fn ioctl<T: CommandData>(interface: &str, command: Command<T>, argument: &mut T) -> io::Result<()> {
     if !argument.fits() {
         return Err(io::Error::from_raw_os_error(libc::E2BIG));
     }
@@ -738,7 +738,8 @@ fn ioctl<T: Request>(interface: &str, command: Command<T>, argument: &mut T) -> 
     request.ifr_ifru.ifru_data = place.cast();
     let socket = socket(AddressFamily::Inet6, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)?;
     // SAFETY: the request names an interface and points to `argument`, the structure of its command
-    // (see `Command`). It has space for everything the kernel writes (see `Request` and `fits`).
+    // (see `Command`). It has space for everything the kernel writes (see `CommandData` and
+    // `fits`).
     let result = unsafe { libc::ioctl(socket.as_raw_fd(), SIOCETHTOOL, &raw mut request) };
     if result >= 0 {
         return Ok(());

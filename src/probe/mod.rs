@@ -18,7 +18,7 @@ use crate::net::quirks::CARRIER_TIMEOUT;
 use crate::server::{Server, ServerConfig};
 use crate::xdp::capability::{Host, Interface};
 
-pub use verdict::{Advice, Finding, Verdict};
+pub use verdict::{Advice, Expectation, Finding};
 
 pub use crate::events::{Probe, Tried};
 
@@ -28,7 +28,7 @@ impl Probe {
     pub fn of(link: &Link) -> Self {
         let interface = Interface::of(link);
         let host = Host::of_this_process();
-        let verdict = Verdict::on(&interface, &host);
+        let verdict = Expectation::on(&interface, &host);
         Self { interface, host, verdict, tried: None }
     }
 
@@ -58,7 +58,7 @@ fn attempt(interface: &str) -> Result<Modes> {
 }
 
 impl Tried {
-    fn compared(result: Result<Modes>, verdict: &Verdict) -> Self {
+    fn compared(result: Result<Modes>, verdict: &Expectation) -> Self {
         let (modes, error) = match result {
             Ok(modes) => (modes, None),
             Err(error) => (Modes::default(), Some(format!("{error:#}"))),
@@ -81,14 +81,14 @@ mod tests {
 
     #[test]
     fn a_verdict_agrees_when_it_said_so() {
-        let open = Verdict::default();
-        let copy = Verdict {
+        let open = Expectation::default();
+        let copy = Expectation {
             attach: Some(AttachMode::Native),
             copy: Some(CopyMode::Copy),
             ..open.clone()
         };
         let down = Finding { name: "down".to_owned(), why: String::new(), cure: None };
-        let refused = Verdict { obstacles: vec![down], ..copy.clone() };
+        let refused = Expectation { obstacles: vec![down], ..copy.clone() };
         let modes =
             |copy| Modes { attach: Some(AttachMode::Native), copy: Some(copy), ..Modes::default() };
         let agrees = |result, verdict| Tried::compared(result, verdict).agrees;

@@ -8,7 +8,7 @@ use crate::server::takes_packets;
 use crate::xdp::capability::{Host, Interface, LRO, Master, VLAN};
 use crate::xdp::{CopyMode, stacked};
 
-pub use crate::events::{Advice, Finding, Verdict};
+pub use crate::events::{Advice, Expectation, Finding};
 
 impl Finding {
     fn new(name: &str, why: String, cure: impl Into<Option<String>>) -> Self {
@@ -16,7 +16,7 @@ impl Finding {
     }
 }
 
-impl Verdict {
+impl Expectation {
     /// Derives the verdict from the facts.
     #[must_use]
     pub fn on(interface: &Interface, host: &Host) -> Self {
@@ -415,7 +415,7 @@ mod tests {
     use crate::net::denied::CAPABILITIES;
     use crate::net::netdev::XdpFeatures;
     use crate::net::netlink::AttachedProgram;
-    use crate::xdp::capability::{Hugepages, Peer, Virtio};
+    use crate::xdp::capability::{Hugepages, VethPeer, Virtio};
 
     /// XDP features as real cards and guests report them.
     const NONE: &[&str] = &[];
@@ -470,6 +470,7 @@ mod tests {
     }
 
     #[test]
+    #[expect(clippy::too_many_lines, reason = "a table")]
     fn each_card_gets_what_it_gives() {
         use AttachMode::{Generic, Native};
         use CopyMode::{Copy, Zero};
@@ -479,7 +480,7 @@ mod tests {
             with
         };
         let peer = |mtu| Interface {
-            peer: Some(Peer { name: "peer0".to_owned(), mtu }),
+            peer: Some(VethPeer { name: "peer0".to_owned(), mtu }),
             ..interface("veth", VETH)
         };
         let unseen = Interface { virtio: None, ..virtio(true) };
@@ -623,7 +624,7 @@ mod tests {
             ),
         ];
         for (what, interface, kernel, attach, copy, reasons) in cases {
-            let verdict = Verdict::on(&interface, &root(kernel));
+            let verdict = Expectation::on(&interface, &root(kernel));
             assert_eq!((verdict.attach, verdict.copy), (attach, copy), "{what}: {verdict:?}");
             assert_eq!(names(&verdict.why_not_more), reasons, "{what}: {verdict:?}");
             assert_eq!(verdict.obstacles, [], "{what}");
@@ -635,7 +636,7 @@ mod tests {
     #[test]
     fn what_is_granted_and_of_no_use_is_known() {
         let bond = Interface { kind: Some("bond".to_owned()), ..interface("bonding", VMXNET3) };
-        let verdict = Verdict::on(&bond, &root("6.18"));
+        let verdict = Expectation::on(&bond, &root("6.18"));
         assert_eq!(
             (verdict.attach, verdict.copy),
             (Some(AttachMode::Generic), Some(CopyMode::Copy))
@@ -644,21 +645,21 @@ mod tests {
 
         let mut odd = Interface { transmit_queues: (1, 2), ..interface("veth", VETH) };
         odd.nic.queues = 2;
-        let verdict = Verdict::on(&odd, &root("6.18"));
+        let verdict = Expectation::on(&odd, &root("6.18"));
         assert_eq!(names(&verdict.obstacles), ["tx-queues"]);
         assert_eq!(verdict.obstacles[0].cure.as_deref(), Some("ethtool -L if0 tx 2"));
         odd.transmit_queues = (2, 2);
-        assert_eq!(Verdict::on(&odd, &root("6.18")).obstacles, []);
+        assert_eq!(Expectation::on(&odd, &root("6.18")).obstacles, []);
 
         let port = |kind: &str| {
             let master = Master { name: "above0".to_owned(), kind: Some(kind.to_owned()) };
             Interface { master: Some(master), ..interface("igb", IGB) }
         };
-        let verdict = Verdict::on(&port("bridge"), &root("6.18"));
+        let verdict = Expectation::on(&port("bridge"), &root("6.18"));
         assert_eq!(verdict.flags.join(" "), "--attach native --copy zero --bind live-map");
         assert_eq!(verdict.advice[0].command, "sixhop serve --interface above0");
         assert_eq!(
-            Verdict::on(&port("vrf"), &root("6.18")).flags.join(" "),
+            Expectation::on(&port("vrf"), &root("6.18")).flags.join(" "),
             "--attach native --copy zero"
         );
     }
@@ -666,7 +667,7 @@ mod tests {
     #[test]
     fn reasons_name_the_cure() {
         let said = |interface: Interface, kernel: &str| {
-            let verdict = Verdict::on(&interface, &root(kernel));
+            let verdict = Expectation::on(&interface, &root(kernel));
             let words = verdict.why_not_more.iter();
             words
                 .map(|f| format!("{}: {}\n", f.why, f.cure.as_deref().unwrap_or("none")))
@@ -696,7 +697,7 @@ mod tests {
             igb
         };
         let obstacles = |interface: &Interface, host: &Host| {
-            let verdict = Verdict::on(interface, host);
+            let verdict = Expectation::on(interface, host);
             // The modes apply once the obstacles are gone.
             assert_eq!(
                 (verdict.attach, verdict.copy),
@@ -734,7 +735,7 @@ mod tests {
             obstacles(&igb(), &with(&["CAP_NET_ADMIN", "CAP_NET_RAW", "CAP_SYS_ADMIN"])),
             ""
         );
-        let few = Verdict::on(&igb(), &with(&["CAP_NET_ADMIN", "CAP_BPF"]));
+        let few = Expectation::on(&igb(), &with(&["CAP_NET_ADMIN", "CAP_BPF"]));
         assert_eq!(few.obstacles[0].why, "this process lacks CAP_NET_RAW, CAP_PERFMON");
 
         // 4,096 frames of 2 KiB a queue, and 4,825 in zero-copy: two queues fit into 16 MiB in copy
@@ -742,13 +743,13 @@ mod tests {
         let mut more = igb();
         more.nic.queues = 2;
         let unlocked = with(&["CAP_NET_ADMIN", "CAP_NET_RAW", "CAP_SYS_ADMIN"]);
-        let copies = Verdict::on(&more, &unlocked);
+        let copies = Expectation::on(&more, &unlocked);
         assert_eq!((copies.copy, copies.obstacles), (Some(CopyMode::Copy), vec![]));
         assert_eq!(copies.why_not_more[0].name, "locked-memory");
-        assert_eq!(Verdict::on(&more, &host).copy, Some(CopyMode::Zero));
+        assert_eq!(Expectation::on(&more, &host).copy, Some(CopyMode::Zero));
         more.nic.queues = 3;
         assert_eq!(obstacles(&more, &host), "");
-        assert_eq!(names(&Verdict::on(&more, &unlocked).obstacles), ["locked-memory"]);
+        assert_eq!(names(&Expectation::on(&more, &unlocked).obstacles), ["locked-memory"]);
         assert_eq!(obstacles(&more, &Host { locked_memory: None, ..unlocked }), "");
     }
 
@@ -768,7 +769,7 @@ mod tests {
             hugepages: Hugepages { size: 2 << 20, total: 3, free: 1 },
             ..root("6.18")
         };
-        let verdict = Verdict::on(&card, &host);
+        let verdict = Expectation::on(&card, &host);
         assert_eq!(verdict.flags.join(" "), "--attach native --copy zero --queues 0,1");
         let commands: Vec<_> =
             verdict.advice.iter().map(|advice| advice.command.as_str()).collect();
@@ -781,13 +782,13 @@ mod tests {
                 "sysctl vm.nr_hugepages=12", // 10 needed
             ]
         );
-        let veth = Verdict::on(&interface("veth", VETH), &root("6.18"));
+        let veth = Expectation::on(&interface("veth", VETH), &root("6.18"));
         assert_eq!(veth.flags.join(" "), "--attach native --copy copy");
         assert_eq!(veth.advice[0].command, "ethtool -K PEER tx off");
         // The flags omit what is unknown.
         let silent = Interface { xdp: None, ..interface("igb", NONE) };
-        assert_eq!(Verdict::on(&silent, &root("6.1")).flags, [""; 0]);
-        let generic = Verdict::on(&with_mtu(interface("igb", IGB), 9000), &root("6.16"));
+        assert_eq!(Expectation::on(&silent, &root("6.1")).flags, [""; 0]);
+        let generic = Expectation::on(&with_mtu(interface("igb", IGB), 9000), &root("6.16"));
         assert_eq!(generic.flags.join(" "), "--attach generic --copy copy");
     }
 }

@@ -80,7 +80,7 @@ fn has_room(
             let address = size_of::<std::net::Ipv6Addr>() as u64;
             count.saturating_mul(lists * address).saturating_add(map)
         }
-        Targets::Moving(timetable) => timed::Layout::new(timetable.clients()).bytes(),
+        Targets::Moving(timetable) => timed::TableLayout::new(timetable.clients()).bytes(),
     };
     let lacks = host::lacks_memory(bytes, spare, format_args!("{count} addresses"));
     lacks.map_or(Ok(()), |why| Err(ConfigError::NoMemory(why)))

@@ -244,7 +244,7 @@ fn denies(error: &(dyn Error + 'static)) -> bool {
     if let Some(error) = error.downcast_ref::<Errno>() {
         return denied(*error as i32);
     }
-    if let Some(error) = error.downcast_ref::<crate::net::netlink::Refusal>() {
+    if let Some(error) = error.downcast_ref::<crate::net::netlink::KernelError>() {
         return denied(error.code as i32);
     }
     error.downcast_ref::<io::Error>().and_then(io::Error::raw_os_error).is_some_and(denied)

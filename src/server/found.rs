@@ -8,7 +8,7 @@ use super::{ServerConfig, checks};
 use crate::address::Prefix;
 use crate::host::{self, Nearness};
 use crate::net::ethtool::{self, QueueCounts};
-use crate::net::netlink::{self, Link, Socket, TableRoute};
+use crate::net::netlink::{self, Connection, Link, TableRoute};
 use crate::xdp::stacked;
 
 /// An interface, and the machine around it.
@@ -48,7 +48,7 @@ impl Found {
     /// # Errors
     /// When the kernel cannot be asked, or the interface disappeared.
     pub fn of(link: Link, config: &ServerConfig) -> Result<Self> {
-        let mut socket = Socket::open()?;
+        let mut socket = Connection::open()?;
         let no_ipv6 = host::has_ipv6(&link).err().map(|why| why.to_string());
         // Without IPv6, queries about it would fail.
         let has_ipv6 = no_ipv6.is_none();

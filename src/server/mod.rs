@@ -30,7 +30,7 @@ use crate::engine::{self, EngineKind};
 use crate::events::{Ready, Stats};
 use crate::host::sandbox::Sandbox;
 use crate::host::settings::Keeper;
-use crate::live::{Method, Phases, Rotated, Step, Told};
+use crate::live::{Method, Phases, Progress, Rotated, Told};
 use crate::net::netlink::{self, Link};
 use crate::service::{Echo, Service};
 
@@ -39,7 +39,7 @@ use found::Found;
 #[cfg(feature = "lab")]
 pub(crate) use master::takes_packets;
 use opened::{Opened, Opening};
-use plan::Plan;
+use plan::ServerPlan;
 
 /// What to serve.
 #[derive(Debug, Clone)]
@@ -140,7 +140,7 @@ impl Server {
     ///
     /// # Errors
     /// As there.
-    pub fn start(config: &ServerConfig, step: &mut Step) -> Result<Self, ServerError> {
+    pub fn start(config: &ServerConfig, step: &mut Progress) -> Result<Self, ServerError> {
         Self::start_with(config, &Echo::new(config.replies), step)
     }
 
@@ -153,12 +153,16 @@ impl Server {
     pub fn start_with<S: Service>(
         config: &ServerConfig,
         service: &S,
-        step: &mut Step,
+        step: &mut Progress,
     ) -> Result<Self, ServerError> {
         Self::start_here(config, service, step).map_err(ServerError::of_start)
     }
 
-    fn start_here<S: Service>(config: &ServerConfig, service: &S, step: &mut Step) -> Result<Self> {
+    fn start_here<S: Service>(
+        config: &ServerConfig,
+        service: &S,
+        step: &mut Progress,
+    ) -> Result<Self> {
         let link = netlink::link(&config.interface)?;
         let keeper = Keeper::open()?;
         let notes = keeper.put_right()?;
@@ -175,10 +179,10 @@ impl Server {
         config: &ServerConfig,
         service: &S,
         (keeper, notes): (&Keeper, Vec<String>),
-        step: &mut Step,
+        step: &mut Progress,
     ) -> Result<Self> {
         let found = Found::of(link.clone(), config)?;
-        let plan = Plan::new(config, &found)?;
+        let plan = ServerPlan::new(config, &found)?;
         // For other services the number of replies is unknown, but at least one.
         let replies = service.as_echo().map_or(1, |echo| echo.replies.get().into());
         let opening = Opening { config, plan, keeper, service, replies };

@@ -7,7 +7,7 @@ use std::time::Instant;
 use anyhow::{Context, Result, ensure};
 
 use super::error::At;
-use super::plan::{Decides, Order, Plan, ReceiveWork};
+use super::plan::{Decides, Order, ReceiveWork, ServerPlan};
 use super::silence::Silence;
 use super::watch::Watcher;
 use super::{ServerConfig, checks, spread};
@@ -17,7 +17,7 @@ use crate::events::{Moving, Ready};
 use crate::host::Environment;
 use crate::host::sandbox::Sandbox;
 use crate::host::settings::{Changed, Keeper};
-use crate::live::{self, Bound, LiveSet, Phases, Place, Rotation, Step, Told};
+use crate::live::{self, BindContext, Bound, LiveSet, Phases, Progress, Rotation, Told};
 use crate::net::ethtool;
 use crate::net::netlink::{self, Link};
 use crate::policy::{Handler, Ours};
@@ -106,7 +106,7 @@ struct Answering {
 /// The inputs of opening a server.
 pub(super) struct Opening<'a, S> {
     pub config: &'a ServerConfig,
-    pub plan: Plan,
+    pub plan: ServerPlan,
     pub keeper: &'a Keeper,
     pub service: &'a S,
     /// The minimum number of replies to each request.
@@ -122,7 +122,7 @@ impl<S: Service> Opening<'_, S> {
         self,
         link: Link,
         mut notes: Vec<String>,
-        step: &mut Step,
+        step: &mut Progress,
     ) -> Result<(Opened, Ready)> {
         let (config, plan) = (self.config, &self.plan);
         notes.extend(plan.notes.iter().cloned());
@@ -153,7 +153,7 @@ impl<S: Service> Opening<'_, S> {
     }
 
     /// Opens the engine and makes the addresses live, in the order of the plan.
-    fn answering(&self, link: Link, step: &mut Step) -> Result<Answering> {
+    fn answering(&self, link: Link, step: &mut Progress) -> Result<Answering> {
         let set = self.live_set();
         let program = |engine: &mut Option<Box<dyn Engine>>| engine.as_mut()?.live_addresses();
         match self.plan.order {
@@ -242,10 +242,10 @@ impl<S: Service> Opening<'_, S> {
         link: &Link,
         live_addresses: Option<LiveAddresses>,
         set: Option<Arc<LiveSet>>,
-        step: &mut Step,
+        step: &mut Progress,
     ) -> Result<Held> {
         let (method, targets) = (self.config.bind, &self.config.targets);
-        let place = Place { link, prefix: targets.prefix(), live_addresses };
+        let place = BindContext { link, prefix: targets.prefix(), live_addresses };
         Ok(match targets {
             Targets::Pool(pool) => {
                 let started = Instant::now();

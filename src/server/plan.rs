@@ -14,7 +14,7 @@ use crate::xdp::{occupied, stacked};
 
 /// What a server will do.
 #[derive(Debug, Clone)]
-pub(super) struct Plan {
+pub(super) struct ServerPlan {
     /// The engine to open: the requested one, or one that only holds the addresses.
     pub engine: Option<EngineKind>,
     /// Whether it answers requests.
@@ -73,7 +73,7 @@ pub(super) enum ReceiveWork {
     Coalesced(u32),
 }
 
-impl Plan {
+impl ServerPlan {
     /// The plan for `config` on the machine that was found.
     ///
     /// # Errors
@@ -305,9 +305,9 @@ mod tests {
     /// The error of a plan after `change`; without it, the plan succeeds.
     fn fault(change: impl FnOnce(&mut ServerConfig, &mut Found)) -> ConfigError {
         let (mut config, mut found) = (config(EngineKind::AFXDP, Method::LiveMap), machine());
-        assert!(Plan::new(&config, &found).is_ok());
+        assert!(ServerPlan::new(&config, &found).is_ok());
         change(&mut config, &mut found);
-        match Plan::new(&config, &found) {
+        match ServerPlan::new(&config, &found) {
             Err(Refused::Config(error)) => *error,
             other => panic!("{other:?}"),
         }
@@ -368,7 +368,7 @@ mod tests {
 
     #[test]
     fn an_interface_that_cannot_be_served_so_has_its_error() {
-        let of = |config: &ServerConfig, found: &Found| match Plan::new(config, found) {
+        let of = |config: &ServerConfig, found: &Found| match ServerPlan::new(config, found) {
             Err(Refused::Interface(error)) => error,
             other => panic!("{other:?}"),
         };
@@ -378,7 +378,10 @@ mod tests {
         assert_eq!(of(&hidden, &found), InterfaceError::NoIpv6("it is disabled".to_owned()));
         let found = Found { in_vrf: true, ..machine() };
         assert_eq!(of(&hidden, &found), InterfaceError::InVrf(name()));
-        assert!(Plan::new(&config(None, Method::LiveMap), &found).is_ok(), "it gets no fragments");
+        assert!(
+            ServerPlan::new(&config(None, Method::LiveMap), &found).is_ok(),
+            "it gets no fragments"
+        );
         let found = Found { driver: "ipvlan".to_owned(), ..machine() };
         let error = of(&hidden, &found);
         assert!(matches!(error, InterfaceError::Unreachable(_)), "{error}");
@@ -394,11 +397,11 @@ mod tests {
         assert!(matches!(error, InterfaceError::CannotSend { .. }), "{error:?}");
         let mut first = hidden;
         first.options.xdp.queues = vec![0];
-        assert!(Plan::new(&first, &found).is_ok(), "the first queue can send");
+        assert!(ServerPlan::new(&first, &found).is_ok(), "the first queue can send");
         let netlink = config(EngineKind::SOCKET_GSO, Method::Netlink);
         let error = of(&netlink, &port_of("bridge"));
         assert!(matches!(error, InterfaceError::IsPort(_)), "{error:?}");
-        assert!(Plan::new(&netlink, &port_of("vrf")).is_ok());
+        assert!(ServerPlan::new(&netlink, &port_of("vrf")).is_ok());
         let tunnel = Link { link_type: 769, ..machine().link };
         let found = Found { link: tunnel, ..machine() };
         for engine in engines() {
@@ -408,7 +411,7 @@ mod tests {
                     InterfaceError::NoEthernet { interface: name(), link_type: 769, engine };
                 assert_eq!(of(&config, &found), expected);
             } else {
-                assert!(Plan::new(&config, &found).is_ok(), "{engine}");
+                assert!(ServerPlan::new(&config, &found).is_ok(), "{engine}");
             }
         }
     }
@@ -417,7 +420,7 @@ mod tests {
     fn who_knows_what_is_live_follows_from_engine_and_binding() {
         let of = |engine, bind, targets| {
             let config = ServerConfig { targets, ..config(engine, bind) };
-            Plan::new(&config, &machine()).unwrap().decides
+            ServerPlan::new(&config, &machine()).unwrap().decides
         };
         let (program, both) = (EngineKind::AFXDP, Decides::Program { and_set: true });
         assert_eq!(of(program, Method::LiveMap, moving()), Decides::Program { and_set: false });
@@ -429,7 +432,8 @@ mod tests {
 
     #[test]
     fn people_are_told_what_such_a_server_does_not_see() {
-        let notes = |config: &ServerConfig, found: &Found| Plan::new(config, found).unwrap().notes;
+        let notes =
+            |config: &ServerConfig, found: &Found| ServerPlan::new(config, found).unwrap().notes;
         let hidden = config(EngineKind::AFXDP, Method::LiveMap);
         assert_eq!(notes(&hidden, &machine()), Vec::<String>::new());
         let alone = Found { on_link: Vec::new(), ..port_of("bridge") };
@@ -438,11 +442,11 @@ mod tests {
         assert!(nobody.contains("nobody is answered"), "{nobody}");
         let named = ServerConfig { allow: Some(Sources::all()), ..hidden.clone() };
         assert_eq!(notes(&named, &alone).len(), 1);
-        let plan = Plan::new(&hidden, &machine()).unwrap();
+        let plan = ServerPlan::new(&hidden, &machine()).unwrap();
         assert!(plan.hears_solicitations);
         let router = ServerConfig { multicast_router: true, ..hidden };
-        assert!(!Plan::new(&router, &machine()).unwrap().hears_solicitations);
-        let held = Plan::new(&config(None, Method::LiveMap), &machine()).unwrap();
+        assert!(!ServerPlan::new(&router, &machine()).unwrap().hears_solicitations);
+        let held = ServerPlan::new(&config(None, Method::LiveMap), &machine()).unwrap();
         assert!(!held.hears_solicitations && !held.answers && held.steers());
     }
 
@@ -452,7 +456,7 @@ mod tests {
             let mut config =
                 ServerConfig { coalesce, ..config(EngineKind::AFXDP, Method::LiveMap) };
             config.options.xdp.busy_poll = busy_poll;
-            Plan::new(&config, &machine()).unwrap().receive_work
+            ServerPlan::new(&config, &machine()).unwrap().receive_work
         };
         assert_eq!(of(None, None), ReceiveWork::AsItDoes);
         assert_eq!(of(Some(20), None), ReceiveWork::Polled);
@@ -505,7 +509,7 @@ mod tests {
     proptest! {
         #[test]
         fn a_plan_can_be_carried_out(config in a_configuration(), found in a_machine()) {
-            let Ok(plan) = Plan::new(&config, &found) else { return Ok(()) };
+            let Ok(plan) = ServerPlan::new(&config, &found) else { return Ok(()) };
             let hidden = config.bind == Method::LiveMap;
             // The engine is the requested one. Another is opened only to hold addresses.
             prop_assert_eq!(plan.answers, config.engine.is_some());
@@ -548,7 +552,7 @@ mod tests {
         ) {
             let counts = queues(found.queues.in_use, found.queues.in_use);
             let found = Found { queues: counts, ..found };
-            let plan = Plan::new(&config(engine, bind), &found);
+            let plan = ServerPlan::new(&config(engine, bind), &found);
             prop_assert_eq!(plan.is_ok(), engine.can(bind), "{:?}", plan);
         }
     }

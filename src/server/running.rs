@@ -355,7 +355,7 @@ fn outcome(
 mod tests {
     use super::*;
     use crate::engine::Modes;
-    use crate::live::{self, Method, Place};
+    use crate::live::{self, BindContext, Method};
     use crate::net::netlink;
     use serde_json::json;
 
@@ -394,7 +394,7 @@ mod tests {
     #[test]
     fn a_worker_that_panics_ends_the_server_with_an_error_and_all_is_taken_back() {
         let loopback = netlink::link("lo").unwrap();
-        let place = Place {
+        let place = BindContext {
             link: &loopback,
             prefix: "2001:db8::/64".parse().unwrap(),
             live_addresses: None,

@@ -18,7 +18,7 @@ use anyhow::{Error, Result, anyhow, ensure};
 use crate::engine::Follower;
 use crate::live::Method;
 use crate::net::ethtool;
-use crate::net::netlink::{AddressLosses, Link, Socket};
+use crate::net::netlink::{AddressLosses, Connection, Link};
 
 /// How long somebody who removes many addresses has to finish: addresses added meanwhile would be
 /// removed too.
@@ -26,7 +26,7 @@ const REMOVING: Duration = Duration::from_secs(1);
 
 /// Checks the interface: nothing tells an idle worker that it is gone, or what others did to it.
 pub(super) struct Watcher {
-    socket: Socket,
+    socket: Connection,
     losses: AddressLosses,
     /// The kernel's ID of the XDP program, if the engine has one.
     program: Option<u32>,
@@ -110,7 +110,7 @@ impl Watcher {
     /// XDP program of that ID.
     pub fn new(link: Link, program: Option<u32>, bind: Method, addresses: u64) -> Result<Self> {
         Ok(Self {
-            socket: Socket::open()?,
+            socket: Connection::open()?,
             losses: AddressLosses::watch(link.index)?,
             program,
             before: link,

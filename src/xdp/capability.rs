@@ -15,7 +15,7 @@ use crate::net::netlink::{self, Link};
 use crate::net::quirks::{self, Act};
 use crate::net::{denied, ethtool};
 
-pub use crate::events::{Host, Hugepages, Interface, Master, Peer, Virtio};
+pub use crate::events::{Host, Hugepages, Interface, Master, VethPeer, Virtio};
 
 /// The offload that merges packets in the driver, before XDP sees them.
 pub const LRO: &str = "rx-lro";
@@ -50,7 +50,7 @@ impl Interface {
         let seen = host::with_own_sys(|| {
             let directory = host::directory(link);
             let file = |path: &str| host::file(directory.as_ref()?.join(path));
-            Seen {
+            SysView {
                 nic: host::nic(link),
                 sys: directory.is_some(),
                 numa_node: file("device/numa_node"),
@@ -82,7 +82,7 @@ impl Interface {
             xdp: netdev::xdp_features(link.index).ok().flatten(),
             program: link.xdp,
             numa_node: seen.numa_node.and_then(|node| node.parse().ok()), // -1: only one node
-            peer: peer.map(|peer| Peer { name: peer.name, mtu: peer.mtu }),
+            peer: peer.map(|peer| VethPeer { name: peer.name, mtu: peer.mtu }),
             virtio: seen.virtio.filter(|_| is_virtio).map(|bits| Virtio::parse(&bits)),
             no_ipv6: host::has_ipv6(link).err().map(|error| error.to_string()),
             sys_mounted: host::is_mounted("/sys"),
@@ -106,7 +106,7 @@ impl Interface {
 
 /// What /sys shows.
 #[derive(Default)]
-struct Seen {
+struct SysView {
     nic: Nic,
     sys: bool,
     numa_node: Option<String>,

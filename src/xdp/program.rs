@@ -187,8 +187,8 @@ pub struct MovingAddresses {
 }
 
 impl MovingAddresses {
-    fn layout(&self) -> timed::Layout {
-        timed::Layout::new(self.clients)
+    fn layout(&self) -> timed::TableLayout {
+        timed::TableLayout::new(self.clients)
     }
 
     /// The upper half of all of them, in memory order.
@@ -251,7 +251,7 @@ pub struct LiveAddresses {
     change: OwnedFd,
     /// The map `staged`.
     staged: Memory,
-    moving: Option<(MovingAddresses, Timed)>,
+    moving: Option<(MovingAddresses, TimedMap)>,
     variables: Arc<Variables>,
 }
 
@@ -350,14 +350,14 @@ impl Prefixes {
 
 /// The program's table of moving addresses, mapped.
 #[derive(Debug)]
-struct Timed {
-    layout: timed::Layout,
+struct TimedMap {
+    layout: timed::TableLayout,
     /// The map `timed_addresses`.
     addresses: Memory,
 }
 
-impl Timed {
-    fn map(layout: timed::Layout, addresses: &MapHandle) -> Result<Self> {
+impl TimedMap {
+    fn map(layout: timed::TableLayout, addresses: &MapHandle) -> Result<Self> {
         let addresses = Memory::of_file(addresses.as_fd(), layout.words() * size_of::<u64>(), 0);
         Ok(Self { layout, addresses: addresses.context("cannot map the moving addresses")? })
     }
@@ -375,7 +375,7 @@ impl Timed {
 /// `struct change` of bpf/headers.h.
 #[derive(Default)]
 #[repr(C)]
-struct Change {
+struct AddressChange {
     count: u32,
     remove: u32,
     error: u32,
@@ -503,8 +503,8 @@ impl Program {
         })
     }
 
-    fn timed(&self, moving: MovingAddresses) -> Result<Timed> {
-        Timed::map(moving.layout(), &self.timed_addresses)
+    fn timed(&self, moving: MovingAddresses) -> Result<TimedMap> {
+        TimedMap::map(moving.layout(), &self.timed_addresses)
     }
 
     /// Counts the live moving addresses by examining all. Another thread may enter some meanwhile.
@@ -728,7 +728,7 @@ impl LiveAddresses {
     pub fn add(&mut self, addresses: &[Ipv6Addr]) -> Result<(), (usize, anyhow::Error)> {
         let mut done = 0;
         while done < addresses.len() {
-            let change = Change::default();
+            let change = AddressChange::default();
             let (count, error) =
                 self.change(&addresses[done..], change).map_err(|error| (done, error))?;
             done += count;
@@ -770,7 +770,7 @@ impl LiveAddresses {
     pub fn remove(&mut self, addresses: &[Ipv6Addr]) -> Result<()> {
         let mut done = 0;
         while done < addresses.len() {
-            let change = Change { remove: 1, ..Change::default() };
+            let change = AddressChange { remove: 1, ..AddressChange::default() };
             let (count, error) = self.change(&addresses[done..], change)?;
             done += count;
             match error.map(|error| (error.raw_os_error(), error)) {
@@ -789,7 +789,7 @@ impl LiveAddresses {
     fn change(
         &mut self,
         addresses: &[Ipv6Addr],
-        mut change: Change,
+        mut change: AddressChange,
     ) -> Result<(usize, Option<io::Error>)> {
         let addresses = &addresses[..addresses.len().min(Self::BATCH)];
         for (index, address) in addresses.iter().enumerate() {
@@ -804,7 +804,7 @@ impl LiveAddresses {
             sz: size_of::<libbpf_sys::bpf_test_run_opts>() as libbpf_sys::size_t,
             // The kernel copies the context back here after the program changed it.
             ctx_in: (&raw mut change).cast(),
-            ctx_size_in: size_of::<Change>() as u32,
+            ctx_size_in: size_of::<AddressChange>() as u32,
             ..Default::default()
         };
         // SAFETY: `change` is valid for reads and writes of the size given with it, which is the

@@ -28,7 +28,7 @@ use super::shared::{AtomicU32, Memory, Ordering, Slot};
 /// Where a ring is in its memory: byte offsets of its counters, flags and first entry, as in
 /// XDP_MMAP_OFFSETS.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Layout {
+pub(super) struct RingLayout {
     pub producer: usize,
     pub consumer: usize,
     pub flags: usize,
@@ -64,7 +64,7 @@ unsafe impl<T: Entry> Send for Ring<T> {}
 
 impl<T: Entry> Ring<T> {
     /// A ring of `size` entries, a power of two, over `memory`; `None` if the layout does not fit.
-    fn new(memory: &Arc<Memory>, layout: &Layout, size: u32) -> Option<Self> {
+    fn new(memory: &Arc<Memory>, layout: &RingLayout, size: u32) -> Option<Self> {
         if !size.is_power_of_two() {
             return None;
         }
@@ -163,7 +163,7 @@ pub(super) struct Producer<T> {
 }
 
 impl<T: Entry> Producer<T> {
-    pub fn new(memory: &Arc<Memory>, layout: &Layout, size: u32) -> Option<Self> {
+    pub fn new(memory: &Arc<Memory>, layout: &RingLayout, size: u32) -> Option<Self> {
         let ring = Ring::new(memory, layout, size)?;
         let next = ring.producer().load(Ordering::Relaxed);
         let taken = ring.consumer().load(Ordering::Acquire);
@@ -238,7 +238,7 @@ pub(super) struct Consumer<T> {
 }
 
 impl<T: Entry> Consumer<T> {
-    pub fn new(memory: &Arc<Memory>, layout: &Layout, size: u32) -> Option<Self> {
+    pub fn new(memory: &Arc<Memory>, layout: &RingLayout, size: u32) -> Option<Self> {
         let ring = Ring::new(memory, layout, size)?;
         let next = ring.consumer().load(Ordering::Relaxed);
         let put = ring.producer().load(Ordering::Acquire);
@@ -287,7 +287,7 @@ impl<T: Entry> Consumer<T> {
 pub(super) fn pair<T: Entry>(size: u32, start: u32) -> Option<(Producer<T>, Consumer<T>)> {
     // one cache line each, as in the kernel, to avoid false sharing
     const LINE: usize = 64;
-    let layout = Layout { producer: 0, consumer: LINE, flags: 2 * LINE, entries: 3 * LINE };
+    let layout = RingLayout { producer: 0, consumer: LINE, flags: 2 * LINE, entries: 3 * LINE };
     let memory = Arc::new(Memory::anonymous(layout.entries + size as usize * size_of::<T>()).ok()?);
     let ring = Ring::<T>::new(&memory, &layout, size)?;
     ring.producer().store(start, Ordering::Relaxed);
@@ -391,12 +391,14 @@ mod tests {
         assert!(pair::<u64>(3, 0).is_none(), "not a power of two");
         let memory = Arc::new(Memory::anonymous(4096).unwrap());
         let length = 4096;
-        let layout = Layout { producer: 0, consumer: 64, flags: 128, entries: length - 8 };
+        let layout = RingLayout { producer: 0, consumer: 64, flags: 128, entries: length - 8 };
         assert!(Producer::<u64>::new(&memory, &layout, 1).is_some());
         assert!(Producer::<u64>::new(&memory, &layout, 2).is_none());
-        assert!(Producer::<u64>::new(&memory, &Layout { entries: length, ..layout }, 1).is_none());
         assert!(
-            Producer::<u64>::new(&memory, &Layout { flags: 3, ..layout }, 1).is_none(),
+            Producer::<u64>::new(&memory, &RingLayout { entries: length, ..layout }, 1).is_none()
+        );
+        assert!(
+            Producer::<u64>::new(&memory, &RingLayout { flags: 3, ..layout }, 1).is_none(),
             "not aligned"
         );
     }

@@ -14,7 +14,7 @@ use anyhow::{Context, Result, anyhow};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::fallback::Fallback;
-use super::ring::{Consumer, Entry, Layout, Producer};
+use super::ring::{Consumer, Entry, Producer, RingLayout};
 use super::rings::{Doorbell, Rings};
 use super::umem::Umem;
 use crate::events::Interface;
@@ -490,8 +490,8 @@ fn map_ring<T: Entry>(
     offsets: &libc::xdp_ring_offset,
     page: i64,
     size: u32,
-) -> Result<(Arc<Memory>, Layout)> {
-    let layout = Layout {
+) -> Result<(Arc<Memory>, RingLayout)> {
+    let layout = RingLayout {
         producer: offsets.producer as usize,
         consumer: offsets.consumer as usize,
         flags: offsets.flags as usize,

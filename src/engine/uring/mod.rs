@@ -24,7 +24,7 @@ use super::{About, CounterSet, Engine, EngineConfig, EngineKind, Modes, pin};
 use crate::host::sandbox::{Role, Sandbox};
 use crate::policy::Handler;
 use crate::service::Service;
-use ring::{Event, Request, Ring};
+use ring::{Completion, DatagramRing, Received};
 
 /// Buffers of a worker, a power of two. The kernel hands over 32 requests at once
 /// (MULTISHOT_MAX_RETRY): this is room for those whose replies wait for the card, and little enough
@@ -53,7 +53,7 @@ pub(super) fn open<S: Service>(config: &EngineConfig, service: &S) -> Result<Box
 }
 
 pub(super) struct Uring<S> {
-    workers: Vec<Worker<S>>,
+    workers: Vec<UringWorker<S>>,
     rules: Rules,
     modes: Modes,
     sandbox: Sandbox,
@@ -67,9 +67,9 @@ struct Rules {
     room: usize,
 }
 
-struct Worker<S> {
+struct UringWorker<S> {
     service: S,
-    ring: Ring,
+    ring: DatagramRing,
     socket: Arc<OwnedFd>,
     core: usize,
     shown: Arc<Shown>,
@@ -79,8 +79,8 @@ impl<S: Service> Uring<S> {
     pub fn open(config: &EngineConfig, service: &S) -> Result<Self> {
         let sockets = udp::open_shared(config, config.cores.len())?;
         let worker = |(socket, &core): (Arc<OwnedFd>, &usize)| {
-            let ring = Ring::open(socket.clone(), BUFFERS)?;
-            Ok(Worker { service: service.clone(), ring, socket, core, shown: Arc::default() })
+            let ring = DatagramRing::open(socket.clone(), BUFFERS)?;
+            Ok(UringWorker { service: service.clone(), ring, socket, core, shown: Arc::default() })
         };
         let workers: Vec<_> =
             sockets.into_iter().zip(&config.cores).map(worker).collect::<Result<_>>()?;
@@ -100,8 +100,8 @@ impl<S: Service> Uring<S> {
 
 impl Rules {
     /// Receives and answers until `stop` is set. The ring ends on the thread that has used it.
-    fn work<S: Service>(&self, worker: Worker<S>, stop: &AtomicBool) -> Result<()> {
-        let Worker { mut service, mut ring, core, shown, .. } = worker;
+    fn work<S: Service>(&self, worker: UringWorker<S>, stop: &AtomicBool) -> Result<()> {
+        let UringWorker { mut service, mut ring, core, shown, .. } = worker;
         pin(core);
         ring.enable()?;
         let mut tally = Tally::default();
@@ -127,7 +127,7 @@ impl Rules {
     fn turn<S: Service>(
         &self,
         service: &mut S,
-        ring: &mut Ring,
+        ring: &mut DatagramRing,
         tally: &mut Tally,
     ) -> Result<bool> {
         let happened = ring.wait()?;
@@ -135,16 +135,16 @@ impl Rules {
         for _ in 0..BUFFERS {
             let Some(event) = ring.next()? else { break };
             match event {
-                Event::Request(request) => {
+                Completion::Request(request) => {
                     tally.received += 1;
                     self.answer(service, request, ring, tally)?;
                 }
-                Event::Sent(replies, Ok(())) => tally.replies += replies as u64,
-                Event::Sent(_, Err(error)) if error.raw_os_error() == Some(libc::EIO) => {
+                Completion::Sent(replies, Ok(())) => tally.replies += replies as u64,
+                Completion::Sent(_, Err(error)) if error.raw_os_error() == Some(libc::EIO) => {
                     return Err(error).context(udp::CUTS_NONE);
                 }
-                Event::Sent(replies, Err(_)) => tally.unsent += replies as u64,
-                Event::Invalid => tally.invalid += 1,
+                Completion::Sent(replies, Err(_)) => tally.unsent += replies as u64,
+                Completion::Invalid => tally.invalid += 1,
             }
         }
         Ok(happened)
@@ -153,8 +153,8 @@ impl Rules {
     fn answer<S: Service>(
         &self,
         service: &mut S,
-        mut request: Request,
-        ring: &mut Ring,
+        mut request: Received,
+        ring: &mut DatagramRing,
         tally: &mut Tally,
     ) -> Result<()> {
         let libc::in6_pktinfo { ipi6_addr, .. } = request.asked;

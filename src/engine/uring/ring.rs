@@ -52,8 +52,8 @@ const LENGTH: usize = PAYLOAD + MAX_PAYLOAD;
 const RECEIVE: u64 = u64::MAX;
 const CANCEL: u64 = u64::MAX - 1;
 
-/// How often [`Ring`]'s end looks whether all has completed, [`DOZE`] apart, before it gives up its
-/// memory for lost.
+/// How often a dropped [`DatagramRing`] looks whether all has completed, [`DOZE`] apart, before it
+/// gives up its memory.
 const PATIENCE: u32 = 20;
 
 /// Why a request is refused: its buffer is not one of this ring.
@@ -76,7 +76,7 @@ struct Buffer {
 
 /// A datagram that came. Its buffer is lost to the ring when it is dropped.
 #[must_use]
-pub(super) struct Request {
+pub(super) struct Received {
     /// The ring that the buffer is of.
     ring: u64,
     buffer: u16,
@@ -90,9 +90,9 @@ pub(super) struct Request {
 }
 
 /// What happened.
-pub(super) enum Event {
+pub(super) enum Completion {
     /// A datagram came.
-    Request(Request),
+    Request(Received),
     /// So many replies have left, or have not.
     Sent(usize, io::Result<()>),
     /// The kernel handed over what makes no sense.
@@ -101,7 +101,7 @@ pub(super) enum Event {
 
 /// The ring of one worker. Only the thread that has called [`enable`](Self::enable) may use it from
 /// then on.
-pub(super) struct Ring {
+pub(super) struct DatagramRing {
     /// No other ring of this process has had the number: a request may outlive its ring.
     number: u64,
     ring: IoUring,
@@ -126,9 +126,9 @@ pub(super) struct Ring {
 }
 
 // SAFETY: its pointers lead into its own memory, which goes along.
-unsafe impl Send for Ring {}
+unsafe impl Send for DatagramRing {}
 
-impl Ring {
+impl DatagramRing {
     /// With `count` buffers, a power of two. Nothing is received before the first
     /// [`wait`](Self::wait).
     pub fn open(socket: Arc<OwnedFd>, count: u16) -> Result<Self> {
@@ -197,7 +197,7 @@ impl Ring {
     }
 
     /// What happened next; `None` when that was all.
-    pub fn next(&mut self) -> Result<Option<Event>> {
+    pub fn next(&mut self) -> Result<Option<Completion>> {
         loop {
             let Some(completion) = self.ring.completion().next() else { return Ok(None) };
             let (flags, result) = (completion.flags(), completion.result());
@@ -217,7 +217,7 @@ impl Ring {
         }
     }
 
-    fn received(&mut self, buffer: Option<u16>, result: i32) -> Result<Option<Event>> {
+    fn received(&mut self, buffer: Option<u16>, result: i32) -> Result<Option<Completion>> {
         let length = match outcome(result) {
             Ok(length) => Some(length),
             // The receive has ended, and is begun anew where that makes sense.
@@ -232,18 +232,18 @@ impl Ring {
             Err(error) => return Err(error).context("cannot receive"),
         };
         let Some(buffer) = buffer.filter(|buffer| *buffer < self.count) else {
-            return Ok(length.map(|_| Event::Invalid));
+            return Ok(length.map(|_| Completion::Invalid));
         };
         self.out += 1;
         let request = length.and_then(|length| self.request(buffer, length));
         if request.is_none() {
             self.give(buffer);
         }
-        Ok(request.map(Event::Request))
+        Ok(request.map(Completion::Request))
     }
 
     /// What came into `buffer`; `None` when the kernel does not say whom it was sent to.
-    fn request(&self, buffer: u16, length: usize) -> Option<Request> {
+    fn request(&self, buffer: u16, length: usize) -> Option<Received> {
         let place = self.place(buffer, offset_of!(Buffer, data));
         // SAFETY: the buffer came out of the ring, so that nobody writes it; it is as long, and
         // initialised from the start.
@@ -256,12 +256,12 @@ impl Ring {
         let asked = control.value(libc::IPPROTO_IPV6, libc::IPV6_PKTINFO)?;
         let (source, source_port) = datagrams::source(&peer);
         let length = parts.payload_data().len();
-        Some(Request { ring: self.number, buffer, length, source, source_port, asked })
+        Some(Received { ring: self.number, buffer, length, source, source_port, asked })
     }
 
     /// What `request` carries, with the room behind it, and how many bytes of it that are. Of one
     /// that came by another ring there is nothing.
-    pub fn payload_mut(&mut self, request: &mut Request) -> (&mut [u8], usize) {
+    pub fn payload_mut(&mut self, request: &mut Received) -> (&mut [u8], usize) {
         if request.ring != self.number {
             return (&mut [], 0);
         }
@@ -276,7 +276,7 @@ impl Ring {
     /// `replies` times, from the address `from`.
     pub fn reply(
         &mut self,
-        request: Request,
+        request: Received,
         from: libc::in6_pktinfo,
         length: usize,
         replies: usize,
@@ -308,9 +308,9 @@ impl Ring {
         unsafe { self.push(&entry.build().user_data(index.into())) }
     }
 
-    fn sent(&mut self, buffer: u64, result: i32) -> Result<Option<Event>> {
+    fn sent(&mut self, buffer: u64, result: i32) -> Result<Option<Completion>> {
         let Some(index) = u16::try_from(buffer).ok().filter(|index| *index < self.count) else {
-            return Ok(Some(Event::Invalid));
+            return Ok(Some(Completion::Invalid));
         };
         // SAFETY: within the memory; its operation has just completed.
         let buffer = unsafe { self.buffer(index).as_mut() };
@@ -323,11 +323,11 @@ impl Ring {
         } else {
             self.give(index);
         }
-        Ok(Some(Event::Sent(copies, outcome(result).map(drop))))
+        Ok(Some(Completion::Sent(copies, outcome(result).map(drop))))
     }
 
     /// Gives the buffer of a request that is not answered back to be received into.
-    pub fn put_back(&mut self, request: Request) -> Result<()> {
+    pub fn put_back(&mut self, request: Received) -> Result<()> {
         ensure!(request.ring == self.number, ELSEWHERE);
         self.give(request.buffer);
         Ok(())
@@ -436,7 +436,7 @@ impl Ring {
     }
 }
 
-impl Drop for Ring {
+impl Drop for DatagramRing {
     /// To close the ring does not end its operations at once: the kernel would write into memory
     /// that is something else by then.
     fn drop(&mut self) {
@@ -519,19 +519,19 @@ mod tests {
     use std::time::Duration;
 
     /// A ring of `count` buffers, a client that asks it, and where.
-    fn ring(count: u16) -> (Ring, UdpSocket, SocketAddrV6) {
+    fn ring(count: u16) -> (DatagramRing, UdpSocket, SocketAddrV6) {
         let socket = || UdpSocket::bind(SocketAddrV6::new(Ipv6Addr::LOCALHOST, 0, 0, 0)).unwrap();
         let (server, client) = (socket(), socket());
         setsockopt(&server, sockopt::Ipv6RecvPacketInfo, &true).unwrap();
         client.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
         let to = SocketAddrV6::new(Ipv6Addr::LOCALHOST, server.local_addr().unwrap().port(), 0, 0);
-        let ring = Ring::open(Arc::new(server.into()), count).unwrap();
+        let ring = DatagramRing::open(Arc::new(server.into()), count).unwrap();
         ring.enable().unwrap();
         (ring, client, to)
     }
 
     /// Waits until `number` requests have come, or more.
-    fn requests(ring: &mut Ring, number: usize) -> Vec<Request> {
+    fn requests(ring: &mut DatagramRing, number: usize) -> Vec<Received> {
         let mut requests = Vec::new();
         let mut in_vain = 0;
         while requests.len() < number {
@@ -539,9 +539,9 @@ mod tests {
             assert!(in_vain < 100, "{} of {number} came", requests.len());
             while let Some(event) = ring.next().unwrap() {
                 match event {
-                    Event::Request(request) => requests.push(request),
-                    Event::Sent(_, result) => result.unwrap(),
-                    Event::Invalid => panic!("the kernel said what makes no sense"),
+                    Completion::Request(request) => requests.push(request),
+                    Completion::Sent(_, result) => result.unwrap(),
+                    Completion::Invalid => panic!("the kernel said what makes no sense"),
                 }
             }
         }
@@ -592,12 +592,12 @@ mod tests {
     }
 
     /// Has the ring send until so many replies have left, and returns them.
-    fn payloads_of(ring: &mut Ring, client: &UdpSocket, replies: usize) -> Vec<Vec<u8>> {
+    fn payloads_of(ring: &mut DatagramRing, client: &UdpSocket, replies: usize) -> Vec<Vec<u8>> {
         let mut left = replies;
         while left > 0 {
             ring.wait().unwrap();
             while let Some(event) = ring.next().unwrap() {
-                let Event::Sent(copies, Ok(())) = event else {
+                let Completion::Sent(copies, Ok(())) = event else {
                     panic!("only replies were to leave")
                 };
                 left -= copies;

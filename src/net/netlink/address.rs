@@ -13,7 +13,7 @@ use rtnetlink::packet_route::address::{
 use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
 
 use super::OUR_PROTOCOL;
-use super::socket::Socket;
+use super::socket::Connection;
 
 /// An IPv6 address of an interface.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -34,16 +34,16 @@ pub struct Address {
 /// # Errors
 /// When there is no such interface.
 pub fn addresses(index: u32) -> Result<Vec<Address>> {
-    Socket::open()?.addresses(index)
+    Connection::open()?.addresses(index)
 }
 
 /// The kernel's IPv6 addresses on every interface of the namespace, except those that
 /// [`crate::live`] added; and announcements of changes.
 #[derive(Debug)]
 pub struct KernelAddresses {
-    announced: Socket,
+    announced: Connection,
     /// A separate socket, so that answers do not mix with announcements.
-    asked: Socket,
+    asked: Connection,
 }
 
 impl KernelAddresses {
@@ -52,10 +52,10 @@ impl KernelAddresses {
     /// # Errors
     /// When the kernel cannot be asked.
     pub fn watch() -> Result<Self> {
-        let announced = Socket::open()?;
+        let announced = Connection::open()?;
         let group = MulticastGroup::Ipv6Ifaddr as u32;
         announced.socket.add_membership(group).context("cannot listen for kernel announcements")?;
-        Ok(Self { announced, asked: Socket::open()? })
+        Ok(Self { announced, asked: Connection::open()? })
     }
 
     /// Lists the current addresses.
@@ -86,14 +86,14 @@ impl KernelAddresses {
 /// Watches for IPv6 addresses that an interface loses.
 #[derive(Debug)]
 pub(crate) struct AddressLosses {
-    announced: Socket,
+    announced: Connection,
     index: u32,
 }
 
 impl AddressLosses {
     /// Starts listening for announcements about the interface with that index.
     pub fn watch(index: u32) -> Result<Self> {
-        let announced = Socket::open()?;
+        let announced = Connection::open()?;
         let group = MulticastGroup::Ipv6Ifaddr as u32;
         announced.socket.add_membership(group).context("cannot listen for kernel announcements")?;
         Ok(Self { announced, index })
@@ -126,7 +126,7 @@ impl AddressLosses {
     }
 }
 
-impl Socket {
+impl Connection {
     /// The IPv6 addresses of the interface with that index, or of all interfaces if it is 0.
     pub fn addresses(&mut self, index: u32) -> Result<Vec<Address>> {
         let mut query = AddressMessage::default();

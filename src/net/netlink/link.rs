@@ -13,7 +13,7 @@ use rtnetlink::packet_route::link::{
     LinkFlags, LinkInfo, LinkMessage, LinkXdp,
 };
 
-use super::socket::{Refusal, Socket};
+use super::socket::{Connection, KernelError};
 use crate::events::{AttachMode, AttachedProgram};
 
 /// A Linux interface, as the kernel described it at the time of the query.
@@ -93,7 +93,7 @@ pub struct Vrf {
 /// # Errors
 /// When there is no such interface.
 pub fn vrf(index: u32) -> Result<Option<Vrf>> {
-    Socket::open()?.vrf(index)
+    Connection::open()?.vrf(index)
 }
 
 /// The interface with that name or alternative name.
@@ -101,7 +101,7 @@ pub fn vrf(index: u32) -> Result<Option<Vrf>> {
 /// # Errors
 /// When there is none; the message lists the existing ones.
 pub fn link(name: &str) -> Result<Link> {
-    Socket::open()?.link(name)
+    Connection::open()?.link(name)
 }
 
 /// The interface with that index, whatever its current name; `None` if there is none.
@@ -109,7 +109,7 @@ pub fn link(name: &str) -> Result<Link> {
 /// # Errors
 /// When the kernel cannot be asked.
 pub fn link_at(index: u32) -> Result<Option<Link>> {
-    Socket::open()?.link_at(index)
+    Connection::open()?.link_at(index)
 }
 
 /// The current name of the interface with that index; `last` if there is none.
@@ -122,7 +122,7 @@ pub(crate) fn name_of(index: u32, last: &str) -> String {
 /// # Errors
 /// When the kernel cannot be asked.
 pub fn links() -> Result<Vec<Link>> {
-    Socket::open()?.links()
+    Connection::open()?.links()
 }
 
 /// The interface that the one with that index is paired with or stacked on, in any namespace: for a
@@ -130,7 +130,7 @@ pub fn links() -> Result<Vec<Link>> {
 /// namespace needs CAP_NET_ADMIN.
 #[must_use]
 pub fn peer(index: u32) -> Option<Link> {
-    Socket::open().ok()?.peer(index)
+    Connection::open().ok()?.peer(index)
 }
 
 /// Sets the interface with that index up or down. Going down, it loses its routes and, unless
@@ -139,7 +139,7 @@ pub fn peer(index: u32) -> Option<Link> {
 /// # Errors
 /// When there is no such interface, or without CAP_NET_ADMIN.
 pub fn set_up(index: u32, up: bool) -> Result<()> {
-    Socket::open()?.set_up(index, up)
+    Connection::open()?.set_up(index, up)
 }
 
 /// Waits for the kernel to announce that the interface is up and has a carrier.
@@ -147,20 +147,20 @@ pub fn set_up(index: u32, up: bool) -> Result<()> {
 /// # Errors
 /// When there is no such interface, or it has no carrier after `timeout`.
 pub fn wait_for_carrier(name: &str, timeout: Duration) -> Result<()> {
-    Socket::open()?.wait_for_carrier(name, timeout)
+    Connection::open()?.wait_for_carrier(name, timeout)
 }
 
 /// An alternative name of an interface (linux/if_link.h).
 const IFLA_ALT_IFNAME: u16 = 53;
 
-impl Socket {
+impl Connection {
     pub fn link(&mut self, name: &str) -> Result<Link> {
         let by = |attribute| {
             let mut query = LinkMessage::default();
             query.attributes.push(attribute);
             RouteNetlinkMessage::GetLink(query)
         };
-        let mut asked = Err(Refusal::from(Errno::ENODEV));
+        let mut asked = Err(KernelError::from(Errno::ENODEV));
         if name.len() < nix::libc::IFNAMSIZ {
             asked = self.ask(by(LinkAttribute::IfName(name.to_owned())), 0);
         }

@@ -24,7 +24,7 @@ pub use link::{
 };
 pub use neighbour::{resolve, resolve_any, set_neighbour};
 pub use route::{Delivery, Route, TableRoute, on_link_prefixes, route, route_in, routes};
-pub(crate) use socket::{Refusal, Socket};
+pub(crate) use socket::{Connection, KernelError};
 
 /// Marks an address or a route as ours: the IFA_PROTO or rtm_protocol that [`crate::live`] sets on
 /// each one. It lets a later run recognise what a killed one left. `ip -details address` shows it

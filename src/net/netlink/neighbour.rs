@@ -12,7 +12,7 @@ use rtnetlink::packet_route::neighbour::{
 };
 use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
 
-use super::socket::Socket;
+use super::socket::Connection;
 
 /// The Ethernet address of `neighbour` behind the interface with that index. If the kernel does not
 /// know it, this makes the kernel solicit it; no datagram needs to be sent.
@@ -21,7 +21,7 @@ use super::socket::Socket;
 /// When nobody answers, after about 3 s (the kernel's three solicitations) or `timeout`, whichever
 /// is first.
 pub fn resolve(interface: u32, neighbour: Ipv6Addr, timeout: Duration) -> Result<[u8; 6]> {
-    Socket::open()?.resolve(interface, neighbour, timeout)
+    Connection::open()?.resolve(interface, neighbour, timeout)
 }
 
 /// The Ethernet address of the first of `neighbours` to answer, found as in [`resolve`]; `None` if
@@ -34,7 +34,7 @@ pub fn resolve_any(
     neighbours: &[Ipv6Addr],
     timeout: Duration,
 ) -> Result<Option<[u8; 6]>> {
-    Socket::open()?.resolve_any(interface, neighbours, timeout)
+    Connection::open()?.resolve_any(interface, neighbours, timeout)
 }
 
 /// Sets the neighbour's Ethernet address permanently, so that the kernel never solicits it
@@ -52,13 +52,13 @@ pub fn set_neighbour(interface: u32, neighbour: Ipv6Addr, mac: Option<[u8; 6]>) 
         }
         None => (RouteNetlinkMessage::DelNeighbour(entry), 0),
     };
-    let told = Socket::open()?.tell_one(message, flags);
+    let told = Connection::open()?.tell_one(message, flags);
     told.map_err(|refusal| {
         refusal.explain(format_args!("set neighbour {neighbour} of interface {interface}"))
     })
 }
 
-impl Socket {
+impl Connection {
     pub fn resolve(
         &mut self,
         interface: u32,

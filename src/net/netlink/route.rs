@@ -15,7 +15,7 @@ use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
 
 use super::OUR_PROTOCOL;
 use super::link::{Link, Vrf};
-use super::socket::{Refusal, Socket};
+use super::socket::{Connection, KernelError};
 use crate::address::Prefix;
 
 /// The route to one destination.
@@ -46,7 +46,7 @@ pub struct TableRoute {
 /// # Errors
 /// When the kernel cannot be asked.
 pub fn routes(index: u32) -> Result<Vec<TableRoute>> {
-    Socket::open()?.routes(index)
+    Connection::open()?.routes(index)
 }
 
 /// Makes the kernel accept packets from one interface for a prefix that it does not own. A rule
@@ -62,9 +62,9 @@ pub fn routes(index: u32) -> Result<Vec<TableRoute>> {
 /// is killed. A rule without a route does nothing. Dropping this value removes both.
 #[derive(Debug)]
 pub struct Delivery {
-    socket: Socket,
+    socket: Connection,
     /// Receives announcements of changes of the interface.
-    announced: Socket,
+    announced: Connection,
     interface: String,
     index: u32,
     prefix: Prefix,
@@ -81,11 +81,11 @@ impl Delivery {
     const PERIOD: Duration = Duration::from_secs(2);
 
     fn new(link: &Link, prefix: Prefix) -> Result<Self> {
-        let announced = Socket::open()?;
+        let announced = Connection::open()?;
         let group = MulticastGroup::Link as u32;
         announced.socket.add_membership(group).context("cannot listen for kernel announcements")?;
         Ok(Self {
-            socket: Socket::open()?,
+            socket: Connection::open()?,
             announced,
             interface: link.name.clone(),
             index: link.index,
@@ -127,7 +127,7 @@ impl Delivery {
         Ok(delivery)
     }
 
-    fn add_rule(&mut self) -> Result<(), Refusal> {
+    fn add_rule(&mut self) -> Result<(), KernelError> {
         let (mark, mask) = Self::MARK;
         let mut rule = self.rule();
         rule.attributes.extend([RuleAttribute::FwMark(mark), RuleAttribute::FwMask(mask)]);
@@ -236,7 +236,7 @@ impl Drop for Delivery {
 /// # Errors
 /// When there is no such interface.
 pub fn on_link_prefixes(index: u32) -> Result<Vec<Prefix>> {
-    let mut socket = Socket::open()?;
+    let mut socket = Connection::open()?;
     let addresses = socket.addresses(index)?.into_iter();
     let of_addresses = addresses
         .filter(|address| address.prefix_length < 128)
@@ -250,7 +250,7 @@ pub fn on_link_prefixes(index: u32) -> Result<Vec<Prefix>> {
 /// # Errors
 /// When there is no route, or no source address.
 pub fn route(to: Ipv6Addr) -> Result<Route> {
-    Socket::open()?.route(to, None)
+    Connection::open()?.route(to, None)
 }
 
 /// The same in a VRF, if there is one.
@@ -258,10 +258,10 @@ pub fn route(to: Ipv6Addr) -> Result<Route> {
 /// # Errors
 /// As [`route`].
 pub fn route_in(vrf: Option<Vrf>, to: Ipv6Addr) -> Result<Route> {
-    Socket::open()?.route(to, vrf)
+    Connection::open()?.route(to, vrf)
 }
 
-impl Socket {
+impl Connection {
     pub(super) fn route(&mut self, to: Ipv6Addr, vrf: Option<Vrf>) -> Result<Route> {
         let answers = self.ask(route_query(to, vrf), 0).map_err(|refusal| match refusal.code {
             Errno::ENETUNREACH | Errno::EHOSTUNREACH => {
@@ -353,7 +353,7 @@ impl Socket {
         )
     }
 
-    /// Removes the route that [`Socket::add_local_route`] added, unless it is already gone.
+    /// Removes the route that [`Connection::add_local_route`] added, unless it is already gone.
     pub fn remove_local_route(
         &mut self,
         prefix: Prefix,

@@ -18,12 +18,12 @@ use crate::net::denied;
 /// Why the kernel refused a request: its error number, and its explanation if it sent one.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{}{}", code.desc(), words.as_ref().map(|words| format!(" ({words})")).unwrap_or_default())]
-pub(crate) struct Refusal {
+pub(crate) struct KernelError {
     pub code: Errno,
     pub words: Option<String>,
 }
 
-impl Refusal {
+impl KernelError {
     /// One line that says what failed, why and, if possible, what to do.
     pub fn explain(self, what: impl fmt::Display) -> anyhow::Error {
         match self.code {
@@ -39,23 +39,23 @@ impl Refusal {
     }
 }
 
-impl From<Errno> for Refusal {
+impl From<Errno> for KernelError {
     fn from(code: Errno) -> Self {
         Self { code, words: None }
     }
 }
 
-impl From<std::io::Error> for Refusal {
+impl From<std::io::Error> for KernelError {
     fn from(error: std::io::Error) -> Self {
         Errno::try_from(error).unwrap_or(Errno::EIO).into()
     }
 }
 
-pub(super) type Message = NetlinkMessage<RouteNetlinkMessage>;
+pub(super) type RouteMessage = NetlinkMessage<RouteNetlinkMessage>;
 
 /// A routing netlink socket, in the namespace where it was opened.
 #[derive(Debug)]
-pub(crate) struct Socket {
+pub(crate) struct Connection {
     pub(super) socket: sys::Socket,
     sequence: u32,
     datagram: Vec<u8>,
@@ -71,7 +71,7 @@ const DATAGRAM: usize = 64 * 1024;
 /// faster than this, something in use must be stopped first.
 const ATTEMPTS: usize = 10;
 
-impl Socket {
+impl Connection {
     pub fn open() -> Result<Self> {
         let open = || {
             let mut socket = sys::Socket::new(sys::protocols::NETLINK_ROUTE)?;
@@ -102,7 +102,7 @@ impl Socket {
     pub fn tell(
         &mut self,
         messages: impl IntoIterator<Item = (RouteNetlinkMessage, u16)>,
-    ) -> Result<Vec<(usize, Refusal)>, Refusal> {
+    ) -> Result<Vec<(usize, KernelError)>, KernelError> {
         let first = self.sequence.wrapping_add(1);
         let mut bytes = Vec::new();
         let mut messages = messages.into_iter().peekable();
@@ -116,7 +116,7 @@ impl Socket {
         self.socket.send(&bytes, 0)?;
         let mut refused = Vec::new();
         loop {
-            for (header, payload) in self.receive()?.into_iter().map(Message::into_parts) {
+            for (header, payload) in self.receive()?.into_iter().map(RouteMessage::into_parts) {
                 let NetlinkPayload::Error(answer) = payload else {
                     continue;
                 };
@@ -131,12 +131,12 @@ impl Socket {
         }
     }
 
-    /// [`Socket::tell`] for a single message.
+    /// [`Connection::tell`] for a single message.
     pub(super) fn tell_one(
         &mut self,
         message: RouteNetlinkMessage,
         flags: u16,
-    ) -> Result<(), Refusal> {
+    ) -> Result<(), KernelError> {
         match self.tell([(message, flags)])?.pop() {
             None => Ok(()),
             Some((_, refusal)) => Err(refusal),
@@ -148,7 +148,7 @@ impl Socket {
         &mut self,
         question: RouteNetlinkMessage,
         flags: u16,
-    ) -> Result<Vec<RouteNetlinkMessage>, Refusal> {
+    ) -> Result<Vec<RouteNetlinkMessage>, KernelError> {
         for _ in 0..ATTEMPTS {
             match self.ask_once(question.clone(), flags) {
                 Ok(None) => {}
@@ -166,7 +166,7 @@ impl Socket {
         &mut self,
         question: RouteNetlinkMessage,
         flags: u16,
-    ) -> Result<Option<Vec<RouteNetlinkMessage>>, Refusal> {
+    ) -> Result<Option<Vec<RouteNetlinkMessage>>, KernelError> {
         self.discard()?;
         let mut bytes = Vec::new();
         self.compose(question, NLM_F_REQUEST | NLM_F_ACK | flags, &mut bytes);
@@ -174,7 +174,7 @@ impl Socket {
         let mut answers = Vec::new();
         let mut consistent = true;
         loop {
-            for (header, payload) in self.receive()?.into_iter().map(Message::into_parts) {
+            for (header, payload) in self.receive()?.into_iter().map(RouteMessage::into_parts) {
                 if header.sequence_number != self.sequence {
                     self.heard = true;
                     continue;
@@ -200,7 +200,7 @@ impl Socket {
     /// Discards received announcements, which are older than the next query. While they fill the
     /// buffer there is no room for an answer, and the kernel reports that (ENOBUFS) only once until
     /// the buffer has been empty.
-    pub(super) fn discard(&mut self) -> Result<(), Refusal> {
+    pub(super) fn discard(&mut self) -> Result<(), KernelError> {
         loop {
             self.datagram.clear();
             match self.socket.recv(&mut self.datagram, nix::libc::MSG_DONTWAIT) {
@@ -249,7 +249,7 @@ impl Socket {
         &mut self,
         concerns: impl Fn(&RouteNetlinkMessage) -> bool,
         deadline: Instant,
-    ) -> Result<bool, Refusal> {
+    ) -> Result<bool, KernelError> {
         if std::mem::take(&mut self.heard) {
             return Ok(true);
         }
@@ -271,7 +271,7 @@ impl Socket {
     }
 
     /// Whether a message arrives before `deadline`.
-    pub(super) fn wait(&self, deadline: Instant) -> Result<bool, Refusal> {
+    pub(super) fn wait(&self, deadline: Instant) -> Result<bool, KernelError> {
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
             // Rounded up, so as not to spin through the last millisecond.
@@ -292,7 +292,7 @@ impl Socket {
         bytes: &mut Vec<u8>,
     ) {
         self.sequence = self.sequence.wrapping_add(1);
-        let mut message = Message::from(message);
+        let mut message = RouteMessage::from(message);
         message.header.flags = flags;
         message.header.sequence_number = self.sequence;
         message.finalize();
@@ -302,7 +302,7 @@ impl Socket {
     }
 
     /// Waits for the next datagram and returns its messages.
-    pub(super) fn receive(&mut self) -> Result<Vec<Message>, Refusal> {
+    pub(super) fn receive(&mut self) -> Result<Vec<RouteMessage>, KernelError> {
         self.datagram.clear();
         let length = loop {
             match self.socket.recv(&mut self.datagram, nix::libc::MSG_TRUNC) {
@@ -316,7 +316,7 @@ impl Socket {
         let mut messages = Vec::new();
         let mut rest = self.datagram.as_slice();
         while !rest.is_empty() {
-            let message = Message::deserialize(rest).map_err(|error| Refusal {
+            let message = RouteMessage::deserialize(rest).map_err(|error| KernelError {
                 code: Errno::EBADMSG,
                 words: Some(error.to_string()),
             })?;
@@ -331,7 +331,7 @@ impl Socket {
 
 /// Builds a refusal from its negative error number and the rest of the answer: the header of the
 /// request, then attributes, which may include a text.
-fn read_refusal(code: i32, rest: &[u8]) -> Refusal {
+fn read_refusal(code: i32, rest: &[u8]) -> KernelError {
     const REQUEST_HEADER: usize = 16;
     const NLMSGERR_ATTR_MSG: u16 = 1;
     let words = NlasIterator::new(rest.get(REQUEST_HEADER..).unwrap_or_default())
@@ -340,7 +340,7 @@ fn read_refusal(code: i32, rest: &[u8]) -> Refusal {
         .map(|attribute| {
             String::from_utf8_lossy(attribute.value()).trim_end_matches('\0').to_owned()
         });
-    Refusal { code: Errno::from_raw(code.wrapping_neg()), words }
+    KernelError { code: Errno::from_raw(code.wrapping_neg()), words }
 }
 
 #[cfg(test)]
@@ -356,7 +356,7 @@ mod tests {
             change.header.index = i32::MAX as u32;
             (RouteNetlinkMessage::SetLink(change), 0)
         };
-        let mut socket = Socket::open().unwrap();
+        let mut socket = Connection::open().unwrap();
         for count in [0, 1, 2, 200] {
             let refused = socket.tell(std::iter::repeat_with(change).take(count)).unwrap();
             assert!(refused.iter().map(|(position, _)| *position).eq(0..count));
