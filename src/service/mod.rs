@@ -108,7 +108,7 @@ pub struct Datagram<'a> {
     length: usize,
     touched: bool,
     client: Option<Client>,
-    macs: Option<[[u8; 6]; 2]>,
+    mac: Option<[u8; 6]>,
 }
 
 impl<'a> Datagram<'a> {
@@ -122,16 +122,7 @@ impl<'a> Datagram<'a> {
         length: usize,
     ) -> Self {
         let length = length.min(buffer.len());
-        Self {
-            source,
-            source_port,
-            asked,
-            buffer,
-            length,
-            touched: false,
-            client: None,
-            macs: None,
-        }
+        Self { source, source_port, asked, buffer, length, touched: false, client: None, mac: None }
     }
 
     /// The same, sent to an address of `client`.
@@ -141,18 +132,18 @@ impl<'a> Datagram<'a> {
         Self { client, ..self }
     }
 
-    /// The same, in a frame between these Ethernet addresses: the source's, and ours.
+    /// The same, in a frame from this Ethernet address.
     #[inline]
     #[must_use]
-    pub fn between(self, macs: Option<[[u8; 6]; 2]>) -> Self {
-        Self { macs, ..self }
+    pub fn framed_by(self, mac: Option<[u8; 6]>) -> Self {
+        Self { mac, ..self }
     }
 
     /// Who asks, to [send](Outbox::send) there later.
     #[must_use]
     pub fn peer(&self) -> Peer {
-        let Self { source, source_port, asked, macs, .. } = *self;
-        Peer { source: (source, source_port), asked, macs }
+        let Self { source, source_port, asked, mac, .. } = *self;
+        Peer { source: (source, source_port), asked, mac }
     }
 
     /// Whose address was asked, and in which time step it is that client's: the one that it is, the

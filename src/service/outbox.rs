@@ -8,8 +8,9 @@ use std::net::Ipv6Addr;
 pub struct Peer {
     pub(crate) source: (Ipv6Addr, u16),
     pub(crate) asked: Ipv6Addr,
-    /// Ethernet addresses, the peer's and ours, where the engine makes whole frames.
-    pub(crate) macs: Option<[[u8; 6]; 2]>,
+    /// The Ethernet address that its request came from, where the engine makes whole frames. Ours
+    /// may change meanwhile, so the engine adds that.
+    pub(crate) mac: Option<[u8; 6]>,
 }
 
 /// Why a datagram was not sent.
@@ -18,8 +19,9 @@ pub enum Unsent {
     /// The address that the peer asked is live no more: nothing ever comes from it again.
     #[error("the address is live no more")]
     NotLive,
-    /// All frames kept for this are on their way, or the ring has no room: try again next turn.
-    #[error("no frame is free")]
+    /// All frames or buffers kept for this are on their way, or the ring has no room: try again in
+    /// the next turn.
+    #[error("no frame or buffer is free")]
     Busy,
     /// It is longer than the buffer.
     #[error("longer than the buffer")]

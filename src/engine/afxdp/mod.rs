@@ -260,7 +260,7 @@ impl<S: Service> AfXdp<S> {
             }
             let worker = Worker::new(handler.clone(), service.clone())
                 .with_room(reply::room(link))
-                .with_kept(kept, &rings);
+                .with_kept(kept, &rings, link_address.clone());
             queues.push(Queue {
                 number: queue,
                 core,
