@@ -109,12 +109,7 @@ impl Service for Whose {
         let Some(Client { number, step }) = datagram.client() else {
             return Answer::changed(0);
         };
-        let Some(place) = datagram.buffer().first_chunk_mut::<16>() else {
-            return Answer::Nothing;
-        };
-        let words = [number, step].map(u64::to_be_bytes);
-        place.copy_from_slice(words.as_flattened());
-        Answer::changed(16)
+        datagram.reply([number, step].map(u64::to_be_bytes).as_flattened())
     }
 }
 

@@ -172,6 +172,14 @@ impl<'a> Datagram<'a> {
         self.buffer
     }
 
+    /// Copies `bytes` into the buffer, and answers with them; with nothing where they do not fit.
+    #[inline]
+    pub fn reply(&mut self, bytes: &[u8]) -> Answer {
+        let Some(place) = self.buffer().get_mut(..bytes.len()) else { return Answer::Nothing };
+        place.copy_from_slice(bytes);
+        Answer::changed(bytes.len())
+    }
+
     /// What `service` answers. A payload that may have been written is not called the same, since
     /// its checksum would be wrong.
     #[inline]
@@ -230,6 +238,18 @@ mod tests {
         assert_eq!(answer(&mut Fixed(Answer::same(), false)), Answer::same());
         assert_eq!(answer(&mut Fixed(Answer::same(), true)), Answer::changed(32));
         assert_eq!(answer(&mut Fixed(Answer::Nothing, true)), Answer::Nothing);
+    }
+
+    #[test]
+    fn a_reply_is_copied_where_it_fits() {
+        let mut buffer = [7; 100];
+        let ends = (Ipv6Addr::LOCALHOST, Ipv6Addr::LOCALHOST);
+        let mut datagram = Datagram::new((ends.0, 50_000), ends.1, &mut buffer, 32);
+        assert_eq!(datagram.reply(&[1; 100]), Answer::changed(100));
+        assert_eq!(datagram.reply(&[2; 101]), Answer::Nothing);
+        assert_eq!(datagram.reply(&[3; 5]), Answer::changed(5));
+        assert_eq!(datagram.reply(&[]), Answer::changed(0));
+        assert_eq!(buffer, *[[3; 5].as_slice(), &[1; 95]].concat());
     }
 
     #[test]
