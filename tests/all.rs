@@ -42,6 +42,7 @@ fn main() -> ExitCode {
     bind::child();
     causes::child();
     privilege::child();
+    services::child();
     let beside = [
         bind::trials(),
         causes::trials(),

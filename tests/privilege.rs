@@ -269,7 +269,7 @@ fn too_little_locked_memory() -> Result<()> {
 }
 
 /// The fields of /proc/PID/task/TID/status for each thread, by thread id.
-fn threads(pid: u32) -> Result<BTreeMap<u32, BTreeMap<String, String>>> {
+pub fn threads(pid: u32) -> Result<BTreeMap<u32, BTreeMap<String, String>>> {
     let tasks = fs::read_dir(format!("/proc/{pid}/task"))?;
     let status = |entry: fs::DirEntry| {
         let id = entry.file_name().to_str()?.parse().ok()?;

@@ -40,7 +40,7 @@ mod worker;
 
 use std::sync::atomic::AtomicBool;
 
-use anyhow::{Result, ensure};
+use anyhow::Result;
 
 use crate::address::Targets;
 use crate::events::Counters;

@@ -15,7 +15,6 @@ impl EngineKind {
 }
 
 pub(super) const ABOUT: About = About {
-    sends_unasked: false,
     steers: true,
     sees_frames: true,
     any_service: false,

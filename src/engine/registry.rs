@@ -25,8 +25,6 @@ pub struct About {
     pub has_rings: bool,
     /// Whether it runs any service; otherwise only the echo.
     pub any_service: bool,
-    /// Whether a service may send unasked from it.
-    pub sends_unasked: bool,
     /// Whether it shares memory with the kernel frame by frame, so that a frame can get lost.
     pub shares_frames: bool,
     /// Whether the kernel may cut equal replies out of one large frame, which its modes then say.
@@ -52,7 +50,6 @@ impl About {
             sees_frames: false,
             has_rings: false,
             any_service: true,
-            sends_unasked: true,
             shares_frames: false,
             segments: false,
             capabilities: &["CAP_NET_ADMIN"],
@@ -84,10 +81,6 @@ macro_rules! engines {
             $(
                 $(#[$attribute])*
                 if kind == $module::ABOUT.kind {
-                    ensure!(
-                        !S::UNASKED || $module::ABOUT.sends_unasked,
-                        "{kind} sends nothing unasked, and this service does: use another engine"
-                    );
                     return $module::open(config, service);
                 }
             )*

@@ -310,6 +310,13 @@ impl TxRing {
         Ok(Self(ring))
     }
 
+    /// One over plain memory, of which nobody takes anything.
+    #[cfg(test)]
+    pub fn without_kernel(version: TPacket, unit: usize, units: usize) -> io::Result<Self> {
+        let memory = Arc::new(Memory::anonymous(units * unit)?);
+        Ok(Self(MappedRing::over(memory, version, unit, units)))
+    }
+
     /// Room for one packet, unless all of it is the kernel's.
     pub fn slot(&mut self) -> Option<TxUnit<'_>> {
         let ring = &mut self.0;

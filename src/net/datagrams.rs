@@ -92,7 +92,6 @@ const NOBODY: libc::sockaddr_in6 = libc::sockaddr_in6 {
 };
 
 /// A socket address on the link with index `scope`.
-#[cfg_attr(not(feature = "lab"), allow(dead_code))]
 pub(crate) fn peer(address: Ipv6Addr, port: u16, scope: u32) -> libc::sockaddr_in6 {
     let sin6_addr = libc::in6_addr { s6_addr: address.octets() };
     libc::sockaddr_in6 { sin6_port: port.to_be(), sin6_addr, sin6_scope_id: scope, ..NOBODY }

@@ -108,7 +108,7 @@ pub struct Datagram<'a> {
     length: usize,
     touched: bool,
     client: Option<Client>,
-    macs: Option<[[u8; 6]; 2]>,
+    mac: Option<[u8; 6]>,
 }
 
 impl<'a> Datagram<'a> {
@@ -122,16 +122,7 @@ impl<'a> Datagram<'a> {
         length: usize,
     ) -> Self {
         let length = length.min(buffer.len());
-        Self {
-            source,
-            source_port,
-            asked,
-            buffer,
-            length,
-            touched: false,
-            client: None,
-            macs: None,
-        }
+        Self { source, source_port, asked, buffer, length, touched: false, client: None, mac: None }
     }
 
     /// The same, sent to an address of `client`.
@@ -141,18 +132,18 @@ impl<'a> Datagram<'a> {
         Self { client, ..self }
     }
 
-    /// The same, in a frame with these Ethernet addresses: the source's, and ours.
+    /// The same, in a frame from this Ethernet address.
     #[inline]
     #[must_use]
-    pub fn between(self, macs: Option<[[u8; 6]; 2]>) -> Self {
-        Self { macs, ..self }
+    pub fn framed_by(self, mac: Option<[u8; 6]>) -> Self {
+        Self { mac, ..self }
     }
 
     /// The sender, as a destination for a later [`send`](Outbox::send).
     #[must_use]
     pub fn peer(&self) -> Peer {
-        let Self { source, source_port, asked, macs, .. } = *self;
-        Peer { source: (source, source_port), asked, macs }
+        let Self { source, source_port, asked, mac, .. } = *self;
+        Peer { source: (source, source_port), asked, mac }
     }
 
     /// The client whose address was asked, and the step that the address belongs to: the current
@@ -178,6 +169,14 @@ impl<'a> Datagram<'a> {
     pub fn buffer(&mut self) -> &mut [u8] {
         self.touched = true;
         self.buffer
+    }
+
+    /// Copies `bytes` into the buffer, and answers with them; with nothing where they do not fit.
+    #[inline]
+    pub fn reply(&mut self, bytes: &[u8]) -> Answer {
+        let Some(place) = self.buffer().get_mut(..bytes.len()) else { return Answer::Nothing };
+        place.copy_from_slice(bytes);
+        Answer::changed(bytes.len())
     }
 
     /// The answer of `service`. If the service may have written to the payload, `Same` becomes
@@ -238,6 +237,18 @@ mod tests {
         assert_eq!(answer(&mut Fixed(Answer::same(), false)), Answer::same());
         assert_eq!(answer(&mut Fixed(Answer::same(), true)), Answer::changed(32));
         assert_eq!(answer(&mut Fixed(Answer::Nothing, true)), Answer::Nothing);
+    }
+
+    #[test]
+    fn a_reply_is_copied_where_it_fits() {
+        let mut buffer = [7; 100];
+        let ends = (Ipv6Addr::LOCALHOST, Ipv6Addr::LOCALHOST);
+        let mut datagram = Datagram::new((ends.0, 50_000), ends.1, &mut buffer, 32);
+        assert_eq!(datagram.reply(&[1; 100]), Answer::changed(100));
+        assert_eq!(datagram.reply(&[2; 101]), Answer::Nothing);
+        assert_eq!(datagram.reply(&[3; 5]), Answer::changed(5));
+        assert_eq!(datagram.reply(&[]), Answer::changed(0));
+        assert_eq!(buffer, *[[3; 5].as_slice(), &[1; 95]].concat());
     }
 
     #[test]

@@ -8,8 +8,9 @@ use std::net::Ipv6Addr;
 pub struct Peer {
     pub(crate) source: (Ipv6Addr, u16),
     pub(crate) asked: Ipv6Addr,
-    /// Ethernet addresses, the peer's and ours, if the engine builds whole frames.
-    pub(crate) macs: Option<[[u8; 6]; 2]>,
+    /// The Ethernet address of its request, if the engine builds whole frames. The engine adds ours,
+    /// which may change meanwhile.
+    pub(crate) mac: Option<[u8; 6]>,
 }
 
 /// Why a datagram was not sent.
@@ -18,8 +19,9 @@ pub enum Unsent {
     /// The address that the peer asked is no longer live, and never will be again.
     #[error("the address is live no more")]
     NotLive,
-    /// All frames reserved for this are being sent, or the ring is full: try again next turn.
-    #[error("no frame is free")]
+    /// All frames or buffers reserved for this are being sent, or the ring is full: try again next
+    /// turn.
+    #[error("no frame or buffer is free")]
     Busy,
     /// The payload is longer than the buffer.
     #[error("longer than the buffer")]

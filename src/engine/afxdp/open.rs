@@ -33,9 +33,8 @@ impl<S: Service> AfXdp<S> {
         // Before the sockets are bound: some drivers grant zero-copy only then.
         let attachment = attach(config, &program, reflects)?;
         let link_address = LinkAddress::from(link.mac);
-        let advertises = is_hidden.then_some(&link_address);
         let served = if reflects && !is_hidden { &[][..] } else { &config.queues };
-        let queues = open_queues(config, service, served, &attachment, frame_size, advertises)?;
+        let queues = open_queues(config, service, served, &attachment, frame_size, &link_address)?;
         netlink::wait_for_carrier(&link.name, CARRIER_TIMEOUT)?;
         for queue in &queues {
             program.add_socket(queue.number, &queue.socket)?;
@@ -137,15 +136,14 @@ fn attach(config: &EngineConfig, program: &Program, reflects: bool) -> Result<At
     Ok(attachment)
 }
 
-/// Opens the `served` queues, whose workers answer solicitations where `advertises` names the
-/// link-layer address.
+/// Opens the `served` queues. Their workers send from `own`, and answer solicitations with live-map.
 fn open_queues<S: Service>(
     config: &EngineConfig,
     service: &S,
     served: &[u32],
     attachment: &Attachment,
     frame_size: u32,
-    advertises: Option<&LinkAddress>,
+    own: &LinkAddress,
 ) -> Result<Vec<ServedQueue<S>>> {
     let (link, options) = (&config.link, &config.options.xdp);
     let open = |(index, &number): (usize, &u32)| {
@@ -167,9 +165,9 @@ fn open_queues<S: Service>(
         let (socket, rings, kept) = open_on(core, &socket_config)?;
         let mut worker = Worker::new(config.handler.clone(), service.clone())
             .with_room(reply::room(link))
-            .with_kept(kept, &rings);
-        if let Some(link_address) = advertises {
-            worker = worker.with_advertiser(Advertiser::new(link_address.clone()));
+            .with_kept(kept, &rings, own.clone());
+        if config.bind == Method::LiveMap {
+            worker = worker.with_advertiser(Advertiser::new(own.clone()));
         }
         Ok(ServedQueue { number, core, worker, rings, socket, shown: Default::default() })
     };

@@ -5,6 +5,7 @@
 //! ```text
 //!   recvmsg, multishot ─► completions ─► Handler, Service
 //!      ─► sendmsg of equal replies as one (UDP_SEGMENT) ─► completions ─► buffer is free
+//!                         Service, unasked ─► sendmsg ─► completions ─► its own buffer is free
 //! ```
 //!
 //! One ring, one socket (SO_REUSEPORT) and one pinned thread for each processor.
@@ -14,16 +15,19 @@ mod ring;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 
+use super::outbox;
 use super::reply::{self, Reply};
 use super::statistics::{Shown, Tally};
-use super::udp::{self, SocketCounters};
+use super::udp::{self, DOZE, SocketCounters};
 use super::{About, CounterSet, Engine, EngineConfig, EngineKind, Modes, pin};
 use crate::host::sandbox::{Role, Sandbox};
+use crate::net::datagrams;
 use crate::policy::Handler;
-use crate::service::Service;
+use crate::service::{Outbox, Peer, Service, Unsent};
 use ring::{Completion, DatagramRing, Received};
 
 /// Buffers of a worker, a power of two. The kernel hands over 32 requests at once
@@ -31,13 +35,16 @@ use ring::{Completion, DatagramRing, Received};
 /// to stay in a processor's cache. More requests wait in the socket.
 const BUFFERS: u16 = 256;
 
+/// Buffers besides, for what a service sends without being asked. Requests and replies never use
+/// them, and these never use those of replies.
+const KEPT: u16 = 64;
+
 impl EngineKind {
     /// io_uring.
     pub const URING: Self = Self::named("uring");
 }
 
 pub(super) const ABOUT: About = About {
-    sends_unasked: false,
     shares_frames: true,
     roles: &[Role::Uring],
     longest: udp::longest,
@@ -79,7 +86,8 @@ impl<S: Service> Uring<S> {
     pub fn open(config: &EngineConfig, service: &S) -> Result<Self> {
         let sockets = udp::open_shared(config, config.cores.len())?;
         let worker = |(socket, &core): (Arc<OwnedFd>, &usize)| {
-            let ring = DatagramRing::open(socket.clone(), BUFFERS)?;
+            let kept = if S::UNASKED { KEPT } else { 0 };
+            let ring = DatagramRing::open(socket.clone(), BUFFERS, kept)?;
             Ok(UringWorker { service: service.clone(), ring, socket, core, shown: Arc::default() })
         };
         let workers: Vec<_> =
@@ -106,14 +114,15 @@ impl Rules {
         ring.enable()?;
         let mut tally = Tally::default();
         while !stop.load(Ordering::Relaxed) {
-            self.turn(&mut service, &mut ring, &mut tally)?;
+            let wait = self.speak(&mut service, &mut ring, &mut tally);
+            self.turn(&mut service, &mut ring, wait, &mut tally)?;
             shown.store(&tally);
         }
         ring.close()?;
         while ring.is_busy() {
             // What was received is answered. A reply that the card does not take for so long is not
             // waited for.
-            if !self.turn(&mut service, &mut ring, &mut tally)? {
+            if !self.turn(&mut service, &mut ring, DOZE, &mut tally)? {
                 ring.cancel_all()?;
             }
         }
@@ -122,15 +131,29 @@ impl Rules {
         Ok(())
     }
 
-    /// Waits for something to happen, and does what is to be done about it; `false` when nothing
-    /// has for a while.
-    fn turn<S: Service>(
+    /// The turn of a service that sends without being asked. Returns how long to wait for the next.
+    fn speak<S: Service>(
         &self,
         service: &mut S,
         ring: &mut DatagramRing,
         tally: &mut Tally,
+    ) -> Duration {
+        if !S::UNASKED {
+            return DOZE;
+        }
+        outbox::nap(service.turn(&mut RingOutbox { rules: self, ring, tally }))
+    }
+
+    /// Waits for something to happen, and does what is to be done about it; `false` when nothing
+    /// has for `limit`.
+    fn turn<S: Service>(
+        &self,
+        service: &mut S,
+        ring: &mut DatagramRing,
+        limit: Duration,
+        tally: &mut Tally,
     ) -> Result<bool> {
-        let happened = ring.wait()?;
+        let happened = ring.wait(limit)?;
         // More may come meanwhile, without an end: a turn has one.
         for _ in 0..BUFFERS {
             let Some(event) = ring.next()? else { break };
@@ -144,6 +167,8 @@ impl Rules {
                     return Err(error).context(udp::CUTS_NONE);
                 }
                 Completion::Sent(replies, Err(_)) => tally.unsent += replies as u64,
+                Completion::Unasked(Ok(())) => tally.unasked += 1,
+                Completion::Unasked(Err(_)) => tally.unsent += 1,
                 Completion::Invalid => tally.invalid += 1,
             }
         }
@@ -176,6 +201,29 @@ impl Rules {
                 ring.put_back(request)
             }
         }
+    }
+}
+
+/// What a service sends by: operations of the worker's ring, which the next turn submits.
+struct RingOutbox<'a> {
+    rules: &'a Rules,
+    ring: &'a mut DatagramRing,
+    tally: &'a mut Tally,
+}
+
+impl Outbox for RingOutbox<'_> {
+    fn send(&mut self, peer: &Peer, write: impl FnOnce(&mut [u8]) -> usize) -> Result<(), Unsent> {
+        let Rules { handler, interface, room } = self.rules;
+        outbox::by_socket(handler, peer)?;
+        let (address, port) = peer.source;
+        let from = libc::in6_pktinfo {
+            ipi6_addr: libc::in6_addr { s6_addr: peer.asked.octets() },
+            ipi6_ifindex: *interface as _,
+        };
+        let ends = (datagrams::peer(address, port, *interface), from);
+        let sent = self.ring.send_to(ends, *room, write);
+        self.tally.unsent += u64::from(sent == Err(Unsent::Refused));
+        sent
     }
 }
 

@@ -4,9 +4,11 @@
 //! ```text
 //!        ┌────────── give (buffer ring, IORING_REGISTER_PBUF_RING) ◄───────────┐
 //!        ▼                                                                     │ the last one
-//!   kernel: recvmsg, multishot ──completion──► Request ──reply──► kernel: sendmsg, completion
+//!   kernel: recvmsg, multishot ──completion──► Received ─reply──► kernel: sendmsg, completion
 //!        ▲                                        │
 //!        └────────────────put_back────────────────┘
+//!
+//!   kept ──send_to──► kernel: sendmsg, completion ──► kept       what answers no request
 //! ```
 //!
 //! A buffer is in one place at a time. So no more completions can wait than there are buffers, and
@@ -22,6 +24,7 @@ use std::ptr::NonNull;
 use std::slice;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, AtomicU64, Ordering};
+use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, ensure};
 use io_uring::types::{BufRingEntry, CancelBuilder, Fd, RecvMsgOut, SubmitArgs, Timespec};
@@ -31,6 +34,7 @@ use crate::engine::udp::{self, DOZE, MAX_SEGMENTS};
 use crate::net::datagrams::{self, Control, Controls};
 use crate::net::denied;
 use crate::net::memory::Memory;
+use crate::service::Unsent;
 use crate::wire::MAX_PAYLOAD;
 
 /// Operations that one call submits at most: no more requests are decided over before the reply to
@@ -95,6 +99,8 @@ pub(super) enum Completion {
     Request(Received),
     /// So many replies have left, or have not.
     Sent(usize, io::Result<()>),
+    /// What answers no request has left, or has not.
+    Unasked(io::Result<()>),
     /// The kernel handed over what makes no sense.
     Invalid,
 }
@@ -113,7 +119,12 @@ pub(super) struct DatagramRing {
     /// What the kernel is told of how to receive.
     receive: NonNull<libc::msghdr>,
     buffers: NonNull<Buffer>,
+    /// Those that are received into.
     count: u16,
+    /// Those behind them, which are never received into: for what answers no request.
+    kept: u16,
+    /// The ones of these that no operation has.
+    free: Vec<u16>,
     /// Where the next buffer is put into the buffer ring; wraps.
     tail: u16,
     /// Buffers that are not in it.
@@ -129,18 +140,17 @@ pub(super) struct DatagramRing {
 unsafe impl Send for DatagramRing {}
 
 impl DatagramRing {
-    /// With `count` buffers, a power of two. Nothing is received before the first
-    /// [`wait`](Self::wait).
-    pub fn open(socket: Arc<OwnedFd>, count: u16) -> Result<Self> {
-        let ring = set_up(count).map_err(explain)?;
+    /// With `count` buffers for requests, a power of two, and `kept` for what answers none. Nothing
+    /// is received before the first [`wait`](Self::wait).
+    pub fn open(socket: Arc<OwnedFd>, count: u16, kept: u16) -> Result<Self> {
+        let ring = set_up(count + kept).map_err(explain)?;
         let header = usize::from(count) * size_of::<BufRingEntry>();
         let first = (header + size_of::<libc::msghdr>()).next_multiple_of(align_of::<Buffer>());
-        let memory =
-            Memory::anonymous(first + usize::from(count) * size_of::<Buffer>()).map_err(explain)?;
-        let places =
-            (memory.at(0, count.into()), memory.at(header, 1), memory.at(first, count.into()));
+        let all = usize::from(count + kept);
+        let memory = Memory::anonymous(first + all * size_of::<Buffer>()).map_err(explain)?;
+        let places = (memory.at(0, count.into()), memory.at(header, 1), memory.at(first, all));
         let (Some(entries), Some(receive), Some(buffers)) = places else {
-            return Err(anyhow!("no memory for {count} buffers"));
+            return Err(anyhow!("no memory for {all} buffers"));
         };
         static RINGS: AtomicU64 = AtomicU64::new(0);
         let mut this = Self {
@@ -152,6 +162,8 @@ impl DatagramRing {
             receive,
             buffers,
             count,
+            kept,
+            free: (count..count + kept).collect(),
             tail: 0,
             out: count,
             pending: 0,
@@ -166,6 +178,7 @@ impl DatagramRing {
             this.prepare(buffer);
             this.give(buffer);
         }
+        (count..count + kept).for_each(|buffer| this.prepare(buffer));
         let address = this.entries.as_ptr() as u64;
         // SAFETY: as many entries lie there, from the start of a page on, until no operation uses
         // them (see `drop`).
@@ -180,8 +193,8 @@ impl DatagramRing {
     }
 
     /// Submits what is to be done, and waits until something has happened; `false` when nothing has
-    /// for [`DOZE`].
-    pub fn wait(&mut self) -> Result<bool> {
+    /// for so long.
+    pub fn wait(&mut self, limit: Duration) -> Result<bool> {
         // The kernel ends a receive when it has no buffer, for one, and it has none while they are
         // all out: requests wait in the socket then.
         if !self.receiving && !self.closing && self.out < self.count {
@@ -191,8 +204,8 @@ impl DatagramRing {
             unsafe { self.push(&entry.build().user_data(RECEIVE)) }?;
             self.receiving = true;
         }
-        let doze = Timespec::from(DOZE);
-        let arguments = SubmitArgs::new().timespec(&doze);
+        let limit = Timespec::from(limit);
+        let arguments = SubmitArgs::new().timespec(&limit);
         passed(self.ring.submitter().submit_with_args(1, &arguments))
     }
 
@@ -308,10 +321,45 @@ impl DatagramRing {
         unsafe { self.push(&entry.build().user_data(index.into())) }
     }
 
+    /// Sends what `write` writes into the first `room` bytes of a payload, or fewer, to `peer` from
+    /// the address `from`: it answers no request, and takes no buffer of one.
+    ///
+    /// # Errors
+    /// Why it is not sent. Where the ring fails, the next [`wait`](Self::wait) says so as well.
+    pub fn send_to(
+        &mut self,
+        (peer, from): (libc::sockaddr_in6, libc::in6_pktinfo),
+        room: usize,
+        write: impl FnOnce(&mut [u8]) -> usize,
+    ) -> Result<(), Unsent> {
+        let index = *self.free.last().ok_or(Unsent::Busy)?;
+        // SAFETY: within the memory; no operation has it, since it is free.
+        let buffer = unsafe { self.buffer(index).as_mut() };
+        let room = room.min(MAX_PAYLOAD);
+        let length = write(&mut buffer.data[PAYLOAD..PAYLOAD + room]);
+        if length > room {
+            return Err(Unsent::TooLong);
+        }
+        let name = buffer.data[PEER..CONTROL].as_mut_ptr().cast::<libc::sockaddr_in6>();
+        // SAFETY: as many bytes of the buffer lie there, before the payload.
+        unsafe { name.write_unaligned(peer) };
+        buffer.controls = Controls::new(from, length);
+        buffer.left = 1;
+        buffer.vectors[0].iov_len = length;
+        self.send(index).map_err(|_| Unsent::Refused)?;
+        self.free.pop();
+        Ok(())
+    }
+
     fn sent(&mut self, buffer: u64, result: i32) -> Result<Option<Completion>> {
-        let Some(index) = u16::try_from(buffer).ok().filter(|index| *index < self.count) else {
+        let all = self.count + self.kept;
+        let Some(index) = u16::try_from(buffer).ok().filter(|index| *index < all) else {
             return Ok(Some(Completion::Invalid));
         };
+        if index >= self.count {
+            self.free.push(index);
+            return Ok(Some(Completion::Unasked(outcome(result).map(drop))));
+        }
         // SAFETY: within the memory; its operation has just completed.
         let buffer = unsafe { self.buffer(index).as_mut() };
         let mut copies = buffer.copies;
@@ -354,9 +402,10 @@ impl DatagramRing {
         self.pending > 0
     }
 
-    /// Buffers that are not where the kernel takes them from: with a request, or in an operation.
+    /// Buffers that are neither where the kernel takes them from nor free: with a request, or in an
+    /// operation.
     pub fn out(&self) -> u16 {
-        self.out
+        self.out + self.kept - self.free.len() as u16
     }
 
     /// Puts an operation into the submission queue; one that is full is submitted before.
@@ -373,8 +422,8 @@ impl DatagramRing {
     }
 
     fn buffer(&self, index: u16) -> NonNull<Buffer> {
-        // SAFETY: masked, so one of the `count` that lie there.
-        unsafe { self.buffers.add((index & (self.count - 1)).into()) }
+        // SAFETY: one of those that lie there, of which there is at least one.
+        unsafe { self.buffers.add(index.min(self.count + self.kept - 1).into()) }
     }
 
     /// The byte of a buffer at `offset`, which is one of its own.
@@ -424,7 +473,7 @@ impl DatagramRing {
         self.closing = true;
         self.cancel_all()?;
         for _ in 0..PATIENCE {
-            self.wait()?;
+            self.wait(DOZE)?;
             while let Some(completion) = self.ring.completion().next() {
                 self.pending -= u32::from(!cqueue::more(completion.flags()));
             }
@@ -516,7 +565,9 @@ mod tests {
     use super::*;
     use nix::sys::socket::{setsockopt, sockopt};
     use std::net::{SocketAddrV6, UdpSocket};
-    use std::time::Duration;
+
+    /// Buffers for what answers no request.
+    const KEPT: u16 = 3;
 
     /// A ring of `count` buffers, a client that asks it, and where.
     fn ring(count: u16) -> (DatagramRing, UdpSocket, SocketAddrV6) {
@@ -525,7 +576,7 @@ mod tests {
         setsockopt(&server, sockopt::Ipv6RecvPacketInfo, &true).unwrap();
         client.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
         let to = SocketAddrV6::new(Ipv6Addr::LOCALHOST, server.local_addr().unwrap().port(), 0, 0);
-        let ring = DatagramRing::open(Arc::new(server.into()), count).unwrap();
+        let ring = DatagramRing::open(Arc::new(server.into()), count, KEPT).unwrap();
         ring.enable().unwrap();
         (ring, client, to)
     }
@@ -535,12 +586,13 @@ mod tests {
         let mut requests = Vec::new();
         let mut in_vain = 0;
         while requests.len() < number {
-            in_vain += u32::from(!ring.wait().unwrap());
+            in_vain += u32::from(!ring.wait(DOZE).unwrap());
             assert!(in_vain < 100, "{} of {number} came", requests.len());
             while let Some(event) = ring.next().unwrap() {
                 match event {
                     Completion::Request(request) => requests.push(request),
                     Completion::Sent(_, result) => result.unwrap(),
+                    Completion::Unasked(_) => panic!("nothing was sent unasked"),
                     Completion::Invalid => panic!("the kernel said what makes no sense"),
                 }
             }
@@ -595,7 +647,7 @@ mod tests {
     fn payloads_of(ring: &mut DatagramRing, client: &UdpSocket, replies: usize) -> Vec<Vec<u8>> {
         let mut left = replies;
         while left > 0 {
-            ring.wait().unwrap();
+            ring.wait(DOZE).unwrap();
             while let Some(event) = ring.next().unwrap() {
                 let Completion::Sent(copies, Ok(())) = event else {
                     panic!("only replies were to leave")
@@ -614,7 +666,7 @@ mod tests {
         }
         let mut waiting = requests(&mut ring, 2);
         assert_eq!(ring.out(), 2);
-        while ring.wait().unwrap() {
+        while ring.wait(DOZE).unwrap() {
             assert!(ring.next().unwrap().is_none(), "there is nothing to receive into");
         }
         assert!(!ring.receiving);
@@ -630,7 +682,7 @@ mod tests {
             }
             waiting = requests(&mut ring, 1);
         }
-        ring.wait().unwrap();
+        ring.wait(DOZE).unwrap();
         assert_eq!(payloads(&client, 9).concat(), [0, 1, 2, 3, 4, 5, 6, 7, 8]);
     }
 
@@ -642,8 +694,46 @@ mod tests {
         assert_eq!(request.length, MAX_PAYLOAD);
         let (from, length) = (request.asked, request.length);
         ring.reply(request, from, length, 1).unwrap();
-        ring.wait().unwrap();
+        ring.wait(DOZE).unwrap();
         assert_eq!(payloads(&client, 1), [[7; MAX_PAYLOAD]]);
+    }
+
+    #[test]
+    fn what_nobody_asked_for_has_buffers_of_its_own() {
+        let (mut ring, client, to) = ring(2);
+        client.send_to(b"asked", to).unwrap();
+        let request = requests(&mut ring, 1).pop().unwrap();
+        let ends = (datagrams::peer(request.source, request.source_port, 0), request.asked);
+        let send = |ring: &mut DatagramRing, byte, length: usize, room| {
+            ring.send_to(ends, room, |payload| {
+                assert_eq!(payload.len(), room.min(MAX_PAYLOAD));
+                payload[..length.min(room)].fill(byte);
+                length
+            })
+        };
+        assert_eq!(send(&mut ring, 0, 101, 100), Err(Unsent::TooLong));
+        for round in 0..3 {
+            for (byte, length) in [(1, 0), (2, 100), (3, MAX_PAYLOAD)] {
+                send(&mut ring, byte, length, length).unwrap();
+            }
+            assert_eq!(ring.send_to(ends, 9, |_| panic!("it writes")), Err(Unsent::Busy));
+            assert_eq!(ring.out(), 1 + KEPT);
+            let mut left = KEPT;
+            while left > 0 {
+                ring.wait(DOZE).unwrap();
+                while let Some(event) = ring.next().unwrap() {
+                    let Completion::Unasked(Ok(())) = event else { panic!("in round {round}") };
+                    left -= 1;
+                }
+            }
+            let expected = [vec![], vec![2; 100], vec![3; MAX_PAYLOAD]];
+            assert_eq!(payloads(&client, 3), expected);
+        }
+        // The request lies where it was, and nothing is missing when it is answered.
+        let (from, length) = (request.asked, request.length);
+        ring.reply(request, from, length, 1).unwrap();
+        assert_eq!(payloads_of(&mut ring, &client, 1), [b"asked"]);
+        assert_eq!(ring.out(), 0);
     }
 
     #[test]
@@ -667,7 +757,7 @@ mod tests {
         let request = requests(&mut ring, 1).pop().unwrap();
         ring.close().unwrap();
         while ring.is_busy() {
-            ring.wait().unwrap();
+            ring.wait(DOZE).unwrap();
             assert!(ring.next().unwrap().is_none());
         }
         assert!(!ring.receiving && ring.out() == 1);
