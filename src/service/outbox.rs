@@ -8,8 +8,8 @@ use std::net::Ipv6Addr;
 pub struct Peer {
     pub(crate) source: (Ipv6Addr, u16),
     pub(crate) asked: Ipv6Addr,
-    /// The Ethernet address of its request, if the engine builds whole frames. The engine adds ours,
-    /// which may change meanwhile.
+    /// The Ethernet address of its request, if the engine builds whole frames. The engine adds
+    /// ours, which may change meanwhile.
     pub(crate) mac: Option<[u8; 6]>,
 }
 

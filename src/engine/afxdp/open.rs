@@ -136,7 +136,7 @@ fn attach(config: &EngineConfig, program: &Program, reflects: bool) -> Result<At
     Ok(attachment)
 }
 
-/// Opens the `served` queues. Their workers send from `own`, and answer solicitations with live-map.
+/// Opens the `served` queues. Their workers send from `own`, and answer solicitations (live-map).
 fn open_queues<S: Service>(
     config: &EngineConfig,
     service: &S,
