@@ -10,11 +10,10 @@
 use std::collections::BTreeMap;
 use std::net::{Ipv6Addr, SocketAddr, UdpSocket};
 
-use crate::common::packet::PacketSocket;
+use crate::common::packet::{PacketSocket, udp_frame};
 use crate::common::server::{self, PATIENCE, PREFIX, Server, about, engines};
 use crate::common::{TestLab, have_client_poll, ip, link, trial};
 use anyhow::{Result, anyhow, bail, ensure};
-use etherparse::PacketBuilder;
 use libtest_mimic::Trial;
 use sixhop::address::Pool;
 use sixhop::lab::Side;
@@ -163,12 +162,8 @@ impl Ends {
         ports: (u16, u16),
         payload: &[u8],
     ) -> Vec<u8> {
-        let mut frame = Vec::new();
-        PacketBuilder::ethernet2(self.client_mac, self.server_mac)
-            .ipv6(source.octets(), destination.octets(), 33)
-            .udp(ports.0, ports.1)
-            .write(&mut frame, payload)
-            .expect("a vector grows");
+        let macs = [self.client_mac, self.server_mac];
+        let mut frame = udp_frame(macs, source, destination, ports, payload);
         frame[15..18].copy_from_slice(&[0x0a, 0xbc, 0xde]); // a flow label
         frame
     }
@@ -294,8 +289,7 @@ fn conforms(engine: &str, flags: &str) -> Result<()> {
     let flags =
         format!("--addresses {ADDRESSES} --engine {engine} --replies {REPLIES} --cores 0 {flags}");
     let server = Server::start(&lab, &flags)?;
-    let index = link(&lab, Side::Client)?.index;
-    let capture = lab.run_in(Side::Client, || PacketSocket::on(index))?;
+    let capture = PacketSocket::at(&lab, Side::Client)?;
     let mut wrong_ones = wrong.iter();
     let mut expected = Vec::new();
     let mut replies = Vec::new();

@@ -8,11 +8,10 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::common::packet::{PacketSocket, leave_checksum_unfinished};
+use crate::common::packet::{PacketSocket, leave_checksum_unfinished, udp_frame};
 use crate::common::server::{PREFIX, Server, about, engines, sixhop};
 use crate::common::{TestLab, have_client_poll, link, trial};
 use anyhow::{Context, Result, bail, ensure};
-use etherparse::PacketBuilder;
 use libtest_mimic::Trial;
 use serde_json::Value;
 use sixhop::address::{Pool, Sources};
@@ -78,13 +77,8 @@ impl Ends {
         ports: (u16, u16),
         payload: &[u8],
     ) -> Vec<u8> {
-        let mut frame = Vec::new();
-        PacketBuilder::ethernet2(self.client_mac, self.server_mac)
-            .ipv6(source.octets(), destination.octets(), 33)
-            .udp(ports.0, ports.1)
-            .write(&mut frame, payload)
-            .expect("a vector grows");
-        frame
+        let macs = [self.client_mac, self.server_mac];
+        udp_frame(macs, source, destination, ports, payload)
     }
 
     /// A valid request from `port`, which identifies its reply.
@@ -417,8 +411,7 @@ fn does_what_is_written(engine: &str, flags: &str) -> Result<()> {
     let ends = Ends::of(&lab)?;
     let flags = format!("--addresses {ADDRESSES} --engine {engine} --replies 1 --cores 0 {flags}");
     let server = Server::start(&lab, &flags)?;
-    let index = link(&lab, Side::Client)?.index;
-    let capture = lab.run_in(Side::Client, || PacketSocket::on(index))?;
+    let capture = PacketSocket::at(&lab, Side::Client)?;
     // An exchange of sentinels first, so both kernels have resolved each other.
     exchange(&capture, &ends, &[])?;
     for (position, ((name, frames), row)) in cases(&ends)?.into_iter().enumerate() {
@@ -451,8 +444,7 @@ fn two_servers_do_not_answer_each_other() -> Result<()> {
         let there = Server::start_in(&lab, Side::Server, "server0", &flags)?;
         let here = Server::start_in(&lab, Side::Client, "client0", &format!("{flags} --seed 2"))?;
         let others = Pool::new(PREFIX.parse()?, ADDRESSES, 2)?;
-        let index = link(&lab, Side::Client)?.index;
-        let capture = lab.run_in(Side::Client, || PacketSocket::on(index))?;
+        let capture = PacketSocket::at(&lab, Side::Client)?;
         let mut forged = Vec::new();
         for number in 0..ADDRESSES {
             let (from, to) = (others.address(number), ends.pool.address(number));
@@ -487,8 +479,7 @@ fn who_may_not_ask_is_not_answered() -> Result<()> {
         ensure!(
             server.ready["allowed"] == serde_json::json!(allowed.split(',').collect::<Vec<_>>())
         );
-        let index = link(&lab, Side::Client)?.index;
-        let capture = lab.run_in(Side::Client, || PacketSocket::on(index))?;
+        let capture = PacketSocket::at(&lab, Side::Client)?;
         let forged = |source| ends.udp(source, ends.pool.address(1), (50_000, PORT), &[7; 32]);
         let neighbour = "2001:db8:1::99".parse()?;
         let frames =
@@ -527,8 +518,7 @@ fn the_counters_add_up() -> Result<()> {
         let ends = Ends::of(&lab)?;
         let flags = format!("--addresses {ADDRESSES} --engine {engine} --bind {bind} --replies 1");
         let mut server = Server::start(&lab, &flags)?;
-        let index = link(&lab, Side::Client)?.index;
-        let capture = lab.run_in(Side::Client, || PacketSocket::on(index))?;
+        let capture = PacketSocket::at(&lab, Side::Client)?;
         exchange(&capture, &ends, &[])?;
         // Every packet that client0 sends arrives, including its kernel's own.
         let sent = || {

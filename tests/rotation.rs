@@ -345,8 +345,7 @@ fn outside_the_window(engine: &str) -> Result<()> {
     )?;
     let now = server.ready["step"].as_u64().context("a step")?;
     let sender = Sender::new(&lab)?;
-    let index = link(&lab, Side::Client)?.index;
-    let capture = lab.run_in(Side::Client, || PacketSocket::on(index))?;
+    let capture = PacketSocket::at(&lab, Side::Client)?;
     let mut frame = [0; 200];
     let window = || (0..u64::from(CLIENTS)).flat_map(|client| [-1i64, 0, 1].map(|by| (client, by)));
     let outside =
@@ -413,8 +412,7 @@ fn a_million_probes() -> Result<()> {
     let mut server = Server::start(&lab, &format!("{} --bind live-map", secret.flags(1000, 1)))?;
     let timetable = secret.timetable(1000, 1)?;
     let sender = Sender::new(&lab)?;
-    let index = link(&lab, Side::Client)?.index;
-    let capture = lab.run_in(Side::Client, || PacketSocket::on(index))?;
+    let capture = PacketSocket::at(&lab, Side::Client)?;
     let mut frame = [0; 200];
     let mut host = 0x0123_4567_89ab_cdef_u64;
     let mut probe = |count: u64| {

@@ -2,18 +2,39 @@
 //! other end.
 
 use std::io;
+use std::net::Ipv6Addr;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use etherparse::PacketBuilder;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{
     AddressFamily, MsgFlags, SockFlag, SockType, recv, send, setsockopt, socket, sockopt,
 };
+use sixhop::lab::Side;
 
 use super::server::PATIENCE;
+use super::{TestLab, link};
+
+/// An Ethernet frame with a datagram from the first of `macs` to the second, hop limit 33.
+pub fn udp_frame(
+    macs: [[u8; 6]; 2],
+    source: Ipv6Addr,
+    destination: Ipv6Addr,
+    ports: (u16, u16),
+    payload: &[u8],
+) -> Vec<u8> {
+    let mut frame = Vec::new();
+    PacketBuilder::ethernet2(macs[0], macs[1])
+        .ipv6(source.octets(), destination.octets(), 33)
+        .udp(ports.0, ports.1)
+        .write(&mut frame, payload)
+        .expect("a vector grows");
+    frame
+}
 
 /// A packet socket (packet(7)) on one interface, in the namespace that created it.
 pub struct PacketSocket(OwnedFd);
@@ -22,6 +43,12 @@ impl PacketSocket {
     /// Captures everything from now on, with a 64 MiB receive buffer.
     pub fn on(index: u32) -> Result<Self> {
         Self::bound(index, libc::ETH_P_ALL as u16)
+    }
+
+    /// The same at one end of `lab`.
+    pub fn at(lab: &TestLab, side: Side) -> Result<Self> {
+        let index = link(lab, side)?.index;
+        lab.run_in(side, || Self::on(index))
     }
 
     /// Only sends; captures nothing.
