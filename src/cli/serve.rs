@@ -11,7 +11,8 @@ use clap::builder::RangedI64ValueParser;
 use sd_notify::NotifyState;
 
 use super::{
-    Moving, OPERATIONS, binding, note, print_json, running, stop_at_end_of_input, stop_on_signal,
+    Moving, OPERATIONS, advice, binding, note, print_json, running, stop_at_end_of_input,
+    stop_on_signal,
 };
 use crate::address::{Prefix, Sources};
 use crate::engine::{self, EngineKind};
@@ -215,7 +216,8 @@ pub fn run(args: Args) -> Result<ExitCode> {
             }
         }
         Occasion::Renamed(name) => board.rename(name),
-        Occasion::Notice(text) => {
+        Occasion::Notice { mut text, symptom } => {
+            text += symptom.and_then(advice::of_symptom).unwrap_or_default();
             note(&text);
             if json {
                 let _ = print_json(&Event::Notice(Notice { text }));

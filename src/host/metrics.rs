@@ -16,7 +16,6 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, NoLabelSet, prometheus_text};
 use prometheus_client::metrics::MetricType;
@@ -35,6 +34,7 @@ const REQUEST: usize = 4096;
 ///
 /// # Errors
 /// When it is neither.
+#[doc(hidden)]
 pub fn place(text: &str) -> Result<SocketAddr, String> {
     let port = text.parse::<u16>().map(|port| SocketAddr::from((Ipv6Addr::LOCALHOST, port)));
     port.or_else(|_| text.parse())
@@ -180,6 +180,7 @@ const fn gauge(
 }
 
 /// The name, the type and the meaning of each metric, as they are shown.
+#[doc(hidden)]
 pub fn descriptions() -> impl Iterator<Item = (String, &'static str, &'static str)> {
     METRICS.iter().map(|metric| match metric.counter {
         true => (format!("{}_total", metric.name), "counter", metric.help),
@@ -320,6 +321,16 @@ impl Collector for Board {
     }
 }
 
+/// An address and port cannot be had for metrics.
+#[derive(Debug, thiserror::Error)]
+#[error("no metrics at {place}")]
+pub struct NoMetrics {
+    /// The place that was asked for.
+    pub place: SocketAddr,
+    /// What the kernel says.
+    pub source: io::Error,
+}
+
 /// A place where somebody may ask.
 #[derive(Debug)]
 pub struct Listener(TcpListener);
@@ -329,17 +340,16 @@ impl Listener {
     ///
     /// # Errors
     /// When the place cannot be had.
-    pub fn open(place: SocketAddr) -> Result<Self> {
-        let cannot = || format!("no metrics at {place}: use another address or port for --metrics");
-        TcpListener::bind(place).map(Self).with_context(cannot)
+    pub fn open(place: SocketAddr) -> Result<Self, NoMetrics> {
+        TcpListener::bind(place).map(Self).map_err(|source| NoMetrics { place, source })
     }
 
     /// Where it is.
     ///
     /// # Errors
     /// When the kernel does not say.
-    pub fn place(&self) -> Result<SocketAddr> {
-        self.0.local_addr().context("the metrics are nowhere")
+    pub fn place(&self) -> io::Result<SocketAddr> {
+        self.0.local_addr()
     }
 
     /// Answers, on a thread of its own that ends with the process.

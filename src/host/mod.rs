@@ -26,9 +26,11 @@ use crate::net::netlink::Link;
 use crate::net::quirks::{self, Act};
 
 pub(crate) use crate::net::file;
+#[doc(hidden)]
 pub use interrupts::Nearness;
 pub(crate) use ipv6::has_ipv6;
 
+#[doc(hidden)]
 pub use crate::events::{Environment, Napi, Nic};
 
 impl Nic {
@@ -143,6 +145,7 @@ fn processor(info: &str) -> String {
 pub(crate) const GUEST: &str = "sixhop.guest=";
 
 /// The guest, in the words that stand in results: `QEMU-10.0.2-tcg-igb`. `None` outside of one.
+#[doc(hidden)]
 #[must_use]
 pub fn guest() -> Option<String> {
     let line = fs::read_to_string("/proc/cmdline").ok()?;
@@ -221,6 +224,7 @@ pub(crate) fn mount_own_sys() -> Result<(), Errno> {
 }
 
 /// What some processors have done since the machine was started, in ticks (10 ms as a rule).
+#[doc(hidden)]
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Ticks {
     busy: u64,

@@ -1,15 +1,14 @@
 //! The file that the shared secret is in: read once, by nobody else readable.
 
 use std::fs::File;
-use std::io::Read;
+use std::io::{self, Read};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, ensure};
 use nix::sys::resource::{Resource, setrlimit};
 use zeroize::Zeroizing;
 
-use crate::address::Secret;
+use crate::address::{Secret, SecretError};
 
 /// Bytes of the largest file that is taken for a secret: a larger one is another file.
 const LARGEST: usize = 4096;
@@ -17,48 +16,82 @@ const LARGEST: usize = 4096;
 /// Bits of a file's mode by which group and others may read, write or execute it.
 const OTHERS: u32 = 0o077;
 
+/// Why a file gives no secret.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum SecretFileError {
+    /// Core dumps cannot be ruled out.
+    #[error("cannot rule out core dumps, which would hold the secret")]
+    CoreDumps(#[source] io::Error),
+    /// It cannot be read.
+    #[error("cannot read the secret {path}")]
+    Unreadable {
+        /// The file.
+        path: PathBuf,
+        /// What the kernel says.
+        source: io::Error,
+    },
+    /// It is a directory, a pipe or a device.
+    #[error("the secret {0} is no regular file")]
+    NoFile(PathBuf),
+    /// Others may read or change it.
+    #[error("the secret {path} is open to others (mode {mode:03o}): chmod 600 {path}")]
+    OpenToOthers {
+        /// The file.
+        path: PathBuf,
+        /// Its permissions.
+        mode: u32,
+    },
+    /// It is too large for a secret.
+    #[error("the secret {0} has more than {LARGEST} bytes: it is another file")]
+    TooLarge(PathBuf),
+    /// What it holds is no secret.
+    #[error("{path} is no secret")]
+    NoSecret {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        source: SecretError,
+    },
+}
+
 /// Reads the secret in the file at `path`, all of it. From then on this process leaves no core
 /// dump, which would hold it.
 ///
 /// # Errors
 /// When others may read or change the file, it is no regular file, or what it holds is no secret.
-pub fn read(path: &Path) -> Result<Secret> {
-    let name = path.display();
+pub fn read(path: &Path) -> Result<Secret, SecretFileError> {
+    let name = || path.to_owned();
+    let unreadable = |source| SecretFileError::Unreadable { path: name(), source };
     setrlimit(Resource::RLIMIT_CORE, 0, 0)
-        .context("cannot rule out core dumps, which would hold the secret")?;
+        .map_err(|error| SecretFileError::CoreDumps(error.into()))?;
     // A pipe that nobody writes to would be waited for.
     let mut options = File::options();
-    let mut file = options
-        .read(true)
-        .custom_flags(libc::O_NONBLOCK)
-        .open(path)
-        .with_context(|| format!("cannot read the secret {name}"))?;
+    let mut file =
+        options.read(true).custom_flags(libc::O_NONBLOCK).open(path).map_err(unreadable)?;
     // Of what was opened: the name may lead elsewhere by now.
-    let about = file.metadata().with_context(|| format!("cannot look at the secret {name}"))?;
-    ensure!(about.is_file(), "the secret {name} is no regular file");
-    ensure!(
-        about.mode() & OTHERS == 0,
-        "the secret {name} is open to others (mode {:03o}): chmod 600 {name}",
-        about.mode() & 0o777
-    );
+    let about = file.metadata().map_err(unreadable)?;
+    if !about.is_file() {
+        return Err(SecretFileError::NoFile(name()));
+    }
+    if about.mode() & OTHERS != 0 {
+        return Err(SecretFileError::OpenToOthers { path: name(), mode: about.mode() & 0o777 });
+    }
     // One byte more than it may have, and never grown: what is copied to larger memory leaves a
     // copy behind.
     let mut bytes = Zeroizing::new(vec![0; LARGEST + 1]);
     let mut length = 0;
     while length < bytes.len() {
-        match file
-            .read(&mut bytes[length..])
-            .with_context(|| format!("cannot read the secret {name}"))?
-        {
+        match file.read(&mut bytes[length..]).map_err(unreadable)? {
             0 => break,
             count => length += count,
         }
     }
-    ensure!(
-        length <= LARGEST,
-        "the secret {name} has more than {LARGEST} bytes: it is another file"
-    );
-    Secret::new(bytes[..length].to_vec()).with_context(|| format!("{name} is no secret"))
+    if length > LARGEST {
+        return Err(SecretFileError::TooLarge(name()));
+    }
+    Secret::new(bytes[..length].to_vec())
+        .map_err(|source| SecretFileError::NoSecret { path: name(), source })
 }
 
 #[cfg(test)]
@@ -71,7 +104,7 @@ mod tests {
     fn only_a_file_of_ones_own_with_enough_in_it_is_a_secret() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("secret");
-        let refused = |path: &Path| format!("{:#}", read(path).unwrap_err());
+        let refused = |path: &Path| format!("{:#}", anyhow::Error::new(read(path).unwrap_err()));
         assert!(refused(&path).contains("No such file"));
         fs::write(&path, [7; 16]).unwrap();
         for mode in [0o640, 0o604, 0o620, 0o601, 0o666] {

@@ -45,12 +45,16 @@ use anyhow::{Context, Result, bail, ensure};
 
 use crate::address::{Pool, Prefix};
 use crate::host::sandbox::Role;
+#[doc(hidden)]
 pub use crate::host::time::unix_time;
 use crate::net::netlink::Link;
 use crate::xdp::LiveAddresses;
 use kernel::Kernel;
+#[doc(hidden)]
 pub use live_set::LiveSet;
-pub use rotation::{Rotated, Rotation};
+pub use rotation::Rotated;
+#[doc(hidden)]
+pub use rotation::Rotation;
 
 pub use crate::events::{Method, Phase, Phases};
 
@@ -62,6 +66,7 @@ pub type Step<'a> = dyn FnMut(usize) -> bool + 'a;
 pub type Told<'a> = dyn FnMut(usize) + 'a;
 
 /// A way to make addresses live on one interface, in the namespace in which it was made.
+#[doc(hidden)]
 pub trait Binder: Send {
     /// Makes all `addresses` live, besides those that are already, and returns what took how long.
     ///
@@ -134,6 +139,7 @@ pub trait Binder: Send {
 }
 
 /// Addresses of some clients in one time step.
+#[doc(hidden)]
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Timed {
     /// The step.
@@ -145,6 +151,7 @@ pub struct Timed {
 }
 
 /// What a bind fails with when its [`Step`] said no.
+#[doc(hidden)]
 #[derive(Debug, thiserror::Error)]
 #[error("interrupted")]
 pub struct Interrupted;
@@ -237,6 +244,7 @@ impl Method {
 }
 
 /// Where addresses are to be live.
+#[doc(hidden)]
 #[derive(Debug)]
 pub struct Place<'a> {
     /// The interface, in the namespace of the calling thread.
@@ -253,6 +261,7 @@ pub struct Place<'a> {
 /// # Errors
 /// When another process binds addresses of that interface, the leftovers cannot be removed, or the
 /// method needs something that is not there.
+#[doc(hidden)]
 pub fn binder(method: Method, place: Place) -> Result<Box<dyn Binder>> {
     if method == Method::None {
         return Ok(Box::new(Nothing));
@@ -289,6 +298,7 @@ pub fn binder(method: Method, place: Place) -> Result<Box<dyn Binder>> {
 }
 
 /// Addresses that are live until this goes.
+#[doc(hidden)]
 pub struct Bound {
     binder: Box<dyn Binder>,
     addresses: Vec<Ipv6Addr>,
@@ -299,6 +309,7 @@ pub struct Bound {
 ///
 /// # Errors
 /// Those of [`binder`] and [`Binder::bind`]. None of the addresses is live then.
+#[doc(hidden)]
 pub fn bind(
     method: Method,
     place: Place,

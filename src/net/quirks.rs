@@ -285,7 +285,7 @@ const QUIRKS: &[Quirk] = &[
         name: "ipvlan",
         why: "{if} is an ipvlan, which gets only what is for the kernel's addresses, and those of \
               live-map are none",
-        cure: Some("use --bind netlink, or a macvlan"),
+        cure: Some("use a macvlan"),
         source: "ipvlan_addr_lookup (drivers/net/ipvlan/ipvlan_core.c)",
     },
     Quirk {

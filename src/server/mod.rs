@@ -9,6 +9,7 @@
 mod checks;
 mod error;
 mod found;
+#[doc(hidden)]
 #[cfg(feature = "cli")]
 pub mod guard;
 mod master;
@@ -27,19 +28,24 @@ use anyhow::{Context, Result};
 
 use crate::address::{Sources, Targets};
 use crate::engine::{self, EngineKind};
-use crate::events::{Ready, Stats};
 use crate::host::sandbox::Sandbox;
 use crate::host::settings::Keeper;
-use crate::live::{Method, Phases, Rotated, Step, Told};
+use crate::live::{Method, Step, Told};
 use crate::net::netlink::{self, Link};
 use crate::service::{Echo, Service};
 
-pub use error::{Cause, ConfigError, InterfaceError, ServerError};
+#[doc(inline)]
+pub use crate::events::{
+    AttachMode, BusyPoll, CopyMode, Counters, Environment, Fallback, KernelCounters, Modes, Moves,
+    Moving, Napi, Nic, Phase, Phases, QueueCounters, Ready, RingLevels, RingSizes, Rotated, Stats,
+};
+pub use error::{CannotSend, Cause, ConfigError, InterfaceError, ServerError};
 use found::Found;
 #[cfg(feature = "lab")]
 pub(crate) use master::takes_packets;
 use opened::{Opened, Opening};
 use plan::Plan;
+pub use symptoms::Symptom;
 
 /// What to serve.
 #[derive(Debug, Clone)]
@@ -90,8 +96,14 @@ pub enum Occasion<'a> {
     Rotation(&'a Rotated),
     /// The interface is called otherwise now.
     Renamed(String),
-    /// Something has changed, or goes wrong, and the server goes on: a sentence for people.
-    Notice(String),
+    /// Something has changed, or goes wrong, and the server goes on: a sentence for people, and
+    /// what that shows, if it is a known symptom.
+    Notice {
+        /// The sentence.
+        text: String,
+        /// The symptom.
+        symptom: Option<Symptom>,
+    },
     /// Each of its workers has shown since the last time that it is alive. Looked for some times a
     /// second.
     Alive,

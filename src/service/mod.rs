@@ -16,6 +16,8 @@ use std::num::NonZero;
 use std::time::Duration;
 
 pub use crate::address::Client;
+#[doc(inline)]
+pub use crate::wire::MAX_PAYLOAD;
 pub use echo::Echo;
 pub use outbox::{Outbox, Peer, Unsent};
 
@@ -135,6 +137,7 @@ impl<'a> Datagram<'a> {
     }
 
     /// The same, sent to an address of `client`.
+    #[doc(hidden)]
     #[inline]
     #[must_use]
     pub fn of(self, client: Option<Client>) -> Self {
@@ -142,6 +145,7 @@ impl<'a> Datagram<'a> {
     }
 
     /// The same, in a frame between these Ethernet addresses: the source's, and ours.
+    #[doc(hidden)]
     #[inline]
     #[must_use]
     pub fn between(self, macs: Option<[[u8; 6]; 2]>) -> Self {
@@ -173,7 +177,7 @@ impl<'a> Datagram<'a> {
 
     /// The payload and the room behind it, to write the answer into. It holds the payload and any
     /// answer that fits into a packet of the link, up to
-    /// [`MAX_PAYLOAD`](crate::wire::MAX_PAYLOAD) bytes. What is behind the payload is left from
+    /// [`MAX_PAYLOAD`] bytes. What is behind the payload is left from
     /// other packets.
     #[inline]
     pub fn buffer(&mut self) -> &mut [u8] {

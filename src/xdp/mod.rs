@@ -5,6 +5,7 @@
 //! gives to others is safe to use, and counts frames so that none is lost unseen. Only the program
 //! in the kernel knows anything of requests and replies.
 
+mod error;
 mod fallback;
 mod multicast;
 mod program;
@@ -18,6 +19,7 @@ pub mod capability;
 pub mod model;
 pub mod stacked;
 
+pub use error::ModeError;
 pub use fallback::Fallback;
 pub use multicast::AllMulticast;
 pub use program::{

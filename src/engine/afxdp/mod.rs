@@ -22,8 +22,8 @@ use crate::engine::statistics::{Shown, Tally};
 use crate::engine::udp::SocketCounters;
 use crate::engine::worker::{BATCH, Worker};
 use crate::engine::{
-    About, Advertiser, CounterSet, Engine, EngineConfig, EngineKind, Follower, LinkAddress, Modes,
-    pin, supervise,
+    About, Advertiser, CounterSet, Engine, EngineConfig, EngineError, EngineKind, Follower,
+    LinkAddress, Modes, pin, supervise,
 };
 use crate::events::{Counters, QueueCounters};
 use crate::host::sandbox::{Role, Sandbox};
@@ -351,13 +351,10 @@ impl Follower for Followed {
 fn can_send_redirected(link: &Link) -> Result<()> {
     let features = xdp_features(link.index).ok().flatten();
     let can = features.is_none_or(|features| features.has("ndo-xmit"));
-    ensure!(
-        can || quirks::of_driver(&ethtool::driver(&link.name)?).has(Act::ReflectAllTheSame),
-        "the driver of {} sends no frames for an XDP program: use --attach generic, or another \
-         engine",
-        link.name
-    );
-    Ok(())
+    if can || quirks::of_driver(&ethtool::driver(&link.name)?).has(Act::ReflectAllTheSame) {
+        return Ok(());
+    }
+    Err(EngineError::SendsNoFrames(link.name.clone()).into())
 }
 
 /// Bytes in a frame, as they are asked for or as packets need.
@@ -365,14 +362,12 @@ fn chosen_frame_size(config: &EngineConfig) -> Result<u32> {
     let Link { name, mtu, .. } = &config.link;
     let needed = frame_size(*mtu);
     let size = config.options.xdp.frame_size.unwrap_or(needed);
-    ensure!(
-        size >= needed,
-        "a frame of {size} bytes is too small for packets of {name}, whose MTU is {mtu}: use \
-         --frame-size {needed}, or set \
-         an MTU of at most {}",
-        size.saturating_sub(FRAME_OVERHEAD)
-    );
-    Ok(size)
+    if size >= needed {
+        return Ok(size);
+    }
+    let (interface, mtu) = (name.clone(), *mtu);
+    let largest_mtu = size.saturating_sub(FRAME_OVERHEAD);
+    Err(EngineError::FrameTooSmall { size, interface, mtu, needed, largest_mtu }.into())
 }
 
 /// Opens a socket from processor `core`: the kernel takes the memory of frames and rings from the

@@ -20,7 +20,7 @@ use anyhow::{Context, Result};
 use super::reply::{self, Reply};
 use super::statistics::{Shown, Tally};
 use super::udp::{self, SocketCounters};
-use super::{About, CounterSet, Engine, EngineConfig, EngineKind, Modes, pin};
+use super::{About, CounterSet, Engine, EngineConfig, EngineError, EngineKind, Modes, pin};
 use crate::host::sandbox::{Role, Sandbox};
 use crate::policy::Handler;
 use crate::service::Service;
@@ -141,7 +141,7 @@ impl Rules {
                 }
                 Event::Sent(replies, Ok(())) => tally.replies += replies as u64,
                 Event::Sent(_, Err(error)) if error.raw_os_error() == Some(libc::EIO) => {
-                    return Err(error).context(udp::CUTS_NONE);
+                    return Err(error).context(EngineError::CutsNone);
                 }
                 Event::Sent(replies, Err(_)) => tally.unsent += replies as u64,
                 Event::Invalid => tally.invalid += 1,
