@@ -18,6 +18,7 @@ use crate::net::quirks::CARRIER_TIMEOUT;
 use crate::server::{Server, ServerConfig};
 use crate::xdp::capability::{Host, Interface};
 
+#[cfg(feature = "cli")]
 pub(crate) use verdict::fewer_queues;
 pub use verdict::{Advice, Finding, Verdict};
 
