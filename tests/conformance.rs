@@ -16,6 +16,7 @@ use crate::common::{TestLab, have_client_poll, ip, link, trial};
 use anyhow::{Result, anyhow, bail, ensure};
 use libtest_mimic::Trial;
 use sixhop::address::Pool;
+use sixhop::engine::{EngineError, EngineKind};
 use sixhop::lab::Side;
 use sixhop::live::Method;
 use sixhop::policy::Handler;
@@ -141,7 +142,9 @@ fn reflect_runs_no_other() -> Result<()> {
     let Err(error) = started else { bail!("reflect started with another service") };
     let said = format!("{error:#}");
     ensure!(said.contains("reflect only sends requests back"), "{said}");
-    ensure!(said.contains("--engine afxdp"), "{said}");
+    let library::ServerError::Engine(cause) = &error else { bail!("{error:?}") };
+    let why = cause.downcast_ref();
+    ensure!(why == Some(&EngineError::OnlyEchoes(EngineKind::REFLECT)), "{error:?}");
     Ok(())
 }
 

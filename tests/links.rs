@@ -404,6 +404,6 @@ fn router_for_nothing() -> Result<()> {
     let lab = TestLab::up()?;
     refused(
         &serve(&lab, "server0", "--multicast-router")?,
-        &["--multicast-router is for --bind live-map"],
+        &["for live-map alone", "use --bind live-map, or no --multicast-router"],
     )
 }

@@ -8,6 +8,7 @@ mod pool;
 mod prefix;
 mod secret;
 mod sources;
+#[doc(hidden)]
 pub mod timed;
 
 /// What [`timed`] shares between threads: loom has its own (loom/src/shared.rs).
@@ -25,6 +26,7 @@ pub use pool::{Pool, PoolError};
 pub use prefix::{Prefix, PrefixError};
 pub use secret::{Secret, SecretError};
 pub use sources::Sources;
+#[doc(inline)]
 pub use timed::Client;
 
 /// The rules by which addresses move.
@@ -86,6 +88,7 @@ impl From<mt6d::Timetable> for Targets {
 }
 
 /// Fills `places` with `value(0)`, `value(1)`, …, in equal parts on `threads` threads.
+#[doc(hidden)]
 pub fn fill<T: Send>(places: &mut [T], threads: usize, value: impl Fn(u64) -> T + Sync) {
     let part = |start: usize, places: &mut [T]| {
         for (index, place) in (start as u64..).zip(places) {

@@ -1,6 +1,7 @@
 //! The command line, one file per subcommand: parses flags, calls the library, prints results. It
 //! has no logic of its own.
 
+mod advice;
 pub mod bind;
 pub mod compare;
 pub mod experiment;
@@ -23,7 +24,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result};
 use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use comfy_table::{CellAlignment, Table};
 use indicatif::{HumanDuration, ProgressBar, ProgressDrawTarget, ProgressStyle};
@@ -37,7 +38,8 @@ use crate::host;
 use crate::host::sandbox::{Role, Sandbox};
 use crate::live::Method;
 use crate::server::guard::Guard;
-use crate::server::{ConfigError, Occasion, Server, ServerConfig, ServerError, Totals};
+use crate::server::{Occasion, Server, ServerConfig, Totals};
+use advice::with_flags;
 
 /// The help heading of flags for operators. The logging flags are under it in every subcommand.
 const OPERATIONS: &str = "Operations";
@@ -88,7 +90,7 @@ impl Subcommand {
     /// # Errors
     /// Those of the subcommand; [`Usage`] if flags contradict each other.
     pub fn run(self) -> Result<ExitCode> {
-        match self {
+        let done = match self {
             Self::Probe(args) => probe::run(args),
             Self::Serve(args) => serve::run(args),
             Self::Load(args) => load::run(args),
@@ -100,7 +102,8 @@ impl Subcommand {
             Self::Completions(args) => manual::completions(&args),
             Self::Man(args) => manual::man(&args),
             Self::Guard(args) => guard::run(&args),
-        }
+        };
+        done.map_err(with_flags)
     }
 }
 
@@ -205,7 +208,7 @@ fn stop_at_end_of_input(stop: Arc<AtomicBool>, sandbox: Sandbox) {
     // Never joined: the thread waits for input as long as the process lives.
     thread::spawn(move || {
         if let Err(error) = sandbox.enter(Role::Input) {
-            note(format_args!("{error:#}"));
+            note(format_args!("{:#}", with_flags(error)));
         }
         let mut rest = [0; 256];
         while io::stdin().read(&mut rest).is_ok_and(|length| length > 0) {}
@@ -231,23 +234,10 @@ fn binding(config: &ServerConfig, stop: &AtomicBool) -> Result<(Server, Guard)> 
         !stop.load(Ordering::Relaxed)
     });
     bar.finish_and_clear();
-    let server = server.map_err(with_flags)?;
+    let server = server?;
     server.ready().notes.iter().for_each(note);
+    advice::of_ready(server.ready()).iter().for_each(note);
     Ok((server, guard))
-}
-
-/// Adds to an error the flags that cure it, which the library does not know.
-fn with_flags(error: ServerError) -> anyhow::Error {
-    let ServerError::Config(cause) = &error else { return error.into() };
-    let cure = match cause.downcast_ref() {
-        Some(ConfigError::NeedsProgram(_)) => "use --engine afxdp or reflect",
-        Some(ConfigError::BusyPoll) => "use --engine afxdp, or no --busy-poll",
-        Some(ConfigError::Limit) => "use --engine afxdp or reflect, or no --limit",
-        Some(ConfigError::Taken { .. }) => "use another --seed or --prefix",
-        Some(ConfigError::QueuesOfReflect) => "leave out --queues",
-        _ => return error.into(),
-    };
-    anyhow!("{:#}: {cure}", anyhow::Error::from(error))
 }
 
 /// Prints one line for people on standard error, about something they may not expect.

@@ -11,7 +11,7 @@ use clap::builder::RangedI64ValueParser;
 use sd_notify::NotifyState;
 
 use super::{
-    OPERATIONS, TargetFlags, binding, note, print_json, running, stop_at_end_of_input,
+    OPERATIONS, TargetFlags, advice, binding, note, print_json, running, stop_at_end_of_input,
     stop_on_signal,
 };
 use crate::address::{Prefix, Sources};
@@ -210,7 +210,9 @@ pub fn run(args: Args) -> Result<ExitCode> {
         }
         Occasion::Rotation(rotated) => output.rotation(rotated),
         Occasion::Renamed(name) => board.rename(name),
-        Occasion::Notice(text) => output.notice(text),
+        Occasion::Notice { text, symptom } => {
+            output.notice(text + symptom.and_then(advice::of_symptom).unwrap_or_default());
+        }
         Occasion::Alive => manager.alive(),
         Occasion::Stopping => manager.stopping(),
     })?;

@@ -22,7 +22,7 @@ use super::outbox::{self, UdpOutbox};
 use super::reply::{self, Reply};
 use super::statistics::{Shown, Tally};
 use super::udp::{self, SocketCounters};
-use super::{About, CounterSet, Engine, EngineConfig, EngineKind, Modes, pin};
+use super::{About, CounterSet, Engine, EngineConfig, EngineError, EngineKind, Modes, pin};
 use crate::host::sandbox::{Role, Sandbox};
 use crate::net::datagrams::{BATCH, Incoming, MAX_MESSAGES, Message, Outgoing};
 use crate::policy::Handler;
@@ -260,7 +260,7 @@ impl BatchRules {
                 Ok(sent) => (sent.min(some.len()), true),
                 Err(error) if error.raw_os_error() == Some(libc::EINTR) => continue,
                 Err(error) if self.segments && error.raw_os_error() == Some(libc::EIO) => {
-                    return Err(error).context(udp::CUTS_NONE);
+                    return Err(error).context(EngineError::CutsNone);
                 }
                 // That one does not go; those behind it may.
                 Err(_) => (1, false),

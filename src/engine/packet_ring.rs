@@ -60,7 +60,7 @@ pub(super) const ABOUT: About = About {
     segments: true,
     capabilities: &["CAP_NET_ADMIN", "CAP_NET_RAW"],
     roles: &[Role::Packet],
-    ways: &["--tpacket v3"],
+    ways: &[("tpacket", "v3")],
     ..About::new(
         EngineKind::PACKET_RING,
         "The same through memory that is shared with the kernel (PACKET_RX_RING, PACKET_TX_RING): \

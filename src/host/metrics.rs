@@ -16,7 +16,6 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, NoLabelSet, prometheus_text};
 use prometheus_client::metrics::MetricType;
@@ -36,6 +35,7 @@ const REQUEST: usize = 4096;
 ///
 /// # Errors
 /// When it is neither.
+#[doc(hidden)]
 pub fn place(text: &str) -> Result<SocketAddr, String> {
     let port = text.parse::<u16>().map(|port| SocketAddr::from((Ipv6Addr::LOCALHOST, port)));
     port.or_else(|_| text.parse())
@@ -176,6 +176,7 @@ const fn gauge(
 }
 
 /// The name, type and help text of each metric, as shown.
+#[doc(hidden)]
 pub fn descriptions() -> impl Iterator<Item = (String, &'static str, &'static str)> {
     METRICS.iter().map(|metric| match metric.counter {
         true => (format!("{}_total", metric.name), "counter", metric.help),
@@ -316,6 +317,16 @@ impl Collector for Board {
     }
 }
 
+/// An address and port cannot be bound for metrics.
+#[derive(Debug, thiserror::Error)]
+#[error("no metrics at {place}")]
+pub struct NoMetrics {
+    /// The address and port.
+    pub place: SocketAddr,
+    /// The kernel's error.
+    pub source: io::Error,
+}
+
 /// A socket that scrapers connect to.
 #[derive(Debug)]
 pub struct Listener(TcpListener);
@@ -325,17 +336,16 @@ impl Listener {
     ///
     /// # Errors
     /// When the address cannot be bound.
-    pub fn open(place: SocketAddr) -> Result<Self> {
-        let cannot = || format!("no metrics at {place}: use another address or port for --metrics");
-        TcpListener::bind(place).map(Self).with_context(cannot)
+    pub fn open(place: SocketAddr) -> Result<Self, NoMetrics> {
+        TcpListener::bind(place).map(Self).map_err(|source| NoMetrics { place, source })
     }
 
     /// The socket's address.
     ///
     /// # Errors
     /// When the kernel does not report it.
-    pub fn place(&self) -> Result<SocketAddr> {
-        self.0.local_addr().context("cannot read the address of the metrics socket")
+    pub fn place(&self) -> io::Result<SocketAddr> {
+        self.0.local_addr()
     }
 
     /// Answers scrapers on a separate thread, which ends with the process.

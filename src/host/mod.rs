@@ -27,9 +27,11 @@ use crate::net::netlink::Link;
 use crate::net::quirks::{self, Act};
 
 pub(crate) use crate::net::file;
+#[doc(hidden)]
 pub use interrupts::Nearness;
 pub(crate) use ipv6::has_ipv6;
 
+#[doc(hidden)]
 pub use crate::events::{Environment, Napi, Nic};
 
 impl Nic {
@@ -145,6 +147,7 @@ fn processor(info: &str) -> String {
 pub(crate) const GUEST: &str = "sixhop.guest=";
 
 /// The guest's name in results, such as `QEMU-10.0.2-tcg-igb`; `None` outside a guest.
+#[doc(hidden)]
 #[must_use]
 pub fn guest() -> Option<String> {
     let line = fs::read_to_string("/proc/cmdline").ok()?;
@@ -222,6 +225,7 @@ pub(crate) fn mount_own_sys() -> Result<(), Errno> {
 }
 
 /// Time used on some processors since boot, in ticks (usually 10 ms).
+#[doc(hidden)]
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Ticks {
     busy: u64,

@@ -43,6 +43,7 @@ use seccompiler::{
 use crate::net::denied;
 
 /// What a thread is for.
+#[doc(hidden)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Role {
     /// The main thread: reads counters, prints, and takes back addresses and settings at the end.
@@ -322,6 +323,7 @@ fn unique(parts: &[&[Call]]) -> Vec<Call> {
 
 /// All system calls of a server from start to end, by name in order, with their numbers: the unit
 /// file's filter.
+#[doc(hidden)]
 #[must_use]
 pub fn unit_calls() -> Vec<(&'static str, libc::c_long)> {
     let calls = everything(&[COMMANDS, COMMANDS_OLD, START]);
@@ -332,10 +334,12 @@ pub fn unit_calls() -> Vec<(&'static str, libc::c_long)> {
 }
 
 /// The capabilities that a server needs at its start with any engine, for the unit file.
+#[doc(hidden)]
 pub const UNIT_CAPABILITIES: [&str; 4] = ["CAP_NET_ADMIN", "CAP_NET_RAW", "CAP_BPF", "CAP_PERFMON"];
 
 /// The socket families that a server opens, for the unit file. Engines on packet sockets also need
 /// AF_PACKET.
+#[doc(hidden)]
 pub const UNIT_FAMILIES: [&str; 5] = ["AF_UNIX", "AF_INET", "AF_INET6", "AF_NETLINK", "AF_XDP"];
 
 /// For example, 6.1.0-rc3 is (6, 1).
@@ -348,6 +352,11 @@ fn version(release: &str) -> (u32, u32) {
 thread_local! {
     static ROLE: Cell<Option<Role>> = const { Cell::new(None) };
 }
+
+/// A thread keeps more than it needs, since the kernel does not take it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the {0} thread cannot give up what it does not need")]
+pub struct NotConfined(&'static str);
 
 /// Whether threads enter their roles.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -372,6 +381,7 @@ impl Sandbox {
     ///
     /// # Errors
     /// When the kernel refuses.
+    #[doc(hidden)]
     pub fn enter(self, role: Role) -> Result<()> {
         self.enter_keeping(role, &role.capabilities())
     }
@@ -381,6 +391,7 @@ impl Sandbox {
     ///
     /// # Errors
     /// As [`enter`](Self::enter).
+    #[doc(hidden)]
     pub fn enter_main(self, role: Role, takes_back: bool) -> Result<()> {
         if !self.on {
             return Ok(());
@@ -408,12 +419,7 @@ impl Sandbox {
             }
             seccompiler::apply_filter(&filter(role)?).context(cannot)
         };
-        enter().with_context(|| {
-            format!(
-                "the {} thread cannot give up what it does not need: --no-sandbox goes without",
-                role.name()
-            )
-        })
+        enter().context(NotConfined(role.name()))
     }
 }
 
@@ -505,7 +511,7 @@ extern "C" fn refused(_: libc::c_int, info: *mut libc::siginfo_t, _: *mut libc::
     let _ = writeln!(
         rest,
         "sixhop: the sandbox ends this process: its {role} thread made system call {call}, which \
-         is not on its list (serve --no-sandbox goes without)"
+         is not on its list; a server without the sandbox may make it"
     );
     let length = room - rest.len();
     // SAFETY: the text is valid for reads of its length.

@@ -1,15 +1,14 @@
 //! The file with the shared secret: read once, and only if nobody else can read it.
 
 use std::fs::File;
-use std::io::Read;
+use std::io::{self, Read};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, ensure};
 use nix::sys::resource::{Resource, setrlimit};
 use zeroize::Zeroizing;
 
-use crate::address::Secret;
+use crate::address::{Secret, SecretError};
 
 /// Size limit in bytes: a larger file is not a secret.
 const LARGEST: usize = 4096;
@@ -17,46 +16,83 @@ const LARGEST: usize = 4096;
 /// The mode bits that let group and others read, write or execute a file.
 const OTHERS: u32 = 0o077;
 
+/// Why a file gives no secret.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum SecretFileError {
+    /// Core dumps cannot be disabled.
+    #[error("cannot disable core dumps, which would contain the secret")]
+    CoreDumps(#[source] io::Error),
+    /// The file cannot be read.
+    #[error("cannot read the secret {path}")]
+    Unreadable {
+        /// The file.
+        path: PathBuf,
+        /// The kernel's error.
+        source: io::Error,
+    },
+    /// The path leads to a directory, a pipe or a device.
+    #[error("the secret {0} is not a regular file")]
+    NoFile(PathBuf),
+    /// Others may read or change it.
+    #[error("the secret {path} is open to others (mode {mode:03o}): chmod 600 {path}")]
+    OpenToOthers {
+        /// The file.
+        path: PathBuf,
+        /// Its permissions.
+        mode: u32,
+    },
+    /// The file is too large for a secret.
+    #[error("{0} has more than {LARGEST} bytes, so it is not a secret")]
+    TooLarge(PathBuf),
+    /// The content is not a secret.
+    #[error("{path} is not a secret")]
+    NoSecret {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        source: SecretError,
+    },
+}
+
 /// Reads the whole secret file at `path`. It also disables core dumps of this process, which would
 /// contain the secret.
 ///
 /// # Errors
 /// When others may read or change the file, it is not a regular file, or it does not contain a
 /// secret.
-pub fn read(path: &Path) -> Result<Secret> {
-    let name = path.display();
+pub fn read(path: &Path) -> Result<Secret, SecretFileError> {
+    let name = || path.to_owned();
+    let unreadable = |source| SecretFileError::Unreadable { path: name(), source };
     setrlimit(Resource::RLIMIT_CORE, 0, 0)
-        .context("cannot disable core dumps, which would contain the secret")?;
+        .map_err(|error| SecretFileError::CoreDumps(error.into()))?;
     // Without O_NONBLOCK, opening a pipe without a writer would block.
     let mut options = File::options();
-    let mut file = options
-        .read(true)
-        .custom_flags(libc::O_NONBLOCK)
-        .open(path)
-        .with_context(|| format!("cannot read the secret {name}"))?;
+    let mut file =
+        options.read(true).custom_flags(libc::O_NONBLOCK).open(path).map_err(unreadable)?;
     // Check the open file: the name may point elsewhere by now.
-    let about = file.metadata().with_context(|| format!("cannot stat the secret {name}"))?;
-    ensure!(about.is_file(), "the secret {name} is not a regular file");
-    ensure!(
-        about.mode() & OTHERS == 0,
-        "the secret {name} is open to others (mode {:03o}): chmod 600 {name}",
-        about.mode() & 0o777
-    );
+    let about = file.metadata().map_err(unreadable)?;
+    if !about.is_file() {
+        return Err(SecretFileError::NoFile(name()));
+    }
+    if about.mode() & OTHERS != 0 {
+        return Err(SecretFileError::OpenToOthers { path: name(), mode: about.mode() & 0o777 });
+    }
     // One byte more than the limit. The buffer never grows, as reallocating would leave a copy
     // behind.
     let mut bytes = Zeroizing::new(vec![0; LARGEST + 1]);
     let mut length = 0;
     while length < bytes.len() {
-        match file
-            .read(&mut bytes[length..])
-            .with_context(|| format!("cannot read the secret {name}"))?
-        {
+        match file.read(&mut bytes[length..]).map_err(unreadable)? {
             0 => break,
             count => length += count,
         }
     }
-    ensure!(length <= LARGEST, "{name} has more than {LARGEST} bytes, so it is not a secret");
-    Secret::new(bytes[..length].to_vec()).with_context(|| format!("{name} is not a secret"))
+    if length > LARGEST {
+        return Err(SecretFileError::TooLarge(name()));
+    }
+    Secret::new(bytes[..length].to_vec())
+        .map_err(|source| SecretFileError::NoSecret { path: name(), source })
 }
 
 #[cfg(test)]
@@ -69,7 +105,7 @@ mod tests {
     fn only_a_file_of_ones_own_with_enough_in_it_is_a_secret() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("secret");
-        let refused = |path: &Path| format!("{:#}", read(path).unwrap_err());
+        let refused = |path: &Path| format!("{:#}", anyhow::Error::new(read(path).unwrap_err()));
         assert!(refused(&path).contains("No such file"));
         fs::write(&path, [7; 16]).unwrap();
         for mode in [0o640, 0o604, 0o620, 0o601, 0o666] {

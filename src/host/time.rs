@@ -16,6 +16,7 @@ use std::time::Duration;
 use nix::time::{ClockId, clock_gettime};
 
 /// All clocks, read together.
+#[doc(hidden)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Moment {
     /// Nanoseconds since 1970, by this machine's clock; 0 before that.
@@ -69,6 +70,7 @@ impl Moment {
 }
 
 /// The clocks that timed code uses.
+#[doc(hidden)]
 pub trait Time: Send {
     /// Reads them.
     fn now(&self) -> Moment;
@@ -78,6 +80,7 @@ pub trait Time: Send {
 }
 
 /// The clocks of this machine.
+#[doc(hidden)]
 #[derive(Debug, Clone, Copy, Default)]
 pub struct System;
 
@@ -130,6 +133,7 @@ pub fn unix_time() -> u64 {
 }
 
 /// A jump in words.
+#[doc(hidden)]
 #[must_use]
 pub fn set(jump: i64) -> String {
     let seconds = jump.unsigned_abs() as f64 / 1e9;

@@ -44,12 +44,16 @@ use anyhow::{Context, Result, bail, ensure};
 
 use crate::address::{Pool, Prefix};
 use crate::host::sandbox::Role;
+#[doc(hidden)]
 pub use crate::host::time::unix_time;
 use crate::net::netlink::Link;
 use crate::xdp::LiveAddresses;
 use kernel::KernelBinder;
+#[doc(hidden)]
 pub use live_set::LiveSet;
-pub use rotation::{Rotated, Rotation};
+pub use rotation::Rotated;
+#[doc(hidden)]
+pub use rotation::Rotation;
 
 pub use crate::events::{Method, Phase, Phases};
 
@@ -61,6 +65,7 @@ pub type Progress<'a> = dyn FnMut(usize) -> bool + 'a;
 pub type Told<'a> = dyn FnMut(usize) + 'a;
 
 /// A method to make addresses live on one interface, in the namespace where the binder was created.
+#[doc(hidden)]
 pub trait Binder: Send {
     /// Makes all `addresses` live, in addition to those that already are, and returns how long each
     /// phase took.
@@ -135,6 +140,7 @@ pub trait Binder: Send {
 }
 
 /// Addresses of some clients in one step.
+#[doc(hidden)]
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Timed {
     /// The step.
@@ -146,6 +152,7 @@ pub struct Timed {
 }
 
 /// The error of a bind whose [`Progress`] returned false.
+#[doc(hidden)]
 #[derive(Debug, thiserror::Error)]
 #[error("interrupted")]
 pub struct Interrupted;
@@ -238,6 +245,7 @@ impl Method {
 }
 
 /// Where to make addresses live.
+#[doc(hidden)]
 #[derive(Debug)]
 pub struct BindContext<'a> {
     /// The interface, in the namespace of the calling thread.
@@ -254,6 +262,7 @@ pub struct BindContext<'a> {
 /// # Errors
 /// When another process binds addresses of that interface, the leftovers cannot be removed, or the
 /// method lacks something it needs.
+#[doc(hidden)]
 pub fn binder(method: Method, place: BindContext) -> Result<Box<dyn Binder>> {
     if method == Method::None {
         return Ok(Box::new(OthersBind));
@@ -291,6 +300,7 @@ pub fn binder(method: Method, place: BindContext) -> Result<Box<dyn Binder>> {
 }
 
 /// Addresses that are live until this is dropped.
+#[doc(hidden)]
 pub struct Bound {
     binder: Box<dyn Binder>,
     addresses: Vec<Ipv6Addr>,
@@ -301,6 +311,7 @@ pub struct Bound {
 ///
 /// # Errors
 /// Those of [`binder`] and [`Binder::bind`]. None of the addresses is live then.
+#[doc(hidden)]
 pub fn bind(
     method: Method,
     place: BindContext,

@@ -154,7 +154,7 @@ impl Rotation {
     ) -> Result<Self> {
         ensure!(
             method.moves(),
-            "--bind {method} makes no address live by itself, and so none that moves: use live-map \
+            "{method} makes no address live by itself, and so none that moves: use live-map \
              or netlink-batch"
         );
         let index = place.link.index;

@@ -184,23 +184,19 @@ impl Standing {
     }
 
     fn explain_io_uring(&self) -> String {
-        let instead = "or use --engine socket-gso";
         match self.io_uring_disabled.as_deref() {
             Some(disabled @ ("1" | "2")) => format!(
                 "io_uring is forbidden here, kernel.io_uring_disabled is {disabled}: allow it with \
-                 'sysctl kernel.io_uring_disabled=0', \
-                 {instead}"
+                 'sysctl kernel.io_uring_disabled=0'"
             ),
-            Some(_) if self.filtered => format!(
+            Some(_) if self.filtered => {
                 "io_uring is forbidden by a seccomp filter on this process (Seccomp: 2 in \
-                 /proc/self/status), as containers have: allow \
-                 it there, {instead}"
-            ),
-            _ => format!(
-                "io_uring is forbidden here: allow it with 'sysctl kernel.io_uring_disabled=0', or \
-                 in the container's seccomp profile, \
-                 {instead}"
-            ),
+                 /proc/self/status), as containers have: allow it there"
+                    .to_owned()
+            }
+            _ => "io_uring is forbidden here: allow it with 'sysctl \
+                  kernel.io_uring_disabled=0', or in the container's seccomp profile"
+                .to_owned(),
         }
     }
 }

@@ -23,6 +23,17 @@ unsafe impl Sync for Memory {}
 /// 2 MiB, the default huge page of x86-64 and of arm64 with 4 KiB pages.
 const HUGEPAGE: usize = 2 << 20;
 
+/// So many huge pages are not free.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "{count} huge pages of 2 MiB are not free ({error}): raise vm.nr_hugepages (sysctl -w \
+     vm.nr_hugepages=N, for all queues)"
+)]
+pub(crate) struct NoHugePages {
+    count: usize,
+    error: io::Error,
+}
+
 impl Memory {
     /// Zeroed memory of at least `length` bytes, on the requested kind of pages.
     pub fn anonymous_on(pages: HugepageRequest, length: usize) -> io::Result<Self> {
@@ -36,12 +47,9 @@ impl Memory {
                 memory.hugepages = true;
                 Ok(memory)
             }
-            Err(error) if pages == HugepageRequest::Yes => Err(io::Error::other(format!(
-                "{} huge pages of 2 MiB are not free ({error}): raise vm.nr_hugepages (sysctl -w \
-                 vm.nr_hugepages=N, for \
-                 all queues), or use --hugepages auto",
-                rounded / HUGEPAGE
-            ))),
+            Err(error) if pages == HugepageRequest::Yes => {
+                Err(io::Error::other(NoHugePages { count: rounded / HUGEPAGE, error }))
+            }
             Err(_) => Self::anonymous(length),
         }
     }

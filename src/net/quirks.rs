@@ -284,7 +284,7 @@ const QUIRKS: &[Quirk] = &[
         name: "ipvlan",
         why: "{if} is an ipvlan, which receives only packets for the kernel's addresses, and \
               live-map hides its addresses from the kernel",
-        cure: Some("use --bind netlink, or a macvlan"),
+        cure: Some("use a macvlan"),
         source: "ipvlan_addr_lookup (drivers/net/ipvlan/ipvlan_core.c)",
     },
     Quirk {

@@ -18,6 +18,8 @@ use crate::net::quirks::CARRIER_TIMEOUT;
 use crate::server::{Server, ServerConfig};
 use crate::xdp::capability::{Host, Interface};
 
+#[cfg(feature = "cli")]
+pub(crate) use verdict::fewer_queues;
 pub use verdict::{Advice, Expectation, Finding};
 
 pub use crate::events::{Probe, Tried};

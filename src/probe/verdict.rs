@@ -269,8 +269,17 @@ fn cannot_send(interface: &Interface) -> Option<Finding> {
         sending_possible,
     };
     let served: Vec<_> = (0..in_use).collect();
-    let (why, cure) = stacked::cannot_send(&interface.nic.interface, counts, &served)?;
-    Some(Finding::new("tx-queues", why, cure))
+    let found = stacked::cannot_send(&interface.nic.interface, counts, &served)?;
+    let others = found.only_below.map(fewer_queues).unwrap_or_default();
+    Some(Finding::new("tx-queues", found.why, found.cure + &others))
+}
+
+/// How a server does without queues that cannot send: those from `first` on.
+pub(crate) fn fewer_queues(first: u32) -> String {
+    format!(
+        ", or --queues with those below {first} where requests come on no others, or --engine \
+         socket-gso"
+    )
 }
 
 /// Bytes of the frames of all queues in that mode, with ten replies to each request.

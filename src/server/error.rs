@@ -9,8 +9,20 @@ use crate::address::Prefix;
 use crate::engine::EngineKind;
 use crate::live::{Interrupted, Method};
 use crate::xdp::LiveAddresses;
+pub use crate::xdp::stacked::CannotSend;
 
 /// Why a server does not start, or ends. Nothing is left behind unless the variant says so.
+///
+/// Each variant holds a [`Cause`]. It prints what failed and why, and in many cases it
+/// [holds](Cause::downcast_ref) an enum to match on:
+///
+/// | variant | its cause may be |
+/// |---|---|
+/// | `Config` | [`ConfigError`] |
+/// | `Interface` | [`InterfaceError`] |
+/// | `Engine`, `Denied` | [`EngineError`](crate::engine::EngineError), \
+///   [`ModeError`](crate::engine::ModeError) |
+/// | `Interface`, `Engine`, `Binding` | [`NotConfined`](crate::host::sandbox::NotConfined) |
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ServerError {
@@ -51,7 +63,9 @@ impl Cause {
     /// The `E` that this is, or that it adds context to.
     #[must_use]
     pub fn downcast_ref<E: Error + Send + Sync + 'static>(&self) -> Option<&E> {
-        self.0.downcast_ref()
+        self.0.downcast_ref().or_else(|| match self.0.downcast_ref()? {
+            At::Binding(cause) | At::Opening(cause) => cause.downcast_ref(),
+        })
     }
 }
 
@@ -98,8 +112,8 @@ pub enum ConfigError {
     #[error("processor {core} is not one of those that this process may use: {allowed:?}")]
     NoCore { core: usize, allowed: Vec<usize> },
     #[error(
-        "--multicast-router is for --bind live-map: the kernel reports the groups of its own \
-         addresses"
+        "a multicast router is announced for live-map alone: the kernel reports the groups of its \
+         own addresses"
     )]
     MulticastRouter,
     #[error(
@@ -111,9 +125,8 @@ pub enum ConfigError {
     #[error("{0}")]
     NoMemory(String),
     #[error(
-        "--prefix {prefix} takes what this machine has a route for, {route} through {through}: \
-         {bind} would keep every packet for it that comes to {interface}; use a prefix that \
-         nothing else is in, or --take-prefix where that is meant"
+        "{prefix} takes what this machine has a route for, {route} through {through}: {bind} would \
+         keep every packet for it that comes to {interface}; use a prefix that nothing else is in"
     )]
     Routed { prefix: Prefix, route: Prefix, through: String, bind: Method, interface: String },
 }
@@ -125,12 +138,17 @@ pub enum ConfigError {
 pub enum InterfaceError {
     #[error("{0}")]
     NoIpv6(String),
-    #[error("{0}")]
-    IsPort(String),
+    #[error("{0} is down: set it up with 'ip link set {0} up'")]
+    Down(String),
+    #[error(
+        "{port} is a port of the {kind} {above}, which takes what neighbours ask of {port}: \
+         addresses that {bind} makes live there are never found; {} {above}",
+        if *serves { "serve on" } else { "bind to" }
+    )]
+    IsPort { port: String, above: String, kind: String, bind: Method, serves: bool },
     #[error(
         "{interface} carries no Ethernet frames (link type {link_type}, a tunnel's), and {engine} \
-         takes no others: use --engine socket-gso, or another of the socket engines, with --bind \
-         netlink"
+         takes no others"
     )]
     NoEthernet { interface: String, link_type: u16, engine: EngineKind },
     /// A quirk of the driver makes hidden addresses unreachable.
@@ -138,12 +156,11 @@ pub enum InterfaceError {
     Unreachable(String),
     #[error(
         "{0} is in a VRF, where the kernel cannot be told to take only what comes from it, as \
-         live-map needs for requests in fragments: use --bind netlink, or take it out with \
-         'ip link set {0} nomaster'"
+         live-map needs for requests in fragments: take it out with 'ip link set {0} nomaster'"
     )]
     InVrf(String),
-    #[error("{why}: {cure}")]
-    CannotSend { why: String, cure: String },
+    #[error(transparent)]
+    CannotSend(#[from] CannotSend),
     #[error("{0}")]
     Occupied(String),
 }
@@ -196,18 +213,30 @@ impl At {
 }
 
 impl ServerError {
+    /// What happened, in any variant.
+    #[must_use]
+    pub fn cause(&self) -> &Cause {
+        match self {
+            Self::Config(cause)
+            | Self::Interface(cause)
+            | Self::Denied(cause)
+            | Self::Binding(cause)
+            | Self::Engine(cause)
+            | Self::Changed(cause)
+            | Self::Setting(cause)
+            | Self::Interrupted(cause) => cause,
+        }
+    }
+
     /// Classifies what prevented a server from starting.
     pub(super) fn of_start(error: anyhow::Error) -> Self {
+        let cause = Cause(error);
+        let error = &cause.0;
         let at = error.downcast_ref::<At>();
-        let cause = |at: &At| match at {
-            At::Binding(cause) | At::Opening(cause) => {
-                cause.downcast_ref::<Interrupted>().is_some()
-            }
-        };
         let has = |found: fn(&(dyn Error + 'static)) -> bool| error.chain().any(found);
         let kind = if error.is::<ConfigError>() {
             Self::Config
-        } else if at.is_some_and(cause) || has(|error| error.is::<Interrupted>()) {
+        } else if cause.downcast_ref::<Interrupted>().is_some() {
             Self::Interrupted
         } else if has(denies) {
             Self::Denied
@@ -218,7 +247,7 @@ impl ServerError {
                 None => Self::Interface,
             }
         };
-        kind(Cause(error))
+        kind(cause)
     }
 
     pub(super) fn binding(error: anyhow::Error) -> Self {

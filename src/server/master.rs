@@ -20,7 +20,8 @@ pub(super) fn may_serve(
     let Some(above) = above else { return Ok(None) };
     let kind = above.kind.as_deref();
     if takes_packets(kind) && !works(kind, bind) {
-        return Err(InterfaceError::IsPort(no_use(&link.name, &above.name, kind, bind, serves)));
+        let (port, kind) = (link.name.clone(), kind.unwrap_or("device above it").to_owned());
+        return Err(InterfaceError::IsPort { port, above: above.name.clone(), kind, bind, serves });
     }
     // Its program sees only this port's packets, whichever method makes the addresses live.
     Ok(takes_packets(kind).then(|| {
@@ -52,18 +53,6 @@ fn works(kind: Option<&str>, bind: Method) -> bool {
     }
 }
 
-fn no_use(port: &str, above: &str, kind: Option<&str>, bind: Method, serves: bool) -> String {
-    let kind = kind.unwrap_or("device above it");
-    let instead = if serves { " or use --bind live-map" } else { "" };
-    let what = if serves { "serve on" } else { "bind to" };
-    format!(
-        "{port} is a port of the {kind} {above}, which takes what neighbours ask of {port}: \
-         addresses that \
-         --bind {bind} makes live there are never found; {what} {above}{}{instead}",
-        if serves { "," } else { "" }
-    )
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -77,9 +66,5 @@ mod tests {
             assert!(!works(bridge, bind) && !works(Some("bond"), bind) && !works(None, bind));
         }
         assert!(takes_packets(bridge) && takes_packets(None) && !takes_packets(Some("vrf")));
-        let words = no_use("eth1", "br0", bridge, Method::Netlink, true);
-        assert!(words.contains("serve on br0, or use --bind live-map"), "{words}");
-        let words = no_use("eth1", "br0", bridge, Method::Netlink, false);
-        assert!(words.ends_with("bind to br0"), "{words}");
     }
 }

@@ -9,6 +9,7 @@
 mod checks;
 mod error;
 mod found;
+#[doc(hidden)]
 #[cfg(feature = "cli")]
 pub mod guard;
 mod master;
@@ -27,19 +28,24 @@ use anyhow::{Context, Result};
 
 use crate::address::{Sources, Targets};
 use crate::engine::{self, EngineKind};
-use crate::events::{Ready, Stats};
 use crate::host::sandbox::Sandbox;
 use crate::host::settings::Keeper;
-use crate::live::{Method, Phases, Progress, Rotated, Told};
+use crate::live::{Method, Progress, Told};
 use crate::net::netlink::{self, Link};
 use crate::service::{Echo, Service};
 
-pub use error::{Cause, ConfigError, InterfaceError, ServerError};
+#[doc(inline)]
+pub use crate::events::{
+    AttachMode, BusyPoll, CopyMode, Counters, Environment, Fallback, KernelCounters, Modes, Moves,
+    Moving, Napi, Nic, Phase, Phases, QueueCounters, Ready, RingLevels, RingSizes, Rotated, Stats,
+};
+pub use error::{CannotSend, Cause, ConfigError, InterfaceError, ServerError};
 use found::Found;
 #[cfg(feature = "lab")]
 pub(crate) use master::takes_packets;
 use opened::{Opened, Opening};
 use plan::ServerPlan;
+pub use symptoms::Symptom;
 
 /// What to serve.
 #[derive(Debug, Clone)]
@@ -91,8 +97,13 @@ pub enum Occasion<'a> {
     Rotation(&'a Rotated),
     /// The interface's new name.
     Renamed(String),
-    /// A sentence for people: something has changed or goes wrong, and the server goes on.
-    Notice(String),
+    /// Something has changed or goes wrong, and the server goes on.
+    Notice {
+        /// A sentence for people.
+        text: String,
+        /// The symptom, if it is a known one.
+        symptom: Option<Symptom>,
+    },
     /// Every worker has shown since the last time that it is alive. Checked several times a second.
     Alive,
     /// The server no longer answers, and takes its addresses back.

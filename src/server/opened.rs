@@ -4,9 +4,9 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 
-use super::error::At;
+use super::error::{At, InterfaceError};
 use super::plan::{Decides, Order, ReceiveWork, ServerPlan};
 use super::silence::Silence;
 use super::watch::Watcher;
@@ -205,11 +205,9 @@ impl<S: Service> Opening<'_, S> {
         set: Option<Arc<LiveSet>>,
     ) -> Result<(Option<Box<dyn Engine>>, f64)> {
         let started = Instant::now();
-        ensure!(
-            link.up,
-            "{0} is down: set it up with 'ip link set {0} up', or use --bind netlink-down",
-            link.name
-        );
+        if !link.up {
+            return Err(InterfaceError::Down(link.name.clone()).into());
+        }
         let Some(kind) = self.plan.engine else { return Ok((None, 0.0)) };
         let config = self.engine_config(link, set);
         let engine = engine::open(kind, &config, self.service).map_err(At::opening)?;

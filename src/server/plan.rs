@@ -89,7 +89,7 @@ impl ServerPlan {
         let sources = config.allow.clone().unwrap_or_else(|| Sources::new(found.on_link.clone()));
         if answers && sources.prefixes().is_empty() {
             notes.push(format!(
-                "{} has no on-link prefix: nobody is answered unless --allow names who",
+                "{} has no on-link prefix, and no other sources are allowed: nobody is answered",
                 link.name
             ));
         }
@@ -170,8 +170,8 @@ fn queues(
     let by_sockets = engine.is_some_and(EngineKind::has_rings) || config.bind == Method::LiveMap;
     if by_sockets && !stacked::runs_below(link.kind.as_deref()) {
         let cannot = stacked::cannot_send(&link.name, found.queues, &served);
-        if let Some((why, cure)) = cannot {
-            return Err(InterfaceError::CannotSend { why, cure }.into());
+        if let Some(why) = cannot {
+            return Err(InterfaceError::from(why).into());
         }
     }
     Ok(served)
@@ -394,13 +394,13 @@ mod tests {
         assert!(words.contains("(id 7)"), "{words}");
         let found = Found { queues: queues(2, 1), ..machine() };
         let error = of(&hidden, &found);
-        assert!(matches!(error, InterfaceError::CannotSend { .. }), "{error:?}");
+        assert!(matches!(error, InterfaceError::CannotSend(_)), "{error:?}");
         let mut first = hidden;
         first.options.xdp.queues = vec![0];
         assert!(ServerPlan::new(&first, &found).is_ok(), "the first queue can send");
         let netlink = config(EngineKind::SOCKET_GSO, Method::Netlink);
         let error = of(&netlink, &port_of("bridge"));
-        assert!(matches!(error, InterfaceError::IsPort(_)), "{error:?}");
+        assert!(matches!(error, InterfaceError::IsPort { .. }), "{error:?}");
         assert!(ServerPlan::new(&netlink, &port_of("vrf")).is_ok());
         let tunnel = Link { link_type: 769, ..machine().link };
         let found = Found { link: tunnel, ..machine() };

@@ -18,7 +18,7 @@ use anyhow::{Context, Result, anyhow};
 use super::error::ServerError;
 use super::opened::{Held, Opened};
 use super::silence::Silence;
-use super::symptoms::Symptoms;
+use super::symptoms::{Symptom, Symptoms};
 use super::watch::Watcher;
 use super::{Occasion, Totals};
 use crate::address::Prefix;
@@ -239,11 +239,21 @@ impl<'a, T: FnMut(Occasion)> Running<'a, T> {
     }
 
     fn hear_notices(&mut self) {
-        self.news.notices.try_iter().for_each(|words| (self.tell)(Occasion::Notice(words)));
+        for text in self.news.notices.try_iter() {
+            (self.tell)(Occasion::Notice { text, symptom: None });
+        }
     }
 
     fn say(&mut self, notices: impl IntoIterator<Item = String>) {
-        notices.into_iter().for_each(|words| (self.tell)(Occasion::Notice(words)));
+        for text in notices {
+            (self.tell)(Occasion::Notice { text, symptom: None });
+        }
+    }
+
+    fn show_symptoms(&mut self, symptoms: impl IntoIterator<Item = (String, Symptom)>) {
+        for (text, symptom) in symptoms {
+            (self.tell)(Occasion::Notice { text, symptom: Some(symptom) });
+        }
     }
 
     fn show_stats(&mut self) {
@@ -254,8 +264,8 @@ impl<'a, T: FnMut(Occasion)> Running<'a, T> {
         let stats = self.stats();
         (self.tell)(Occasion::Stats(&stats));
         let symptoms = self.symptoms.look(&stats.counters);
-        let silence = self.silence.look(&stats);
-        self.say(symptoms.into_iter().chain(silence));
+        let silence = self.silence.look(&stats).map(|words| (words, Symptom::NobodyAsks));
+        self.show_symptoms(symptoms.into_iter().chain(silence));
     }
 
     fn stats(&self) -> Stats {
@@ -325,7 +335,7 @@ impl<'a, T: FnMut(Occasion)> Running<'a, T> {
         let stats = self.stats();
         self.hear_notices();
         let symptoms = self.symptoms.look(&stats.counters);
-        self.say(symptoms);
+        self.show_symptoms(symptoms);
         stats
     }
 }

@@ -47,9 +47,8 @@ impl Silence {
         Some(format!(
             "nobody has asked for a live address of {0} in {1:.0} s, and an MLD querier is on its \
              link: a switch between that snoops \
-             MLD keeps solicitations back, since live-map reports no groups; use \
-             --multicast-router, have the switch take {0}'s port \
-             for a router's, or give neighbours 'ip -6 neigh replace ADDRESS lladdr \
+             MLD keeps solicitations back, since live-map reports no groups; have the switch take \
+             {0}'s port for a router's, or give neighbours 'ip -6 neigh replace ADDRESS lladdr \
              {a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x} dev IF nud permanent'",
             self.interface, stats.seconds
         ))

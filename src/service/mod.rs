@@ -16,6 +16,8 @@ use std::num::NonZero;
 use std::time::Duration;
 
 pub use crate::address::Client;
+#[doc(inline)]
+pub use crate::wire::MAX_PAYLOAD;
 pub use echo::Echo;
 pub use outbox::{Outbox, Peer, Unsent};
 
@@ -126,6 +128,7 @@ impl<'a> Datagram<'a> {
     }
 
     /// The same, sent to an address of `client`.
+    #[doc(hidden)]
     #[inline]
     #[must_use]
     pub fn of(self, client: Option<Client>) -> Self {
@@ -133,6 +136,7 @@ impl<'a> Datagram<'a> {
     }
 
     /// The same, in a frame from this Ethernet address.
+    #[doc(hidden)]
     #[inline]
     #[must_use]
     pub fn framed_by(self, mac: Option<[u8; 6]>) -> Self {

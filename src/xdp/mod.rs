@@ -5,6 +5,7 @@
 //! public interface is safe, and counts frames so that none gets lost unnoticed. Only the kernel
 //! program knows about requests and replies.
 
+mod error;
 mod fallback;
 mod multicast;
 mod program;
@@ -18,6 +19,7 @@ pub mod capability;
 pub mod model;
 pub mod stacked;
 
+pub use error::ModeError;
 pub use fallback::Fallback;
 pub use multicast::AllMulticast;
 pub use program::{

@@ -17,6 +17,7 @@ use anyhow::{Context, Result, anyhow, ensure};
 use libbpf_rs::skel::{OpenSkel, SkelBuilder};
 use libbpf_rs::{MapCore, MapFlags, MapHandle};
 
+use super::error::ModeError;
 use super::fallback::Fallback;
 use crate::address::mt6d::{Subnet, window};
 use crate::address::{Prefix, timed};
@@ -585,7 +586,7 @@ impl Program {
         let below = quirks::of(link).find(Act::LookBelow);
         let (flags, fallback) = match (request, below) {
             (AttachRequest::Native, Some(quirk)) => {
-                anyhow::bail!("{}: use --attach generic, or auto to take what there is", quirk.why)
+                return Err(ModeError::NoNative(quirk.why).into());
             }
             (AttachRequest::Auto, Some(quirk)) => {
                 let step =
@@ -618,8 +619,8 @@ impl Program {
             Err(error) if request == AttachRequest::Native => {
                 let why = explain_attach(link, &error);
                 Err(match error.raw_os_error() {
-                    Some(libc::EOPNOTSUPP) => {
-                        anyhow!("{why}: use --attach generic, or auto to take what there is")
+                    Some(libc::EOPNOTSUPP | libc::ERANGE) => {
+                        ModeError::NoNative(why.to_string()).into()
                     }
                     _ => why,
                 })
@@ -1049,7 +1050,7 @@ fn mtu_too_large(link: &Link, peer: Option<&Link>) -> String {
     format!(
         "cannot attach to the driver of {name}: {other} has an MTU of {mtu}, for which the driver \
          wants a program that takes packets in fragments; lower it (ip link set dev {whose} mtu \
-         1500), or use --attach generic"
+         1500)"
     )
 }
 

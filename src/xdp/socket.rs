@@ -13,12 +13,13 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, anyhow};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
+use super::error::ModeError;
 use super::fallback::Fallback;
 use super::ring::{Consumer, Entry, Producer, RingLayout};
 use super::rings::{Doorbell, Rings};
 use super::umem::Umem;
 use crate::events::Interface;
-use crate::net::memory::{HugepageRequest, Memory};
+use crate::net::memory::{HugepageRequest, Memory, NoHugePages};
 use crate::net::netlink::{self, AttachMode};
 use crate::net::quirks::{self, Act};
 use crate::net::{denied, ethtool, option};
@@ -159,8 +160,8 @@ impl Socket {
     ) -> Result<(Self, Rings, Vec<super::Frame>), OpenError> {
         let fd = Arc::new(unbound().map_err(no_socket)?);
         let sizes = config.rings(mode);
-        let (umem, frames) = Umem::new(sizes.frames, config.frame_size, config.hugepages)
-            .context("no memory for the UMEM")?;
+        let (umem, frames) =
+            Umem::new(sizes.frames, config.frame_size, config.hugepages).map_err(no_frames)?;
         umem.register(&fd).map_err(|error| no_umem(error, umem.length(), mode))?;
         let mut rings = map_rings(&fd, umem, sizes)?;
         let mut frames = frames.into_iter();
@@ -331,6 +332,15 @@ fn no_socket(error: io::Error) -> anyhow::Error {
     anyhow::Error::new(error).context(format!("cannot open an AF_XDP socket: {cure}"))
 }
 
+/// Explains why there is no memory for frames.
+fn no_frames(error: io::Error) -> anyhow::Error {
+    let error = match error.downcast::<NoHugePages>() {
+        Ok(error) => ModeError::NoHugePages(error.to_string()).into(),
+        Err(error) => anyhow::Error::new(error),
+    };
+    error.context("no memory for the UMEM")
+}
+
 /// Explains why the kernel rejected a UMEM of `length` bytes.
 fn no_umem(error: io::Error, length: u64, mode: CopyMode) -> OpenError {
     let kib = length >> 10;
@@ -443,9 +453,7 @@ fn explain(config: &SocketConfig, mode: CopyMode, error: &io::Error) -> anyhow::
     let SocketConfig { interface, queue, .. } = config;
     if mode == CopyMode::Zero && may_copy(error) {
         let why = no_zero_copy(config, error);
-        return anyhow!(
-            "no zero-copy on queue {queue}: {why}: use --copy auto, which falls back to copy"
-        );
+        return ModeError::NoZeroCopy { queue: *queue, why }.into();
     }
     let why = match error.raw_os_error() {
         Some(libc::EBUSY) => format!(

@@ -29,6 +29,18 @@ pub fn queues(link: &Link) -> Result<u32> {
     Ok(below.clamp(own, link.rx_queues.max(own)))
 }
 
+/// Why replies of some queues would stay in their rings.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{why}: {cure}")]
+pub struct CannotSend {
+    /// Which queue it is, and why.
+    pub why: String,
+    /// The command that changes the queues.
+    pub cure: String,
+    /// Where queues cannot be added: those below this one can send.
+    pub only_below: Option<u32>,
+}
+
 /// Why queues in `served` could not send, and what to do about it. An AF_XDP socket sends on the
 /// queue that it is bound to; without such a transmit queue, replies stay in the ring. Do not call
 /// it for a device that [runs below](runs_below), which has as many queues each way.
@@ -37,7 +49,7 @@ pub fn cannot_send(
     interface: &str,
     counts: ethtool::QueueCounts,
     served: &[u32],
-) -> Option<(String, String)> {
+) -> Option<CannotSend> {
     let queue = served.iter().find(|queue| **queue >= counts.sending)?;
     let wanted = served.iter().max().map_or(1, |queue| queue + 1);
     let why = format!(
@@ -45,19 +57,13 @@ pub fn cannot_send(
          {} transmit queues",
         counts.in_use, counts.sending
     );
-    Some((why, more_to_send(interface, counts, wanted)))
-}
-
-/// The command that gives each of `wanted` queues a transmit queue.
-fn more_to_send(interface: &str, counts: ethtool::QueueCounts, wanted: u32) -> String {
-    if counts.sending_possible >= wanted {
-        return format!("ethtool -L {interface} tx {wanted}");
-    }
-    format!(
-        "ethtool -L {interface} rx {0}, or --queues with those below {0} where requests come on no \
-         others, or --engine socket-gso",
-        counts.sending
-    )
+    // A transmit queue for each, where there can be so many.
+    let (cure, only_below) = if counts.sending_possible >= wanted {
+        (format!("ethtool -L {interface} tx {wanted}"), None)
+    } else {
+        (format!("ethtool -L {interface} rx {}", counts.sending), Some(counts.sending))
+    };
+    Some(CannotSend { why, cure, only_below })
 }
 
 #[cfg(test)]
@@ -86,9 +92,8 @@ mod tests {
             sending,
             sending_possible,
         };
-        let said = |counts, served: &[u32]| {
-            cannot_send("if0", counts, served).map(|(why, cure)| format!("{why}: {cure}"))
-        };
+        let said =
+            |counts, served: &[u32]| cannot_send("if0", counts, served).map(|why| why.to_string());
         assert_eq!(said(counts(2, 2, 2), &[0, 1]), None);
         assert_eq!(said(counts(2, 1, 1), &[0]), None);
         let text = said(counts(2, 1, 2), &[0, 1]).unwrap();

@@ -27,7 +27,9 @@ pub const PREFIX: &str = "2001:db8:1::/64";
 pub fn engines() -> impl Iterator<Item = &'static str> {
     static ALL: LazyLock<Vec<String>> = LazyLock::new(|| {
         let of = |about: &'static About| {
-            let ways = about.ways.iter().map(|flags| format!("{} {flags}", about.kind));
+            let words =
+                |(option, value): &(&str, &str)| format!("{} --{option} {value}", about.kind);
+            let ways = about.ways.iter().map(words);
             std::iter::once(about.kind.to_string()).chain(ways)
         };
         engine::all().flat_map(of).collect()

@@ -15,7 +15,7 @@ use crate::engine::behind::Behind;
 use crate::engine::multicast_router::MulticastRouter;
 use crate::engine::worker::BATCH;
 use crate::engine::{
-    About, CounterSet, Engine, EngineConfig, EngineKind, Follower, LinkAddress, Modes,
+    About, CounterSet, Engine, EngineConfig, EngineError, EngineKind, Follower, LinkAddress, Modes,
 };
 use crate::host::sandbox::{Role, Sandbox};
 use crate::net::ethtool;
@@ -149,13 +149,10 @@ impl Follower for Followed {
 fn can_send_redirected(link: &Link) -> Result<()> {
     let features = xdp_features(link.index).ok().flatten();
     let can = features.is_none_or(|features| features.has("ndo-xmit"));
-    ensure!(
-        can || quirks::of_driver(&ethtool::driver(&link.name)?).has(Act::ReflectAllTheSame),
-        "the driver of {} sends no frames for an XDP program: use --attach generic, or another \
-         engine",
-        link.name
-    );
-    Ok(())
+    if can || quirks::of_driver(&ethtool::driver(&link.name)?).has(Act::ReflectAllTheSame) {
+        return Ok(());
+    }
+    Err(EngineError::SendsNoFrames(link.name.clone()).into())
 }
 
 /// Bytes in a frame, as they are asked for or as packets need.
@@ -163,14 +160,12 @@ fn chosen_frame_size(config: &EngineConfig) -> Result<u32> {
     let Link { name, mtu, .. } = &config.link;
     let needed = frame_size(*mtu);
     let size = config.options.xdp.frame_size.unwrap_or(needed);
-    ensure!(
-        size >= needed,
-        "a frame of {size} bytes is too small for packets of {name}, whose MTU is {mtu}: use \
-         --frame-size {needed}, or set \
-         an MTU of at most {}",
-        size.saturating_sub(FRAME_OVERHEAD)
-    );
-    Ok(size)
+    if size >= needed {
+        return Ok(size);
+    }
+    let (interface, mtu) = (name.clone(), *mtu);
+    let largest_mtu = size.saturating_sub(FRAME_OVERHEAD);
+    Err(EngineError::FrameTooSmall { size, interface, mtu, needed, largest_mtu }.into())
 }
 
 impl<S: Service> Engine for AfXdp<S> {

@@ -23,7 +23,7 @@ use super::outbox;
 use super::reply::{self, Reply};
 use super::statistics::{Shown, Tally};
 use super::udp::{self, DOZE, SocketCounters};
-use super::{About, CounterSet, Engine, EngineConfig, EngineKind, Modes, pin};
+use super::{About, CounterSet, Engine, EngineConfig, EngineError, EngineKind, Modes, pin};
 use crate::host::sandbox::{Role, Sandbox};
 use crate::net::datagrams;
 use crate::policy::Handler;
@@ -164,7 +164,7 @@ impl Rules {
                 }
                 Completion::Sent(replies, Ok(())) => tally.replies += replies as u64,
                 Completion::Sent(_, Err(error)) if error.raw_os_error() == Some(libc::EIO) => {
-                    return Err(error).context(udp::CUTS_NONE);
+                    return Err(error).context(EngineError::CutsNone);
                 }
                 Completion::Sent(replies, Err(_)) => tally.unsent += replies as u64,
                 Completion::Unasked(Ok(())) => tally.unasked += 1,

@@ -30,6 +30,7 @@ use anyhow::{Context, Result, anyhow, ensure};
 use io_uring::types::{BufRingEntry, CancelBuilder, Fd, RecvMsgOut, SubmitArgs, Timespec};
 use io_uring::{Builder, IoUring, cqueue, opcode, squeue};
 
+use crate::engine::EngineError;
 use crate::engine::udp::{self, DOZE, MAX_SEGMENTS};
 use crate::net::datagrams::{self, Control, Controls};
 use crate::net::denied;
@@ -538,21 +539,20 @@ fn passed(entered: io::Result<usize>) -> Result<bool> {
 /// Why there is no ring, and what to do about it.
 fn explain(error: io::Error) -> anyhow::Error {
     match error.raw_os_error() {
-        Some(libc::ENOSYS) => anyhow!(
-            "this kernel has no io_uring (CONFIG_IO_URING), or a container hides it: use --engine \
-             socket-gso"
-        ),
-        Some(libc::EPERM | libc::EACCES) => anyhow!(denied::explain_io_uring()),
+        Some(libc::ENOSYS) => EngineError::NoUring(
+            "this kernel has no io_uring (CONFIG_IO_URING), or a container hides it",
+        )
+        .into(),
+        Some(libc::EPERM | libc::EACCES) => {
+            EngineError::UringForbidden(denied::explain_io_uring()).into()
+        }
         // Of what is asked for, the newest is IORING_SETUP_SINGLE_ISSUER, which is as old as
         // multishot recvmsg.
-        Some(libc::EINVAL) => anyhow!(
-            "the io_uring of this kernel is too old, it takes Linux 6.0 or newer: use --engine \
-             socket-gso"
-        ),
-        Some(libc::ENOMEM) => anyhow!(
-            "no memory for an io_uring: raise the limit of locked memory (ulimit -l) or that of \
-             the control group, or name fewer --cores"
-        ),
+        Some(libc::EINVAL) => EngineError::NoUring(
+            "the io_uring of this kernel is too old, it takes Linux 6.0 or newer",
+        )
+        .into(),
+        Some(libc::ENOMEM) => EngineError::NoMemoryForUring.into(),
         Some(libc::EMFILE | libc::ENFILE) => {
             anyhow!("no file descriptor left for an io_uring: raise the limit (ulimit -n)")
         }
