@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Writes secret.txt: what clients are to have of a secret, for tests to be checked against.
 
-A line is: secret (hex), number of the client, seed identifier (hex), key (hex).
+A line is: secret (hex), number of the client, seed identifier (hex), key (hex), key of its tunnel (hex).
 HKDF-SHA-256 (RFC 5869), by its two formulas.    python3 secret.py > secret.txt
 """
 import hashlib
@@ -23,4 +23,5 @@ for secret in SECRETS:
         first = mac(extracted, info + bytes([1]))
         second = mac(extracted, first + info + bytes([2]))
         text = (first + second)[:40]
-        print(secret.hex(), client, text[:8].hex(), text[8:].hex())
+        tunnel = mac(extracted, b"tunnel" + client.to_bytes(8, "big") + bytes([1]))
+        print(secret.hex(), client, text[:8].hex(), text[8:].hex(), tunnel.hex())
