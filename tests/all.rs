@@ -13,6 +13,7 @@ mod conformance;
 mod dns;
 mod faults;
 mod granted;
+mod identity;
 mod lab;
 mod lines;
 mod links;
@@ -49,6 +50,7 @@ fn main() -> ExitCode {
         dns::trials(),
         faults::trials(),
         granted::trials(),
+        identity::trials(),
         lab::trials(),
         lines::trials(),
         links::trials(),

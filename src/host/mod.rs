@@ -2,6 +2,8 @@
 //! /proc, /sys and the driver, changes nothing but what the thread that reads it sees of /sys; and
 //! what the threads of a server may do of it ([`sandbox`]).
 
+#[cfg(feature = "lab")]
+pub mod identity;
 mod interrupts;
 mod ipv6;
 #[cfg(feature = "metrics")]

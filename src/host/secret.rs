@@ -1,4 +1,5 @@
-//! The file that the shared secret is in: read once, by nobody else readable.
+//! The file that the shared secret is in: read once, by nobody else readable. Identities are read
+//! the same way.
 
 use std::fs::File;
 use std::io::Read;
@@ -23,42 +24,50 @@ const OTHERS: u32 = 0o077;
 /// # Errors
 /// When others may read or change the file, it is no regular file, or what it holds is no secret.
 pub fn read(path: &Path) -> Result<Secret> {
+    let bytes = private(path, "secret", LARGEST)?;
+    Secret::new(bytes.to_vec()).with_context(|| format!("{} is no secret", path.display()))
+}
+
+/// Reads all of a file, at most `largest` bytes, that holds a `what` and that nobody else may read
+/// or change. From then on this process leaves no core dump.
+pub(super) fn private(path: &Path, what: &str, largest: usize) -> Result<Zeroizing<Vec<u8>>> {
     let name = path.display();
     setrlimit(Resource::RLIMIT_CORE, 0, 0)
-        .context("cannot rule out core dumps, which would hold the secret")?;
+        .with_context(|| format!("cannot rule out core dumps, which would hold the {what}"))?;
     // A pipe that nobody writes to would be waited for.
     let mut options = File::options();
     let mut file = options
         .read(true)
         .custom_flags(libc::O_NONBLOCK)
         .open(path)
-        .with_context(|| format!("cannot read the secret {name}"))?;
+        .with_context(|| format!("cannot read the {what} {name}"))?;
     // Of what was opened: the name may lead elsewhere by now.
-    let about = file.metadata().with_context(|| format!("cannot look at the secret {name}"))?;
-    ensure!(about.is_file(), "the secret {name} is no regular file");
+    let about = file.metadata().with_context(|| format!("cannot look at the {what} {name}"))?;
+    ensure!(about.is_file(), "the {what} {name} is no regular file");
     ensure!(
         about.mode() & OTHERS == 0,
-        "the secret {name} is open to others (mode {:03o}): chmod 600 {name}",
+        "the {what} {name} is open to others (mode {:03o}): chmod 600 {name}",
         about.mode() & 0o777
     );
     // One byte more than it may have, and never grown: what is copied to larger memory leaves a
     // copy behind.
-    let mut bytes = Zeroizing::new(vec![0; LARGEST + 1]);
+    let mut bytes = Zeroizing::new(vec![0; largest + 1]);
     let mut length = 0;
     while length < bytes.len() {
         match file
             .read(&mut bytes[length..])
-            .with_context(|| format!("cannot read the secret {name}"))?
+            .with_context(|| format!("cannot read the {what} {name}"))?
         {
             0 => break,
             count => length += count,
         }
     }
     ensure!(
-        length <= LARGEST,
-        "the secret {name} has more than {LARGEST} bytes: it is another file"
+        length <= largest,
+        "the {what} {name} has more than {largest} bytes: it is another file"
     );
-    Secret::new(bytes[..length].to_vec()).with_context(|| format!("{name} is no secret"))
+    bytes.truncate(length);
+    Ok(bytes)
 }
 
 #[cfg(test)]
