@@ -53,8 +53,8 @@
 //! `cli` turns flags into calls of the rest.
 //!
 //! The rooms stand in an order, and each uses only those before it: [`wire`], [`address`],
-//! [`events`], [`net`], [`host`], [`xdp`], [`live`], [`policy`], [`engine`], [`server`], `load`,
-//! `lab`, `probe`, `experiment`, `report`, `cli`. A test holds it.
+//! [`events`], [`net`], [`host`], [`xdp`], [`live`], [`policy`], [`engine`], [`server`], [`gate`],
+//! `load`, `lab`, `probe`, `experiment`, `report`, `cli`. A test holds it.
 
 pub mod address;
 #[cfg(feature = "cli")]
@@ -65,6 +65,7 @@ pub mod events;
 pub mod experiment;
 #[cfg(all(feature = "lab", any(test, feature = "fuzzing")))]
 pub mod fuzz;
+pub mod gate;
 pub mod host;
 #[cfg(feature = "lab")]
 pub mod lab;

@@ -5,22 +5,24 @@
 //! | `each_client_gets_*` | a file a client, mode 600, whose address is the server's for it |
 //! | `a_stolen_identity_*` | nothing of the secret or of other clients is in it |
 //! | `a_load_with_*` | a server that has the secret answers who has one identity |
+//! | `dig_gets_*` | `resolver`, asked by BIND's dig |
 //! | `what_cannot_*`, `what_is_no_*` | one line on standard error |
 
 use std::fs::{self, Permissions};
+use std::io::{BufRead, BufReader};
 use std::net::Ipv6Addr;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::{Child, Command, Output, Stdio};
 use std::time::Duration;
 
 use crate::common::server::{PREFIX, SIXHOP, Server, sixhop};
 use crate::common::{TestLab, rootless, trial};
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use libtest_mimic::Trial;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use serde_json::Value;
+use serde_json::{Value, json};
 use sixhop::address::Secret;
 use sixhop::address::mt6d::{Clock, Subnet, Timetable};
 use sixhop::host::identity;
@@ -37,9 +39,19 @@ pub fn trials() -> Vec<Trial> {
         rootless("what_cannot_be_enrolled_is_said_in_one_line", refused),
         rootless("what_is_no_identity_is_said_in_one_line", no_identity),
         rootless("an_interrupted_enrolment_says_how_far_it_came", interrupted),
+        rootless("what_cannot_be_resolved_is_said_in_one_line", no_resolver),
+        dig("dig_gets_the_address_of_now_over_udp_and_tcp", resolver),
         trial("a_load_with_an_identity_is_answered", load),
         trial("a_server_with_an_identity_answers_that_client_alone", serve),
     ]
+}
+
+/// A test by dig: ignored where it is not there. `make test` installs it.
+#[track_caller]
+fn dig(name: &str, test: fn() -> Result<()>) -> Trial {
+    let is_there = Command::new("dig").arg("-v").output().is_ok();
+    let trial = rootless(name, test).with_ignored_flag(!is_there);
+    if is_there { trial } else { trial.with_kind("no dig") }
 }
 
 /// A directory with a secret, and identities where `enrol` puts them.
@@ -164,7 +176,7 @@ fn stolen() -> Result<()> {
             let of_other = values(other)?;
             ensure!(of_other.len() == 2, "{text}");
             for part in of_other.iter().flat_map(|value| value.as_bytes().chunks(16)) {
-                ensure!(!text.contains(str::from_utf8(part)?), "{client} has of {other}");
+                ensure!(!text.contains(std::str::from_utf8(part)?), "{client} has of {other}");
             }
             for step in 0..100 {
                 ensure!(own.address(step) != all.address(other.into(), step), "{other}");
@@ -260,7 +272,7 @@ fn interrupted() -> Result<()> {
     let mut command = Command::new(SIXHOP);
     command.args(["enrol", "--prefix", PREFIX, "--rotate", "10s", "--clients", "0-4000000"]);
     command.arg("--secret").arg(desk.secret()).arg("--out").arg(desk.0.path().join("clients"));
-    let child = command.stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped());
+    let child = command.stdout(Stdio::piped()).stderr(Stdio::piped());
     let child = child.spawn()?;
     while !desk.identity(10).exists() {
         std::thread::sleep(Duration::from_millis(1));
@@ -273,6 +285,122 @@ fn interrupted() -> Result<()> {
     ensure!(words.contains(&format!("{written} of 4000001 files are written")), "{words}");
     ensure!(words.contains(&format!("the next is client {written}")), "{words}");
     Ok(())
+}
+
+/// A running resolver, killed when dropped.
+#[derive(Debug)]
+struct Resolver {
+    child: Child,
+    port: String,
+    names: Value,
+}
+
+impl Resolver {
+    fn start(flags: &[&str], identities: &[PathBuf]) -> Result<Self> {
+        let mut command = Command::new(SIXHOP);
+        command.args(["resolver", "--json", "--listen", "[::1]:0"]).args(flags).args(identities);
+        let mut child = command.stdout(Stdio::piped()).spawn()?;
+        let mut line = String::new();
+        BufReader::new(child.stdout.take().context("a pipe")?).read_line(&mut line)?;
+        let ready: Value = serde_json::from_str(&line)?;
+        ensure!(ready["event"] == "resolving", "{ready}");
+        let port = ready["listen"].as_str().and_then(|listen| listen.strip_prefix("[::1]:"));
+        let port = port.context("a port")?.to_owned();
+        Ok(Self { child, port, names: ready["names"].clone() })
+    }
+
+    /// What dig shows of the response: status, flags, and the records of the answer.
+    fn dig(&self, question: &str) -> Result<String> {
+        let mut command = Command::new("dig");
+        command.args(["@::1", "-p", &self.port]).args(question.split(' '));
+        command.args("+noall +comments +answer +tries=5 +time=10".split(' '));
+        let output = command.output()?;
+        let text = String::from_utf8(output.stdout)?;
+        ensure!(output.status.success(), "dig {question}: {text}");
+        Ok(text)
+    }
+}
+
+impl Drop for Resolver {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn resolver() -> Result<()> {
+    let desk = Desk::new()?;
+    done(desk.enrol("0-9", "")?)?;
+    let home = format!("--name=home={}", desk.identity(4).display());
+    let mut resolver = Resolver::start(&[&home], &[desk.identity(7)])?;
+    ensure!(resolver.names == json!(["home.sixhop", "client-000007.sixhop"]), "{resolver:?}");
+    let all = timetable(10)?;
+    for (question, client) in [
+        ("home.sixhop AAAA", 4),
+        ("home.sixhop AAAA +tcp", 4),
+        ("HoMe.sixhop AAAA +noedns", 4),
+        ("client-000007.sixhop AAAA", 7),
+    ] {
+        let before = unix_time();
+        let text = resolver.dig(question)?;
+        let after = unix_time();
+        let record = text.lines().find(|line| line.contains("AAAA")).context(text.clone())?;
+        let fields: Vec<_> = record.split_whitespace().collect();
+        let [_, ttl, "IN", "AAAA", address] = fields[..] else { bail!("{record}") };
+        let steps = all.clock().step(before)..=all.clock().step(after);
+        let step = steps.into_iter().find(|step| all.address(client, *step).to_string() == address);
+        let step = step.with_context(|| format!("not of now: {text}"))?;
+        // The TTL is that of a moment in between, and never goes beyond the step.
+        let left = |now| all.clock().start(step + 1).saturating_sub(now) / 1_000_000_000;
+        let ttl: u64 = ttl.parse()?;
+        ensure!((left(after).max(1)..=left(before).max(1)).contains(&ttl), "{text}");
+        ensure!(text.contains("status: NOERROR") && text.contains("flags: qr aa"), "{text}");
+    }
+    for (question, status) in [
+        ("home.sixhop A", "NOERROR"),
+        ("home.sixhop HTTPS", "NOERROR"),
+        ("home.sixhop AAAA +opcode=NOTIFY", "NOTIMP"),
+        ("home.sixhop AAAA +edns=1 +noednsneg", "BADVERS"),
+        ("client-000004.sixhop AAAA", "REFUSED"),
+        ("sixhop SOA", "REFUSED"),
+        ("example.org AAAA", "REFUSED"),
+        ("example.org AAAA +tcp", "REFUSED"),
+    ] {
+        let text = resolver.dig(question)?;
+        ensure!(text.contains(&format!("status: {status}")), "{text}");
+        ensure!(text.contains("ANSWER: 0, AUTHORITY: 0"), "{text}");
+    }
+    // One who connects and says nothing does not keep it from its end.
+    let address = format!("[::1]:{}", resolver.port);
+    let idle = std::net::TcpStream::connect(address)?;
+    kill(Pid::from_raw(resolver.child.id() as i32), Signal::SIGTERM)?;
+    ensure!(resolver.child.wait()?.success());
+    drop(idle);
+    Ok(())
+}
+
+fn no_resolver() -> Result<()> {
+    let desk = Desk::new()?;
+    done(desk.enrol("0-1", "")?)?;
+    let run = |flags: &str| -> Result<Output> {
+        let flags = flags.replace("FILE", &desk.identity(0).display().to_string());
+        let flags = format!("resolver {flags}");
+        Ok(Command::new(SIXHOP).args(flags.split_whitespace()).output()?)
+    };
+    for (flags, wanted) in [
+        ("", "IDENTITY"),
+        ("--name home", "NAME=IDENTITY"),
+        ("FILE FILE", "two identities are named client-000000.sixhop: use --name"),
+        ("--name a..b=FILE", "cannot be a name"),
+        ("--listen here FILE", "--listen"),
+    ] {
+        fails(&run(flags)?, 2, wanted)?;
+    }
+    let taken = std::net::UdpSocket::bind("[::1]:0")?;
+    let listen = taken.local_addr()?;
+    fails(&run(&format!("--listen {listen} FILE"))?, 1, &format!("listen on {listen}, UDP"))?;
+    fs::set_permissions(desk.identity(0), Permissions::from_mode(0o644))?;
+    fails(&run("FILE")?, 1, "is open to others")
 }
 
 /// The result of a load from the client's side of the lab.

@@ -12,6 +12,7 @@ pub mod log;
 pub mod manual;
 pub mod probe;
 pub mod report;
+pub mod resolver;
 pub mod serve;
 pub mod r#where;
 
@@ -76,6 +77,7 @@ pub enum Command {
     Bind(bind::Args),
     Enrol(enrol::Args),
     Where(r#where::Args),
+    Resolver(resolver::Args),
     Compare(compare::Args),
     Experiment(experiment::Args),
     Report(report::Args),
@@ -99,6 +101,7 @@ impl Command {
             Self::Bind(args) => bind::run(args),
             Self::Enrol(args) => enrol::run(args),
             Self::Where(args) => r#where::run(&args),
+            Self::Resolver(args) => resolver::run(args),
             Self::Compare(args) => compare::run(args),
             Self::Experiment(args) => experiment::run(args),
             Self::Report(args) => report::run(&args),
