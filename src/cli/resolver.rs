@@ -23,8 +23,8 @@ const SHOWN: usize = 8;
 Names have AAAA records that live until the step ends. All else is refused, on
 which a program asks its next server. It answers over UDP and TCP.
 
-systemd-resolved sends it only what is under the domain. In
-/etc/systemd/resolved.conf.d/sixhop.conf, then systemctl restart systemd-resolved:
+For systemd-resolved, in /etc/systemd/resolved.conf.d/sixhop.conf, and then
+systemctl restart systemd-resolved:
   [Resolve]
   DNS=[::1]:53535
   Domains=~sixhop
