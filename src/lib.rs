@@ -67,6 +67,7 @@ pub mod experiment;
 #[doc(hidden)]
 #[cfg(all(feature = "lab", any(test, feature = "fuzzing")))]
 pub mod fuzz;
+pub mod gate;
 pub mod host;
 #[doc(hidden)]
 #[cfg(feature = "lab")]

@@ -15,6 +15,7 @@ mod conformance;
 mod dns;
 mod faults;
 mod granted;
+mod identity;
 mod lab;
 mod lines;
 mod links;
@@ -52,6 +53,7 @@ fn main() -> ExitCode {
         dns::trials(),
         faults::trials(),
         granted::trials(),
+        identity::trials(),
         lab::trials(),
         lines::trials(),
         links::trials(),

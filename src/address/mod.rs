@@ -1,8 +1,10 @@
 //! WHICH addresses: prefixes, the pool that server and client derive from the same flags, the
-//! moving addresses of MT6D, which follow from a key and the time, and the allowed sources.
+//! moving addresses of MT6D, which follow from a key and the time, a client's identity, and the
+//! allowed sources.
 //!
 //! Pure: no I/O, no clock, no state. It builds and runs its tests on any platform.
 
+pub mod identity;
 pub mod mt6d;
 mod pool;
 mod prefix;
@@ -22,6 +24,7 @@ use std::thread;
 
 use serde::{Deserialize, Serialize};
 
+pub use identity::{Identity, IdentityError};
 pub use pool::{Pool, PoolError};
 pub use prefix::{Prefix, PrefixError};
 pub use secret::{Secret, SecretError};

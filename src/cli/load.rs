@@ -8,6 +8,7 @@ use clap::ArgAction;
 use comfy_table::{Table, presets};
 
 use super::{OPERATIONS, TargetFlags, align, note, print_json, progress, stop_on_signal};
+use crate::address::Targets;
 use crate::events::{Event, LoadResult, Percentiles, or_dash, rate};
 use crate::load::{
     Generator, Heard, LoadClient, LoadConfig, Outcome, Run, UNFINISHED, cause, nothing_came,
@@ -39,7 +40,12 @@ when it is due. The server tolerates a clock that is off by one step; if it is
 off by more, 'clock_steps' says by how many:
   sudo sixhop lab exec client -- sixhop load --interface client0 \\
       --prefix 2001:db8:1::/64 --schedule mt6d --clients 1000000 --rotate 10s \\
-      --secret secret --rate 20000 --requests 200000"
+      --secret secret --rate 20000 --requests 200000
+
+With the identity of one client, all requests go to that client's address.
+Other requests would need the secret, which is the server's:
+  sudo sixhop lab exec client -- sixhop load --interface client0 \\
+      --identity clients/client-000042.toml --rate 1000 --requests 10000"
 )]
 pub struct Args {
     #[command(flatten)]
@@ -140,10 +146,15 @@ fn offset(text: &str) -> Result<i64, String> {
 /// requests are a result, not an error.
 pub fn run(args: Args) -> Result<ExitCode> {
     let stop = stop_on_signal()?;
+    let targets = args.addresses.which.targets(args.addresses.clock_offset)?;
+    let period = match &targets {
+        Targets::Moving(timetable) => Some(timetable.clock().period()),
+        Targets::Pool(_) => None,
+    };
     let mut generator = Generator::open(LoadConfig {
         client: args.client.kind,
         interface: args.addresses.interface,
-        targets: args.addresses.which.targets(args.addresses.clock_offset)?,
+        targets,
         port: args.addresses.port,
         replies: args.requests.replies,
         payload: args.requests.payload as usize,
@@ -176,9 +187,14 @@ pub fn run(args: Args) -> Result<ExitCode> {
     } else {
         println!("{}", describe(&result));
     }
-    let uneven = clock_steps.map(|steps| uneven(steps, args.addresses.which.rotate));
+    let uneven = clock_steps.zip(period).map(|(steps, period)| uneven(steps, period));
     if answered == 0 && sent > 0 {
-        let why = uneven.or(cause).unwrap_or_else(|| match args.addresses.which.schedule {
+        let why = uneven.or(cause).unwrap_or_else(|| match period {
+            Some(_) if args.addresses.which.identity.is_some() => {
+                "no address of another step answers either: the server may be down, or serve fewer \
+                 clients, or another secret, step or prefix than the identity is of"
+                    .to_owned()
+            }
             Some(_) => "no address of another step answers either: the server may be down, or its \
                         --secret, --rotate or --prefix may differ"
                 .to_owned(),

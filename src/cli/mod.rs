@@ -4,6 +4,7 @@
 mod advice;
 pub mod bind;
 pub mod compare;
+pub mod enrol;
 pub mod experiment;
 pub mod guard;
 pub mod lab;
@@ -12,7 +13,9 @@ pub mod log;
 pub mod manual;
 pub mod probe;
 pub mod report;
+pub mod resolver;
 pub mod serve;
+pub mod r#where;
 
 use std::fmt::Display;
 use std::fs;
@@ -74,6 +77,9 @@ pub enum Subcommand {
     Serve(serve::Args),
     Load(load::Args),
     Bind(bind::Args),
+    Enrol(enrol::Args),
+    Where(r#where::Args),
+    Resolver(resolver::Args),
     Compare(compare::Args),
     Experiment(experiment::Args),
     Report(report::Args),
@@ -95,6 +101,9 @@ impl Subcommand {
             Self::Serve(args) => serve::run(args),
             Self::Load(args) => load::run(args),
             Self::Bind(args) => bind::run(args),
+            Self::Enrol(args) => enrol::run(args),
+            Self::Where(args) => r#where::run(&args),
+            Self::Resolver(args) => resolver::run(args),
             Self::Compare(args) => compare::run(args),
             Self::Experiment(args) => experiment::run(args),
             Self::Report(args) => report::run(&args),
@@ -134,14 +143,15 @@ impl PoolFlags {
 }
 
 /// Addresses that stay or move. Server and client derive the same ones from the same flags; or from
-/// the same secret and the time.
+/// the same secret and the time; or from one client's identity and the time.
 #[derive(Debug, Clone, clap::Args)]
 pub struct TargetFlags {
     /// Prefix of the addresses
-    #[arg(long)]
-    pub prefix: Prefix,
+    #[arg(long, required_unless_present = "identity")]
+    pub prefix: Option<Prefix>,
     /// Number of addresses, if they stay
-    #[arg(long, required_unless_present = "schedule", conflicts_with = "schedule")]
+    #[arg(long, required_unless_present_any = ["schedule", "identity"],
+          conflicts_with = "schedule")]
     pub addresses: Option<u64>,
     /// Which addresses of the prefix, if they stay: another seed selects others
     #[arg(long, default_value_t = 1, conflicts_with = "schedule")]
@@ -161,18 +171,27 @@ pub struct TargetFlags {
     /// owner
     #[arg(long, value_name = "FILE", requires = "schedule")]
     pub secret: Option<PathBuf>,
+    /// Move the addresses of one client alone: its identity (sixhop enrol), in place of all flags
+    /// above
+    #[arg(long, value_name = "FILE",
+          conflicts_with_all = ["prefix", "addresses", "seed", "schedule"])]
+    pub identity: Option<PathBuf>,
 }
 
 impl TargetFlags {
     /// The addresses, as seen by a clock that is `ahead` nanoseconds fast.
     fn targets(&self, ahead: i64) -> Result<Targets> {
         let usage = |error: &dyn Display| Usage(error.to_string());
+        if let Some(path) = &self.identity {
+            return Ok(host::identity::read(path)?.timetable(ahead).into());
+        }
+        let prefix = self.prefix.ok_or_else(|| Usage("--prefix is missing".into()))?;
         match (self.schedule, self.addresses, self.clients, &self.secret) {
-            (None, Some(addresses), ..) => Ok(Pool::new(self.prefix, addresses, self.seed)
-                .map_err(|error| usage(&error))?
-                .into()),
+            (None, Some(addresses), ..) => {
+                Ok(Pool::new(prefix, addresses, self.seed).map_err(|error| usage(&error))?.into())
+            }
             (Some(Schedule::Mt6d), _, Some(clients), Some(secret)) => {
-                let subnet = Subnet::new(self.prefix).map_err(|error| usage(&error))?;
+                let subnet = Subnet::new(prefix).map_err(|error| usage(&error))?;
                 let clock = Clock::new(self.rotate).map_err(|error| usage(&error))?.ahead(ahead);
                 let secret = crate::host::secret::read(secret)?;
                 host::has_memory(

@@ -14,6 +14,7 @@ pub(crate) mod words;
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::net::{Ipv6Addr, SocketAddr};
 
 use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, Deserializer, Serialize};
@@ -81,6 +82,12 @@ pub enum Event {
     Carried(Carried),
     /// `probe`: the findings on one interface.
     Probe(Box<Probe>),
+    /// `enrol`: every identity is written.
+    Enrolled(Enrolled),
+    /// `where`: a client's address of now.
+    Where(Where),
+    /// `resolver`: it answers.
+    Resolving(Resolving),
 }
 
 #[derive(Serialize, Deserialize)]
@@ -121,6 +128,37 @@ impl Event {
 struct Version {
     #[serde(default)]
     schema: u32,
+}
+
+/// Identities that were written.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Enrolled {
+    /// Number of the first client.
+    pub first: u32,
+    /// Number of the last one.
+    pub last: u32,
+    /// The directory with a file for each of them.
+    pub directory: String,
+}
+
+/// A client's address of now.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Where {
+    /// The address.
+    pub address: Ipv6Addr,
+    /// The step that it is of.
+    pub step: u64,
+    /// When the step ends (RFC 3339, UTC), by this machine's clock.
+    pub until: String,
+}
+
+/// What a resolver answers for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Resolving {
+    /// Where it answers, over UDP and TCP.
+    pub listen: SocketAddr,
+    /// The names that it knows, each with its domain.
+    pub names: Vec<String>,
 }
 
 /// A sentence for people: what changed or goes wrong, and what the server did about it.
@@ -184,7 +222,7 @@ pub struct Ready {
     pub notes: Vec<String>,
     /// The socket address that serves its metrics.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub metrics: Option<std::net::SocketAddr>,
+    pub metrics: Option<SocketAddr>,
     /// Whether its threads have dropped the capabilities and system calls that they do not need.
     #[serde(default)]
     pub sandbox: bool,

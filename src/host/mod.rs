@@ -3,6 +3,8 @@
 //! settings that a server changes and restores (`settings`). Reading changes
 //! nothing but the reading thread's view of /sys.
 
+#[cfg(feature = "lab")]
+pub mod identity;
 mod interrupts;
 mod ipv6;
 #[cfg(feature = "metrics")]
