@@ -190,14 +190,7 @@ pub fn run(args: Args) -> Result<ExitCode> {
     let uneven = clock_steps.zip(period).map(|(steps, period)| uneven(steps, period));
     if answered == 0 && sent > 0 {
         let why = uneven.or(cause).unwrap_or_else(|| match period {
-            Some(_) if args.addresses.which.identity.is_some() => {
-                "no address of another step answers either: the server may be down, or serve fewer \
-                 clients, or another secret, step or prefix than the identity is of"
-                    .to_owned()
-            }
-            Some(_) => "no address of another step answers either: the server may be down, or its \
-                        --secret, --rotate or --prefix may differ"
-                .to_owned(),
+            Some(_) => no_step_answers(args.addresses.which.identity.is_some()).to_owned(),
             None => nothing_came(args.addresses.port),
         });
         bail!("none of {sent} requests was answered: {why}");
@@ -207,6 +200,17 @@ pub fn run(args: Args) -> Result<ExitCode> {
         note(format!("{unfinished} {UNFINISHED}"));
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// The likely causes when the addresses of no step answer.
+fn no_step_answers(has_identity: bool) -> &'static str {
+    if has_identity {
+        "no address of another step answers either: the server may be down, or may serve fewer \
+         clients, or its secret, step or prefix may differ from the identity's"
+    } else {
+        "no address of another step answers either: the server may be down, or its --secret, \
+         --rotate or --prefix may differ"
+    }
 }
 
 /// The message about a clock that is `steps` ahead.
