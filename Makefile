@@ -1,20 +1,20 @@
-# These commands do everything on a fresh machine with Debian or Ubuntu:
+# These commands work on a fresh Debian or Ubuntu machine:
 #
 #   make demo        compare the paper's socket server with the AF_XDP engine, on this machine
-#   make test        formatting, clippy, and all tests but those in guests
+#   make test        formatting, clippy, and all tests except those in guests
 #   make test-guest  tests in virtual machines with emulated network cards
 #   make loom        the rings and the timed table in every order of two threads
-#   make audit       licences, sources and known holes of what is built in (takes a network)
+#   make audit       licences, sources and advisories of all dependencies (needs a network)
 #
-# make fuzz feeds the parsers and the worker with mutated input for SECONDS (60) each; make soak does
-# to servers what may happen to them for MINUTES (60). And one more puts the program, its manual and
-# its completions where others find them:
+# make fuzz feeds mutated input to the parsers and the worker, for SECONDS (60) each. make soak
+# disturbs running servers for MINUTES (60). One more installs the program, its manual, its
+# completions and its systemd unit:
 #
 #   make install     into PREFIX, /usr/local by default
 #
-# Each installs the system packages that are missing, and says which; Rust too, where there is none
-# or an old one and the distribution has a newer. Root is got by sudo where it is not there already,
-# and only for what needs it: installing packages, and running on network namespaces.
+# Each command installs missing system packages and names them. It also installs Rust if there is
+# none, or only an old one, and the distribution has a newer. It uses sudo only where root is
+# needed: to install, and to run on network namespaces.
 
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
@@ -25,21 +25,20 @@ CARGO ?= cargo
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 comma := ,
 APT := $(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get
-# Cargo itself does not run as root, test programs do, so that none is skipped.
+# Cargo itself runs unprivileged. The test programs run as root, so that no test is skipped.
 AS_ROOT = env "CARGO_TARGET_$$(rustc -vV | sed -n 's/^host: //p' | tr a-z- A-Z_)_RUNNER=$(if $(SUDO),sudo -E,env)"
 
-# To build: clang for the XDP program, the others for libbpf. To run: ip, which is also what the lab
-# is checked with.
+# To build: clang for the XDP program, the others for libbpf. To run: ip, which also checks the lab.
 PACKAGES := clang gcc make pkg-config libelf-dev zlib1g-dev linux-libc-dev iproute2
 TOOLS := clang cc pkg-config ip
-# ifconfig is one of the ways of binding that are tested; kmod and xz find and unpack the modules of
-# a guest's kernel; faketime sets a server's clock; ethtool does to an interface what its owner may.
+# ifconfig is one of the tested binders. kmod and xz find and unpack the modules of a guest's
+# kernel. faketime sets a server's clock. ethtool changes interfaces under a running server.
 test test-guest: PACKAGES += net-tools kmod xz-utils faketime ethtool
 test test-guest: TOOLS += ifconfig modprobe xz faketime ethtool
-# What asks examples/dns.rs: dig and kxdpgun.
+# dig and kxdpgun query examples/dns.rs.
 test: PACKAGES += bind9-dnsutils knot-dnsutils
 test: TOOLS += dig kxdpgun
-# Parts of Rust that only the tests take: as cargo calls them, and as Debian does.
+# Rust components that only the tests need: cargo's names, then Debian 13's and 12's.
 test loom: COMPONENTS := fmt clippy
 test loom: RUST_13 := rustfmt rust-clippy
 test loom: RUST_12 := rustfmt-web rust-web-clippy
@@ -47,8 +46,9 @@ test loom: RUST_12 := rustfmt-web rust-web-clippy
 help:
 	@sed -n 's/^#   //p' Makefile
 
-# The distribution's cargo where it is new enough (Debian 13), what it builds browsers with (Debian
-# 12), or its rustup (Ubuntu 24.04). Where rustup is there already, its owner decides.
+# Installs the distribution's cargo if it is new enough (Debian 13), else the one that it builds
+# browsers with (Debian 12), else its rustup (Ubuntu 24.04). If rustup is installed already, its
+# owner decides.
 RUST := 1.85
 RUSTUP := curl --proto '=https' --tlsv1.2 -sSf https://sh.rustup.rs | sh
 rust:
@@ -98,7 +98,7 @@ packages: rust
 	  for tool in $(TOOLS); do command -v $$tool >/dev/null || missing="$$missing $$tool"; done; \
 	  for library in libelf zlib; do pkg-config --exists $$library 2>/dev/null || missing="$$missing $$library"; done; \
 	  if [ -n "$$missing" ]; then \
-	    echo "missing:$$missing. On Debian the packages are: $(PACKAGES). Install what your distribution calls them." >&2; \
+	    echo "missing:$$missing. Debian has them in: $(PACKAGES). Install the packages of your distribution." >&2; \
 	    exit 1; \
 	  fi; \
 	fi
@@ -122,12 +122,11 @@ loom: packages
 	cd loom; $(CARGO) clippy --locked --lib --test orderings -- -D warnings
 	cd loom; $(CARGO) test --locked
 
-# Kernel and QEMU are fetched from Debian's packages where the machine has none that will do.
+# Fetches a kernel and QEMU from Debian's packages if the machine has none that are recent enough.
 test-guest: packages
 	$(AS_ROOT) $(CARGO) test --locked --test vm
 
-# The database of advisories comes from the network, and cargo-deny is built where it is not there:
-# that is no part of the tests.
+# Not part of the tests: it gets the advisories from the network, and builds cargo-deny if missing.
 audit:
 	@$(CARGO) deny --version >/dev/null 2>&1 || $(CARGO) install --locked cargo-deny
 	$(CARGO) deny --locked check
@@ -135,9 +134,8 @@ audit:
 bench: packages
 	$(CARGO) bench --locked
 
-# Each fuzz target for so many seconds, from the corpus in the repository; RUNS=N instead has each
-# take so many inputs. What a target finds fault with is in fuzz/artifacts. libFuzzer needs a C++
-# compiler, and of rustc only what a stable one has.
+# Runs each fuzz target for SECONDS, or for RUNS inputs, starting from the corpus in the repository.
+# Inputs that fail go to fuzz/artifacts. libFuzzer needs a C++ compiler; stable rustc is enough.
 SECONDS ?= 60
 TARGETS ?= request ndp worker results profile
 fuzz: PACKAGES += g++
@@ -154,7 +152,7 @@ fuzz: packages
 	      $(if $(RUNS),-runs=$(RUNS),-max_total_time=$(SECONDS)) target/corpus/$$target corpus/$$target; \
 	  done
 
-# As root, on network namespaces: everything that may happen to a server, for so many minutes, and a table in the end.
+# Disturbs running servers for MINUTES, as root, on network namespaces; then prints a table.
 MINUTES ?= 60
 soak: packages
 	SIXHOP_SOAK_SECONDS=$$((60 * $(MINUTES))) \

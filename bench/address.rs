@@ -1,4 +1,4 @@
-//! What an address costs to compute: `cargo bench --bench address`. Times are for one address; the
+//! The cost of computing an address: `cargo bench --bench address`. Times are per address. The
 //! paper's worst figure, for a counter, is 48 ns.
 
 use std::hint::black_box;
@@ -8,12 +8,12 @@ use criterion::{Criterion, Throughput};
 use sixhop::address::mt6d::{Clock, Subnet, Timetable};
 use sixhop::address::{Pool, Prefix, Secret, fill};
 
-/// Enough that starting a thread does not count, and no more than a core's cache holds: 1 MiB.
+/// Enough to hide the start of a thread, and few enough for a core's cache: 1 MiB.
 const COUNT: u64 = 1 << 16;
 
 fn address(criterion: &mut Criterion) {
     let prefix: Prefix = "2001:db8:1::/64".parse().expect("a prefix");
-    let pool = Pool::new(prefix, COUNT, 1).expect("it holds them");
+    let pool = Pool::new(prefix, COUNT, 1).expect("the prefix has room");
     let subnet = Subnet::new(prefix).expect("a /64");
     let key = [7; 32];
     let mut addresses = vec![Ipv6Addr::UNSPECIFIED; COUNT as usize];
@@ -34,10 +34,10 @@ fn address(criterion: &mut Criterion) {
     };
     for threads in [1, 2] {
         list("of a pool", threads, &|index| pool.address(index));
-        // A client each: its number is its seed identifier.
+        // One client per address: its number is its seed identifier.
         list("MT6D, 32-byte key", threads, &|client| subnet.address(client, &key, 140_000_000));
     }
-    // All 40 bytes of a client, and not of the same one again.
+    // Touches all 40 bytes of a client, and never the same client twice in a row.
     let secret = Secret::new(vec![7; 32]).expect("long enough");
     let clock = Clock::new(std::time::Duration::from_secs(10)).expect("long enough");
     group.bench_function("seed identifier and key of a client", |bencher| {

@@ -1,6 +1,7 @@
 #!/bin/bash
-# Valid requests while five times as many malformed and unsteered packets arrive, on a lab of its own, as root: SECONDS of 20,000
-# requests/s for each engine. Prints what the generator measured, and fails unless each request was answered in full.
+# Sends valid requests (RATE per second, 20,000 by default) while five times as many malformed and
+# unsteered packets arrive: SECONDS for each engine, on a lab of its own. Needs root. Prints the
+# generator's result, and fails unless every request gets all its replies.
 #
 #   bench/hostile.sh [RATE [SECONDS [ENGINE,… [REPLIES]]]]
 set -euo pipefail

@@ -1,10 +1,9 @@
-//! What the XDP program costs for one request, and how much of that is looking at who asks: `cargo
-//! bench --bench program`, as root.
+//! The XDP program's time for one request, and the share of checking the source: `cargo bench
+//! --bench program`, as root.
 //!
-//! The kernel runs it on the same request many times (BPF_PROG_TEST_RUN), one variant after the
-//! other and all of them several times over, so that what disturbs the machine disturbs all alike.
-//! The request goes to a live address of a queue without a socket: all is done but for what the
-//! driver does with it.
+//! The kernel runs each variant's program on the same request many times (BPF_PROG_TEST_RUN). The
+//! variants take turns for several rounds, so that disturbances hit them alike. The request goes to
+//! a live address on a queue without a socket, so everything is measured except the driver's part.
 
 use std::net::Ipv6Addr;
 use std::time::Duration;
@@ -20,7 +19,7 @@ const ADDRESSES: u32 = 10_000;
 const REPEAT: u32 = 1_000_000;
 const ROUNDS: usize = 9;
 
-/// What a variant has: who may ask, and how many prefixes are there before the one that matters.
+/// A variant: how it checks sources, and how many other prefixes come before the right one.
 struct Variant {
     name: &'static str,
     screen: Option<Screen>,

@@ -1,7 +1,7 @@
-//! What one request costs in `wire` and `policy::Handler`: `cargo bench --bench wire`.
+//! The cost of one request in `wire` and `policy::Handler`: `cargo bench --bench wire`.
 //!
-//! The frame is the comparison's: 94 bytes, 32 of them payload. Each reply is taken as the next
-//! request, with the ports swapped, so that nothing but the work itself is measured.
+//! The frame is that of `compare`: 94 bytes, 32 of them payload. Each reply becomes the next
+//! request by swapping its ports, so that little but the work itself is measured.
 
 use std::hint::black_box;
 
@@ -11,8 +11,8 @@ use sixhop::policy::Handler;
 use sixhop::wire::{Endpoints, Stamp, Template, validate};
 
 fn wire(criterion: &mut Criterion) {
-    let pool =
-        Pool::new("2001:db8:1::/64".parse().expect("a prefix"), 2000, 1).expect("it holds 2000");
+    let pool = Pool::new("2001:db8:1::/64".parse().expect("a prefix"), 2000, 1)
+        .expect("the prefix has room");
     let ends = Endpoints {
         source_mac: [2; 6],
         destination_mac: [4; 6],
@@ -23,7 +23,7 @@ fn wire(criterion: &mut Criterion) {
     let mut buffer = [0; 2048];
     let stamp = Stamp { run: 1, sequence: 1 };
     let template = Template::new(&ends, 32).expect("32 bytes hold a stamp");
-    let length = template.write(&mut buffer, pool.address(7), stamp).expect("it fits");
+    let length = template.write(&mut buffer, pool.address(7), stamp).expect("the buffer has room");
     let frame = &mut buffer[..length];
     assert_eq!(frame.len(), 94);
 

@@ -1,9 +1,8 @@
-//! The worker's whole loop over rings in plain memory, without the kernel's part: `cargo bench
-//! --bench worker`.
+//! The worker's whole loop over rings in plain memory, without the kernel: `cargo bench --bench
+//! worker`.
 //!
-//! Timed: completions taken, requests received, validated, decided on, rewritten, and put into the
-//! tx ring once for each reply. Not timed: what the kernel does, here a model, between two turns of
-//! the worker.
+//! Timed: reaping completions, receiving, validating, deciding, rewriting, and a tx descriptor for
+//! each reply. Not timed: the kernel's part, which a model does between two turns of the worker.
 
 use std::io;
 use std::time::{Duration, Instant};
@@ -17,10 +16,10 @@ use sixhop::wire::{Endpoints, Stamp, Template};
 use sixhop::xdp::model::{self, Model};
 use sixhop::xdp::{Doorbell, Rings};
 
-/// Requests between two turns: a full batch.
+/// Requests per turn: a full batch.
 const BATCH: u64 = 64;
 
-/// What the worker rings while it is timed: the kernel's part comes afterwards.
+/// The doorbell while timing: it does nothing, and the kernel's part follows later.
 struct Silent;
 
 impl Doorbell for Silent {
@@ -47,7 +46,7 @@ struct Bench {
 impl Bench {
     fn new(replies: u16) -> Self {
         let pool = Pool::new("2001:db8:1::/64".parse().expect("a prefix"), 2000, 1)
-            .expect("it holds 2000");
+            .expect("the prefix has room");
         let ends = Endpoints {
             source_mac: [2; 6],
             destination_mac: [4; 6],
@@ -60,14 +59,14 @@ impl Bench {
             let mut frame = vec![0; 94];
             template
                 .write(&mut frame, pool.address(sequence * 31), Stamp { run: 1, sequence })
-                .expect("it fits");
+                .expect("the buffer has room");
             frame
         });
         let requests = requests.collect();
         let (mut rings, frames, mut model) =
-            model::rings(4096, 2048, 4096, 0).expect("memory for it");
+            model::rings(4096, 2048, 4096, 0).expect("memory for the rings");
         for frame in frames {
-            rings.fill(frame).expect("the fill ring holds them all");
+            rings.fill(frame).expect("the fill ring has room");
         }
         rings.publish();
         assert_eq!(rings.census().in_hand(), 0);
@@ -80,7 +79,7 @@ impl Bench {
         }
     }
 
-    /// The worker's time for at least `count` requests, and how many there were.
+    /// Serves at least `count` requests. Returns the worker's time, and how many they were.
     fn answer(&mut self, count: u64) -> (Duration, u64) {
         let mut time = Duration::ZERO;
         let mut done = 0;

@@ -372,13 +372,41 @@ int gate_in(struct __sk_buff *skb)
 	return !at || skb->pkt_type == OTHER_HOST ? HAND_ON : decide(skb, at);
 }
 
-// Has a datagram leave from the address and port that were asked. The checksum may be left to the
-// card, which bpf_l4_csum_replace knows. Known fault: the segments of a service that sends many
-// datagrams in one packet (UDP_SEGMENT) reach the client with wrong checksums.
+// Adds a change to the UDP checksum of a datagram that the kernel still cuts into segments
+// (UDP_SEGMENT). The field then has the sum of the pseudo-header alone, not complemented, whatever
+// ip_summed says (udp6_hwcsum_outgoing), and bpf_l4_csum_replace would take it for a whole checksum
+// on a device without checksum offload. The ports are summed up when the segments are made.
+static __always_inline long change_pseudo_sum(struct __sk_buff *skb, __u32 at, __s64 change)
+{
+	__u16 sum;
+
+	if (bpf_skb_load_bytes(skb, at, &sum, sizeof(sum)))
+		return -1;
+	__u64 total = (__u64)sum + (__u32)change;
+	total = (total & 0xffff) + (total >> 16);
+	total = (total & 0xffff) + (total >> 16);
+	total = (total & 0xffff) + (total >> 16);
+	sum = total;
+	return bpf_skb_store_bytes(skb, at, &sum, sizeof(sum), 0);
+}
+
+static __always_inline long change_checksum(struct __sk_buff *skb, __u32 at, __s64 change,
+					    __be16 port, __be16 asked)
+{
+	const __u64 flags = BPF_F_MARK_MANGLED_0 | BPF_F_MARK_ENFORCE;
+
+	if (skb->gso_size)
+		return change_pseudo_sum(skb, at, change);
+	// The checksum may be left to the card, which bpf_l4_csum_replace knows.
+	if (bpf_l4_csum_replace(skb, at, 0, change, flags | BPF_F_PSEUDO_HDR))
+		return -1;
+	return bpf_l4_csum_replace(skb, at, port, asked, flags | sizeof(asked));
+}
+
+// Has a datagram leave from the address and port that were asked.
 static __always_inline int rename(struct __sk_buff *skb, struct packet *packet,
 				  const struct reply *reply, __be16 port)
 {
-	const __u64 flags = BPF_F_MARK_MANGLED_0 | BPF_F_MARK_ENFORCE;
 	__u32 check = packet->at + offsetof(struct udphdr, check);
 	struct in6_addr address = reply->address;
 	__be16 asked = reply->port;
@@ -388,8 +416,7 @@ static __always_inline int rename(struct __sk_buff *skb, struct packet *packet,
 		address = packet->ip.saddr;
 	__s64 change = bpf_csum_diff((__be32 *)&packet->ip.saddr, sizeof(address),
 				     (__be32 *)&address, sizeof(address), 0);
-	if (bpf_l4_csum_replace(skb, check, 0, change, flags | BPF_F_PSEUDO_HDR) ||
-	    bpf_l4_csum_replace(skb, check, port, asked, flags | sizeof(asked)) ||
+	if (change_checksum(skb, check, change, port, asked) ||
 	    bpf_skb_store_bytes(skb, packet->at, &asked, sizeof(asked), 0) ||
 	    bpf_skb_store_bytes(skb, packet->at - sizeof(packet->ip) +
 				     offsetof(struct ipv6hdr, saddr),
@@ -458,6 +485,10 @@ int gate_out(struct __sk_buff *skb)
 	bool hidden_address = is_hidden(&packet.ip.saddr);
 	if (hidden_address && is_revoked(&packet.ip.saddr))
 		return drop(REVOKED);
+	// A gate that was started again knows no address in use. Clients may need an advertisement
+	// before they can send, so the service's own segments count as well.
+	if (hidden_address && packet.next == IPPROTO_TCP)
+		keep(&packet.ip.saddr, clock());
 	if (packet.next == IPPROTO_UDP)
 		return reply(skb, &packet, false);
 	if (packet.next == IPPROTO_ICMPV6 && is_telling(skb, &packet, hidden_address))

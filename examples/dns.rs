@@ -371,12 +371,10 @@ impl Service for Dns {
         if room < PLAIN {
             return Answer::Nothing;
         }
-        let Some(response) = response(&self.0, datagram.payload(), room) else {
-            return Answer::Nothing;
-        };
-        let response = response.as_slice();
-        datagram.buffer()[..response.len()].copy_from_slice(response);
-        Answer::changed(response.len())
+        match response(&self.0, datagram.payload(), room) {
+            Some(response) => datagram.reply(response.as_slice()),
+            None => Answer::Nothing,
+        }
     }
 }
 

@@ -1,12 +1,11 @@
-//! A whole server: it answers every request on 100 addresses under a prefix with what came.
+//! A complete server: it echoes every request to 100 addresses under a prefix.
 //!
 //! ```text
 //! cargo build --release --example echo
 //! sudo target/release/examples/echo eth1 2001:db8:1::/64
 //! ```
 //!
-//! It takes root, and serves UDP port 3540 until Ctrl-C. Sources on the interface's own link may
-//! ask.
+//! Needs root. Serves UDP port 3540 until Ctrl-C, for sources on the interface's link.
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;

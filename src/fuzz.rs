@@ -62,7 +62,7 @@ fn pool() -> Pool {
 /// correct one.
 pub fn request(bytes: &[u8]) {
     thread_local! {
-        static QUEUE: RefCell<Queue> = RefCell::new(Queue::new(FRAMES, 32));
+        static QUEUE: RefCell<FuzzedWorker> = RefCell::new(FuzzedWorker::new(FRAMES, 32));
     }
     QUEUE.with_borrow_mut(|queue| {
         for frame in [bytes.to_vec(), repaired(bytes)] {
@@ -188,7 +188,7 @@ fn repaired(frame: &[u8]) -> Vec<u8> {
 }
 
 /// A worker and its rings, with a model of the kernel.
-struct Queue {
+struct FuzzedWorker {
     handler: Handler,
     worker: Worker,
     rings: Rings,
@@ -197,7 +197,7 @@ struct Queue {
     arrived: u64,
 }
 
-impl Queue {
+impl FuzzedWorker {
     fn new(frames: u32, ring: u32) -> Self {
         let handler = handler();
         let (mut rings, tokens, model) =
@@ -318,7 +318,7 @@ fn is_solicitation(frame: &[u8], source: Ipv6Addr, target: Ipv6Addr) -> bool {
 /// be back.
 pub fn worker(bytes: &[u8]) {
     let Some((size, mut program)) = bytes.split_first() else { return };
-    let mut queue = Queue::new(1 << (size % 6), 16 << (size / 6 % 3));
+    let mut queue = FuzzedWorker::new(1 << (size % 6), 16 << (size / 6 % 3));
     while let Some((&step, mut rest)) = program.split_first() {
         let argument = usize::from(step >> 2);
         match step & 3 {
@@ -467,6 +467,7 @@ mod tests {
     }
 
     /// The generated part of the corpus. Files with other names came from a fuzzer.
+    #[expect(clippy::too_many_lines, reason = "a table")]
     fn made() -> Vec<(&'static str, &'static str, Vec<u8>)> {
         let pool = pool();
         let live = pool.address(3);
@@ -759,7 +760,7 @@ mod tests {
             seeds.iter().filter(|(name, _)| name.starts_with("valid")).cloned().collect();
         let mut random = Random(1);
         let mut answered = 0u64;
-        let mut queue = Queue::new(FRAMES, 32);
+        let mut queue = FuzzedWorker::new(FRAMES, 32);
         for _ in 0..count / 2 {
             // Half of the frames start from a valid one.
             let seeds = if random.below(2) == 0 { &right } else { &seeds };

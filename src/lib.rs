@@ -31,56 +31,71 @@
 //! }
 //! ```
 //!
-//! It needs root, or the four capabilities that docs/operations.md names. Features: `cli` is the
-//! command line, `lab` measures and reports, `metrics` serves Prometheus. All are on by default;
-//! `default-features = false` leaves what a server needs.
+//! It needs root, or the four capabilities that docs/operations.md names. docs/services.md shows
+//! how to answer with code of one's own, and examples/ has an echo and a name server.
 //!
-//! The map of the crate, by what travels through it:
+//! What a program needs:
 //!
-//! ```text
-//! packet    NIC queue ─► bpf/steer ─► xdp ─► wire::validate ─► policy ─► wire (in place)
-//!              ─► xdp ─► NIC
-//! address   address (which) ─► live (make it so: kernel | steering map)
-//!              ─► live set, seen by bpf and by the kernel
-//! number    load (open loop, ledger) ─► experiment (searches, runs) ─► events (one schema)
-//!              ─► report
-//! ability   xdp::capability (what an interface can do)
-//!              ─► probe (what a server would get on it, and why not more)
-//! ```
+//! - [`server`]: a whole server, its configuration, what it got and counted, and why it ends
+//! - [`address`]: which addresses, and when
+//! - [`live`]: the [methods](live::Method) of making them live
+//! - [`service`]: what is answered
+//! - [`engine`]: the ways for packets, and their options
+//! - [`host`]: the secret's file, the time, the sandbox, and metrics
 //!
-//! [`address`], [`wire`], [`events`] and `report` are pure. `unsafe` is in [`xdp`], in [`net`], in
-//! the ring of the engine `uring`, and in single system calls of [`engine`], [`live`] and [`host`].
-//! `cli` turns flags into calls of the rest.
+//! Functions fail with enums. [`ServerError`](server::ServerError) says which part failed, and its
+//! [`Cause`](server::Cause) why. Messages name causes and no flags of `sixhop`, since a program on
+//! the library has none.
 //!
-//! The rooms stand in an order, and each uses only those before it: [`wire`], [`address`],
-//! [`events`], [`net`], [`host`], [`xdp`], [`live`], [`policy`], [`engine`], [`server`], `load`,
-//! `lab`, `probe`, `experiment`, `report`, `cli`. A test holds it.
+//! Features: `cli` is the command line, `lab` measures and reports, `metrics` serves Prometheus.
+//! All are on by default; `default-features = false` leaves what a server needs.
+//!
+//! The crate exports more than these pages show: the program, the tests and the benchmarks of this
+//! package use it. None of that is promised. It may change in any version, so do not build on it.
+//! docs/architecture.md has the map of all rooms.
 
 pub mod address;
+#[doc(hidden)]
 #[cfg(feature = "cli")]
 pub mod cli;
 pub mod engine;
+#[doc(hidden)]
 pub mod events;
+#[doc(hidden)]
 #[cfg(feature = "lab")]
 pub mod experiment;
+#[doc(hidden)]
 #[cfg(all(feature = "lab", any(test, feature = "fuzzing")))]
 pub mod fuzz;
 pub mod gate;
 pub mod host;
+#[doc(hidden)]
 #[cfg(feature = "lab")]
 pub mod lab;
 pub mod live;
+#[doc(hidden)]
 #[cfg(feature = "lab")]
 pub mod load;
+#[cfg(test)]
+mod names;
+#[doc(hidden)]
 pub mod net;
+#[doc(hidden)]
 pub mod policy;
+#[doc(hidden)]
 #[cfg(feature = "lab")]
 pub mod probe;
+#[doc(hidden)]
 #[cfg(feature = "lab")]
 pub mod report;
 #[cfg(test)]
 mod rooms;
+#[cfg(all(doctest, feature = "cli"))]
+#[doc = include_str!("../docs/services.md")]
+mod services {}
 pub mod server;
 pub mod service;
+#[doc(hidden)]
 pub mod wire;
+#[doc(hidden)]
 pub mod xdp;

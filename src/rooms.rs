@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// The rooms, from the ground up. docs/architecture.md says what each is for.
 const ROOMS: &[&str] = &[
@@ -31,8 +31,8 @@ const ROOMS: &[&str] = &[
 /// needed.
 const EXCEPTIONS: &[(&str, &str, &str)] = &[];
 
-/// Files that are not rooms: the crate root, the program's entry point, and this file.
-const LOOSE: &[&str] = &["lib", "main", "rooms"];
+/// Files that are not rooms: the crate root, the program's entry point, and what tests the sources.
+const LOOSE: &[&str] = &["lib", "main", "names", "rooms"];
 
 #[test]
 fn arrows_run_one_way() {
@@ -132,4 +132,70 @@ fn paths_are_read_as_the_compiler_does() {
                   #[cfg(test)]\nmod tests {\n    use crate::lab;\n}\n";
     assert_eq!(rooms_used(source, 2), ["net", "wire"].map(str::to_owned).into());
     assert_eq!(rooms_used("use super::net;", 1), ["net".to_owned()].into());
+}
+
+/// Rooms that any program may use: their messages name causes, and src/cli/advice.rs the flags.
+const FLAGLESS: &[&str] =
+    &["address", "events", "net", "host", "xdp", "live", "policy", "service", "engine", "server"];
+
+/// Flags that may be named: in which file, which (all where it is empty), and why.
+const FLAGGED: &[(&str, &str, &str)] = &[
+    ("server/guard.rs", "", "starts this program again, as the guard of a server"),
+    ("net/denied.rs", "--security-opt", "is docker's"),
+];
+
+#[test]
+fn messages_of_the_library_name_causes_and_no_flags() {
+    let mut files = Vec::new();
+    for room in FLAGLESS {
+        let path = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/src")).join(room);
+        if path.is_dir() {
+            sources(&path, &mut files)
+        } else {
+            files.push(path.with_extension("rs"))
+        }
+    }
+    let mut faults = Vec::new();
+    let mut needed = BTreeSet::new();
+    for file in files {
+        let code = code_of(&fs::read_to_string(&file).expect("a source file"));
+        for line in code.lines().filter(|line| names_a_flag(line)) {
+            let excepted =
+                |(name, flag, _): &&(&str, &str, &str)| file.ends_with(name) && line.contains(flag);
+            match FLAGGED.iter().find(excepted) {
+                Some((name, ..)) => drop(needed.insert(name)),
+                None => faults.push(format!("{}: {}", file.display(), line.trim())),
+            }
+        }
+    }
+    for (name, ..) in FLAGGED.iter().filter(|(name, ..)| !needed.contains(name)) {
+        faults.push(format!("{name} names no flag: remove it from FLAGGED"));
+    }
+    assert!(faults.is_empty(), "{}", faults.join("\n"));
+}
+
+fn sources(folder: &Path, files: &mut Vec<PathBuf>) {
+    for entry in fs::read_dir(folder).expect("sources").map(|entry| entry.expect("an entry").path())
+    {
+        if entry.is_dir() { sources(&entry, files) } else { files.push(entry) }
+    }
+}
+
+/// Whether a line of code, which has no comment, has `--` and a letter: nothing but a literal can.
+fn names_a_flag(line: &str) -> bool {
+    line.match_indices("--")
+        .any(|(at, _)| line[at + 2..].starts_with(|next: char| next.is_ascii_lowercase()))
+}
+
+#[test]
+fn a_flag_is_told_from_a_dash() {
+    for (line, names) in [
+        (r#"bail!("use --bind netlink")"#, true),
+        (r#"         --frame-size {needed}, or set \"#, true),
+        (r#""ip link set {0} up""#, false),
+        ("x -= 1; -(-y)", false),
+        (r#""/----\\ --> --""#, false),
+    ] {
+        assert_eq!(names_a_flag(line), names, "{line}");
+    }
 }

@@ -1,7 +1,9 @@
-//! All tests that start `sixhop` or make networks, in one program: a file is linked in a second, a
-//! program in ten. Guests have their own (tests/vm.rs).
+//! Every test that starts `sixhop` or makes networks, in one program: linking a file takes a
+//! second, linking a program ten. Tests in guests have a program of their own (tests/vm.rs).
 //!
-//! `cargo test --test all -- serve::` runs those of tests/serve.rs.
+//! `cargo test --test all -- serve::` runs the tests of tests/serve.rs.
+
+#![allow(clippy::too_many_lines, reason = "tables of cases, and long lives of one server")]
 
 mod common;
 
@@ -14,6 +16,7 @@ mod dns;
 mod faults;
 mod gate;
 mod granted;
+mod identity;
 mod lab;
 mod lines;
 mod links;
@@ -41,6 +44,7 @@ fn main() -> ExitCode {
     bind::child();
     causes::child();
     privilege::child();
+    services::child();
     let beside = [
         bind::trials(),
         causes::trials(),
@@ -51,6 +55,7 @@ fn main() -> ExitCode {
         faults::trials(),
         gate::trials(),
         granted::trials(),
+        identity::trials(),
         lab::trials(),
         lines::trials(),
         links::trials(),
@@ -70,7 +75,7 @@ fn main() -> ExitCode {
         unit::trials(),
         values::trials(),
     ];
-    // What these find depends on how busy the machine is.
+    // The results of these depend on how busy the machine is.
     let alone = [dns::alone(), measure::alone(), neighbour::trials(), steady::trials()];
     common::main(beside.into_iter().flatten().collect(), alone.into_iter().flatten().collect())
 }

@@ -1,15 +1,15 @@
-//! The binders against a real kernel, in namespaces of their own (see `common`). Needs root, `ip`
-//! and `ifconfig`.
+//! The binders against a real kernel, each test in a lab of its own (see `common`). Needs root,
+//! `ip` and `ifconfig`.
 //!
-//! | test | what it is about |
+//! | test | what it checks |
 //! |---|---|
-//! | `METHOD_binds_and_unbinds` | addresses answer, and afterwards all is as before |
-//! | `METHOD_stopped_anywhere_leaves_nothing` | the bind of 50,000 is told to stop after so many |
-//! | `METHOD_outlives_its_interface` | the interface goes away half-way |
+//! | `METHOD_binds_and_unbinds` | addresses answer, and unbinding restores everything |
+//! | `METHOD_stopped_anywhere_leaves_nothing` | a bind of 50,000, stopped after various counts |
+//! | `METHOD_outlives_its_interface` | the interface is deleted half-way |
 //! | `METHOD_is_interrupted_by_a_signal` | `sixhop bind` and SIGINT |
 //! | `*_binds_nothing`, `no_buffers_*` | what the binder or the kernel refuses |
-//! | `leftovers_*`, `second_binder_*` | runs that were killed, and runs at the same time |
-//! | `anyip_*` | a neighbour with a route to the prefix |
+//! | `leftovers_*`, `second_binder_*` | a run that was killed, and two runs at the same time |
+//! | `anyip_*` | a client with a route to the prefix |
 //! | `bind_*`, `experiment_*` | what the command line prints and writes |
 
 use std::collections::HashSet;
@@ -27,7 +27,7 @@ use nix::sys::signal::{Signal, kill, raise};
 use nix::unistd::Pid;
 use serde_json::Value;
 use sixhop::lab::{Lab, Side, State};
-use sixhop::live::{self, Bound, Method, Place, Step};
+use sixhop::live::{self, BindContext, Bound, Method, Progress};
 use sixhop::net::netlink;
 use sixhop::xdp::{Program, ProgramConfig, Verdict};
 
@@ -43,10 +43,10 @@ const KERNEL: [Method; 6] = [
     Method::Ifconfig,
 ];
 
-/// What this program does where a test of this file has started it.
+/// Runs instead of the tests if a test of this file started this process.
 pub fn child() {
     if let Ok(lab) = std::env::var(DIE_BOUND) {
-        die_bound(&lab).expect("this process was to be killed");
+        die_bound(&lab).expect("SIGKILL should have ended this process");
     }
 }
 
@@ -90,8 +90,11 @@ fn bind(
     step: &mut (impl FnMut(usize) -> bool + Send),
 ) -> Result<Bound> {
     let link = link(lab, Side::Server)?;
-    let place = Place { link: &link, prefix: "2001:db8:1::/64".parse()?, live_addresses: None };
-    lab.run_in(Side::Server, move || live::bind(method, place, wanted.to_vec(), step as &mut Step))
+    let place =
+        BindContext { link: &link, prefix: "2001:db8:1::/64".parse()?, live_addresses: None };
+    lab.run_in(Side::Server, move || {
+        live::bind(method, place, wanted.to_vec(), step as &mut Progress)
+    })
 }
 
 fn go_on(_: usize) -> bool {
@@ -116,14 +119,14 @@ fn binds_and_unbinds(method: Method) -> Result<()> {
     }
     bound.release(&mut |_| {})?;
     ensure!(addresses(&lab)? == before);
-    // Dropping does the same, also on a thread that is not in the namespace.
+    // Dropping unbinds too, even on a thread outside the namespace.
     drop(bind(&lab, Method::NetlinkDown, &wanted, &mut go_on)?);
     ensure!(addresses(&lab)? == before);
     ensure!(lab.status()?.state == State::Up);
     for (setting, expected) in [("keep_addr_on_down", "0"), ("accept_dad", "0")] {
         let path = format!("/proc/sys/net/ipv6/conf/server0/{setting}");
         let value = lab.run_in(Side::Server, || Ok(std::fs::read_to_string(path)?))?;
-        ensure!(value.trim() == expected, "{setting} was not put back: {value}");
+        ensure!(value.trim() == expected, "{setting} was not restored: {value}");
     }
     Ok(())
 }
@@ -142,9 +145,12 @@ fn stopped_anywhere_leaves_nothing(method: Method) -> Result<()> {
             stopped.map(drop),
             &format!("{last} of 50000 addresses were bound, and are taken back: interrupted"),
         )?;
-        ensure!((limit..limit + 128).contains(&last), "told to stop at {limit}, stopped at {last}");
-        ensure!(addresses(&lab)? == before, "{method} left some");
-        ensure!(lab.status()?.state == State::Up, "{method} left the lab in pieces");
+        ensure!(
+            (limit..limit + 128).contains(&last),
+            "stop requested at {limit}, stopped at {last}"
+        );
+        ensure!(addresses(&lab)? == before, "{method} left addresses behind");
+        ensure!(lab.status()?.state == State::Up, "{method} left the lab incomplete");
     }
     Ok(())
 }
@@ -156,7 +162,7 @@ fn outlives_its_interface(method: Method) -> Result<()> {
     let delete = format!("-n {} link delete server0", lab.namespace(Side::Server));
     let failed = bind(&lab, method, &wanted, &mut |bound| {
         if bound >= 20 && gone == 0 {
-            ip(&delete).expect("there is an interface to delete");
+            ip(&delete).expect("cannot delete server0");
             gone = bound;
         }
         true
@@ -193,25 +199,26 @@ fn command(lab: &Lab, flags: &str) -> Command {
 fn is_interrupted_by_a_signal(method: Method) -> Result<()> {
     let lab = TestLab::up()?;
     let before = addresses(&lab)?;
-    // For the hash, enough to be caught at it; the kernel is so slow that it always is.
+    // The hash is fast: it takes 5,000,000 to be interrupted in time. For the kernel, 50,000 are
+    // always enough.
     let count = if method == Method::LiveMap { 5_000_000 } else { 50_000 };
     let flags = format!("--prefix 2001:db8:1::/64 --addresses {count} --method {method}");
     let child = command(&lab, &flags).spawn()?;
     let begun = || {
         let link = link(&lab, Side::Server)?;
-        // Addresses of the kernel, or the program that steers.
+        // Addresses of the kernel, or the XDP program.
         anyhow::Ok(addresses(&lab)?.len() > before.len() + 20 || link.xdp.is_some())
     };
     let give_up = Instant::now() + Duration::from_secs(60);
     while !begun()? {
-        ensure!(Instant::now() < give_up, "nothing is bound");
+        ensure!(Instant::now() < give_up, "no address was bound");
     }
     kill(Pid::from_raw(child.id() as i32), Signal::SIGINT)?;
     let output = child.wait_with_output()?;
     let words = String::from_utf8(output.stderr)?;
     ensure!(output.status.code() == Some(1) && output.stdout.is_empty(), "{words}");
     ensure!(words.lines().count() == 1 && words.contains("taken back: interrupted"), "{words}");
-    ensure!(addresses(&lab)? == before, "{method} left some");
+    ensure!(addresses(&lab)? == before, "{method} left addresses behind");
     ensure!(link(&lab, Side::Server)?.xdp.is_none() && lab.status()?.state == State::Up);
     Ok(())
 }
@@ -238,7 +245,7 @@ fn bind_prints_what_it_took() -> Result<()> {
             live["event"] == "live" && live["addresses"] == count && live["engine"].is_null(),
             "{live}"
         );
-        // Held as long as the input is open, whatever comes in.
+        // Input does not end it; only end of file does.
         let pool = sixhop::address::Pool::new("2001:db8:1::/64".parse()?, count, 1)?;
         child.stdin.as_mut().context("a pipe")?.write_all(b"still there\n")?;
         let resident = resident(child.id())?;
@@ -255,7 +262,7 @@ fn bind_prints_what_it_took() -> Result<()> {
         }
         ensure!(bound["bytes_per_address"].is_null() != memory, "{bound}");
         if memory {
-            // All that the process has, whatever for, and what the kernel keeps for the hash.
+            // The process's whole memory, and what the kernel uses for the hash.
             let kernel = live["kernel_memory"].as_u64().context("no kernel memory")?;
             let each = (kernel + resident) as f64 / count as f64;
             ensure!(
@@ -276,7 +283,7 @@ fn bind_ends_with_its_interface() -> Result<()> {
         let mut live = String::new();
         BufReader::new(child.stdout.as_mut().context("a pipe")?).read_line(&mut live)?;
         ip(&format!("-n {} link delete server0", lab.namespace(Side::Server)))?;
-        // Its input stays open: it ends by itself.
+        // The input stays open: `bind` ends because the interface is gone.
         let input = child.stdin.take();
         let output = child.wait_with_output()?;
         drop(input);
@@ -290,14 +297,14 @@ fn bind_ends_with_its_interface() -> Result<()> {
     Ok(())
 }
 
-/// Bytes of a process that are in memory.
+/// Resident memory of a process, in bytes.
 fn resident(pid: u32) -> Result<u64> {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("no VmRSS")?;
     Ok(line.trim().trim_end_matches(" kB").parse::<u64>()? * 1024)
 }
 
-/// A directory of a test's own, removed with this.
+/// A test's own directory, deleted on drop.
 struct Directory(std::path::PathBuf);
 
 impl Directory {
@@ -318,7 +325,7 @@ impl Drop for Directory {
     }
 }
 
-/// One after the other: only one experiment runs on a machine.
+/// One test does it all in sequence: only one experiment can run on a machine.
 fn experiment() -> Result<()> {
     let directory = Directory::new()?;
     let profile = directory.0.join("profile.toml");
@@ -364,7 +371,7 @@ fn experiment() -> Result<()> {
                 "{cell}"
             );
         } else if addresses == 20_000 && cell["run"] == 1 {
-            // No figure is made of what was not finished.
+            // An unfinished bind yields no figure.
             ensure!(
                 outcome["stopped"]["bound"]
                     .as_u64()
@@ -396,7 +403,7 @@ fn experiment() -> Result<()> {
             "{summary}"
         );
     }
-    // The files have the same.
+    // The files hold the same results.
     let kept: Vec<Value> = directory
         .lines("bind.jsonl")?
         .iter()
@@ -406,7 +413,7 @@ fn experiment() -> Result<()> {
     ensure!(directory.lines("bind.csv")?.len() == 1 + summaries.len());
     ensure!(directory.lines("bind.svg")?.concat().contains("live-map"));
 
-    // Interrupted, it keeps what it has, and leaves no namespace behind.
+    // Interrupted, it keeps its results so far and leaves no namespace behind.
     std::fs::remove_file(directory.0.join("bind.jsonl"))?;
     let text = "[bind]\nruns = 1000\nbudget = 5\n[[bind.series]]\nmethods = \
                 ['live-map']\naddresses = [1000]\n";
@@ -419,7 +426,10 @@ fn experiment() -> Result<()> {
     ensure!(output.status.code() == Some(1) && words.contains("interrupted"), "{words}");
     let kept = directory.lines("bind.jsonl")?;
     ensure!(kept.starts_with(&first), "{kept:?}");
-    ensure!(Lab::named("sixhop-bind")?.status()?.state == State::Down, "the lab is left");
+    ensure!(
+        Lab::named("sixhop-bind")?.status()?.state == State::Down,
+        "the lab was not taken down"
+    );
 
     for (text, flags, why) in [
         ("[bind]\nruns = 1\n", &[][..], "budget"),
@@ -449,26 +459,26 @@ fn address_in_use_binds_nothing() -> Result<()> {
 
 fn impossible_address_binds_nothing() -> Result<()> {
     let mut wanted = spread(300);
-    // No interface can have a multicast address. Only the kernel knows, half-way.
+    // A multicast address. Only the kernel refuses it, half-way through the list.
     wanted.insert(200, "ff02::1234".parse()?);
     binds_nothing(&wanted, "ff02::1234")
 }
 
-/// Every method refuses to bind `wanted`, in words that contain `why`, and leaves the server as it
-/// was.
+/// Checks that every method refuses to bind `wanted`, that the error contains `why`, and that the
+/// server's addresses are unchanged.
 fn binds_nothing(wanted: &[Ipv6Addr], why: &str) -> Result<()> {
     let lab = &TestLab::up()?;
     let before = addresses(lab)?;
     for method in KERNEL {
         let failed = bind(lab, method, wanted, &mut go_on).map(drop);
         fails_with(failed, why).with_context(|| method.to_string())?;
-        ensure!(addresses(lab)? == before, "{method} left some");
-        ensure!(lab.status()?.state == State::Up, "{method} left the lab in pieces");
+        ensure!(addresses(lab)? == before, "{method} left addresses behind");
+        ensure!(lab.status()?.state == State::Up, "{method} left the lab incomplete");
     }
     Ok(())
 }
 
-/// The hash alone, without an engine: no packet is needed to see what is in it.
+/// Tests the hash alone, without an engine: test runs of the program show what it holds.
 fn live_map_that_fails_leaves_nothing() -> Result<()> {
     const COUNT: u64 = 100_000;
     let lab = TestLab::up()?;
@@ -498,7 +508,7 @@ fn live_map_that_fails_leaves_nothing() -> Result<()> {
         };
         let mut program = Program::load(&config)?;
         program.add_prefix("2001:db8:1::/64".parse()?)?;
-        let place = Place {
+        let place = BindContext {
             link: &server,
             prefix: "2001:db8:1::/64".parse()?,
             live_addresses: Some(program.live_addresses()?),
@@ -522,8 +532,8 @@ fn live_map_that_fails_leaves_nothing() -> Result<()> {
     Ok(())
 }
 
-/// The kernel refuses with ENOBUFS from the 200th address on: a seccomp filter on the thread that
-/// binds says so in its place, since memory cannot be made scarce for one test alone.
+/// The kernel refuses from the 200th address on, with ENOBUFS. A seccomp filter on the binding
+/// thread simulates that, since memory cannot be made scarce for one test alone.
 fn no_buffers_half_way_leaves_nothing() -> Result<()> {
     const SIOCSIFADDR: u32 = 0x8916;
     fn refuse_to_add() {
@@ -533,8 +543,8 @@ fn no_buffers_half_way_leaves_nothing() -> Result<()> {
             libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K,
         );
         let result = libc::BPF_RET | libc::BPF_K;
-        // struct seccomp_data: the number of the call, then, from byte 16 on, its arguments of 8
-        // bytes each.
+        // struct seccomp_data: the number of the system call, then its 8-byte arguments from byte
+        // 16 on.
         let mut program = [
             filter(load, 0, 0, 0),
             filter(equal, libc::SYS_ioctl as u32, 0, 3),
@@ -544,12 +554,12 @@ fn no_buffers_half_way_leaves_nothing() -> Result<()> {
             filter(result, libc::SECCOMP_RET_ALLOW, 0, 0),
         ];
         let program = libc::sock_fprog { len: program.len() as u16, filter: program.as_mut_ptr() };
-        // SAFETY: the program is valid for reads until the call returns, and binds this thread
-        // alone.
+        // SAFETY: the program is valid for reads until the call returns. It restricts this thread
+        // only.
         let result = unsafe {
             libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_FILTER, &raw const program)
         };
-        assert_eq!(result, 0, "no seccomp filter");
+        assert_eq!(result, 0, "cannot install the seccomp filter");
     }
     let lab = TestLab::up()?;
     let before = addresses(&lab)?;
@@ -573,7 +583,7 @@ fn leftovers_are_replaced() -> Result<()> {
     let killed = Command::new(std::env::current_exe()?).env(DIE_BOUND, lab.name()).output()?;
     ensure!(killed.status.signal() == Some(Signal::SIGKILL as i32), "{killed:?}");
     ensure!(addresses(&lab)?.len() == before.len() + 20, "the killed run left nothing");
-    // Some of them are wanted again, some are not.
+    // The new pool has some of them, but not all.
     let wanted = spread(30).split_off(10);
     let bound = bind(&lab, Method::Ioctl, &wanted, &mut go_on)?;
     let now: HashSet<_> = addresses(&lab)?.difference(&before).copied().collect();
@@ -582,10 +592,10 @@ fn leftovers_are_replaced() -> Result<()> {
     Ok(())
 }
 
-/// Names the lab in which to bind addresses and be killed.
+/// Environment variable that names the lab in which [`die_bound`] binds.
 const DIE_BOUND: &str = "SIXHOP_TEST_DIE_BOUND";
 
-/// Binds 20 addresses and ends like a process that is killed.
+/// Binds 20 addresses, then kills itself.
 fn die_bound(lab: &str) -> Result<()> {
     let lab = Lab::named(lab)?;
     let _bound = bind(&lab, Method::Netlink, &spread(20), &mut go_on)?;
@@ -597,7 +607,7 @@ fn second_binder_is_refused() -> Result<()> {
     let server = link(&lab, Side::Server)?;
     let binder = |method| {
         let place =
-            Place { link: &server, prefix: "2001:db8:1::/64".parse()?, live_addresses: None };
+            BindContext { link: &server, prefix: "2001:db8:1::/64".parse()?, live_addresses: None };
         lab.run_in(Side::Server, move || live::binder(method, place))
     };
     let first = binder(Method::Netlink)?;
@@ -618,7 +628,7 @@ fn link_that_was_down_is_set_up() -> Result<()> {
     Ok(())
 }
 
-/// Duplicate Address Detection takes a second or more for each address that is not exempt from it.
+/// Duplicate Address Detection delays an address by a second or more unless it is exempt.
 fn live_at_once() -> Result<()> {
     let lab = TestLab::up()?;
     for method in KERNEL {
@@ -638,13 +648,13 @@ fn live_at_once() -> Result<()> {
         let setting = lab.run_in(Side::Server, || {
             Ok(std::fs::read_to_string("/proc/sys/net/ipv6/conf/server0/accept_dad")?)
         })?;
-        ensure!(setting == "1\n", "{method} did not put accept_dad back");
+        ensure!(setting == "1\n", "{method} did not restore accept_dad");
         bound.release(&mut |_| {})?;
     }
     Ok(())
 }
 
-/// The lab, with a prefix that the client reaches by way of the server.
+/// A lab whose client has a route to 2001:db8:2::/64 through the server.
 fn routed() -> Result<TestLab> {
     let lab = TestLab::up()?;
     ip(&format!("-n {} route add 2001:db8:2::/64 via 2001:db8:1::2", lab.namespace(Side::Client)))?;
@@ -663,7 +673,7 @@ fn anyip_answers_where_a_route_leads() -> Result<()> {
     };
     let bind = |wanted: Vec<Ipv6Addr>| {
         lab.run_in(Side::Server, || {
-            let place = Place { link: &server, prefix, live_addresses: None };
+            let place = BindContext { link: &server, prefix, live_addresses: None };
             live::bind(Method::Anyip, place, wanted, &mut go_on)
         })
     };
@@ -688,7 +698,7 @@ fn anyip_answers_where_a_route_leads() -> Result<()> {
     }
     bound.release(&mut |_| {})?;
     ensure!(routes()?.is_empty(), "{}", routes()?);
-    // What a killed run left is known by its metric, and that of others stays.
+    // A killed run's route is recognised by its metric. Routes with another metric stay.
     let namespace = lab.namespace(Side::Server);
     for (prefix, metric) in
         [("2001:db8:2::/64", server.index), ("2001:db8:4::/64", server.index + 1)]
@@ -710,7 +720,7 @@ fn anyip_spares_the_neighbours() -> Result<()> {
     fails_with(failed.map(drop), "2001:db8:1::/64 holds 2001:db8:1::2/64 of server0")
 }
 
-/// `count` addresses in the lab's prefix that share no multicast group.
+/// `count` addresses under the lab's prefix, no two of which share a multicast group.
 fn spread(count: u64) -> Vec<Ipv6Addr> {
     let network = u128::from("2001:db8:1::".parse::<Ipv6Addr>().expect("an address"));
     let address =

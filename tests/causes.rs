@@ -1,14 +1,14 @@
-//! Errors that have to name their cause, where the kernel's own word for it would send its reader
-//! the wrong way; each on a lab of its own (see `common`).
+//! Errors that must name their cause, because the kernel's own error would mislead. Each test has a
+//! lab of its own (see `common`).
 //!
 //! | test | what is tried |
 //! |---|---|
-//! | `what_denies_a_call_*` | bpf(2) and others under a seccomp filter; root of a user namespace |
-//! | `without_sys_*` | /sys covered, and taken away |
-//! | `a_large_mtu_*` | an MTU that the driver takes no program at, and requests at it |
-//! | `without_ipv6_*` | `disable_ipv6`, a kernel without, and an MTU that is too small |
+//! | `what_denies_a_call_*` | a seccomp filter denies bpf(2) and others; root of a user namespace |
+//! | `without_sys_*` | /sys covered by another mount, and unmounted |
+//! | `a_large_mtu_*` | an MTU too large for native XDP, and the largest request at it |
+//! | `without_ipv6_*` | `disable_ipv6`, a kernel without IPv6, and an MTU too small for it |
 //! | `other_names_*` | `ip link property add … altname` |
-//! | `too_many_*` | more addresses than the program's hash or this machine's memory holds |
+//! | `too_many_*` | more addresses than the program's hash or this machine's memory can hold |
 //! | `a_prefix_*` | ::/0, and prefixes in which the machine has other routes |
 
 use std::collections::BTreeMap;
@@ -27,11 +27,11 @@ use serde_json::Value;
 use sixhop::address::Pool;
 use sixhop::lab::Side;
 
-/// A word by which this program is started as something else than a test: the number of a system
-/// call and a command follow.
+/// As first argument, makes this program run a command without a system call instead of the tests.
+/// The system call's number and the command follow.
 const WITHOUT: &str = "--without";
 
-/// What this program does where a test of this file has started it.
+/// Runs instead of the tests if a test of this file started this process.
 pub fn child() {
     let arguments: Vec<_> = std::env::args().collect();
     if arguments.get(1).map(String::as_str) == Some(WITHOUT) {
@@ -53,7 +53,7 @@ pub fn trials() -> Vec<Trial> {
     ]
 }
 
-/// Runs a command to which that system call is denied, as container runtimes do it.
+/// Runs a command under a filter that denies one system call, as container runtimes do.
 fn without(call: i64, command: &[String]) -> ! {
     let rules = BTreeMap::from([(call, vec![])]);
     let deny = SeccompAction::Errno(libc::EPERM as u32);
@@ -63,7 +63,7 @@ fn without(call: i64, command: &[String]) -> ! {
     panic!("{}", Command::new(&command[0]).args(&command[1..]).exec());
 }
 
-/// `program`, and its arguments, and then `sixhop` with its own, on the server's side.
+/// Runs `program` with its arguments, which runs `sixhop` with `arguments`, on the server's side.
 fn wrapped(lab: &TestLab, program: &[&str], arguments: &str) -> Command {
     let mut command = Command::new(SIXHOP);
     command.args(["lab", "--name", lab.name(), "exec", "server", "--"]);
@@ -76,7 +76,7 @@ fn serve(flags: &str) -> String {
     format!("serve --interface server0 --json --prefix {PREFIX} --addresses 20 {flags}")
 }
 
-/// The one line of a command that has to fail.
+/// The one line on standard error of a command that has to fail.
 fn refused(output: Output) -> Result<String> {
     let words = String::from_utf8(output.stderr)?;
     ensure!(output.status.code() == Some(1) && output.stdout.is_empty(), "{words}");
@@ -96,7 +96,7 @@ fn probe(output: Output) -> Result<Value> {
     Ok(serde_json::from_slice(&output.stdout)?)
 }
 
-/// The reason of that name that keeps `serve` from starting, by a probe that has tried and agrees.
+/// The named obstacle that keeps `serve` from starting. The probe must have tried it and agree.
 fn obstacle(probe: &Value, name: &str) -> Result<String> {
     let obstacles = probe["verdict"]["obstacles"].as_array().context("obstacles")?;
     let found = obstacles.iter().find(|obstacle| obstacle["name"] == name);
@@ -160,7 +160,7 @@ fn without_sys() -> Result<()> {
         has(&obstacle(&probe(output)?, "program")?, &["/sys is not mounted"])?;
         let output = wrapped(&lab, &program, "probe server0").output()?;
         has(&String::from_utf8(output.stdout)?, &["/sys is not mounted"])?;
-        // What needs no program goes without.
+        // Engines that need no XDP program work without /sys.
         Server::of({
             let mut command = wrapped(&lab, &program, &serve("--engine socket-gso"));
             command.stdout(Stdio::piped());
@@ -184,7 +184,7 @@ fn a_large_mtu() -> Result<()> {
     ensure!(server.ready["attach"] == "generic", "{}", server.ready);
     has(&server.ready["fallbacks"][0]["why"].to_string(), &["MTU of 9000"])?;
     has(&server.ready["notes"].to_string(), &["up to 3778 bytes", "mtu 3826"])?;
-    // It is as it was said.
+    // Requests of the announced size get replies; larger ones do not.
     let address = Pool::new(PREFIX.parse()?, 20, 1)?.address(0);
     let client = lab.run_in(Side::Client, || {
         let client = UdpSocket::bind("[::]:0")?;
@@ -194,7 +194,7 @@ fn a_large_mtu() -> Result<()> {
     })?;
     let mut reply = [0; 9000];
     client.send(&[7; 3778])?;
-    ensure!(client.recv(&mut reply)? == 3778, "a reply of another length");
+    ensure!(client.recv(&mut reply)? == 3778, "the reply has another length");
     client.send(&[7; 3779])?;
     server.wait_for(|stats| stats["dropped"]["rx_dropped"] == 1)?;
     server.stop()?;
@@ -314,7 +314,7 @@ fn too_many() -> Result<()> {
         );
         has(&refused(sixhop(&lab, Side::Server, &flags).output()?)?, &parts)?;
     }
-    // A list of clients that this machine has no memory for.
+    // A list of clients too large for this machine's memory.
     let info = fs::read_to_string("/proc/meminfo")?;
     let total =
         info.lines().find_map(|line| line.strip_prefix("MemTotal:")?.trim().strip_suffix(" kB"));
@@ -346,7 +346,7 @@ fn a_prefix_beyond_unicast() -> Result<()> {
             has(&words, &["2000::/3", "fc00::/7"])?;
         }
     }
-    // Sources may be anybody.
+    // `--allow` accepts ::/0.
     Server::start(&lab, "--addresses 5 --allow ::/0")?.stop()?;
     Ok(())
 }
@@ -379,8 +379,8 @@ fn a_prefix_with_routes() -> Result<()> {
             let flags = format!("--prefix {prefix} --addresses 5 --bind {bind} --take-prefix");
             Server::start_with(&lab, &flags)?.stop()?;
         }
-        // Methods that take only their addresses, and a prefix that nothing else is in, need no
-        // consent.
+        // Methods that add only their own addresses need no consent, and neither does a prefix with
+        // no other routes in it.
         Server::start_with(&lab, "--prefix 2001:db8::/32 --addresses 5 --bind netlink")?.stop()?;
         Server::start_with(&lab, "--prefix 2001:db8:9::/48 --addresses 5 --bind live-map")?
             .stop()?;
@@ -388,7 +388,7 @@ fn a_prefix_with_routes() -> Result<()> {
         Ok(())
     };
     let checked = check();
-    // The lab keeps what it did not make.
+    // The lab does not take down interfaces that it did not make.
     ip(&format!("-n {namespace} link delete other0"))?;
     checked
 }

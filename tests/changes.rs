@@ -1,5 +1,5 @@
-//! What others change of the interface while a server runs: it takes that over and says so, or ends
-//! with one line that says what changed.
+//! Others change the interface while a server runs: the server adapts and says so, or ends with one
+//! line that names the change.
 
 use std::collections::HashSet;
 use std::net::{Ipv6Addr, SocketAddrV6, UdpSocket};
@@ -58,18 +58,18 @@ fn says(server: &mut Server, words: &str) -> Result<()> {
             event["event"] == "notice"
                 && event["text"].as_str().is_some_and(|text| text.contains(words))
         })
-        .with_context(|| format!("not said: {words}"))
+        .with_context(|| format!("no notice says: {words}"))
 }
 
-/// Waits until the server has ended by itself, with status 1 and a line that contains `words`.
+/// Waits until the server ends by itself, with status 1 and a line that contains `words`.
 fn ends_with(mut server: Server, words: &str) -> Result<()> {
     fails_with(server.wait_for(|_| false), words)?;
     let status = server.child.wait()?;
-    ensure!(status.code() == Some(1), "it ended with {status}");
+    ensure!(status.code() == Some(1), "the server ended with {status}");
     Ok(())
 }
 
-/// Asks `address` until it answers.
+/// Sends requests to `address` until it answers.
 fn is_answered(lab: &TestLab, address: Ipv6Addr) -> Result<()> {
     ensure!(answers(lab, address, PATIENCE)?, "{address} does not answer");
     Ok(())
@@ -93,12 +93,12 @@ fn answers(lab: &TestLab, address: Ipv6Addr, limit: Duration) -> Result<bool> {
     })
 }
 
-/// Has the client forget what it knows of its neighbours.
+/// Flushes the client's neighbour table.
 fn forget(lab: &TestLab) -> Result<()> {
     ip(&format!("-n {} neigh flush dev client0", lab.namespace(Side::Client)))
 }
 
-/// Waits until all of `wanted` are addresses of the server's interface, or none.
+/// Waits until `wanted` are all on the server's interface, or none of them is.
 fn wait_for_addresses(lab: &TestLab, wanted: &HashSet<Ipv6Addr>, there: bool) -> Result<()> {
     let give_up = Instant::now() + PATIENCE;
     loop {
@@ -134,7 +134,7 @@ fn another_ethernet_address() -> Result<()> {
             is_answered(&lab, address).with_context(|| flags.to_owned())?;
         }
         let totals = server.stop()?;
-        // By the engine, not by the socket behind it.
+        // The engine answered, not the socket behind it.
         ensure!(totals["answered_behind"].as_u64().unwrap_or(0) == 0, "{flags}: {totals}");
     }
     Ok(())
@@ -170,7 +170,7 @@ fn addresses_removed() -> Result<()> {
     Ok(())
 }
 
-/// Their own removals, step by step, are no loss.
+/// The server's own removals at each step do not count as a loss.
 fn moving_addresses_removed() -> Result<()> {
     for flags in ["--engine afxdp --bind netlink-batch", "--engine socket-gso --bind netlink"] {
         let lab = TestLab::up()?;
@@ -197,7 +197,7 @@ fn moving_addresses_removed() -> Result<()> {
         ensure!(addresses(&lab)?.len() >= 20, "{:?}", addresses(&lab)?);
         sysctl(&lab, "net.ipv6.conf.server0.disable_ipv6=1")?;
         says(&mut server, "does no IPv6 on server0")?;
-        // In which addresses should have moved.
+        // Longer than a step, so addresses were due to move.
         thread::sleep(Duration::from_secs(3));
         sysctl(&lab, "net.ipv6.conf.server0.disable_ipv6=0")?;
         says(&mut server, "does IPv6 on server0 again")?;
@@ -250,9 +250,9 @@ fn local_route_removed() -> Result<()> {
     let show = format!("-n {} -6 route show table local proto 102", lab.namespace(Side::Server));
     let routes =
         || Ok::<_, anyhow::Error>(Command::new("ip").args(show.split(' ')).output()?.stdout);
-    ensure!(!routes()?.is_empty(), "the route is not there again");
+    ensure!(!routes()?.is_empty(), "the route did not come back");
     server.stop()?;
-    ensure!(routes()?.is_empty(), "the route stays");
+    ensure!(routes()?.is_empty(), "the route is still there");
     Ok(())
 }
 
@@ -281,9 +281,9 @@ fn another_name() -> Result<()> {
         in_server(&lab, "link set lan0 name server0")?;
         let left: Vec<_> = addresses(&lab)?.intersection(&all).copied().collect();
         ensure!(left.is_empty(), "{bind}: left {left:?}");
-        ensure!(common::link(&lab, Side::Server)?.up, "{bind}: it was left down");
+        ensure!(common::link(&lab, Side::Server)?.up, "{bind}: the interface was left down");
     }
-    // Settings that are put back.
+    // Settings are restored.
     let lab = TestLab::up()?;
     let mut server = start(&lab, "--addresses 5 --coalesce 50")?;
     in_server(&lab, "link set server0 name lan0")?;
@@ -298,7 +298,7 @@ fn another_name() -> Result<()> {
     Ok(())
 }
 
-/// What the XDP program passes to the socket behind it: a request behind an extension header.
+/// Requests that XDP passes to the socket behind the program: those behind an extension header.
 fn delivered_under_another_name() -> Result<()> {
     let lab = TestLab::up()?;
     let mut server = start(&lab, "--addresses 5 --bind live-map")?;
@@ -373,7 +373,7 @@ fn another_mtu() -> Result<()> {
         ("--engine socket-gso", 9000, None),
     ] {
         let lab = TestLab::up()?;
-        // With an XDP program at the other end a veth takes no large MTU.
+        // A veth accepts no large MTU while its other end has an XDP program.
         let _polls = flags.contains("reflect").then(|| have_client_poll(&lab)).transpose()?;
         let mut server = start(&lab, &format!("--addresses 5 {flags}"))?;
         in_server(&lab, &format!("link set server0 mtu {mtu}"))?;

@@ -1,6 +1,6 @@
-//! The time of day jumps while addresses move by it: forward, back, and while the server has no
-//! processor. The server's clock is moved by libfaketime, which the sandbox would not let read its
-//! file; tests/vm.rs sets a guest's clock, with the sandbox on.
+//! The clock jumps while addresses move by it: ahead, back, and while the server is stopped.
+//! libfaketime moves the server's clock. The sandbox would keep it from reading its file, so it is
+//! off here; tests/vm.rs sets a guest's clock with the sandbox on.
 
 use std::fs;
 use std::io::Read;
@@ -44,7 +44,7 @@ pub fn trials() -> Vec<Trial> {
     ]
 }
 
-/// Debian's package `faketime` has it.
+/// From Debian's package `faketime`.
 fn library() -> Option<PathBuf> {
     let name = Path::new("faketime/libfaketimeMT.so.1");
     let places = fs::read_dir("/usr/lib").ok()?.flatten().map(|entry| entry.path());
@@ -54,7 +54,7 @@ fn library() -> Option<PathBuf> {
         .find(|file| file.exists())
 }
 
-/// A secret, and how far a server's clock is off.
+/// A secret, and a file with the offset of the server's clock.
 struct Files(TempDir);
 
 impl Files {
@@ -74,7 +74,7 @@ impl Files {
         self.0.path().join("offset")
     }
 
-    /// Whole, at once.
+    /// Replaces the file in one step.
     fn set(&self, seconds: i64) -> Result<()> {
         let new = self.0.path().join("new");
         fs::write(&new, format!("{seconds:+}\n"))?;
@@ -89,7 +89,7 @@ impl Files {
     }
 }
 
-/// What a load on the addresses of a clock that is so many seconds ahead comes to.
+/// The result of a load by a clock that is `offset` seconds ahead.
 fn load(lab: &TestLab, flags: &str, offset: i64) -> Result<Value> {
     let flags = format!(
         "load --interface client0 --prefix {PREFIX} {flags} --rate 500 --requests {CLIENTS} \
@@ -101,8 +101,9 @@ fn load(lab: &TestLab, flags: &str, offset: i64) -> Result<Value> {
         .with_context(|| String::from_utf8_lossy(&output.stderr).into_owned())
 }
 
-/// The clock is set back and ahead, by as many steps as a table has parts as well: the addresses of
-/// its step are live at once, those of the step that it was are silent, and one line says why.
+/// The clock is set back and ahead, once by exactly as many steps as a table has parts. The
+/// addresses of the new step are live at once, those of the old one are silent, and one line says
+/// why.
 fn follows(library: &Path, engine: &str, bind: &str) -> Result<()> {
     const PERIOD: u64 = 4;
     let lab = TestLab::up()?;
@@ -132,7 +133,7 @@ fn follows(library: &Path, engine: &str, bind: &str) -> Result<()> {
                 && text.starts_with(&words)
                 && text.contains("made live at once")
         })?;
-        // The kernel takes its time for each address, also after it has said that it has it.
+        // The kernel needs time for each address, even after it has acknowledged it.
         server.wait_for(|event| event["event"] == "rotation" && event["rotated"] == CLIENTS)?;
         let give_up = Instant::now() + PATIENCE;
         let result = loop {
@@ -146,9 +147,9 @@ fn follows(library: &Path, engine: &str, bind: &str) -> Result<()> {
         ensure!(result["answered"] == 0, "{was} after {offset}: {result}");
         was = offset;
     }
-    let mut errors = server.child.stderr.take().context("no words")?;
+    let mut errors = server.child.stderr.take().context("stderr taken twice")?;
     let totals = server.stop()?;
-    // A step of which little was left when the clock was set may be too short for the kernel.
+    // If little of a step was left when the clock was set, the kernel may be too slow for it.
     ensure!(bind != "live-map" || totals["moves"]["late"] == 0, "{totals}");
     let mut said = String::new();
     errors.read_to_string(&mut said)?;
@@ -173,7 +174,7 @@ fn stopped() -> Result<()> {
     })?;
     let result = load(&lab, &flags, 0)?;
     ensure!(result["complete"] == CLIENTS, "{result}");
-    let mut errors = server.child.stderr.take().context("no words")?;
+    let mut errors = server.child.stderr.take().context("stderr taken twice")?;
     server.stop()?;
     let mut said = String::new();
     errors.read_to_string(&mut said)?;

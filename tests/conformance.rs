@@ -1,22 +1,22 @@
-//! Every engine, the same requests in, the same replies out: whole frames, as they are on the link,
-//! are sent to a server of each, and what comes back is held against what `wire` makes of them.
+//! Sends the same whole frames to a server of every engine and compares the replies with those that
+//! `wire` makes.
 //!
-//! Engines that answer by the kernel's stack differ from the others in two fields only, which are
-//! masked: hop limit and flow label.
+//! Engines that answer through the kernel's stack differ in two fields only: hop limit and flow
+//! label. The comparison masks both.
 //!
-//! Servers of the library, in this process, answer by a service that changes length and payload. A
-//! UDP socket asks them, so that the kernel checks lengths and checksums of what they answer.
+//! Servers of the library, in this process, run a service that changes length and payload. A UDP
+//! socket asks them, so the kernel checks the lengths and checksums of their replies.
 
 use std::collections::BTreeMap;
 use std::net::{Ipv6Addr, SocketAddr, UdpSocket};
 
-use crate::common::packet::PacketSocket;
+use crate::common::packet::{PacketSocket, udp_frame};
 use crate::common::server::{self, PATIENCE, PREFIX, Server, about, engines};
 use crate::common::{TestLab, have_client_poll, ip, link, trial};
 use anyhow::{Result, anyhow, bail, ensure};
-use etherparse::PacketBuilder;
 use libtest_mimic::Trial;
 use sixhop::address::Pool;
+use sixhop::engine::{EngineError, EngineKind};
 use sixhop::lab::Side;
 use sixhop::live::Method;
 use sixhop::policy::Handler;
@@ -33,7 +33,7 @@ pub fn trials() -> Vec<Trial> {
         let name = format!("{engine}_conforms").replace('-', "_");
         trial(&name, move || conforms(engine, "--bind netlink-down"))
     });
-    // Engines with an XDP program have two more ways.
+    // Engines with an XDP program also run with live-map and in generic mode.
     let steering = engines().filter(|engine| about(engine).steers);
     let ways = steering.flat_map(|engine| {
         [("live_map", "--bind live-map"), ("generic", "--bind netlink-down --attach generic")].map(
@@ -42,7 +42,7 @@ pub fn trials() -> Vec<Trial> {
             },
         )
     });
-    // The kernel runs no service but the echo.
+    // The XDP program can only echo.
     let services = engines().filter(|engine| about(engine).any_service).flat_map(|engine| {
         [("longer", Longer::by(1)), ("longest", Longer::by(usize::MAX)), ("half", Longer::by(0))]
             .map(|(way, service)| {
@@ -54,8 +54,8 @@ pub fn trials() -> Vec<Trial> {
     all.chain(ways).chain(services).chain([refused]).collect()
 }
 
-/// Answers with the payload from its end to its beginning, and so many bytes behind it as there is
-/// room for; with half of it where that is none. As many times as the first byte says.
+/// Reverses the payload, then appends `by` bytes, or as many as fit. If `by` is 0, it answers with
+/// half of the reversed payload. The request's first byte says how many replies to send.
 #[derive(Clone, Copy)]
 struct Longer {
     by: usize,
@@ -66,8 +66,7 @@ impl Longer {
         Self { by }
     }
 
-    /// Puts the answer to the first `length` bytes of `buffer` in their place, and returns its
-    /// length.
+    /// Replaces the first `length` bytes of `buffer` with the answer and returns its length.
     fn change(self, buffer: &mut [u8], length: usize) -> usize {
         buffer[..length].reverse();
         let end = length.saturating_add(self.by).min(buffer.len());
@@ -84,7 +83,7 @@ impl Service for Longer {
     }
 }
 
-/// A server of the library that is to run `engine` for twenty addresses.
+/// Configures a server of the library with `engine` and 20 addresses.
 fn config(engine: &str) -> Result<(ServerConfig, Pool)> {
     let pool = Pool::new(PREFIX.parse()?, ADDRESSES, 1)?;
     let config = server::library(engine, pool.clone(), Method::NetlinkDown)?;
@@ -103,8 +102,8 @@ fn answers_otherwise(engine: &str, service: Longer) -> Result<()> {
     Ok(())
 }
 
-/// Asks, and finds that the kernel passes on what it is to. Returns how many requests were
-/// answered and how many were not, and how many replies there were.
+/// Sends requests and checks each reply. Returns how many requests were answered, how many were
+/// not, and how many replies came.
 fn ask_for_other_answers(pool: &Pool, service: Longer) -> Result<(u64, u64, u64)> {
     let socket = UdpSocket::bind((Side::Client.address(), 0))?;
     socket.set_read_timeout(Some(PATIENCE))?;
@@ -140,19 +139,21 @@ fn reflect_runs_no_other() -> Result<()> {
     let started = lab.run_in(Side::Server, || {
         Ok(library::Server::start_with(&config, &Longer::by(1), &mut |_| true).map(drop))
     })?;
-    let Err(error) = started else { bail!("it runs one") };
+    let Err(error) = started else { bail!("reflect started with another service") };
     let said = format!("{error:#}");
     ensure!(said.contains("reflect only sends requests back"), "{said}");
-    ensure!(said.contains("--engine afxdp"), "{said}");
+    let library::ServerError::Engine(cause) = &error else { bail!("{error:?}") };
+    let why = cause.downcast_ref();
+    ensure!(why == Some(&EngineError::OnlyEchoes(EngineKind::REFLECT)), "{error:?}");
     Ok(())
 }
 
-/// The two ends of the link, and who is at them.
+/// The addresses of both ends of the link.
 struct Ends {
     client_mac: [u8; 6],
     server_mac: [u8; 6],
     pool: Pool,
-    /// The first of the pool that is not live.
+    /// The pool's first address that is not live.
     not_live: Ipv6Addr,
 }
 
@@ -164,17 +165,13 @@ impl Ends {
         ports: (u16, u16),
         payload: &[u8],
     ) -> Vec<u8> {
-        let mut frame = Vec::new();
-        PacketBuilder::ethernet2(self.client_mac, self.server_mac)
-            .ipv6(source.octets(), destination.octets(), 33)
-            .udp(ports.0, ports.1)
-            .write(&mut frame, payload)
-            .expect("a vector takes it");
+        let macs = [self.client_mac, self.server_mac];
+        let mut frame = udp_frame(macs, source, destination, ports, payload);
         frame[15..18].copy_from_slice(&[0x0a, 0xbc, 0xde]); // a flow label
         frame
     }
 
-    /// Requests that are answered, from those addresses of the client.
+    /// Requests that must be answered, from these addresses of the client.
     fn right(&self, clients: &[Ipv6Addr]) -> Vec<Vec<u8>> {
         let mut frames = Vec::new();
         for (index, size) in
@@ -189,7 +186,7 @@ impl Ends {
         }
         let plain = |port| self.request(clients[0], self.pool.address(3), (port, PORT), &[7; 32]);
         frames.extend([1, 53, PORT - 1, PORT + 1, u16::MAX].map(plain));
-        // A sum of zero, which is sent as all ones.
+        // A checksum of zero, which is sent as all ones.
         let mut zero = self.request(clients[0], self.pool.address(4), (50_000, PORT), &[0; 32]);
         let [high, low] = [zero[60], zero[61]];
         zero[62..64].copy_from_slice(&[high, low]);
@@ -205,8 +202,8 @@ impl Ends {
         frames
     }
 
-    /// Requests that are not, by reason. The reasons are those of the engines that see whole
-    /// frames: the others never see some.
+    /// Requests that must not be answered, with the reason that an engine counts if it sees whole
+    /// frames. Other engines never see some of them.
     fn wrong(&self, client: Ipv6Addr) -> Result<Vec<(Refusal, Vec<u8>)>> {
         let (live, own) = (self.pool.address(7), Side::Server.address());
         let right = self.request(client, live, (50_000, PORT), &[7; 32]);
@@ -248,7 +245,7 @@ impl Ends {
     }
 }
 
-/// Whether this is a frame of the service.
+/// Whether the service sent this frame.
 fn is_reply(frame: &[u8]) -> bool {
     frame.len() >= 62
         && frame[12..14] == [0x86, 0xdd]
@@ -256,7 +253,7 @@ fn is_reply(frame: &[u8]) -> bool {
         && frame[54..56] == PORT.to_be_bytes()
 }
 
-/// Without what engines may choose.
+/// Masks the fields in which engines may differ.
 fn masked(mut frame: Vec<u8>) -> Vec<u8> {
     frame[15] &= 0xf0;
     frame[16..18].fill(0);
@@ -291,17 +288,17 @@ fn conforms(engine: &str, flags: &str) -> Result<()> {
         );
     }
 
-    // One processor: a single worker, which takes requests in the order of the link.
+    // One core, so one worker, which takes requests in the order of the link.
     let flags =
         format!("--addresses {ADDRESSES} --engine {engine} --replies {REPLIES} --cores 0 {flags}");
     let server = Server::start(&lab, &flags)?;
-    let index = link(&lab, Side::Client)?.index;
-    let capture = lab.run_in(Side::Client, || PacketSocket::on(index))?;
+    let capture = PacketSocket::at(&lab, Side::Client)?;
     let mut wrong_ones = wrong.iter();
     let mut expected = Vec::new();
     let mut replies = Vec::new();
     for (index, request) in right.iter().enumerate() {
-        // Before each right one some wrong ones, of which the last right one comes after all.
+        // Send a share of the wrong requests before each right one; the last right one comes after
+        // all.
         let share = wrong_ones.len().div_ceil(right.len() - index);
         wrong_ones.by_ref().take(share).try_for_each(|(_, frame)| capture.send(frame))?;
         capture.send(request)?;
@@ -319,23 +316,23 @@ fn conforms(engine: &str, flags: &str) -> Result<()> {
     expected.sort();
     replies.sort();
     let differs = expected.iter().zip(&replies).find(|(expected, reply)| expected != reply);
-    ensure!(differs.is_none(), "expected and got: {differs:x?}");
+    ensure!(differs.is_none(), "expected reply, and the one that came: {differs:x?}");
     ensure!(replies.len() == expected.len(), "{} replies, not {}", replies.len(), expected.len());
     ensure!(totals["answered"] == right.len() && totals["replies"] == expected.len(), "{totals}");
 
-    // Where whole frames are seen, it is known as well that each was refused for its own reason.
+    // Engines that see whole frames must also count each refusal under its own reason.
     if about(engine).steers {
         let steered = wrong.iter().filter(|(refusal, frame)| {
             frame[20] == 17 && ![Refusal::OtherPort, Refusal::DestinationNotOurs].contains(refusal)
         });
-        // What goes to an address of the kernel comes to the socket behind.
+        // The socket behind the program gets the request to an address of the kernel.
         let mut refused = BTreeMap::from([(Refusal::DestinationNotOurs.name(), 1)]);
         for (refusal, _) in steered {
             *refused.entry(refusal.name()).or_insert(0) += 1;
         }
         ensure!(
             totals["refused"] == serde_json::json!(refused),
-            "{refused:?} were to be refused: {totals}"
+            "{refused:?} should have been refused: {totals}"
         );
     }
     Ok(())

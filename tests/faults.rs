@@ -1,14 +1,14 @@
-//! What goes wrong on a machine, done to a server under load: afterwards it serves again, or has
-//! ended with one clear line, and nothing is left behind.
+//! Faults of the machine, while the server is under load. Afterwards the server serves again or has
+//! ended with one clear line, and it leaves nothing behind.
 //!
 //! | test | what happens |
 //! |---|---|
 //! | `a_link_*`, `an_interface_*` | the interface is set down and up, or deleted |
-//! | `a_client_that_stops_reading_*` | the client's rings fill up, and stay full |
-//! | `a_server_that_stands_still_*`, `a_message_queue_*` | frames, socket, queue run out: counted |
-//! | `a_second_server_*`, `an_xdp_program_*` | somebody else wants the interface |
-//! | `descriptors_*`, `a_full_disk_*` | the machine has no more of them |
-//! | `killed_*` | SIGKILL at random moments: SIXHOP_KILLS times, or 8 |
+//! | `a_client_that_stops_reading_*` | the client's rings fill up and stay full |
+//! | `a_server_that_stands_still_*`, `a_message_queue_*` | full rings and queues: losses counted |
+//! | `a_second_server_*`, `an_xdp_program_*` | another program wants the interface |
+//! | `descriptors_*`, `a_full_disk_*` | the machine runs out of them |
+//! | `killed_*` | SIGKILL at random moments, SIXHOP_KILLS times (default 8) |
 
 use std::collections::HashSet;
 use std::ffi::OsStr;
@@ -62,7 +62,7 @@ fn pool() -> Result<Pool> {
     Ok(Pool::new(PREFIX.parse()?, ADDRESSES, 1)?)
 }
 
-/// Requests from a kernel socket of the client, some thousand a second, and what came back.
+/// Sends a few thousand requests per second from a kernel socket of the client and counts replies.
 struct Load {
     stop: Arc<AtomicBool>,
     replies: Arc<AtomicU64>,
@@ -71,8 +71,8 @@ struct Load {
 }
 
 impl Load {
-    /// The client knows where the addresses are, so nothing waits for neighbour discovery. `polls`:
-    /// nobody else does it.
+    /// Sets static neighbours, so nothing waits for neighbour discovery. `polls`: makes the
+    /// client's end poll (see [`have_client_poll`]), if no other XDP program does.
     fn start(lab: &TestLab, polls: bool) -> Result<Self> {
         let polling = polls.then(|| have_client_poll(lab)).transpose()?;
         let mac = link(lab, Side::Server)?.mac;
@@ -95,7 +95,7 @@ impl Load {
                     if stop.load(Ordering::Relaxed) {
                         break;
                     }
-                    // There may be no way to it at the moment.
+                    // The link may be down.
                     let _ = socket.send_to(&[7; 32], SocketAddrV6::new(address, PORT, 0, 0));
                     thread::sleep(Duration::from_micros(300));
                     while socket.recv_from(&mut buffer).is_ok() {
@@ -108,12 +108,12 @@ impl Load {
         Ok(Self { stop, replies, thread: Some(thread), _polling: polling })
     }
 
-    /// Waits until replies come, and returns how long that took.
+    /// Waits for the next reply, and returns how long that took.
     fn wait_for_replies(&self) -> Result<Duration> {
         let started = Instant::now();
         let before = self.replies.load(Ordering::Relaxed);
         while self.replies.load(Ordering::Relaxed) < before + 100 {
-            ensure!(started.elapsed() < PATIENCE, "no replies come");
+            ensure!(started.elapsed() < PATIENCE, "no reply came");
             thread::sleep(Duration::from_millis(1));
         }
         Ok(started.elapsed())
@@ -131,15 +131,15 @@ fn start(lab: &TestLab, flags: &str) -> Result<Server> {
     Server::start(lab, &format!("--addresses {ADDRESSES} {flags}"))
 }
 
-/// Waits until the server has ended by itself, with status 1 and one line that contains `words`.
+/// Waits until the server ends by itself, with status 1 and one line that contains `words`.
 fn ends_with(mut server: Server, words: &str) -> Result<()> {
     fails_with(server.wait_for(|_| false), words)?;
     let status = server.child.wait()?;
-    ensure!(status.code() == Some(1), "it ended with {status}");
+    ensure!(status.code() == Some(1), "the server ended with {status}");
     Ok(())
 }
 
-/// Nothing of a server is left in the lab, and how long it took until that was so.
+/// Waits until no trace of a server is left in the lab, and returns how long that took.
 fn nothing_is_left(lab: &TestLab) -> Result<Duration> {
     let started = Instant::now();
     let pool = pool()?;
@@ -166,13 +166,13 @@ fn nothing_is_left(lab: &TestLab) -> Result<Duration> {
     }
 }
 
-/// The routes with our mark.
+/// The routes that carry our mark.
 fn routes(lab: &TestLab) -> Result<String> {
     let show = format!("-n {} -6 route show table local proto 102", lab.namespace(Side::Server));
     Ok(String::from_utf8(Command::new("ip").args(show.split(' ')).output()?.stdout)?)
 }
 
-/// Notes of settings of the server's namespace that are still to be put back.
+/// Notes of settings in the server's namespace that are not restored yet.
 fn notes(lab: &TestLab) -> Result<Vec<PathBuf>> {
     let cookie = lab.run_in(Side::Server, || Ok(sixhop::net::option::namespace_cookie()?))?;
     let Ok(entries) = fs::read_dir("/run/sixhop") else { return Ok(Vec::new()) };
@@ -196,18 +196,19 @@ fn link_down_and_up() -> Result<()> {
         let load = Load::start(&lab, true)?;
         load.wait_for_replies()?;
         let namespace = lab.namespace(Side::Server);
-        // The second time it is up again before the server looks.
+        // With no pause, the link is up again before the server looks.
         for pause in [300, 0] {
             ip(&format!("-n {namespace} link set server0 down"))?;
             thread::sleep(Duration::from_millis(pause));
             ip(&format!("-n {namespace} link set server0 up"))?;
             let up = Instant::now();
-            // Whoever sets it up gives it what is not the server's: the way to its neighbours.
+            // Whoever sets the link up restores what is not the server's: the interface's own
+            // address, which leads to its neighbours.
             ip(&format!("-n {namespace} address add 2001:db8:1::2/64 dev server0 nodad"))?;
             if !flags.contains("live-map") {
                 let bound: HashSet<_> = pool()?.iter().collect();
                 while !addresses(&lab)?.is_superset(&bound) {
-                    ensure!(up.elapsed() < PATIENCE, "{flags}: the addresses do not come back");
+                    ensure!(up.elapsed() < PATIENCE, "{flags}: the addresses did not come back");
                     thread::sleep(Duration::from_millis(1));
                 }
             }
@@ -217,7 +218,7 @@ fn link_down_and_up() -> Result<()> {
                 "{flags}: addresses are back after {bound:.2?}, replies after {:.2?}",
                 up.elapsed()
             );
-            // A second on a machine that does nothing else.
+            // It takes a second on an idle machine.
             ensure!(
                 bound < Duration::from_secs(5),
                 "{flags}: the addresses came back after {bound:?}"
@@ -244,7 +245,10 @@ fn interface_deleted() -> Result<()> {
         load.wait_for_replies()?;
         ip(&format!("-n {} link delete server0", lab.namespace(Side::Server)))?;
         ends_with(server, "gone").with_context(|| flags.to_owned())?;
-        ensure!(notes(&lab)?.is_empty() && routes(&lab)?.is_empty(), "{flags}: something is left");
+        ensure!(
+            notes(&lab)?.is_empty() && routes(&lab)?.is_empty(),
+            "{flags}: the server left notes or routes"
+        );
     }
     Ok(())
 }
@@ -261,8 +265,8 @@ fn client_stops_reading() -> Result<()> {
     let stopped = server
         .wait_for(|stats| stats["answered"].as_u64() > Some(1000))
         .and_then(|()| Ok(kill(Pid::from_raw(client.id() as i32), Signal::SIGSTOP)?));
-    // Its program steers what it asked for into rings that nobody empties; what others asked for it
-    // passes on.
+    // The stopped client's program steers the replies to its own requests into full rings. It must
+    // pass replies to other sockets.
     let goes_on = stopped.and_then(|()| {
         let load = Load::start(&lab, false)?;
         load.wait_for_replies()
@@ -275,7 +279,7 @@ fn client_stops_reading() -> Result<()> {
     Ok(())
 }
 
-/// Sends so many requests at once.
+/// Sends `requests` requests without a pause.
 fn flood(lab: &TestLab, requests: u64) -> Result<()> {
     let mac = link(lab, Side::Server)?.mac;
     let pool = pool()?;
@@ -291,7 +295,8 @@ fn flood(lab: &TestLab, requests: u64) -> Result<()> {
     })
 }
 
-/// No completion is taken, no frame given back and no ring emptied: then all of that at once.
+/// While stopped, the server reaps no completions, returns no frames and empties no ring; then it
+/// has to catch up.
 fn server_stands_still() -> Result<()> {
     const REQUESTS: u64 = 20_000;
     let lab = TestLab::up()?;
@@ -314,8 +319,8 @@ fn server_stands_still() -> Result<()> {
     Ok(())
 }
 
-/// The paper's server sends ten datagrams for each that it receives, so its queue fills up, and
-/// then its socket.
+/// The paper's server sends ten datagrams for each request, so its message queue fills up, and then
+/// its socket.
 fn message_queue_full() -> Result<()> {
     const REQUESTS: u64 = 40_000;
     let lab = TestLab::up()?;
@@ -360,7 +365,7 @@ fn second_server() -> Result<()> {
             "{}: {said}",
             output.status
         );
-        ensure!(addresses(&lab)? == before, "it took addresses of the first");
+        ensure!(addresses(&lab)? == before, "the second server changed the first one's addresses");
         load.wait_for_replies()?;
         drop(load);
         first.stop()?;
@@ -369,7 +374,7 @@ fn second_server() -> Result<()> {
     Ok(())
 }
 
-/// What `bpftool link detach` does: the server still has its link, and the interface no program.
+/// As `bpftool link detach` does: the server keeps its link, but the interface loses the program.
 fn program_taken_off() -> Result<()> {
     for flags in ["--engine afxdp --bind netlink", "--engine reflect --bind live-map"] {
         let lab = TestLab::up()?;
@@ -377,9 +382,9 @@ fn program_taken_off() -> Result<()> {
         let load = Load::start(&lab, true)?;
         load.wait_for_replies()?;
         let program = link(&lab, Side::Server)?.xdp.context("no program")?.id;
-        // By the words of ip it does not go: a link has it.
+        // A BPF link holds the program, so ip cannot remove it.
         let off = ip(&format!("-n {} link set dev server0 xdp off", lab.namespace(Side::Server)));
-        ensure!(off.is_err(), "{flags}: anybody takes it off");
+        ensure!(off.is_err(), "{flags}: ip took the program off");
         load.wait_for_replies()?;
         detach(program)?;
         ends_with(server, "taken the XDP program off server0").with_context(|| flags.to_owned())?;
@@ -389,14 +394,14 @@ fn program_taken_off() -> Result<()> {
     Ok(())
 }
 
-/// Detaches the link of the XDP program of that number.
+/// Detaches the BPF link of the XDP program with this id.
 fn detach(program: u32) -> Result<()> {
     let found = libbpf_rs::query::LinkInfoIter::default().find(|link| link.prog_id == program);
-    let id = found.context("no link has the program")?.id;
-    // SAFETY: makes a descriptor, touches no memory.
+    let id = found.context("no BPF link has the program")?.id;
+    // SAFETY: makes a descriptor and touches no memory.
     let fd = unsafe { libbpf_sys::bpf_link_get_fd_by_id(id) };
-    ensure!(fd >= 0, "no descriptor of the link: {fd}");
-    // SAFETY: a fresh descriptor that nobody else owns.
+    ensure!(fd >= 0, "cannot open the BPF link: {fd}");
+    // SAFETY: the descriptor is new and has no other owner.
     let fd = unsafe { OwnedFd::from_raw_fd(fd) };
     // SAFETY: touches no memory.
     let detached = unsafe { libbpf_sys::bpf_link_detach(fd.as_raw_fd()) };
@@ -404,7 +409,7 @@ fn detach(program: u32) -> Result<()> {
     Ok(())
 }
 
-/// `sixhop` with so many descriptors, in the server's side.
+/// `sixhop` with a limit on descriptors, on the server's side.
 fn limited(lab: &TestLab, descriptors: u32, flags: &str) -> Command {
     let mut command = Command::new(SIXHOP);
     let script = format!("ulimit -n {descriptors} && exec {SIXHOP} {flags}");
@@ -425,7 +430,7 @@ fn descriptors_run_out() -> Result<()> {
         let mut child = command.spawn()?;
         let mut first = String::new();
         BufReader::new(child.stdout.as_mut().context("a pipe")?).read_line(&mut first)?;
-        // Its input ends: one that has started stops.
+        // End of input stops a `bind` that has started.
         let output = child.wait_with_output()?;
         let said = String::from_utf8(output.stderr)?;
         nothing_is_left(&lab).with_context(|| format!("with {descriptors} descriptors"))?;
@@ -442,7 +447,7 @@ fn descriptors_run_out() -> Result<()> {
     }
     ensure!(
         (1..14).contains(&refused),
-        "{refused} were refused: nothing was tried, or it never starts"
+        "{refused} of the limits were refused: too few or too many to prove anything"
     );
     Ok(())
 }
@@ -459,15 +464,17 @@ fn descriptors_run_out_later() -> Result<()> {
         load.wait_for_replies()?;
     }
     drop(load);
-    // Putting a setting back may need one more than it has: then it says so, and its guard does it.
+    // Restoring a setting may need one descriptor more than the server may have. Then it says so,
+    // and its guard restores the setting.
     server.signal(Signal::SIGINT)?;
     let status = server.child.wait()?;
-    ensure!(matches!(status.code(), Some(0 | 1)), "it ended with {status}");
+    ensure!(matches!(status.code(), Some(0 | 1)), "the server ended with {status}");
     nothing_is_left(&lab)?;
     Ok(())
 }
 
-/// A file system with room for so many bytes, which only `with` sees: it goes with the thread.
+/// Runs `with` on a file system of `bytes` bytes that only its thread sees. It goes away with the
+/// thread.
 fn with_small_disk<T: Send>(bytes: u64, with: impl FnOnce(&Path) -> Result<T> + Send) -> Result<T> {
     thread::scope(|scope| {
         let inside = scope.spawn(|| {
@@ -510,7 +517,7 @@ fn disk_full() -> Result<()> {
             ensure!(output.status.code() == Some(1) && clear, "{}: {said}", output.status);
             Ok(())
         };
-        // The page and its charts do not fit: what is there is whole.
+        // The page and its charts do not fit. Files that exist are complete.
         fs::write(directory.join("bind.jsonl"), &measured)?;
         full(&run(&["report"])?)?;
         for entry in fs::read_dir(directory)? {
@@ -524,7 +531,8 @@ fn disk_full() -> Result<()> {
             };
             ensure!(is_whole, "{} is not whole: {} bytes", path.display(), text.len());
         }
-        // An experiment has no room for its first line, and none of it is taken for a result.
+        // An experiment has no room even for its first line. None of the partial line counts as a
+        // result.
         fs::remove_file(directory.join("bind.jsonl"))?;
         let mut filling = fs::File::create(directory.join("filling"))?;
         while filling.write(&[0; 4096]).is_ok_and(|written| written > 0) {}
@@ -538,7 +546,7 @@ fn disk_full() -> Result<()> {
         if let Ok(mut file) = fs::File::open(directory.join("bind.jsonl")) {
             file.read_to_string(&mut left)?;
         }
-        ensure!(!left.contains('\n'), "a result that was not finished: {left}");
+        ensure!(!left.contains('\n'), "a partial line counts as a result: {left}");
         Ok(())
     })
 }
@@ -576,7 +584,7 @@ fn killed() -> Result<()> {
             .stdout(Stdio::piped())
             .stderr(Stdio::null())
             .spawn()?;
-        // Two of three while they serve, the others while they start.
+        // Kill two of three once they are ready, the third while it starts.
         let mut output = BufReader::new(child.stdout.take().context("a pipe")?);
         let mut said = String::new();
         if turn % 3 > 0 {
@@ -589,20 +597,20 @@ fn killed() -> Result<()> {
         child.wait()?;
         when_ready += u32::from(said.contains("ready"));
         let took = nothing_is_left(&lab)
-            .with_context(|| format!("killed with {flags}, having said {said:?}"))?;
+            .with_context(|| format!("killed with {flags}, after it printed {said:?}"))?;
         slowest = slowest.max(took);
         let is_loaded =
             || libbpf_rs::query::ProgInfoIter::default().any(|info| Some(info.id) == program);
         let give_up = Instant::now() + PATIENCE;
         while program.is_some() && is_loaded() {
-            ensure!(Instant::now() < give_up, "its program stays loaded, and so do its maps");
+            ensure!(Instant::now() < give_up, "the program stays loaded, and so do its maps");
             thread::sleep(Duration::from_millis(2));
         }
     }
     println!(
         "{kills} killed, {when_ready} of them ready; nothing was left after {slowest:.2?} at most"
     );
-    // Whatever was done to it, the interface serves.
+    // After all these kills, the interface still serves.
     wait_for_no_program(&lab, Side::Server)?;
     ip(&format!(
         "-n {} address replace 2001:db8:1::2/64 dev server0 nodad",

@@ -1,23 +1,30 @@
 //! The gate's programs: which outcome each kind of packet has (BPF_PROG_TEST_RUN), and what comes
-//! of them on a veth pair, with services that listen on loopback alone.
+//! of them on a veth pair, with services that listen on loopback alone. Then `sixhop gate` itself.
 
+use std::fs::{self, Permissions};
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Ipv6Addr, SocketAddr, SocketAddrV6, TcpListener, TcpStream, UdpSocket};
+use std::os::unix::fs::PermissionsExt;
+use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::common::packet::PacketSocket;
-use crate::common::server::PATIENCE;
+use crate::common::server::{PATIENCE, SIXHOP, Server, sixhop};
 use crate::common::{TestLab, ip, link, trial};
 use anyhow::{Context, Result, bail, ensure};
 use etherparse::{IpHeaders, PacketBuilder, PacketBuilderStep, TcpHeader};
 use libtest_mimic::Trial;
+use nix::sys::signal::Signal;
+use nix::sys::socket::setsockopt;
+use nix::sys::socket::sockopt::UdpGsoSegment;
+use serde_json::Value;
 use sixhop::address::mt6d::Subnet;
 use sixhop::gate::{
-    Arrival, Arrivals, GateAttachment, GateConfig, GateProgram, Outcome, Protocol, Service, Side,
-    TestRun,
+    Arrival, Arrivals, GateAttachment, GateProgram, GateProgramConfig, GateService, GateSide,
+    GateVerdict, Protocol, TestRun,
 };
-use sixhop::lab::Side as Host;
+use sixhop::lab::Side;
 use sixhop::net::netlink::{self, Delivery, Opener};
 use sixhop::wire::{ADVERTISEMENT, solicitation};
 use sixhop::xdp::{LiveAddresses, MovingAddresses};
@@ -47,20 +54,24 @@ pub fn trials() -> Vec<Trial> {
         trial("every_kind_of_packet_has_its_outcome", every_kind_of_packet_has_its_outcome),
         trial("solicitations_are_answered_as_wire_does", solicitations_are_answered_as_wire_does),
         trial("a_connection_lives_on_at_an_expired_address", a_connection_lives_on),
-        trial("a_flow_lives_on_and_answers_from_where_it_was_asked", a_flow_lives_on),
+        trial("a_flow_lives_on_and_answers_from_where_it_was_asked", || a_flow_lives_on("on")),
+        trial("a_flow_is_right_without_checksum_offload", || a_flow_lives_on("off")),
         trial("all_else_is_silent", all_else_is_silent),
         trial("two_services_on_one_port_are_refused", two_services_on_one_port_are_refused),
+        trial("the_command_serves_listeners_on_loopback", command_serves),
+        trial("a_killed_gate_leaves_nothing_and_its_connections_go_on_later", killed),
+        trial("what_cannot_be_opened_is_said_in_one_line", refused),
     ]
 }
 
-fn service(protocol: Protocol, port: u16, listener: SocketAddr) -> Result<Service> {
+fn service(protocol: Protocol, port: u16, listener: SocketAddr) -> Result<GateService> {
     let SocketAddr::V6(listener) = listener else { bail!("{listener} is not IPv6") };
-    Ok(Service { protocol, port, listener })
+    Ok(GateService { protocol, port, listener })
 }
 
-fn config(services: Vec<Service>) -> Result<GateConfig> {
+fn config(services: Vec<GateService>) -> Result<GateProgramConfig> {
     let subnet = Subnet::new(PREFIX.parse()?)?;
-    Ok(GateConfig {
+    Ok(GateProgramConfig {
         addresses: MovingAddresses { subnet, clients: 16 },
         services,
         flows: 64,
@@ -99,13 +110,13 @@ impl Gate {
 
     /// Runs a program on `packet` and returns what it did and the one outcome that was counted, if
     /// any.
-    fn run(&self, side: Side, packet: &[u8]) -> Result<(TestRun, Option<Outcome>)> {
+    fn run(&self, side: GateSide, packet: &[u8]) -> Result<(TestRun, Option<GateVerdict>)> {
         let source = self.program.outcomes()?;
         let before = source.read()?;
         let run = self.program.test_run(side, packet)?;
         let mut counted = Vec::new();
         for (outcome, (now, before)) in
-            Outcome::ALL.into_iter().zip(source.read()?.into_iter().zip(before))
+            GateVerdict::ALL.into_iter().zip(source.read()?.into_iter().zip(before))
         {
             counted.extend((before..now).map(|_| outcome));
         }
@@ -126,9 +137,9 @@ struct Raised {
 impl Raised {
     fn up() -> Result<Self> {
         let lab = TestLab::up()?;
-        let (gate, attached, delivery) = lab.run_in(Host::Server, || {
+        let (gate, attached, delivery) = lab.run_in(Side::Server, || {
             ip("link set lo up")?;
-            let link = netlink::link(Host::Server.interface())?;
+            let link = netlink::link(Side::Server.interface())?;
             let gate = Gate::load()?;
             let delivery = Delivery::begin(&link, PREFIX.parse()?, Opener::Gate)?;
             let attached = gate.program.attach(&link)?;
@@ -139,7 +150,7 @@ impl Raised {
     }
 
     fn in_client<T: Send>(&self, f: impl FnOnce() -> Result<T> + Send) -> Result<T> {
-        self.lab.run_in(Host::Client, f)
+        self.lab.run_in(Side::Client, f)
     }
 
     fn expire(&mut self) {
@@ -147,7 +158,7 @@ impl Raised {
     }
 
     /// Waits until so many packets had this outcome.
-    fn wait_for(&self, outcome: Outcome, count: u64) -> Result<()> {
+    fn wait_for(&self, outcome: GateVerdict, count: u64) -> Result<()> {
         let source = self.gate.program.outcomes()?;
         let give_up = Instant::now() + PATIENCE;
         loop {
@@ -219,7 +230,7 @@ fn ask(target: Ipv6Addr, source: Ipv6Addr, options: &[u8]) -> Result<Vec<u8>> {
 
 fn every_kind_of_packet_has_its_outcome() -> Result<()> {
     let lab = TestLab::up()?;
-    lab.run_in(Host::Server, || {
+    lab.run_in(Side::Server, || {
         ip("link set lo up")?;
         let gate = Gate::load()?;
         judge_each(&gate)
@@ -227,7 +238,7 @@ fn every_kind_of_packet_has_its_outcome() -> Result<()> {
 }
 
 fn judge_each(gate: &Gate) -> Result<()> {
-    use Outcome::*;
+    use GateVerdict::*;
     let syn = tcp(LIVE, ASKED, |tcp| tcp.syn())?;
     let right = udp(LIVE, ASKED)?;
     let quote = [&[0; 4][..], &tcp(LIVE, ASKED, |tcp| tcp.ack(1))?[14..]].concat();
@@ -261,7 +272,7 @@ fn judge_each(gate: &Gate) -> Result<()> {
         ("a solicitation for another", ask(OTHER, CLIENT, &[])?, NotSolicited),
     ];
     for (name, packet, expected) in dropped {
-        let (run, outcome) = gate.run(Side::In, &packet)?;
+        let (run, outcome) = gate.run(GateSide::In, &packet)?;
         ensure!(
             run.action == DROP && run.mark == 0 && outcome == Some(expected),
             "{name}: {} as {outcome:?}, not {expected:?}",
@@ -270,22 +281,22 @@ fn judge_each(gate: &Gate) -> Result<()> {
     }
     let mut group = right.clone();
     group[..6].copy_from_slice(&[0x33, 0x33, 0, 0, 0, 1]);
-    ensure!(gate.run(Side::In, &group)?.1 == Some(GroupFrame), "a group's frame");
+    ensure!(gate.run(GateSide::In, &group)?.1 == Some(GroupFrame), "a group's frame");
     for length in 54..62 {
-        let (run, outcome) = gate.run(Side::In, &right[..length])?;
+        let (run, outcome) = gate.run(GateSide::In, &right[..length])?;
         ensure!((run.action, outcome) == (DROP, Some(Truncated)), "{length} bytes: {outcome:?}");
     }
     for packet in untouched(&right)? {
-        let (run, outcome) = gate.run(Side::In, &packet)?;
+        let (run, outcome) = gate.run(GateSide::In, &packet)?;
         let same = run == TestRun { action: HAND_ON, packet: packet.clone(), mark: 0 };
         ensure!(same && outcome.is_none(), "{packet:02x?}: {run:?}, {outcome:?}");
     }
     gate.program.set_revoked(&[LIVE])?;
     for packet in [syn, right, ask(LIVE, CLIENT, &[])?] {
-        ensure!(gate.run(Side::In, &packet)?.1 == Some(Revoked), "not revoked: {packet:02x?}");
+        ensure!(gate.run(GateSide::In, &packet)?.1 == Some(Revoked), "not revoked: {packet:02x?}");
     }
     gate.program.set_revoked(&[])?;
-    ensure!(gate.run(Side::In, &ask(LIVE, CLIENT, &[])?)?.1 == Some(Advertised), "for good");
+    ensure!(gate.run(GateSide::In, &ask(LIVE, CLIENT, &[])?)?.1 == Some(Advertised), "for good");
     Ok(())
 }
 
@@ -343,14 +354,14 @@ fn solicitations_are_answered_as_wire_does() -> Result<()> {
     }
     let mut answered = 0;
     for packet in cases {
-        let (run, outcome) = gate.run(Side::In, &packet)?;
+        let (run, outcome) = gate.run(GateSide::In, &packet)?;
         let mut expected = [0; ADVERTISEMENT];
         let wire = solicitation(&packet).ok().filter(|asked| asked.target() == LIVE);
         match wire.and_then(|asked| asked.advertise(STATION, &mut expected)) {
             Some(length) => {
                 answered += 1;
                 ensure!(
-                    (run.action, outcome) == (REDIRECT, Some(Outcome::Advertised)),
+                    (run.action, outcome) == (REDIRECT, Some(GateVerdict::Advertised)),
                     "{packet:02x?}: {outcome:?}"
                 );
                 ensure!(run.packet == expected[..length], "{:02x?}", run.packet);
@@ -393,7 +404,7 @@ fn a_connection_lives_on() -> Result<()> {
     raised.expire();
     exchange(&mut ours, &mut theirs)?;
     let heard = raised.in_client(|| {
-        let capture = PacketSocket::on(netlink::link(Host::Client.interface())?.index)?;
+        let capture = PacketSocket::on(netlink::link(Side::Client.interface())?.index)?;
         let refused = TcpStream::connect_timeout(&asked.into(), SILENCE).map(drop);
         let kind = refused.expect_err("a connection to an expired address").kind();
         ensure!(kind == ErrorKind::TimedOut, "{kind}");
@@ -406,16 +417,20 @@ fn a_connection_lives_on() -> Result<()> {
                 || frame[20] == 58 && frame[54] <= 4)
     });
     ensure!(answers.count() == 0, "an expired address answered: {heard:02x?}");
-    raised.wait_for(Outcome::NotLive, 1)?;
+    raised.wait_for(GateVerdict::NotLive, 1)?;
     exchange(&mut ours, &mut theirs)?;
 
     raised.gate.program.set_revoked(&[LIVE])?;
     ours.write_all(b"ping")?;
-    raised.wait_for(Outcome::Revoked, 1)
+    raised.wait_for(GateVerdict::Revoked, 1)
 }
 
-fn a_flow_lives_on() -> Result<()> {
+/// With the server's checksums left to its card (`on`), or computed by the kernel (`off`), which
+/// the client then verifies.
+fn a_flow_lives_on(offload: &str) -> Result<()> {
     let mut raised = Raised::up()?;
+    let namespace = raised.lab.namespace(Side::Server);
+    ip(&format!("netns exec {namespace} ethtool -K server0 tx {offload}"))?;
     let connect = || {
         let socket = UdpSocket::bind("[::]:0")?;
         // It takes datagrams from there only.
@@ -429,6 +444,8 @@ fn a_flow_lives_on() -> Result<()> {
     let mut exchange = |lengths: &[usize]| -> Result<()> {
         ours.send(b"ping")?;
         let (_, peer) = theirs.recv_from(&mut buffer)?;
+        let segment = if lengths.len() > 1 { lengths[0] as i32 } else { 0 };
+        setsockopt(&theirs, UdpGsoSegment, &segment)?;
         theirs.send_to(&vec![7; lengths.iter().sum()], peer)?;
         for length in lengths {
             let got = ours.recv(&mut buffer).context("no reply from the address asked")?;
@@ -437,18 +454,21 @@ fn a_flow_lives_on() -> Result<()> {
         Ok(())
     };
     exchange(&[4])?;
+    // Several datagrams in one packet, which the kernel cuts on the way out.
+    exchange(&[1000, 1000, 1000, 7])?;
+    exchange(&[4])?;
     ensure!(raised.arrival()?.asked == SocketAddrV6::new(LIVE, ASKED, 0, 0), "another arrival");
     raised.expire();
     exchange(&[4])?;
-    raised.wait_for(Outcome::UdpFlow, 1)?;
-    raised.wait_for(Outcome::ReplyRenamed, 2)?;
+    raised.wait_for(GateVerdict::UdpFlow, 3)?;
+    raised.wait_for(GateVerdict::ReplyRenamed, 4)?;
 
     let late = raised.in_client(connect)?;
     late.send(b"ping")?;
-    raised.wait_for(Outcome::NotLive, 1)?;
+    raised.wait_for(GateVerdict::NotLive, 1)?;
     raised.gate.program.set_idle(Duration::ZERO);
     ours.send(b"ping")?;
-    raised.wait_for(Outcome::NotLive, 2)?;
+    raised.wait_for(GateVerdict::NotLive, 2)?;
     theirs.set_nonblocking(true)?;
     let came = theirs.recv_from(&mut [0; 10]).map(drop);
     ensure!(came.is_err_and(|error| error.kind() == ErrorKind::WouldBlock), "a datagram came");
@@ -459,10 +479,10 @@ fn a_flow_lives_on() -> Result<()> {
 /// keeps the order.
 fn all_else_is_silent() -> Result<()> {
     let raised = Raised::up()?;
-    let station = link(&raised.lab, Host::Server)?.mac;
-    let client = link(&raised.lab, Host::Client)?.mac.map(|byte| format!("{byte:02x}")).join(":");
+    let station = link(&raised.lab, Side::Server)?.mac;
+    let client = link(&raised.lab, Side::Client)?.mac.map(|byte| format!("{byte:02x}")).join(":");
     // So that no answer waits for a neighbour.
-    raised.lab.run_in(Host::Server, || {
+    raised.lab.run_in(Side::Server, || {
         ip(&format!("neigh replace {CLIENT} lladdr {client} dev server0 nud permanent"))
     })?;
     let right = udp(LIVE, ASKED)?;
@@ -495,7 +515,7 @@ fn all_else_is_silent() -> Result<()> {
                 || frame[20] == 58 && (frame[54] <= 4 || frame[54] == 129))
     };
     let answers = raised.in_client(|| {
-        let capture = PacketSocket::on(netlink::link(Host::Client.interface())?.index)?;
+        let capture = PacketSocket::on(netlink::link(Side::Client.interface())?.index)?;
         for frame in &frames {
             capture.send(frame)?;
         }
@@ -508,13 +528,247 @@ fn all_else_is_silent() -> Result<()> {
     })?;
     ensure!(answers.len() == 1 && answers[0][54] == 136, "{answers:02x?}");
     // The kernel would have answered one.
-    raised.wait_for(Outcome::KernelSilenced, 1)
+    raised.wait_for(GateVerdict::KernelSilenced, 1)
 }
 
 fn two_services_on_one_port_are_refused() -> Result<()> {
     let twice = service(Protocol::Tcp, ASKED, "[::1]:1".parse()?)?;
     crate::common::fails_with(
         GateProgram::load(&config(vec![twice, twice])?),
-        "two services have port 443 of Tcp",
+        "two services have port 443/tcp",
     )
+}
+
+/// A secret, and the identity of client 0 of it, whose address changes every second.
+struct Desk(tempfile::TempDir);
+
+impl Desk {
+    fn new() -> Result<Self> {
+        let desk = Self(tempfile::tempdir()?);
+        fs::write(desk.path("secret"), "not a secret, since it is here")?;
+        fs::set_permissions(desk.path("secret"), Permissions::from_mode(0o600))?;
+        let mut enrol = Command::new(SIXHOP);
+        enrol.args(["enrol", "--prefix", PREFIX, "--rotate", "1s", "--clients", "0"]);
+        enrol.args(["--secret", &desk.path("secret"), "--out", &desk.path("clients")]);
+        ensure!(enrol.output()?.status.success(), "enrol failed");
+        Ok(desk)
+    }
+
+    fn path(&self, name: &str) -> String {
+        self.0.path().join(name).display().to_string()
+    }
+
+    /// The client's address of now, and its step.
+    fn now(&self) -> Result<(Ipv6Addr, u64)> {
+        let identity = self.path("clients/client-000000.toml");
+        let output = Command::new(SIXHOP).args(["where", &identity, "--json"]).output()?;
+        let found: Value = serde_json::from_slice(&output.stdout)?;
+        let address = found["address"].as_str().context("an address")?.parse()?;
+        Ok((address, found["step"].as_u64().context("a step")?))
+    }
+
+    fn flags(&self, services: &str) -> String {
+        let secret = self.path("secret");
+        format!(
+            "gate --interface server0 --prefix {PREFIX} --schedule mt6d --clients 4 --rotate 1s \
+             --secret {secret} --json {services}"
+        )
+    }
+}
+
+fn start(lab: &TestLab, desk: &Desk, services: &str) -> Result<Server> {
+    Server::of(sixhop(lab, Side::Server, &desk.flags(services)))
+}
+
+/// Interrupts a gate and returns its totals, which add up.
+fn stop(mut gate: Server) -> Result<Value> {
+    gate.signal(Signal::SIGINT)?;
+    loop {
+        let event = gate.event()?;
+        if event["event"] == "stopped" {
+            ensure!(gate.child.wait()?.success(), "the gate failed");
+            let sum = |place: &str| -> u64 {
+                event[place].as_object().into_iter().flatten().filter_map(|(_, n)| n.as_u64()).sum()
+            };
+            let advertised = event["advertised"].as_u64().unwrap_or_default();
+            let all = sum("passed") + sum("dropped") + advertised;
+            ensure!(event["received"] == all, "it does not add up: {event}");
+            return Ok(event);
+        }
+    }
+}
+
+/// A connection from the client's side, with both of its ends.
+fn connect(lab: &TestLab, to: SocketAddrV6, listener: &TcpListener) -> Result<[TcpStream; 2]> {
+    let ours =
+        lab.run_in(Side::Client, || Ok(TcpStream::connect_timeout(&to.into(), PATIENCE)?))?;
+    let (theirs, _) = listener.accept()?;
+    ensure!(theirs.local_addr()? == to.into(), "accepted at {}", theirs.local_addr()?);
+    for stream in [&ours, &theirs] {
+        stream.set_read_timeout(Some(PATIENCE))?;
+    }
+    Ok([ours, theirs])
+}
+
+fn command_serves() -> Result<()> {
+    let (lab, desk) = (TestLab::up()?, Desk::new()?);
+    let (listener, socket) = lab.run_in(Side::Server, || {
+        ip("link set lo up")?;
+        Ok((TcpListener::bind("[::1]:0")?, UdpSocket::bind("[::1]:0")?))
+    })?;
+    let (tcp, udp) = (listener.local_addr()?, socket.local_addr()?);
+    let services = format!("--to 443={tcp} --to 53/udp={udp} --to 444=[::1]:1");
+    let mut gate = start(&lab, &desk, &services)?;
+    let found = gate.ready["services"].as_array().context("services")?;
+    let listens: Vec<_> = found.iter().map(|service| service["listens"] == true).collect();
+    ensure!(listens == [true, true, false], "{}", gate.ready);
+    let notes = gate.ready["notes"].to_string();
+    ensure!(notes.contains("nothing listens on [::1]:1 for 444/tcp"), "{notes}");
+    ensure!(gate.ready["sandbox"] == true && gate.ready["addresses"] == 12, "{}", gate.ready);
+
+    let (address, step) = desk.now()?;
+    let asked = SocketAddrV6::new(address, 443, 0, 0);
+    let [mut ours, mut theirs] = connect(&lab, asked, &listener)?;
+    exchange(&mut ours, &mut theirs)?;
+    ask_over_udp(&lab, &desk, &socket)?;
+    let deserted = SocketAddrV6::new(desk.now()?.0, 444, 0, 0);
+    lab.run_in(Side::Client, || fails_to_connect(deserted))?;
+
+    gate.wait_for(|event| event["event"] == "rotation" && event["step"].as_u64() > Some(step + 2))?;
+    exchange(&mut ours, &mut theirs)?;
+    lab.run_in(Side::Client, || fails_to_connect(asked))?;
+    gate.wait_for(|event| event["dropped"]["not_live"].as_u64() >= Some(1))?;
+    exchange(&mut ours, &mut theirs)?;
+    let totals = stop(gate)?;
+    ensure!(totals["passed"]["tcp_opened"] == 1 && totals["passed"]["udp_begun"] == 1, "{totals}");
+    ensure!(totals["dropped"]["no_listener"].as_u64() >= Some(1), "{totals}");
+    let arrived: Vec<_> = totals["services"].as_array().into_iter().flatten().collect();
+    ensure!(arrived.iter().map(|one| one["arrived"].as_u64()).eq([1, 1, 0].map(Some)), "{totals}");
+    leaves_nothing(&lab)
+}
+
+/// One question to the client's address of now, and its answer.
+fn ask_over_udp(lab: &TestLab, desk: &Desk, socket: &UdpSocket) -> Result<()> {
+    let (address, _) = desk.now()?;
+    let ours = lab.run_in(Side::Client, || {
+        let ours = UdpSocket::bind("[::]:0")?;
+        ours.connect((address, 53))?;
+        ours.set_read_timeout(Some(PATIENCE))?;
+        ours.send(b"ping")?;
+        Ok(ours)
+    })?;
+    socket.set_read_timeout(Some(PATIENCE))?;
+    let (_, peer) = socket.recv_from(&mut [0; 10])?;
+    socket.send_to(b"pong", peer)?;
+    ensure!(ours.recv(&mut [0; 10])? == 4, "another answer");
+    Ok(())
+}
+
+/// Fails if a connection comes about, or if the address answers in any way.
+fn fails_to_connect(to: SocketAddrV6) -> Result<()> {
+    let refused = TcpStream::connect_timeout(&to.into(), SILENCE).map(drop);
+    let kind = refused.err().context("it connected")?.kind();
+    ensure!(kind == ErrorKind::TimedOut, "{kind}");
+    Ok(())
+}
+
+/// The rules and routes of the server's side that are a gate's.
+fn left(lab: &TestLab) -> Result<String> {
+    lab.run_in(Side::Server, || {
+        let mut all = String::new();
+        for what in [&["rule"][..], &["route", "show", "table", "all"]] {
+            let output = Command::new("ip").arg("-6").args(what).output()?;
+            all += &String::from_utf8(output.stdout)?;
+        }
+        let ours = |line: &&str| line.contains("0x66690000") || line.contains("proto 102");
+        Ok(all.lines().filter(ours).collect::<Vec<_>>().join("\n"))
+    })
+}
+
+/// Waits until no rule, no route and no tc program is left.
+fn leaves_nothing(lab: &TestLab) -> Result<()> {
+    let give_up = Instant::now() + PATIENCE;
+    loop {
+        let programs = lab.run_in(Side::Server, || {
+            let output = Command::new("bpftool").args(["net", "show"]).output();
+            Ok(output.map(|output| String::from_utf8_lossy(&output.stdout).into_owned()))
+        })?;
+        // Where bpftool is missing, silence is what shows that the programs are gone.
+        let attached = programs.is_ok_and(|words| words.contains("gate_in"));
+        let left = left(lab)?;
+        if left.is_empty() && !attached {
+            return Ok(());
+        }
+        ensure!(Instant::now() < give_up, "it stays: {left}, program: {attached}");
+        thread::sleep(Duration::from_millis(5));
+    }
+}
+
+fn killed() -> Result<()> {
+    let (lab, desk) = (TestLab::up()?, Desk::new()?);
+    let listener = lab.run_in(Side::Server, || {
+        ip("link set lo up")?;
+        Ok(TcpListener::bind("[::1]:0")?)
+    })?;
+    let services = format!("--to 443={}", listener.local_addr()?);
+    let mut gate = start(&lab, &desk, &services)?;
+    ensure!(!left(&lab)?.is_empty(), "neither a rule nor a route, or they have another mark");
+    let asked = SocketAddrV6::new(desk.now()?.0, 443, 0, 0);
+    let [mut ours, mut theirs] = connect(&lab, asked, &listener)?;
+    exchange(&mut ours, &mut theirs)?;
+
+    gate.signal(Signal::SIGKILL)?;
+    gate.child.wait()?;
+    leaves_nothing(&lab)?;
+    let now = SocketAddrV6::new(desk.now()?.0, 443, 0, 0);
+    lab.run_in(Side::Client, || {
+        let capture = PacketSocket::on(netlink::link(Side::Client.interface())?.index)?;
+        capture.send(&ask(*now.ip(), CLIENT, &[])?)?;
+        fails_to_connect(now)?;
+        let from = now.ip().octets();
+        let heard = capture.drain()?;
+        let is_answer = |frame: &Vec<u8>| frame.get(22..38) == Some(&from[..]);
+        ensure!(!heard.iter().any(is_answer), "answered: {heard:02x?}");
+        Ok(())
+    })?;
+
+    // More than one retransmission of it finds nobody.
+    ours.write_all(&[7; 100_000])?;
+    let gate = start(&lab, &desk, &services)?;
+    let mut bytes = vec![0; 100_000];
+    theirs.read_exact(&mut bytes).context("the transfer does not go on")?;
+    ensure!(bytes.iter().all(|byte| *byte == 7), "other bytes");
+    exchange(&mut ours, &mut theirs)?;
+    let totals = stop(gate)?;
+    ensure!(totals["passed"]["tcp_flow"].as_u64() > Some(0), "{totals}");
+    leaves_nothing(&lab)
+}
+
+fn refused() -> Result<()> {
+    let (lab, desk) = (TestLab::up()?, Desk::new()?);
+    lab.run_in(Side::Server, || ip("link set lo up"))?;
+    let fails = |flags: &str, status: i32, expected: &str| -> Result<()> {
+        let output = sixhop(&lab, Side::Server, flags).output()?;
+        let words = String::from_utf8(output.stderr)?;
+        let is_one_line = words.trim_end().lines().count() == 1;
+        ensure!(output.status.code() == Some(status), "{flags}: {:?}: {words}", output.status);
+        ensure!(is_one_line && words.contains(expected), "{flags}: {words}, not {expected}");
+        Ok(())
+    };
+    fails(&desk.flags("--to 22=127.0.0.1:22"), 2, "127.0.0.1:22 is IPv4")?;
+    fails(&desk.flags("--to 22/sctp"), 2, "write PORT[/tcp|/udp][=ADDR:PORT]")?;
+    let foreign = "2001:db8::9 is no address of this machine";
+    fails(&desk.flags("--to 22=[2001:db8::9]:22"), 1, foreign)?;
+    let twice = "two services have port 22/tcp";
+    fails(&desk.flags("--to 22=[::1]:22 --to 22/tcp=[::1]:23"), 1, twice)?;
+    let long = desk.flags("--to 22").replace("/64", "/96");
+    fails(&long, 2, "/64")?;
+    let still = format!("gate --interface server0 --prefix {PREFIX} --addresses 9 --to 22");
+    fails(&still, 2, "a gate's addresses move")?;
+    let gate = start(&lab, &desk, "--to 22=[::1]:22")?;
+    fails(&desk.flags("--to 23=[::1]:23"), 1, "another sixhop binds addresses to server0")?;
+    // The first one is unharmed.
+    ensure!(!left(&lab)?.is_empty(), "the second gate took back what is the first one's");
+    stop(gate)?;
+    leaves_nothing(&lab)
 }

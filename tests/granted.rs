@@ -1,13 +1,13 @@
-//! What the kernel grants is no proof that packets arrive and leave: each server here either
-//! answers, or has refused and said why, or says that nothing leaves.
+//! A successful attach or bind does not prove that packets arrive and leave. Each server here
+//! answers, refuses to start and says why, or reports that nothing leaves.
 //!
-//! | test | what was granted |
+//! | test | what the kernel granted |
 //! |---|---|
 //! | `a_queue_without_a_way_out_*` | a ring on a queue that cannot send |
-//! | `a_port_of_a_bridge_*` | addresses on a link whose packets the bridge takes |
-//! | `replies_that_no_driver_takes_*` | a program that answers, into a link that takes no frames |
+//! | `a_port_of_a_bridge_*` | addresses on a link whose packets go to the bridge |
+//! | `replies_that_no_driver_takes_*` | a program that answers, on a link that takes no frames |
 //!
-//! Bonds: tests/vm.rs, since not every kernel has them.
+//! Bonds are in tests/vm.rs, since not every kernel has them.
 
 use std::process::Command;
 
@@ -30,19 +30,19 @@ pub fn trials() -> Vec<Trial> {
     ]
 }
 
-/// Asks from a plain socket of the client.
+/// Sends requests from a plain socket of the client.
 fn load(lab: &TestLab, interface: &str, flags: &str) -> Result<Value> {
     let load = format!(
         "load --client socket --interface {interface} --rate 200 --requests {REQUESTS} --json \
          {flags}"
     );
     let output = sixhop(lab, Side::Client, &load).output()?;
-    // With status 1 where nothing was answered, which is a result here.
+    // `load` exits with status 1 if nothing was answered; here that is a result.
     serde_json::from_slice(&output.stdout)
         .with_context(|| String::from_utf8_lossy(&output.stderr).trim().to_owned())
 }
 
-/// A pair beside the lab's, on whose server's end more queues receive than send. It goes with this.
+/// A second veth pair, whose server's end has more receive than transmit queues. Removed on drop.
 struct Odd(String);
 
 impl Odd {
@@ -58,7 +58,7 @@ impl Odd {
         for (namespace, end, address) in [(&odd.0, "odd0", 2), (&client, "odd1", 1)] {
             ip(&format!("-n {namespace} address add 2001:db8:9::{address}/64 dev {end} nodad"))?;
             let command = ["netns", "exec", namespace, "ethtool", "-K", end, "tx", "off"];
-            ensure!(Command::new("ip").args(command).output()?.status.success(), "no ethtool");
+            ensure!(Command::new("ip").args(command).output()?.status.success(), "ethtool failed");
         }
         for (namespace, end) in [(&odd.0, "odd0"), (&client, "odd1")] {
             ip(&format!("-n {namespace} link set {end} up"))?;
@@ -76,19 +76,19 @@ impl Drop for Odd {
 fn queue_without_a_way_out() -> Result<()> {
     let lab = TestLab::up()?;
     let _odd = Odd::add(&lab)?;
-    // Where live-map answers, reflect has sockets too: they answer neighbour discovery.
+    // `reflect` with `live-map` opens rings as well, to answer neighbour discovery.
     for flags in ["--bind netlink", "--bind netlink --queues 1", "--bind live-map --engine reflect"]
     {
         let flags = format!("--prefix {} --addresses 20 {flags}", Odd::PREFIX);
         let started = Server::start_on(&lab, "odd0", &flags);
         fails_with(started, "replies of queue 1 of odd0 would not leave")?;
     }
-    // What it does before and what it says are the same.
+    // `probe` predicts what `serve` does.
     let output = sixhop(&lab, Side::Server, "probe odd0 --try --json").output()?;
     let probe: Value = serde_json::from_slice(&output.stdout)?;
     ensure!(probe["verdict"]["obstacles"][0]["name"] == "tx-queues", "{probe}");
     ensure!(probe["tried"]["agrees"] == true, "{probe}");
-    // The program needs no queue to send on, nor does a socket.
+    // `reflect` and sockets do not need a transmit queue for each receive queue.
     for flags in ["--engine reflect --attach generic", "--engine socket-gso"] {
         let flags = format!("--prefix {} --addresses 20 --bind netlink {flags}", Odd::PREFIX);
         let server = Server::start_on(&lab, "odd0", &flags)?;
@@ -107,7 +107,7 @@ fn queue_left_out() -> Result<()> {
     ensure!(server.ready["notes"].to_string().contains("counted as no_ring"), "{}", server.ready);
     let result = load(&lab, "odd1", &format!("--prefix {} --addresses 20", Odd::PREFIX))?;
     let totals = server.stop()?;
-    // Those of queue 1 go to the socket behind the program, whose replies the kernel sends: no
+    // Requests on queue 1 go to the socket behind the program, and the kernel sends its replies. No
     // request counts twice.
     ensure!(totals["received"] == totals["answered"], "{totals}");
     let by_others = totals["received"].as_u64().unwrap_or(0)
@@ -118,7 +118,7 @@ fn queue_left_out() -> Result<()> {
     Ok(())
 }
 
-/// The server's end as the only port of a bridge.
+/// Makes the server's end the only port of a bridge.
 fn with_bridge(lab: &TestLab) -> Result<()> {
     let server = lab.namespace(Side::Server);
     ip(&format!("-n {server} link add br0 type bridge mcast_snooping 0"))?;
@@ -179,14 +179,14 @@ fn bridge() -> Result<()> {
     served
 }
 
-/// A client with plain sockets: its end of the veth does not poll, and takes no frames from
-/// programs.
+/// The client has plain sockets: its end of the veth does not poll, so it accepts no frames from
+/// XDP.
 fn nothing_leaves() -> Result<()> {
     let lab = TestLab::up()?;
     let mut server = Server::start(&lab, "--addresses 20 --bind netlink --engine reflect")?;
     ensure!(server.ready["attach"] == "native", "{}", server.ready);
     let result = load(&lab, "client0", &format!("--prefix {PREFIX} --addresses 20"))?;
-    ensure!(result["answered"] == 0, "its end polls: {result}");
+    ensure!(result["answered"] == 0, "the client's end polls: {result}");
     server.wait_for(|event| {
         event["event"] == "notice"
             && event["text"].as_str().is_some_and(|text| text.contains("gro on"))

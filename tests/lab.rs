@@ -1,5 +1,4 @@
-//! The lab and the routing socket against a real kernel, in namespaces of their own. Needs root and
-//! `ip`.
+//! The lab and rtnetlink against a real kernel, in namespaces of their own. Needs root and `ip`.
 
 use std::fs;
 use std::net::Ipv6Addr;
@@ -61,11 +60,11 @@ fn down_leaves_nothing() -> Result<()> {
     let lab = TestLab::up()?;
     let paths = [Side::Server, Side::Client].map(|side| namespace_path(&lab, side));
     let lock = PathBuf::from(format!("/run/sixhop-lab-{}.lock", lab.name()));
-    // As a process in it would, this keeps the namespace alive, but must not keep the veth.
+    // An open file keeps the namespace alive, as a process inside would. It must not keep the veth.
     let inside = fs::File::open(&paths[0])?;
     ensure!(lab.down()?);
     for path in paths.iter().chain([&lock]) {
-        ensure!(!path.exists(), "{} is still there", path.display());
+        ensure!(!path.exists(), "{} still exists", path.display());
     }
     let links = std::thread::scope(|scope| {
         let look = || {
@@ -76,7 +75,7 @@ fn down_leaves_nothing() -> Result<()> {
     })?;
     let names: Vec<_> = links.iter().map(|link| link.name.as_str()).collect();
     ensure!(!names.contains(&"server0"), "{names:?}");
-    ensure!(!lab.down()?, "there was something left to take down");
+    ensure!(!lab.down()?, "a second down found something to remove");
     ensure!(lab.status()?.state == State::Down);
     Ok(())
 }
@@ -85,9 +84,9 @@ fn half_made_lab_is_replaced() -> Result<()> {
     let lab = TestLab::new()?;
     let [server, client] = [Side::Server, Side::Client].map(|side| lab.namespace(side));
     let replaced = |what: &str| -> Result<()> {
-        ensure!(lab.status()?.state != State::Up, "{what} counts as whole");
+        ensure!(lab.status()?.state != State::Up, "{what} counts as up");
         ensure!(lab.up(1)? == Raised::Replaced, "{what} was not replaced");
-        ensure!(lab.status()?.state == State::Up, "{what} was not made whole");
+        ensure!(lab.status()?.state == State::Up, "{what} was not repaired");
         Ok(())
     };
     ip(&format!("netns add {server}"))?;
@@ -103,14 +102,14 @@ fn half_made_lab_is_replaced() -> Result<()> {
     lab.down()?;
     fs::write(namespace_path(&lab, Side::Client), "")?;
     ensure!(lab.up(1)? == Raised::Replaced);
-    ensure!(lab.up(2)? == Raised::Replaced, "other queues were not replaced");
+    ensure!(lab.up(2)? == Raised::Replaced, "a lab with another number of queues was not replaced");
     Ok(())
 }
 
 fn foreign_interface_is_refused_and_stays() -> Result<()> {
     let lab = TestLab::new()?;
     let namespace = lab.namespace(Side::Server);
-    // The very name of the lab's interface, but not its alias.
+    // An interface with the name of the lab's, but without its alias.
     ip(&format!("netns add {namespace}"))?;
     ip(&format!("-n {namespace} link add server0 type veth peer name other0"))?;
     let (up, down) = (lab.up(1), lab.down());
@@ -126,7 +125,7 @@ fn exec_becomes_the_command() -> Result<()> {
     let output = exec(&lab, Side::Client, "ls /sys/class/net; exit 7")?;
     ensure!(output.status.code() == Some(7), "{output:?}");
     let stdout = String::from_utf8(output.stdout)?;
-    ensure!(stdout.split_whitespace().eq(["client0", "lo"]), "it saw {stdout:?}");
+    ensure!(stdout.split_whitespace().eq(["client0", "lo"]), "the command saw {stdout:?}");
     let killed = exec(&lab, Side::Client, "kill -TERM $$")?;
     ensure!(killed.status.code().is_none(), "a signal became {:?}", killed.status);
     lab.down()?;
@@ -142,7 +141,7 @@ fn queues_are_as_asked() -> Result<()> {
     for side in [Side::Server, Side::Client] {
         let link = link(&lab, side)?;
         ensure!((link.rx_queues, link.tx_queues) == (3, 3), "{link:?}");
-        // Those in use.
+        // Counts the queues in use.
         let count = format!("ls -d /sys/class/net/{}/queues/?x-*", side.interface());
         let queues = String::from_utf8(exec(&lab, side, &count)?.stdout)?;
         ensure!(queues.lines().count() == 6, "{queues}");
@@ -152,13 +151,13 @@ fn queues_are_as_asked() -> Result<()> {
     Ok(())
 }
 
-// The routing socket.
+// rtnetlink.
 
 fn server_is_found() -> Result<()> {
     let lab = TestLab::up()?;
     let mac = resolve(&lab, Side::Server.address())?;
     ensure!(mac == link(&lab, Side::Server)?.mac);
-    // The second time the kernel knows already.
+    // The second time, the kernel has the answer cached.
     ensure!(mac == resolve(&lab, Side::Server.address())?);
     Ok(())
 }
@@ -168,7 +167,7 @@ fn nobody_is_an_error() -> Result<()> {
     let nobody: Ipv6Addr = "2001:db8:1::bad".parse()?;
     let wanted = "nobody answers for 2001:db8:1::bad on client0: is the server up?";
     fails_with(resolve(&lab, nobody), wanted)?;
-    // The kernel remembers the failure; that must not become the answer once there is somebody.
+    // The kernel caches the failure. That must not be the answer once the address exists.
     let server = link(&lab, Side::Server)?;
     ip(&format!("-n {} address add {nobody}/128 dev server0 nodad", lab.namespace(Side::Server)))?;
     ensure!(resolve(&lab, nobody)? == server.mac);
@@ -178,7 +177,7 @@ fn nobody_is_an_error() -> Result<()> {
         netlink::resolve(client, "2001:db8:1::bad2".parse()?, Duration::from_millis(100))
     });
     fails_with(impatient, "nobody answers")?;
-    ensure!(start.elapsed() < Duration::from_secs(2), "it did not give up in time");
+    ensure!(start.elapsed() < Duration::from_secs(2), "resolve did not give up in time");
     Ok(())
 }
 
@@ -229,7 +228,7 @@ fn carrier_is_waited_for() -> Result<()> {
 
 // Helpers.
 
-/// Runs `script` by way of `sixhop lab exec`.
+/// Runs `script` with `sixhop lab exec`.
 fn exec(lab: &Lab, side: Side, script: &str) -> Result<Output> {
     Command::new(env!("CARGO_BIN_EXE_sixhop"))
         .args(["lab", "--name", lab.name(), "exec", &side.to_string(), "--", "sh", "-c", script])

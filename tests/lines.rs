@@ -8,10 +8,10 @@ use crate::common::rootless;
 use anyhow::{Result, ensure};
 use libtest_mimic::Trial;
 
-/// Files that are looked at, as git matches them: its `*` takes slashes too.
+/// Files to check, as git pathspecs: `*` matches slashes too.
 const FILES: [&str; 3] = ["*.rs", "bpf/*", "*.md"];
 
-/// Made by machines, or tables whose lines tests read, which cannot break.
+/// Generated files, and tables that tests parse, whose lines cannot break.
 const EXEMPT: [&str; 4] = ["bench/results/", "docs/results/", "fuzz/corpus/", "docs/operations.md"];
 
 const WIDTH: usize = 100;
@@ -26,12 +26,13 @@ pub fn trials() -> Vec<Trial> {
     let trial = if listed.is_some() {
         trial
     } else {
-        trial.with_ignored_flag(true).with_kind("no repository of git")
+        trial.with_ignored_flag(true).with_kind("not a git repository")
     };
     vec![trial]
 }
 
-/// What git knows of. As root, git looks at a repository of somebody else only where it is told to.
+/// Files that git tracks. As root, git refuses a repository of another user unless `safe.directory`
+/// allows it.
 fn listed() -> Option<Vec<String>> {
     let output = Command::new("git")
         .args(["-c", "safe.directory=*", "ls-files", "-z", "--"])
@@ -48,7 +49,7 @@ fn lines_end(files: &[String]) -> Result<()> {
     ensure!(files.len() > 100, "only {} files", files.len());
     let mut wide = Vec::new();
     for file in files.iter().filter(|file| !EXEMPT.iter().any(|exempt| file.starts_with(exempt))) {
-        // One that is deleted, and the deletion not yet committed.
+        // The file may be deleted without the deletion being committed.
         let Ok(text) = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(file)) else {
             continue;
         };

@@ -1,6 +1,6 @@
-//! Links that are not a plain Ethernet cable: tunnels without an Ethernet header, the loopback
-//! interface, and a switch between that snoops MLD. A VRF takes a kernel that has them:
-//! tests/vm.rs.
+//! Links other than a plain Ethernet cable: tunnels without an Ethernet header, the loopback
+//! interface, and a switch that snoops MLD. VRFs are in tests/vm.rs, since not every kernel has
+//! them.
 
 use std::fs::File;
 use std::net::{Ipv6Addr, SocketAddrV6, UdpSocket};
@@ -41,12 +41,12 @@ pub fn trials() -> Vec<Trial> {
     trials
 }
 
-/// The address with that number of those that servers here have.
+/// The server's address with this number.
 fn address(number: u64) -> Result<Ipv6Addr> {
     Ok(Pool::new(PREFIX.parse()?, ADDRESSES, 1)?.address(number))
 }
 
-/// The far end of a TUN of the server's side, as a program that makes a tunnel has it.
+/// The program's end of a TUN interface on the server's side.
 struct Tun(OwnedFd, String);
 
 impl Tun {
@@ -67,7 +67,7 @@ impl Tun {
             Ok(Self(file.into(), lab.namespace(Side::Server)))
         })?;
         let namespace = lab.namespace(Side::Server);
-        // The lab's own has the prefix otherwise.
+        // server0 would claim the prefix too.
         ip(&format!("-n {namespace} address flush dev server0"))?;
         ip(&format!("-n {namespace} link set {} up", Self::NAME))?;
         ip(&format!(
@@ -83,7 +83,7 @@ impl Tun {
         Ok(())
     }
 
-    /// Waits for a UDP packet, and returns who sent it.
+    /// Waits for a UDP packet and returns its source.
     fn reply(&self) -> Result<Ipv6Addr> {
         let give_up = Instant::now() + PATIENCE;
         let mut packet = [0; 2048];
@@ -101,12 +101,13 @@ impl Tun {
                 return Ok(<[u8; 16]>::try_from(&packet[8..24])?.into());
             }
         }
-        bail!("nobody answers on the TUN")
+        bail!("no reply arrived on the TUN")
     }
 }
 
 impl Drop for Tun {
-    /// The kernel takes it away by itself, but later than the lab is taken down.
+    /// The kernel removes the interface when its descriptor closes, but possibly after the lab is
+    /// down.
     fn drop(&mut self) {
         let _ = ip(&format!("-n {} link delete {}", self.1, Self::NAME));
     }
@@ -118,8 +119,7 @@ fn serve(lab: &TestLab, interface: &str, flags: &str) -> Result<Output> {
     Ok(sixhop(lab, Side::Server, &flags).output()?)
 }
 
-/// It ends at once, with status 1 and one line that has these words; and what it would have changed
-/// is as before.
+/// Checks that the command ended at once, with status 1 and one line that contains `words`.
 fn refused(output: &Output, words: &[&str]) -> Result<()> {
     let said = String::from_utf8_lossy(&output.stderr);
     ensure!(output.status.code() == Some(1), "{}: {said}", output.status);
@@ -162,7 +162,7 @@ fn live_map_on_a_tun() -> Result<()> {
     Ok(())
 }
 
-/// One with an address where Ethernet has its own, which is no such one.
+/// An ip6tnl has an IPv6 address in place of an Ethernet address.
 fn tunnel_is_refused() -> Result<()> {
     let lab = TestLab::up()?;
     let namespace = lab.namespace(Side::Server);
@@ -217,7 +217,7 @@ fn load_on_a_tun() -> Result<()> {
         format!("load --interface tun0 --prefix {PREFIX} --addresses 5 --rate 100 --requests 3");
     let output = sixhop(&lab, Side::Server, &load).output()?;
     refused(&output, &["tun0 carries no Ethernet frames", "--client socket"])?;
-    // By a socket it asks, though there is no neighbour to be found.
+    // A socket can ask, though the link has no neighbours.
     let output = sixhop(&lab, Side::Server, &format!("{load} --client socket --json")).output()?;
     let result: Value = serde_json::from_slice(&output.stdout)?;
     ensure!(result["sent"] == 3, "{result}");
@@ -225,8 +225,8 @@ fn load_on_a_tun() -> Result<()> {
     Ok(())
 }
 
-/// Its frames have an Ethernet header, of zeros, and none has a checksum: who looks at frames takes
-/// a request, and refuses it for that.
+/// Frames on loopback have an Ethernet header of zeros and an unfinished checksum. Engines that see
+/// frames receive the request, and refuse it for the checksum.
 fn loopback() -> Result<()> {
     const PREFIX: &str = "2001:db8:7::/64";
     let lab = TestLab::up()?;
@@ -247,17 +247,17 @@ fn loopback() -> Result<()> {
     Ok(())
 }
 
-/// A switch between the two: a bridge in the client's namespace, of which client0 is at one port
-/// and server0 at the other.
+/// A switch between the two sides: a bridge in the client's namespace, with client0 at one port and
+/// server0 at the other.
 struct Snooping {
     lab: TestLab,
 }
 
 impl Snooping {
-    /// The ports of the switch.
+    /// The ports of the bridge.
     const PORTS: [(Side, &str); 2] = [(Side::Server, "to-server"), (Side::Client, "to-client")];
 
-    /// One that snoops MLD and asks for groups itself, as a switch does where it is the querier.
+    /// The bridge snoops MLD and queries for groups, as a switch does if it is the querier.
     fn up() -> Result<Self> {
         let snooping = Self { lab: TestLab::up()? };
         let client = snooping.switch();
@@ -279,7 +279,7 @@ impl Snooping {
             ip(&format!("-n {namespace} link set {name} up"))?;
             ip(&format!("-n {namespace} address add {}/64 dev {name} nodad", side.address()))?;
         }
-        // Its requests are to have their checksums, as those that come by a cable do.
+        // Requests need full checksums, as if they came over a cable.
         snooping
             .lab
             .run_in(Side::Client, || ethtool::switch_off("client0", "tx-checksum-ip-generic"))?;
@@ -291,8 +291,8 @@ impl Snooping {
         self.lab.namespace(Side::Client)
     }
 
-    /// Waits until the switch passes on only what somebody has reported: as soon as its own
-    /// question can have been answered.
+    /// Waits until the bridge forwards only to groups that have been reported, which starts once
+    /// its own query could have been answered.
     fn wait_until_it_snoops(&self) -> Result<()> {
         let probe: Ipv6Addr = "2001:db8:1::dead:beef".parse()?;
         let seen = self.lab.run_in(Side::Server, || {
@@ -300,7 +300,7 @@ impl Snooping {
         })?;
         let give_up = Instant::now() + PATIENCE;
         loop {
-            // What it does not know it passes on, until then.
+            // Until then the bridge floods unknown groups.
             seen.drain()?;
             let _ = self.ask(probe);
             thread::sleep(Duration::from_millis(200));
@@ -308,12 +308,11 @@ impl Snooping {
             if !came {
                 return Ok(());
             }
-            ensure!(Instant::now() < give_up, "the switch passes on everything");
+            ensure!(Instant::now() < give_up, "the switch still floods every group");
         }
     }
 
-    /// Sends a request from the client's kernel, and returns whether it is answered within half a
-    /// second.
+    /// Sends a request from the client's kernel. Returns whether a reply came within half a second.
     fn ask(&self, address: Ipv6Addr) -> Result<bool> {
         ip(&format!("-n {} neigh flush dev client0", self.lab.namespace(Side::Client)))?;
         let socket = self.lab.run_in(Side::Client, || {
@@ -324,7 +323,7 @@ impl Snooping {
         Ok(socket.recv(&mut [0; 64]).is_ok())
     }
 
-    /// The ports that it takes for a multicast router's.
+    /// The ports that the bridge considers multicast router ports.
     fn router_ports(&self) -> Result<String> {
         let switch = self.switch();
         let output = Command::new("bridge")
@@ -354,18 +353,18 @@ fn snooping_is_named() -> Result<()> {
     let snooping = Snooping::up()?;
     snooping.wait_until_it_snoops()?;
     let mut server = live_map(&snooping, "")?;
-    ensure!(!snooping.ask(address(1)?)?, "the switch passes solicitations on");
+    ensure!(!snooping.ask(address(1)?)?, "the switch forwards solicitations");
     server.wait_for(|event| {
         let words = event["text"].as_str().unwrap_or_default();
         event["event"] == "notice" && words.contains("MLD") && words.contains("--multicast-router")
     })?;
-    ensure!(!snooping.ask(address(1)?)?, "the switch passes solicitations on");
-    // What it advises helps: a neighbour that need not be looked for.
+    ensure!(!snooping.ask(address(1)?)?, "the switch forwards solicitations");
+    // The server's advice works: a static neighbour needs no discovery.
     let mac = common::link(&snooping.lab, Side::Server)?.mac;
     snooping.lab.run_in(Side::Client, || {
         netlink::set_neighbour(netlink::link("client0")?.index, address(2)?, Some(mac))
     })?;
-    ensure!(snooping.ask(address(2)?)?, "a static neighbour does not help");
+    ensure!(snooping.ask(address(2)?)?, "a static neighbour gets no reply");
     let totals = server.stop()?;
     ensure!(totals["answered"] == 1 && totals["advertised"] == 0, "{totals}");
     Ok(())
@@ -374,20 +373,24 @@ fn snooping_is_named() -> Result<()> {
 fn snooping_is_answered() -> Result<()> {
     let snooping = Snooping::up()?;
     snooping.wait_until_it_snoops()?;
-    // What everybody else on the link hears of it.
+    // Captures what other hosts on the link see.
     let client = common::link(&snooping.lab, Side::Client)?;
     let heard =
         snooping.lab.run_in(Side::Client, || common::packet::PacketSocket::on(client.index))?;
     let server = live_map(&snooping, "--multicast-router")?;
     let give_up = Instant::now() + PATIENCE;
     while !snooping.ask(address(1)?)? {
-        ensure!(Instant::now() < give_up, "nobody answers: {}", snooping.router_ports()?);
+        ensure!(
+            Instant::now() < give_up,
+            "the server does not answer: {}",
+            snooping.router_ports()?
+        );
     }
     ensure!(snooping.router_ports()?.contains("to-server"), "{}", snooping.router_ports()?);
     let advertisements =
         heard.drain()?.into_iter().filter(|frame| frame.get(62) == Some(&151)).count();
-    ensure!(advertisements == 0, "the switch passes the advertisement on");
-    // An address that is not live is as silent as before.
+    ensure!(advertisements == 0, "the switch forwards the router advertisement");
+    // An address that is not live stays silent.
     ensure!(!snooping.ask("2001:db8:1::dead:beef".parse()?)?);
     let totals = server.stop()?;
     ensure!(
@@ -401,6 +404,6 @@ fn router_for_nothing() -> Result<()> {
     let lab = TestLab::up()?;
     refused(
         &serve(&lab, "server0", "--multicast-router")?,
-        &["--multicast-router is for --bind live-map"],
+        &["for live-map alone", "use --bind live-map, or no --multicast-router"],
     )
 }

@@ -1,6 +1,5 @@
-//! What is measured is right, and is kept: the generator against servers whose delays are known,
-//! experiments that are killed and go on, and the page that is made of them. One test at a time,
-//! since they measure.
+//! Measurements are right and survive: the generator against stubs with known delays, experiments
+//! that are killed and resumed, and the report page. They measure, so they run one at a time.
 //!
 //! ```text
 //!   sixhop load, one side of a lab ═══ veth ═══ a stub: a UDP socket that answers late,
@@ -9,12 +8,12 @@
 //!
 //! | test | what it shows |
 //! |---|---|
-//! | `uneven_delays_*` | mean and percentiles are those that the stub made |
-//! | `a_freeze_*` | every request that was due in the meantime counts with its whole wait |
-//! | `a_killed_experiment_*` | the result file is that of one that was not killed |
-//! | `an_experiment_finds_*` | whose addresses move in time, and why no more |
-//! | `a_server_by_way_of_*` | the server's side started by words before its command |
-//! | the others | what the command line says and writes |
+//! | `uneven_delays_*` | mean and percentiles match the stub's delays |
+//! | `a_freeze_*` | every request due during the freeze counts with its whole wait |
+//! | `a_killed_experiment_*` | its file equals that of one that was not killed |
+//! | `an_experiment_finds_*` | which address counts rotate in time, and why no more |
+//! | `a_server_by_way_of_*` | the server's side starts through a command such as ssh |
+//! | the others | what the command line prints and writes |
 
 use std::collections::BinaryHeap;
 use std::fs;
@@ -38,8 +37,8 @@ use serde_json::Value;
 use sixhop::address::Pool;
 use sixhop::lab::Side;
 
-/// What other tests would falsify: times and rates that are to be found as they were made, and
-/// experiments, whose labs have one name.
+/// Other tests would falsify these. Some compare times and rates with known ones; the experiments
+/// use labs with a fixed name.
 pub fn alone() -> Vec<Trial> {
     vec![
         trial("uneven_delays_are_measured_by_rings", || uneven_delays("afxdp")),
@@ -63,18 +62,18 @@ pub fn trials() -> Vec<Trial> {
     ]
 }
 
-// Servers whose delays are known.
+// Stubs with known delays.
 
-/// A server that is none of ours: one reply to each request, `delay` after it arrived. Returns, in
-/// milliseconds, what it really made of each: the time from the kernel's stamp of the arrival until
-/// the reply was handed to it.
+/// A server independent of Sixhop: it sends one reply to each request, `delay` after it arrived. It
+/// records the actual delay, in milliseconds: from the kernel's arrival timestamp to after the
+/// send.
 struct Stub<'a> {
     delay: &'a (dyn Fn(usize) -> Duration + Sync),
-    /// Before this request it does nothing for that long.
+    /// Sleeps for this duration before this request.
     freeze: Option<(usize, Duration)>,
 }
 
-/// What a stub did.
+/// What a stub measured of itself.
 struct Made {
     delays_ms: Vec<f64>,
     frozen: Duration,
@@ -95,7 +94,7 @@ impl Stub<'_> {
             setsockopt(&socket, sockopt::ReceiveTimestampns, &true)?;
             ready.store(true, Ordering::Release);
             let mut made = Made { delays_ms: Vec::new(), frozen: Duration::ZERO };
-            // The earliest first; what was asked is in the same place of the others.
+            // Ordered by time, the earliest first. The number is an index into `asked`.
             let mut due = BinaryHeap::new();
             let mut asked: Vec<(Duration, SocketAddr, Vec<u8>)> = Vec::new();
             while !stop.load(Ordering::Relaxed) {
@@ -122,7 +121,8 @@ impl Stub<'_> {
                     let sent = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH)?;
                     made.delays_ms.push((sent.saturating_sub(*arrived)).as_secs_f64() * 1e3);
                 }
-                // Until the next is due or comes: the processors are for who measures.
+                // Sleep until the next reply is due or a request arrives, to leave the processors
+                // to the client.
                 let limit = Duration::from_millis(10);
                 let wait = due.peek().map_or(limit, |next| next.0.0.saturating_sub(now).min(limit));
                 let mut fds = [PollFd::new(socket.as_fd(), PollFlags::POLLIN)];
@@ -132,9 +132,8 @@ impl Stub<'_> {
         })
     }
 
-    /// Puts a load on it and returns what the client measured and what the stub made. Where the
-    /// client says that it was late itself, since the machine had other things to do, that says
-    /// nothing: it is asked again.
+    /// Runs a load against the stub and returns both sides' figures. If the client was late itself
+    /// because the machine was busy, the run proves nothing and is repeated.
     fn measure(&self, client: &str, rate: u64, requests: u64) -> Result<(Value, Made)> {
         let mut late = Vec::new();
         for _ in 0..8 {
@@ -145,8 +144,8 @@ impl Stub<'_> {
             }
         }
         bail!(
-            "this machine is too busy to measure anything: of {requests} requests so many were \
-             late: {late:?}"
+            "this machine is too busy to measure anything: late requests of {requests} in each \
+             run: {late:?}"
         )
     }
 
@@ -175,7 +174,7 @@ impl Stub<'_> {
     }
 }
 
-/// The next datagram, with the time at which it arrived.
+/// The next datagram and its arrival time.
 fn receive(socket: &UdpSocket) -> Result<Option<(Duration, SocketAddr, Vec<u8>)>> {
     let mut payload = [0; 2000];
     let mut control = nix::cmsg_space!(libc::timespec);
@@ -206,7 +205,7 @@ fn is_near(what: &str, found: f64, expected: f64, share: f64) -> Result<()> {
 }
 
 fn uneven_delays(client: &str) -> Result<()> {
-    // 55 % take 50 ms, 33 % 150 ms, 12 % 400 ms: 125 ms in the mean, which hardly any request
+    // 55 % take 50 ms, 33 % 150 ms, 12 % 400 ms. The mean is 125 ms, which hardly any request
     // takes.
     let delay = |index: usize| {
         Duration::from_millis(match index * 37 % 100 {
@@ -217,17 +216,17 @@ fn uneven_delays(client: &str) -> Result<()> {
     };
     let (result, made) = Stub { delay: &delay, freeze: None }.measure(client, 500, 1000)?;
     let mut delays = made.delays_ms;
-    ensure!(delays.len() == 1000, "the stub answered {}", delays.len());
+    ensure!(delays.len() == 1000, "the stub answered {} of 1000", delays.len());
     delays.sort_by(f64::total_cmp);
     let first = &result["first"];
     let measured = |name: &str| first[name].as_f64().context("a time").map(|time| time / 1000.0);
     let mean = delays.iter().sum::<f64>() / 1000.0;
-    ensure!((120.0..200.0).contains(&mean), "the stub was to delay by 125 ms, and did by {mean}");
+    ensure!((120.0..200.0).contains(&mean), "the stub's mean delay is {mean} ms, not near 125");
     is_near("the mean", measured("mean_us")?, mean, 0.05)?;
     for (name, place) in [("p50_us", 500), ("p90_us", 900), ("p99_us", 990), ("max_us", 1000)] {
         is_near(name, measured(name)?, delays[place - 1], 0.05)?;
     }
-    // One reply each: the last is the first.
+    // One reply per request: the last is the first.
     is_near(
         "the mean to the last reply",
         result["last"]["mean_us"].as_f64().context("a time")? / 1e3,
@@ -243,17 +242,17 @@ fn freeze(client: &str) -> Result<()> {
         Stub { delay: &|_| Duration::ZERO, freeze: Some((2000, Duration::from_millis(200))) };
     let (result, made) = stub.measure(client, RATE, REQUESTS)?;
     let frozen = made.frozen.as_secs_f64() * 1e6; // µs
-    // Those due in the meantime wait from the whole of it down to nothing, evenly.
+    // Requests due during the freeze wait between all of it and nothing, evenly spread.
     let waited = RATE as f64 * frozen / 1e6;
     let mean = waited * frozen / 2.0 / REQUESTS as f64;
     let time = |name: &str| result["first"][name].as_f64().context("a time");
     let without = time("p50_us")?;
     ensure!(
         without < mean / 10.0,
-        "half of the requests took {without} µs, though the server was not frozen"
+        "half of the requests took {without} µs, though they were not due in the freeze"
     );
     is_near("the mean", time("mean_us")?, mean + without, 0.15)?;
-    // One in a thousand of all is one in some hundred of those.
+    // 1 in 1,000 of all requests is 1 in a few hundred of those that waited.
     is_near("p99.9", time("p999_us")?, frozen * (1.0 - REQUESTS as f64 / 1000.0 / waited), 0.05)?;
     is_near("p99", time("p99_us")?, frozen * (1.0 - REQUESTS as f64 / 100.0 / waited), 0.05)?;
     is_near("the longest", time("max_us")?, frozen, 0.05)
@@ -261,7 +260,7 @@ fn freeze(client: &str) -> Result<()> {
 
 // Experiments.
 
-/// A directory of a test's own, removed with this.
+/// A test's own directory, deleted on drop.
 struct Directory(PathBuf);
 
 impl Directory {
@@ -312,8 +311,8 @@ methods = [\"netlink\", \"netlink-down\", \"live-map\"]
 addresses = [1, 300]
 ";
 
-/// The experiment with `profile`, whose results go to `results` in the directory: a name that every
-/// directory has, so that command lines are the same.
+/// The experiment with `profile`. Every directory uses the same name for its results, so command
+/// lines are equal.
 fn experiment(directory: &Directory, figure: &str, profile: &str) -> Result<Command> {
     experiment_into(directory, figure, profile, ".")
 }
@@ -337,7 +336,7 @@ fn succeeds(output: Output) -> Result<String> {
     Ok(String::from_utf8(output.stdout)?)
 }
 
-/// A document without what differs from one run to the next: times, and what follows from them.
+/// A document without what differs between runs: times, and fields that depend on them.
 fn without_times(mut document: Value) -> Value {
     const TIMES: [&str; 24] = [
         "started",
@@ -380,8 +379,8 @@ fn without_times(mut document: Value) -> Value {
     document
 }
 
-/// Kills the experiment at several lines of its file, each time starts it again, and returns the
-/// file with that of one that was not killed.
+/// Kills the experiment at several lines of its file and resumes it each time. Returns that file
+/// and one of an experiment that was not killed.
 fn killed(figure: &str, profile: &str, kills: &[usize]) -> Result<[Vec<Value>; 2]> {
     let name = format!("{figure}.jsonl");
     let [killed, whole] =
@@ -393,7 +392,7 @@ fn killed(figure: &str, profile: &str, kills: &[usize]) -> Result<[Vec<Value>; 2
         while fs::read_to_string(&file).unwrap_or_default().lines().count() < lines {
             ensure!(
                 child.try_wait()?.is_none(),
-                "it ended before line {lines}: {}",
+                "the experiment ended before line {lines}: {}",
                 succeeds(child.wait_with_output()?)?
             );
             ensure!(Instant::now() < give_up, "no line {lines}");
@@ -406,14 +405,14 @@ fn killed(figure: &str, profile: &str, kills: &[usize]) -> Result<[Vec<Value>; 2
     succeeds(experiment(&killed, figure, profile)?.output()?)?;
     let after = fs::read_to_string(killed.0.join(&name))?;
     let whole_lines = before.rfind('\n').map_or("", |end| &before[..=end]);
-    ensure!(after.starts_with(whole_lines), "what was found before was not kept");
+    ensure!(after.starts_with(whole_lines), "earlier results were not kept");
     succeeds(experiment(&whole, figure, profile)?.output()?)?;
-    // Once more: all is there, and nothing changes.
+    // A further run changes nothing: all results exist.
     let printed = succeeds(experiment(&killed, figure, profile)?.output()?)?;
     ensure!(printed.contains("Linux"), "{printed}");
     ensure!(
         fs::read_to_string(killed.0.join(&name))? == after,
-        "a finished experiment was changed"
+        "a finished experiment changed its file"
     );
     Ok([killed.lines(&name)?, whole.lines(&name)?])
 }
@@ -430,8 +429,7 @@ fn same_but_for_times([killed, whole]: [Vec<Value>; 2], lines: usize) -> Result<
 }
 
 fn killed_response() -> Result<()> {
-    // What was to be measured; of each of four servers what it got and six runs; of each two
-    // thresholds.
+    // The plan; for each of four servers, one event and six runs; for each server, two thresholds.
     same_but_for_times(killed("response", RESPONSE, &[1, 6, 17, 24])?, 1 + 4 * (1 + 6) + 4 * 2)
 }
 
@@ -439,8 +437,7 @@ fn killed_bind() -> Result<()> {
     same_but_for_times(killed("bind", BIND, &[1, 5, 12])?, 1 + 6 * 3 + 6)
 }
 
-/// Of two numbers of clients the kernel cannot have the larger in the time that it gets; of a hash
-/// that is no number.
+/// With netlink-batch, the kernel cannot bind the larger number of clients in time. The hash can.
 const ROTATION: &str = "
 [rotation]
 rotate = 1.0
@@ -461,7 +458,7 @@ clients = { from = 20, to = 20000, step = 1000.0 }
 
 fn rotation() -> Result<()> {
     let directory = Directory::new("rotation")?;
-    // Killed after the first server, and started again.
+    // Kill it after the first server, then resume it.
     let mut child = experiment(&directory, "rotation", ROTATION)?.spawn()?;
     let give_up = Instant::now() + PATIENCE;
     while fs::read_to_string(directory.0.join("rotation.jsonl")).unwrap_or_default().lines().count()
@@ -475,7 +472,7 @@ fn rotation() -> Result<()> {
     let first = directory.lines("rotation.jsonl")?[1].clone();
     let printed = succeeds(experiment(&directory, "rotation", ROTATION)?.output()?)?;
     let lines = directory.lines("rotation.jsonl")?;
-    ensure!(lines[1] == first, "what was found before was not kept");
+    ensure!(lines[1] == first, "earlier results were not kept");
     let measured: Vec<_> = lines.iter().filter(|line| line["event"] == "rotated").collect();
     ensure!(measured.len() == 4, "{printed}");
     for trial in measured.iter().filter(|trial| trial["outcome"] == "measured") {
@@ -537,7 +534,7 @@ fn interrupted() -> Result<()> {
         output.status.code() == Some(1) && last.contains("run the same command to continue"),
         "{words}"
     );
-    // Another plan is not mixed with it.
+    // Results of another plan are refused.
     let other = experiment(&directory, "response", RESPONSE)?.output()?;
     let words = String::from_utf8(other.stderr)?;
     ensure!(
@@ -579,7 +576,7 @@ fn server_by_way_of() -> Result<()> {
         ensure!(trial["load"]["complete"] == 200 && trial["server_cpu"].is_null(), "{trial}");
     }
     for threshold in of("threshold") {
-        // All of three rates hold: the lowest and the highest are tried at least.
+        // All three rates hold. It tries at least the lowest and the highest.
         ensure!(
             threshold["rate"]["median"] == 4000.0 && threshold["limit"] == "highest",
             "{threshold}"
@@ -589,13 +586,13 @@ fn server_by_way_of() -> Result<()> {
             "{threshold}"
         );
     }
-    // It ended with its input.
+    // The server ends when its input does.
     let give_up = Instant::now() + PATIENCE;
     while link(&lab, Side::Server)?.xdp.is_some() {
-        ensure!(Instant::now() < give_up, "a server is left");
+        ensure!(Instant::now() < give_up, "a server is still running");
         thread::sleep(Duration::from_millis(5));
     }
-    // One that cannot be started is a result, with its own words.
+    // A server that cannot start is a result, with the server's own error.
     let output = sixhop(
         &lab,
         Side::Client,
@@ -671,7 +668,7 @@ fn page() -> Result<()> {
         let text = fs::read_to_string(directory.0.join(name)).with_context(|| name.to_owned())?;
         ensure!(text.starts_with(start), "{name} begins with {}", &text[..20]);
     }
-    // Each result has what is needed to doubt it.
+    // Each result records what is needed to doubt it.
     let lines = directory.lines("response.jsonl")?;
     let start = &lines[0]["environment"];
     for field in ["sixhop", "command", "kernel", "cpu", "cores"] {
@@ -689,7 +686,7 @@ fn page() -> Result<()> {
             ensure!(end["environment"]["nic"]["napi"]["gro_flush_timeout_ns"] == 50_000, "{end}");
         }
     }
-    // A directory without results, and one with others' lines.
+    // A directory without results, and one whose lines are not results.
     let empty = Directory::new("empty")?;
     let words = String::from_utf8(report(&empty.0)?.stderr)?;
     ensure!(
@@ -800,7 +797,7 @@ fn what_makes_no_sense() -> Result<()> {
 }
 
 fn colours() -> Result<()> {
-    // script(1) gives it a terminal.
+    // script(1) provides a terminal.
     let on_terminal = |no_colour: bool| -> Result<String> {
         let mut command = Command::new("script");
         command
@@ -830,7 +827,7 @@ fn completions_and_manual() -> Result<()> {
     };
     let help = run(&["--help"])?;
     let listed = help.lines().skip_while(|line| !line.starts_with("Commands:")).skip(1);
-    // A description that goes on in the next line is indented more.
+    // A continued description is indented more than a name.
     let names = listed
         .take_while(|line| !line.is_empty())
         .filter_map(|line| line.strip_prefix("  ")?.split(' ').next());
@@ -848,7 +845,7 @@ fn completions_and_manual() -> Result<()> {
     for name in subcommands.iter().filter(|name| **name != "help") {
         let page = fs::read_to_string(directory.0.join(format!("sixhop-{name}.1")))?;
         ensure!(page.contains(".SH SYNOPSIS"), "{name}: {page}");
-        // And each has help, in 80 columns, without a colour where there is no terminal.
+        // Each command has help within 80 columns, without colour if there is no terminal.
         let help = run(&[name, "--help"])?;
         ensure!(!help.contains('\u{1b}') && help.contains("Usage:"), "{name}");
         for line in help.lines().filter(|line| !line.starts_with("Usage:")) {

@@ -1,5 +1,5 @@
-//! The modes of `serve`: what it asks the kernel for, what it says it got, and that settings are
-//! afterwards what they were. Each test has a lab of its own (see `common`).
+//! The modes of `serve`: what it asks the kernel for, what it reports it got, and that it restores
+//! settings. Each test has a lab of its own (see `common`).
 
 use std::io::Read;
 use std::process::{Command, Stdio};
@@ -25,10 +25,10 @@ pub fn trials() -> Vec<Trial> {
     ]
 }
 
-/// Both of what busy polling and coalescing set.
+/// Busy polling and coalescing each set both.
 const SETTINGS: [&str; 2] = ["napi_defer_hard_irqs", "gro_flush_timeout"];
 
-/// Runs `command` of sh on the server's side, and returns what it prints.
+/// Runs `command` in sh on the server's side and returns its output.
 fn shell(lab: &TestLab, command: &str) -> Result<String> {
     on(lab, "server", command)
 }
@@ -48,9 +48,8 @@ fn settings(lab: &TestLab) -> Result<[String; 2]> {
     Ok([defer?, flush?])
 }
 
-/// Asks 20 addresses, each request to be answered ten times. Not faster than a ring of a veth holds
-/// what is asked while a busy machine keeps the server from its processor for a second or two: 256
-/// packets.
+/// Sends requests to 20 addresses, ten replies each. The rate is low enough that a veth's ring of
+/// 256 packets does not overflow while a busy machine keeps the server waiting for a second or two.
 fn ask(lab: &TestLab, rate: u64, requests: u64, payload: usize) -> Result<()> {
     let flags = format!(
         "load --interface client0 --prefix {PREFIX} --addresses 20 --json --rate {rate} --requests \
@@ -67,7 +66,7 @@ fn notes(server: &Server) -> Vec<&str> {
     server.ready["notes"].as_array().into_iter().flatten().filter_map(Value::as_str).collect()
 }
 
-/// Interrupts the server, and returns what it has said on standard error.
+/// Interrupts the server and returns its standard error.
 fn last_words(mut server: Server) -> Result<String> {
     let mut stderr = server.child.stderr.take().context("asked twice")?;
     server.stop()?;
@@ -80,8 +79,8 @@ fn each_step_down_is_said() -> Result<()> {
     let lab = TestLab::up()?;
     let copy =
         |why: &str| serde_json::json!({"what": "copy", "from": "zero", "to": "copy", "why": why});
-    // A veth has no zero-copy, loopback no native XDP either, and what is asked for is no step
-    // down.
+    // A veth lacks zero-copy; loopback lacks native XDP too. A mode that was asked for is no
+    // fallback.
     let server = Server::start(&lab, "--addresses 20")?;
     let steps = server.ready["fallbacks"].as_array().cloned().unwrap_or_default();
     ensure!(
@@ -145,7 +144,7 @@ fn busy_polling_answers() -> Result<()> {
             server.ready
         );
         ensure!(settings(&lab)? == ["2", "200000"]);
-        // While it polls, and from sleep, one at a time.
+        // First while it polls, then one request at a time, each waking it from sleep.
         ask(&lab, 100, 150, 32)?;
         ask(&lab, 8, 4, 1452)?;
         server.stop()?;
@@ -154,7 +153,7 @@ fn busy_polling_answers() -> Result<()> {
     Ok(())
 }
 
-/// The client's side of the same.
+/// The same on the client's side.
 fn a_client_polls() -> Result<()> {
     let lab = TestLab::up()?;
     let settings = || -> Result<[String; 2]> {
@@ -227,8 +226,8 @@ fn settings_of_a_killed_server() -> Result<()> {
     shell(&lab, "echo 1 > /sys/class/net/server0/napi_defer_hard_irqs")?;
     let mut server = Server::start(&lab, "--addresses 20 --busy-poll 50")?;
     server.kill_with_guard()?;
-    ensure!(settings(&lab)? == ["2", "200000"], "who put them back?");
-    // Any server in the namespace does it, and one that cannot start as well.
+    ensure!(settings(&lab)? == ["2", "200000"], "something restored them already");
+    // Any server in the namespace restores settings, even one that cannot start.
     let flags = "--addresses 20 --engine socket --busy-poll 50";
     let words =
         "napi_defer_hard_irqs of server0 was left at 2 by a sixhop that was killed; it is 1 again";
@@ -237,7 +236,7 @@ fn settings_of_a_killed_server() -> Result<()> {
     let server = Server::start(&lab, "--addresses 20")?;
     ensure!(notes(&server).is_empty(), "{:?}", notes(&server));
     server.stop()?;
-    // The same of one that does.
+    // The same with a server that starts.
     let mut server = Server::start(&lab, "--addresses 20 --busy-poll 50")?;
     server.kill_with_guard()?;
     let server = Server::start(&lab, "--addresses 20")?;
@@ -260,7 +259,7 @@ fn settings_of_somebody_else() -> Result<()> {
         said.iter().any(|words| words.contains("gro_flush_timeout of server0 was left")),
         "{said:?}"
     );
-    // Now while it runs.
+    // Now somebody changes it while the server runs.
     shell(&lab, "echo 9 > /sys/class/net/server0/napi_defer_hard_irqs")?;
     let words = last_words(server)?;
     ensure!(words.contains("set to 2 by this server, and to 9 by somebody else"), "{words}");
@@ -294,7 +293,7 @@ fn frames_of_both_sizes() -> Result<()> {
     ensure!(server.ready["rings"]["frame_size"] == 4096, "{}", server.ready);
     ask(&lab, 100, 50, 32)?;
     server.stop()?;
-    // Where the machine has huge pages to spare they are granted, otherwise that is an error.
+    // Huge pages are granted if the machine has some free. Otherwise the server refuses to start.
     match Server::start(&lab, "--addresses 20 --hugepages yes") {
         Ok(server) => {
             ensure!(server.ready["hugepages"] == true, "{}", server.ready);
@@ -310,7 +309,7 @@ fn queues_that_are_not_served() -> Result<()> {
     lab.up(2)?;
     let server = Server::start(&lab, "--addresses 20 --queues 1")?;
     ensure!(server.ready["queues"] == serde_json::json!([1]), "{}", server.ready);
-    // A veth can neither be given a rule nor a table.
+    // A veth supports neither flow rules nor an RSS table.
     let said = notes(&server);
     ensure!(said.len() == 1 && said[0].contains("counted as no_ring"), "{said:?}");
     ensure!(said[0].contains("no flow rule") && said[0].contains("no RSS"), "{said:?}");

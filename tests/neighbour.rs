@@ -1,6 +1,5 @@
-//! What a neighbour with a stock kernel learns of addresses that are live by the steering map
-//! alone, and of those that are not: `serve --bind live-map`, and a capture of every frame that the
-//! client's end of the lab receives.
+//! What a stock kernel learns about addresses with `serve --bind live-map`, both live ones and
+//! others. A capture has every frame that reaches the client's end of the lab.
 
 use std::collections::HashSet;
 use std::net::{Ipv6Addr, SocketAddrV6, UdpSocket};
@@ -19,7 +18,7 @@ use sixhop::lab::Side;
 use sixhop::net::netlink;
 use sixhop::xdp::Attachment;
 
-/// Live addresses, of which [`DRAWN`] are tried.
+/// Live addresses. The tests try [`DRAWN`] of them.
 const LIVE: u64 = 100_000;
 const DRAWN: u64 = 1000;
 
@@ -41,14 +40,14 @@ pub fn trials() -> Vec<Trial> {
     ]
 }
 
-/// The first [`LIVE`] are live, and those after them are not.
+/// The first [`LIVE`] addresses are live, later ones are not.
 fn pool() -> Result<Pool> {
     Ok(Pool::new(PREFIX.parse()?, LIVE + DRAWN, 1)?)
 }
 
 /// Numbers of live addresses, far apart.
 fn drawn() -> impl Iterator<Item = u64> {
-    // a prime that does not divide it: none comes twice
+    // A prime that does not divide LIVE, so no number repeats.
     (0..DRAWN).map(|number| number * 7919 % LIVE)
 }
 
@@ -64,21 +63,20 @@ fn start(lab: &TestLab, engine: &str) -> Result<(Server, Attachment)> {
     Ok((server, polling))
 }
 
-/// Has the client's kernel give up on who does not answer after some 30 ms instead of 3 s.
+/// Makes the client's kernel give up on resolving an address after about 30 ms instead of 3 s.
 fn hasten(lab: &TestLab) -> Result<()> {
     lab.run_in(Side::Client, || {
         Ok(std::fs::write("/proc/sys/net/ipv6/neigh/client0/retrans_time_ms", "10")?)
     })
 }
 
-/// Has the client's kernel forget its neighbours: its table holds 1,024, of all namespaces
-/// together.
+/// Flushes the client's neighbour table. The kernel's limit is 1,024 entries over all namespaces.
 fn forget(lab: &TestLab) -> Result<()> {
     ip(&format!("-n {} neigh flush dev client0", lab.namespace(Side::Client)))
 }
 
-/// Asks `address` by a socket of the client's kernel, which has to resolve it, and waits for the
-/// ten replies.
+/// Sends a request from a socket of the client, whose kernel has to resolve `address`, and waits
+/// for the ten replies.
 fn ask(socket: &UdpSocket, address: Ipv6Addr) -> Result<()> {
     let question = address.octets();
     socket.send_to(&question, SocketAddrV6::new(address, 3540, 0, 0))?;
@@ -107,8 +105,8 @@ fn group(address: Ipv6Addr) -> Ipv6Addr {
     Ipv6Addr::new(0xff02, 0, 0, 0, 0, 1, 0xff00 | u16::from(a), u16::from_be_bytes([b, c]))
 }
 
-/// A solicitation for `target` with the client's link-layer address; without, where it comes from
-/// nobody.
+/// A solicitation for `target`. It has the client's link-layer address unless its source is
+/// unspecified.
 fn solicitation(
     macs: ([u8; 6], [u8; 6]),
     from: Ipv6Addr,
@@ -128,7 +126,7 @@ fn solicitation(
     Ok(frame)
 }
 
-/// What a scanner sends to find out whether there is anybody at `address`, or anybody at all.
+/// Packets of a scanner that looks for a host at `address`, and for any host at all.
 fn probes(macs: ([u8; 6], [u8; 6]), address: Ipv6Addr) -> Result<Vec<Vec<u8>>> {
     let client = Side::Client.address();
     let ip =
@@ -147,27 +145,27 @@ fn probes(macs: ([u8; 6], [u8; 6]), address: Ipv6Addr) -> Result<Vec<Vec<u8>>> {
         anyhow::Ok(udp)
     };
     probes.push(udp(53)?);
-    // Behind extension headers, and in fragments of which this is the first, or all: a ping, a
-    // connection, a datagram to another port.
+    // A ping, a TCP SYN and a datagram to another port: behind extension headers, as a first
+    // fragment, and as an only fragment.
     for packet in [probes[0].clone(), probes[1].clone(), udp(53)?] {
         for (number, extension) in [FIRST_FRAGMENT, ONLY_FRAGMENT, HOP_BY_HOP, DESTINATION_OPTIONS]
         {
             probes.push(behind(&packet, number, extension));
         }
     }
-    // The first fragment of a request, of which the others do not come.
+    // The first fragment of a request. The others never come.
     probes.push(behind(&udp(3540)?, FIRST_FRAGMENT.0, FIRST_FRAGMENT.1));
     Ok(probes)
 }
 
-/// Headers with their numbers.
+/// Extension headers with their protocol numbers.
 const FIRST_FRAGMENT: (u8, [u8; 8]) = (44, [0, 0, 0, 1, 0, 0, 0, 9]);
 const LAST_FRAGMENT: (u8, [u8; 8]) = (44, [0, 0, 0, 16, 0, 0, 0, 7]);
 const ONLY_FRAGMENT: (u8, [u8; 8]) = (44, [0, 0, 0, 0, 0, 0, 0, 9]);
 const HOP_BY_HOP: (u8, [u8; 8]) = (0, [0, 0, 1, 4, 0, 0, 0, 0]);
 const DESTINATION_OPTIONS: (u8, [u8; 8]) = (60, [0, 0, 1, 4, 0, 0, 0, 0]);
 
-/// The packet with a header before what it carries.
+/// Inserts an extension header after the packet's IPv6 header.
 fn behind(packet: &[u8], number: u8, mut header: [u8; 8]) -> Vec<u8> {
     header[0] = packet[20];
     let mut longer = [&packet[..54], &header, &packet[54..]].concat();
@@ -176,7 +174,7 @@ fn behind(packet: &[u8], number: u8, mut header: [u8; 8]) -> Vec<u8> {
     longer
 }
 
-/// A request in ways that no ring takes: whoever is asked answers each, or says nothing at all.
+/// A request in forms that no ring takes. A live address answers each; another stays silent.
 fn requests_behind(macs: ([u8; 6], [u8; 6]), address: Ipv6Addr) -> Result<Vec<Vec<u8>>> {
     let mut plain = Vec::new();
     PacketBuilder::ethernet2(macs.0, macs.1)
@@ -197,7 +195,7 @@ fn requests_behind(macs: ([u8; 6], [u8; 6]), address: Ipv6Addr) -> Result<Vec<Ve
     ])
 }
 
-/// How many requests those are.
+/// The requests among [`requests_behind`]'s four packets: two of these are fragments of one.
 const BEHIND: u64 = 3;
 
 fn live_answer_and_others_are_silent(engine: &str) -> Result<()> {
@@ -212,13 +210,13 @@ fn live_answer_and_others_are_silent(engine: &str) -> Result<()> {
     let capture = lab.run_in(Side::Client, || PacketSocket::on(client.index))?;
     let socket = socket(&lab)?;
 
-    // Its kernel resolves each live address and gets its answers.
+    // The client's kernel resolves each live address and gets its replies.
     for addresses in live.chunks(100) {
         forget(&lab)?;
         addresses.iter().try_for_each(|address| ask(&socket, *address))?;
         ensure!(resolve(&lab, addresses[0])? == own.mac);
     }
-    // It resolves none of the others.
+    // It cannot resolve any other address.
     thread::scope(|scope| {
         let workers: Vec<_> = silent
             .chunks(125)
@@ -231,9 +229,9 @@ fn live_answer_and_others_are_silent(engine: &str) -> Result<()> {
                 })
             })
             .collect();
-        workers.into_iter().try_for_each(|worker| worker.join().expect("no panic"))
+        workers.into_iter().try_for_each(|worker| worker.join().expect("resolve does not panic"))
     })?;
-    // Nor does it hear anything when it knows the Ethernet address and does not ask.
+    // Packets sent straight to the server's Ethernet address get no answer either.
     let macs = (client.mac, own.mac);
     for address in &silent {
         capture.send(&solicitation(macs, Side::Client.address(), group(*address), *address)?)?;
@@ -248,7 +246,7 @@ fn live_answer_and_others_are_silent(engine: &str) -> Result<()> {
         requests_behind(macs, *address)?.iter().try_for_each(|request| capture.send(request))?;
         probes(macs, *address)?.iter().try_for_each(|probe| capture.send(probe))?;
     }
-    // A live address answers what it answers, and nothing else.
+    // A live address answers requests and nothing else.
     let mut heard = Vec::new();
     for addresses in live.chunks(100) {
         for address in addresses {
@@ -257,8 +255,8 @@ fn live_answer_and_others_are_silent(engine: &str) -> Result<()> {
                 .iter()
                 .try_for_each(|request| capture.send(request))?;
         }
-        // The socket behind takes its time: no more than it has room for. The port is that of those
-        // requests.
+        // Send no more at once than the socket behind the program can hold. Replies to these
+        // requests go to port 50,000.
         let wanted = 10 * BEHIND as usize * addresses.len();
         let mut answered = 0;
         while answered < wanted {
@@ -271,7 +269,7 @@ fn live_answer_and_others_are_silent(engine: &str) -> Result<()> {
         }
         ensure!(answered == wanted, "{answered} replies to {wanted}");
     }
-    // The link keeps the order: with this answer, all that was to come has come.
+    // The link keeps order: once this reply arrives, everything before it has arrived.
     forget(&lab)?;
     ask(&socket, live[0])?;
 
@@ -289,31 +287,35 @@ fn live_answer_and_others_are_silent(engine: &str) -> Result<()> {
                 ensure!(payload[8..24] == source.octets(), "{frame:x?}");
                 advertised.insert(source);
             }
-            // The server's kernel asks for the client, and answers for its own address.
+            // The server's kernel solicits the client, and advertises its own address.
             (58, [135 | 136, ..])
                 if source == Side::Server.address() || source.is_unicast_link_local() =>
             {
                 ensure!(payload[0] == 135 || payload[8..24] == source.octets(), "{frame:x?}");
             }
-            // It joins groups of its own (MLDv2, RFC 3810).
+            // The kernel joins groups of its own (MLDv2, RFC 3810).
             (0, _) if source.is_unicast_link_local() && ip.destination_addr() == MLD_ROUTERS => {}
-            _ => anyhow::bail!("somebody spoke: {frame:x?}"),
+            _ => anyhow::bail!("unexpected frame: {frame:x?}"),
         }
     }
-    ensure!(advertised == live_set, "{} of {DRAWN} were advertised", advertised.len());
+    ensure!(
+        advertised == live_set,
+        "{} of {DRAWN} live addresses were advertised",
+        advertised.len()
+    );
     let behind = BEHIND * DRAWN;
     ensure!(replies == 10 * (DRAWN + 1 + behind), "{replies} replies");
     let totals = server.stop()?;
     ensure!(
         totals["answered"] == DRAWN + 1 + behind && totals["answered_behind"] == behind,
-        "{behind} were to come from behind: {totals}"
+        "the socket behind should have answered {behind}: {totals}"
     );
     ensure!(totals["refused"] == serde_json::json!({}), "{totals}");
     Ok(())
 }
 
-/// Duplicate Address Detection by the client's own kernel, which is to find that a live address is
-/// taken, and one that is not live is free.
+/// The client's kernel runs Duplicate Address Detection. It must find a live address taken, and one
+/// that is not live free.
 fn a_live_address_is_taken() -> Result<()> {
     let lab = TestLab::up()?;
     let (server, _polling) = start(&lab, "afxdp")?;
@@ -336,7 +338,7 @@ fn a_live_address_is_taken() -> Result<()> {
         || shown("tentative")?.contains(&free.to_string())
     {
         ensure!(Instant::now() < give_up, "{}", shown("")?);
-        // the kernel takes a second and announces no failure
+        // The kernel takes a second and announces no failure.
         thread::sleep(std::time::Duration::from_millis(20));
     }
     ensure!(!shown("dadfailed")?.contains(&free.to_string()), "{}", shown("")?);
@@ -350,16 +352,16 @@ fn the_kernel_keeps_its_own_addresses(engine: &str) -> Result<()> {
     hasten(&lab)?;
     let (mut server, _polling) = start(&lab, engine)?;
     let mac = link(&lab, Side::Server)?.mac;
-    // What was there before answers, by way of the kernel.
+    // The kernel answers for the address that the interface already had.
     ensure!(resolve(&lab, Side::Server.address())? == mac);
-    // What comes later as well, and when it has gone it is silent again.
+    // An address added later answers too, until it is removed.
     let later: Ipv6Addr = "2001:db8:1::1ace".parse()?;
     fails_with(resolve(&lab, later), "nobody answers")?;
     let namespace = lab.namespace(Side::Server);
     let until = |answers: bool| {
         let give_up = Instant::now() + PATIENCE;
         while resolve(&lab, later).is_ok() != answers {
-            ensure!(Instant::now() < give_up, "the program was not told");
+            ensure!(Instant::now() < give_up, "the XDP program does not know of the change");
             forget(&lab)?;
         }
         Ok(())

@@ -1,10 +1,10 @@
-//! What a server that is left running says of itself, each on a lab of its own (see `common`).
+//! What a long-running server reports about itself. Each test has a lab of its own (see `common`).
 //!
-//! | test | who listens |
+//! | test | the reader |
 //! |---|---|
 //! | `metrics_*` | a scraper: a plain socket in the server's namespace |
-//! | `counts_add_up_*` | whoever reads the statistics, after frames whose fates are known |
-//! | `a_service_manager_*` | a unix socket, as systemd's |
+//! | `counts_add_up_*` | a reader of statistics, after frames with known verdicts |
+//! | `a_service_manager_*` | a Unix socket, as systemd's |
 //! | `logs_*` | standard error |
 
 use std::collections::BTreeMap;
@@ -44,7 +44,7 @@ fn connect(lab: &TestLab, place: &str) -> Result<TcpStream> {
     Ok(stream)
 }
 
-/// Sends `request` and returns status line, headers and body of the answer.
+/// Sends `request` and returns the answer's head, with status line and headers, and its body.
 fn request(lab: &TestLab, place: &str, request: &str) -> Result<(String, String)> {
     let mut stream = connect(lab, place)?;
     stream.write_all(request.as_bytes())?;
@@ -54,8 +54,8 @@ fn request(lab: &TestLab, place: &str, request: &str) -> Result<(String, String)
     Ok((head.to_owned(), body.to_owned()))
 }
 
-/// What a scraper makes of it: values by name and labels. Checks the format (version 0.0.4): HELP
-/// and TYPE before the samples of a metric, each metric in one piece, each sample once.
+/// Reads metrics as a scraper does: values by name and labels. Checks the format (version 0.0.4):
+/// HELP and TYPE come before a metric's samples, its lines are contiguous, and no sample repeats.
 fn scrape(lab: &TestLab, place: &str) -> Result<BTreeMap<String, f64>> {
     let (head, body) = request(lab, place, "GET /metrics HTTP/1.1\r\nHost: here\r\n\r\n")?;
     ensure!(head.starts_with("HTTP/1.1 200 OK\r\n"), "{head}");
@@ -84,7 +84,7 @@ fn scrape(lab: &TestLab, place: &str) -> Result<BTreeMap<String, f64>> {
             );
             ensure!(
                 samples.insert(sample.to_owned(), value.parse()?).is_none(),
-                "{line} comes twice"
+                "{line} appears twice"
             );
         }
     }
@@ -117,7 +117,7 @@ fn metrics_are_those_of_the_statistics() -> Result<()> {
             before["sixhop_answered_requests_total"] == 0.0 && before["sixhop_addresses"] == 20.0
         );
         load(&lab, requests)?;
-        // From then on nothing but its time changes.
+        // From then on, only the time in the statistics changes.
         let stats = loop {
             let stats = server.event()?;
             if stats["answered"] == requests && stats["replies"] == 10 * requests {
@@ -136,7 +136,7 @@ fn metrics_are_those_of_the_statistics() -> Result<()> {
             ("sixhop_lost_frames_total", "frames_lost"),
             ("sixhop_invalid_descriptors_total", "invalid"),
         ] {
-            // What an engine has not is left out.
+            // Engines leave out fields that do not apply to them.
             let has = match field {
                 "advertised" => engine.contains("live-map"),
                 "frames_lost" | "invalid" => engine != "socket-gso",
@@ -154,7 +154,7 @@ fn metrics_are_those_of_the_statistics() -> Result<()> {
                 let sample = format!("{name}{{{label}=\"{key}\"}}");
                 let shown =
                     *found.get(&sample).with_context(|| format!("{engine}: no {sample}"))?;
-                // The kernel's own packets go on.
+                // The kernel's own packets keep coming.
                 let passes = key.starts_with("passed");
                 ensure!(
                     shown == number(value)? || passes,
@@ -182,7 +182,10 @@ fn metrics_are_those_of_the_statistics() -> Result<()> {
                 let sample = format!("sixhop_xdp_{name}_total{{queue=\"0\"}}");
                 ensure!(found.get(&sample) == Some(&0.0), "{sample}: {found:?}");
             }
-            ensure!(!found.keys().any(|name| name.contains("rotation")), "nothing rotates");
+            ensure!(
+                !found.keys().any(|name| name.contains("rotation")),
+                "rotation metrics without a schedule"
+            );
         }
         server.stop()?;
     }
@@ -193,7 +196,8 @@ fn metrics_are_served_whatever_a_scraper_does() -> Result<()> {
     let lab = TestLab::up()?;
     let server = Server::start(&lab, "--addresses 5 --metrics [::1]:0 --engine socket-batch")?;
     let place = server.ready["metrics"].as_str().context("no metrics")?.to_owned();
-    // Some say nothing, one goes on and on, one is gone before its answer, one does not listen.
+    // Two clients stay silent, one never stops sending, one leaves before its answer, one never
+    // reads.
     let silent: Vec<_> = (0..2).map(|_| connect(&lab, &place)).collect::<Result<_>>()?;
     let mut endless = connect(&lab, &place)?;
     let _ = endless.write_all(&[b'a'; 100_000]);
@@ -205,7 +209,7 @@ fn metrics_are_served_whatever_a_scraper_does() -> Result<()> {
     deaf.write_all(b"GET /metrics HTTP/1.1\r\n\r\n")?;
     let start = Instant::now();
     scrape(&lab, &place)?;
-    // Two that say nothing cost 2 s each, and all others nothing.
+    // The two silent clients cost 2 s each, the others nothing.
     ensure!(start.elapsed() < Duration::from_secs(20), "{:?}", start.elapsed());
     drop((silent, endless, deaf));
     for (words, status) in [
@@ -224,7 +228,7 @@ fn metrics_are_served_whatever_a_scraper_does() -> Result<()> {
     let (head, body) = request(&lab, &place, "HEAD /metrics HTTP/1.1\r\n\r\n")?;
     ensure!(head.starts_with("HTTP/1.1 200 ") && body.is_empty(), "{head} {body}");
     server.stop()?;
-    // Where it cannot be had the server does not start.
+    // If the address for metrics is unavailable, the server does not start.
     let flags = format!(
         "serve --interface server0 --prefix {PREFIX} --addresses 5 --metrics [2001:db8:77::1]:1"
     );
@@ -237,7 +241,7 @@ fn metrics_are_served_whatever_a_scraper_does() -> Result<()> {
     Ok(())
 }
 
-/// How many frames of each fate.
+/// Frames of each kind.
 const GOOD: u64 = 40;
 const FROM_SERVICE_PORT: u64 = 7;
 const BAD_CHECKSUM: u64 = 5;
@@ -298,8 +302,8 @@ fn counts_add_up() -> Result<()> {
         let reason = |name: &str| dropped.get(name).and_then(Value::as_u64).unwrap_or_default();
         ensure!(reason("source_service_port") == FROM_SERVICE_PORT, "{engine}: {totals}");
         ensure!(reason("bad_checksum") == bad, "{engine}: {totals}");
-        // Where hidden, what is for another port goes nowhere; and the kernels may have asked for
-        // each other.
+        // With `live-map`, packets to another port are dropped. Solicitations between the kernels
+        // may count too.
         let hidden = engine.contains("live-map");
         ensure!(!hidden || reason("dropped_hidden") >= OTHER_PORT, "{engine}: {totals}");
         let others =
@@ -318,7 +322,7 @@ fn a_service_manager_is_told() -> Result<()> {
     manager.set_read_timeout(Some(PATIENCE))?;
     let hear = || -> Result<String> {
         let mut words = [0; 1000];
-        let length = manager.recv(&mut words).context("not told")?;
+        let length = manager.recv(&mut words).context("no message to the service manager")?;
         Ok(String::from_utf8(words[..length].to_vec())?)
     };
     let wait_for = |wanted: &str| -> Result<String> {
@@ -348,7 +352,7 @@ fn a_service_manager_is_told() -> Result<()> {
             let words = hear()?;
             let status = format!("STATUS={engine} answers on 20 addresses of server0");
             ensure!(words.lines().eq(["READY=1", &status]), "{engine}: {words}");
-            // Idle workers are alive as well.
+            // An idle worker still reports that it is alive.
             for _ in 0..3 {
                 wait_for("WATCHDOG=1").with_context(|| engine.to_owned())?;
             }
@@ -371,7 +375,7 @@ fn logs_have_levels() -> Result<()> {
         let mut command = sixhop(&lab, Side::Server, &flags);
         command.env_remove("RUST_LOG").env_remove("SIXHOP_LOG");
         command.envs(variable.map(|level| ("SIXHOP_LOG", level)));
-        // All that it prints is read as events, whatever is logged.
+        // Every line of output must parse as an event, whatever the log level.
         let mut server = Server::of(command)?;
         let mut stderr = server.child.stderr.take().context("a pipe")?;
         server.stop()?;
@@ -415,7 +419,7 @@ fn logs_have_levels() -> Result<()> {
             String::from_utf8_lossy(&output.stderr)
         );
     }
-    // A failure too is a line of JSON.
+    // A failure is a line of JSON too.
     let output = sixhop(&lab, Side::Server, "probe eth9 --log-format json").output()?;
     let line: Value = serde_json::from_slice(&output.stderr)?;
     ensure!(

@@ -1,6 +1,6 @@
-//! Hostile packets: docs/packets.md says what becomes of each kind, and this holds it to that. The
-//! same frames go to every engine; for the socket engines the kernel's own stack decides, and so
-//! they are what the others are compared with.
+//! Hostile packets. docs/packets.md states each kind's fate, and these tests check it. Every engine
+//! gets the same frames. For socket engines the kernel's own stack decides, so they are the
+//! reference for the others.
 
 use std::collections::{BTreeMap, HashSet};
 use std::net::Ipv6Addr;
@@ -8,11 +8,10 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::common::packet::{PacketSocket, leave_checksum_unfinished};
+use crate::common::packet::{PacketSocket, leave_checksum_unfinished, udp_frame};
 use crate::common::server::{PREFIX, Server, about, engines, sixhop};
 use crate::common::{TestLab, have_client_poll, link, trial};
 use anyhow::{Context, Result, bail, ensure};
-use etherparse::PacketBuilder;
 use libtest_mimic::Trial;
 use serde_json::Value;
 use sixhop::address::{Pool, Sources};
@@ -46,7 +45,7 @@ pub fn trials() -> Vec<Trial> {
     differential.chain(hidden).chain(others).collect()
 }
 
-/// The two ends of the link, and what lives there.
+/// The addresses of both ends of the link.
 struct Ends {
     client_mac: [u8; 6],
     server_mac: [u8; 6],
@@ -54,7 +53,7 @@ struct Ends {
     not_live: Ipv6Addr,
 }
 
-/// A kind of packet: its name in the document, and the frames.
+/// A kind of packet: its name in docs/packets.md, and its frames.
 type Case = (&'static str, Vec<Vec<u8>>);
 
 impl Ends {
@@ -78,21 +77,16 @@ impl Ends {
         ports: (u16, u16),
         payload: &[u8],
     ) -> Vec<u8> {
-        let mut frame = Vec::new();
-        PacketBuilder::ethernet2(self.client_mac, self.server_mac)
-            .ipv6(source.octets(), destination.octets(), 33)
-            .udp(ports.0, ports.1)
-            .write(&mut frame, payload)
-            .expect("a vector takes it");
-        frame
+        let macs = [self.client_mac, self.server_mac];
+        udp_frame(macs, source, destination, ports, payload)
     }
 
-    /// A right request from `port`, by which its reply is known.
+    /// A valid request from `port`, which identifies its reply.
     fn right(&self, port: u16) -> Vec<u8> {
         self.udp(Side::Client.address(), self.pool.address(7), (port, PORT), &[7; 32])
     }
 
-    /// All that are in the document, each from a port of its own: the first is 10,000.
+    /// All kinds in docs/packets.md, each with a source port of its own, from 10,000 on.
     fn cases(&self) -> Vec<Case> {
         let (client, live) = (Side::Client.address(), self.pool.address(7));
         let mut cases: Vec<Case> = Vec::new();
@@ -112,14 +106,14 @@ impl Ends {
         add("a request of 32 bytes", &|port| vec![self.right(port)]);
         add("an empty payload", &|port| payload(port, &[]));
         add("as large as the MTU", &|port| payload(port, &[9; MAX_PAYLOAD]));
-        add("a checksum that comes out as 0, sent as ffff", &|port| {
+        add("a checksum of 0, sent as ffff", &|port| {
             let mut frame = self.udp(client, live, (port, PORT), &[0; 32]);
             let sum = [frame[60], frame[61]];
             frame[62..64].copy_from_slice(&sum);
             frame[60..62].fill(0xff);
             vec![frame]
         });
-        add("padding behind the packet", &|port| changed(port, &|frame| frame.resize(150, 0xee)));
+        add("padding after the packet", &|port| changed(port, &|frame| frame.resize(150, 0xee)));
         add("bytes between the end of the datagram and that of the packet", &|port| {
             changed(port, &|frame| {
                 frame.resize(frame.len() + 9, 0xee);
@@ -143,14 +137,14 @@ impl Ends {
         add("UDP length from 1 to 7", &|port| {
             (1..8).flat_map(|length| changed(port, &|frame| frame[59] = length)).collect()
         });
-        // The pseudo-header has the length as well.
-        add("UDP length 0, the checksum as for that of the packet", &|port| {
+        // The pseudo-header contains the length too.
+        add("UDP length 0, the checksum as for the whole packet", &|port| {
             changed(port, &|frame| {
                 frame[59] = 0;
                 sum_again(frame, 40);
             })
         });
-        add("UDP length 0, the checksum as for that", &|port| {
+        add("UDP length 0, the checksum as for length 0", &|port| {
             changed(port, &|frame| {
                 frame[59] = 0;
                 sum_again(frame, 0);
@@ -166,18 +160,18 @@ impl Ends {
         let behind = |port, headers: &[(u8, &[u8])]| vec![behind(&self.right(port), headers)];
         add("hop-by-hop options", &|port| behind(port, &[(0, PADDING)]));
         add("destination options", &|port| behind(port, &[(60, PADDING)]));
-        add("a routing header at its end", &|port| {
+        add("a routing header without segments left", &|port| {
             behind(port, &[(43, &[0, 0, 0, 0, 0, 0, 0, 0])])
         });
-        add("a routing header with a router to go", &|port| {
+        add("a routing header with a segment left", &|port| {
             let mut header = vec![0, 2, 0, 1, 0, 0, 0, 0];
             header.extend(live.octets());
             behind(port, &[(43, &header)])
         });
-        add("an option that is to be skipped", &|port| {
+        add("an unknown option to skip", &|port| {
             behind(port, &[(60, &[0, 0, 0x1e, 4, 1, 2, 3, 4])])
         });
-        add("an option that forbids to be skipped", &|port| {
+        add("an unknown option that must not be skipped", &|port| {
             behind(port, &[(60, &[0, 0, 0x5e, 4, 1, 2, 3, 4])])
         });
         add("four extension headers", &|port| {
@@ -228,11 +222,11 @@ impl Ends {
         let tagged = |port, tags: &[(u16, u16)]| vec![tag(&self.right(port), tags)];
         add("a tag of VLAN 5", &|port| tagged(port, &[(0x8100, 5)]));
         add("tags of VLANs 5 and 6 (QinQ)", &|port| tagged(port, &[(0x88a8, 5), (0x8100, 6)]));
-        add("a tag of VLAN 0, which says a priority", &|port| tagged(port, &[(0x8100, 0xa000)]));
+        add("a tag of VLAN 0 (a priority tag)", &|port| tagged(port, &[(0x8100, 0xa000)]));
         add("a tag of VLAN 0 before a tag of VLAN 5", &|port| {
             tagged(port, &[(0x8100, 0), (0x8100, 5)])
         });
-        add("a request in a frame for all stations", &|port| {
+        add("a request in a broadcast frame", &|port| {
             changed(port, &|frame| frame[..6].fill(0xff))
         });
         add("a request in a frame for another station", &|port| {
@@ -241,7 +235,7 @@ impl Ends {
 
         add("to another port", &|port| vec![self.udp(client, live, (port, PORT + 1), &[7; 32])]);
         add("to an address under the prefix that is not live", &|port| to(port, self.not_live));
-        add("to an address of the server's that is not of the service", &|port| {
+        add("to an address of the server outside the service", &|port| {
             to(port, Side::Server.address())
         });
         add("to a multicast address", &|port| to(port, Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1)));
@@ -256,7 +250,7 @@ impl Ends {
             from(port, Ipv6Addr::new(0, 0, 0, 0, 0, 0xffff, 0xc000, 0x0201))
         });
         add("from a live address", &|port| from(port, self.pool.address(8)));
-        add("from an address of the server's", &|port| from(port, Side::Server.address()));
+        add("from an address of the server", &|port| from(port, Side::Server.address()));
         add("from an address that may not ask", &|port| from(port, STRANGER));
         add("from an address that may not ask, behind hop-by-hop options", &|port| {
             vec![self::behind(&from(port, STRANGER)[0], &[(0, PADDING)])]
@@ -265,10 +259,10 @@ impl Ends {
     }
 }
 
-/// Options that are nothing but padding.
+/// Options of padding only.
 const PADDING: &[u8] = &[0, 0, 1, 4, 0, 0, 0, 0];
 
-/// The packet with headers before what it carries, each with its number.
+/// Inserts extension headers, each with its protocol number, after the packet's IPv6 header.
 fn behind(packet: &[u8], headers: &[(u8, &[u8])]) -> Vec<u8> {
     let mut longer = packet[..54].to_vec();
     let next = |index| headers.get(index).map_or(packet[20], |(number, _)| *number);
@@ -283,7 +277,8 @@ fn behind(packet: &[u8], headers: &[(u8, &[u8])]) -> Vec<u8> {
     longer
 }
 
-/// The parts of what the packet carries as fragments; the one that ends with it is the last.
+/// Splits the packet's payload into these parts as fragments. The part that reaches the end is the
+/// last fragment.
 fn fragments(packet: &[u8], number: u16, parts: &[std::ops::Range<usize>]) -> Vec<Vec<u8>> {
     let carried = &packet[54..];
     let fragment = |part: &std::ops::Range<usize>| {
@@ -297,7 +292,7 @@ fn fragments(packet: &[u8], number: u16, parts: &[std::ops::Range<usize>]) -> Ve
     parts.iter().map(fragment).collect()
 }
 
-/// The frame with tags, each with its EtherType and control information.
+/// Inserts VLAN tags, each with its EtherType and control information.
 fn tag(frame: &[u8], tags: &[(u16, u16)]) -> Vec<u8> {
     let tags = tags
         .iter()
@@ -305,7 +300,7 @@ fn tag(frame: &[u8], tags: &[(u16, u16)]) -> Vec<u8> {
     frame[..12].iter().copied().chain(tags).chain(frame[12..].iter().copied()).collect()
 }
 
-/// Makes the checksum that of a datagram of so many bytes.
+/// Recomputes the checksum as for a datagram of `length` bytes.
 fn sum_again(frame: &mut [u8], length: u64) {
     frame[60..62].fill(0);
     let words = frame[22..].chunks(2).map(|word| u64::from(word[0]) << 8 | u64::from(word[1]));
@@ -314,29 +309,34 @@ fn sum_again(frame: &mut [u8], length: u64) {
     frame[60..62].copy_from_slice(&(!(folded as u16)).to_be_bytes());
 }
 
-/// The table of the document: what the program does, what it does with live-map, and whether there
-/// is an answer.
+/// The table in docs/packets.md: what the program does, what it does with live-map, and whether
+/// there is a reply.
 fn written() -> Result<BTreeMap<&'static str, [&'static str; 3]>> {
     let rows = DOCUMENT.lines().filter_map(|line| line.strip_prefix("| ")?.strip_suffix(" |"));
     let mut table = BTreeMap::new();
-    // Without the names of the columns.
+    // Skip the column headings.
     for row in rows.skip(1) {
         let cells: Vec<_> = row.split(" | ").collect();
         let &[name, plain, hidden, answer] = &cells[..] else { bail!("not four columns: {row}") };
-        ensure!(table.insert(name, [plain, hidden, answer]).is_none(), "{name} is written twice");
+        ensure!(
+            table.insert(name, [plain, hidden, answer]).is_none(),
+            "{name} is in docs/packets.md twice"
+        );
     }
     Ok(table)
 }
 
-/// All cases with what is written of them: neither has one that the other has not.
+/// All cases with their table rows. Fails unless the code and the table have the same cases.
 fn cases(ends: &Ends) -> Result<Vec<(Case, [&'static str; 3])>> {
     let mut table = written()?;
     let with_its_row = |case: Case| {
-        let row = table.remove(case.0).with_context(|| format!("'{}' is not written", case.0))?;
+        let row = table
+            .remove(case.0)
+            .with_context(|| format!("'{}' is not in docs/packets.md", case.0))?;
         Ok((case, row))
     };
     let cases: Vec<_> = ends.cases().into_iter().map(with_its_row).collect::<Result<_>>()?;
-    ensure!(table.is_empty(), "not tried: {:?}", table.keys());
+    ensure!(table.is_empty(), "no test for: {:?}", table.keys());
     Ok(cases)
 }
 
@@ -375,7 +375,7 @@ fn program_does_what_is_written() -> Result<()> {
     Ok(())
 }
 
-/// The ports that the service answered.
+/// The client ports that got replies from the service.
 fn answered(frames: &[Vec<u8>]) -> impl Iterator<Item = u16> {
     let replies = frames.iter().filter(|frame| {
         frame.len() >= 62
@@ -386,16 +386,15 @@ fn answered(frames: &[Vec<u8>]) -> impl Iterator<Item = u16> {
     replies.map(|frame| u16::from_be_bytes([frame[56], frame[57]]))
 }
 
-/// Two that are answered by whatever way a packet takes: the link keeps the order, and so does a
-/// socket.
+/// Ports of two requests, one for the ring and one for the socket behind the program. The link and
+/// each socket keep order, so their replies come after all others.
 const SENTINELS: [u16; 2] = [9998, 9999];
 
 fn sentinels(ends: &Ends) -> [Vec<u8>; 2] {
     [ends.right(SENTINELS[0]), behind(&ends.right(SENTINELS[1]), &[(0, PADDING)])]
 }
 
-/// Sends the frames, then the sentinels, and returns the ports that were answered, once for each
-/// reply.
+/// Sends the frames, then the sentinels, and returns the client port of each reply.
 fn exchange(capture: &PacketSocket, ends: &Ends, frames: &[Vec<u8>]) -> Result<Vec<u16>> {
     frames.iter().try_for_each(|frame| capture.send(frame))?;
     sentinels(ends).iter().try_for_each(|frame| capture.send(frame))?;
@@ -412,9 +411,8 @@ fn does_what_is_written(engine: &str, flags: &str) -> Result<()> {
     let ends = Ends::of(&lab)?;
     let flags = format!("--addresses {ADDRESSES} --engine {engine} --replies 1 --cores 0 {flags}");
     let server = Server::start(&lab, &flags)?;
-    let index = link(&lab, Side::Client)?.index;
-    let capture = lab.run_in(Side::Client, || PacketSocket::on(index))?;
-    // Once first, so that the kernels have found each other.
+    let capture = PacketSocket::at(&lab, Side::Client)?;
+    // An exchange of sentinels first, so both kernels have resolved each other.
     exchange(&capture, &ends, &[])?;
     for (position, ((name, frames), row)) in cases(&ends)?.into_iter().enumerate() {
         let is_exception = row[2].strip_prefix("yes, but for ").is_some_and(|engines| {
@@ -436,8 +434,8 @@ fn does_what_is_written(engine: &str, flags: &str) -> Result<()> {
     Ok(())
 }
 
-/// A server on the client's side as well, on addresses of its own: what each says to the other, if
-/// somebody forges a request.
+/// A second server runs on the client's side, with addresses of its own. A forged request must not
+/// make the two answer each other.
 fn two_servers_do_not_answer_each_other() -> Result<()> {
     for engine in ["afxdp", "reflect", "socket-gso"] {
         let lab = TestLab::up()?;
@@ -446,8 +444,7 @@ fn two_servers_do_not_answer_each_other() -> Result<()> {
         let there = Server::start_in(&lab, Side::Server, "server0", &flags)?;
         let here = Server::start_in(&lab, Side::Client, "client0", &format!("{flags} --seed 2"))?;
         let others = Pool::new(PREFIX.parse()?, ADDRESSES, 2)?;
-        let index = link(&lab, Side::Client)?.index;
-        let capture = lab.run_in(Side::Client, || PacketSocket::on(index))?;
+        let capture = PacketSocket::at(&lab, Side::Client)?;
         let mut forged = Vec::new();
         for number in 0..ADDRESSES {
             let (from, to) = (others.address(number), ends.pool.address(number));
@@ -455,7 +452,7 @@ fn two_servers_do_not_answer_each_other() -> Result<()> {
             forged.extend([behind(&plain, &[(0, PADDING)]), plain]);
         }
         forged.iter().try_for_each(|frame| capture.send(frame))?;
-        // Another that is answered by each way, so that all before have had their turn.
+        // Sentinels for each path: once they are answered, everything before has been handled.
         let mut replies = exchange(&capture, &ends, &[])?;
         replies.extend(answered(&capture.drain()?));
         ensure!(
@@ -475,15 +472,14 @@ fn who_may_not_ask_is_not_answered() -> Result<()> {
         let lab = TestLab::up()?;
         let _polling = have_client_poll(&lab)?;
         let ends = Ends::of(&lab)?;
-        // Others than by default: that is what the other tests have.
+        // The other tests have the default; here `--allow` names other prefixes.
         let allowed = format!("{}/128,2001:db8:7::/48", Side::Client.address());
         let flags = format!("--addresses {ADDRESSES} --engine {engine} --allow {allowed} {more}");
         let server = Server::start(&lab, &flags)?;
         ensure!(
             server.ready["allowed"] == serde_json::json!(allowed.split(',').collect::<Vec<_>>())
         );
-        let index = link(&lab, Side::Client)?.index;
-        let capture = lab.run_in(Side::Client, || PacketSocket::on(index))?;
+        let capture = PacketSocket::at(&lab, Side::Client)?;
         let forged = |source| ends.udp(source, ends.pool.address(1), (50_000, PORT), &[7; 32]);
         let neighbour = "2001:db8:1::99".parse()?;
         let frames =
@@ -522,10 +518,9 @@ fn the_counters_add_up() -> Result<()> {
         let ends = Ends::of(&lab)?;
         let flags = format!("--addresses {ADDRESSES} --engine {engine} --bind {bind} --replies 1");
         let mut server = Server::start(&lab, &flags)?;
-        let index = link(&lab, Side::Client)?.index;
-        let capture = lab.run_in(Side::Client, || PacketSocket::on(index))?;
+        let capture = PacketSocket::at(&lab, Side::Client)?;
         exchange(&capture, &ends, &[])?;
-        // All that the client's end sends, its kernel's own as well, arrives.
+        // Every packet that client0 sends arrives, including its kernel's own.
         let sent = || {
             lab.run_in(Side::Client, || {
                 let text = std::fs::read_to_string("/proc/thread-self/net/dev")?;
@@ -558,18 +553,18 @@ fn the_counters_add_up() -> Result<()> {
             ["reflected", "steered", "refused"].map(|name| count(&totals, &["steering", name]));
         let behind = count(&totals, &["answered_behind"]) + count(&totals, &["refused_behind"]);
         let done = count(&totals, &["answered"]) + sum(&totals, "refused");
-        // What neighbour discovery takes into the rings is no request.
+        // Solicitations that go to the rings are not requests.
         ensure!(done == requests.iter().sum::<u64>() + behind, "{engine}, {bind}: {totals}");
     }
     Ok(())
 }
 
-/// A number that the environment may set, for bench/hostile.sh.
+/// A number that bench/hostile.sh can set through the environment.
 fn setting(name: &str, default: u64) -> u64 {
     std::env::var(name).ok().and_then(|text| text.parse().ok()).unwrap_or(default)
 }
 
-/// Valid requests at a steady rate, and five times as many packets that are none.
+/// Sends valid requests at a steady rate, and five times as many invalid packets.
 fn a_flood_takes_no_answer() -> Result<()> {
     let rate = setting("SIXHOP_FLOOD_RATE", 1000);
     let seconds = setting("SIXHOP_FLOOD_SECONDS", 2);
@@ -587,8 +582,8 @@ fn a_flood_takes_no_answer() -> Result<()> {
             ),
         )?;
         let index = link(&lab, Side::Client)?.index;
-        // None of these is answered, but for what is behind extension headers and in fragments,
-        // which is not sent.
+        // None of these gets a reply. Fragments and packets behind extension headers, which may get
+        // one, are left out.
         let silent: HashSet<_> =
             written()?.into_iter().filter(|(_, row)| row[2] == "no").map(|row| row.0).collect();
         let frames: Vec<_> = ends
@@ -605,8 +600,8 @@ fn a_flood_takes_no_answer() -> Result<()> {
                 let mut sent = 0u64;
                 while !done.load(Ordering::Relaxed) {
                     let due = (started.elapsed().as_secs_f64() * (5 * rate) as f64) as u64;
-                    // A veth holds 256 frames: not more at once than leave room for the requests.
-                    // What it has no room for is sent later.
+                    // A veth holds 256 frames: leave room for requests. Frames that do not fit are
+                    // sent later.
                     let most = due.min(sent + 64);
                     while sent < most {
                         if socket.send(&frames[sent as usize % frames.len()]).is_err() {
@@ -626,7 +621,7 @@ fn a_flood_takes_no_answer() -> Result<()> {
             );
             let output = sixhop(&lab, Side::Client, &flags).output();
             done.store(true, Ordering::Relaxed);
-            let elapsed = flood.join().expect("no panic")?;
+            let elapsed = flood.join().expect("the flood does not panic")?;
             let output = output?;
             ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
             anyhow::Ok((serde_json::from_slice::<Value>(&output.stdout)?, elapsed))

@@ -1,12 +1,12 @@
-//! What a server needs of privileges, and what it has left once it answers, each on a lab of its
+//! Which privileges a server needs, and which it keeps once it answers. Each test has a lab of its
 //! own (see `common`).
 //!
 //! | test | what is tried |
 //! |---|---|
-//! | `each_engine_*` | another user, with the unit file's capabilities and filter; without each |
-//! | `threads_*` | `/proc/PID/task/*/status` of a server of each engine, and without a sandbox |
-//! | `addresses_are_taken_back_*` | each way of binding, out of the sandbox |
-//! | `a_call_*` | what becomes of a thread that makes a call that is not on its list |
+//! | `each_engine_*` | another user with the unit file's capabilities and filter, or one less |
+//! | `threads_*` | `/proc/PID/task/*/status` of a server of each engine, sandboxed or not |
+//! | `addresses_are_taken_back_*` | each binder, from within the sandbox |
+//! | `a_call_*` | a thread that makes a system call outside its list |
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -28,11 +28,11 @@ use serde_json::Value;
 use sixhop::host::sandbox::{Role, Sandbox, UNIT_CAPABILITIES, unit_calls};
 use sixhop::lab::Side;
 
-/// Words by which this program is started as something else than a test.
+/// First arguments that make this program do something other than run tests.
 const AS_UNIT: &str = "--as-unit";
 const VIOLATE: &str = "--violate";
 
-/// What this program does where a test of this file has started it.
+/// Runs instead of the tests if a test of this file started this process.
 pub fn child() {
     let arguments: Vec<_> = std::env::args().collect();
     match arguments.get(1).map(String::as_str) {
@@ -57,10 +57,10 @@ pub fn trials() -> Vec<Trial> {
     ]
 }
 
-/// KiB that may be locked, for a command that is run [`as_unit`].
+/// Environment variable with the KiB that a command run by [`as_unit`] may lock.
 const LOCKED: &str = "SIXHOP_TEST_LOCKED_KIB";
 
-/// Runs a command under the filter of the unit file.
+/// Runs a command under the unit file's system call filter.
 fn as_unit(command: &[String]) -> ! {
     if let Ok(kib) = std::env::var(LOCKED) {
         let bytes = kib.parse::<u64>().unwrap() << 10;
@@ -75,7 +75,7 @@ fn as_unit(command: &[String]) -> ! {
     panic!("{}", Command::new(&command[0]).args(&command[1..]).exec());
 }
 
-/// Enters the role of that name on a thread, and makes a call that is on nobody's list.
+/// Enters the named role on a thread, then makes a system call that no role allows.
 fn violate(role: &str) -> ! {
     let role = Role::ALL.into_iter().find(|known| known.name() == role).unwrap();
     let thread = thread::spawn(move || {
@@ -89,7 +89,7 @@ fn violate(role: &str) -> ! {
     std::process::exit(0)
 }
 
-/// Files that everybody may run, removed when dropped.
+/// Executables that every user may run, deleted on drop.
 struct Programs(PathBuf);
 
 impl Programs {
@@ -102,8 +102,8 @@ impl Programs {
         Ok(Self(directory))
     }
 
-    /// `sixhop` with these arguments on one side of the lab, as somebody else, with these
-    /// capabilities and no others.
+    /// `sixhop` with these arguments on one side of the lab, as another user, with exactly these
+    /// capabilities.
     fn run(&self, lab: &TestLab, side: Side, capabilities: &[&str], arguments: &str) -> Command {
         let names: Vec<_> = capabilities
             .iter()
@@ -112,8 +112,8 @@ impl Programs {
         let list = std::iter::once("-all".to_owned()).chain(names).collect::<Vec<_>>().join(",");
         let mut command = Command::new(SIXHOP);
         command.args(["lab", "--name", lab.name(), "exec", &side.to_string(), "--", "setpriv"]);
-        // The frames of a queue are all that a user may lock by default, and the kernel takes its
-        // time to let go of them: each is another user.
+        // A user may by default lock only enough for one queue's frames, and the kernel unlocks
+        // them late. So each command gets a user of its own.
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let user =
             100_000 + 100 * (std::process::id() % 100_000) + COUNT.fetch_add(1, Ordering::Relaxed);
@@ -138,13 +138,13 @@ fn serve(flags: &str) -> String {
     format!("serve --interface server0 --json --prefix {PREFIX} --addresses 20 {flags}")
 }
 
-/// The capabilities without one of which an engine does not start.
+/// The capabilities that an engine needs. It does not start if one is missing.
 fn needed(engine: &str) -> &'static [&'static str] {
     about(engine).capabilities
 }
 
-/// With what stands in for the unit's LimitMEMLOCK: a limit cannot be raised everywhere where this
-/// runs.
+/// Adds CAP_IPC_LOCK in place of the unit's LimitMEMLOCK, since a limit cannot be raised
+/// everywhere.
 fn with_memory<'a>(capabilities: &[&'a str]) -> Vec<&'a str> {
     [capabilities, &["CAP_IPC_LOCK"]].concat()
 }
@@ -172,7 +172,7 @@ fn each_engine_answers_with_its_capabilities() -> Result<()> {
             if bind == "live-map" && !about(engine).steers {
                 continue;
             }
-            // Neighbour discovery is answered out of rings.
+            // With live-map, rings answer neighbour discovery.
             let capabilities =
                 if bind == "live-map" { &UNIT_CAPABILITIES[..] } else { needed(engine) };
             let capabilities = with_memory(capabilities);
@@ -186,7 +186,7 @@ fn each_engine_answers_with_its_capabilities() -> Result<()> {
             ensure!(left == 1, "{engine} {bind}: {left} addresses");
         }
     }
-    // The generator too.
+    // The generator works unprivileged too.
     let lab = TestLab::up()?;
     let server = Server::start(&lab, "--addresses 20")?;
     let flags = format!(
@@ -220,7 +220,7 @@ fn each_capability_that_is_missing_is_named() -> Result<()> {
             );
         }
     }
-    // `probe` says which, and the line that gives it.
+    // `probe` names the missing capabilities, and the line that grants them.
     let output = programs
         .run(&lab, Side::Server, &["CAP_NET_ADMIN", "CAP_BPF"], "probe server0 --json")
         .output()?;
@@ -231,11 +231,11 @@ fn each_capability_that_is_missing_is_named() -> Result<()> {
         obstacle["cure"].as_str().is_some_and(|cure| cure.contains("setcap cap_net_admin,")),
         "{obstacle}"
     );
-    ensure!(addresses(&lab)?.len() == 1, "addresses are left");
+    ensure!(addresses(&lab)?.len() == 1, "addresses remain");
     Ok(())
 }
 
-/// The frames of a queue take 8 MiB in copy mode, and more while zero-copy is tried.
+/// A queue's frames take 8 MiB in copy mode, and more while zero-copy is tried.
 fn too_little_locked_memory() -> Result<()> {
     let programs = Programs::new("unlocked")?;
     let lab = TestLab::up()?;
@@ -252,7 +252,7 @@ fn too_little_locked_memory() -> Result<()> {
     let server = Server::of(locking("8192", &serve("--engine afxdp")))?;
     ensure!(server.ready["copy"] == "copy", "{}", server.ready);
     let why = server.ready["fallbacks"][0]["why"].as_str().unwrap_or_default();
-    ensure!(why.contains("fewer may be locked (ulimit -l "), "{}", server.ready);
+    ensure!(why.contains("less may be locked (ulimit -l "), "{}", server.ready);
     ask(&lab)?;
     server.stop()?;
 
@@ -268,8 +268,8 @@ fn too_little_locked_memory() -> Result<()> {
     Ok(())
 }
 
-/// What /proc says of each thread of the process: its number, and the fields.
-fn threads(pid: u32) -> Result<BTreeMap<u32, BTreeMap<String, String>>> {
+/// The fields of /proc/PID/task/TID/status for each thread, by thread id.
+pub fn threads(pid: u32) -> Result<BTreeMap<u32, BTreeMap<String, String>>> {
     let tasks = fs::read_dir(format!("/proc/{pid}/task"))?;
     let status = |entry: fs::DirEntry| {
         let id = entry.file_name().to_str()?.parse().ok()?;
@@ -280,8 +280,8 @@ fn threads(pid: u32) -> Result<BTreeMap<u32, BTreeMap<String, String>>> {
     Ok(tasks.flatten().filter_map(status).collect())
 }
 
-/// Waits until all workers have the filters of main, engine and worker (the latter two of two
-/// parts): all are where they belong.
+/// Waits until every thread is in its final role. A worker's filters are those of main, engine and
+/// worker; the last two have two parts each.
 fn settled(server: &Server, workers: usize) -> Result<BTreeMap<u32, BTreeMap<String, String>>> {
     let give_up = Instant::now() + PATIENCE;
     loop {
@@ -290,7 +290,7 @@ fn settled(server: &Server, workers: usize) -> Result<BTreeMap<u32, BTreeMap<Str
             fields["Seccomp_filters"].parse::<u32>().unwrap_or_default()
         };
         let depths: Vec<_> = threads.values().map(filters).collect();
-        // One that was joined may take a moment to be gone.
+        // A joined thread may take a moment to disappear.
         let confined = threads.values().all(|fields| fields["Seccomp"] == "2");
         let started = threads.len() >= workers + 2;
         if started && confined && depths.iter().filter(|depth| **depth >= 5).count() >= workers {
@@ -305,7 +305,7 @@ fn threads_have_what_they_need() -> Result<()> {
     const NET_ADMIN: &str = "0000000000001000";
     const NONE: &str = "0000000000000000";
     let lab = TestLab::up()?;
-    // Workers, among them that of the socket behind.
+    // The number of workers includes the one of the socket behind the program.
     for (flags, workers, kept) in [
         ("--engine afxdp --metrics 0", 2, NET_ADMIN),
         ("--engine afxdp --bind live-map", 3, NONE),
@@ -324,7 +324,7 @@ fn threads_have_what_they_need() -> Result<()> {
         ensure!(server.ready["sandbox"] == true, "{}", server.ready);
         let threads = settled(&server, workers)?;
         ensure!(threads.len() >= workers + 2, "{flags}: {} threads", threads.len());
-        // One keeps the route by which the kernel takes what the program passes.
+        // One thread keeps the route through which the kernel delivers what the XDP program passes.
         let others = threads.iter().filter(|(id, _)| **id != server.child.id());
         let delivering = others.filter(|(_, fields)| fields["CapPrm"] == NET_ADMIN).count();
         ensure!(delivering == usize::from(flags.contains("live-map")), "{flags}: {threads:?}");
@@ -372,13 +372,13 @@ fn addresses_are_taken_back() -> Result<()> {
     for bind in
         ["netlink", "netlink-batch", "netlink-down", "ioctl", "command", "ifconfig", "live-map"]
     {
-        // So many that netlink-down takes them back by setting the link down.
+        // So many addresses that netlink-down sets the link down to remove them.
         let server = Server::start(&lab, &format!("--addresses 300 --bind {bind}"))?;
         ensure!(server.ready["sandbox"] == true, "{}", server.ready);
         let expected = if bind == "live-map" { 1 } else { 301 };
         ensure!(addresses(&lab)?.len() == expected, "{bind}: {} addresses", addresses(&lab)?.len());
         server.stop().with_context(|| bind.to_owned())?;
-        ensure!(addresses(&lab)?.len() == 1, "{bind}: addresses are left");
+        ensure!(addresses(&lab)?.len() == 1, "{bind}: addresses remain");
     }
     Ok(())
 }

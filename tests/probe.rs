@@ -1,6 +1,5 @@
-//! `probe`, run as a user runs it, each time on a lab of its own (see `common`): what it expects is
-//! compared with what comes of trying. Cards are tried in the virtual machine, by the same `--try
-//! --json`.
+//! `probe`, run as a user would, on a lab per test (see `common`): its expectation must match what
+//! `--try` gets. Tests of cards run in a guest, with the same `--try --json`.
 
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Output};
@@ -27,7 +26,7 @@ pub fn trials() -> Vec<Trial> {
     ]
 }
 
-/// The one line of JSON.
+/// The only line of JSON.
 fn event(output: Output) -> Result<Value> {
     let words = String::from_utf8_lossy(&output.stderr);
     ensure!(output.status.success() && words.is_empty(), "{words}");
@@ -36,8 +35,8 @@ fn event(output: Output) -> Result<Value> {
     Ok(serde_json::from_str(&line)?)
 }
 
-/// Tries `interface` of the server's side and checks that it gives `attach` and `copy` as expected,
-/// for the reasons named.
+/// Tries `interface` on the server's side. Checks that it gives `attach` and `copy` as expected,
+/// for the reasons in `why`.
 fn expect(
     lab: &TestLab,
     interface: &str,
@@ -81,7 +80,7 @@ fn veth_gets_native_and_copy() -> Result<()> {
         let lab = TestLab::new()?;
         lab.up(queues)?;
         let before = link(&lab, Side::Server)?;
-        // The second finds nothing that the first left.
+        // The second attempt finds nothing left by the first.
         for _ in 0..2 {
             let probe = expect(&lab, "server0", "native", "copy", &["driver"])?;
             ensure!(probe["queues"] == queues && probe["queues_possible"] == queues, "{probe}");
@@ -91,9 +90,9 @@ fn veth_gets_native_and_copy() -> Result<()> {
                 probe["verdict"]["advice"][0]["command"] == "ethtool -K client0 tx off",
                 "{probe}"
             );
-            ensure!(link(&lab, Side::Server)? == before, "something was left");
+            ensure!(link(&lab, Side::Server)? == before, "the attempt left something behind");
         }
-        // `serve` takes the flags that were recommended, and gets what they say.
+        // `serve` accepts the recommended flags and gets the modes that they name.
         let flags = if queues == 1 { "" } else { " --queues 0,1" };
         let flags = format!("--attach native --copy copy{flags}");
         let probe = expect(&lab, "server0", "native", "copy", &["driver"])?;
@@ -103,7 +102,7 @@ fn veth_gets_native_and_copy() -> Result<()> {
         );
         let server = Server::start(&lab, &format!("--addresses 1 {flags}"))?;
         ensure!(server.ready["attach"] == "native" && server.ready["copy"] == "copy");
-        // What it takes of memory is what the verdict reckoned with.
+        // Its rings take as much memory as the verdict predicted.
         let rings = &server.ready["rings"];
         ensure!(rings["frames"] == 4096 && rings["frame_size"] == 2048, "{rings}");
         server.stop()?;
@@ -118,7 +117,7 @@ fn mtu_of_the_other_end_counts() -> Result<()> {
     };
     set(Side::Server, 9000)?;
     expect(&lab, "server0", "native", "copy", &["driver"])?;
-    // The last one that fits.
+    // The largest MTU that fits.
     set(Side::Client, 3506)?;
     expect(&lab, "server0", "native", "copy", &["driver"])?;
     set(Side::Client, 3507)?;
@@ -144,7 +143,7 @@ fn as_many_queues_as_the_other_end() -> Result<()> {
         expect(&lab, "many0", "native", "copy", &["driver"])
     };
     let checked = check();
-    // The lab keeps what it did not make.
+    // The lab does not take down interfaces that it did not make.
     ip(&format!("-n {namespace} link delete few0"))?;
     checked.map(|_| ())
 }
@@ -175,8 +174,8 @@ fn an_interface_that_is_down() -> Result<()> {
     ensure!(names(&verdict["obstacles"]) == ["down"] && verdict["attach"] == "native", "{verdict}");
     ensure!(tried["error"].as_str().is_some_and(|error| error.contains("is down")), "{tried}");
     ensure!(tried["agrees"] == true, "{tried}");
-    ensure!(!link(&lab, Side::Server)?.up, "it was set up");
-    // Its other end loses the carrier.
+    ensure!(!link(&lab, Side::Server)?.up, "the attempt set the link up");
+    // The other end has no carrier now.
     let probe = event(sixhop(&lab, Side::Client, "probe client0 --json").output()?)?;
     ensure!(names(&probe["verdict"]["obstacles"]) == ["no-carrier"], "{probe}");
     ensure!(probe["tried"].is_null(), "{probe}");
@@ -185,7 +184,7 @@ fn an_interface_that_is_down() -> Result<()> {
 
 fn without_privileges() -> Result<()> {
     let lab = TestLab::up()?;
-    // The file may lie where nobody else may go.
+    // The file may be in a directory that other users cannot enter.
     let program = std::env::temp_dir().join(format!("sixhop-probe-test-{}", std::process::id()));
     std::fs::copy(SIXHOP, &program)?;
     let output = lab.run_in(Side::Server, || {
@@ -197,7 +196,7 @@ fn without_privileges() -> Result<()> {
     let (verdict, host) = (&probe["verdict"], &probe["host"]);
     ensure!(host["capabilities"] == json!([]) && host["af_xdp"].is_null(), "{host}");
     ensure!(probe["sys_seen"] == false && probe["peer"].is_null(), "{probe}");
-    // What takes no privilege is seen.
+    // `probe` sees what needs no privileges.
     ensure!(verdict["attach"] == "native" && verdict["copy"] == "copy", "{verdict}");
     ensure!(names(&verdict["obstacles"]).contains(&"capabilities"), "{verdict}");
     let lacking = "this process lacks CAP_NET_ADMIN, CAP_NET_RAW, CAP_BPF, CAP_PERFMON";
@@ -240,7 +239,7 @@ fn every_interface_has_a_line() -> Result<()> {
 fn bad_input_gets_one_clear_line() -> Result<()> {
     let lab = TestLab::up()?;
     for (arguments, status, words) in [
-        ("probe eth9 --json", 1, "no interface 'eth9' here: there are lo"),
+        ("probe eth9 --json", 1, "no interface 'eth9' here, only lo"),
         ("probe --try", 2, "<IFACE>"),
         ("probe lo server0", 2, "server0"),
     ] {

@@ -1,5 +1,5 @@
-//! The steering program, run by the kernel on single packets (BPF_PROG_TEST_RUN): which verdict
-//! each kind gets, and what it makes of those that it answers itself.
+//! The steering program, run by the kernel on single packets (BPF_PROG_TEST_RUN): the verdict for
+//! each kind of packet, and the replies that it writes itself.
 
 use std::net::Ipv6Addr;
 use std::path::Path;
@@ -72,7 +72,7 @@ const CONFIG: ProgramConfig = ProgramConfig {
     screen: Some(Screen { station: STATION, allow_list: true, limit: None }),
 };
 
-/// Who may ask.
+/// Sources that may ask.
 const ALLOWED: [&str; 2] = ["2001:db8:1::/64", "fe80::/64"];
 
 fn allowed() -> Sources {
@@ -100,7 +100,7 @@ fn moving(hidden: bool, clients: u64) -> Result<(Program, LiveAddresses)> {
     Ok((program, live))
 }
 
-/// The first few, which are compared one by one, and the others, which are not.
+/// The program compares the first few prefixes one by one, and looks up the others elsewhere.
 fn each_of_many_prefixes_counts() -> Result<()> {
     const PREFIXES: [&str; 7] = [
         "2001:db8:1::/64",
@@ -111,7 +111,7 @@ fn each_of_many_prefixes_counts() -> Result<()> {
         "2001:db8:7::/48",
         "2001:db8:8::8/125",
     ];
-    // The last address of each and the one behind it.
+    // The prefix's last address, and the one after it.
     let edge = |prefix: Prefix| {
         let last =
             prefix.network().to_bits() | u128::MAX.checked_shr(prefix.length().into()).unwrap_or(0);
@@ -157,7 +157,7 @@ fn udp(to: Ipv6Addr, port: u16) -> Result<Vec<u8>> {
     Ok(packet)
 }
 
-/// Runs `packet` and returns the action and the one verdict that was counted.
+/// Runs `packet` and returns the action and the only verdict counted.
 fn verdict(program: &Program, packet: &[u8]) -> Result<(u32, Verdict)> {
     let source = program.verdicts()?;
     let before = source.read()?;
@@ -165,7 +165,10 @@ fn verdict(program: &Program, packet: &[u8]) -> Result<(u32, Verdict)> {
     ensure!(after == packet, "the program changed the packet");
     let counted: Vec<_> =
         source.read()?.iter().zip(before).map(|(now, before)| now - before).collect();
-    ensure!(counted.iter().sum::<u64>() == 1, "one packet counted as {counted:?}");
+    ensure!(
+        counted.iter().sum::<u64>() == 1,
+        "one packet got several verdicts or none: {counted:?}"
+    );
     let index = counted.iter().position(|count| *count == 1).unwrap_or_default();
     Ok((action, Verdict::ALL[index]))
 }
@@ -218,7 +221,7 @@ fn every_kind_of_packet_has_its_verdict() -> Result<()> {
 fn no_truncation_is_steered() -> Result<()> {
     let (program, _live) = program(&CONFIG)?;
     let right = udp(LIVE, PORT)?;
-    // From an Ethernet header on, which is the least that the kernel runs a program for.
+    // The kernel runs no program on less than an Ethernet header.
     for length in 14..62 {
         let found = verdict(&program, &right[..length])?;
         ensure!(found == (XDP_PASS, Verdict::PassedOther), "cut to {length} bytes: {found:?}");
@@ -283,13 +286,13 @@ fn many_addresses_are_all_live_and_cease_to_be() -> Result<()> {
     );
 
     let Err((done, full)) = live.add(&[NOT_LIVE]) else {
-        panic!("one more than the program was loaded for")
+        panic!("the program accepted one address too many")
     };
     ensure!(done == 0 && full.to_string().contains("no room"), "{full}");
-    // Where it stops is known, and what was live before stays so.
+    // `done` says where it stopped; addresses that were live before stay live.
     live.remove(&addresses[5000..])?;
     let Err((done, twice)) = live.add(&[&addresses[7000..], &addresses[4999..]].concat()) else {
-        panic!("{} is there twice", addresses[4999])
+        panic!("{} was added twice", addresses[4999])
     };
     ensure!(
         done == 3000 && twice.to_string() == format!("{} is live already", addresses[4999]),
@@ -300,7 +303,7 @@ fn many_addresses_are_all_live_and_cease_to_be() -> Result<()> {
             && live.contains(addresses[9999])?
             && !live.contains(addresses[5000])?
     );
-    // Those that are not there are passed over.
+    // Addresses that are not live are skipped.
     live.remove(&addresses)?;
     for address in addresses.iter().step_by(97).chain(addresses.last()) {
         ensure!(verdict(&program, &udp(*address, PORT)?)? == (XDP_PASS, Verdict::PassedNotLive));
@@ -309,8 +312,8 @@ fn many_addresses_are_all_live_and_cease_to_be() -> Result<()> {
     Ok(())
 }
 
-/// One store has a step's addresses live, and another's silent: requests, solicitations, and who
-/// may not ask.
+/// An address is live only in the steps of its window: for requests, for solicitations, and as a
+/// source that must not ask.
 fn an_address_is_live_in_its_window() -> Result<()> {
     const STEP: u64 = (1 << 32) + 1;
     for hidden in [false, true] {
@@ -323,7 +326,7 @@ fn an_address_is_live_in_its_window() -> Result<()> {
             (XDP_PASS, Verdict::PassedNotLive)
         };
         for now in STEP - 8..STEP + 8 {
-            // As they are entered: one step ahead of those that are live.
+            // Entered as a server does: one step before they become live.
             for step in now - 1..=now + 2 {
                 live.enter(&[of(step)], step)?;
             }
@@ -336,14 +339,14 @@ fn an_address_is_live_in_its_window() -> Result<()> {
                 };
                 let found = verdict(&program, &udp(of(step), PORT)?)?;
                 ensure!(found == expected, "a request to step {step} in {now}: {found:?}");
-                // It comes from ourselves, or from somebody who had the address.
+                // The source is one of our own live addresses, or was one before.
                 let mut packet = udp(of(now), PORT)?;
                 packet[22..38].copy_from_slice(&of(step).octets());
                 let expected =
                     if step.abs_diff(now) <= 1 { Verdict::Refused } else { Verdict::NoRing };
                 let found = verdict(&program, &packet)?.1;
                 ensure!(found == expected, "a request from step {step} in {now}: {found:?}");
-                // The same behind an extension header, to it and from it.
+                // The same behind an extension header, as destination and as source.
                 let expected = if step.abs_diff(now) <= 1 {
                     (XDP_PASS, Verdict::PassedBehind)
                 } else {
@@ -382,7 +385,7 @@ fn an_address_is_live_in_its_window() -> Result<()> {
     Ok(())
 }
 
-/// The program finds what user space wrote, in memory that only they both know, and nothing else.
+/// The program finds the addresses that user space wrote to their shared memory, and no others.
 fn every_moving_address_is_found() -> Result<()> {
     const CLIENTS: u64 = 20_000;
     let (program, mut live) = moving(false, CLIENTS)?;
@@ -406,7 +409,7 @@ fn every_moving_address_is_found() -> Result<()> {
             ensure!(found == expected, "{address} of step {step}: {found:?}");
         }
     }
-    // In buckets that are full, too: more than there is room for.
+    // Full buckets work too: more addresses than there is room for.
     let (mut program, mut live) = moving(false, 1)?;
     let many: Vec<_> = of(7).into_iter().take(200).collect();
     live.set_step(7);
@@ -425,7 +428,7 @@ fn every_moving_address_is_found() -> Result<()> {
     Ok(())
 }
 
-/// The group that solicitations for `address` go to (RFC 4291 section 2.7.1).
+/// The solicited-node multicast group of `address` (RFC 4291 section 2.7.1).
 fn group(address: Ipv6Addr) -> Ipv6Addr {
     let [.., a, b, c] = address.octets();
     Ipv6Addr::new(0xff02, 0, 0, 0, 0, 1, 0xff00 | u16::from(a), u16::from_be_bytes([b, c]))
@@ -496,7 +499,7 @@ fn where_hidden_nobody_else_is_heard() -> Result<()> {
     Ok(())
 }
 
-/// A packet with these headers before its UDP header, each with the number that it has.
+/// A packet with these extension headers before its UDP header, each with its protocol number.
 fn behind(to: Ipv6Addr, port: u16, headers: &[(u8, &[u8])]) -> Result<Vec<u8>> {
     let plain = udp(to, port)?;
     let mut packet = plain[..54].to_vec();
@@ -593,14 +596,14 @@ fn only_what_a_socket_answers_goes_behind() -> Result<()> {
         for headers in not_ours {
             check(&behind(LIVE, PORT, headers)?, silent)?;
         }
-        // Neither TCP nor a ping, whatever stands before it.
+        // Behind extension headers, TCP and pings get no answer.
         check(&tcp(behind(LIVE, PORT, &[(0, &OPTIONS)])?, 54), silent)?;
         check(&tcp(behind(LIVE, PORT, &[(44, &WHOLE)])?, 54), silent)?;
         check(&tcp(behind(LIVE, PORT, &[(0, &OPTIONS), (60, &OPTIONS)])?, 62), silent)?;
-        // Nor what was cut off, wherever.
+        // A packet cut short gets none either, wherever it ends.
         let whole = behind(LIVE, PORT, &[(0, &OPTIONS), (44, &FIRST)])?;
         (54..whole.len() - 32).try_for_each(|length| check(&whole[..length], silent))?;
-        // A tag that only says a priority is none; one of a VLAN is another interface's.
+        // A priority tag does not matter. A VLAN tag belongs to another interface.
         for (tags, expected) in [
             (&[(0x8100u16, 0xa000u16)][..], (XDP_PASS, Verdict::PassedBehind)),
             (&[(0x88a8, 0), (0x8100, 0)], (XDP_PASS, Verdict::PassedBehind)),
@@ -617,7 +620,7 @@ fn only_what_a_socket_answers_goes_behind() -> Result<()> {
     Ok(())
 }
 
-/// The same frame with tags, each with its EtherType and control information.
+/// Inserts VLAN tags, each with its EtherType and control information.
 fn tag(frame: &[u8], tags: &[(u16, u16)]) -> Vec<u8> {
     let mut tagged = frame[..12].to_vec();
     for (kind, control) in tags {
@@ -628,7 +631,7 @@ fn tag(frame: &[u8], tags: &[(u16, u16)]) -> Vec<u8> {
     tagged
 }
 
-/// Who asks too often is not answered, and others are.
+/// A source over its limit gets no reply; other sources do.
 fn a_source_has_its_limit() -> Result<()> {
     let screen = Screen { station: STATION, allow_list: false, limit: Some(50) };
     let (program, _live) = program(&ProgramConfig { screen: Some(screen), ..CONFIG })?;
@@ -643,15 +646,15 @@ fn a_source_has_its_limit() -> Result<()> {
     let mut other = plain.clone();
     other[37] ^= 0x80;
     let started = std::time::Instant::now();
-    // A tenth of a second's worth at once, and then one in 20 ms, whatever it looks like.
+    // The burst is a tenth of a second's worth, then one request in 20 ms, in any form.
     let refused = ask(&plain, 100)? + ask(&behind(LIVE, PORT, &[(0, &OPTIONS)])?, 100)?;
     let most = 5 + started.elapsed().as_millis() as usize / 20 + 1;
     ensure!(
         (200 - most..=195).contains(&refused),
         "{refused} of 200 were refused, {most} may have been answered"
     );
-    ensure!(ask(&other, 5)? == 0, "another source suffers");
-    // To addresses that are not live it costs nothing.
+    ensure!(ask(&other, 5)? == 0, "another source was limited too");
+    // Requests to addresses that are not live do not count towards the limit.
     other[36] ^= 0x80;
     let to_nobody = [&other[..53], &[0x11], &other[54..]].concat();
     ensure!(ask(&to_nobody, 100)? == 0 && ask(&other, 5)? == 0);
@@ -673,7 +676,7 @@ fn without_a_port_no_request_is_steered() -> Result<()> {
     Ok(())
 }
 
-/// A program that answers, and who has the last word on what it should do.
+/// A program that answers by itself, and the handler that defines what it should do.
 struct Reflection {
     program: Program,
     _live: LiveAddresses,
@@ -682,7 +685,7 @@ struct Reflection {
     handler: Handler,
 }
 
-/// What happens to a packet.
+/// What the program does with a packet.
 #[derive(Debug, PartialEq)]
 enum Fate {
     Passed,
@@ -699,7 +702,7 @@ impl Reflection {
     fn load() -> Result<Self> {
         let pool = Pool::new("2001:db8:1::/64".parse()?, 10, 1)?;
         let own = vec![Self::OWN, Self::OWN_ELSEWHERE];
-        // Nothing leaves in a test run: any interface will do.
+        // A test run sends nothing, so the interface does not matter.
         let reflect = Some(Reflect { replies: 10, interface: 1 });
         let mut program = Program::load(&ProgramConfig { reflect, ..CONFIG })?;
         program.add_prefix(pool.prefix())?;
@@ -712,8 +715,8 @@ impl Reflection {
         Ok(Self { program, _live: live, counters, pool, handler })
     }
 
-    /// What is to be, and what is to become of the bytes: what steers is simple, and the rest is
-    /// the handler's.
+    /// The expected fate; writes the reply to `packet`. The steering rules are simple, and the
+    /// handler decides the rest.
     fn expected(&self, packet: &mut [u8]) -> Fate {
         let is_steered = packet.len() >= OVERHEAD
             && packet[12..14] == [0x86, 0xdd]
@@ -729,7 +732,8 @@ impl Reflection {
         let port = u16::from_be_bytes([packet[54], packet[55]]);
         let is_live = self.pool.contains(destination);
         if packet[..6] != STATION || (packet[58..60] == [0, 0] && !destination.is_multicast()) {
-            // The kernel's, unless it costs it something for nothing.
+            // The kernel gets it, except from a source that may not ask: then it must not cost the
+            // kernel work.
             let is_ours = (packet[..6] == STATION || packet[0] & 1 == 1) && packet[14] >> 4 == 6;
             let is_stranger = is_ours && is_live && !self.handler.sources().contains(source);
             return if is_stranger {
@@ -753,7 +757,7 @@ impl Reflection {
         self.handler.answer(packet).map_or_else(Fate::Refused, Fate::Answered)
     }
 
-    /// Has the kernel run the program, and finds that it does as it should. Returns what that is.
+    /// Runs the program on `packet` and checks what it does. Returns the fate.
     fn check(&self, packet: &[u8]) -> Result<Fate> {
         let mut wanted = packet.to_vec();
         let fate = self.expected(&mut wanted);
@@ -793,7 +797,7 @@ impl Reflection {
     }
 }
 
-/// Who asks whom, and with what.
+/// A request to generate: its addresses, ports and payload.
 #[derive(Debug, Clone)]
 struct Question {
     source: Ipv6Addr,
@@ -820,14 +824,14 @@ impl Question {
             .ipv6(self.source.octets(), self.destination.octets(), 33)
             .udp(self.ports.0, self.ports.1)
             .write(&mut packet, &self.payload)
-            .expect("a vector takes it");
+            .expect("a vector grows");
         packet[15] = 0x5a; // some of traffic class and flow label
         packet.resize(packet.len() + self.padding, 0xee);
         packet
     }
 }
 
-/// Makes the checksum right again, as far as the lengths make sense.
+/// Recomputes the checksum, if the lengths make sense.
 fn repair(packet: &mut [u8]) {
     let Some(length) = packet.get(58..60).map(|bytes| u16::from_be_bytes([bytes[0], bytes[1]]))
     else {
@@ -914,15 +918,15 @@ fn refuses_by_the_same_rules() -> Result<()> {
         let fate = reflection.check(&Question { payload, ..right.clone() }.packet())?;
         ensure!(fate == Fate::Answered(OVERHEAD + length), "{length} bytes: {fate:?}");
     }
-    // From an Ethernet header on, which is the least that the kernel runs a program for.
+    // The kernel runs no program on less than an Ethernet header.
     let whole = right.packet();
     (14..whole.len()).try_for_each(|length| reflection.check(&whole[..length]).map(drop))
 }
 
 fn does_what_the_handler_does() -> Result<()> {
-    /// Packets that are tried.
+    /// Packets to try.
     const CASES: u32 = 20_000;
-    /// What fits into the page that the kernel gives to a test run.
+    /// The longest packet that fits into the page that a test run gets from the kernel.
     const LONGEST: usize = 3000;
     let reflection = Reflection::load()?;
     let pool = reflection.pool.clone();
@@ -971,7 +975,7 @@ fn does_what_the_handler_does() -> Result<()> {
             payload,
             padding,
         });
-    // Of the headers more often than of what they announce; lengths a little off.
+    // Bytes to flip, more often in headers than in payloads. Lengths change slightly.
     let flips = proptest::collection::vec((prop_oneof![0..OVERHEAD, 0..LONGEST], 1u8..), 0..3);
     let lengths = prop_oneof![3 => Just((0, 0)), 1 => (-40i16..40, -40i16..40)];
     let cut = prop_oneof![5 => Just(LONGEST), 1 => 14..LONGEST];
@@ -998,7 +1002,7 @@ fn does_what_the_handler_does() -> Result<()> {
     let config = Config { cases: CASES, failure_persistence: None, ..Config::default() };
     let answered = std::cell::Cell::new(0);
     TestRunner::new(config).run(&case, |packet| {
-        // What becomes of tags and extension headers, another test says.
+        // Another test covers VLAN tags and extension headers.
         if packet[12..14] != [0x86, 0xdd]
             || packet.get(20).is_some_and(|next| [0, 43, 44, 60].contains(next))
         {
@@ -1012,7 +1016,7 @@ fn does_what_the_handler_does() -> Result<()> {
     let answered = answered.get();
     ensure!(
         (CASES / 5..CASES * 4 / 5).contains(&answered),
-        "{answered} of {CASES} are answered: nothing was tried"
+        "{answered} of {CASES} got a reply: too few or too many to prove anything"
     );
     Ok(())
 }
@@ -1033,7 +1037,7 @@ fn solicitations_are_still_steered() -> Result<()> {
     Ok(())
 }
 
-/// Whether a program refuses for that reason that only steers.
+/// Whether a program that only steers refuses for this reason.
 fn is_screened(refusal: Refusal) -> bool {
     matches!(
         refusal,
@@ -1048,7 +1052,7 @@ fn is_screened(refusal: Refusal) -> bool {
     )
 }
 
-/// Each frame that the fuzzers begin with, to the program that answers and to the one that steers.
+/// Runs the fuzzers' seed corpus through the program that answers and the one that steers.
 fn corpus_of_the_fuzzers() -> Result<()> {
     let reflection = Reflection::load()?;
     let mut steering = Program::load(&CONFIG)?;
@@ -1067,8 +1071,8 @@ fn corpus_of_the_fuzzers() -> Result<()> {
             }
             let fate = reflection.check(&frame).with_context(|| path.display().to_string())?;
             let (action, verdict) = verdict(&steering, &frame)?;
-            // There is no socket on the queue. What the worker finds out is steered, as requests
-            // are.
+            // The queue has no socket. Packets that the worker would refuse are steered, as valid
+            // requests are.
             let agrees = match fate {
                 Fate::Passed => action == XDP_PASS && verdict != Verdict::NoRing,
                 Fate::Refused(refusal) if is_screened(refusal) => {
@@ -1078,14 +1082,18 @@ fn corpus_of_the_fuzzers() -> Result<()> {
                     (action, verdict) == (XDP_PASS, Verdict::NoRing)
                 }
             };
-            ensure!(agrees, "{}: {fate:?}, but {verdict:?} where it is steered", path.display());
+            ensure!(
+                agrees,
+                "{}: {fate:?}, but {verdict:?} from the steering program",
+                path.display()
+            );
             frames += 1;
             answered += u32::from(matches!(fate, Fate::Answered(_)));
         }
     }
     ensure!(
         frames > 50 && answered > 5,
-        "{answered} of {frames} frames are answered: nothing was tried"
+        "{answered} of {frames} frames got a reply: too few to prove anything"
     );
     Ok(())
 }

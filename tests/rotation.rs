@@ -1,8 +1,8 @@
-//! Addresses that move: `serve` and `load` with `--schedule mt6d`, each on a lab of its own (see
+//! Moving addresses: `serve` and `load` with `--schedule mt6d`. Each test has a lab of its own (see
 //! `common`).
 //!
-//! Where a test is not about the moment of rotation, a step lasts an hour: then nothing depends on
-//! how long anything takes, and a clock that is wrong by five steps is wrong by five hours.
+//! Where a test is not about the moment of rotation, a step lasts an hour. Then no result depends
+//! on speed, and five steps of clock error are five hours.
 
 use std::net::{Ipv6Addr, SocketAddrV6, UdpSocket};
 use std::os::unix::fs::OpenOptionsExt;
@@ -23,7 +23,7 @@ use libtest_mimic::Trial;
 use serde_json::Value;
 use sixhop::address::mt6d::{Clock, Subnet, Timetable};
 use sixhop::lab::Side;
-use sixhop::live::{Method, Place, Rotation, unix_time};
+use sixhop::live::{BindContext, Method, Rotation, unix_time};
 use sixhop::net::netlink;
 use sixhop::wire::{Endpoints, Stamp, Template};
 use sixhop::xdp::{MovingAddresses, Program, ProgramConfig};
@@ -73,7 +73,7 @@ impl SecretFile {
         )
     }
 
-    /// Computed apart from server and client.
+    /// Computed independently of server and client.
     fn timetable(&self, clients: u32, seconds: u64) -> Result<Timetable> {
         let clock = Clock::new(Duration::from_secs(seconds))?;
         let secret = sixhop::host::secret::read(&self.path)?;
@@ -86,7 +86,7 @@ fn load(lab: &TestLab, flags: &str) -> Result<Output> {
     Ok(sixhop(lab, Side::Client, &flags).output()?)
 }
 
-/// Loads, and finds that nothing was lost.
+/// Runs a load and checks that no request was lost.
 fn all_answered(lab: &TestLab, flags: &str, requests: u64) -> Result<()> {
     let output = load(lab, flags)?;
     ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
@@ -103,10 +103,11 @@ fn all_answered(lab: &TestLab, flags: &str, requests: u64) -> Result<()> {
     Ok(())
 }
 
-/// Some steps of a second under load, by a clock that is so many seconds wrong.
+/// Serves and loads through some steps of one second, with the client's clock off by `offset`
+/// seconds.
 fn rotates(engine: &str, bind: &str, clients: u32, offset: f64) -> Result<()> {
     const RATE: u64 = 1000;
-    const REQUESTS: u64 = 2500;
+    const REQUESTS: u64 = 1500; // over one boundary at least
     let lab = TestLab::up()?;
     let secret = SecretFile::new()?;
     let flags = secret.flags(clients, 1);
@@ -121,7 +122,7 @@ fn rotates(engine: &str, bind: &str, clients: u32, offset: f64) -> Result<()> {
     let asked = format!("{flags} --rate {RATE} --requests {REQUESTS} --clock-offset {offset}");
     all_answered(&lab, &asked, REQUESTS)?;
     wait_for_no_program(&lab, Side::Client)?;
-    // The step after next at the latest has its event.
+    // Rotation events come by the step after next at the latest.
     let first = ready["step"].as_u64().context("a step")?;
     server.wait_for(|event| {
         event["event"] == "rotation"
@@ -132,7 +133,7 @@ fn rotates(engine: &str, bind: &str, clients: u32, offset: f64) -> Result<()> {
     ensure!(totals["answered"] == REQUESTS && totals["replies"] == 10 * REQUESTS, "{totals}");
     ensure!(totals["refused"] == serde_json::json!({}), "{totals}");
     let left = common::addresses(&lab)?;
-    ensure!(left.len() == 1, "addresses are left: {left:?}");
+    ensure!(left.len() == 1, "addresses remain: {left:?}");
     Ok(())
 }
 
@@ -149,7 +150,7 @@ fn every_engine_follows() -> Result<()> {
     Ok(())
 }
 
-/// As counted in the program's own memory while it rotates.
+/// Counts live addresses in the XDP program's own memory while it rotates.
 fn three_are_live() -> Result<()> {
     const CLIENTS: u32 = 2000;
     const STEPS: u64 = 3;
@@ -168,7 +169,7 @@ fn three_are_live() -> Result<()> {
     let live_addresses = Some(program.live_addresses()?);
     let mut rotation = lab.run_in(Side::Server, || {
         let link = netlink::link("server0")?;
-        let place = Place { link: &link, prefix: PREFIX.parse()?, live_addresses };
+        let place = BindContext { link: &link, prefix: PREFIX.parse()?, live_addresses };
         Rotation::start(Method::LiveMap, place, timetable, None, &mut |_| true)
     })?;
     let clients = u64::from(CLIENTS);
@@ -190,16 +191,16 @@ fn three_are_live() -> Result<()> {
             looks += 1;
             whole += u64::from(live == 3 * clients);
         }
-        rotating.join().expect("no panic")
+        rotating.join().expect("the rotation does not panic")
     })?;
-    // Only where a step turns while it is counted there may be fewer.
+    // A count may be lower only if the step changes during it.
     ensure!(looks > 10 && whole * 10 > looks * 9, "{whole} of {looks}");
     ensure!(steps.windows(2).all(|two| two[1].step == two[0].step + 1), "{steps:?}");
     ensure!(steps.iter().all(|step| step.live == 3 * u64::from(CLIENTS)), "{steps:?}");
     Ok(())
 }
 
-/// Nothing but the secret is there in between.
+/// The secret is all that stays between two servers.
 fn started_again() -> Result<()> {
     let lab = TestLab::up()?;
     let secret = SecretFile::new()?;
@@ -213,7 +214,7 @@ fn started_again() -> Result<()> {
         let totals = server.stop()?;
         ensure!(totals["answered"] == 2000, "{totals}");
     }
-    // But for the hour's turn between the two.
+    // Equal unless the hour turned between the two starts.
     ensure!(steps[0] == steps[1] || unix_time() / 1_000_000_000 % HOUR < 60, "{steps:?}");
     let entries = std::fs::read_dir(secret.path.parent().context("a directory")?)?.count();
     ensure!(entries == 1, "{entries} files beside the secret");
@@ -236,7 +237,8 @@ fn wrong_clock() -> Result<()> {
         let output = load(&lab, &format!("{asked} --clock-offset {}", steps * HOUR as i64))?;
         let said = String::from_utf8_lossy(&output.stderr);
         let result: Value = serde_json::from_slice(&output.stdout)?;
-        // The edge of the server's window is all that is found at the edge of what is tried.
+        // 32 steps is the limit of the search, where the client finds the edge of the server's
+        // window.
         let told = result["clock_steps"].as_i64().unwrap_or_default();
         ensure!(told == steps || steps == 32 && told.abs_diff(32) <= 1, "{steps}: {result}");
         ensure!(result["sent"] == 200 && result["answered"] == 0, "{result}");
@@ -247,17 +249,16 @@ fn wrong_clock() -> Result<()> {
         );
         wait_for_no_program(&lab, Side::Client)?;
     }
-    // Too far, or with another secret: nobody answers whatever the step, and that is said.
-    for flags in [format!("{asked} --clock-offset {}", 40 * HOUR), {
-        let other = SecretFile::new()?;
-        let output = load(&lab, &format!("{} --rate 1000 --requests 200", other.flags(100, HOUR)))?;
-        let said = String::from_utf8_lossy(&output.stderr).into_owned();
-        ensure!(output.status.code() == Some(1) && said.contains("its --secret"), "{said}");
-        format!("{asked} --clock-offset {}", -40 * HOUR as i64)
-    }] {
+    // Further off, or with another secret, no step gets a reply, and the client says so.
+    let other = SecretFile::new()?;
+    for flags in [
+        format!("{asked} --clock-offset {}", 40 * HOUR),
+        format!("{} --rate 1000 --requests 200", other.flags(100, HOUR)),
+    ] {
         let output = load(&lab, &flags)?;
         let said = String::from_utf8_lossy(&output.stderr);
-        ensure!(output.status.code() == Some(1) && said.contains("within 32 steps"), "{said}");
+        ensure!(output.status.code() == Some(1), "{said}");
+        ensure!(said.contains("within 32 steps") && said.contains("its --secret"), "{said}");
     }
     server.stop()?;
     Ok(())
@@ -268,10 +269,10 @@ fn group(address: Ipv6Addr) -> Ipv6Addr {
     Ipv6Addr::new(0xff02, 0, 0, 0, 0, 1, 0xff00 | u16::from(a), u16::from_be_bytes([b, c]))
 }
 
-/// What a client with these Ethernet addresses, its own and the server's, sends.
+/// Builds what a client sends between two Ethernet addresses, its own and the server's.
 struct Sender {
     macs: ([u8; 6], [u8; 6]),
-    /// Takes the replies, of which the client's kernel would say otherwise that nobody wants them.
+    /// Takes the replies. Without it, the client's kernel would answer them with ICMPv6 errors.
     _socket: UdpSocket,
     template: Template,
 }
@@ -314,8 +315,8 @@ impl Sender {
     }
 }
 
-/// Who spoke in a frame that arrived, and whether it is a reply or an advertisement. Nothing where
-/// the server's kernel goes about its own business, by its own addresses.
+/// The source of an arrived frame, and whether it is a reply (or else an advertisement). `None` for
+/// traffic of the server's kernel from its own addresses.
 fn speaker(frame: &[u8]) -> Result<Option<(Ipv6Addr, bool)>> {
     let ip = etherparse::Ipv6HeaderSlice::from_slice(&frame[14..])
         .with_context(|| format!("{frame:x?}"))?;
@@ -326,12 +327,12 @@ fn speaker(frame: &[u8]) -> Result<Option<(Ipv6Addr, bool)>> {
     match (ip.next_header().0, &frame[54..]) {
         (17, [0x0d, 0xd4, ..]) => Ok(Some((source, true))),
         (58, [136, ..]) => Ok(Some((source, false))),
-        _ => anyhow::bail!("somebody spoke: {frame:x?}"),
+        _ => anyhow::bail!("unexpected frame: {frame:x?}"),
     }
 }
 
-/// Addresses of the window answer requests and solicitations, those of the steps before and after
-/// neither.
+/// Addresses in the window answer requests and solicitations. Those of earlier and later steps
+/// answer neither.
 fn outside_the_window(engine: &str) -> Result<()> {
     const CLIENTS: u32 = 100;
     let lab = TestLab::up()?;
@@ -344,8 +345,7 @@ fn outside_the_window(engine: &str) -> Result<()> {
     )?;
     let now = server.ready["step"].as_u64().context("a step")?;
     let sender = Sender::new(&lab)?;
-    let index = link(&lab, Side::Client)?.index;
-    let capture = lab.run_in(Side::Client, || PacketSocket::on(index))?;
+    let capture = PacketSocket::at(&lab, Side::Client)?;
     let mut frame = [0; 200];
     let window = || (0..u64::from(CLIENTS)).flat_map(|client| [-1i64, 0, 1].map(|by| (client, by)));
     let outside =
@@ -357,7 +357,7 @@ fn outside_the_window(engine: &str) -> Result<()> {
         capture.send(sender.request(&mut frame, to))?;
         capture.send(&sender.solicitation(to)?)?;
     }
-    // One after the other: a veth holds 256 frames, which ten replies to each soon are.
+    // One address at a time: a veth holds 256 frames, and each request gets ten replies.
     for to in window().map(address) {
         capture.send(sender.request(&mut frame, to))?;
         capture.send(&sender.solicitation(to)?)?;
@@ -370,11 +370,11 @@ fn outside_the_window(engine: &str) -> Result<()> {
             spoke.into_iter().for_each(|(source, _)| *answers.entry(source).or_insert(0) += 1);
         }
     }
-    // One of ours asks another.
+    // A request from one of our own live addresses to another.
     let mut own = sender.request(&mut frame, address((0, 0))).to_vec();
     let (source, other) = (address((1, 1)).octets(), Side::Client.address().octets());
     own[22..38].copy_from_slice(&source);
-    // The sum stays right: what the source's words gain, the payload's last ones lose.
+    // Keep the checksum valid: take from the payload's last word what the source's words gained.
     let sum = |bytes: &[u8]| {
         bytes.chunks(2).map(|word| u32::from(word[0]) << 8 | u32::from(word[1])).sum::<u32>()
     };
@@ -394,7 +394,7 @@ fn outside_the_window(engine: &str) -> Result<()> {
     for live in window().map(address) {
         ensure!(answers.remove(&live) == Some(11), "{live} did not answer");
     }
-    ensure!(answers.is_empty(), "others spoke: {answers:?}");
+    ensure!(answers.is_empty(), "other addresses answered: {answers:?}");
     let totals = server.stop()?;
     ensure!(totals["answered"] == count && totals["advertised"] == count, "{totals}");
     ensure!(totals["refused"] == serde_json::json!({ "source_own": 1 }), "{totals}");
@@ -402,8 +402,8 @@ fn outside_the_window(engine: &str) -> Result<()> {
     Ok(())
 }
 
-/// A scanner that knows the prefix, the port and the server's Ethernet address, while the addresses
-/// move.
+/// Probes of a scanner that knows the prefix, the port and the server's Ethernet address, while
+/// addresses move.
 fn a_million_probes() -> Result<()> {
     const PROBES: u64 = 1_000_000;
     let lab = TestLab::up()?;
@@ -412,13 +412,12 @@ fn a_million_probes() -> Result<()> {
     let mut server = Server::start(&lab, &format!("{} --bind live-map", secret.flags(1000, 1)))?;
     let timetable = secret.timetable(1000, 1)?;
     let sender = Sender::new(&lab)?;
-    let index = link(&lab, Side::Client)?.index;
-    let capture = lab.run_in(Side::Client, || PacketSocket::on(index))?;
+    let capture = PacketSocket::at(&lab, Side::Client)?;
     let mut frame = [0; 200];
     let mut host = 0x0123_4567_89ab_cdef_u64;
     let mut probe = |count: u64| {
         for number in 0..count {
-            // xorshift64*, which comes to every number but 0 before it comes back.
+            // xorshift64*, whose period covers every number except 0.
             host ^= host >> 12;
             host ^= host << 25;
             host ^= host >> 27;
@@ -432,7 +431,7 @@ fn a_million_probes() -> Result<()> {
         }
         anyhow::Ok(())
     };
-    // A veth that has no room drops a frame: as many have to arrive.
+    // A full veth drops frames. Send until enough have arrived.
     let arrived = |event: &Value| event["steering"]["dropped_hidden"].as_u64().unwrap_or_default();
     let (mut sent, mut come) = (0, 0);
     while come < PROBES {
@@ -446,7 +445,7 @@ fn a_million_probes() -> Result<()> {
             event["event"] == "stats" && (come >= PROBES || come > before)
         })?;
     }
-    // It is there: the link keeps the order, and this answer comes after all that was to come.
+    // The link keeps order: once this reply arrives, answers to earlier probes would have arrived.
     let now = timetable.clock().step(unix_time());
     let live = timetable.address(7, now);
     capture.send(sender.request(&mut frame, live))?;
@@ -467,7 +466,7 @@ fn a_million_probes() -> Result<()> {
     Ok(())
 }
 
-/// The kernel takes longer than a second for so many.
+/// The kernel needs more than a second to move so many addresses.
 fn too_short() -> Result<()> {
     const CLIENTS: u64 = 1500;
     let lab = TestLab::up()?;
@@ -487,7 +486,7 @@ fn too_short() -> Result<()> {
         .wait_for(|event| event["event"] == "stats" && event["moves"]["late"].as_u64() > Some(0))?;
     server.stop()?;
     let left = common::addresses(&lab)?;
-    ensure!(left.len() == 1, "{} addresses are left", left.len());
+    ensure!(left.len() == 1, "{} addresses remain", left.len());
     Ok(())
 }
 
@@ -509,7 +508,7 @@ fn bad_input() -> Result<()> {
         (Side::Server, serve.replace(&path, &with(&open)), 1, chmod.as_str()),
         (Side::Client, load.replace(&path, &with(&open)), 1, chmod.as_str()),
         (Side::Server, serve.replace(&path, &with(&short)), 1, "8 bytes"),
-        (Side::Server, serve.replace(&path, "/dev/urandom"), 1, "no regular file"),
+        (Side::Server, serve.replace(&path, "/dev/urandom"), 1, "not a regular file"),
         (Side::Server, serve.replace(&path, "/nowhere/secret"), 1, "/nowhere/secret"),
         (Side::Server, serve.replace("--rotate 10s", "--rotate 999ms"), 2, "one second"),
         (Side::Server, serve.replace("/64", "/48"), 2, "/64"),

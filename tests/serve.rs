@@ -1,13 +1,13 @@
-//! `serve`, `load` and `compare`, run as a user runs them, each on a lab of its own (see `common`).
+//! `serve`, `load` and `compare`, run as a user would, on a lab per test (see `common`).
 //!
 //! | test | what crosses the network |
 //! |---|---|
-//! | `*_answers_everything` | the generator's requests to a server of each engine |
-//! | `a_plain_socket_*` | requests of a kernel socket, replies into it |
-//! | `packet_sockets_*` | a frame, and all that the server's end says to it |
+//! | `*_answers_everything` | the generator's requests, to a server of each engine |
+//! | `a_plain_socket_*` | requests from a kernel socket, and the replies to it |
+//! | `packet_sockets_*` | a frame, and every frame that the server's end sends back |
 //! | `ping_and_neighbour_discovery_*` | ICMPv6 between the kernels |
-//! | `a_request_from_the_service_port_*` | a request that must not be answered |
-//! | `after_sigkill_*`, `bad_input_*` | nothing; what is left behind, and what is said |
+//! | `a_request_from_the_service_port_*` | a request that must get no reply |
+//! | `after_sigkill_*`, `bad_input_*` | nothing; the tests check leftovers and messages |
 
 use std::net::{Ipv6Addr, SocketAddrV6, UdpSocket};
 use std::os::fd::AsRawFd;
@@ -33,7 +33,7 @@ use sixhop::address::Pool;
 use sixhop::lab::Side;
 use sixhop::net::netlink;
 
-/// Those that are taps: the kernel's own stack gets the same requests.
+/// Engines that tap the link: the kernel's own stack gets the same requests.
 const TAPS: [&str; 3] = ["raw", "packet-ring", "packet-ring --tpacket v3"];
 
 pub fn trials() -> Vec<Trial> {
@@ -127,7 +127,7 @@ fn pool(addresses: u64) -> Result<Pool> {
     Ok(Pool::new(PREFIX.parse()?, addresses, 1)?)
 }
 
-/// Addresses of the pool that are on the server's interface.
+/// The number of pool addresses on the server's interface.
 fn bound(lab: &TestLab, addresses: u64) -> Result<usize> {
     let pool = pool(addresses)?;
     lab.run_in(Side::Server, || {
@@ -176,9 +176,9 @@ fn answers_everything(engine: &str, rate: u64, requests: u64) -> Result<()> {
     if let Some(verdict) = verdict {
         ensure!(totals["steering"][verdict] == requests && totals["unsent"] == 0, "{totals}");
     }
-    ensure!(bound(&lab, 200)? == 0, "addresses are left");
+    ensure!(bound(&lab, 200)? == 0, "addresses remain");
     let link = lab.run_in(Side::Server, || netlink::link("server0"))?;
-    ensure!(link.xdp.is_none(), "a program is left");
+    ensure!(link.xdp.is_none(), "a program is still attached");
     Ok(())
 }
 
@@ -206,7 +206,7 @@ fn workers_share_a_port() -> Result<()> {
     Ok(())
 }
 
-/// More, and larger, than one datagram can be cut into.
+/// More replies, and larger, than one datagram can be segmented into.
 fn as_many_replies_as_can_be() -> Result<()> {
     for engine in ["socket-gso", "uring"].into_iter().chain(TAPS) {
         let lab = TestLab::up()?;
@@ -230,8 +230,8 @@ fn as_many_replies_as_can_be() -> Result<()> {
     Ok(())
 }
 
-/// Many more requests at once than it has buffers, and than its socket holds: while the server
-/// stands still, and then while it runs.
+/// Sends many more requests at once than the engine has buffers or its socket holds: first to a
+/// stopped server, then to a running one.
 fn uring_answers_a_flood() -> Result<()> {
     const REQUESTS: u64 = 30_000;
     let lab = TestLab::up()?;
@@ -244,7 +244,7 @@ fn uring_answers_a_flood() -> Result<()> {
         }
         lab.run_in(Side::Client, || {
             let socket = UdpSocket::bind(SocketAddrV6::new(Side::Client.address(), 0, 0, 0))?;
-            // The first waits for neighbour discovery, which keeps few others waiting with it.
+            // Resolve the address first: the kernel queues few packets during neighbour discovery.
             let mac = netlink::resolve(netlink::link("client0")?.index, address, PATIENCE)?;
             ensure!(mac == lab.run_in(Side::Server, || Ok(netlink::link("server0")?.mac))?);
             for _ in 0..REQUESTS {
@@ -296,7 +296,7 @@ fn both_clients_ask_every_engine() -> Result<()> {
         for (client, attach) in [("afxdp", Value::from("native")), ("socket", Value::Null)] {
             let polling = (client == "socket").then(|| have_client_poll(&lab)).transpose()?;
             let flags =
-                format!("{} --rate 1000 --requests 1500 --client {client}", load_flags(100));
+                format!("{} --rate 3000 --requests 1500 --client {client}", load_flags(100));
             let output = sixhop(&lab, Side::Client, &flags).output()?;
             ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
             drop(polling);
@@ -359,7 +359,7 @@ fn reflect_answers_in_generic_mode() -> Result<()> {
     Ok(())
 }
 
-/// The program answers requests, and a worker solicitations.
+/// The XDP program answers requests, and a worker answers solicitations.
 fn reflect_answers_in_live_map() -> Result<()> {
     let lab = TestLab::up()?;
     let server = Server::start(&lab, "--addresses 5000 --engine reflect --bind live-map")?;
@@ -377,12 +377,12 @@ fn reflect_answers_in_live_map() -> Result<()> {
     );
     ensure!(
         lab.run_in(Side::Server, || netlink::link("server0"))?.xdp.is_none(),
-        "a program is left"
+        "a program is still attached"
     );
     Ok(())
 }
 
-/// A veth holds 256 frames that were redirected to it, and this is more at a time than that.
+/// A veth queues 256 redirected frames; these are more at a time.
 fn reflect_counts_what_was_not_taken() -> Result<()> {
     const REQUESTS: u64 = 50;
     let lab = TestLab::up()?;
@@ -403,7 +403,7 @@ fn reflect_counts_what_was_not_taken() -> Result<()> {
     let totals = server.stop()?;
     let number = |field: &str| totals[field].as_u64().unwrap_or_default();
     ensure!(number("replies") + number("unsent") == 255 * REQUESTS, "{totals}");
-    // What it took has come.
+    // Every reply that the veth accepted arrives.
     let mut replies = 0;
     while replies < number("replies") {
         replies += capture
@@ -438,8 +438,8 @@ fn packet_sockets_say_what_they_got() -> Result<()> {
     Ok(())
 }
 
-/// A datagram to a port that nobody has comes after one to the service: the kernel's word on the
-/// former is in the capture, and none on the latter.
+/// Sends a datagram to the service, then one to a closed port. The capture has the kernel's ICMPv6
+/// error about the second only.
 fn packet_sockets_reply_and_the_kernel_is_silent() -> Result<()> {
     const UNREACHABLE: u8 = 1; // RFC 4443
     let lab = TestLab::up()?;
@@ -486,7 +486,7 @@ fn packet_sockets_reply_and_the_kernel_is_silent() -> Result<()> {
             totals["answered"] == 1 && totals["refused"]["bad_checksum"] == 1,
             "{engine}: {totals}"
         );
-        // The datagram that an error is about follows its header.
+        // The datagram that caused the error follows the ICMPv6 header.
         let about = errors[0].get(62 + 42..62 + 44);
         ensure!(
             replies == 10 && errors.len() == 1 && about == Some(&3541u16.to_be_bytes()),
@@ -506,7 +506,7 @@ fn packet_sockets_end_with_the_link() -> Result<()> {
     Ok(())
 }
 
-/// Asks `to` from a kernel socket and returns the ten replies with their sources.
+/// Sends a request to `to` from a kernel socket, and returns the ten replies with their sources.
 fn ask(
     lab: &TestLab,
     to: Ipv6Addr,
@@ -601,10 +601,13 @@ fn a_request_from_the_service_port_is_not_answered() -> Result<()> {
             Ok(socket)
         })?;
         ask(&lab, address, b"a right one")?;
-        // Packets of two sockets may overtake each other: that those five had their turn, only the
-        // server can say.
+        // Packets of two sockets may overtake each other. Only the server can tell that it has
+        // handled these five.
         server.wait_for(|stats| stats["refused"]["source_service_port"] == 5)?;
-        let error = silent.recv_from(&mut [0; 100]).err().context("answered another server")?;
+        let error = silent
+            .recv_from(&mut [0; 100])
+            .err()
+            .context("the server answered a request from the service port")?;
         ensure!(error.kind() == std::io::ErrorKind::WouldBlock, "{error}");
         let totals = server.stop()?;
         ensure!(
@@ -636,8 +639,8 @@ fn what_is_not_ours_reaches_the_kernel() -> Result<()> {
             socket.recv(&mut buffer).with_context(|| format!("nothing came to [{to}]:{port}"))?;
         ensure!(&buffer[..length] == b"for the kernel");
     }
-    // The service port is the server's on every address of the interface: the socket behind the
-    // program has it.
+    // The server has the service port on every address of the interface: the socket behind the
+    // program is bound to it.
     lab.run_in(Side::Client, || {
         UdpSocket::bind("[::]:0")?
             .send_to(b"not a live one", SocketAddrV6::new(own, 3540, 0, 0))?;
@@ -670,7 +673,7 @@ fn after_sigkill(engine: &str) -> Result<()> {
     Ok(())
 }
 
-/// Runs to the end and returns status and the one line on standard error.
+/// Returns the status and the only line on standard error of a command that has to fail.
 fn failure(output: Output) -> Result<(i32, String)> {
     let words = String::from_utf8(output.stderr)?;
     ensure!(output.stdout.is_empty(), "a failure printed a result");
@@ -718,11 +721,11 @@ fn bad_input_gets_one_clear_line() -> Result<()> {
         let (found, said) = failure(sixhop(&lab, side, &arguments).output()?)?;
         ensure!(found == status && said.contains(words), "{arguments}: exit {found}, {said}");
     }
-    // Nothing is left of those that had begun.
+    // Servers that had begun to start left nothing.
     ensure!(bound(&lab, 10)? == 0);
     ensure!(lab.run_in(Side::Server, || netlink::link("server0"))?.xdp.is_none());
-    // Without privileges, on an interface that everybody sees. The file may lie where nobody else
-    // may go.
+    // Unprivileged, on an interface that every user sees. The file may be in a directory that other
+    // users cannot enter.
     let program = std::env::temp_dir().join(format!("sixhop-test-{}", std::process::id()));
     std::fs::copy(SIXHOP, &program)?;
     let nobody = serve.replace("server0", "lo");
@@ -735,7 +738,7 @@ fn bad_input_gets_one_clear_line() -> Result<()> {
 }
 
 fn compare_finds_figures() -> Result<()> {
-    // Another program, which answers on addresses that it has not bound.
+    // Another program, which answers on addresses that `compare` binds.
     let peer = format!(
         "another={SIXHOP} serve --interface {{interface}} --prefix {PREFIX} --addresses 50 --bind \
          none --port {{port}} --cores {{core}} --engine socket-gso"

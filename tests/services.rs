@@ -2,20 +2,23 @@
 //! this process.
 
 use std::net::{Ipv6Addr, SocketAddr, UdpSocket};
+use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::common::packet::PacketSocket;
 use crate::common::server::{PATIENCE, PREFIX, about, engines, library, serve};
-use crate::common::{TestLab, link, trial};
+use crate::common::{TestLab, ip, link, trial};
+use crate::privilege::threads;
 use anyhow::{Context, Result, ensure};
 use etherparse::PacketBuilder;
 use libtest_mimic::Trial;
 use sixhop::address::mt6d::{Clock, Subnet, Timetable};
 use sixhop::address::{Pool, Secret, Targets};
 use sixhop::engine::EngineKind;
-use sixhop::lab::Side;
+use sixhop::host::sandbox::Sandbox;
+use sixhop::lab::{Lab, Side};
 use sixhop::live::{Method, unix_time};
 use sixhop::server::ServerConfig;
 use sixhop::service::{Answer, Client, Datagram, Outbox, Peer, Service, Unsent};
@@ -30,21 +33,41 @@ pub fn trials() -> Vec<Trial> {
         trial(&name, move || tells_which_client_asks(engine, bind))
     });
     let still = trial("where_addresses_stay_there_are_no_clients", no_clients);
-    let unasked = ways().filter(|(engine, _)| speaks(engine)).flat_map(|(engine, bind)| {
-        let name = format!("{engine}_{bind}").replace([' ', '-'], "_");
+    let unasked = ways().flat_map(|(engine, bind)| {
+        let named = |what: &str, test: fn(&'static str, Method) -> Result<()>| {
+            let name = format!("{engine}_{bind}_{what}").replace([' ', '-'], "_");
+            trial(&name, move || test(engine, bind))
+        };
         [
-            trial(&format!("{name}_sends_without_being_asked"), move || sends(engine, bind)),
-            trial(&format!("{name}_is_silent_once_the_address_has_moved"), move || {
-                is_silent(engine, bind)
-            }),
+            named("sends_without_being_asked", sends),
+            named("sends_without_being_asked_in_the_sandbox", sends_in_the_sandbox),
+            named("is_silent_once_the_address_has_moved", is_silent),
+            named("is_silent_once_it_has_stopped", is_silent_at_the_end),
         ]
+        .into_iter()
+        .chain(about(engine).sees_frames.then(|| named("sends_by_the_socket_behind", sends_behind)))
+        .chain(about(engine).sees_frames.then(|| named("sends_from_another_mac", changes_address)))
     });
     told.chain([still]).chain(unasked).collect()
 }
 
-/// Whether an engine runs services that send without being asked.
-fn speaks(engine: &str) -> bool {
-    about(engine).sends_unasked
+/// The word by which this program is started as a server in the sandbox, for engine, way and lab:
+/// the sandbox is for good.
+const CONFINED: &str = "--speak-confined";
+
+/// What this program does where a test of this file has started it.
+pub fn child() {
+    let arguments: Vec<_> = std::env::args().collect();
+    let [_, CONFINED, engine, bind, lab] =
+        &*arguments.iter().map(String::as_str).collect::<Vec<_>>()
+    else {
+        return;
+    };
+    let (engine, bind) = ways()
+        .find(|(other, way)| other == engine && way.to_string() == *bind)
+        .expect("an engine and a way");
+    confined(engine, bind, lab).unwrap();
+    std::process::exit(0);
 }
 
 /// Each engine that runs services, with the ways to make addresses live that differ for it.
@@ -67,7 +90,7 @@ fn config(engine: &str, bind: Method, targets: impl Into<Targets>) -> Result<Ser
 }
 
 /// A socket of the client.
-fn client(lab: &TestLab) -> Result<UdpSocket> {
+fn client(lab: &Lab) -> Result<UdpSocket> {
     lab.run_in(Side::Client, || {
         let socket = UdpSocket::bind((Side::Client.address(), 0))?;
         socket.set_read_timeout(Some(PATIENCE))?;
@@ -86,12 +109,7 @@ impl Service for Whose {
         let Some(Client { number, step }) = datagram.client() else {
             return Answer::changed(0);
         };
-        let Some(place) = datagram.buffer().first_chunk_mut::<16>() else {
-            return Answer::Nothing;
-        };
-        let words = [number, step].map(u64::to_be_bytes);
-        place.copy_from_slice(words.as_flattened());
-        Answer::changed(16)
+        datagram.reply([number, step].map(u64::to_be_bytes).as_flattened())
     }
 }
 
@@ -134,7 +152,7 @@ fn tells_which_client_asks(engine: &'static str, bind: Method) -> Result<()> {
         }
         let kind = config.engine.context("an engine")?;
         if kind.sees_frames() {
-            ask_behind(&lab, &socket, timetable.address(8, step))?;
+            ask_behind(&lab, &socket, timetable.address(8, step), b"who am I?")?;
             let expected = [8, step].map(u64::to_be_bytes);
             let told = answer(&socket, timetable.address(8, step))?;
             ensure!(told == expected.as_flattened(), "by the socket behind: {told:x?}");
@@ -153,14 +171,14 @@ fn is_seen(config: &ServerConfig) -> bool {
 
 /// Sends a request with a Destination Options header, which the kernel takes apart, from where
 /// `socket` is.
-fn ask_behind(lab: &TestLab, socket: &UdpSocket, address: Ipv6Addr) -> Result<()> {
+fn ask_behind(lab: &Lab, socket: &UdpSocket, address: Ipv6Addr, payload: &[u8]) -> Result<()> {
     const PADDING: [u8; 8] = [17, 0, 1, 4, 0, 0, 0, 0]; // UDP comes next; PadN
     let (own, server) = (link(lab, Side::Client)?, link(lab, Side::Server)?);
     let mut frame = Vec::new();
     PacketBuilder::ethernet2(own.mac, server.mac)
         .ipv6(Side::Client.address().octets(), address.octets(), 64)
         .udp(socket.local_addr()?.port(), PORT)
-        .write(&mut frame, b"who am I?")?;
+        .write(&mut frame, payload)?;
     frame.splice(54..54, PADDING);
     frame[19] += 8;
     frame[20] = 60;
@@ -246,24 +264,132 @@ fn subscribe(socket: &UdpSocket, address: Ipv6Addr, count: u8) -> Result<()> {
     Ok(())
 }
 
+/// How many are sent to who asks for some.
+const COUNT: u8 = 200;
+
+/// Waits for as many, in order.
+fn all_come(socket: &UdpSocket, address: Ipv6Addr) -> Result<()> {
+    for next in 0..COUNT {
+        let got = answer(socket, address)?;
+        ensure!(got == [0xee, next], "{got:x?}, not {next}");
+    }
+    Ok(())
+}
+
 fn sends(engine: &'static str, bind: Method) -> Result<()> {
-    const COUNT: u8 = 200;
+    sends_on(&*TestLab::up()?, engine, bind, false)
+}
+
+fn sends_on(lab: &Lab, engine: &str, bind: Method, is_confined: bool) -> Result<()> {
+    let timetable = timetable(HOUR)?;
+    let config = config(engine, bind, Targets::Moving(timetable.clone()))?;
+    let config = ServerConfig { sandbox: Sandbox::new(is_confined), ..config };
+    let (threads, counters) = serve(lab, &config, &Subscribe::default(), || {
+        let socket = client(lab)?;
+        let address = timetable.address(5, timetable.clock().step(unix_time()));
+        subscribe(&socket, address, COUNT)?;
+        all_come(&socket, address)?;
+        threads(std::process::id())
+    })?;
+    // Main, engine, and worker.
+    let filtered = threads.values().filter(|fields| fields["Seccomp"] == "2").count();
+    ensure!(!is_confined || filtered >= 3, "{filtered} threads are confined");
+    ensure!((counters.answered, counters.replies) == (1, 1), "{counters:?}");
+    ensure!((counters.unasked, counters.unsent) == (COUNT.into(), 0), "{counters:?}");
+    ensure!(counters.frames_lost == 0 && counters.invalid == 0, "{counters:?}");
+    Ok(())
+}
+
+fn sends_in_the_sandbox(engine: &'static str, bind: Method) -> Result<()> {
+    let lab = TestLab::up()?;
+    let mut child = Command::new(std::env::current_exe()?);
+    let output = child.args([CONFINED, engine, &bind.to_string(), lab.name()]).output()?;
+    ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    Ok(())
+}
+
+fn confined(engine: &str, bind: Method, lab: &str) -> Result<()> {
+    sends_on(&Lab::named(lab)?, engine, bind, true)
+}
+
+fn sends_behind(engine: &'static str, bind: Method) -> Result<()> {
     let lab = TestLab::up()?;
     let timetable = timetable(HOUR)?;
     let config = config(engine, bind, Targets::Moving(timetable.clone()))?;
     let ((), counters) = serve(&lab, &config, &Subscribe::default(), || {
         let socket = client(&lab)?;
         let address = timetable.address(5, timetable.clock().step(unix_time()));
-        subscribe(&socket, address, COUNT)?;
-        for next in 0..COUNT {
-            let got = answer(&socket, address)?;
-            ensure!(got == [0xee, next], "{got:x?}, not {next}");
+        // One peer is the worker's, and the next that of the thread behind it.
+        socket.send_to(&[1], (address, PORT))?;
+        for expected in [&[1][..], &[0xee, 0]] {
+            ensure!(answer(&socket, address)? == expected);
         }
-        Ok(())
+        ask_behind(&lab, &socket, address, &[COUNT])?;
+        ensure!(answer(&socket, address)? == [COUNT]);
+        all_come(&socket, address)
     })?;
-    ensure!((counters.answered, counters.replies) == (1, 1), "{counters:?}");
-    ensure!((counters.unasked, counters.unsent) == (COUNT.into(), 0), "{counters:?}");
-    ensure!(counters.frames_lost == 0 && counters.invalid == 0, "{counters:?}");
+    ensure!((counters.answered, counters.answered_behind) == (2, 1), "{counters:?}");
+    ensure!((counters.unasked, counters.unsent) == (1 + u64::from(COUNT), 0), "{counters:?}");
+    Ok(())
+}
+
+fn is_silent_at_the_end(engine: &'static str, bind: Method) -> Result<()> {
+    let lab = TestLab::up()?;
+    let timetable = timetable(HOUR)?;
+    let config = config(engine, bind, Targets::Moving(timetable.clone()))?;
+    let service = Subscribe::default();
+    let ((socket, address, mut got), counters) = serve(&lab, &config, &service, || {
+        let socket = client(&lab)?;
+        let address = timetable.address(5, timetable.clock().step(unix_time()));
+        subscribe(&socket, address, 0)?;
+        for _ in 0..10 {
+            answer(&socket, address)?;
+        }
+        Ok((socket, address, 10))
+    })?;
+    ensure!(Arc::strong_count(&service.told) == 1, "a clone of the service is left");
+    // What the server's kernel sends now comes behind all that the server has sent.
+    let end = (Side::Client.address(), socket.local_addr()?.port());
+    lab.run_in(Side::Server, || {
+        let last = UdpSocket::bind((Side::Server.address(), 0))?;
+        Ok(last.send_to(b"the end", end)?)
+    })?;
+    while answer(&socket, address).is_ok() {
+        got += 1;
+    }
+    let sent = service.told.sent.load(Ordering::Relaxed);
+    ensure!((counters.unasked, counters.unsent) == (sent, 0), "{sent}: {counters:?}");
+    ensure!(got == sent, "{got} came, and {sent} were sent");
+    socket.set_nonblocking(true)?;
+    ensure!(answer(&socket, address).is_err(), "more comes after the end");
+    Ok(())
+}
+
+fn changes_address(engine: &'static str, bind: Method) -> Result<()> {
+    const OTHER: [u8; 6] = [2, 0, 0, 0, 0xaa, 2];
+    let lab = TestLab::up()?;
+    let timetable = timetable(HOUR)?;
+    let config = config(engine, bind, Targets::Moving(timetable.clone()))?;
+    let own = link(&lab, Side::Client)?;
+    let before = link(&lab, Side::Server)?.mac;
+    serve(&lab, &config, &Subscribe::default(), || {
+        let socket = client(&lab)?;
+        let capture = lab.run_in(Side::Client, || PacketSocket::on(own.index))?;
+        subscribe(&socket, timetable.address(5, timetable.clock().step(unix_time())), 0)?;
+        // Of the frames of two bytes that nobody asked for.
+        let comes_from = |mac: [u8; 6]| -> Result<()> {
+            let give_up = Instant::now() + PATIENCE;
+            let is_from = |frame: &Vec<u8>| frame.get(62) == Some(&0xee) && frame[6..12] == mac;
+            while !capture.receive()?.iter().any(is_from) {
+                ensure!(Instant::now() < give_up, "no frame from {mac:02x?}");
+            }
+            Ok(())
+        };
+        comes_from(before)?;
+        let server = lab.namespace(Side::Server);
+        ip(&format!("-n {server} link set server0 address 02:00:00:00:aa:02"))?;
+        comes_from(OTHER)
+    })?;
     Ok(())
 }
 

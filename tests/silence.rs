@@ -1,15 +1,15 @@
-//! With `live-map`, an address that is not live is silent on whatever way a packet reaches the
-//! kernel: whatever is done to the interface while a server runs, after the server has ended, and
-//! where it was killed together with its guard.
+//! With `live-map`, an address that is not live stays silent on every path into the kernel: through
+//! any change of the interface, after the server ends, and after it is killed together with its
+//! guard.
 //!
 //! | test | what happens |
 //! |---|---|
-//! | `whatever_is_done_*` | all below and more in random order; `SIXHOP_SEED` repeats a run |
-//! | `queues_that_have_no_program_*` | a veth is given queues, or loses some |
-//! | `killed_with_its_guard_*` | rule and route stay, and nobody renews them |
-//! | `an_ethernet_address_that_changes_*` | requests are "for another station" to the XDP program |
-//! | `a_solicitation_behind_*` | the kernel is to answer for others (proxy_ndp) |
-//! | `other_tc_programs_*`, `without_room_at_tc_*` | somebody else is at tc as well |
+//! | `whatever_is_done_*` | every change, in random order; `SIXHOP_SEED` repeats a run |
+//! | `queues_that_have_no_program_*` | a veth gains or loses queues |
+//! | `killed_with_its_guard_*` | rule and route stay, and nothing renews them |
+//! | `an_ethernet_address_that_changes_*` | to the XDP program, requests are for another station |
+//! | `a_solicitation_behind_*` | the kernel should answer for others (proxy_ndp) |
+//! | `other_tc_programs_*`, `without_room_at_tc_*` | other programs are at tc too |
 
 use std::collections::{BTreeSet, HashSet};
 use std::fs;
@@ -35,7 +35,7 @@ const PORT: u16 = 3540;
 const ADDRESSES: u64 = 10;
 const QUEUES: u32 = 4;
 
-/// Probes of the test that does everything.
+/// Probes in the test that does everything.
 const PROBES: usize = 1000;
 
 pub fn trials() -> Vec<Trial> {
@@ -53,7 +53,7 @@ pub fn trials() -> Vec<Trial> {
     ]
 }
 
-/// A lab, a capture of all that leaves server0, and who may be seen there.
+/// A lab, a capture of every frame that leaves server0, and the addresses that may appear in it.
 struct Watched {
     lab: TestLab,
     capture: PacketSocket,
@@ -61,12 +61,12 @@ struct Watched {
     server: [u8; 6],
     pool: Pool,
     seen: HashSet<Ipv6Addr>,
-    /// Changes with each probe.
+    /// A new one for each probe.
     port: u16,
 }
 
 impl Watched {
-    /// With four queues at most, one in use.
+    /// Up to four queues, one of them in use.
     fn new() -> Result<Self> {
         let lab = TestLab::new()?;
         lab.up(QUEUES)?;
@@ -87,7 +87,7 @@ impl Watched {
         })
     }
 
-    /// The frame from its Ethernet header on, to that station.
+    /// A frame from the client to this Ethernet address.
     fn frame(
         &self,
         to: [u8; 6],
@@ -102,7 +102,7 @@ impl Watched {
         let client = Side::Client.address().octets();
         self.frame(self.server, |ether, frame| {
             let udp = ether.ipv6(client, to.octets(), 64).udp(self.port, port);
-            udp.write(frame, &[7; 32]).expect("a vector takes it");
+            udp.write(frame, &[7; 32]).expect("a vector grows");
         })
     }
 
@@ -110,7 +110,7 @@ impl Watched {
         let client = Side::Client.address().octets();
         self.frame(self.server, |ether, frame| {
             let ping = ether.ipv6(client, to.octets(), 64).icmpv6_echo_request(self.port, 1);
-            ping.write(frame, &[7; 32]).expect("a vector takes it");
+            ping.write(frame, &[7; 32]).expect("a vector grows");
         })
     }
 
@@ -121,11 +121,11 @@ impl Watched {
         body.extend(self.client);
         self.frame(station, |ether, frame| {
             let icmp = ether.ipv6(client, to.octets(), 255).icmpv6_raw(135, 0, [0; 4]);
-            icmp.write(frame, &body).expect("a vector takes it");
+            icmp.write(frame, &body).expect("a vector grows");
         })
     }
 
-    /// One of each kind, for one address.
+    /// One probe of each kind, for one address.
     fn probes(&mut self, address: Ipv6Addr) -> Vec<Vec<u8>> {
         self.port = if self.port < 60_000 { self.port + 1 } else { 10_000 };
         let request = self.udp(address, PORT);
@@ -136,7 +136,7 @@ impl Watched {
         let syn = self.frame(self.server, |ether, frame| {
             let client = Side::Client.address().octets();
             let tcp = ether.ipv6(client, address.octets(), 64).tcp(self.port, 22, 1, 1000).syn();
-            tcp.write(frame, &[]).expect("a vector takes it");
+            tcp.write(frame, &[]).expect("a vector grows");
         });
         let [high, low] = self.port.to_be_bytes();
         let first = [0, 0, 0, 1, 0, 0, high, low];
@@ -158,8 +158,8 @@ impl Watched {
         ]
     }
 
-    /// Sends so many probes of addresses that are not live, and returns how many were sent: none
-    /// where the link is down.
+    /// Sends `count` probes of addresses that are not live. Frames that cannot be sent count too,
+    /// since the link may be down.
     fn probe(&mut self, count: usize, state: &mut u64) -> Result<usize> {
         let mut sent = 0;
         while sent < count {
@@ -171,7 +171,7 @@ impl Watched {
                 continue;
             }
             for frame in self.probes(address).into_iter().take(count - sent) {
-                // There may be no way at the moment.
+                // The link may be down.
                 let _ = self.capture.send(&frame);
                 sent += 1;
             }
@@ -180,8 +180,7 @@ impl Watched {
         Ok(sent)
     }
 
-    /// Nothing that has left server0 until now names an address under the prefix that may not be
-    /// seen.
+    /// Checks that no captured frame contains an address of the prefix other than those in `seen`.
     fn is_silent(&self) -> Result<()> {
         let prefix = &Side::Client.address().octets()[..8];
         for frame in self.capture.drain()? {
@@ -189,14 +188,14 @@ impl Watched {
                 let address = Ipv6Addr::from(<[u8; 16]>::try_from(place)?);
                 ensure!(
                     self.seen.contains(&address),
-                    "{address} is not live, and was answered for: {frame:x?}"
+                    "{address} is not live, and appears in a frame: {frame:x?}"
                 );
             }
         }
         Ok(())
     }
 
-    /// The same, once everything before it has been received.
+    /// The same for a second, so late answers arrive too.
     fn stays_silent(&self) -> Result<()> {
         let give_up = Instant::now() + Duration::from_secs(1);
         while Instant::now() < give_up {
@@ -206,7 +205,7 @@ impl Watched {
         Ok(())
     }
 
-    /// Waits until that address answers what `make` makes, each time anew.
+    /// Waits until `address` answers a packet from `make`, which is called for each attempt.
     fn is_answered(&mut self, address: Ipv6Addr, make: impl Fn(&Self) -> Vec<u8>) -> Result<()> {
         let give_up = Instant::now() + PATIENCE;
         loop {
@@ -237,10 +236,10 @@ impl Watched {
     }
 }
 
-/// Options that are nothing but padding.
+/// Options of padding only.
 const PADDING: &[u8] = &[0, 0, 1, 4, 0, 0, 0, 0];
 
-/// The packet with one more header, of that number, before what it carries.
+/// Inserts an extension header, with its protocol number, after the packet's IPv6 header.
 fn behind(packet: &[u8], number: u8, header: &[u8]) -> Vec<u8> {
     let mut longer = packet[..54].to_vec();
     longer[20] = number;
@@ -252,7 +251,7 @@ fn behind(packet: &[u8], number: u8, header: &[u8]) -> Vec<u8> {
     longer
 }
 
-/// The frame with a tag of that VLAN.
+/// Inserts a tag for that VLAN.
 fn tag(frame: &[u8], vlan: u16) -> Vec<u8> {
     let tag = [0x8100, vlan].map(u16::to_be_bytes).concat();
     frame[..12].iter().copied().chain(tag).chain(frame[12..].iter().copied()).collect()
@@ -270,11 +269,11 @@ fn ethtool(namespace: &str, arguments: &str) -> Result<()> {
     ip(&format!("netns exec {namespace} ethtool {arguments}"))
 }
 
-/// Waits until the server has ended by itself, with status 1 and one line, which it returns.
+/// Waits until the server ends by itself, with status 1 and one line, and returns the line.
 fn end_of(mut server: Server) -> Result<String> {
     let give_up = Instant::now() + PATIENCE;
     while server.child.try_wait()?.is_none() {
-        ensure!(Instant::now() < give_up, "the server goes on");
+        ensure!(Instant::now() < give_up, "the server did not end");
         thread::sleep(Duration::from_millis(5));
     }
     let mut words = String::new();
@@ -283,12 +282,12 @@ fn end_of(mut server: Server) -> Result<String> {
     let last = words.lines().last().unwrap_or_default().to_owned();
     ensure!(
         status.code() == Some(1) && last.starts_with("sixhop: "),
-        "it ended with {status}: {words}"
+        "the server ended with {status}: {words}"
     );
     Ok(last)
 }
 
-/// What is done to the interface, and done again to take it back.
+/// A change of the interface. Doing it again undoes it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Change {
     Name,
@@ -318,13 +317,13 @@ const CHANGES: [Change; 11] = [
     Change::Ipv6,
 ];
 
-/// The interface as it was made of.
+/// The interface and the changes in force.
 struct Interface {
     home: String,
-    /// Somewhere else.
+    /// The lab whose client's side is the other namespace.
     abroad: TestLab,
     original: [u8; 6],
-    /// What is in force.
+    /// The changes in force.
     done: BTreeSet<Change>,
 }
 
@@ -338,7 +337,7 @@ impl Interface {
         if self.done.contains(&Change::Name) { "other0" } else { "server0" }
     }
 
-    /// Does it, or takes it back. Who is up has its address.
+    /// Makes the change or undoes it. If the interface is up afterwards, it has its address.
     fn toggle(&mut self, change: Change, watched: &mut Watched) -> Result<()> {
         let does = !self.done.contains(&change);
         let (namespace, name) = (self.namespace(), self.name());
@@ -350,7 +349,7 @@ impl Interface {
             }
             Change::Addresses if does => {
                 ip(&format!("address flush dev {name}"))?;
-                // There may be no IPv6.
+                // IPv6 may be disabled.
                 let _ = ip(&format!("address add 2001:db8:1::77/64 dev {name} nodad"));
             }
             Change::Addresses => ip(&format!("address flush dev {name}"))?,
@@ -369,7 +368,8 @@ impl Interface {
                     ),
                     (client, format!("-L client0 rx {0} tx {0}", if does { QUEUES } else { 1 })),
                 ];
-                // With an XDP program there may not be more on the other side.
+                // While one end has an XDP program, the other may not send on more queues than it
+                // receives on.
                 if !does {
                     changes.reverse();
                 }
@@ -392,7 +392,7 @@ impl Interface {
                 ip(&format!("link set {name} master br0"))?;
             }
             Change::Master => {
-                // It does not go to another namespace with the interface.
+                // A move to another namespace has already taken the interface off the bridge.
                 let _ = ip(&format!("link set {name} nomaster"));
                 for namespace in [&self.home, &self.abroad.namespace(Side::Client)] {
                     let _ = common::ip(&format!("-n {namespace} link delete br0"));
@@ -418,7 +418,7 @@ impl Interface {
             common::ip(&format!("-n {namespace} link set {name} up"))?;
         }
         if !self.done.contains(&Change::Addresses) {
-            // There may be no IPv6.
+            // IPv6 may be disabled.
             let _ = common::ip(&format!(
                 "-n {namespace} address replace 2001:db8:1::2/64 dev {name} nodad"
             ));
@@ -428,7 +428,7 @@ impl Interface {
 }
 
 impl Drop for Interface {
-    /// A lab takes down only what it has made, under its name.
+    /// The lab removes only the interfaces that it made, under their names.
     fn drop(&mut self) {
         let _ = ip(&format!("-n {} link delete {}", self.namespace(), self.name()));
         for namespace in [&self.home, &self.abroad.namespace(Side::Client)] {
@@ -437,7 +437,7 @@ impl Drop for Interface {
     }
 }
 
-/// Sends requests to live addresses as the kernel does, until it is dropped.
+/// Sends requests to live addresses from the client's kernel until dropped.
 struct Load(Option<std::sync::mpsc::Sender<()>>, Option<thread::JoinHandle<()>>);
 
 impl Load {
@@ -456,7 +456,7 @@ impl Load {
                 if wait != Err(std::sync::mpsc::RecvTimeoutError::Timeout) {
                     break;
                 }
-                // There may be no way to it at the moment.
+                // The link may be down.
                 let _ = socket.send_to(&[7; 32], SocketAddrV6::new(address, PORT, 0, 0));
             }
         });
@@ -488,12 +488,13 @@ fn does_everything(seed: u64) -> Result<()> {
         original: watched.server,
         done: BTreeSet::new(),
     };
-    // Each twice, and twice again: what is done is taken back.
+    // Each change twice: the second undoes the first.
     let mut steps: Vec<_> = CHANGES.into_iter().cycle().take(2 * CHANGES.len()).collect();
     for index in (1..steps.len()).rev() {
         steps.swap(index, random(&mut state) as usize % (index + 1));
     }
-    // Once on an interface to which nothing was done, where most would be heard.
+    // Change the queues once on an untouched interface, where a stray answer would most likely be
+    // heard.
     if let Some(queues) = steps.iter().position(|change| *change == Change::Queues) {
         steps.swap(0, queues);
     }
@@ -503,7 +504,7 @@ fn does_everything(seed: u64) -> Result<()> {
     let (mut probes, mut ends) = (0, 0);
     for (number, change) in steps.into_iter().enumerate() {
         let mut turn = || {
-            // By itself: under another name, say, nothing would be heard in any case.
+            // Change the queues alone: under another name, say, no answer would be heard anyway.
             if change == Change::Queues && !interface.done.contains(&change) {
                 for change in interface.done.clone() {
                     interface.toggle(change, &mut watched)?;
@@ -511,7 +512,7 @@ fn does_everything(seed: u64) -> Result<()> {
             }
             interface.toggle(change, &mut watched)?;
             probes += watched.probe(each, &mut state)?;
-            // Two looks of the server.
+            // The server looks at the interface twice in this time.
             let give_up = Instant::now() + Duration::from_millis(250);
             let mut has_ended = false;
             while !has_ended && Instant::now() < give_up {
@@ -526,7 +527,7 @@ fn does_everything(seed: u64) -> Result<()> {
             ends += 1;
             let words = end_of(server.take().context("no server")?)?;
             println!("{number}: {change:?}: {words}");
-            // It is the kernel alone that is asked now.
+            // Now only the kernel gets the probes.
             probes += watched.probe(each, &mut state)?;
             for change in interface.done.clone() {
                 interface.toggle(change, &mut watched)?;
@@ -553,7 +554,7 @@ fn does_everything(seed: u64) -> Result<()> {
 }
 
 fn queues_change() -> Result<()> {
-    // Fewer than have sockets the kernel refuses.
+    // The kernel refuses fewer queues than have AF_XDP sockets.
     for (flags, before, after) in [
         ("--engine afxdp", 1, 4),
         ("--engine reflect", 1, 2),
@@ -566,7 +567,7 @@ fn queues_change() -> Result<()> {
         change(before)?;
         let running = watched.server(flags)?;
         change(after)?;
-        // Packets come on the new ones.
+        // Have packets arrive on the new queues.
         let words = format!("-L client0 rx {QUEUES} tx {after}");
         ethtool(&watched.lab.namespace(Side::Client), &words)?;
         watched.probe(200, &mut state)?;
@@ -585,7 +586,7 @@ fn queues_change() -> Result<()> {
     Ok(())
 }
 
-/// Rules with our mark.
+/// The rules that carry our mark.
 fn rules(lab: &TestLab) -> Result<String> {
     let show = format!("-n {} -6 rule show", lab.namespace(Side::Server));
     let shown = String::from_utf8(Command::new("ip").args(show.split(' ')).output()?.stdout)?;
@@ -599,10 +600,10 @@ fn killed_with_its_guard() -> Result<()> {
     watched.is_answered(live, |watched| behind(&watched.udp(live, PORT), 0, PADDING))?;
     server.kill_with_guard()?;
     watched.seen.retain(|address| !watched.pool.contains(*address));
-    // What was on its way before.
+    // Ignore packets that were already on their way.
     common::wait_for_no_program(&watched.lab, Side::Server)?;
     watched.capture.drain()?;
-    ensure!(!rules(&watched.lab)?.is_empty(), "nothing is left: what was to be tried is not there");
+    ensure!(!rules(&watched.lab)?.is_empty(), "the killed server left no rule: nothing to test");
     for address in watched.pool.clone().iter() {
         for frame in watched.probes(address) {
             watched.capture.send(&frame)?;
@@ -610,14 +611,14 @@ fn killed_with_its_guard() -> Result<()> {
     }
     watched.probe(200, &mut 1)?;
     watched.stays_silent()?;
-    // The next one puts it right.
+    // The next server cleans up.
     watched.server("")?.stop()?;
     ensure!(rules(&watched.lab)?.is_empty(), "{}", rules(&watched.lab)?);
     Ok(())
 }
 
-/// The XDP program passes requests for what it takes for another station, and the socket behind it
-/// knows of addresses that move only that they lie under the prefix.
+/// The XDP program passes requests that seem to be for another station. Of moving addresses, the
+/// socket behind the program knows only the prefix.
 fn ethernet_address_changes() -> Result<()> {
     let mut watched = Watched::new()?;
     let secret = tempfile::NamedTempFile::new()?;
@@ -627,7 +628,7 @@ fn ethernet_address_changes() -> Result<()> {
         secret.path().display()
     );
     let mut server = Server::start(&watched.lab, &flags)?;
-    // Where they are at the moment nobody knows here, and no request is sent to one.
+    // The test does not know the live addresses, but its random probes will not hit one.
     watched.seen = [Side::Client, Side::Server].map(Side::address).into();
     ip(&format!(
         "-n {} link set server0 address 02:00:00:00:00:77",
@@ -652,11 +653,11 @@ fn solicitation_behind_options() -> Result<()> {
         {
             fs::write(format!("/proc/sys/net/ipv6/conf/{setting}"), "1")?;
         }
-        // Otherwise it answers up to 0.8 s later.
+        // By default the answer takes up to 0.8 s.
         fs::write("/proc/sys/net/ipv6/neigh/server0/proxy_delay", "0")?;
         Ok(())
     })?;
-    // The subnet's routers are asked for by it (RFC 4291 section 2.6.1).
+    // A forwarding kernel also has the Subnet-Router anycast address (RFC 4291 section 2.6.1).
     watched.seen.insert("2001:db8:1::".parse()?);
     let server = watched.lab.namespace(Side::Server);
     ip(&format!("-n {server} -6 neighbour add proxy {proxied} dev server0"))?;
@@ -666,7 +667,7 @@ fn solicitation_behind_options() -> Result<()> {
         60,
         PADDING,
     );
-    // Without a server the kernel does as it was told.
+    // Without a server, the kernel answers for it.
     watched.seen.insert(proxied);
     watched.is_advertised(proxied, &solicitation)?;
     watched.seen.remove(&proxied);
@@ -694,16 +695,17 @@ impl Watched {
             {
                 return Ok(());
             }
-            ensure!(Instant::now() < give_up, "nobody answers for {address}");
+            ensure!(Instant::now() < give_up, "no advertisement for {address}");
         }
     }
 }
 
-/// A tc program that returns `action`, at the ingress of the server's interface until this goes.
+/// Attaches a tc program that returns `action` at the ingress of the server's interface, until
+/// dropped.
 fn tc_program(lab: &TestLab, action: i32) -> Result<OwnedFd> {
     // r0 = action; exit
     let instructions: [u64; 2] = [0xb7 | (action as u32 as u64) << 32, 0x95];
-    // SAFETY: name, licence and instructions are valid, and end as the kernel is told.
+    // SAFETY: name and licence end with NUL, and `instructions` holds as many as it says.
     let program = unsafe {
         libbpf_sys::bpf_prog_load(
             libbpf_sys::BPF_PROG_TYPE_SCHED_CLS,
@@ -714,12 +716,12 @@ fn tc_program(lab: &TestLab, action: i32) -> Result<OwnedFd> {
             std::ptr::null_mut(),
         )
     };
-    ensure!(program >= 0, "no program: {program}");
-    // SAFETY: a fresh descriptor that nobody else owns.
+    ensure!(program >= 0, "cannot load the tc program: {program}");
+    // SAFETY: the descriptor is new and has no other owner.
     let program = unsafe { OwnedFd::from_raw_fd(program) };
     lab.run_in(Side::Server, || {
         let index = netlink::link(Side::Server.interface())?.index as i32;
-        // SAFETY: no options are given.
+        // SAFETY: a null pointer means no options.
         let fd = unsafe {
             libbpf_sys::bpf_link_create(
                 program.as_raw_fd(),
@@ -728,13 +730,14 @@ fn tc_program(lab: &TestLab, action: i32) -> Result<OwnedFd> {
                 std::ptr::null(),
             )
         };
-        ensure!(fd >= 0, "not attached: {fd}");
-        // SAFETY: a fresh descriptor that nobody else owns.
+        ensure!(fd >= 0, "cannot attach the tc program: {fd}");
+        // SAFETY: the descriptor is new and has no other owner.
         Ok(unsafe { OwnedFd::from_raw_fd(fd) })
     })
 }
 
-/// One that lets all pass (TC_ACT_OK) ends the chain, and one that drops is heard.
+/// An earlier program that returns TC_ACT_OK ends the chain. A later one that drops still sees the
+/// packets.
 fn other_tc_programs() -> Result<()> {
     let mut watched = Watched::new()?;
     let live = watched.live();
@@ -753,7 +756,7 @@ fn other_tc_programs() -> Result<()> {
     let heard = watched.capture.drain()?;
     ensure!(
         !heard.iter().any(|frame| frame.get(22..38) == Some(&own.octets())),
-        "the other is not asked"
+        "the other program did not see the packet"
     );
     drop(dropping);
     watched.is_answered(own, |watched| watched.ping(own))?;
@@ -761,7 +764,8 @@ fn other_tc_programs() -> Result<()> {
     Ok(())
 }
 
-/// The kernel's limit is 64 (BPF_MPROG_MAX). To the server that is as if there were no tcx.
+/// The kernel allows 64 programs (BPF_MPROG_MAX). The server then behaves as on a kernel without
+/// tcx.
 fn without_room_at_tc() -> Result<()> {
     let mut watched = Watched::new()?;
     let live = watched.live();
@@ -769,7 +773,7 @@ fn without_room_at_tc() -> Result<()> {
     ensure!(others.len() > 60, "only {} fit", others.len());
     let running = watched.server("")?;
     let notes = running.ready["notes"].to_string();
-    ensure!(notes.contains("behind extension headers or in fragments meet silence"), "{notes}");
+    ensure!(notes.contains("behind extension headers or in fragments get no answer"), "{notes}");
     ensure!(rules(&watched.lab)?.is_empty(), "{}", rules(&watched.lab)?);
     watched.is_answered(live, |watched| watched.udp(live, PORT))?;
     watched.capture.drain()?;

@@ -1,7 +1,7 @@
-//! A soak: a server of each engine in turn under load, and everything that may happen to it, for as
-//! long as it is told to: SIXHOP_SOAK_SECONDS, 8 where nothing is said, so that the test suite sees
-//! that it works; `make soak` runs an hour. Ends with a table. One fails that has lost a request
-//! for no reason that was counted, or holds more and more memory or descriptors.
+//! A soak: a server of each kind in turn, under load and a series of disturbances. It lasts
+//! SIXHOP_SOAK_SECONDS, 8 by default, so that the test suite shows that it works; `make soak` runs
+//! an hour. It ends with a table. It fails if requests are lost for no counted reason, or if memory
+//! or descriptors keep growing.
 //!
 //! ```text
 //!   for each engine:
@@ -32,11 +32,10 @@ use tempfile::NamedTempFile;
 
 const ADDRESSES: u64 = 200;
 
-/// Requests per second. Low enough that two processors have time for both ends, and for what is
-/// done to them.
+/// Requests per second: low enough that two processors can serve both ends and the disturbances.
 const RATE: u64 = 2000;
 
-/// Who serves. A short soak has time for the first.
+/// The servers' flags. A short soak runs the first only.
 const SERVERS: [&str; 7] = [
     "--engine afxdp --bind live-map",
     "--engine socket-gso --bind netlink-batch",
@@ -47,8 +46,7 @@ const SERVERS: [&str; 7] = [
     "--engine socket --bind netlink-batch",
 ];
 
-/// What happens while requests are sent. `excuse` says why requests may be lost that no counter
-/// has.
+/// A disturbance during the load. `excuse` is a reason for losses that no counter shows.
 struct Phase {
     name: &'static str,
     excuse: Option<&'static str>,
@@ -68,17 +66,17 @@ pub fn trials() -> Vec<Trial> {
 
 struct Soak {
     lab: TestLab,
-    /// The secret by which addresses move, in a file.
+    /// The file with the secret for moving addresses.
     secret: NamedTempFile,
-    /// Of one phase.
+    /// The length of a phase.
     seconds: u64,
     hostile: AtomicU64,
 }
 
-/// A server, and what it said last.
+/// A server and its latest event.
 struct Serving {
     child: Child,
-    /// Flags that say which addresses it has.
+    /// The flags that define its addresses.
     which: String,
     last: Arc<Mutex<(u64, Value)>>,
 }
@@ -124,7 +122,7 @@ impl Serving {
         self.last.lock().map_or(0, |last| last.0)
     }
 
-    /// What it says after line number `number`.
+    /// Waits for an event after the one with this number.
     fn after(&self, number: u64) -> Result<Value> {
         let give_up = Instant::now() + PATIENCE;
         while Instant::now() < give_up {
@@ -133,10 +131,10 @@ impl Serving {
             }
             thread::sleep(Duration::from_millis(10));
         }
-        bail!("the server says nothing any more")
+        bail!("the server prints no more events")
     }
 
-    /// Its statistics, when nothing more comes.
+    /// The statistics from two events later, which count everything sent before this call.
     fn stats(&self) -> Result<Value> {
         self.after(self.number() + 1)
     }
@@ -145,7 +143,7 @@ impl Serving {
         Ok(kill(Pid::from_raw(self.child.id() as i32), signal)?)
     }
 
-    /// Kibibytes of memory, and descriptors.
+    /// Memory in KiB, and descriptors.
     fn held(&self) -> Result<(u64, usize)> {
         let process = format!("/proc/{}", self.child.id());
         let status = fs::read_to_string(format!("{process}/status"))?;
@@ -169,7 +167,7 @@ impl Drop for Serving {
     }
 }
 
-/// Requests that a server knows it did not answer, by name.
+/// Requests that the server counts as unanswered, by reason.
 fn dropped(stats: &Value) -> BTreeMap<&'static str, u64> {
     let number = |value: &Value| value.as_u64().unwrap_or_default();
     BTreeMap::from([
@@ -181,7 +179,7 @@ fn dropped(stats: &Value) -> BTreeMap<&'static str, u64> {
     ])
 }
 
-/// What became of the requests of all rounds of a phase.
+/// The outcome of all rounds of a phase.
 #[derive(Default)]
 struct Line {
     rounds: u64,
@@ -201,8 +199,8 @@ impl Soak {
         Ok(serde_json::from_slice(&output.stdout)?)
     }
 
-    /// Sends requests for the time of a phase while `inject` does what it does, and enters what
-    /// became of them.
+    /// Sends requests for the length of a phase while `inject` disturbs the server, and adds the
+    /// outcome to `line`.
     fn run(&self, phase: &Phase, serving: &Serving, line: &mut Line) -> Result<()> {
         let before = dropped(&serving.after(serving.number())?);
         let ended = AtomicBool::new(false);
@@ -246,7 +244,7 @@ impl Soak {
     }
 }
 
-/// Frames of all kinds that are no requests, as many as there are requests.
+/// Sends hostile frames of every kind, at the rate of the requests.
 fn hostile(soak: &Soak, _: &Serving, ended: &AtomicBool) -> Result<()> {
     let [server, client] = [Side::Server, Side::Client].map(|side| link(&soak.lab, side));
     let (server, client) = (server?, client?);
@@ -265,7 +263,7 @@ fn hostile(soak: &Soak, _: &Serving, ended: &AtomicBool) -> Result<()> {
         state =
             state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         let (kind, byte) = (state >> 60, (state >> 40) as u8);
-        // Each of them is one that is not to be answered.
+        // Each kind makes the frame one that must get no reply.
         match kind {
             0 | 1 => frame.truncate(14 + usize::from(byte) % 80),
             2 | 3 => frame[60] ^= byte | 1, // the checksum
@@ -279,7 +277,7 @@ fn hostile(soak: &Soak, _: &Serving, ended: &AtomicBool) -> Result<()> {
             11 => frame[56] ^= 0x80, // another port
             _ => frame[70] ^= byte | 1,
         }
-        // A queue on the way may be full.
+        // A full queue on the way may drop it.
         soak.hostile.fetch_add(u64::from(socket.send(&frame).is_ok()), Ordering::Relaxed);
         socket.drain().ok();
         thread::sleep(Duration::from_micros(1_000_000 / RATE));
@@ -287,7 +285,7 @@ fn hostile(soak: &Soak, _: &Serving, ended: &AtomicBool) -> Result<()> {
     Ok(())
 }
 
-/// The server has no processor for a moment: its rings and sockets are the queue.
+/// Stops the server for a moment; its rings and sockets queue the requests.
 fn still(soak: &Soak, serving: &Serving, ended: &AtomicBool) -> Result<()> {
     wait_for_traffic(soak, ended)?;
     serving.signal(Signal::SIGSTOP)?;
@@ -295,7 +293,7 @@ fn still(soak: &Soak, serving: &Serving, ended: &AtomicBool) -> Result<()> {
     serving.signal(Signal::SIGCONT)
 }
 
-/// The link goes down and comes up again, and whoever sets it up gives it its address.
+/// Sets the link down and up again, and restores the interface's own address.
 fn flap(soak: &Soak, _: &Serving, ended: &AtomicBool) -> Result<()> {
     wait_for_traffic(soak, ended)?;
     let namespace = soak.lab.namespace(Side::Server);
@@ -303,12 +301,12 @@ fn flap(soak: &Soak, _: &Serving, ended: &AtomicBool) -> Result<()> {
     wait(50, &AtomicBool::new(false));
     ip(&format!("-n {namespace} link set server0 up"))?;
     ip(&format!("-n {namespace} address replace 2001:db8:1::2/64 dev server0 nodad"))?;
-    // Until it serves as before: the next round may begin.
+    // Wait until it serves as before, ahead of the next round.
     wait(2500, &AtomicBool::new(false));
     Ok(())
 }
 
-/// Waits until some hundred requests have come in.
+/// Waits for a few hundred requests to arrive.
 fn wait_for_traffic(soak: &Soak, ended: &AtomicBool) -> Result<()> {
     soak.lab.run_in(Side::Server, || {
         let packets = || -> Result<u64> {
@@ -334,7 +332,7 @@ fn wait(milliseconds: u64, ended: &AtomicBool) {
     }
 }
 
-/// Killed under load, nothing of it stays, and the next one serves.
+/// Kills the server under load, checks that nothing of it remains, and starts the next.
 fn kill_and_start(soak: &Soak, mut serving: Serving, flags: &str) -> Result<Serving> {
     let which = serving.which.clone();
     thread::scope(|scope| {
@@ -350,7 +348,10 @@ fn kill_and_start(soak: &Soak, mut serving: Serving, flags: &str) -> Result<Serv
     while addresses(&soak.lab)?.iter().any(|address| pool.contains(*address))
         || link(&soak.lab, Side::Server)?.xdp.is_some()
     {
-        ensure!(Instant::now() < give_up, "{flags}: the killed server left something");
+        ensure!(
+            Instant::now() < give_up,
+            "{flags}: the killed server left addresses or its XDP program"
+        );
         thread::sleep(Duration::from_millis(10));
     }
     Serving::start(soak, flags)
@@ -377,7 +378,7 @@ fn soak() -> Result<()> {
         let begun = Instant::now();
         let serving = Serving::start(&soak, flags).with_context(|| (*flags).to_owned())?;
         let mut seen = Vec::new();
-        // At least once, and as often as its share allows.
+        // At least one round, and more until its share of the time is used.
         while seen.is_empty() || begun.elapsed() < share {
             for (phase, line) in PHASES.iter().zip(&mut lines) {
                 soak.run(phase, &serving, line).with_context(|| (*flags).to_owned())?;
@@ -420,9 +421,9 @@ fn soak() -> Result<()> {
         println!("{flags:48} {:>12} {:>12} {:>12}", show(start), show(middle), show(end));
     }
     for (flags, start, _, end) in held {
-        // Pages that were never touched before may be, once: a mebibyte.
-        ensure!(end.1 <= start.1, "{flags}: {} descriptors have become {}", start.1, end.1);
-        ensure!(end.0 <= start.0 + 1024, "{flags}: {} KiB have become {}", start.0, end.0);
+        // Pages touched for the first time may add up to a mebibyte, once.
+        ensure!(end.1 <= start.1, "{flags}: descriptors grew from {} to {}", start.1, end.1);
+        ensure!(end.0 <= start.0 + 1024, "{flags}: memory grew from {} to {} KiB", start.0, end.0);
     }
     Ok(())
 }

@@ -1,5 +1,5 @@
-//! One long run at a steady rate, alone: tests of other programs do not run beside it (cargo runs
-//! one program after the other), since both of its sides want a processor to themselves.
+//! One long run at a steady rate, with no other test beside it: server and client each need a
+//! processor. Cargo runs test programs one after another.
 
 use std::process::{Command, Stdio};
 

@@ -1,5 +1,6 @@
-//! What is built in, against deny.toml: licences and sources, without a network. `make audit` has
-//! cargo-deny check them again, and advisories besides, which takes a database from the network.
+//! Checks the licences and sources of all built-in packages against deny.toml, without a network.
+//! `make audit` has cargo-deny check them again, and advisories too, whose database comes from the
+//! network.
 
 use std::collections::BTreeSet;
 use std::process::Command;
@@ -28,7 +29,7 @@ pub fn trials() -> Vec<Trial> {
     ]
 }
 
-/// All packages that a build for this machine takes, as cargo describes them.
+/// Every package in a build for this machine, as cargo describes it.
 fn packages() -> Vec<Value> {
     let rustc = Command::new("rustc").arg("-vV").output().unwrap();
     let words = String::from_utf8(rustc.stdout).unwrap();
@@ -57,7 +58,7 @@ fn licences_are_those_of_deny_toml() {
     let mut met = vec![false; allowed.len()];
     for package in &packages {
         let (name, licence) = (&package["name"], package["license"].as_str().unwrap_or_default());
-        // Cargo's own older form has a slash for OR.
+        // Cargo's old syntax uses a slash for OR.
         let expression = spdx::Expression::parse_mode(licence, spdx::ParseMode::LAX);
         let expression = expression.unwrap_or_else(|error| panic!("{name}: {error}"));
         let accepted = expression.evaluate(|requirement| {
@@ -93,7 +94,7 @@ fn everything_comes_from_the_default_registry_or_from_here() {
     assert_eq!(
         policy["advisories"]["ignore"].as_array().map(Vec::len),
         Some(0),
-        "write down why, and change this"
+        "deny.toml ignores other advisories: say why there, and update this number"
     );
 }
 

@@ -1,5 +1,4 @@
-//! The unit file of systemd: its lists are those of the program, and systemd itself finds no fault
-//! with it.
+//! The systemd unit: its lists match the program's, and systemd rates it well.
 
 use std::collections::BTreeSet;
 use std::process::Command;
@@ -39,7 +38,7 @@ fn lists_are_those_of_the_program() -> Result<()> {
     for (key, wanted) in wanted {
         let found = values(key);
         if key == "SystemCallFilter" && !cfg!(target_arch = "x86_64") {
-            // The file has those of x86-64, which are more.
+            // The file lists the system calls of x86-64, which has more.
             if wanted.is_subset(&found) {
                 continue;
             }

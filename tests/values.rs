@@ -1,12 +1,12 @@
-//! A figure without data is none, and a cause that somebody knows is named.
+//! A figure without data is null, not 0, and messages name a known cause.
 //!
 //! | test | what happens |
 //! |---|---|
-//! | `a_sender_with_offload_*`, `replies_with_*` | one end of the veth leaves checksums to nobody |
+//! | `a_sender_with_offload_*`, `replies_with_*` | a veth end leaves checksums unfinished |
 //! | `nothing_answered_*`, `a_port_*` | no request is answered |
-//! | `addresses_*` | nothing is to be bound |
-//! | `a_lag_*` | addresses move, and have not moved yet |
-//! | `old_results_*` | results of earlier versions are read |
+//! | `addresses_*` | there is nothing to bind |
+//! | `a_lag_*` | addresses move, but have not moved yet |
+//! | `old_results_*` | results of earlier versions are still read |
 
 use std::fs;
 use std::io::Write;
@@ -40,8 +40,8 @@ pub fn trials() -> Vec<Trial> {
 const ADDRESSES: u64 = 5;
 const REQUESTS: u64 = 20;
 
-/// Leaves checksums of what one end sends to nobody, as a veth does by default, or has the kernel
-/// compute them.
+/// Switches tx checksum offload of one end. If on, as by default on a veth, checksums stay
+/// unfinished; if off, the kernel computes them.
 fn offload(lab: &TestLab, side: Side, on: bool) -> Result<()> {
     lab.run_in(side, || ethtool::set_tx_checksum(side.interface(), on))
 }
@@ -60,7 +60,7 @@ fn load(lab: &TestLab, flags: &str) -> Result<Output> {
     Ok(output)
 }
 
-/// What a client printed that got no answer: its result, and the one line that says why.
+/// The output of a client that got no reply: its result, and the one line that says why.
 fn unanswered(output: &Output) -> Result<(Value, String)> {
     let said = String::from_utf8(output.stderr.clone())?;
     let lines: Vec<_> = said.lines().filter(|line| !line.contains("falls back from")).collect();
@@ -86,7 +86,7 @@ fn all_answered(output: &Output) -> Result<()> {
     Ok(())
 }
 
-/// The first statistics with unfinished checksums, and what the server says next.
+/// The first statistics that count unfinished checksums, and the server's next event.
 fn notice(server: &mut Server) -> Result<(Value, String)> {
     let mut stats = Value::Null;
     server.wait_for(|event| {
@@ -94,7 +94,7 @@ fn notice(server: &mut Server) -> Result<(Value, String)> {
         event["refused"]["unfinished_checksum"].as_u64() > Some(0)
     })?;
     let next = server.event()?;
-    ensure!(next["event"] == "notice", "nothing is said of {stats}, but {next}");
+    ensure!(next["event"] == "notice", "no notice after {stats}, but {next}");
     Ok((stats, next["text"].as_str().unwrap_or_default().to_owned()))
 }
 
@@ -119,9 +119,9 @@ fn offload_at_the_client() -> Result<()> {
             said.contains("ethtool -K IF tx off") && said.contains("--engine socket"),
             "{flags}: {said}"
         );
-        // Rings write whole checksums, whatever the interface leaves out.
+        // Rings always write whole checksums, whatever the interface offloads.
         all_answered(&load(&lab, "--replies 1 --json")?).with_context(|| flags.to_owned())?;
-        // The cure.
+        // The advice works.
         offload(&lab, Side::Client, false)?;
         if !flags.contains("reflect") {
             all_answered(&load(&lab, "--replies 1 --client socket --json")?)
@@ -134,7 +134,7 @@ fn offload_at_the_client() -> Result<()> {
             "{flags}: {totals}"
         );
     }
-    // The other cure.
+    // So does the other advice.
     for engine in ["socket", "socket-batch", "socket-gso", "uring"] {
         let lab = TestLab::up()?;
         offload(&lab, Side::Client, true)?;
@@ -156,7 +156,7 @@ fn offload_at_the_server() -> Result<()> {
     let people = load(&lab, "--replies 1")?;
     let text = String::from_utf8(people.stdout)?;
     ensure!(text.contains("20 corrupt, 20 of them with unfinished checksums"), "{text}");
-    // The cures.
+    // Both pieces of advice work.
     all_answered(&load(&lab, "--replies 1 --client socket --json")?)?;
     offload(&lab, Side::Server, false)?;
     all_answered(&load(&lab, "--replies 1 --json")?)?;
@@ -181,7 +181,7 @@ fn nothing_answered() -> Result<()> {
             ensure!(row.matches('–').count() == 6 && !row.contains('0'), "{people}");
         }
     }
-    // Half a request a second is not none.
+    // 0.5 requests per second must not be rounded to none.
     let flags =
         "load --interface client0 --prefix 2001:db8:1::/64 --addresses 5 --rate 0.5 --requests 1";
     let people = String::from_utf8(sixhop(&lab, Side::Client, flags).output()?.stdout)?;
@@ -198,7 +198,7 @@ fn nothing_bound() -> Result<()> {
             format!("bind --interface server0 --prefix {PREFIX} --addresses 5 --method {method}");
         let output = sixhop(&lab, Side::Server, &format!("{flags} --json")).output()?;
         let last =
-            String::from_utf8(output.stdout)?.lines().last().context("no result")?.to_owned();
+            String::from_utf8(output.stdout)?.lines().last().context("no output")?.to_owned();
         let result: Value = serde_json::from_str(&last)?;
         for figure in ["bind_ns", "unbind_ns"] {
             let time = result.get(figure).context("no field")?;
@@ -246,7 +246,7 @@ fn no_change_yet() -> Result<()> {
     Ok(())
 }
 
-/// Those that are kept in the repository.
+/// The result files in the repository.
 fn kept(under: &Path) -> Result<Vec<PathBuf>> {
     let mut files = Vec::new();
     for entry in fs::read_dir(under)? {
@@ -267,7 +267,7 @@ fn old_results() -> Result<()> {
         kept(&here.join("bench/results"))?.into_iter().chain(kept(&here.join("docs/results"))?);
     for file in files {
         for line in fs::read_to_string(&file)?.lines() {
-            // Other programs keep theirs in files of that name too.
+            // Other programs' results have files of the same name.
             if serde_json::from_str::<Value>(line)?["event"].is_null() {
                 continue;
             }
@@ -278,7 +278,7 @@ fn old_results() -> Result<()> {
         }
     }
     ensure!(lines > 1000, "{lines} lines");
-    // A run that was not answered, as earlier versions wrote it.
+    // A run without replies, as earlier versions wrote it.
     let times = r#"{"mean_us":0.0,"p50_us":0.0,"p90_us":0.0,"p99_us":0.0,"p999_us":0.0,
         "max_us":0.0,"histogram":""}"#;
     let old = format!(

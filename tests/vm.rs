@@ -1,19 +1,20 @@
-//! The emulated cards: what their drivers grant, and that it works. Each test boots a guest of `lab
-//! vm`, in which this program runs again and does the checking.
+//! Emulated cards: what their drivers grant, and that it works. Each test boots a guest with `lab
+//! vm` and runs this program again inside it, which does the checking.
 //!
 //! ```text
 //!   this test ──► sixhop lab vm --nic N ──► guest: this program, 'in-guest N'
 //!                                             ──► serve, load, probe on its two cards
 //! ```
 //!
-//! | test | what must be so |
+//! | test | what it checks |
 //! |---|---|
-//! | `igb_*`, `virtio_*` | zero-copy, native copy and generic, by what the kernel says and ran |
-//! | `a_clock_*` | a guest has a clock that may be set: what goes by it, or must not |
-//! | `e1000e_*`, `vmxnet3_*`, `virtio_plain_*` | no more than they can: force is refused, and why |
+//! | `igb_*`, `virtio_*` | zero-copy, native copy and generic, by the kernel's report and calls |
+//! | `a_clock_*` | setting a guest's clock, with what follows it and what must not |
+//! | `e1000e_*`, `vmxnet3_*`, `virtio_plain_*` | their limits: other modes are refused, and why |
 //!
-//! A bond of one card, which grants what is of no use, and a VRF: virtio_plain. Two queues, two
-//! workers: igb. Without QEMU or a kernel to be had all are reported as ignored, with the reason.
+//! virtio_plain also tests a bond of one card, where the granted mode is of no use, and a VRF. igb
+//! tests two queues with two workers. Without QEMU or a kernel, all are reported as ignored, with
+//! the reason.
 
 mod common;
 
@@ -31,7 +32,7 @@ use sixhop::lab::vm::{Kernel, Qemu};
 use sixhop::lab::{DEFAULT_NAME, Lab, Side};
 use sixhop::net::{ethtool, netlink};
 
-/// A guest that is not done by then hangs.
+/// Seconds after which a guest counts as hung.
 const LIMIT: &str = "600";
 
 fn main() -> ExitCode {
@@ -57,7 +58,7 @@ fn main() -> ExitCode {
         }
         (_, false) => common::trial(name, || Ok(())), // which says why not
     };
-    // One after the other: each has as many processors as this machine.
+    // One guest at a time: each has as many processors as this machine.
     common::main(
         Vec::new(),
         vec![
@@ -78,7 +79,7 @@ fn main() -> ExitCode {
     )
 }
 
-/// Why no guest can be booted here.
+/// Why no guest can boot here.
 fn cannot() -> Option<String> {
     let mut show = |what: &str| eprintln!("{what}");
     let found = common::root().then(|| Kernel::find(None, &mut show).and(Qemu::find(&mut show)));
@@ -93,7 +94,7 @@ fn boot(nic: &str, queues: Option<u32>) -> Result<()> {
     boot_for(nic, queues, nic)
 }
 
-/// `what` is checked in the guest.
+/// Boots a guest that runs the check named `what`.
 fn boot_for(nic: &str, queues: Option<u32>, what: &str) -> Result<()> {
     let this = std::env::current_exe()?;
     let output = Command::new(SIXHOP)
@@ -108,7 +109,7 @@ fn boot_for(nic: &str, queues: Option<u32>, what: &str) -> Result<()> {
     Ok(())
 }
 
-/// What a server is to get.
+/// A mode to ask for, and what the server should get.
 struct Mode {
     flags: &'static str,
     attach: &'static str,
@@ -118,17 +119,17 @@ struct Mode {
 const ZERO: Mode = Mode { flags: "--copy zero", attach: "native", copy: "zero" };
 const COPY: Mode = Mode { flags: "--copy copy", attach: "native", copy: "copy" };
 const GENERIC: Mode = Mode { flags: "--attach generic", attach: "generic", copy: "copy" };
-/// What comes without being asked for.
+/// The modes without flags.
 const AUTO_ZERO: Mode = Mode { flags: "", ..ZERO };
 const AUTO_COPY: Mode = Mode { flags: "", ..COPY };
 const AUTO_GENERIC: Mode = Mode { flags: "", ..GENERIC };
 
-/// No card, but what is to be done in a guest that has one.
+/// Not a card, but a check to run in a guest.
 const CLOCK: &str = "clock";
 
-/// Sets the clock ahead by so many seconds, or back: the guest's, and no other machine's.
+/// Sets the guest's clock ahead by this many seconds, or back. Refuses on any other machine.
 fn set_clock(seconds: i64) -> Result<()> {
-    ensure!(sixhop::host::guest().is_some(), "this is no guest");
+    ensure!(sixhop::host::guest().is_some(), "refusing to set the clock outside a guest");
     let clock = ClockId::CLOCK_REALTIME;
     Ok(clock_settime(clock, clock_gettime(clock)? + TimeSpec::seconds(seconds))?)
 }
@@ -140,7 +141,7 @@ fn clock_in_guest() -> Result<()> {
     times_are_right_or_none(&lab).context("times")
 }
 
-/// With the sandbox on.
+/// The sandbox is on.
 fn moving_addresses_follow(lab: &Lab) -> Result<()> {
     const CLIENTS: u64 = 200;
     let secret = "/run/secret";
@@ -175,7 +176,7 @@ fn moving_addresses_follow(lab: &Lab) -> Result<()> {
     Ok(())
 }
 
-/// However far the clock is set back, it ends when it is told to, and before that it answers.
+/// The `socket` engine answers and ends on request, however far the clock was set back.
 fn the_papers_server_ends(lab: &Lab) -> Result<()> {
     let server = Server::start(lab, "--addresses 10 --bind netlink --engine socket")?;
     let load = || -> Result<()> {
@@ -195,12 +196,16 @@ fn the_papers_server_ends(lab: &Lab) -> Result<()> {
     set_clock(-600)?;
     let asked = Instant::now();
     let totals = server.stop()?;
-    ensure!(asked.elapsed() < Duration::from_secs(30), "it ended after {:?}", asked.elapsed());
+    ensure!(
+        asked.elapsed() < Duration::from_secs(30),
+        "the server ended after {:?}",
+        asked.elapsed()
+    );
     ensure!(totals["answered"] == 200, "{totals}");
     Ok(())
 }
 
-/// The kernel's timestamps are of the clock that is set.
+/// The kernel's timestamps use the clock that is set.
 fn times_are_right_or_none(lab: &Lab) -> Result<()> {
     for seconds in [3, -3] {
         let mut server = Server::start(lab, "--addresses 10 --bind netlink --engine socket-gso")?;
@@ -231,7 +236,7 @@ fn in_guest(nic: &str) -> Result<()> {
     let lab = Lab::named(DEFAULT_NAME)?;
     ensure!(
         sixhop::host::guest().is_some_and(|label| label.ends_with(&format!("-{nic}"))),
-        "which guest is this?"
+        "this guest is of another card"
     );
     let (modes, refused) = match nic {
         "igb" | "virtio" => {
@@ -258,8 +263,8 @@ fn in_guest(nic: &str) -> Result<()> {
         let flags = format!("--addresses 300 --bind netlink-down {}", mode.flags);
         serves(&lab, &flags, mode, &probes).with_context(|| format!("{nic}, '{flags}'"))?;
     }
-    // A card delivers no multicast that it has not joined: neighbour discovery for addresses that
-    // the kernel has not must work too.
+    // A card delivers only the multicast groups that it has joined. Neighbour discovery must work
+    // for addresses that the kernel does not own, too.
     let flags = format!("--addresses 20000 --bind live-map {}", modes[0].flags);
     serves(&lab, &flags, &modes[0], &probes).with_context(|| format!("{nic}, '{flags}'"))?;
     match nic {
@@ -269,8 +274,8 @@ fn in_guest(nic: &str) -> Result<()> {
     }
 }
 
-/// An interface in a VRF (this machine's own kernel may have none): its table has the local routes,
-/// and sockets on it get what comes to it. What cannot be is refused at once.
+/// A VRF, which the host's kernel may lack: its table has the local routes, and sockets bound to it
+/// get its packets. `live-map` is refused at once.
 fn in_a_vrf(lab: &Lab) -> Result<()> {
     let namespace = lab.namespace(Side::Server);
     for command in [
@@ -310,16 +315,16 @@ fn in_a_vrf(lab: &Lab) -> Result<()> {
     common::ip(&format!("-n {namespace} link delete red"))
 }
 
-/// The driver of a bond grants native XDP, and runs the program on the card below, whose packets
-/// the bond's rings do not take.
+/// The bond driver accepts a native XDP program and runs it on the port, whose packets the bond's
+/// rings do not accept.
 fn bond() -> Result<()> {
     let lab = Lab::named(DEFAULT_NAME)?;
     let kernel = Kernel::find(None, &mut |_| {})?;
     for module in kernel.modules("bonding")? {
-        // By itself it makes a bond0, as it comes.
+        // Unless told otherwise, the module makes a bond0.
         let options = module.to_string_lossy().contains("/bonding.").then_some("max_bonds=0");
         let inserted = Command::new("insmod").arg(&module).args(options).status()?;
-        ensure!(inserted.success(), "the kernel does not take {}", module.display());
+        ensure!(inserted.success(), "the kernel refuses module {}", module.display());
     }
     let server = lab.namespace(Side::Server);
     let ip = |arguments: &str| common::ip(&format!("-n {server} {arguments}"));
@@ -333,7 +338,7 @@ fn bond() -> Result<()> {
     let flags = format!("--prefix {PREFIX} --addresses 50");
     let native =
         Server::start_on(&lab, "bond0", &format!("{flags} --bind netlink --attach native"));
-    common::fails_with(native, "bond0 is a bond and has a native program run on its ports")?;
+    common::fails_with(native, "bond0 is a bond: it runs a native program on its ports")?;
     for engine in ["--bind netlink", "--bind live-map", "--bind netlink --engine reflect"] {
         let server = Server::start_on(&lab, "bond0", &format!("{flags} {engine}"))?;
         let ready = server.ready.clone();
@@ -347,7 +352,7 @@ fn bond() -> Result<()> {
     let probe: Value = serde_json::from_slice(&output.stdout)?;
     ensure!(probe["verdict"]["attach"] == "generic" && probe["tried"]["agrees"] == true, "{probe}");
 
-    // The port: the bond takes what neighbours ask of it.
+    // On the port itself: the bond takes its solicitations.
     let refused = Server::start(&lab, "--addresses 50 --bind netlink");
     common::fails_with(refused, "serve on bond0, or use --bind live-map")?;
     let flags = format!("--addresses 50 --bind live-map --allow {PREFIX}");
@@ -357,7 +362,7 @@ fn bond() -> Result<()> {
     Ok(())
 }
 
-/// All of [`REQUESTS`], by 50 addresses that the client has to ask for anew.
+/// Checks that all [`REQUESTS`] are answered, to 50 addresses that the client first has to resolve.
 fn all_are_answered(lab: &Lab) -> Result<()> {
     let client = lab.namespace(Side::Client);
     common::ip(&format!("-n {client} neighbour flush dev client0"))?;
@@ -372,8 +377,8 @@ fn all_are_answered(lab: &Lab) -> Result<()> {
     Ok(())
 }
 
-/// A card that takes no rule for a port puts all packets on the queue that is served; and what a
-/// killed server left so, the next one puts right.
+/// A card without flow rules for ports must put all packets on the served queue. The next server
+/// restores what a killed one left.
 fn one_queue_of_two(lab: &Lab) -> Result<()> {
     let spread = || lab.run_in(Side::Server, || Ok(ethtool::indirection("server0")?));
     let before = spread()?;
@@ -391,7 +396,7 @@ fn one_queue_of_two(lab: &Lab) -> Result<()> {
     let result: Value = serde_json::from_slice(&output.stdout)?;
     ensure!(result["complete"] == 100, "{result}");
     server.kill_with_guard()?;
-    ensure!(spread()? != before, "who put it back?");
+    ensure!(spread()? != before, "something restored it already");
     let server = Server::start(lab, "--addresses 50 --bind netlink-down")?;
     let notes = server.ready["notes"].to_string();
     ensure!(notes.contains("napi_defer_hard_irqs") && notes.contains("killed"), "{}", server.ready);
@@ -400,7 +405,7 @@ fn one_queue_of_two(lab: &Lab) -> Result<()> {
     Ok(())
 }
 
-/// What it expects, what an attempt gets, and what this card is known to grant are the same.
+/// `probe`'s expectation, an attempt, and the card's known modes all agree.
 fn probe_tells_the_truth(lab: &Lab, best: &Mode) -> Result<()> {
     let output = sixhop(lab, Side::Server, "probe server0 --try --json").output()?;
     ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr).trim());
@@ -442,15 +447,15 @@ fn serves(lab: &Lab, flags: &str, mode: &Mode, probes: &Probes) -> Result<()> {
         sum == REQUESTS && Some(queues.len()) == ready["queues"].as_array().map(Vec::len),
         "{totals}"
     );
-    // The other cards have one queue here, or an emulation that spreads nothing.
+    // The other cards have one queue here, or an emulation that does not spread packets.
     let idle = ready["driver"] == "igb" && queues.iter().any(|queue| queue["answered"] == 0);
-    ensure!(!idle, "a queue had nothing to do: {totals}");
+    ensure!(!idle, "one queue got no requests: {totals}");
     for nothing in ["rx_dropped", "rx_ring_full", "rx_invalid", "tx_invalid"] {
         ensure!(totals["xdp"][nothing] == 0, "{totals}");
     }
-    // What the cards counted: as many as there were, and what else was on the link. virtio_net does
-    // not count what a zero-copy socket sends, and igb forgets what it received when one goes, as
-    // the client's has.
+    // The cards' counters show at least the requests and replies; other packets count too.
+    // virtio_net does not count packets sent by a zero-copy socket. igb loses its receive count
+    // when such a socket closes, as the client's just did.
     let counted: Vec<_> =
         before.1.iter().zip(after.1).map(|(before, after)| after.saturating_sub(*before)).collect();
     let [received, sent, arrived, queues_received, queues_sent] = counted[..] else {
@@ -460,8 +465,8 @@ fn serves(lab: &Lab, flags: &str, mode: &Mode, probes: &Probes) -> Result<()> {
     if ready["driver"] == "igb" {
         ensure!(queues_received >= REQUESTS && queues_sent >= 10 * REQUESTS, "{counted:?}");
     }
-    // The client has the best that there is. In zero-copy neither of these runs; where one copies,
-    // both do.
+    // The client runs in the best mode. These functions never run in zero-copy; in copy mode both
+    // do.
     let copies = mode.copy == "copy";
     let ran =
         after.0.iter().zip(&before.0).map(|(after, before)| after - before).collect::<Vec<_>>();
@@ -474,9 +479,8 @@ fn serves(lab: &Lab, flags: &str, mode: &Mode, probes: &Probes) -> Result<()> {
     Ok(())
 }
 
-/// Packets by the kernel's count: those that the server's card received and sent, and those that
-/// the client's received; then what the server's driver counts for its queues, where it does
-/// (`ethtool -S`).
+/// Packet counts: the server's card received and sent, the client's card received (all by the
+/// kernel), then the server's queues received and sent (by the driver, `ethtool -S`, or 0).
 fn packets(lab: &Lab) -> Result<[u64; 5]> {
     let counts = |side: Side| {
         lab.run_in(side, || {
@@ -502,12 +506,12 @@ fn packets(lab: &Lab) -> Result<[u64; 5]> {
     Ok([received, sent, arrived, of_queues("rx_queue_"), of_queues("tx_queue_")])
 }
 
-/// Counts how often functions of the kernel ran (Documentation/trace/kprobetrace.rst).
+/// Counts calls of kernel functions (Documentation/trace/kprobetrace.rst).
 struct Probes;
 
 impl Probes {
-    /// The two that only copy mode has: packets into a socket buffer's way out, and out of one into
-    /// the ring.
+    /// Only copy mode calls these: one sends packets as socket buffers, the other copies from
+    /// socket buffers into the rx ring.
     const OF: [&'static str; 2] = ["__xsk_generic_xmit", "__xsk_rcv"];
     const TRACING: &'static str = "/sys/kernel/tracing";
 

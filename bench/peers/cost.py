@@ -1,16 +1,17 @@
 #!/usr/bin/env python3
-"""What a request costs beside testpmd, by perf: microseconds of each core, by kind of work.
+"""Compares the cost of a request with testpmd's, by perf: microseconds per core and kind of work.
 
     bench/peers/cost.py target/release/sixhop [REQUESTS/S] [ROUNDS]
 
-On a lab of its own, one address, one reply, both interfaces coalesced (50 us): afxdp and DPDK's testpmd answer the same load by turns, on core 0,
-while the client asks from core 1. Takes root, perf, and the packages that run.sh names. Each sample of perf is of one kind, by its stack:
+afxdp and DPDK's testpmd take turns at the same load, on core 0; the client sends from core 1. The
+lab is its own, with one address, one reply, and both interfaces coalesced (50 us). Needs root, perf,
+and the packages that run.sh names. The stack of each perf sample decides its kind:
 
-    receive   the receive work of either interface, wherever the kernel does it (veth_poll)
+    receive   receive work of either interface, in whatever context (veth_poll)
     transmit  the rest of sendto on an AF_XDP socket
-    calls     other system calls: testpmd asks again and again whether something has come
-    own       user space, without readings of the clock; waiting for work is in it
-    else      all other
+    calls     other system calls: testpmd's polling for packets
+    own       user space, including waiting for work, but not reading the clock
+    else      everything else
 """
 import collections
 import contextlib
@@ -51,7 +52,7 @@ def main():
 
 @contextlib.contextmanager
 def server(sixhop, within, who):
-    """Has `who` answer; Sixhop holds the address and coalesces the interface for testpmd as well."""
+    """Starts `who`. For testpmd, Sixhop still holds the address and coalesces the interface."""
     engine = ["afxdp", "--port", "3540"] if who == "afxdp" else ["socket", "--port", "9"]
     serve = subprocess.Popen(
         [*within("server"), sixhop, "serve", "--engine", *engine, "--interface", "server0", "--prefix", PREFIX, "--addresses", "1",
@@ -68,7 +69,7 @@ def server(sixhop, within, who):
                                stderr=subprocess.DEVNULL)
     try:
         if pmd and not any(ask(sixhop, within, 100, 0.1) == 1 for _ in range(30)):
-            sys.exit("testpmd answers nothing: try it by hand, as in run.sh")
+            sys.exit("testpmd answers no request: run its command from run.sh by hand to see why")
         yield
     finally:
         if pmd:
@@ -79,7 +80,7 @@ def server(sixhop, within, who):
 
 
 def ask(sixhop, within, rate, seconds, meanwhile=lambda: None):
-    """Asks for so long, and returns which share of the requests was answered."""
+    """Sends requests for this long. Returns the share that got all replies."""
     load = subprocess.Popen(
         [*within("client"), "taskset", "-c", "1", sixhop, "load", "--interface", "client0", "--prefix", PREFIX, "--addresses", "1",
          "--replies", "1", "--rate", str(rate), "--requests", str(int(seconds * rate)), "--coalesce", "50", "--json"],
@@ -90,7 +91,7 @@ def ask(sixhop, within, rate, seconds, meanwhile=lambda: None):
 
 
 def measure(sixhop, within, rate, record):
-    """Asks, and records the second in the middle."""
+    """Sends requests, and records one second in the middle with perf."""
     def profile():
         time.sleep(SECONDS / 3)
         subprocess.run(["perf", "record", "-q", "-a", "-g", "-F", "1999", "-o", record, "sleep", "1"], check=True,
@@ -99,7 +100,7 @@ def measure(sixhop, within, rate, record):
 
 
 def sorted_samples(record, core):
-    """How many samples of `core` are of each kind."""
+    """The number of `core`'s samples of each kind."""
     script = subprocess.run(["perf", "script", "-i", record, "-C", str(core), "-F", "comm,ip,sym"], check=True, text=True,
                             stdout=subprocess.PIPE, stderr=subprocess.DEVNULL).stdout
     counts = collections.Counter()

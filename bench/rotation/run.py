@@ -1,13 +1,14 @@
 #!/usr/bin/env python3
-"""Measures what rotation takes and what it costs who asks meanwhile, in a lab of its own. Needs root.
+"""Measures the cost of rotation, and its effect on response times, in a lab of its own. Needs root.
 
-    bench/rotation/run.py                                       a million clients at 10 s
-    bench/rotation/run.py --clients 10000 --rotate 1 --seconds 600 --replies 10    ten minutes at a second
+    bench/rotation/run.py              a million clients, steps of 10 s
+    bench/rotation/run.py --clients 10000 --rotate 1 --seconds 600 --replies 10
+                                       ten minutes in steps of a second
     bench/rotation/run.py --bind netlink-batch --engine socket-gso --clients 1000
 
-Each run is made with rotation and without: there a step lasts a week, and everything else is the same. One line of JSON for
-each, then a table. The exit status is 1 where a request was lost, a step was late, or more than three addresses of a client
-were live.
+Runs each setting without rotation, where a step lasts a week, and with it. Everything else is the
+same. Prints a line of JSON per run, then a table. The exit status is 1 if a request was lost, a step
+was late, or more than three addresses of a client were live.
 """
 import argparse
 import json
@@ -28,20 +29,20 @@ def arguments():
     parser = argparse.ArgumentParser(formatter_class=argparse.RawDescriptionHelpFormatter, description=__doc__)
     parser.add_argument("--sixhop", default="target/release/sixhop")
     parser.add_argument("--clients", type=int, default=1_000_000)
-    parser.add_argument("--rotate", type=int, default=10, help="seconds of a step")
-    parser.add_argument("--seconds", type=int, default=45, help="of load")
+    parser.add_argument("--rotate", type=int, default=10, help="seconds per step")
+    parser.add_argument("--seconds", type=int, default=45, help="seconds of load")
     parser.add_argument("--rate", type=int, default=20_000, help="requests per second")
     parser.add_argument("--replies", type=int, nargs="+", default=[10, 1])
     parser.add_argument("--bind", default="live-map")
     parser.add_argument("--engine", default="afxdp")
     parser.add_argument("--server-core", default="0")
     parser.add_argument("--client-core", default="1")
-    parser.add_argument("--only-rotation", action="store_true", help="without the run without rotation")
+    parser.add_argument("--only-rotation", action="store_true", help="leave out the run without rotation")
     return parser.parse_args()
 
 
 def memory(pid):
-    """Resident kilobytes of a process, and the most that they were."""
+    """Resident memory of a process in KiB: now, and its peak."""
     with open(f"/proc/{pid}/status") as status:
         fields = dict(line.split(":", 1) for line in status)
     return [int(fields[name].split()[0]) for name in ("VmRSS", "VmHWM")]

@@ -1,4 +1,4 @@
-//! The rings.
+//! Tests of the rings.
 
 use std::sync::Arc;
 
@@ -8,12 +8,12 @@ use loom::sync::atomic::fence;
 use loom::thread;
 
 use crate::every_order;
-use crate::ring::{Consumer, Layout, Producer, pair};
+use crate::ring::{Consumer, Producer, RingLayout, pair};
 use crate::shared::{AtomicU32, FLAGS, Memory, Ordering};
 
 const NEED_WAKEUP: u32 = libc::XDP_RING_NEED_WAKEUP;
 
-/// Puts `entry` in as soon as there is room.
+/// Puts `entry` in once there is space.
 fn push(producer: &mut Producer<u64>, entry: u64) {
     while producer.push(entry).is_err() {
         producer.publish();
@@ -21,7 +21,7 @@ fn push(producer: &mut Producer<u64>, entry: u64) {
     }
 }
 
-/// Takes the next entry as soon as there is one.
+/// Takes the next entry once there is one.
 fn pop(consumer: &mut Consumer<u64>) -> u64 {
     loop {
         match consumer.pop() {
@@ -35,7 +35,7 @@ fn pop(consumer: &mut Consumer<u64>) -> u64 {
 }
 
 /// A ring of `size` hands over `count` entries, published and released `batch` at a time: each
-/// once, in order, and whole. Its counters wrap on the way.
+/// once, in order, and intact. Its counters wrap on the way.
 pub fn hand_over(size: u32, count: u64, batch: u64) {
     every_order(move || {
         let (mut producer, mut consumer) = pair::<u64>(size, u32::MAX).unwrap();
@@ -66,8 +66,9 @@ unsafe impl Send for Frames {}
 // SAFETY: as above.
 unsafe impl Sync for Frames {}
 
-/// A frame goes to the kernel by one ring and comes back by another: what was written before it
-/// left is read there, and nobody writes it before it is back. One frame is in one place.
+/// A frame goes to the kernel through one ring and comes back through another. The kernel reads
+/// what was written before, and nobody writes the frame until it is back. Each frame is in one
+/// place.
 pub fn send_and_complete(frames: usize, sent: usize) {
     every_order(move || {
         let memory = Arc::new(Frames((0..frames).map(|_| UnsafeCell::new(0)).collect()));
@@ -90,7 +91,7 @@ pub fn send_and_complete(frames: usize, sent: usize) {
         let mut free: Vec<u64> = (0..frames as u64).collect();
         for number in 0..sent as u64 {
             let frame = free.pop().unwrap_or_else(|| pop(&mut completion));
-            // SAFETY: loom has just checked that nobody else has it.
+            // SAFETY: loom has just checked that access is exclusive.
             memory.0[frame as usize].with_mut(|bytes| unsafe { *bytes = number });
             push(&mut tx, frame);
             tx.publish();
@@ -105,12 +106,12 @@ pub fn send_and_complete(frames: usize, sent: usize) {
     });
 }
 
-/// A kernel that sleeps when it finds nothing is woken, as long as who sends looks again: a driver
-/// sets the flag, looks at the ring once more, and sleeps. With `looks`, the sender looks that
-/// often alone.
+/// A kernel that sleeps on an empty ring is woken if the sender keeps checking. A driver sets the
+/// flag, checks the ring once more, and sleeps. With `looks`, the sender checks only that many
+/// times.
 pub fn wake(looks: Option<usize>) {
     every_order(move || {
-        let layout = Layout { producer: 0, consumer: 64, flags: FLAGS, entries: 192 };
+        let layout = RingLayout { producer: 0, consumer: 64, flags: FLAGS, entries: 192 };
         let memory = Arc::new(Memory::anonymous(192 + 2 * 8).unwrap());
         let mut tx = Producer::<u64>::new(&memory, &layout, 2).unwrap();
         let mut kernel_tx = Consumer::<u64>::new(&memory, &layout, 2).unwrap();
@@ -120,14 +121,14 @@ pub fn wake(looks: Option<usize>) {
             let memory = memory.clone();
             move || {
                 let flags = memory.at::<AtomicU32>(FLAGS, 1).unwrap();
-                // SAFETY: of `memory`, which is kept.
+                // SAFETY: within `memory`, which this thread keeps.
                 let flags = unsafe { flags.as_ref() };
                 flags.store(NEED_WAKEUP, Ordering::Relaxed);
                 fence(Ordering::SeqCst);
                 if kernel_tx.pop().is_none() {
                     bell.wait();
                     while kernel_tx.pop() != Some(7) {
-                        bell.wait(); // woken for nothing
+                        bell.wait(); // woken without need
                     }
                 }
                 kernel_tx.release();

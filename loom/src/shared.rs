@@ -1,4 +1,4 @@
-//! What src/xdp/shared.rs and `shared` of src/address/mod.rs are to the package, in loom's types.
+//! Replaces src/xdp/shared.rs and `shared` of src/address/mod.rs with loom's types.
 
 use std::any::Any;
 use std::collections::BTreeMap;
@@ -8,14 +8,14 @@ use std::ptr::NonNull;
 use loom::cell::UnsafeCell;
 pub(crate) use loom::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
 
-/// Where an entry lies. loom fails the test if both ends touch it and no order says which is first.
+/// The slot of an entry. loom fails the test if both ends access it without an order between them.
 pub(crate) struct Slot<T>(UnsafeCell<T>);
 
 impl<T: Copy> Slot<T> {
     /// # Safety
-    /// None: loom checks what the package's own promises.
+    /// None: loom checks what callers in the package must promise.
     pub unsafe fn write(&self, entry: T) {
-        // SAFETY: loom has just checked that nobody else has it.
+        // SAFETY: loom has just checked that access is exclusive.
         self.0.with_mut(|place| unsafe { place.write(entry) });
     }
 
@@ -27,23 +27,23 @@ impl<T: Copy> Slot<T> {
     }
 }
 
-/// The memory of one ring, as `pair` of src/xdp/ring.rs lays it out: each part an object that loom
-/// knows.
+/// The memory of one ring in the layout of `pair` in src/xdp/ring.rs. Each part is a separate
+/// object that loom tracks.
 #[derive(Debug)]
 pub(crate) struct Memory(BTreeMap<usize, Box<dyn Any>>);
 
-// SAFETY: as of the package's own; loom checks each access.
+// SAFETY: as for the package's own type; loom checks each access.
 unsafe impl Send for Memory {}
 // SAFETY: as above.
 unsafe impl Sync for Memory {}
 
-/// Where the parts of a ring are.
+/// Offsets of a ring's parts.
 pub(crate) const FLAGS: usize = 128;
 const COUNTERS: [usize; 3] = [0, 64, FLAGS];
 const ENTRIES: usize = 192;
 
 impl Memory {
-    /// For a ring of `u64`.
+    /// Memory for a ring of `u64`.
     pub fn anonymous(length: usize) -> io::Result<Self> {
         let slots = (length - ENTRIES) / size_of::<u64>();
         let slots: Vec<_> = (0..slots).map(|_| Slot(UnsafeCell::new(0_u64))).collect();

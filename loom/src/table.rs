@@ -1,31 +1,31 @@
-//! The timed table.
+//! Tests of the timed table.
 
 use loom::sync::Arc;
 use loom::thread;
 
 use crate::every_order;
 use crate::shared::{AtomicU64, Ordering};
-use crate::timed::{Layout, PARTS};
+use crate::timed::{PARTS, TableLayout};
 
-/// The smallest table there is, and the step that it is.
+/// The smallest possible table, and the current step.
 struct Table {
-    layout: Layout,
+    layout: TableLayout,
     words: Vec<AtomicU64>,
     step: AtomicU64,
 }
 
 impl Table {
     fn new(step: u64) -> Self {
-        let layout = Layout::new(0);
+        let layout = TableLayout::new(0);
         let words = (0..layout.words()).map(|_| AtomicU64::new(0)).collect();
         Self { layout, words, step: AtomicU64::new(step) }
     }
 
     fn enter(&self, step: u64, identifier: u64) {
-        assert!(self.layout.enter(&self.words, step, identifier), "there is room");
+        assert!(self.layout.enter(&self.words, step, identifier), "no space");
     }
 
-    /// Whether all that is entered lies in one bucket.
+    /// Whether all entries are in one bucket.
     fn is_one_bucket(&self) -> bool {
         let heads = self.words.iter().step_by(8).map(|head| head.load(Ordering::Relaxed));
         heads.filter(|head| *head != 0).count() == 1
@@ -35,21 +35,21 @@ impl Table {
         self.layout.contains(&self.words, step, identifier)
     }
 
-    /// As the steering program and `LiveSet` decide.
+    /// The same decision as in the steering program and `LiveSet`.
     fn is_live(&self, identifier: u64) -> bool {
         let step = self.step.load(Ordering::Acquire);
         (step - 1..=step + 1).any(|step| self.contains(step, identifier))
     }
 }
 
-/// Identifiers of one bucket.
+/// Identifiers in the same bucket.
 const ONE: u64 = 1;
 const OTHER: u64 = 22;
 
 const STEP: u64 = 1000;
 
-/// One identifier is entered while another thread looks for it, first for the step that had the
-/// bucket before.
+/// The writer enters an identifier while another thread searches for it, first for the step that
+/// had the bucket before.
 pub fn no_identifier_for_a_step_it_was_not_entered_for() {
     every_order(move || {
         let table = Arc::new(Table::new(STEP));
@@ -65,7 +65,7 @@ pub fn no_identifier_for_a_step_it_was_not_entered_for() {
     });
 }
 
-/// While the bucket fills, what is in it is found.
+/// While the bucket fills, its entries are still found.
 pub fn what_is_entered_stays() {
     every_order(move || {
         let table = Arc::new(Table::new(STEP));
@@ -82,8 +82,8 @@ pub fn what_is_entered_stays() {
     });
 }
 
-/// The step goes on, and the addresses of the step after the window are entered: none of them is
-/// live, however long a reader takes that knows the old window.
+/// The step advances, and addresses beyond the window are entered. None of them is live, however
+/// slow a reader of the old window is.
 pub fn none_is_live_ahead_of_its_step() {
     every_order(move || {
         let table = Arc::new(Table::new(STEP));

@@ -1,4 +1,4 @@
-//! Each of them in every order.
+//! Runs each test in every order.
 
 use sixhop_loom::{rings, table};
 
@@ -28,8 +28,8 @@ fn a_sleeping_kernel_is_woken_by_who_looks_again() {
     rings::wake(None);
 }
 
-/// No barrier stands between the tail and the flag, on either side of the kernel's interface: a
-/// single look may see neither. So the worker looks as long as something is pending.
+/// There is no barrier between the tail and the flag on either side of the kernel's interface, so a
+/// single check may see neither. The worker therefore checks as long as something is pending.
 #[test]
 #[should_panic(expected = "deadlock")]
 fn one_look_may_miss_the_flag() {

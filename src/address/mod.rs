@@ -1,13 +1,16 @@
 //! WHICH addresses: prefixes, the pool that server and client derive from the same flags, the
-//! moving addresses of MT6D, which follow from a key and the time, and the allowed sources.
+//! moving addresses of MT6D, which follow from a key and the time, a client's identity, and the
+//! allowed sources.
 //!
 //! Pure: no I/O, no clock, no state. It builds and runs its tests on any platform.
 
+pub mod identity;
 pub mod mt6d;
 mod pool;
 mod prefix;
 mod secret;
 mod sources;
+#[doc(hidden)]
 pub mod timed;
 
 /// What [`timed`] shares between threads: loom has its own (loom/src/shared.rs).
@@ -21,10 +24,12 @@ use std::thread;
 
 use serde::{Deserialize, Serialize};
 
+pub use identity::{Identity, IdentityError};
 pub use pool::{Pool, PoolError};
 pub use prefix::{Prefix, PrefixError};
 pub use secret::{Secret, SecretError};
 pub use sources::Sources;
+#[doc(inline)]
 pub use timed::Client;
 
 /// The rules by which addresses move.
@@ -86,6 +91,7 @@ impl From<mt6d::Timetable> for Targets {
 }
 
 /// Fills `places` with `value(0)`, `value(1)`, …, in equal parts on `threads` threads.
+#[doc(hidden)]
 pub fn fill<T: Send>(places: &mut [T], threads: usize, value: impl Fn(u64) -> T + Sync) {
     let part = |start: usize, places: &mut [T]| {
         for (index, place) in (start as u64..).zip(places) {

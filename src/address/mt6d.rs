@@ -131,25 +131,52 @@ impl Clock {
 #[error("a time step of {0:?}: use one second to one year")]
 pub struct ClockError(Duration);
 
-/// A client's seed identifier and key: 40 secret bytes.
+/// What a client's addresses follow from: a seed identifier and a key, 40 secret bytes.
 #[derive(Clone, PartialEq, Eq, Default)]
-pub struct Identity {
-    /// Seed identifier.
-    pub(super) seed: u64,
-    /// Key.
-    pub(super) key: [u8; 32],
+pub struct Seed {
+    identifier: u64,
+    key: [u8; 32],
 }
 
-impl Zeroize for Identity {
+impl Seed {
+    /// Bytes of a seed.
+    pub(super) const LENGTH: usize = 40;
+
+    /// The seed identifier in network byte order, then the key.
+    pub(super) fn from_bytes(bytes: &[u8; Self::LENGTH]) -> Self {
+        let mut seed = Self::default();
+        if let Some((identifier, key)) = bytes.split_first_chunk() {
+            seed.identifier = u64::from_be_bytes(*identifier);
+            seed.key.copy_from_slice(key);
+        }
+        seed
+    }
+
+    /// The reverse of [`from_bytes`](Self::from_bytes).
+    pub(super) fn to_bytes(&self) -> Zeroizing<[u8; Self::LENGTH]> {
+        let mut bytes = Zeroizing::new([0; Self::LENGTH]);
+        bytes[..8].copy_from_slice(&self.identifier.to_be_bytes());
+        bytes[8..].copy_from_slice(&self.key);
+        bytes
+    }
+
+    /// The address in `step` of who has this seed.
+    #[inline]
+    pub(super) fn address(&self, subnet: Subnet, step: u64) -> Ipv6Addr {
+        subnet.address(self.identifier, &self.key, step)
+    }
+}
+
+impl Zeroize for Seed {
     fn zeroize(&mut self) {
-        self.seed.zeroize();
+        self.identifier.zeroize();
         self.key.zeroize();
     }
 }
 
-impl fmt::Debug for Identity {
+impl fmt::Debug for Seed {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Identity(not shown)")
+        f.write_str("Seed(not shown)")
     }
 }
 
@@ -159,7 +186,7 @@ pub struct Timetable {
     subnet: Subnet,
     clock: Clock,
     /// 40 bytes per client, overwritten on drop.
-    identities: Zeroizing<Vec<Identity>>,
+    seeds: Zeroizing<Vec<Seed>>,
 }
 
 impl Timetable {
@@ -174,9 +201,14 @@ impl Timetable {
         threads: usize,
     ) -> Self {
         // Allocated once: growing would leave a copy of the keys in freed memory.
-        let mut identities = Zeroizing::new(vec![Identity::default(); clients as usize]);
-        fill(&mut identities, threads, |client| secret.identity(client));
-        Self { subnet, clock, identities }
+        let mut seeds = Zeroizing::new(vec![Seed::default(); clients as usize]);
+        fill(&mut seeds, threads, |client| secret.seed(client));
+        Self { subnet, clock, seeds }
+    }
+
+    /// The timetable of the one client who has `seed`, as client 0.
+    pub(super) fn of_one(subnet: Subnet, clock: Clock, seed: &Seed) -> Self {
+        Self { subnet, clock, seeds: Zeroizing::new(vec![seed.clone()]) }
     }
 
     /// The subnet of all addresses.
@@ -194,37 +226,36 @@ impl Timetable {
     /// Number of clients.
     #[must_use]
     pub fn clients(&self) -> u64 {
-        self.identities.len() as u64
+        self.seeds.len() as u64
     }
 
     /// Memory in bytes that a timetable for `clients` clients takes.
     #[must_use]
     pub fn memory_for(clients: u32) -> u64 {
-        u64::from(clients) * size_of::<Identity>() as u64
+        u64::from(clients) * size_of::<Seed>() as u64
     }
 
     /// Memory in bytes that this timetable takes.
     #[must_use]
     pub fn memory(&self) -> u64 {
-        size_of_val(&self.identities[..]) as u64
+        size_of_val(&self.seeds[..]) as u64
     }
 
     /// The address in `step` of `client`, which must be below [`clients`](Self::clients).
     #[inline]
     #[must_use]
     pub fn address(&self, client: u64, step: u64) -> Ipv6Addr {
-        let Identity { seed, key } = &self.identities[client as usize];
-        self.subnet.address(*seed, key, step)
+        self.seeds[client as usize].address(self.subnet, step)
     }
 }
 
 impl fmt::Debug for Timetable {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { subnet, clock, identities } = self;
+        let Self { subnet, clock, seeds } = self;
         f.debug_struct("Timetable")
             .field("subnet", subnet)
             .field("clock", clock)
-            .field("clients", &identities.len())
+            .field("clients", &seeds.len())
             .finish_non_exhaustive()
     }
 }
@@ -244,7 +275,7 @@ mod tests {
     fn who_looks_at_it_learns_no_key() {
         let shown = format!("{:?}", timetable(1000));
         assert!(shown.len() < 200 && shown.contains("clients: 1000"), "{shown}");
-        assert_eq!(format!("{:?}", timetable(1).identities[0]), "Identity(not shown)");
+        assert_eq!(format!("{:?}", timetable(1).seeds[0]), "Seed(not shown)");
     }
 
     proptest! {

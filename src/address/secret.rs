@@ -1,25 +1,28 @@
-//! The secret that server and clients share, and the derivation of each client's seed identifier
-//! and key.
+//! The master secret, and what each client has of it: the seed of its addresses, and a key for its
+//! tunnel.
 //!
 //! ```text
 //!   HKDF-SHA-256 (RFC 5869)   salt  "sixhop mt6d 1"
-//!                             info  "client" ‖ number of the client, 8 bytes in network byte order
-//!   40 bytes                  seed identifier, 8 bytes in network byte order ‖ key, 32 bytes
+//!     info  "client" ‖ number of the client   40 bytes: seed identifier, 8 ‖ key, 32
+//!     info  "tunnel" ‖ number of the client   32 bytes: tunnel key
+//!   with numbers of 8 bytes in network byte order
 //! ```
 //!
 //! The salt separates domains: the same secret gives other keys in another program, or in another
-//! version of this scheme.
+//! version of this scheme. The labels have one length, so no two infos are equal. Nobody gets from
+//! one output to the secret or to another output without inverting HMAC-SHA-256.
 
 use std::fmt;
 
 use hkdf::Hkdf;
 use sha2::Sha256;
-use zeroize::{Zeroize, Zeroizing};
+use zeroize::Zeroizing;
 
-use super::mt6d::Identity;
+use super::mt6d::Seed;
 
 const SALT: &[u8] = b"sixhop mt6d 1";
-const CLIENT: &[u8] = b"client";
+const CLIENT: &[u8; 6] = b"client";
+const TUNNEL: &[u8; 6] = b"tunnel";
 
 /// Shortest secret in bytes: 128 bits if all of them are random.
 pub const MIN_SECRET: usize = 16;
@@ -45,21 +48,23 @@ impl Secret {
         if bytes.len() < MIN_SECRET { Err(SecretError(bytes.len())) } else { Ok(Self(bytes)) }
     }
 
-    /// The identity of client number `client`.
-    pub(super) fn identity(&self, client: u64) -> Identity {
-        let mut bytes = [0; 40];
-        let number = client.to_be_bytes();
-        // HKDF fails only beyond 255 hash lengths; this is 40 bytes.
+    /// What the addresses of client number `client` follow from.
+    pub(super) fn seed(&self, client: u64) -> Seed {
+        Seed::from_bytes(&self.expand(CLIENT, client))
+    }
+
+    /// The key for the tunnel of client number `client`.
+    pub(super) fn tunnel_key(&self, client: u64) -> Zeroizing<[u8; 32]> {
+        self.expand(TUNNEL, client)
+    }
+
+    fn expand<const N: usize>(&self, label: &[u8; 6], client: u64) -> Zeroizing<[u8; N]> {
+        let mut bytes = Zeroizing::new([0; N]);
+        // HKDF fails only beyond 255 hash lengths; this is at most 40 bytes.
         let expanded = Hkdf::<Sha256>::new(Some(SALT), &self.0)
-            .expand_multi_info(&[CLIENT, &number], &mut bytes);
+            .expand_multi_info(&[label, &client.to_be_bytes()], &mut *bytes);
         debug_assert!(expanded.is_ok());
-        let mut identity = Identity::default();
-        if let Some((seed, key)) = bytes.split_first_chunk() {
-            identity.seed = u64::from_be_bytes(*seed);
-            identity.key.copy_from_slice(key);
-        }
-        bytes.zeroize();
-        identity
+        bytes
     }
 }
 
@@ -77,7 +82,7 @@ mod tests {
     const VECTORS: &str = include_str!("../../tests/data/secret.txt");
 
     #[test]
-    fn identities_are_those_of_an_independent_computation() {
+    fn seeds_and_keys_are_those_of_an_independent_computation() {
         let bytes = |text: &str| -> Vec<u8> {
             (0..text.len())
                 .step_by(2)
@@ -86,12 +91,15 @@ mod tests {
         };
         let mut count = 0;
         for line in VECTORS.lines() {
-            let [secret, client, seed, key] = line.split(' ').collect::<Vec<_>>()[..] else {
+            let [secret, client, seed, key, tunnel] = line.split(' ').collect::<Vec<_>>()[..]
+            else {
                 panic!("{line}")
             };
-            let identity = Secret::new(bytes(secret)).unwrap().identity(client.parse().unwrap());
-            assert_eq!(identity.seed, u64::from_str_radix(seed, 16).unwrap(), "{line}");
-            assert_eq!(identity.key[..], bytes(key), "{line}");
+            let secret = Secret::new(bytes(secret)).unwrap();
+            let client = client.parse().unwrap();
+            let of_addresses = bytes(&format!("{seed}{key}"));
+            assert_eq!(secret.seed(client).to_bytes()[..], of_addresses, "{line}");
+            assert_eq!(secret.tunnel_key(client)[..], bytes(tunnel), "{line}");
             count += 1;
         }
         assert_eq!(count, 20);

@@ -1,68 +1,67 @@
-//! TIMED: addresses of one subnet, each entered for one time step, in memory that one writes while
-//! any number read, without a lock: those who read are the steering program (bpf/timed.h) and the
-//! engines that have none.
+//! TIMED: a lock-free table of one subnet's addresses, each entered for one step. One thread writes
+//! it while any number read it: the steering program (bpf/timed.h), and the engines without that
+//! program.
 //!
 //! ```text
-//!   part s mod 4, of step s ──► bucket, by a hash of the identifier
-//!                                ──► while it is full, the next one, of 16 at most
+//!   part s mod 4, for step s ──► bucket, by a hash of the identifier
+//!                                 ──► while it is full, the next one, up to 16
 //!
 //!   bucket, 64 bytes:   word 0                     words 1 to 7
-//!                       step << 8 | how many       interface identifiers, as they lie in memory
+//!                       step << 8 | count          interface identifiers, in memory order
 //! ```
 //!
-//! Nothing is ever taken out. What a bucket has for another step counts as nothing and is
-//! overwritten: an address costs one cache miss to enter, and none to expire. Three steps are live,
-//! and the fourth part is for the one that is entered ahead.
+//! Nothing is ever removed. A bucket's entries for another step count as nothing and are
+//! overwritten: entering an address costs one cache miss, and expiry costs none. Three steps are
+//! live, and the fourth part is for the step that is entered ahead.
 //!
-//! Whose each identifier is stands beside the table, where anybody wants to know: a second array,
-//! in which a client's number has the place that its identifier has in the first. The steering
-//! program never sees it.
+//! If the owner of an identifier matters, a second array next to the table holds the client's
+//! number at the same index. The steering program never sees it.
 
 use std::net::Ipv6Addr;
 
 use super::shared::{AtomicU32, AtomicU64, Ordering, fence};
 
-/// Steps that have a part, of any that follow each other.
+/// Number of consecutive steps that have a part.
 pub const PARTS: u64 = 4;
 
-/// 64-bit words of a bucket: a cache line.
+/// 64-bit words of a bucket: one cache line.
 const WORDS: usize = 8;
 
 /// Identifiers in a bucket.
 const SLOTS: usize = WORDS - 1;
 
-/// Buckets that are looked at for an identifier. Where two are expected in each, as at most, 16
-/// neighbours have the 112 that fill them once in 10^27 times.
+/// Buckets searched for an identifier. With two identifiers expected in each, the maximum, 16
+/// neighbours reach the 112 that fill them once in 10^27 times.
 const REACH: u64 = 16;
 
-/// 2^64 divided by the golden ratio: spreads identifiers that are no random numbers as well (Knuth,
-/// volume 3, section 6.4).
+/// 2^64 divided by the golden ratio: also spreads identifiers that are not random (Knuth, volume 3,
+/// section 6.4).
 const GOLDEN: u64 = 0x9e37_79b9_7f4a_7c15;
 
-/// Whose an address is, and in which time step.
+/// The client that an address belongs to, and its step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Client {
     /// The client's number, from 0.
     pub number: u64,
-    /// The step that the address is of.
+    /// The step of the address.
     pub step: u64,
 }
 
-/// How the memory is laid out: 2^`bits` buckets a part.
+/// The layout of the table: 2^`bits` buckets in each part.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Layout {
+pub struct TableLayout {
     bits: u32,
 }
 
-impl Layout {
-    /// Room for `clients` addresses in each step, one or two in each bucket on the average.
+impl TableLayout {
+    /// A table for `clients` addresses in each step, on average one or two in each bucket.
     #[must_use]
     pub fn new(clients: u64) -> Self {
         let buckets = (clients / 2).max(REACH);
         Self { bits: u64::BITS - (buckets - 1).leading_zeros() }
     }
 
-    /// The binary logarithm of the buckets of a part.
+    /// The binary logarithm of a part's number of buckets.
     #[must_use]
     pub fn bits(self) -> u32 {
         self.bits
@@ -74,20 +73,20 @@ impl Layout {
         PARTS << self.bits
     }
 
-    /// Bytes of memory that it takes.
+    /// Size of the table, in bytes.
     #[must_use]
     pub fn bytes(self) -> u64 {
         self.buckets() * (WORDS * size_of::<u64>()) as u64
     }
 
-    /// 64-bit words of memory that it takes.
+    /// Size of the table, in 64-bit words.
     #[must_use]
     pub fn words(self) -> usize {
         self.buckets() as usize * WORDS
     }
 
-    /// The buckets that `identifier` may be in, in `step`, and where each begins, in the order in
-    /// which they are filled.
+    /// The buckets that may hold `identifier` in `step`, and where each begins, in the order in
+    /// which they fill up.
     fn places(
         self,
         words: &[AtomicU64],
@@ -103,15 +102,15 @@ impl Layout {
         })
     }
 
-    /// Enters `identifier` for `step`, or leaves it there; only one thread does at a time. Returns
-    /// whether there was room.
+    /// Enters `identifier` for `step` unless it is already there. Only one thread may do so at a
+    /// time. Returns whether there was space.
     #[inline]
     pub fn enter(self, words: &[AtomicU64], step: u64, identifier: u64) -> bool {
         self.enter_with(words, step, identifier, |_| ())
     }
 
-    /// The same, as that of client `number`. `numbers` are as many as `words`, and are written by
-    /// nothing else.
+    /// The same, for client `number`. `numbers` must be as long as `words`, and nothing else may
+    /// write it.
     pub fn enter_of(
         self,
         words: &[AtomicU64],
@@ -121,12 +120,12 @@ impl Layout {
     ) -> bool {
         self.enter_with(words, step, identifier, |place| {
             if let Some(own) = numbers.get(place) {
-                own.store(number, Ordering::Relaxed); // published by the head, as the identifier
+                own.store(number, Ordering::Relaxed); // published by the head, like the identifier
             }
         })
     }
 
-    /// Calls `beside` with the place of the identifier before it writes it.
+    /// Calls `beside` with the index of the identifier before writing it.
     #[inline]
     fn enter_with(
         self,
@@ -143,9 +142,9 @@ impl Layout {
             }
             if let Some(slot) = slots.get(count) {
                 if before >> 8 != step {
-                    // A reader that still looks for an earlier step must not take this identifier,
-                    // or its number, for one of that step: it looks at the head again, and this
-                    // fence pairs with its own.
+                    // A reader that still searches for an earlier step must not take this
+                    // identifier, or its number, for one of that step. Readers check the head
+                    // again, and this fence pairs with theirs.
                     head.store(step << 8, Ordering::Relaxed);
                     fence(Ordering::Release);
                 }
@@ -165,7 +164,7 @@ impl Layout {
         for (_, [head, slots @ ..]) in self.places(words, step, identifier) {
             let count = number(head.load(Ordering::Acquire), step);
             if slots.iter().take(count).any(|slot| slot.load(Ordering::Relaxed) == identifier) {
-                // The bucket may have gone to another step while it was read.
+                // The bucket may have gone to another step during the search.
                 fence(Ordering::Acquire);
                 return head.load(Ordering::Relaxed) >> 8 == step;
             }
@@ -176,8 +175,8 @@ impl Layout {
         false
     }
 
-    /// The number of the client for whom `identifier` was entered for `step`, as
-    /// [`enter_of`](Self::enter_of) has it.
+    /// The number of the client for whom [`enter_of`](Self::enter_of) entered `identifier` for
+    /// `step`.
     #[inline]
     #[must_use]
     pub fn client(
@@ -192,8 +191,8 @@ impl Layout {
             let mut held = slots.iter().take(count);
             if let Some(slot) = held.position(|slot| slot.load(Ordering::Relaxed) == identifier) {
                 let client = numbers.get(start + 1 + slot)?.load(Ordering::Relaxed);
-                // Meanwhile the bucket may have begun to be overwritten, for a step four later, and
-                // the number be another's. If so, that of the head is seen below.
+                // Meanwhile the writer may have begun to overwrite the bucket for a step four
+                // later, so the number may be another's. If so, the check below sees the new head.
                 fence(Ordering::Acquire);
                 return (head.load(Ordering::Relaxed) >> 8 == step).then_some(client);
             }
@@ -204,7 +203,7 @@ impl Layout {
         None
     }
 
-    /// How many are entered for `step`: all are looked at.
+    /// Counts the identifiers entered for `step` by examining all buckets of its part.
     #[must_use]
     pub fn count(self, words: &[AtomicU64], step: u64) -> u64 {
         let length = WORDS << self.bits;
@@ -219,8 +218,7 @@ fn number(head: u64, step: u64) -> usize {
     if head >> 8 == step { (head & 0xff) as usize } else { 0 }
 }
 
-/// The two halves of an address as they lie in memory: what all addresses of a subnet have alike,
-/// and the interface identifier.
+/// The two halves of an address in memory order: the subnet's part, and the interface identifier.
 #[inline]
 #[must_use]
 pub fn halves(address: Ipv6Addr) -> [u64; 2] {
@@ -237,7 +235,7 @@ mod tests {
     use std::sync::atomic::AtomicBool;
     use std::thread;
 
-    fn memory(layout: Layout) -> Vec<AtomicU64> {
+    fn memory(layout: TableLayout) -> Vec<AtomicU64> {
         std::iter::repeat_with(AtomicU64::default).take(layout.words()).collect()
     }
 
@@ -253,14 +251,14 @@ mod tests {
             (1 << 20, 19),
             (1 << 32, 31),
         ] {
-            assert_eq!(Layout::new(clients).bits(), bits, "{clients}");
+            assert_eq!(TableLayout::new(clients).bits(), bits, "{clients}");
         }
-        assert_eq!(Layout::new(1_000_000).words() * 8, 128 << 20);
+        assert_eq!(TableLayout::new(1_000_000).words() * 8, 128 << 20);
     }
 
     #[test]
     fn a_million_find_room_step_after_step() {
-        let layout = Layout::new(1 << 20); // exactly two a bucket
+        let layout = TableLayout::new(1 << 20); // exactly two a bucket
         let words = memory(layout);
         let identifier = |step: u64, client: u64| mt6d::identifier(client, &[], step);
         for step in 1000..1006 {
@@ -286,17 +284,18 @@ mod tests {
         assert_eq!(layout.count(&words, 1006), 0);
     }
 
-    fn numbers(layout: Layout) -> Vec<AtomicU32> {
+    fn numbers(layout: TableLayout) -> Vec<AtomicU32> {
         std::iter::repeat_with(AtomicU32::default).take(layout.words()).collect()
     }
 
-    /// A reader never gets another's number, while all buckets are overwritten step after step.
+    /// A reader never gets another identifier's number while all buckets are overwritten step after
+    /// step.
     #[test]
     fn a_number_is_never_that_of_an_identifier_of_another_step() {
         const CLIENTS: u32 = 64;
-        let layout = Layout::new(CLIENTS.into());
+        let layout = TableLayout::new(CLIENTS.into());
         let (words, numbers) = (memory(layout), numbers(layout));
-        // The same few places, again and again; the number follows from step and identifier.
+        // The same few buckets again and again; the number follows from step and identifier.
         let number = |step: u64, identifier: u64| (step * 1000 + identifier) as u32;
         let done = AtomicBool::new(false);
         thread::scope(|scope| {
@@ -337,17 +336,17 @@ mod tests {
     }
 
     proptest! {
-        /// Few identifiers, so that buckets overflow: each one's number is that with which it was
-        /// entered first for its step, and what was not entered has none.
+        /// Few identifiers, so that buckets overflow. Each keeps the number of its first entry for
+        /// a step, and an identifier that was not entered has none.
         #[test]
         fn it_knows_whose_each_is(
             entered in proptest::collection::vec((0u64..9, 0u64..400, any::<u32>()), 1..2000),
         ) {
-            let layout = Layout::new(0);
+            let layout = TableLayout::new(0);
             let (words, numbers) = (memory(layout), numbers(layout));
             let mut maps: Vec<HashMap<u64, u32>> = vec![HashMap::new(); 9];
             let mut entered = entered;
-            entered.sort_by_key(|(step, ..)| *step); // time goes on
+            entered.sort_by_key(|(step, ..)| *step); // time advances
             for (step, identifier, number) in &entered {
                 let map = &mut maps[*step as usize];
                 let room = layout.enter_of(&words, &numbers, *step, (*identifier, *number));
@@ -369,7 +368,7 @@ mod tests {
                     );
                 }
             }
-            // What is left of a step before is right as well.
+            // Leftovers of earlier steps are also correct.
             for step in 0..last.saturating_sub(3) {
                 for identifier in 0..400 {
                     let client = layout.client(&words, &numbers, step, identifier);
@@ -379,17 +378,17 @@ mod tests {
             }
         }
 
-        /// Few identifiers, so that buckets overflow: until 16 neighbours are full, it holds what a
-        /// set holds.
+        /// Few identifiers, so that buckets overflow. Until 16 neighbours are full, the table
+        /// equals a set.
         #[test]
         fn it_holds_what_was_entered_for_the_last_steps(
             entered in proptest::collection::vec((0u64..9, 0u64..400), 1..2000),
         ) {
-            let layout = Layout::new(0);
+            let layout = TableLayout::new(0);
             let words = memory(layout);
             let mut sets: Vec<HashSet<u64>> = vec![HashSet::new(); 9];
             let mut entered = entered;
-            entered.sort_by_key(|(step, _)| *step); // time goes on
+            entered.sort_by_key(|(step, _)| *step); // time advances
             for (step, identifier) in &entered {
                 let set = &mut sets[*step as usize];
                 let room = layout.enter(&words, *step, *identifier);

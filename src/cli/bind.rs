@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
 
-use super::{Addresses, Usage, binding, print_json, running, stop_at_end_of_input, stop_on_signal};
+use super::{PoolFlags, Usage, binding, print_json, running, stop_at_end_of_input, stop_on_signal};
 use crate::events::{BindResult, Event, or_dash};
 use crate::experiment::bound;
 use crate::host::sandbox::Sandbox;
@@ -27,7 +27,7 @@ pub struct Args {
     #[arg(long, value_name = "IF")]
     interface: String,
     #[command(flatten)]
-    addresses: Addresses,
+    addresses: PoolFlags,
     /// How to bind the addresses
     #[arg(long)]
     method: Method,

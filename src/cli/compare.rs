@@ -12,7 +12,7 @@ use indicatif::HumanDuration;
 use super::{Usage, align, make, print_json, progress, stop_on_signal, write};
 use crate::engine::EngineKind;
 use crate::events::{EngineResult, Event, or_dash, rate};
-use crate::experiment::{CompareConfig, Peer, compare};
+use crate::experiment::{CompareConfig, PeerProgram, compare};
 use crate::lab::Lab;
 use crate::live::Method;
 use crate::wire::{MAX_PAYLOAD, MIN_PAYLOAD};
@@ -41,7 +41,7 @@ pub struct Args {
     /// Another program to compare with; repeatable. In its command, {interface}, {address}, {port},
     /// {core} and {client-core} are replaced. It must answer from the address that was asked
     #[arg(long = "peer", value_name = "NAME=CMD", value_parser = peer)]
-    peers: Vec<Peer>,
+    peers: Vec<PeerProgram>,
     /// Number of addresses, or several numbers, such as 1,1000000
     #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "2000",
         value_parser = clap::value_parser!(u64).range(1..))]
@@ -99,11 +99,11 @@ fn trial(text: &str) -> Result<f64, String> {
 }
 
 /// Parses a peer: its name and command.
-fn peer(text: &str) -> Result<Peer, String> {
+fn peer(text: &str) -> Result<PeerProgram, String> {
     let (name, command) = text.split_once('=').ok_or("a peer is NAME=CMD")?;
     let command = shlex::split(command).filter(|command| !command.is_empty());
     let command = command.ok_or("a peer needs a command, with its quotation marks closed")?;
-    Ok(Peer { name: name.to_owned(), command })
+    Ok(PeerProgram { name: name.to_owned(), command })
 }
 
 /// Parses a mean in milliseconds.
@@ -261,7 +261,7 @@ mod tests {
     use super::*;
     use crate::events::Contestant;
     use crate::host::Environment;
-    use crate::load::Client;
+    use crate::load::LoadClient;
     use crate::net::netlink::AttachMode;
     use crate::xdp::CopyMode;
 
@@ -286,7 +286,7 @@ mod tests {
             half_server_cpu: None,
             ratio_to_socket: Some(7.77),
             runs: vec![11111.0; 3],
-            client: Client::Afxdp,
+            client: LoadClient::Afxdp,
             client_attach: None,
             client_copy: None,
             client_busy_poll: None,

@@ -18,10 +18,10 @@ use crate::events::{
     or_dash, rate,
 };
 use crate::experiment::{
-    self, BindProgress, Host, Profile, ResponseConfig, RotationProfile, Testbed,
+    self, BindProgress, Profile, ResponseConfig, RotationProfile, ServerHost, Testbed,
 };
 use crate::live::{Interrupted, Method};
-use crate::load::Client;
+use crate::load::LoadClient;
 use crate::report;
 use crate::report::chart::svg;
 use crate::report::response::{is_at_least, series_name};
@@ -31,14 +31,14 @@ use crate::xdp::{AttachRequest, CopyRequest};
 #[derive(Debug, clap::Args)]
 pub struct Args {
     #[command(subcommand)]
-    figure: Figure,
+    figure: ExperimentCommand,
 }
 
 #[derive(Debug, clap::Subcommand)]
-enum Figure {
+enum ExperimentCommand {
     Bind(Bind),
     Response(Response),
-    Rotation(Rotation),
+    Rotation(RotationFlags),
 }
 
 /// Figure 1: the cost of computing, binding and unbinding n addresses
@@ -79,7 +79,7 @@ struct Response {
     common: Common,
     /// How to send requests
     #[arg(long, default_value = "afxdp")]
-    client: Client,
+    client: LoadClient,
     /// Where the server's XDP program runs: in the driver (native), or in the kernel behind it
     /// (generic)
     #[arg(long, value_name = "MODE", default_value = "auto")]
@@ -123,7 +123,7 @@ numbers for the largest. It measures response times while addresses are
 exchanged (inside) and while none is (outside). DIR gets rotation.jsonl (every
 server, then the summaries), rotation.csv and rotation.svg. Run the same
 command again to continue an interrupted experiment.")]
-struct Rotation {
+struct RotationFlags {
     #[command(flatten)]
     common: Common,
 }
@@ -173,9 +173,9 @@ impl Common {
 /// If the lab or the server cannot start, the profile is invalid, or the results cannot be written.
 pub fn run(args: Args) -> Result<ExitCode> {
     match args.figure {
-        Figure::Bind(bind) => run_bind(&bind)?,
-        Figure::Response(response) => run_response(&response)?,
-        Figure::Rotation(rotation) => run_rotation(&rotation)?,
+        ExperimentCommand::Bind(bind) => run_bind(&bind)?,
+        ExperimentCommand::Response(response) => run_response(&response)?,
+        ExperimentCommand::Rotation(rotation) => run_rotation(&rotation)?,
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -276,7 +276,7 @@ fn run_response(args: &Response) -> Result<()> {
     Ok(())
 }
 
-fn run_rotation(args: &Rotation) -> Result<()> {
+fn run_rotation(args: &RotationFlags) -> Result<()> {
     let name = &args.common.profile;
     let profile = Profile::load(name).and_then(|profile| profile.rotation(name)).map_err(usage)?;
     let file = args.common.file("rotation.jsonl")?;
@@ -327,7 +327,7 @@ impl Response {
         let via = via
             .context("--server-via has an unclosed quotation mark, or no words")
             .map_err(usage)?;
-        let host = Host {
+        let host = ServerHost {
             via: via.into_iter().map(OsString::from).collect(),
             program: self.server_program.clone(),
             interface: there.clone(),

@@ -32,6 +32,9 @@ pub struct Args {
     /// Which addresses of the prefix
     #[arg(long, default_value_t = 1)]
     seed: u64,
+    /// The server is a gate
+    #[arg(long)]
+    gate: bool,
 }
 
 /// Runs the subcommand until standard input ends.
@@ -42,7 +45,8 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     let prefix = args.prefix;
     let pool = args.addresses.map(|count| Pool::new(prefix, count, args.seed)).transpose();
     let pool = pool.map_err(|error| Usage(error.to_string()))?;
-    let watch = Watch { server: args.server, index: args.index, method: args.method, prefix, pool };
+    let Args { server, index, method, gate, .. } = *args;
+    let watch = Watch { server, index, method, prefix, pool, gate };
     watch.run(io::stdin().lock())?.iter().for_each(super::note);
     Ok(ExitCode::SUCCESS)
 }

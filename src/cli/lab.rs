@@ -113,7 +113,7 @@ struct Vm {
 
 /// The JSON that `--json` prints.
 #[derive(Serialize)]
-struct Event<'a> {
+struct LabEvent<'a> {
     event: &'static str,
     /// What `up` did.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -141,7 +141,7 @@ pub fn run(args: Args) -> Result<ExitCode> {
     };
     let status = &lab.status()?;
     if json {
-        let event = Event { event: "lab", outcome, removed, status };
+        let event = LabEvent { event: "lab", outcome, removed, status };
         println!("{}", serde_json::to_string(&event)?);
     } else {
         print!("{}", text(status, outcome, removed));

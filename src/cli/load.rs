@@ -7,10 +7,11 @@ use anyhow::{Result, bail};
 use clap::ArgAction;
 use comfy_table::{Table, presets};
 
-use super::{Moving, OPERATIONS, align, note, print_json, progress, stop_on_signal};
+use super::{OPERATIONS, TargetFlags, align, note, print_json, progress, stop_on_signal};
+use crate::address::Targets;
 use crate::events::{Event, LoadResult, Percentiles, or_dash, rate};
 use crate::load::{
-    Client, Generator, Heard, LoadConfig, Outcome, Run, UNFINISHED, cause, nothing_came,
+    Generator, Heard, LoadClient, LoadConfig, Outcome, Run, UNFINISHED, cause, nothing_came,
 };
 use crate::net::netlink::AttachMode;
 use crate::wire::{MAX_PAYLOAD, MIN_PAYLOAD};
@@ -39,27 +40,32 @@ when it is due. The server tolerates a clock that is off by one step; if it is
 off by more, 'clock_steps' says by how many:
   sudo sixhop lab exec client -- sixhop load --interface client0 \\
       --prefix 2001:db8:1::/64 --schedule mt6d --clients 1000000 --rotate 10s \\
-      --secret secret --rate 20000 --requests 200000"
+      --secret secret --rate 20000 --requests 200000
+
+With the identity of one client, all requests go to that client's address.
+Other requests would need the secret, which is the server's:
+  sudo sixhop lab exec client -- sixhop load --interface client0 \\
+      --identity clients/client-000042.toml --rate 1000 --requests 10000"
 )]
 pub struct Args {
     #[command(flatten)]
-    addresses: Addresses,
+    addresses: LoadAddresses,
     #[command(flatten)]
     requests: Requests,
     #[command(flatten)]
     client: How,
     #[command(flatten)]
-    operations: Operations,
+    operations: LoadOperations,
 }
 
 #[derive(Debug, clap::Args)]
 #[command(next_help_heading = "Addresses")]
-struct Addresses {
+struct LoadAddresses {
     /// Interface to send requests from
     #[arg(long, value_name = "IF")]
     interface: String,
     #[command(flatten)]
-    which: Moving,
+    which: TargetFlags,
     /// Send as if this machine's clock were this many seconds ahead, such as 0.5, or behind, such
     /// as -5
     #[arg(long, value_name = "SECONDS", default_value = "0", allow_negative_numbers = true,
@@ -94,7 +100,7 @@ struct Requests {
 struct How {
     /// How to send requests
     #[arg(long = "client", value_name = "CLIENT", default_value = "afxdp")]
-    kind: Client,
+    kind: LoadClient,
     /// Busy-poll for this long, so that the client does its interface's receive work itself. On a
     /// veth pair it otherwise falls to the sender: the server does it for the replies
     #[arg(long, value_name = "USECS", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
@@ -107,7 +113,7 @@ struct How {
 
 #[derive(Debug, clap::Args)]
 #[command(next_help_heading = OPERATIONS)]
-struct Operations {
+struct LoadOperations {
     /// Print one JSON line
     #[arg(long)]
     json: bool,
@@ -140,10 +146,15 @@ fn offset(text: &str) -> Result<i64, String> {
 /// requests are a result, not an error.
 pub fn run(args: Args) -> Result<ExitCode> {
     let stop = stop_on_signal()?;
+    let targets = args.addresses.which.targets(args.addresses.clock_offset)?;
+    let period = match &targets {
+        Targets::Moving(timetable) => Some(timetable.clock().period()),
+        Targets::Pool(_) => None,
+    };
     let mut generator = Generator::open(LoadConfig {
         client: args.client.kind,
         interface: args.addresses.interface,
-        targets: args.addresses.which.targets(args.addresses.clock_offset)?,
+        targets,
         port: args.addresses.port,
         replies: args.requests.replies,
         payload: args.requests.payload as usize,
@@ -176,12 +187,10 @@ pub fn run(args: Args) -> Result<ExitCode> {
     } else {
         println!("{}", describe(&result));
     }
-    let uneven = clock_steps.map(|steps| uneven(steps, args.addresses.which.rotate));
+    let uneven = clock_steps.zip(period).map(|(steps, period)| uneven(steps, period));
     if answered == 0 && sent > 0 {
-        let why = uneven.or(cause).unwrap_or_else(|| match args.addresses.which.schedule {
-            Some(_) => "no address of another step answers either: the server may be down, or its \
-                        --secret, --rotate or --prefix may differ"
-                .to_owned(),
+        let why = uneven.or(cause).unwrap_or_else(|| match period {
+            Some(_) => no_step_answers(args.addresses.which.identity.is_some()).to_owned(),
             None => nothing_came(args.addresses.port),
         });
         bail!("none of {sent} requests was answered: {why}");
@@ -191,6 +200,17 @@ pub fn run(args: Args) -> Result<ExitCode> {
         note(format!("{unfinished} {UNFINISHED}"));
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// The likely causes when the addresses of no step answer.
+fn no_step_answers(has_identity: bool) -> &'static str {
+    if has_identity {
+        "no address of another step answers either: the server may be down, or may serve fewer \
+         clients, or its secret, step or prefix may differ from the identity's"
+    } else {
+        "no address of another step answers either: the server may be down, or its --secret, \
+         --rotate or --prefix may differ"
+    }
 }
 
 /// The message about a clock that is `steps` ahead.
@@ -207,7 +227,7 @@ fn uneven(steps: i64, step: Duration) -> String {
 
 /// Describes a client and its modes.
 pub(super) fn client(
-    client: Client,
+    client: LoadClient,
     attach: Option<AttachMode>,
     copy: Option<CopyMode>,
     busy_poll: Option<BusyPoll>,
@@ -292,7 +312,7 @@ mod tests {
             histogram: String::new(),
         });
         let result = LoadResult {
-            client: Client::Afxdp,
+            client: LoadClient::Afxdp,
             sent: 1_000_000_000,
             unsent: 0,
             outcome: Outcome { first: times.clone(), last: times, ..Outcome::default() },

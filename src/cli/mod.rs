@@ -1,9 +1,12 @@
 //! The command line, one file per subcommand: parses flags, calls the library, prints results. It
 //! has no logic of its own.
 
+mod advice;
 pub mod bind;
 pub mod compare;
+pub mod enrol;
 pub mod experiment;
+pub mod gate;
 pub mod guard;
 pub mod lab;
 pub mod load;
@@ -11,7 +14,9 @@ pub mod log;
 pub mod manual;
 pub mod probe;
 pub mod report;
+pub mod resolver;
 pub mod serve;
+pub mod r#where;
 
 use std::fmt::Display;
 use std::fs;
@@ -23,7 +28,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result};
 use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use comfy_table::{CellAlignment, Table};
 use indicatif::{HumanDuration, ProgressBar, ProgressDrawTarget, ProgressStyle};
@@ -37,7 +42,8 @@ use crate::host;
 use crate::host::sandbox::{Role, Sandbox};
 use crate::live::Method;
 use crate::server::guard::Guard;
-use crate::server::{ConfigError, Occasion, Server, ServerConfig, ServerError, Totals};
+use crate::server::{Occasion, Server, ServerConfig, Totals};
+use advice::with_flags;
 
 /// The help heading of flags for operators. The logging flags are under it in every subcommand.
 const OPERATIONS: &str = "Operations";
@@ -58,7 +64,7 @@ only on a terminal, and colours only while NO_COLOR is unset."
 pub struct Cli {
     /// The subcommand.
     #[command(subcommand)]
-    pub command: Command,
+    pub command: Subcommand,
     /// Logging.
     #[command(flatten)]
     pub log: log::Args,
@@ -67,11 +73,15 @@ pub struct Cli {
 /// The subcommands.
 #[derive(clap::Subcommand)]
 #[expect(missing_docs, reason = "each type has its own doc, which --help shows")]
-pub enum Command {
+pub enum Subcommand {
     Probe(probe::Args),
     Serve(serve::Args),
+    Gate(gate::Args),
     Load(load::Args),
     Bind(bind::Args),
+    Enrol(enrol::Args),
+    Where(r#where::Args),
+    Resolver(resolver::Args),
     Compare(compare::Args),
     Experiment(experiment::Args),
     Report(report::Args),
@@ -82,17 +92,21 @@ pub enum Command {
     Guard(guard::Args),
 }
 
-impl Command {
+impl Subcommand {
     /// Runs the subcommand.
     ///
     /// # Errors
     /// Those of the subcommand; [`Usage`] if flags contradict each other.
     pub fn run(self) -> Result<ExitCode> {
-        match self {
+        let done = match self {
             Self::Probe(args) => probe::run(args),
             Self::Serve(args) => serve::run(args),
+            Self::Gate(args) => gate::run(args),
             Self::Load(args) => load::run(args),
             Self::Bind(args) => bind::run(args),
+            Self::Enrol(args) => enrol::run(args),
+            Self::Where(args) => r#where::run(&args),
+            Self::Resolver(args) => resolver::run(args),
             Self::Compare(args) => compare::run(args),
             Self::Experiment(args) => experiment::run(args),
             Self::Report(args) => report::run(&args),
@@ -100,7 +114,8 @@ impl Command {
             Self::Completions(args) => manual::completions(&args),
             Self::Man(args) => manual::man(&args),
             Self::Guard(args) => guard::run(&args),
-        }
+        };
+        done.map_err(with_flags)
     }
 }
 
@@ -112,7 +127,7 @@ fn engines() -> impl TypedValueParser<Value = EngineKind> {
 
 /// A fixed set of addresses. Server and client derive the same set from the same flags.
 #[derive(Debug, Clone, clap::Args)]
-pub struct Addresses {
+pub struct PoolFlags {
     /// Prefix of the addresses
     #[arg(long)]
     pub prefix: Prefix,
@@ -124,21 +139,22 @@ pub struct Addresses {
     pub seed: u64,
 }
 
-impl Addresses {
+impl PoolFlags {
     fn pool(&self) -> Result<Pool, PoolError> {
         Pool::new(self.prefix, self.addresses, self.seed)
     }
 }
 
 /// Addresses that stay or move. Server and client derive the same ones from the same flags; or from
-/// the same secret and the time.
+/// the same secret and the time; or from one client's identity and the time.
 #[derive(Debug, Clone, clap::Args)]
-pub struct Moving {
+pub struct TargetFlags {
     /// Prefix of the addresses
-    #[arg(long)]
-    pub prefix: Prefix,
+    #[arg(long, required_unless_present = "identity")]
+    pub prefix: Option<Prefix>,
     /// Number of addresses, if they stay
-    #[arg(long, required_unless_present = "schedule", conflicts_with = "schedule")]
+    #[arg(long, required_unless_present_any = ["schedule", "identity"],
+          conflicts_with = "schedule")]
     pub addresses: Option<u64>,
     /// Which addresses of the prefix, if they stay: another seed selects others
     #[arg(long, default_value_t = 1, conflicts_with = "schedule")]
@@ -158,18 +174,27 @@ pub struct Moving {
     /// owner
     #[arg(long, value_name = "FILE", requires = "schedule")]
     pub secret: Option<PathBuf>,
+    /// Move the addresses of one client alone: its identity (sixhop enrol), in place of all flags
+    /// above
+    #[arg(long, value_name = "FILE",
+          conflicts_with_all = ["prefix", "addresses", "seed", "schedule"])]
+    pub identity: Option<PathBuf>,
 }
 
-impl Moving {
+impl TargetFlags {
     /// The addresses, as seen by a clock that is `ahead` nanoseconds fast.
     fn targets(&self, ahead: i64) -> Result<Targets> {
         let usage = |error: &dyn Display| Usage(error.to_string());
+        if let Some(path) = &self.identity {
+            return Ok(host::identity::read(path)?.timetable(ahead).into());
+        }
+        let prefix = self.prefix.ok_or_else(|| Usage("--prefix is missing".into()))?;
         match (self.schedule, self.addresses, self.clients, &self.secret) {
-            (None, Some(addresses), ..) => Ok(Pool::new(self.prefix, addresses, self.seed)
-                .map_err(|error| usage(&error))?
-                .into()),
+            (None, Some(addresses), ..) => {
+                Ok(Pool::new(prefix, addresses, self.seed).map_err(|error| usage(&error))?.into())
+            }
             (Some(Schedule::Mt6d), _, Some(clients), Some(secret)) => {
-                let subnet = Subnet::new(self.prefix).map_err(|error| usage(&error))?;
+                let subnet = Subnet::new(prefix).map_err(|error| usage(&error))?;
                 let clock = Clock::new(self.rotate).map_err(|error| usage(&error))?.ahead(ahead);
                 let secret = crate::host::secret::read(secret)?;
                 host::has_memory(
@@ -205,7 +230,7 @@ fn stop_at_end_of_input(stop: Arc<AtomicBool>, sandbox: Sandbox) {
     // Never joined: the thread waits for input as long as the process lives.
     thread::spawn(move || {
         if let Err(error) = sandbox.enter(Role::Input) {
-            note(format_args!("{error:#}"));
+            note(format_args!("{:#}", with_flags(error)));
         }
         let mut rest = [0; 256];
         while io::stdin().read(&mut rest).is_ok_and(|length| length > 0) {}
@@ -231,23 +256,10 @@ fn binding(config: &ServerConfig, stop: &AtomicBool) -> Result<(Server, Guard)> 
         !stop.load(Ordering::Relaxed)
     });
     bar.finish_and_clear();
-    let server = server.map_err(with_flags)?;
+    let server = server?;
     server.ready().notes.iter().for_each(note);
+    advice::of_ready(server.ready()).iter().for_each(note);
     Ok((server, guard))
-}
-
-/// Adds to an error the flags that cure it, which the library does not know.
-fn with_flags(error: ServerError) -> anyhow::Error {
-    let ServerError::Config(cause) = &error else { return error.into() };
-    let cure = match cause.downcast_ref() {
-        Some(ConfigError::NeedsProgram(_)) => "use --engine afxdp or reflect",
-        Some(ConfigError::BusyPoll) => "use --engine afxdp, or no --busy-poll",
-        Some(ConfigError::Limit) => "use --engine afxdp or reflect, or no --limit",
-        Some(ConfigError::Taken { .. }) => "use another --seed or --prefix",
-        Some(ConfigError::QueuesOfReflect) => "leave out --queues",
-        _ => return error.into(),
-    };
-    anyhow!("{:#}: {cure}", anyhow::Error::from(error))
 }
 
 /// Prints one line for people on standard error, about something they may not expect.
@@ -286,7 +298,11 @@ fn running(
 
 /// Prints `event` as one line on standard output and flushes it.
 fn print_json(event: &Event) -> Result<()> {
-    let line = event.to_line()?;
+    print_line(&event.to_line()?)
+}
+
+/// Prints a whole line and flushes it.
+fn print_line(line: &str) -> Result<()> {
     let mut out = io::stdout().lock();
     out.write_all(line.as_bytes())
         .and_then(|()| out.flush())

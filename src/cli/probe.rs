@@ -1,4 +1,4 @@
-//! `sixhop probe`: says what `serve` would get on an interface, and why not more.
+//! `sixhop probe`: reports what `serve` would get on an interface, and why not more.
 
 use std::process::ExitCode;
 
@@ -13,22 +13,22 @@ use crate::net::quirks::{self, Act};
 use crate::probe::{Probe, Tried};
 use crate::xdp::capability::{Host, Interface, NTUPLE, OFFLOADS};
 
-/// Say what serve would get on an interface, and why not more
+/// Report what serve would get on an interface, and why not more
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example:
   sixhop probe
   sudo sixhop probe eth0
   sudo sixhop probe eth0 --try
 
-It needs no privilege, and says what it cannot see without. Nothing is
-disturbed unless --try is given. Then the program is attached and all queues
-are bound as serve does it, and let go at once: no packet is steered, but
-some drivers reset their link, and it is down for some seconds.")]
+It needs no privilege, and reports what it cannot see without one. It disturbs
+nothing unless --try is given. With --try, it attaches the program and binds
+all queues as serve does, then releases them at once. No packet is steered,
+but some drivers reset their link, which is then down for some seconds.")]
 pub struct Args {
-    /// Interface to look at [default: a short table of all]
+    /// Interface to probe [default: a short table of all]
     #[arg(value_name = "IFACE")]
     interface: Option<String>,
-    /// Attach and bind for a moment, and say whether that gives what was expected
+    /// Attach and bind for a moment, and compare the result with the expectation
     #[arg(long = "try", requires = "interface")]
     try_out: bool,
     /// Print one line of JSON for each interface
@@ -66,7 +66,14 @@ fn short(probes: &[Probe]) -> String {
         .load_preset(presets::NOTHING)
         .set_content_arrangement(ContentArrangement::Dynamic)
         .set_width(80);
-    table.set_header(["interface", "driver", "state", "queues", "XDP of the driver", "serve gets"]);
+    table.set_header([
+        "interface",
+        "driver",
+        "state",
+        "queues",
+        "driver's XDP features",
+        "serve gets",
+    ]);
     for probe in probes {
         let Interface { nic, queues_possible, .. } = &probe.interface;
         table.add_row([
@@ -79,7 +86,7 @@ fn short(probes: &[Probe]) -> String {
         ]);
     }
     align(&mut table, usize::MAX);
-    // What fits is not to be broken.
+    // Do not wrap columns that fit.
     for column in table.column_iter_mut().take(4) {
         column.set_constraint(ColumnConstraint::ContentWidth);
     }
@@ -102,14 +109,14 @@ fn long(probe: &Probe) -> String {
     trimmed(&table)
 }
 
-/// A row: its name, and what there is to say.
+/// A row: its label and its text.
 type Row = (String, String);
 
 fn row(name: &str, text: String) -> Row {
     (name.to_owned(), text)
 }
 
-/// What was found out, without what follows.
+/// The facts, without the verdict.
 fn facts(Probe { interface, host, .. }: &Probe) -> Vec<Row> {
     let nic = &interface.nic;
     let program = interface.program.map(|program| format!("id {}, {}", program.id, program.mode));
@@ -118,15 +125,15 @@ fn facts(Probe { interface, host, .. }: &Probe) -> Vec<Row> {
         row("driver", driver(interface)),
         row("link", link(interface)),
         row("queues", format!("{} in use, {} possible", nic.queues, interface.queues_possible)),
-        row("spreading", spreading(interface)),
+        row("RSS", spreading(interface)),
         row("XDP", xdp_detail(interface)),
         row("program", program.unwrap_or_else(|| "none".to_owned())),
         row("card's rings", rings(interface)),
         row("offloads", offloads(interface)),
         row("kernel", kernel(host)),
         row("huge pages", hugepages(host)),
-        row("may lock", locked_memory(host)),
-        row("lacks", missing(host)),
+        row("lockable", locked_memory(host)),
+        row("capabilities", missing(host)),
     ];
     if !interface.sys_seen {
         let why = if interface.sys_mounted {
@@ -134,7 +141,7 @@ fn facts(Probe { interface, host, .. }: &Probe) -> Vec<Row> {
         } else {
             "/sys is not mounted"
         };
-        let what = "the card's identity, its NUMA node and what a virtio device takes";
+        let what = "the card's identity, its NUMA node and virtio features";
         rows.push(row("not seen", format!("{why}: {what}")));
     }
     let unasked = quirks::of(interface).find(Act::AskPeer);
@@ -147,8 +154,8 @@ fn facts(Probe { interface, host, .. }: &Probe) -> Vec<Row> {
 fn what_follows(probe: &Probe) -> Vec<Row> {
     let Probe { interface, verdict, tried, .. } = probe;
     let mut rows = vec![row("serve gets", expected(probe))];
-    let obstacles = verdict.obstacles.iter().map(|finding| ("not before", finding));
-    let reasons = verdict.why_not_more.iter().map(|finding| ("not more", finding));
+    let obstacles = verdict.obstacles.iter().map(|finding| ("obstacle", finding));
+    let reasons = verdict.why_not_more.iter().map(|finding| ("limit", finding));
     for (name, finding) in obstacles.chain(reasons) {
         rows.push(row(name, finding.why.clone()));
         rows.extend(finding.cure.iter().map(|cure| row("  cure", cure.clone())));
@@ -163,7 +170,7 @@ fn what_follows(probe: &Probe) -> Vec<Row> {
     rows
 }
 
-/// Without the blanks that fill the last column.
+/// Removes the spaces that pad the last column.
 fn trimmed(table: &Table) -> String {
     table.lines().map(|line| line.trim_end().to_owned()).collect::<Vec<_>>().join("\n")
 }
@@ -200,34 +207,36 @@ fn driver(interface: &Interface) -> String {
     }
     if let Some(virtio) = interface.virtio {
         text += if virtio.access_platform {
-            ", takes DMA addresses"
+            ", uses DMA addresses"
         } else {
-            ", takes no DMA addresses"
+            ", does not use DMA addresses"
         };
     }
     text
 }
 
 fn link(interface: &Interface) -> String {
-    let speed =
-        interface.nic.speed_mbps.map_or("no speed".to_owned(), |mbps| format!("{mbps} Mbit/s"));
+    let speed = interface
+        .nic
+        .speed_mbps
+        .map_or("unknown speed".to_owned(), |mbps| format!("{mbps} Mbit/s"));
     let mut text = format!("{}, {speed}, MTU {}", state(interface), interface.nic.mtu);
     if let Some(peer) = &interface.peer {
-        text += &format!("; its other end {}, MTU {}", peer.name, peer.mtu);
+        text += &format!("; its peer {}, MTU {}", peer.name, peer.mtu);
     }
     text
 }
 
 fn spreading(interface: &Interface) -> String {
     let rss = match interface.rss_entries {
-        Some(entries) => format!("RSS by a table of {entries} entries"),
-        None => "no RSS that can be set".to_owned(),
+        Some(entries) => format!("table of {entries} entries"),
+        None => "none that can be set".to_owned(),
     };
     let rules =
         match (interface.is_on(NTUPLE), interface.is_changeable(NTUPLE), interface.flow_rules) {
             (true, _, count) => format!("flow rules on, {} set", count.unwrap_or(0)),
             (false, true, _) => {
-                format!("flow rules to be had (ethtool -K {} ntuple on)", interface.nic.interface)
+                format!("flow rules off (ethtool -K {} ntuple on)", interface.nic.interface)
             }
             (false, false, Some(count)) => format!("flow rules, {count} set"),
             (false, false, None) => "no flow rules".to_owned(),
@@ -238,7 +247,7 @@ fn spreading(interface: &Interface) -> String {
 fn xdp(interface: &Interface) -> String {
     match &interface.xdp {
         Some(xdp) => listed(&xdp.features),
-        None => "unknown to this kernel".to_owned(),
+        None => "not reported by this kernel".to_owned(),
     }
 }
 
@@ -246,7 +255,7 @@ fn xdp_detail(interface: &Interface) -> String {
     let mut text = xdp(interface);
     if let Some(xdp) = &interface.xdp {
         if let Some(segments) = xdp.zero_copy_segments {
-            text += &format!("; zero-copy in at most {segments} frames a packet");
+            text += &format!("; zero-copy with up to {segments} frames for a packet");
         }
         for (name, abilities) in [("rx metadata", &xdp.rx_metadata), ("AF_XDP", &xdp.xsk)] {
             if !abilities.is_empty() {
@@ -280,7 +289,7 @@ fn kernel(host: &Host) -> String {
         Some(true) => "AF_XDP sockets",
         Some(false) => "no AF_XDP sockets",
         None if host.af_xdp_refused.is_some() => "AF_XDP sockets denied",
-        None => "AF_XDP sockets not seen without CAP_NET_RAW",
+        None => "AF_XDP sockets unknown without CAP_NET_RAW",
     };
     format!("Linux {}, {af_xdp}, {} processors", host.kernel, host.processors)
 }
@@ -300,8 +309,9 @@ fn locked_memory(host: &Host) -> String {
 
 fn missing(host: &Host) -> String {
     let missing = CAPABILITIES.iter().filter(|(name, ..)| !host.has(name));
-    let lines: Vec<_> = missing.map(|(name, _, use_of)| format!("{name} ({use_of})")).collect();
-    if lines.is_empty() { "no capability".to_owned() } else { lines.join("\n") }
+    let lines: Vec<_> =
+        missing.map(|(name, _, use_of)| format!("lacks {name} ({use_of})")).collect();
+    if lines.is_empty() { "all present".to_owned() } else { lines.join("\n") }
 }
 
 fn expected(probe: &Probe) -> String {
@@ -322,13 +332,13 @@ fn truth(tried: &Tried) -> String {
     let agrees = match tried.agrees {
         Some(true) => "as expected",
         Some(false) => "NOT as expected",
-        None => "which could not be foreseen",
+        None => "not predicted",
     };
     match (&tried.error, tried.attach, tried.copy) {
         (Some(error), ..) => format!("refused, {agrees}: {error}"),
         (None, Some(attach), Some(copy)) => {
             format!("{attach}, {copy}, {agrees}; queues {:?}", tried.queues)
         }
-        (None, ..) => format!("started, but in no mode; {agrees}"),
+        (None, ..) => format!("started, but no mode reported; {agrees}"),
     }
 }

@@ -11,7 +11,8 @@ use clap::builder::RangedI64ValueParser;
 use sd_notify::NotifyState;
 
 use super::{
-    Moving, OPERATIONS, binding, note, print_json, running, stop_at_end_of_input, stop_on_signal,
+    OPERATIONS, TargetFlags, advice, binding, note, print_json, running, stop_at_end_of_input,
+    stop_on_signal,
 };
 use crate::address::{Prefix, Sources};
 use crate::engine::{self, EngineKind};
@@ -53,25 +54,25 @@ before and after are live too, so clocks may differ by a step:
 )]
 pub struct Args {
     #[command(flatten)]
-    addresses: Addresses,
+    addresses: ServeAddresses,
     #[command(flatten)]
     askers: Askers,
     #[command(flatten)]
-    engine: Engine,
+    engine: EngineFlags,
     #[command(flatten)]
     options: engine::Options,
     #[command(flatten)]
-    operations: Operations,
+    operations: ServeOperations,
 }
 
 #[derive(Debug, clap::Args)]
 #[command(next_help_heading = "Addresses")]
-struct Addresses {
+struct ServeAddresses {
     /// Interface to answer on
     #[arg(long, value_name = "IF")]
     interface: String,
     #[command(flatten)]
-    which: Moving,
+    which: TargetFlags,
     /// How the addresses are made live
     #[arg(long, value_name = "METHOD", default_value = "netlink")]
     bind: Method,
@@ -99,7 +100,7 @@ struct Askers {
 
 #[derive(Debug, clap::Args)]
 #[command(next_help_heading = "Engine")]
-struct Engine {
+struct EngineFlags {
     /// How requests are answered
     #[arg(long = "engine", value_name = "ENGINE", default_value = "afxdp",
         value_parser = super::engines())]
@@ -120,7 +121,7 @@ struct Engine {
 
 #[derive(Debug, clap::Args)]
 #[command(next_help_heading = OPERATIONS)]
-struct Operations {
+struct ServeOperations {
     /// Serve metrics for Prometheus over HTTP at this address and port, or port of [::1]: /metrics
     #[arg(long, value_name = "ADDR", value_parser = metrics::place)]
     metrics: Option<SocketAddr>,
@@ -138,6 +139,26 @@ struct Operations {
     help: Option<bool>,
 }
 
+impl Args {
+    fn config(self) -> Result<ServerConfig> {
+        Ok(ServerConfig {
+            interface: self.addresses.interface,
+            targets: self.addresses.which.targets(0)?,
+            bind: self.addresses.bind,
+            engine: Some(self.engine.kind),
+            options: self.options,
+            cores: self.engine.cores,
+            port: self.askers.port,
+            replies: self.engine.replies,
+            allow: (!self.askers.allow.is_empty()).then(|| Sources::new(self.askers.allow)),
+            coalesce: self.engine.coalesce,
+            take_prefix: self.addresses.take_prefix,
+            multicast_router: self.addresses.multicast_router,
+            sandbox: Sandbox::new(!self.operations.no_sandbox),
+        })
+    }
+}
+
 /// Microseconds between two batches, as a flag. At a tenth of a second all that waits would be
 /// lost.
 pub(super) fn coalesce() -> RangedI64ValueParser<u32> {
@@ -149,26 +170,14 @@ pub(super) fn coalesce() -> RangedI64ValueParser<u32> {
 /// # Errors
 /// When the server cannot start, cannot go on, or leaves something behind.
 pub fn run(args: Args) -> Result<ExitCode> {
-    let config = ServerConfig {
-        interface: args.addresses.interface,
-        targets: args.addresses.which.targets(0)?,
-        bind: args.addresses.bind,
-        engine: Some(args.engine.kind),
-        options: args.options,
-        cores: args.engine.cores,
-        port: args.askers.port,
-        replies: args.engine.replies,
-        allow: (!args.askers.allow.is_empty()).then(|| Sources::new(args.askers.allow)),
-        coalesce: args.engine.coalesce,
-        take_prefix: args.addresses.take_prefix,
-        multicast_router: args.addresses.multicast_router,
-        sandbox: Sandbox::new(!args.operations.no_sandbox),
-    };
+    let (kind, bind) = (args.engine.kind, args.addresses.bind);
+    let ServeOperations { metrics, stop_on_eof, json, .. } = args.operations;
+    let config = args.config()?;
     let stop = stop_on_signal()?;
-    if args.operations.stop_on_eof {
+    if stop_on_eof {
         stop_at_end_of_input(stop.clone(), config.sandbox);
     }
-    let listener = args.operations.metrics.map(Listener::open).transpose()?;
+    let listener = metrics.map(Listener::open).transpose()?;
     let mut manager = Manager::default();
     if config.sandbox.is_on() {
         // The usual words come with a backtrace where one is asked for, and that reads files.
@@ -178,48 +187,32 @@ pub fn run(args: Args) -> Result<ExitCode> {
     if let Some(listener) = &listener {
         server.with_metrics(listener.place()?);
     }
-    let about = args.engine.kind.about();
+    let about = kind.about();
     let has_frames = about.is_some_and(|about| about.shares_frames);
     let board = Board::new(server.ready().clone(), has_frames);
     if let Some(listener) = listener {
         listener.answer(board.clone(), config.sandbox);
     }
     server.ready().modes.fallbacks.iter().for_each(note);
-    let (json, bind) = (args.operations.json, args.addresses.bind);
+    let output = Output { json, bind };
     if json {
         print_json(&Event::Ready(server.ready().clone()))?;
     } else {
         println!("{}", describe(server.ready()));
     }
-    manager.ready(server.ready());
+    let Ready { addresses, interface, sandbox, .. } = server.ready();
+    manager.ready(&format!("{kind} answers on {addresses} addresses of {interface}"), *sandbox);
     let mut previous = Stats::default();
-    // A reader that has gone away will not be told why.
     let totals = running((server, guard), &stop, |occasion| match occasion {
         Occasion::Stats(stats) => {
             board.show(stats);
-            if json {
-                let _ = print_json(&Event::Stats(stats.clone()));
-            } else {
-                println!("{}", line(stats, &previous));
-            }
+            output.stats(stats, &previous);
             previous = stats.clone();
         }
-        Occasion::Rotation(rotated) => {
-            if json {
-                let _ = print_json(&Event::Rotation(*rotated));
-            } else {
-                println!("{}", rotation(rotated));
-            }
-            if let Some(words) = late(rotated, bind) {
-                note(words);
-            }
-        }
+        Occasion::Rotation(rotated) => output.rotation(rotated),
         Occasion::Renamed(name) => board.rename(name),
-        Occasion::Notice(text) => {
-            note(&text);
-            if json {
-                let _ = print_json(&Event::Notice(Notice { text }));
-            }
+        Occasion::Notice { text, symptom } => {
+            output.notice(text + symptom.and_then(advice::of_symptom).unwrap_or_default());
         }
         Occasion::Alive => manager.alive(),
         Occasion::Stopping => manager.stopping(),
@@ -233,8 +226,42 @@ pub fn run(args: Args) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// Prints what happens while the server runs. It ignores write errors: the reader is gone.
+struct Output {
+    json: bool,
+    bind: Method,
+}
+
+impl Output {
+    fn stats(&self, stats: &Stats, previous: &Stats) {
+        if self.json {
+            let _ = print_json(&Event::Stats(stats.clone()));
+        } else {
+            println!("{}", line(stats, previous));
+        }
+    }
+
+    fn rotation(&self, rotated: &Rotated) {
+        if self.json {
+            let _ = print_json(&Event::Rotation(*rotated));
+        } else {
+            println!("{}", rotation(rotated));
+        }
+        if let Some(words) = late(rotated, self.bind) {
+            note(words);
+        }
+    }
+
+    fn notice(&self, text: String) {
+        note(&text);
+        if self.json {
+            let _ = print_json(&Event::Notice(Notice { text }));
+        }
+    }
+}
+
 /// The service manager that has started this, if one has (sd_notify(3)).
-struct Manager {
+pub(super) struct Manager {
     /// How often it wants to hear that the workers are alive.
     watchdog: Option<Duration>,
     heard: Instant,
@@ -254,23 +281,20 @@ impl Manager {
         }
     }
 
-    fn ready(&self, ready: &Ready) {
-        let engine = ready.engine.map(|engine| engine.to_string()).unwrap_or_default();
-        let status =
-            format!("{engine} answers on {} addresses of {}", ready.addresses, ready.interface);
-        tracing::info!(sandbox = ready.sandbox, "ready: {status}");
-        Self::tell(&[NotifyState::Ready, NotifyState::Status(&status)]);
+    pub fn ready(&self, status: &str, sandbox: bool) {
+        tracing::info!(sandbox, "ready: {status}");
+        Self::tell(&[NotifyState::Ready, NotifyState::Status(status)]);
     }
 
     /// Twice as often as it wants to hear, as it advises.
-    fn alive(&mut self) {
+    pub fn alive(&mut self) {
         if self.watchdog.is_some_and(|watchdog| self.heard.elapsed() >= watchdog / 2) {
             self.heard = Instant::now();
             Self::tell(&[NotifyState::Watchdog]);
         }
     }
 
-    fn stopping(&self) {
+    pub fn stopping(&self) {
         tracing::info!("stopping");
         Self::tell(&[NotifyState::Stopping, NotifyState::Status("takes its addresses back")]);
     }
@@ -337,7 +361,7 @@ fn describe(ready: &Ready) -> String {
     if ready.sandbox { text } else { text + "; no sandbox" }
 }
 
-fn rotation(rotated: &Rotated) -> String {
+pub(super) fn rotation(rotated: &Rotated) -> String {
     format!(
         "          step {}: the addresses of {} clients exchanged in {:.3} s of work, {:.3} s of a \
          processor; {} are live",
@@ -346,7 +370,7 @@ fn rotation(rotated: &Rotated) -> String {
 }
 
 /// What to say of a rotation that took longer than its step.
-fn late(rotated: &Rotated, bind: Method) -> Option<String> {
+pub(super) fn late(rotated: &Rotated, bind: Method) -> Option<String> {
     let carried = rotated.clients_carried?;
     // Of what there is, nothing is quicker than live-map.
     let remedy = match bind {

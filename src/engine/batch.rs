@@ -22,7 +22,7 @@ use super::outbox::{self, UdpOutbox};
 use super::reply::{self, Reply};
 use super::statistics::{Shown, Tally};
 use super::udp::{self, SocketCounters};
-use super::{About, CounterSet, Engine, EngineConfig, EngineKind, Modes, pin};
+use super::{About, CounterSet, Engine, EngineConfig, EngineError, EngineKind, Modes, pin};
 use crate::host::sandbox::{Role, Sandbox};
 use crate::net::datagrams::{BATCH, Incoming, MAX_MESSAGES, Message, Outgoing};
 use crate::policy::Handler;
@@ -48,14 +48,14 @@ pub(super) fn open<S: Service>(config: &EngineConfig, service: &S) -> Result<Box
 }
 
 pub(super) struct Batch<S> {
-    workers: Vec<Worker<S>>,
-    rules: Rules,
+    workers: Vec<BatchWorker<S>>,
+    rules: BatchRules,
     modes: Modes,
     sandbox: Sandbox,
 }
 
 /// What all workers go by.
-struct Rules {
+struct BatchRules {
     handler: Handler,
     interface: u32,
     /// Bytes of payload that a reply may have.
@@ -64,7 +64,7 @@ struct Rules {
     segments: bool,
 }
 
-struct Worker<S> {
+struct BatchWorker<S> {
     service: S,
     socket: Arc<OwnedFd>,
     /// The processor that it is pinned to.
@@ -94,7 +94,7 @@ impl<S: Service> Batch<S> {
         sockets: impl IntoIterator<Item = (Arc<OwnedFd>, Option<usize>)>,
         segments: bool,
     ) -> Self {
-        let worker = |(socket, core)| Worker {
+        let worker = |(socket, core)| BatchWorker {
             service: service.clone(),
             socket,
             core,
@@ -108,7 +108,7 @@ impl<S: Service> Batch<S> {
         };
         Self {
             workers,
-            rules: Rules {
+            rules: BatchRules {
                 handler: config.handler.clone(),
                 interface: config.link.index,
                 room: reply::room(&config.link),
@@ -128,9 +128,9 @@ impl<S: Service> Batch<S> {
     }
 }
 
-impl Rules {
+impl BatchRules {
     /// Receives and answers until `stop` is set.
-    fn work<S: Service>(&self, mut worker: Worker<S>, stop: &AtomicBool) -> Result<()> {
+    fn work<S: Service>(&self, mut worker: BatchWorker<S>, stop: &AtomicBool) -> Result<()> {
         if let Some(core) = worker.core {
             pin(core);
         }
@@ -187,7 +187,7 @@ impl Rules {
     /// wants the next, and returns whether there are any.
     fn speak<S: Service>(
         &self,
-        worker: &mut Worker<S>,
+        worker: &mut BatchWorker<S>,
         buffer: &mut [u8],
         tally: &mut Tally,
     ) -> Result<bool> {
@@ -260,7 +260,7 @@ impl Rules {
                 Ok(sent) => (sent.min(some.len()), true),
                 Err(error) if error.raw_os_error() == Some(libc::EINTR) => continue,
                 Err(error) if self.segments && error.raw_os_error() == Some(libc::EIO) => {
-                    return Err(error).context(udp::CUTS_NONE);
+                    return Err(error).context(EngineError::CutsNone);
                 }
                 // That one does not go; those behind it may.
                 Err(_) => (1, false),

@@ -19,7 +19,7 @@ use anyhow::{Result, anyhow, ensure};
 
 use super::batch::Batch;
 use super::udp::SocketCounters;
-use super::{Engine, EngineConfig, Follower, packet};
+use super::{Engine, EngineConfig, Follower, LinkAddress, packet};
 use crate::service::Service;
 
 /// The socket, and what answers from it.
@@ -28,9 +28,14 @@ pub(super) struct Behind<S>(Batch<S>);
 struct BesideTaps {
     sockets: Vec<Arc<OwnedFd>>,
     room: u32,
+    own: LinkAddress,
 }
 
 impl Follower for BesideTaps {
+    fn set_address(&self, mac: [u8; 6]) {
+        self.own.set(mac);
+    }
+
     fn set_mtu(&self, mtu: u32) -> Result<()> {
         ensure!(
             mtu <= self.room,
@@ -62,9 +67,9 @@ impl<S: Service> Behind<S> {
     }
 
     /// A way to tell the socket of another MTU, where it is beside taps whose buffers hold packets
-    /// of `room` bytes.
-    pub fn follower(&self, room: u32) -> Box<dyn Follower> {
-        Box::new(BesideTaps { sockets: self.counters().sockets, room })
+    /// of `room` bytes, and these of another Ethernet address than `own`.
+    pub fn follower(&self, room: u32, own: LinkAddress) -> Box<dyn Follower> {
+        Box::new(BesideTaps { sockets: self.counters().sockets, room, own })
     }
 
     /// Answers on a thread of its own until `stop` is set, while the engine does its `work`.

@@ -1,5 +1,5 @@
-//! Sockets as [`batch`](super::batch) has them, whose equal replies go through the kernel's stack as
-//! one datagram that it cuts (UDP_SEGMENT).
+//! The sockets of [`batch`](super::batch), but equal replies pass the kernel's stack as one large
+//! datagram, which it then cuts (UDP_SEGMENT).
 
 use anyhow::Result;
 

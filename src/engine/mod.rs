@@ -27,6 +27,7 @@
 
 mod advertiser;
 mod behind;
+mod error;
 mod multicast_router;
 mod outbox;
 mod packet;
@@ -40,7 +41,7 @@ mod worker;
 
 use std::sync::atomic::AtomicBool;
 
-use anyhow::{Result, ensure};
+use anyhow::Result;
 
 use crate::address::Targets;
 use crate::events::Counters;
@@ -51,17 +52,25 @@ use crate::policy::Handler;
 use crate::service::Service;
 use crate::xdp::LiveAddresses;
 
+#[doc(hidden)]
 pub use advertiser::{Advertiser, LinkAddress};
 pub use afxdp::Options as XdpOptions;
 pub(crate) use afxdp::REDIRECT_FAILED;
+#[doc(hidden)]
 pub use afxdp::{FRAMES, frame_size, frames, largest_request};
+pub use error::EngineError;
 pub use packet_ring::Options as PacketRingOptions;
 pub use registry::{About, all};
+#[doc(hidden)]
 pub use statistics::{Shown, Tally};
 pub use tpacket::TPacket;
+#[doc(hidden)]
 pub use worker::Worker;
 
-pub use crate::events::{EngineKind, Modes};
+#[doc(inline)]
+pub use crate::events::{AttachRequest, CopyRequest, EngineKind, HugepageRequest, Modes};
+#[doc(inline)]
+pub use crate::xdp::ModeError;
 
 // Each has a file or folder of its own. `make test` formats these files by name: rustfmt does not
 // look into macros for modules.
@@ -78,6 +87,7 @@ registry::engines! {
 }
 
 /// What an engine is to do, and with what.
+#[doc(hidden)]
 #[derive(Debug, Clone)]
 pub struct EngineConfig {
     /// The interface, in the namespace of the calling thread.
@@ -120,6 +130,7 @@ pub struct Options {
 }
 
 /// Something that answers requests, ready to run.
+#[doc(hidden)]
 pub trait Engine: Send {
     /// What the kernel granted.
     fn modes(&self) -> &Modes;
@@ -154,6 +165,7 @@ pub trait Engine: Send {
 }
 
 /// Takes over, while an engine runs, what has changed of its interface.
+#[doc(hidden)]
 pub trait Follower: Send {
     /// The interface has another Ethernet address.
     fn set_address(&self, _mac: [u8; 6]) {}
@@ -166,6 +178,7 @@ pub trait Follower: Send {
 }
 
 /// An engine's counters, readable from any thread.
+#[doc(hidden)]
 pub trait CounterSet: Send {
     /// What was counted since the engine was opened.
     fn read(&self) -> Counters;

@@ -8,10 +8,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use nix::sys::socket::{MsgFlags, send};
 
-use super::packet;
+use super::{EngineError, packet};
 use crate::net::netlink::{self, Link};
 use crate::wire::{self, ADVERTISEMENT_INTERVAL, INITIAL_COUNT, INITIAL_INTERVAL};
 
@@ -33,13 +33,8 @@ impl MulticastRouter {
     /// On `link`, from its link-local address.
     pub fn on(link: &Link) -> Result<Self> {
         let addresses = netlink::addresses(link.index)?;
-        let source = link_local(addresses.iter().map(|address| address.ip)).with_context(|| {
-            format!(
-                "{0} has no link-local address, from which --multicast-router has to speak: \
-                 'ip link set {0} addrgenmode eui64' makes one when it is set up",
-                link.name
-            )
-        })?;
+        let source = link_local(addresses.iter().map(|address| address.ip))
+            .ok_or_else(|| EngineError::NoLinkLocal(link.name.clone()))?;
         Ok(Self {
             socket: packet::plain_sender(link)?,
             advertisement: wire::router_advertisement(link.mac, source),

@@ -19,12 +19,15 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{MsgFlags, getsockopt, send, sockopt};
 
 use super::behind::Behind;
+use super::outbox::{self, FrameOutbox, FrameSender};
 use super::packet::{self, Bundle, HEAD, PacketCounters, Tap};
 use super::reply;
 use super::statistics::{Shown, Tally};
 use super::tpacket::{RxRing, TPacket, TxRing};
-use super::udp::{self, DOZE};
-use super::{About, CounterSet, Engine, EngineConfig, EngineKind, Follower, Modes, pin};
+use super::udp;
+use super::{
+    About, CounterSet, Engine, EngineConfig, EngineKind, Follower, LinkAddress, Modes, pin,
+};
 use crate::host::sandbox::{Role, Sandbox};
 use crate::policy::Handler;
 use crate::service::Service;
@@ -52,13 +55,12 @@ impl EngineKind {
 }
 
 pub(super) const ABOUT: About = About {
-    sends_unasked: false,
     sees_frames: true,
     shares_frames: true,
     segments: true,
     capabilities: &["CAP_NET_ADMIN", "CAP_NET_RAW"],
     roles: &[Role::Packet],
-    ways: &["--tpacket v3"],
+    ways: &[("tpacket", "v3")],
     ..About::new(
         EngineKind::PACKET_RING,
         "The same through memory that is shared with the kernel (PACKET_RX_RING, PACKET_TX_RING): \
@@ -81,19 +83,26 @@ pub struct Options {
 }
 
 pub(super) struct PacketRing<S> {
-    workers: Vec<Worker<S>>,
+    workers: Vec<PacketRingWorker<S>>,
     modes: Modes,
     sandbox: Sandbox,
     behind: Behind<S>,
     /// The MTU that the buffers were made for.
     mtu: u32,
+    own: LinkAddress,
 }
 
-struct Worker<S> {
+struct PacketRingWorker<S> {
     service: S,
     /// Where a request lies while a service that may change it answers: behind one in the ring
     /// there is no room.
     scratch: Box<[u8]>,
+    /// Where what nobody asked for is put together.
+    frame: Box<[u8]>,
+    /// The interface's Ethernet address.
+    own: LinkAddress,
+    /// How long the service can wait for its next turn.
+    wait: Duration,
     tap: Arc<Tap>,
     rx: RxRing,
     sender: Sender,
@@ -116,6 +125,7 @@ impl<S: Service> PacketRing<S> {
         let EngineConfig { link, handler, .. } = config;
         let version = &config.options.packet_ring.tpacket;
         let behind = Behind::taps(config, service)?;
+        let own = LinkAddress::from(link.mac);
         let largest = packet::largest_frame(link);
         let open = |&core: &usize| {
             let tap = Tap::open()?;
@@ -126,9 +136,12 @@ impl<S: Service> PacketRing<S> {
             let room = HEAD + if cuts { largest.max(SLOT) } else { largest };
             let tx = TxRing::map(&socket, *version, room)
                 .with_context(|| format!("no send ring of {version}"))?;
-            Ok(Worker {
+            Ok(PacketRingWorker {
                 service: service.clone(),
                 scratch: vec![0; if S::UNCHANGED { 0 } else { largest }].into(),
+                frame: vec![0; if S::UNASKED { OVERHEAD + reply::room(link) } else { 0 }].into(),
+                own: own.clone(),
+                wait: Duration::MAX,
                 tap,
                 rx,
                 sender: Sender { socket, tx, cuts },
@@ -148,7 +161,7 @@ impl<S: Service> PacketRing<S> {
             tpacket: Some(*version),
             ..Modes::default()
         };
-        Ok(Self { workers, modes, sandbox: config.sandbox, behind, mtu: link.mtu })
+        Ok(Self { workers, modes, sandbox: config.sandbox, behind, mtu: link.mtu, own })
     }
 }
 
@@ -165,12 +178,12 @@ impl<S: Service> Engine for PacketRing<S> {
     }
 
     fn follower(&self) -> Option<Box<dyn Follower>> {
-        Some(self.behind.follower(self.mtu))
+        Some(self.behind.follower(self.mtu, self.own.clone()))
     }
 
     fn run(self: Box<Self>, stop: &AtomicBool) -> Result<()> {
         let Self { workers, behind, sandbox, .. } = *self;
-        let work = |mut worker: Worker<S>| {
+        let work = |mut worker: PacketRingWorker<S>| {
             let interface = worker.interface.clone();
             worker.work(stop).map_err(|error| packet::fatal(error, &interface))
         };
@@ -178,7 +191,7 @@ impl<S: Service> Engine for PacketRing<S> {
     }
 }
 
-impl<S: Service> Worker<S> {
+impl<S: Service> PacketRingWorker<S> {
     /// Receives and answers until `stop` is set.
     fn work(&mut self, stop: &AtomicBool) -> io::Result<()> {
         pin(self.core);
@@ -228,15 +241,25 @@ impl<S: Service> Worker<S> {
                 }
             }
         }
-        if sender.tx.is_waiting() {
-            sender.kick(MsgFlags::MSG_DONTWAIT)?;
+        let spoke = S::UNASKED && self.speak();
+        if self.sender.tx.is_waiting() {
+            self.sender.kick(MsgFlags::MSG_DONTWAIT)?;
         }
-        Ok(taken > 0)
+        Ok(taken > 0 || spoke)
+    }
+
+    /// The service's turn to send without being asked. Returns whether it did.
+    fn speak(&mut self) -> bool {
+        let Self { service, sender, handler, own, frame, tally, .. } = self;
+        let before = tally.unasked;
+        let sender = Turn { sender, left: BATCH };
+        self.wait = service.turn(&mut FrameOutbox { handler, own, frame, tally, sender });
+        self.tally.unasked > before
     }
 
     /// Waits for requests.
     fn sleep(&self) -> io::Result<()> {
-        let limit = if self.sender.tx.is_waiting() { NAP } else { DOZE };
+        let limit = if self.sender.tx.is_waiting() { NAP } else { outbox::nap(self.wait) };
         let mut tap = [PollFd::new(self.tap.socket.as_fd(), PollFlags::POLLIN)];
         match poll(&mut tap, PollTimeout::try_from(limit).unwrap_or(PollTimeout::ZERO)) {
             Ok(_) | Err(Errno::EINTR) => {}
@@ -258,6 +281,27 @@ fn with_room<'a>(frame: &'a mut [u8], scratch: &'a mut [u8]) -> &'a mut [u8] {
     place.copy_from_slice(frame);
     let room = (OVERHEAD + MAX_PAYLOAD).max(frame.len()).min(scratch.len());
     &mut scratch[..room]
+}
+
+/// What one turn of a service may put into the ring. It never waits for room: the worker asks the
+/// kernel to send after the turn.
+struct Turn<'a> {
+    sender: &'a mut Sender,
+    /// So many, that replies find room behind them.
+    left: usize,
+}
+
+impl FrameSender for Turn<'_> {
+    fn has_room(&mut self) -> bool {
+        self.left > 0 && self.sender.tx.slot().is_some()
+    }
+
+    fn hand_over(&mut self, frame: &[u8]) -> bool {
+        self.left -= 1;
+        let Sender { tx, cuts, .. } = &self.sender;
+        let mut bundles = packet::bundles(frame, 1, *cuts, tx.room());
+        bundles.all(|bundle| self.sender.put(&bundle))
+    }
 }
 
 impl Sender {
@@ -293,12 +337,49 @@ impl Sender {
     }
 
     /// Asks the kernel to send what is in the ring. Without MSG_DONTWAIT, waits until it has, or
-    /// for [`DOZE`].
+    /// for [`DOZE`](udp::DOZE).
     fn kick(&self, flags: MsgFlags) -> io::Result<()> {
         match send(self.socket.as_raw_fd(), &[], flags) {
             Err(error @ (Errno::ENETDOWN | Errno::ENXIO)) => Err(error.into()),
             // What it did not take stays in the ring, and is tried again.
             _ => Ok(()),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::address::Pool;
+    use crate::service::{Outbox, Peer, Unsent};
+    use std::os::unix::net::UnixDatagram;
+
+    #[test]
+    fn a_turn_of_a_service_ends_where_the_ring_is_full_or_it_had_its_share() {
+        let pool = Pool::new("2001:db8:1::/64".parse().unwrap(), 10, 1).unwrap();
+        let source = ("2001:db8:1::1".parse().unwrap(), 50_000);
+        let peer = Peer { source, asked: pool.address(3), mac: Some([2; 6]) };
+        let handler = Handler::new(3540, pool, vec![]);
+        let (own, mut tally) = (LinkAddress::from([4; 6]), Tally::default());
+        for (units, share, fit) in [(3, 64, 3), (8, 2, 2)] {
+            for cuts in [false, true] {
+                let socket = UnixDatagram::unbound().unwrap().into();
+                let tx = TxRing::without_kernel(TPacket::V2, 2048, units).unwrap();
+                let mut sender = Sender { socket, tx, cuts };
+                let mut outbox = FrameOutbox {
+                    handler: &handler,
+                    own: &own,
+                    frame: &mut [0; OVERHEAD + 100],
+                    tally: &mut tally,
+                    sender: Turn { sender: &mut sender, left: share },
+                };
+                for _ in 0..fit {
+                    assert_eq!(outbox.send(&peer, |_| 100), Ok(()));
+                }
+                assert_eq!(outbox.send(&peer, |_| panic!("it writes")), Err(Unsent::Busy));
+                assert!(sender.tx.is_waiting());
+            }
+        }
+        assert_eq!((tally.unasked, tally.unsent), (10, 0));
     }
 }

@@ -19,10 +19,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use anyhow::Result;
 
 use super::behind::Behind;
+use super::outbox::{self, FrameOutbox, FrameSender};
 use super::packet::{self, Bundle, PacketCounters, Tap};
 use super::reply;
 use super::statistics::{Shown, Tally};
-use super::{About, CounterSet, Engine, EngineConfig, EngineKind, Follower, Modes, pin, udp};
+use super::{
+    About, CounterSet, Engine, EngineConfig, EngineKind, Follower, LinkAddress, Modes, pin, udp,
+};
 use crate::host::sandbox::{Role, Sandbox};
 use crate::net::datagrams::{BATCH, MAX_MESSAGES};
 use crate::policy::Handler;
@@ -35,7 +38,6 @@ impl EngineKind {
 }
 
 pub(super) const ABOUT: About = About {
-    sends_unasked: false,
     sees_frames: true,
     segments: true,
     capabilities: &["CAP_NET_ADMIN", "CAP_NET_RAW"],
@@ -51,15 +53,16 @@ pub(super) fn open<S: Service>(config: &EngineConfig, service: &S) -> Result<Box
 }
 
 pub(super) struct Raw<S> {
-    workers: Vec<Worker<S>>,
+    workers: Vec<RawWorker<S>>,
     modes: Modes,
     sandbox: Sandbox,
     behind: Behind<S>,
     /// The MTU that the buffers were made for.
     mtu: u32,
+    own: LinkAddress,
 }
 
-struct Worker<S> {
+struct RawWorker<S> {
     service: S,
     tap: Arc<Tap>,
     sender: OwnedFd,
@@ -67,7 +70,11 @@ struct Worker<S> {
     cuts: bool,
     handler: Handler,
     interface: String,
+    /// The interface's Ethernet address.
+    own: LinkAddress,
     frame_size: usize,
+    /// Bytes of a frame that its service sends without being asked.
+    room: usize,
     core: usize,
     shown: Arc<Shown>,
 }
@@ -76,16 +83,19 @@ impl<S: Service> Raw<S> {
     pub fn open(config: &EngineConfig, service: &S) -> Result<Self> {
         let EngineConfig { link, handler, .. } = config;
         let behind = Behind::taps(config, service)?;
+        let own = LinkAddress::from(link.mac);
         let open = |&core: &usize| {
             let (sender, cuts) = packet::sender(link)?;
-            Ok(Worker {
+            Ok(RawWorker {
                 service: service.clone(),
                 tap: Tap::open()?,
                 sender,
                 cuts,
                 handler: handler.clone(),
                 interface: link.name.clone(),
+                own: own.clone(),
                 frame_size: packet::largest_frame(link),
+                room: OVERHEAD + reply::room(link),
                 core,
                 shown: Arc::default(),
             })
@@ -99,18 +109,22 @@ impl<S: Service> Raw<S> {
             segmentation: Some(workers.iter().all(|worker| worker.cuts)),
             ..Modes::default()
         };
-        Ok(Self { workers, modes, sandbox: config.sandbox, behind, mtu: link.mtu })
+        Ok(Self { workers, modes, sandbox: config.sandbox, behind, mtu: link.mtu, own })
     }
 }
 
-impl<S: Service> Worker<S> {
+impl<S: Service> RawWorker<S> {
     /// Receives and answers until `stop` is set.
     fn work(mut self, stop: &AtomicBool) -> Result<()> {
         pin(self.core);
         let mut frames = Frames::new(self.frame_size);
-        let mut outgoing = Outgoing::default();
+        let mut outgoing = OutgoingFrames::default();
         let mut tally = Tally::default();
+        let mut frame = vec![0; self.room];
         while !stop.load(Ordering::Relaxed) {
+            if S::UNASKED && !self.speak(&mut frame, &mut outgoing, &mut tally)? {
+                continue;
+            }
             let count = match frames.receive(&self.tap.socket) {
                 Ok(count) => count,
                 Err(error) if matches!(error.raw_os_error(), Some(libc::EAGAIN | libc::EINTR)) => {
@@ -132,7 +146,27 @@ impl<S: Service> Worker<S> {
         Ok(())
     }
 
-    fn send(&self, bundles: &[Bundle], outgoing: &mut Outgoing, tally: &mut Tally) -> Result<()> {
+    /// Lets the service send unasked, from `frame`. Then waits for requests until it wants its next
+    /// turn, and returns whether there are any.
+    fn speak(
+        &mut self,
+        frame: &mut [u8],
+        outgoing: &mut OutgoingFrames,
+        tally: &mut Tally,
+    ) -> Result<bool> {
+        let Self { service, sender, cuts, handler, own, .. } = self;
+        let sender = PlainSender { socket: sender, cuts: *cuts, outgoing };
+        let wait = service.turn(&mut FrameOutbox { handler, own, frame, tally, sender });
+        self.shown.store(tally);
+        outbox::readable(&self.tap.socket, wait)
+    }
+
+    fn send(
+        &self,
+        bundles: &[Bundle],
+        outgoing: &mut OutgoingFrames,
+        tally: &mut Tally,
+    ) -> Result<()> {
         let mut rest = bundles;
         while !rest.is_empty() {
             let some = &rest[..rest.len().min(MAX_MESSAGES)];
@@ -158,6 +192,31 @@ impl<S: Service> Worker<S> {
     }
 }
 
+/// Hands over one frame by one system call.
+struct PlainSender<'a> {
+    socket: &'a OwnedFd,
+    cuts: bool,
+    outgoing: &'a mut OutgoingFrames,
+}
+
+impl FrameSender for PlainSender<'_> {
+    /// It may wait for room, as a reply does.
+    fn has_room(&mut self) -> bool {
+        true
+    }
+
+    fn hand_over(&mut self, frame: &[u8]) -> bool {
+        let bundles: Vec<_> = packet::bundles(frame, 1, self.cuts, usize::MAX).collect();
+        loop {
+            match self.outgoing.send(self.socket, &bundles) {
+                Err(error) if error.raw_os_error() == Some(libc::EINTR) => {}
+                // Where the link is gone, the tap says so as well, and that ends the work.
+                sent => return sent.is_ok_and(|count| count == 1),
+            }
+        }
+    }
+}
+
 impl<S: Service> Engine for Raw<S> {
     fn modes(&self) -> &Modes {
         &self.modes
@@ -171,7 +230,7 @@ impl<S: Service> Engine for Raw<S> {
     }
 
     fn follower(&self) -> Option<Box<dyn Follower>> {
-        Some(self.behind.follower(self.mtu))
+        Some(self.behind.follower(self.mtu, self.own.clone()))
     }
 
     fn run(self: Box<Self>, stop: &AtomicBool) -> Result<()> {
@@ -257,12 +316,12 @@ impl Frames {
 
 /// Room for what the kernel is told; nothing is allocated once it is large enough.
 #[derive(Default)]
-struct Outgoing {
+struct OutgoingFrames {
     headers: Vec<libc::mmsghdr>,
     vectors: Vec<libc::iovec>,
 }
 
-impl Outgoing {
+impl OutgoingFrames {
     /// Sends `bundles`, at most [`MAX_MESSAGES`], and returns how many the kernel took.
     fn send(&mut self, socket: &OwnedFd, bundles: &[Bundle]) -> io::Result<usize> {
         let vector = |bytes: &[u8]| libc::iovec {
@@ -291,5 +350,58 @@ impl Outgoing {
         // returns.
         let sent = unsafe { libc::sendmmsg(socket, self.headers.as_mut_ptr(), count, 0) };
         usize::try_from(sent).map_err(|_| io::Error::last_os_error())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::address::Pool;
+    use crate::service::{Outbox, Peer, Unsent};
+    use crate::wire;
+    use std::os::unix::net::UnixDatagram;
+
+    #[test]
+    fn what_nobody_asked_for_is_a_whole_frame_or_counted() {
+        const ROOM: usize = 100;
+        let pool = Pool::new("2001:db8:1::/64".parse().unwrap(), 10, 1).unwrap();
+        let source = ("2001:db8:1::1".parse().unwrap(), 50_000);
+        let peer = Peer { source, asked: pool.address(3), mac: Some([2; 6]) };
+        let handler = Handler::new(3540, pool, vec![]);
+        let (own, mut tally) = (LinkAddress::from([4; 6]), Tally::default());
+        for cuts in [false, true] {
+            let (sender, link) = UnixDatagram::pair().unwrap();
+            let (socket, mut outgoing) = (OwnedFd::from(sender), OutgoingFrames::default());
+            let mut frame = [0; OVERHEAD + ROOM];
+            let mut outbox = FrameOutbox {
+                handler: &handler,
+                own: &own,
+                frame: &mut frame,
+                tally: &mut tally,
+                sender: PlainSender { socket: &socket, cuts, outgoing: &mut outgoing },
+            };
+            let write = |buffer: &mut [u8]| {
+                assert_eq!(buffer.len(), ROOM);
+                buffer.fill(9);
+                ROOM
+            };
+            assert_eq!(outbox.send(&peer, write), Ok(()));
+            let mut came = [0; 200];
+            let length = link.recv(&mut came).unwrap();
+            let came = &mut came[if cuts { packet::HEAD - OVERHEAD } else { 0 }..length];
+            assert_eq!(came[..12], [2, 2, 2, 2, 2, 2, 4, 4, 4, 4, 4, 4]);
+            let datagram = wire::validate(came, 50_000).unwrap();
+            assert_eq!((datagram.source(), datagram.source_port()), (peer.asked, 3540));
+            assert_eq!(datagram.payload(), [9; ROOM]);
+
+            assert_eq!(outbox.send(&peer, |_| ROOM + 1), Err(Unsent::TooLong));
+            let moved = Peer { asked: "2001:db8:1::77".parse().unwrap(), ..peer };
+            assert_eq!(outbox.send(&moved, |_| panic!("it writes")), Err(Unsent::NotLive));
+            let behind = Peer { mac: None, ..peer };
+            assert_eq!(outbox.send(&behind, |_| panic!("it writes")), Err(Unsent::OtherWorker));
+            drop(link);
+            assert_eq!(outbox.send(&peer, write), Err(Unsent::Refused));
+        }
+        assert_eq!((tally.unasked, tally.unsent), (2, 2));
     }
 }

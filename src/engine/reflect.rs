@@ -2,10 +2,10 @@
 //! [`afxdp`](super::afxdp) has: the same program, its attachment and its counters; rings only where
 //! neighbour discovery has to be answered.
 
-use anyhow::{Result, ensure};
+use anyhow::Result;
 
 use super::afxdp::AfXdp;
-use super::{About, Engine, EngineConfig, EngineKind};
+use super::{About, Engine, EngineConfig, EngineError, EngineKind};
 use crate::host::sandbox::Role;
 use crate::service::Service;
 
@@ -15,7 +15,6 @@ impl EngineKind {
 }
 
 pub(super) const ABOUT: About = About {
-    sends_unasked: false,
     steers: true,
     sees_frames: true,
     any_service: false,
@@ -29,10 +28,8 @@ pub(super) const ABOUT: About = About {
 };
 
 pub(super) fn open<S: Service>(config: &EngineConfig, service: &S) -> Result<Box<dyn Engine>> {
-    ensure!(
-        service.as_echo().is_some(),
-        "reflect only sends requests back, as the kernel does it, and runs no other service: use \
-         --engine afxdp"
-    );
+    if service.as_echo().is_none() {
+        return Err(EngineError::OnlyEchoes(EngineKind::REFLECT).into());
+    }
     Ok(Box::new(AfXdp::open(config, service, true)?))
 }

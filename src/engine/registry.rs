@@ -3,9 +3,7 @@
 
 use std::str::FromStr;
 
-use anyhow::{Result, anyhow};
-
-use super::{EngineKind, Modes};
+use super::{EngineError, EngineKind, Modes};
 use crate::host::sandbox::Role;
 use crate::live::Method;
 
@@ -25,8 +23,6 @@ pub struct About {
     pub has_rings: bool,
     /// Whether it runs any service; otherwise only the echo.
     pub any_service: bool,
-    /// Whether a service may send unasked from it.
-    pub sends_unasked: bool,
     /// Whether it shares memory with the kernel frame by frame, so that a frame can get lost.
     pub shares_frames: bool,
     /// Whether the kernel may cut equal replies out of one large frame, which its modes then say.
@@ -35,8 +31,9 @@ pub struct About {
     pub capabilities: &'static [&'static str],
     /// What the threads that answer may do.
     pub roles: &'static [Role],
-    /// Flags for each further way in which it works; tests try each besides the default.
-    pub ways: &'static [&'static str],
+    /// Each further way in which it works: an option and its value. Tests try each besides the
+    /// default.
+    pub ways: &'static [(&'static str, &'static str)],
     /// Bytes of the longest request that it answers whole with these modes, and what becomes of a
     /// longer one; `None` where it answers all that the interface receives.
     pub longest: fn(&Modes) -> Option<(u32, &'static str)>,
@@ -52,7 +49,6 @@ impl About {
             sees_frames: false,
             has_rings: false,
             any_service: true,
-            sends_unasked: true,
             shares_frames: false,
             segments: false,
             capabilities: &["CAP_NET_ADMIN"],
@@ -71,6 +67,7 @@ macro_rules! engines {
 
         static ENGINES: &[&About] = &[$($(#[$attribute])* &$module::ABOUT),*];
 
+        #[doc(hidden)]
         /// Opens the engine `kind`, whose workers answer by clones of `service`.
         ///
         /// # Errors
@@ -84,14 +81,10 @@ macro_rules! engines {
             $(
                 $(#[$attribute])*
                 if kind == $module::ABOUT.kind {
-                    ensure!(
-                        !S::UNASKED || $module::ABOUT.sends_unasked,
-                        "{kind} sends nothing unasked, and this service does: use another engine"
-                    );
                     return $module::open(config, service);
                 }
             )*
-            Err(registry::unknown(kind.name()))
+            Err(EngineError::Unknown(kind.name().to_owned()).into())
         }
     };
 }
@@ -102,18 +95,12 @@ pub fn all() -> impl Iterator<Item = &'static About> {
     super::ENGINES.iter().copied()
 }
 
-/// Says which ones there are.
-pub(super) fn unknown(name: &str) -> anyhow::Error {
-    let names: Vec<_> = all().map(|about| about.kind.name()).collect();
-    anyhow!("there is no engine '{name}': allowed are {}", names.join(", "))
-}
-
 impl FromStr for EngineKind {
-    type Err = anyhow::Error;
+    type Err = EngineError;
 
-    fn from_str(name: &str) -> Result<Self> {
+    fn from_str(name: &str) -> Result<Self, EngineError> {
         let found = all().find(|about| about.kind.name() == name);
-        found.map(|about| about.kind).ok_or_else(|| unknown(name))
+        found.map(|about| about.kind).ok_or_else(|| EngineError::Unknown(name.to_owned()))
     }
 }
 

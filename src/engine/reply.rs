@@ -34,10 +34,10 @@ pub(super) fn to_frame<S: Service>(
     let (source, asked) = ((request.source(), request.source_port()), request.destination());
     handler.decide(source.0, source.1, asked)?;
     let client = client::<S>(handler, asked)?;
-    let macs = S::UNASKED.then(|| request.macs());
+    let mac = S::UNASKED.then(|| request.mac());
     let (payload, length) = request.payload_mut();
     let datagram = Datagram::new(source, asked, payload, length).of(client);
-    match datagram.between(macs).answered_by(service) {
+    match datagram.framed_by(mac).answered_by(service) {
         Answer::Same { copies } => Ok(Reply { length: request.into_reply(), copies }),
         Answer::Changed { length, copies } => {
             let length = request.into_changed_reply(length).ok_or(Refusal::NoAnswer)?;

@@ -36,7 +36,7 @@ impl Engine for Skeleton {
     }
 
     fn counters(&self) -> Result<Box<dyn CounterSet>> {
-        Ok(Box::new(Nothing(self.shown.clone())))
+        Ok(Box::new(SkeletonCounters(self.shown.clone())))
     }
 
     fn run(self: Box<Self>, stop: &AtomicBool) -> Result<()> {
@@ -54,9 +54,9 @@ impl Engine for Skeleton {
     }
 }
 
-struct Nothing(Arc<Shown>);
+struct SkeletonCounters(Arc<Shown>);
 
-impl CounterSet for Nothing {
+impl CounterSet for SkeletonCounters {
     fn read(&self) -> Counters {
         self.0.load().counters()
     }

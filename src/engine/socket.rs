@@ -71,11 +71,11 @@ pub(super) fn open<S: Service>(config: &EngineConfig, service: &S) -> Result<Box
 
 pub(super) struct SocketServer<S> {
     service: S,
-    ends: Ends,
+    ends: SocketAndQueue,
 }
 
 /// Socket and queue, and what both threads go by.
-struct Ends {
+struct SocketAndQueue {
     socket: Arc<OwnedFd>,
     interface: u32,
     queue: MqdT,
@@ -95,7 +95,7 @@ impl<S: Service> SocketServer<S> {
         let (queue, depth) = open_queue()?;
         let first = config.cores[0];
         let second = config.cores.get(1).copied().unwrap_or(first);
-        let ends = Ends {
+        let ends = SocketAndQueue {
             socket: Arc::new(socket),
             interface: config.link.index,
             queue,
@@ -115,7 +115,7 @@ impl<S: Service> SocketServer<S> {
     }
 }
 
-impl Ends {
+impl SocketAndQueue {
     /// Receives, asks the handler, and queues what is to be answered.
     fn listen(&self, stop: &AtomicBool) -> Result<()> {
         let mut tally = Tally::default();
@@ -296,7 +296,7 @@ impl<S: Service> Engine for SocketServer<S> {
     }
 
     fn counters(&self) -> Result<Box<dyn CounterSet>> {
-        let Ends { socket, listener, worker, .. } = &self.ends;
+        let SocketAndQueue { socket, listener, worker, .. } = &self.ends;
         let shown = vec![listener.clone(), worker.clone()];
         Ok(Box::new(SocketCounters { sockets: vec![socket.clone()], shown }))
     }

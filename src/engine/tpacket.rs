@@ -14,8 +14,8 @@
 //!
 //! A status is read by an acquire load before what it guards is touched, and written by a release
 //! store after: that pairing is all the synchronisation there is. A unit that is ours is a value
-//! ([`Handed`], [`Slot`]) that borrows the ring, and what is in it borrows the value: nothing of it
-//! is left in our hands when it is given back.
+//! ([`Handed`], [`TxUnit`]) that borrows the ring, and what is in it borrows the value: nothing of
+//! it is left in our hands when it is given back.
 //!
 //! A ring does not know whether the kernel is on the other side: the tests have it over plain
 //! memory. What the other side says that makes no sense is counted. `unsafe` are the views into the
@@ -52,7 +52,7 @@ const RX_OVERHEAD: usize = libc::TPACKET3_HDRLEN + 32;
 
 /// What is where in a unit, and in the header of a packet. Such a header is a multiple of 16 bytes
 /// long (TPACKET_ALIGNMENT).
-struct Layout {
+struct HeaderLayout {
     /// The status of a unit of the rx ring.
     unit_status: usize,
     /// In the header of a packet: its status, length, captured length, and the word in which its
@@ -66,9 +66,9 @@ struct Layout {
 }
 
 impl TPacket {
-    const fn layout(self) -> &'static Layout {
+    const fn layout(self) -> &'static HeaderLayout {
         match self {
-            Self::V2 => &Layout {
+            Self::V2 => &HeaderLayout {
                 unit_status: offset_of!(tpacket2_hdr, tp_status),
                 status: offset_of!(tpacket2_hdr, tp_status),
                 length: offset_of!(tpacket2_hdr, tp_len),
@@ -76,7 +76,7 @@ impl TPacket {
                 offset: offset_of!(tpacket2_hdr, tp_mac),
                 header: size_of::<tpacket2_hdr>(),
             },
-            Self::V3 => &Layout {
+            Self::V3 => &HeaderLayout {
                 unit_status: BLOCK_HEADER + offset_of!(tpacket_hdr_v1, block_status),
                 status: offset_of!(tpacket3_hdr, tp_status),
                 length: offset_of!(tpacket3_hdr, tp_len),
@@ -96,7 +96,7 @@ const FIRST: usize = BLOCK_HEADER + offset_of!(tpacket_hdr_v1, offset_to_first_p
 const NEXT: usize = offset_of!(tpacket3_hdr, tp_next_offset);
 
 /// A ring as a range of memory, of units one after the other.
-struct Ring {
+struct MappedRing {
     memory: Arc<Memory>,
     version: TPacket,
     /// Bytes of a unit.
@@ -108,7 +108,7 @@ struct Ring {
     invalid: u64,
 }
 
-impl Ring {
+impl MappedRing {
     /// One that `socket` gets by the option `kind`, of frames of at least `frame` bytes, which are
     /// handed over in blocks or one by one. A socket could have one of each kind, mapped one after
     /// the other: here it has one.
@@ -185,7 +185,7 @@ impl Ring {
 
 /// A ring that packets come in.
 pub(super) struct RxRing {
-    ring: Ring,
+    ring: MappedRing,
     /// Bytes of the longest packet that is shown whole.
     largest: usize,
 }
@@ -194,7 +194,7 @@ impl RxRing {
     /// The rx ring of `socket`, for packets of at most `largest` bytes: what is longer is shown cut
     /// off.
     pub fn map(socket: &OwnedFd, version: TPacket, largest: usize) -> io::Result<Self> {
-        let ring = Ring::map(
+        let ring = MappedRing::map(
             socket,
             option::PACKET_RX_RING,
             version,
@@ -292,7 +292,7 @@ impl Drop for Handed<'_> {
 }
 
 /// A ring that packets go out by.
-pub(super) struct TxRing(Ring);
+pub(super) struct TxRing(MappedRing);
 
 impl TxRing {
     /// The tx ring of `socket`, for at least `room` bytes a packet.
@@ -300,7 +300,7 @@ impl TxRing {
         // What cannot be sent is skipped. Otherwise the kernel would wait at it for something else
         // in its place.
         option::set(socket, option::PACKET_LOSS, &1)?;
-        let ring = Ring::map(
+        let ring = MappedRing::map(
             socket,
             option::PACKET_TX_RING,
             version,
@@ -310,8 +310,15 @@ impl TxRing {
         Ok(Self(ring))
     }
 
+    /// One over plain memory, of which nobody takes anything.
+    #[cfg(test)]
+    pub fn without_kernel(version: TPacket, unit: usize, units: usize) -> io::Result<Self> {
+        let memory = Arc::new(Memory::anonymous(units * unit)?);
+        Ok(Self(MappedRing::over(memory, version, unit, units)))
+    }
+
     /// Room for one packet, unless all of it is the kernel's.
-    pub fn slot(&mut self) -> Option<Slot<'_>> {
+    pub fn slot(&mut self) -> Option<TxUnit<'_>> {
         let ring = &mut self.0;
         let status =
             ring.word(ring.place() + ring.version.layout().status)?.load(Ordering::Acquire);
@@ -321,7 +328,7 @@ impl TxRing {
         if status != libc::TP_STATUS_AVAILABLE {
             ring.invalid += 1;
         }
-        Some(Slot(ring))
+        Some(TxUnit(ring))
     }
 
     /// Bytes that a slot has room for.
@@ -346,9 +353,9 @@ impl TxRing {
 }
 
 /// A unit of the tx ring that is ours until it is sent, or dropped.
-pub(super) struct Slot<'ring>(&'ring mut Ring);
+pub(super) struct TxUnit<'ring>(&'ring mut MappedRing);
 
-impl Slot<'_> {
+impl TxUnit<'_> {
     /// Its room, with what was in it before.
     pub fn bytes(&mut self) -> &mut [u8] {
         let header = self.0.version.layout().header;
@@ -382,18 +389,18 @@ mod tests {
     const UNITS: usize = 3;
 
     /// A ring over plain memory, and the kernel's end of it.
-    fn ring(version: TPacket) -> (Ring, Ring) {
+    fn ring(version: TPacket) -> (MappedRing, MappedRing) {
         let memory = Arc::new(Memory::anonymous(UNITS * UNIT).unwrap());
-        let over = || Ring::over(memory.clone(), version, UNIT, UNITS);
+        let over = || MappedRing::over(memory.clone(), version, UNIT, UNITS);
         (over(), over())
     }
 
-    fn rx(version: TPacket) -> (RxRing, Ring) {
+    fn rx(version: TPacket) -> (RxRing, MappedRing) {
         let (ring, kernel) = ring(version);
         (RxRing { ring, largest: 1514 }, kernel)
     }
 
-    impl Ring {
+    impl MappedRing {
         fn write(&self, at: usize, value: u32) {
             self.word(at).unwrap().store(value, Ordering::Release);
         }

@@ -16,7 +16,7 @@ use nix::sys::socket::{
 use nix::sys::time::{TimeVal, TimeValLike};
 
 use super::statistics::{Shown, Tally};
-use super::{CounterSet, EngineConfig, Modes, supervise};
+use super::{CounterSet, EngineConfig, EngineError, Modes, supervise};
 use crate::events::Counters;
 use crate::host::sandbox::{Role, Sandbox};
 use crate::live::Method;
@@ -52,9 +52,7 @@ pub(super) fn open(config: &EngineConfig, shared: bool) -> Result<OwnedFd> {
     set_receive_buffer(&socket)?;
     let any = SockaddrIn6::from(SocketAddrV6::new(Ipv6Addr::UNSPECIFIED, port, 0, 0));
     bind(socket.as_raw_fd(), &any).map_err(|error| match error {
-        Errno::EADDRINUSE => {
-            anyhow!("UDP port {port} is taken by another program: stop it, or use --port")
-        }
+        Errno::EADDRINUSE => EngineError::PortTaken(port).into(),
         other => anyhow!("cannot bind UDP port {port}: {other}"),
     })?;
     Ok(socket)
@@ -93,11 +91,6 @@ pub(super) fn segments(length: usize) -> usize {
     // An empty datagram cannot be cut into empty ones.
     MAX_BYTES.checked_div(length).map_or(1, |fit| fit.clamp(1, MAX_SEGMENTS))
 }
-
-/// What EIO means of one that the kernel is to cut.
-pub(super) const CUTS_NONE: &str = "this kernel cuts no datagrams on an interface that computes no \
-    checksums: switch its tx checksum \
-    offload on, use Linux 6.11 or newer, or use --engine socket-batch";
 
 /// Has each of `workers` work on a thread of its own, in its role, until `stop` is set: by the
 /// first that fails, too.

@@ -16,12 +16,13 @@ use std::io;
 use std::num::NonZero;
 use std::time::{Duration, Instant};
 
-use super::advertiser::Advertiser;
+use super::advertiser::{Advertiser, LinkAddress};
+use super::outbox;
 use super::reply::{self, Reply};
 use super::statistics::Tally;
 use crate::policy::Handler;
 use crate::service::{Echo, Outbox, Peer, Service, Unsent};
-use crate::wire::{self, ADVERTISEMENT, Ends, MAX_PAYLOAD, OVERHEAD, Refusal};
+use crate::wire::{ADVERTISEMENT, MAX_PAYLOAD, OVERHEAD, Refusal};
 use crate::xdp::{Doorbell, Frame, Packet, Rings};
 
 /// Requests taken in one turn. Enough to spread the cost of a turn (four counters, two flags, one
@@ -31,7 +32,7 @@ pub(super) const BATCH: usize = 64;
 
 /// What a packet that is to be sent answers.
 #[derive(Debug, Clone, Copy)]
-enum Answer {
+enum InFlight {
     /// A request, by so many replies.
     Request(NonZero<u8>),
     Solicitation,
@@ -55,7 +56,7 @@ pub struct Worker<S = Echo> {
     advertiser: Option<Advertiser>,
     /// What the tx ring had no room for. While there is something, nothing is received: the rings
     /// are the queue.
-    held: Option<(Packet, Answer)>,
+    held: Option<(Packet, InFlight)>,
     /// Which of all descriptors sent, counted from 0, are no replies, and what they are: those that
     /// the rings may still hold.
     others: VecDeque<(u64, Other)>,
@@ -64,6 +65,8 @@ pub struct Worker<S = Echo> {
     kept: Vec<Frame>,
     /// All of those frames, by their places in the UMEM.
     reserve: Vec<u64>,
+    /// The interface's Ethernet address, which those frames come from.
+    own: LinkAddress,
     /// How long the service can wait for its next turn.
     wait: Duration,
     tally: Tally,
@@ -84,6 +87,7 @@ impl<S: Service> Worker<S> {
             others: VecDeque::new(),
             kept: Vec::new(),
             reserve: Vec::new(),
+            own: LinkAddress::from([0; 6]),
             wait: Duration::ZERO,
             tally: Tally::default(),
         }
@@ -102,11 +106,11 @@ impl<S: Service> Worker<S> {
     }
 
     /// The same, with frames of `rings`, in no ring, for what its service sends without being
-    /// asked.
+    /// asked, from the Ethernet address `own`.
     #[must_use]
-    pub fn with_kept(self, frames: Vec<Frame>, rings: &Rings) -> Self {
+    pub fn with_kept(self, frames: Vec<Frame>, rings: &Rings, own: LinkAddress) -> Self {
         let reserve = frames.iter().filter_map(|frame| rings.umem().frame_offset(frame)).collect();
-        Self { kept: frames, reserve, ..self }
+        Self { kept: frames, reserve, own, ..self }
     }
 
     /// How long it may sleep, if nothing comes: its service may want a turn.
@@ -138,7 +142,7 @@ impl<S: Service> Worker<S> {
             match self.answer(rings, &mut packet) {
                 Ok(Reply { copies, .. }) => {
                     self.tally.answered += 1;
-                    self.send(rings, packet, Answer::Request(copies));
+                    self.send(rings, packet, InFlight::Request(copies));
                 }
                 Err(Refusal::NotUdp) => self.advertise(rings, packet),
                 Err(refusal) => self.refuse(rings, packet, refusal),
@@ -207,9 +211,9 @@ impl<S: Service> Worker<S> {
     /// The service's turn to send without being asked. Returns whether it did.
     fn speak(&mut self, rings: &mut Rings) -> bool {
         let before = self.tally.unasked;
-        let Self { handler, service, room, kept, others, tally, .. } = self;
+        let Self { handler, service, room, kept, own, others, tally, .. } = self;
         let room = *room;
-        self.wait = service.turn(&mut Kept { handler, room, kept, others, tally, rings });
+        self.wait = service.turn(&mut Kept { handler, own, room, kept, others, tally, rings });
         self.tally.unasked > before
     }
 
@@ -252,7 +256,7 @@ impl<S: Service> Worker<S> {
         tally.replies -= unsent;
         tally.unasked -= unasked.min(tally.unasked);
         tally.unsent += unsent + unasked;
-        if let Some((_, Answer::Request(copies))) = self.held {
+        if let Some((_, InFlight::Request(copies))) = self.held {
             tally.unsent += u64::from(copies.get());
         }
         tally
@@ -274,7 +278,7 @@ impl<S: Service> Worker<S> {
         match advertiser.answer(&solicitation, rings.bytes_mut(&mut packet)) {
             Some(length) => {
                 packet.truncate(length);
-                self.send(rings, packet, Answer::Solicitation);
+                self.send(rings, packet, InFlight::Solicitation);
             }
             None => self.refuse(rings, packet, Refusal::BadLength),
         }
@@ -289,14 +293,14 @@ impl<S: Service> Worker<S> {
     /// Sends `packet`, as often as it is to be, or holds it when there is no room, and returns
     /// whether it was sent. Inlined, since it is then known what kind of answer it is.
     #[inline(always)]
-    fn send(&mut self, rings: &mut Rings, packet: Packet, answer: Answer) -> bool {
+    fn send(&mut self, rings: &mut Rings, packet: Packet, answer: InFlight) -> bool {
         let copies = match answer {
-            Answer::Request(copies) => u16::from(copies.get()),
-            Answer::Solicitation => 1,
+            InFlight::Request(copies) => u16::from(copies.get()),
+            InFlight::Solicitation => 1,
         };
         match (rings.transmit(packet, copies), answer) {
-            (Ok(()), Answer::Request(_)) => self.tally.replies += u64::from(copies),
-            (Ok(()), Answer::Solicitation) => self.advertised(),
+            (Ok(()), InFlight::Request(_)) => self.tally.replies += u64::from(copies),
+            (Ok(()), InFlight::Solicitation) => self.advertised(),
             (Err(packet), _) => {
                 self.held = Some((packet, answer));
                 return false;
@@ -339,6 +343,8 @@ fn note(others: &mut VecDeque<(u64, Other)>, place: u64, other: Other) {
 /// The frames kept for what a service sends without being asked, and the ring that they go into.
 struct Kept<'a> {
     handler: &'a Handler,
+    /// The interface's Ethernet address.
+    own: &'a LinkAddress,
     /// Bytes that a frame may have.
     room: u32,
     kept: &'a mut Vec<Frame>,
@@ -349,10 +355,7 @@ struct Kept<'a> {
 
 impl Outbox for Kept<'_> {
     fn send(&mut self, peer: &Peer, write: impl FnOnce(&mut [u8]) -> usize) -> Result<(), Unsent> {
-        let macs = peer.macs.ok_or(Unsent::OtherWorker)?;
-        if !self.handler.may_speak_from(peer.asked) {
-            return Err(Unsent::NotLive);
-        }
+        let ends = outbox::ends(self.handler, peer, self.own)?;
         let frame = self.kept.pop().ok_or(Unsent::Busy)?;
         let mut packet = match self.rings.umem().blank(frame) {
             Ok(packet) => packet,
@@ -361,15 +364,11 @@ impl Outbox for Kept<'_> {
                 return Err(Unsent::Busy);
             }
         };
-        let port = self.handler.port();
-        let ends = Ends { macs, source: (peer.asked, port), destination: peer.source };
         let bytes = self.rings.bytes_mut(&mut packet);
         let room = bytes.len().min(self.room as usize);
-        let bytes = &mut bytes[..room];
-        let length = bytes.get_mut(OVERHEAD..).map(write);
-        let sent = match length.and_then(|length| wire::emit(&ends, bytes, length)) {
-            None => Err((packet, Unsent::TooLong)),
-            Some(length) => {
+        let sent = match outbox::compose(&ends, &mut bytes[..room], write) {
+            Err(why) => Err((packet, why)),
+            Ok(length) => {
                 packet.truncate(length);
                 self.rings.transmit(packet, 1).map_err(|packet| (packet, Unsent::Busy))
             }
@@ -388,7 +387,7 @@ impl Outbox for Kept<'_> {
 mod tests {
     use super::*;
     use crate::address::Pool;
-    use crate::service::{Answer as Answered, Datagram};
+    use crate::service::{Answer, Datagram};
     use crate::wire::{Endpoints, Stamp, Template, solicitation, solicitation_frame, validate};
     use crate::xdp::model::{self, Model};
     use proptest::prelude::*;
@@ -433,9 +432,9 @@ mod tests {
     impl Service for Chatty {
         const UNASKED: bool = true;
 
-        fn answer(&mut self, datagram: &mut Datagram) -> Answered {
+        fn answer(&mut self, datagram: &mut Datagram) -> Answer {
             self.peer = Some(datagram.peer());
-            Answered::same()
+            Answer::same()
         }
 
         fn turn(&mut self, outbox: &mut impl Outbox) -> Duration {
@@ -450,7 +449,7 @@ mod tests {
             assert_eq!(outbox.send(&peer, |_| 5), Err(Unsent::Busy));
             let moved = Peer { asked: "2001:db8:1::77".parse().unwrap(), ..peer };
             assert_eq!(outbox.send(&moved, |_| panic!("it writes")), Err(Unsent::NotLive));
-            let elsewhere = Peer { macs: None, ..peer };
+            let elsewhere = Peer { mac: None, ..peer };
             let sent = outbox.send(&elsewhere, |_| panic!("it writes"));
             assert_eq!(sent, Err(Unsent::OtherWorker));
             Duration::ZERO
@@ -466,9 +465,14 @@ mod tests {
             rings.fill(token).unwrap();
         }
         rings.publish();
-        let mut worker = Worker::new(handler(), Chatty::default()).with_kept(kept, &rings);
-        let (mut arrived, mut replies, mut hellos) = (0, 0, 0);
+        let own = LinkAddress::from([6; 6]);
+        let worker = Worker::new(handler(), Chatty::default());
+        let mut worker = worker.with_kept(kept, &rings, own.clone());
+        let (mut arrived, mut replies, mut hellos, mut changed) = (0, 0, 0, 0);
         for turn in 0..220 {
+            if turn == 100 {
+                own.set([8; 6]); // the interface gets another Ethernet address
+            }
             if turn < 200 {
                 arrived += u64::from(model.deliver(&request(turn, 32)));
             } else {
@@ -482,7 +486,14 @@ mod tests {
             while let Some(mut sent) = model.take_sent() {
                 let frame = validate(&mut sent, 50_000).unwrap();
                 assert_eq!(frame.source_port(), PORT);
-                *(if frame.payload() == b"hello" { &mut hellos } else { &mut replies }) += 1;
+                if frame.payload() == b"hello" {
+                    hellos += 1;
+                    assert!([[6; 6], [8; 6]].contains(&frame.mac()));
+                    changed += u32::from(frame.mac() == [8; 6]);
+                } else {
+                    replies += 1;
+                    assert_eq!(frame.mac(), OURS); // the address that was asked
+                }
             }
         }
         let tally = worker.close(&rings);
@@ -490,6 +501,7 @@ mod tests {
         assert_eq!((tally.replies, tally.unasked), (replies, hellos));
         assert_eq!((arrived, worker.service.said, tally.unsent), (replies, hellos, 0));
         assert!(arrived > 50 && hellos > 50, "{arrived} and {hellos}");
+        assert!(changed > 25, "{changed}");
     }
 
     /// What happens to the worker from outside.
@@ -634,10 +646,10 @@ mod tests {
     struct Fixed(usize, u8);
 
     impl Service for Fixed {
-        fn answer(&mut self, datagram: &mut Datagram) -> Answered {
-            let Some(place) = datagram.buffer().get_mut(..self.0) else { return Answered::Nothing };
+        fn answer(&mut self, datagram: &mut Datagram) -> Answer {
+            let Some(place) = datagram.buffer().get_mut(..self.0) else { return Answer::Nothing };
             place.fill(9);
-            Answered::changed(self.0).times(self.1)
+            Answer::changed(self.0).times(self.1)
         }
     }
 

@@ -6,6 +6,7 @@
 
 mod addresses;
 mod counters;
+mod gate;
 mod machine;
 mod modes;
 mod probe;
@@ -14,6 +15,7 @@ pub(crate) mod words;
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::net::{Ipv6Addr, SocketAddr};
 
 use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, Deserializer, Serialize};
@@ -22,14 +24,15 @@ use crate::address::Schedule;
 
 pub use addresses::{Phase, Phases, Rotated};
 pub use counters::{KernelCounters, RingLevels};
+pub use gate::{GateEvent, GateReady, GateStats, ServiceCount, ServiceFound};
 pub use machine::{Environment, Napi, Nic};
 pub use modes::{
-    AttachMode, AttachRequest, AttachedProgram, BusyPoll, Client, CopyMode, CopyRequest,
-    EngineKind, Fallback, HugepageRequest, Method, Modes, RingSizes, TPacket,
+    AttachMode, AttachRequest, AttachedProgram, BusyPoll, CopyMode, CopyRequest, EngineKind,
+    Fallback, HugepageRequest, LoadClient, Method, Modes, RingSizes, TPacket,
 };
 pub use probe::{
-    Advice, Finding, Host, Hugepages, Interface, Master, Peer, Probe, Tried, Verdict, Virtio,
-    XdpFeatures,
+    Advice, Expectation, Finding, Host, Hugepages, Interface, Master, Probe, Tried, VethPeer,
+    Virtio, XdpFeatures,
 };
 pub use profile::{
     Approach, BindProfile, BindSeries, Rates, ResponseProfile, ResponseSeries, RotationProfile,
@@ -81,12 +84,18 @@ pub enum Event {
     Carried(Carried),
     /// `probe`: the findings on one interface.
     Probe(Box<Probe>),
+    /// `enrol`: every identity is written.
+    Enrolled(Enrolled),
+    /// `where`: a client's address of now.
+    Where(Where),
+    /// `resolver`: it answers.
+    Resolving(Resolving),
 }
 
 #[derive(Serialize, Deserialize)]
-struct Line {
+struct JsonLine<E> {
     #[serde(flatten)]
-    event: Event,
+    event: E,
     #[serde(default)]
     schema: u32,
 }
@@ -97,7 +106,7 @@ impl Event {
     /// # Errors
     /// If the event cannot be serialised.
     pub fn to_line(&self) -> Result<String> {
-        let mut line = serde_json::to_string(&Line { event: self.clone(), schema: SCHEMA })?;
+        let mut line = serde_json::to_string(&JsonLine { event: self.clone(), schema: SCHEMA })?;
         line.push('\n');
         Ok(line)
     }
@@ -112,7 +121,7 @@ impl Event {
             version <= SCHEMA,
             "schema {version} is newer than {SCHEMA}, the newest that this sixhop reads: upgrade it"
         );
-        Ok(serde_json::from_str::<Line>(line)?.event)
+        Ok(serde_json::from_str::<JsonLine<Self>>(line)?.event)
     }
 }
 
@@ -121,6 +130,37 @@ impl Event {
 struct Version {
     #[serde(default)]
     schema: u32,
+}
+
+/// Identities that were written.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Enrolled {
+    /// Number of the first client.
+    pub first: u32,
+    /// Number of the last one.
+    pub last: u32,
+    /// The directory with a file for each of them.
+    pub directory: String,
+}
+
+/// A client's address of now.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Where {
+    /// The address.
+    pub address: Ipv6Addr,
+    /// The step that it is of.
+    pub step: u64,
+    /// When the step ends (RFC 3339, UTC), by this machine's clock.
+    pub until: String,
+}
+
+/// What a resolver answers for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Resolving {
+    /// Where it answers, over UDP and TCP.
+    pub listen: SocketAddr,
+    /// The names that it knows, each with its domain.
+    pub names: Vec<String>,
 }
 
 /// A sentence for people: what changed or goes wrong, and what the server did about it.
@@ -184,7 +224,7 @@ pub struct Ready {
     pub notes: Vec<String>,
     /// The socket address that serves its metrics.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub metrics: Option<std::net::SocketAddr>,
+    pub metrics: Option<SocketAddr>,
     /// Whether its threads have dropped the capabilities and system calls that they do not need.
     #[serde(default)]
     pub sandbox: bool,
@@ -499,7 +539,7 @@ pub struct Percentiles {
 
 /// The same in JSON: every field is present, and null if there are no times.
 #[derive(Serialize, Deserialize)]
-struct Times {
+struct JsonTimes {
     mean_us: Option<f64>,
     p50_us: Option<f64>,
     p90_us: Option<f64>,
@@ -514,12 +554,12 @@ struct Times {
 pub(crate) mod times {
     use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-    use super::{Percentiles, Times};
+    use super::{JsonTimes, Percentiles};
 
     pub fn serialize<S: Serializer>(times: &Option<Percentiles>, to: S) -> Result<S::Ok, S::Error> {
         let figure = |of: fn(&Percentiles) -> f64| times.as_ref().map(of);
         let histogram = times.as_ref().map_or(String::new(), |times| times.histogram.clone());
-        Times {
+        JsonTimes {
             mean_us: figure(|times| times.mean_us),
             p50_us: figure(|times| times.p50_us),
             p90_us: figure(|times| times.p90_us),
@@ -536,7 +576,7 @@ pub(crate) mod times {
     pub fn deserialize<'de, D: Deserializer<'de>>(
         from: D,
     ) -> Result<Option<Percentiles>, D::Error> {
-        let times = Times::deserialize(from)?;
+        let times = JsonTimes::deserialize(from)?;
         let read = || {
             Some(Percentiles {
                 mean_us: times.mean_us?,
@@ -590,7 +630,7 @@ pub struct Outcome {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct LoadResult {
     /// The transport.
-    pub client: Client,
+    pub client: LoadClient,
     /// Requests sent.
     pub sent: u64,
     /// Of those, the ones that the kernel still held at the end and never sent.
@@ -864,7 +904,7 @@ pub struct EngineResult {
     /// Sustained requests per second in each run.
     pub runs: Vec<f64>,
     /// The client's transport.
-    pub client: Client,
+    pub client: LoadClient,
     /// Attach mode of the client's XDP program, as the kernel reports it.
     pub client_attach: Option<AttachMode>,
     /// Copy mode of the client's rings, as the kernel reports it.

@@ -1,14 +1,13 @@
-//! The choices there are, by the names that flags and results have for them, and what the kernel
-//! granted of them.
+//! The available choices, by their names in flags and results, and what the kernel granted.
 
 use std::fmt;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
-/// An engine, by its name. Those that this program has declare theirs; a result may name others.
+/// An engine, by its name. This program's engines declare their names; a result may contain others.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct EngineKind {
-    /// The name, and zeros behind it.
+    /// The name, padded with zeros.
     name: [u8; EngineKind::LONGEST],
 }
 
@@ -19,13 +18,15 @@ impl EngineKind {
     /// The engine of that name.
     ///
     /// # Panics
-    /// When the name has none or more than 24 of the characters a to z, 0 to 9 and hyphen, or
-    /// others: while this program is compiled, if it is a constant.
+    /// When the name is empty, longer than 24 characters, or contains others than a to z, 0 to 9
+    /// and hyphen. For a constant this is a compile error.
     #[must_use]
     pub const fn named(name: &str) -> Self {
         match Self::read(name) {
             Some(kind) => kind,
-            None => panic!("an engine's name has 1 to 24 of a to z, 0 to 9 and hyphen"),
+            None => {
+                panic!("an engine's name has 1 to 24 characters from a to z, 0 to 9 and hyphen")
+            }
         }
     }
 
@@ -46,7 +47,7 @@ impl EngineKind {
         Some(Self { name })
     }
 
-    /// Its name, as flags and results have it.
+    /// Its name in flags and results.
     #[must_use]
     pub fn name(&self) -> &str {
         let length = self.name.iter().position(|byte| *byte == 0).unwrap_or(Self::LONGEST);
@@ -75,32 +76,33 @@ impl Serialize for EngineKind {
 impl<'de> Deserialize<'de> for EngineKind {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let name = String::deserialize(deserializer)?;
-        Self::read(&name).ok_or_else(|| de::Error::custom(format!("'{name}' names no engine")))
+        Self::read(&name)
+            .ok_or_else(|| de::Error::custom(format!("'{name}' is not a valid engine name")))
     }
 }
 
-/// The ways there are.
+/// The methods of binding.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[cfg_attr(feature = "cli", derive(clap::ValueEnum))]
 #[serde(rename_all = "kebab-case")]
 pub enum Method {
-    /// Addresses of the kernel, one netlink message each, and each acknowledged before the next
+    /// Addresses of the kernel, one netlink message each, acknowledged before the next
     Netlink,
-    /// The same, with many messages to a system call
+    /// The same, with many messages in one system call
     NetlinkBatch,
-    /// The same while the link is down: the kernel joins no multicast groups until it is set up
+    /// The same while the link is down: the kernel joins no multicast groups until it is up
     NetlinkDown,
     /// Addresses of the kernel, one ioctl each
     Ioctl,
-    /// Addresses of the kernel, one process of ip(8) each
+    /// Addresses of the kernel, one ip(8) process each
     Command,
-    /// Addresses of the kernel, one process of ifconfig(8) each
+    /// Addresses of the kernel, one ifconfig(8) process each
     Ifconfig,
-    /// A local route for the whole prefix: every address of it is live, and neighbours need a route
+    /// A local route for the whole prefix: all its addresses are live, and neighbours need a route
     /// to it
     Anyip,
-    /// Entries of the steering program's maps: the engine answers neighbour discovery, and the
-    /// kernel has no part in it
+    /// Entries in the steering program's maps: the engine answers neighbour discovery, and the
+    /// kernel does not see the addresses
     LiveMap,
     /// Leave the addresses to others
     None,
@@ -127,7 +129,7 @@ impl fmt::Display for Method {
 pub struct AttachedProgram {
     /// Where it runs.
     pub mode: AttachMode,
-    /// The kernel's number for it (`bpftool prog show id N`).
+    /// The kernel's ID for it (`bpftool prog show id N`).
     pub id: u32,
 }
 
@@ -135,9 +137,9 @@ pub struct AttachedProgram {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum AttachMode {
-    /// In the driver, before there is an skb.
+    /// In the driver, before there is a socket buffer.
     Native,
-    /// In the kernel's general receive path, on an skb: works everywhere, slower.
+    /// In the kernel's generic receive path, on a socket buffer: works everywhere, but slower.
     Generic,
     /// On the card.
     Offload,
@@ -153,17 +155,17 @@ impl fmt::Display for AttachMode {
     }
 }
 
-/// Where the program is to run.
+/// Where to attach the program.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "cli", derive(clap::ValueEnum))]
 #[serde(rename_all = "lowercase")]
 pub enum AttachRequest {
-    /// In the driver where it can, otherwise generic.
+    /// In the driver if possible, otherwise generic.
     #[default]
     Auto,
-    /// In the driver or an error.
+    /// In the driver, or fail.
     Native,
-    /// In the kernel's generic hook, which every driver has, after a socket buffer was made.
+    /// In the kernel's generic hook, which works with every driver, after it made a socket buffer.
     Generic,
 }
 
@@ -196,17 +198,17 @@ impl fmt::Display for CopyMode {
     }
 }
 
-/// Which copy mode to ask for.
+/// The copy mode to request.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "cli", derive(clap::ValueEnum))]
 #[serde(rename_all = "lowercase")]
 pub enum CopyRequest {
-    /// Zero-copy where the driver grants it, otherwise copy.
+    /// Zero-copy if the driver grants it, otherwise copy.
     #[default]
     Auto,
-    /// Zero-copy or an error.
+    /// Zero-copy, or fail.
     Zero,
-    /// Copy, even where zero-copy could be had.
+    /// Copy, even if zero-copy is available.
     Copy,
 }
 
@@ -220,45 +222,45 @@ impl fmt::Display for CopyRequest {
     }
 }
 
-/// How large the rings of a socket are, in descriptors.
+/// The sizes of a socket's UMEM and rings.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RingSizes {
     /// Frames in the UMEM.
     pub frames: u32,
     /// Bytes in a frame.
     pub frame_size: u32,
-    /// The fill ring.
+    /// Descriptors in the fill ring.
     pub fill: u32,
-    /// The rx ring.
+    /// Descriptors in the rx ring.
     pub rx: u32,
-    /// The tx ring.
+    /// Descriptors in the tx ring.
     pub tx: u32,
-    /// The completion ring.
+    /// Descriptors in the completion ring.
     pub completion: u32,
 }
 
-/// Busy polling of a socket, as the kernel says that it is set (Documentation/networking/napi.rst):
-/// whoever waits for packets does the card's receive work itself, instead of an interrupt that
-/// takes the processor from it.
+/// Busy polling of a socket, as the kernel reports it (Documentation/networking/napi.rst). The
+/// thread that waits for packets does the card's receive work itself, so no interrupt takes the
+/// processor from it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BusyPoll {
     /// For how long, in microseconds (SO_BUSY_POLL).
     pub microseconds: u32,
     /// Whether the card's interrupts stay off meanwhile (SO_PREFER_BUSY_POLL).
     pub preferred: bool,
-    /// Packets that one call takes from the card at most (SO_BUSY_POLL_BUDGET, which the kernel
-    /// does not show: what was set).
+    /// The most packets that one call takes from the card (SO_BUSY_POLL_BUDGET). The kernel does
+    /// not report it, so this is the requested value.
     pub budget: u32,
 }
 
-/// One step down that was taken because the step above was refused.
+/// A step to a lower mode, because a better one was refused.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Fallback {
     /// The choice, by the name of its flag: `attach` or `copy`.
     pub what: String,
-    /// What was tried.
+    /// The mode that was tried.
     pub from: String,
-    /// What was taken instead.
+    /// The mode used instead.
     pub to: String,
     /// Why the first was refused.
     pub why: String,
@@ -271,17 +273,17 @@ impl fmt::Display for Fallback {
     }
 }
 
-/// Whether packets are to lie on huge pages.
+/// Whether to put packets on huge pages.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "cli", derive(clap::ValueEnum))]
 #[serde(rename_all = "lowercase")]
 pub enum HugepageRequest {
-    /// Where enough of them are free.
+    /// If enough of them are free.
     #[default]
     Auto,
-    /// On huge pages or an error.
+    /// On huge pages, or fail.
     Yes,
-    /// On pages of the usual size.
+    /// On pages of the default size.
     No,
 }
 
@@ -295,15 +297,15 @@ impl fmt::Display for HugepageRequest {
     }
 }
 
-/// How memory-mapped packet rings are laid out.
+/// The layout of memory-mapped packet rings.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[cfg_attr(feature = "cli", derive(clap::ValueEnum))]
 #[serde(rename_all = "kebab-case")]
 pub enum TPacket {
-    /// TPACKET_V2: each packet is handed over at once
+    /// TPACKET_V2: the kernel hands over each packet at once
     #[default]
     V2,
-    /// TPACKET_V3: packets are handed over in blocks, when one is full or after a millisecond
+    /// TPACKET_V3: the kernel hands over packets in blocks, when one is full or after a millisecond
     V3,
 }
 
@@ -316,56 +318,56 @@ impl fmt::Display for TPacket {
     }
 }
 
-/// What the kernel granted an engine: what it reports, not what was asked for. `None` where the
-/// engine has no such thing.
+/// What the kernel granted an engine: what it reports, not what was requested. A field is `None` if
+/// the engine has no such thing.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Modes {
     /// How its XDP program is attached.
     pub attach: Option<AttachMode>,
-    /// How packets get into and out of its rings: `Zero` only when every queue's do.
+    /// How packets get into and out of its rings: `Zero` only if every queue uses zero-copy.
     pub copy: Option<CopyMode>,
-    /// The steps down that automatic choices took to these two.
+    /// The fallbacks of automatic choices that led to these two.
     #[serde(default)]
     pub fallbacks: Vec<Fallback>,
-    /// How its sockets poll the card, where they do.
+    /// Busy polling of its sockets, if on.
     #[serde(default)]
     pub busy_poll: Option<BusyPoll>,
     /// Queues that it serves.
     pub queues: Vec<u32>,
     /// Processors that it is pinned to.
     pub cores: Vec<usize>,
-    /// Whether its UMEM lies on huge pages.
+    /// Whether its UMEM is on huge pages.
     pub hugepages: Option<bool>,
-    /// How large the rings of each queue are.
+    /// The sizes of the rings of each queue.
     #[serde(default)]
     pub rings: Option<RingSizes>,
     /// Messages that its queue holds.
     pub queue_depth: Option<i64>,
-    /// Bytes of memory that requests may take which wait in its socket, as the kernel reports it
-    /// (twice what was asked for).
+    /// Limit on the memory of waiting requests in its socket, in bytes, as the kernel reports it
+    /// (twice what was requested).
     #[serde(default)]
     pub receive_buffer: Option<usize>,
-    /// Whether the kernel cuts equal replies out of one large frame; otherwise each goes as a frame
-    /// of its own.
+    /// Whether the kernel splits one large datagram into equal replies. Otherwise each reply is
+    /// sent as its own datagram.
     #[serde(default)]
     pub segmentation: Option<bool>,
-    /// How its memory-mapped packet rings are laid out.
+    /// The layout of its memory-mapped packet rings.
     #[serde(default)]
     pub tpacket: Option<TPacket>,
 }
 
-/// The ways to ask.
+/// The client's transports.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "cli", derive(clap::ValueEnum))]
 #[serde(rename_all = "kebab-case")]
-pub enum Client {
-    /// AF_XDP rings: the server is the limit for longer
+pub enum LoadClient {
+    /// AF_XDP rings: keep up with the server at higher rates
     Afxdp,
-    /// A UDP socket, and the kernel's own timestamps of what arrives
+    /// A UDP socket, with the kernel's own receive timestamps
     Socket,
 }
 
-impl fmt::Display for Client {
+impl fmt::Display for LoadClient {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(match self {
             Self::Afxdp => "afxdp",

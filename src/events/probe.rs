@@ -14,7 +14,7 @@ pub struct Probe {
     /// The kernel, and what it permits this process.
     pub host: Host,
     /// What to expect of `serve`.
-    pub verdict: Verdict,
+    pub verdict: Expectation,
     /// The result of trying; `None` if not tried.
     pub tried: Option<Tried>,
 }
@@ -68,7 +68,7 @@ pub struct Interface {
     /// The card's NUMA node; `None` if the machine has only one, or it is not visible.
     pub numa_node: Option<u32>,
     /// The peer of a veth; `None` if it is not a veth, or the peer is not visible.
-    pub peer: Option<Peer>,
+    pub peer: Option<VethPeer>,
     /// The device kind that the kernel created it as; `None` for a card.
     pub kind: Option<String>,
     /// Transmit queues in use, and the most that it can use.
@@ -89,7 +89,7 @@ pub struct Interface {
 
 /// The peer of a veth.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Peer {
+pub struct VethPeer {
     /// Its name in its own namespace.
     pub name: String,
     /// Its MTU in bytes.
@@ -181,7 +181,7 @@ pub struct XdpFeatures {
 
 /// What `serve` would get on an interface.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-pub struct Verdict {
+pub struct Expectation {
     /// Expected attach mode; `None` if unknown.
     pub attach: Option<AttachMode>,
     /// Expected copy mode; `None` if unknown.

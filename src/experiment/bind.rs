@@ -10,7 +10,7 @@ use std::time::Instant;
 
 use anyhow::Result;
 
-use super::journal::{Found, Journal};
+use super::journal::{Journal, OnResult};
 use super::only_one;
 use super::profile::BindProfile;
 use super::summary::bind::summarize;
@@ -54,7 +54,7 @@ pub fn bind<'a>(
     file: Option<&Path>,
     stop: &AtomicBool,
     mut show: impl FnMut(BindProgress),
-    found: &'a mut Found<'a>,
+    found: &'a mut OnResult<'a>,
 ) -> Result<Vec<Event>> {
     let _only = only_one("sixhop-bind-experiment")?;
     let cells = profile.cells();

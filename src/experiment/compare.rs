@@ -17,16 +17,16 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 
 use super::only_one;
-use super::peer::{Peer, PeerProcess};
-use super::search::{Trial, highest};
-use super::server::{Host, Order, ServerProcess};
+use super::peer::{PeerProcess, PeerProgram};
+use super::search::{Attempt, highest};
+use super::server::{LaunchConfig, ServerHost, ServerProcess};
 use crate::address::Pool;
 use crate::engine::EngineKind;
 use crate::events::{Cell, Contestant, EngineResult, LoadResult, Ready, rate as words};
 use crate::host::{Environment, Ticks};
 use crate::lab::{Lab, Side};
 use crate::live::Method;
-use crate::load::{Client, Generator, LoadConfig, Run};
+use crate::load::{Generator, LoadClient, LoadConfig, Run};
 use crate::server::ServerConfig;
 
 /// What to compare, under which load.
@@ -35,7 +35,7 @@ pub struct CompareConfig {
     /// The engines, in the order of the table.
     pub engines: Vec<EngineKind>,
     /// Other programs, listed after the engines.
-    pub peers: Vec<Peer>,
+    pub peers: Vec<PeerProgram>,
     /// The numbers of addresses: all contestants run with the first, then all with the next.
     pub addresses: Vec<u64>,
     /// How to bind them.
@@ -62,7 +62,7 @@ pub struct CompareConfig {
 }
 
 /// The progress of a comparison.
-pub struct Progress {
+pub struct CompareProgress {
     /// Steps finished so far.
     pub done: u64,
     /// All steps.
@@ -100,7 +100,7 @@ const START_LIMIT: Duration = Duration::from_secs(600);
 pub fn compare(
     config: &CompareConfig,
     stop: &AtomicBool,
-    mut show: impl FnMut(Progress) + Send,
+    mut show: impl FnMut(CompareProgress) + Send,
 ) -> Result<Vec<EngineResult>> {
     let _only = only_one("sixhop-compare")?;
     let mut results = match &config.lab {
@@ -131,9 +131,9 @@ fn on_lab(
     lab: &Lab,
     config: &CompareConfig,
     stop: &AtomicBool,
-    show: &mut (impl FnMut(Progress) + Send),
+    show: &mut (impl FnMut(CompareProgress) + Send),
 ) -> Result<Vec<EngineResult>> {
-    let host = Host::lab(lab)?;
+    let host = ServerHost::lab(lab)?;
     let engines = config.engines.iter().map(|engine| Contestant::Engine(*engine));
     let contestants: Vec<_> = engines
         .chain(config.peers.iter().map(|peer| Contestant::Peer(peer.name.clone())))
@@ -147,7 +147,7 @@ fn on_lab(
         for run in 1..=RUNS {
             for (who, searched) in contestants.iter().zip(&mut all) {
                 let mut show = |doing| {
-                    show(Progress {
+                    show(CompareProgress {
                         done,
                         steps,
                         doing: format!("{who}, run {run} of {RUNS}: {doing}"),
@@ -179,7 +179,7 @@ fn cores() -> Result<[usize; 2]> {
 /// One search for a contestant's rate.
 struct Search<'a> {
     lab: &'a Lab,
-    host: &'a Host,
+    host: &'a ServerHost,
     config: &'a CompareConfig,
     who: &'a Contestant,
     pool: &'a Pool,
@@ -206,11 +206,12 @@ impl<'a> Search<'a> {
         let measured = self.lab.run_in(Side::Client, || {
             core_affinity::set_for_current(core_affinity::CoreId { id: client_core });
             let mut generator = self.generator()?;
-            if let Running::Peer(process, peer) = &mut running {
+            if let Contender::Peer(process, peer) = &mut running {
                 process.wait(peer, &mut generator, self.stop)?;
             }
             let (trial, mean) = (self.config.trial, self.config.mean);
-            let mut trials = Trials { generator, cores: &cores, trial, mean, stop: self.stop };
+            let mut trials =
+                ServerTrials { generator, cores: &cores, trial, mean, stop: self.stop };
             let (run, half) = trials.search(last.map(|last| last.run.load.offered_rate), show)?;
             Ok((run, half, trials.generator.environment()))
         });
@@ -220,7 +221,7 @@ impl<'a> Search<'a> {
         Ok(Searched { run, half, server, environment })
     }
 
-    fn start(&self, server_core: usize, client_core: usize) -> Result<Running<'a>> {
+    fn start(&self, server_core: usize, client_core: usize) -> Result<Contender<'a>> {
         let Self { lab, host, config, pool, stop, .. } = *self;
         match self.who {
             Contestant::Engine(engine) => {
@@ -229,7 +230,7 @@ impl<'a> Search<'a> {
                 if let Some(time) = config.coalesce {
                     flags.extend(["--coalesce".into(), time.to_string().into()]);
                 }
-                let order = Order {
+                let order = LaunchConfig {
                     cell: Cell { engine: *engine, bind: config.bind, addresses: pool.count() },
                     seed: config.seed,
                     moving: None,
@@ -237,7 +238,7 @@ impl<'a> Search<'a> {
                     flags,
                 };
                 let process = ServerProcess::start(host, &order, START_LIMIT, stop)?;
-                Ok(Running::Engine(Box::new(process)))
+                Ok(Contender::Engine(Box::new(process)))
             }
             Contestant::Peer(name) => {
                 let peer = config.peers.iter().find(|peer| peer.name == *name);
@@ -249,14 +250,14 @@ impl<'a> Search<'a> {
                 };
                 let cores = [server_core, client_core];
                 let process = PeerProcess::start(lab, peer, &held, pool, config.port, cores, stop)?;
-                Ok(Running::Peer(Box::new(process), peer))
+                Ok(Contender::Peer(Box::new(process), peer))
             }
         }
     }
 
     fn generator(&self) -> Result<Generator> {
         Generator::open(LoadConfig {
-            client: Client::Afxdp,
+            client: LoadClient::Afxdp,
             interface: Side::Client.interface().to_owned(),
             targets: self.pool.clone().into(),
             port: self.config.port,
@@ -275,7 +276,7 @@ fn result(
     searched: Vec<Searched>,
 ) -> Option<EngineResult> {
     let at = median(&searched)?;
-    let (At { load, cpu }, half, ready) = (&at.run, &at.half, &at.server);
+    let (TrialFigures { load, cpu }, half, ready) = (&at.run, &at.half, &at.server);
     let mean = |load: &LoadResult| load.outcome.first.as_ref().map(|times| times.mean_us);
     let p99 = |load: &LoadResult| load.outcome.first.as_ref().map(|times| times.p99_us);
     Some(EngineResult {
@@ -310,12 +311,12 @@ fn result(
 }
 
 /// A running contestant.
-enum Running<'a> {
+enum Contender<'a> {
     Engine(Box<ServerProcess>),
-    Peer(Box<PeerProcess<'a>>, &'a Peer),
+    Peer(Box<PeerProcess<'a>>, &'a PeerProgram),
 }
 
-impl Running<'_> {
+impl Contender<'_> {
     fn ready(&self) -> Result<&Ready> {
         match self {
             Self::Engine(server) => Ok(server.ready()),
@@ -331,7 +332,7 @@ impl Running<'_> {
 }
 
 /// Runs trials against one server.
-struct Trials<'a> {
+struct ServerTrials<'a> {
     generator: Generator,
     /// The server's processors.
     cores: &'a [usize],
@@ -343,7 +344,7 @@ struct Trials<'a> {
 }
 
 /// The figures of one trial.
-struct At {
+struct TrialFigures {
     load: LoadResult,
     /// The busy share of the server's processors, if known.
     cpu: Option<f64>,
@@ -352,9 +353,9 @@ struct At {
 /// The result of one search.
 struct Searched {
     /// The trial at the highest rate that held.
-    run: At,
+    run: TrialFigures,
     /// The trial at half of that rate.
-    half: At,
+    half: TrialFigures,
     server: Ready,
     environment: Environment,
 }
@@ -366,16 +367,20 @@ fn median(all: &[Searched]) -> Option<&Searched> {
     all.get(all.len() / 2).copied()
 }
 
-impl Trials<'_> {
+impl ServerTrials<'_> {
     /// Finds the sustained rate, starting near `before` if given, and then measures half of it.
-    fn search(&mut self, before: Option<f64>, show: &mut impl FnMut(String)) -> Result<(At, At)> {
+    fn search(
+        &mut self,
+        before: Option<f64>,
+        show: &mut impl FnMut(String),
+    ) -> Result<(TrialFigures, TrialFigures)> {
         // Warm up caches, branch predictors and the neighbour table.
         self.load(START)?;
         let (start, growth) = before.map_or((START, 2.0), |rate| (rate * 0.9, 1.2));
         let found = highest(start, growth, CEILING, |rate| {
             show(format!("trying {} requests/s", words(rate)));
             let at = self.load(rate)?;
-            Ok(if holds(&at.load, self.mean) { Trial::Held(at) } else { Trial::Failed })
+            Ok(if holds(&at.load, self.mean) { Attempt::Held(at) } else { Attempt::Failed })
         })?;
         let (rate, run) = found.context("the server sustains no rate at all")?;
         show(format!("half of what it sustains, {} requests/s", words(rate / 2.0)));
@@ -383,7 +388,7 @@ impl Trials<'_> {
         Ok((run, half))
     }
 
-    fn load(&mut self, rate: f64) -> Result<At> {
+    fn load(&mut self, rate: f64) -> Result<TrialFigures> {
         let run = Run { rate, requests: (rate * self.trial).ceil() as u64 };
         let before = Ticks::of(self.cores)?;
         let mut after = before;
@@ -395,7 +400,7 @@ impl Trials<'_> {
             }
         })?;
         ensure!(!self.stop.load(Ordering::Relaxed), "interrupted");
-        Ok(At { load, cpu: after.busy_since(before) })
+        Ok(TrialFigures { load, cpu: after.busy_since(before) })
     }
 }
 

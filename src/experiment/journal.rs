@@ -14,7 +14,7 @@ use crate::events::{Event, Experiment, Plan};
 use crate::host::Environment;
 
 /// Called with every result as it arrives.
-pub type Found<'a> = dyn FnMut(&Event) -> Result<()> + Send + 'a;
+pub type OnResult<'a> = dyn FnMut(&Event) -> Result<()> + Send + 'a;
 
 /// The results so far, and their file.
 pub struct Journal<'a> {
@@ -22,7 +22,7 @@ pub struct Journal<'a> {
     recorded: VecDeque<Event>,
     file: Option<(PathBuf, File)>,
     events: Vec<Event>,
-    found: &'a mut Found<'a>,
+    found: &'a mut OnResult<'a>,
 }
 
 impl<'a> Journal<'a> {
@@ -35,7 +35,7 @@ impl<'a> Journal<'a> {
         path: Option<&Path>,
         plan: Plan,
         environment: Environment,
-        found: &'a mut Found<'a>,
+        found: &'a mut OnResult<'a>,
     ) -> Result<Self> {
         let started = humantime::format_rfc3339_seconds(SystemTime::now()).to_string();
         let start = Experiment { plan, started, environment };
@@ -50,7 +50,7 @@ impl<'a> Journal<'a> {
         }
     }
 
-    fn open_file(path: &Path, mut start: Experiment, found: &'a mut Found<'a>) -> Result<Self> {
+    fn open_file(path: &Path, mut start: Experiment, found: &'a mut OnResult<'a>) -> Result<Self> {
         let name = path.display();
         let (mut recorded, length) = recorded(path)?;
         match recorded.pop_front() {

@@ -23,15 +23,15 @@ use anyhow::{Context, Result, anyhow};
 use crate::lab::Lab;
 
 pub use bind::{BindProgress, bind, bound};
-pub use compare::{CompareConfig, Progress, compare};
-pub use peer::Peer;
+pub use compare::{CompareConfig, CompareProgress, compare};
+pub use peer::PeerProgram;
 pub use profile::{
     Approach, BindProfile, BindSeries, Profile, Rates, ResponseProfile, ResponseSeries,
     RotationProfile, RotationSeries,
 };
 pub use response::{ResponseConfig, ResponseProgress, Testbed, response};
 pub use rotation::{RotationProgress, rotation};
-pub use server::Host;
+pub use server::ServerHost;
 
 /// UDP port of the service.
 const PORT: u16 = 3540;

@@ -12,7 +12,7 @@ use anyhow::{Context, Result, ensure};
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
 
-use super::server::Host;
+use super::server::ServerHost;
 use crate::address::Pool;
 use crate::events::Ready;
 use crate::lab::{Lab, Side};
@@ -23,7 +23,7 @@ use crate::server::{Server, ServerConfig};
 
 /// A program that answers requests.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Peer {
+pub struct PeerProgram {
     /// Its name in results.
     pub name: String,
     /// The command. It may contain `{interface}`, `{address}` (the first one), `{port}`, `{core}`
@@ -54,7 +54,7 @@ impl<'a> PeerProcess<'a> {
     /// answer: [`wait`](Self::wait) does.
     pub fn start(
         lab: &'a Lab,
-        peer: &Peer,
+        peer: &PeerProgram,
         held: &ServerConfig,
         pool: &Pool,
         port: u16,
@@ -81,7 +81,7 @@ impl<'a> PeerProcess<'a> {
                 values.iter().fold(word.clone(), |word, (name, value)| word.replace(name, value));
             OsString::from(filled)
         };
-        let host = Host::lab(lab)?;
+        let host = ServerHost::lab(lab)?;
         let (program, enter) = host.via.split_first().context("no command that enters the lab")?;
         let child = Command::new(program)
             .args(enter)
@@ -104,7 +104,7 @@ impl<'a> PeerProcess<'a> {
     /// Waits until the peer answers `generator`.
     pub fn wait(
         &mut self,
-        peer: &Peer,
+        peer: &PeerProgram,
         generator: &mut Generator,
         stop: &AtomicBool,
     ) -> Result<()> {

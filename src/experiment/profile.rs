@@ -403,6 +403,7 @@ mod tests {
     }
 
     #[test]
+    #[expect(clippy::too_many_lines, reason = "a table")]
     fn what_makes_no_sense_is_named_with_what_is_allowed() {
         for (from, to, words) in [
             ("[bind]\nruns = 2", "[bind]\nruns = 0", "bind.runs is 0: allowed are 1 to"),

@@ -17,10 +17,10 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 
-use super::journal::{Found, Journal};
+use super::journal::{Journal, OnResult};
 use super::profile::{Approach, ResponseProfile};
 use super::search::bisect;
-use super::server::{Host, Order, ServerProcess};
+use super::server::{LaunchConfig, ServerHost, ServerProcess};
 use super::summary::response::{held, summarize};
 use super::{PORT, WARM_UP, fresh, only_one, pin_to_last};
 use crate::address::Pool;
@@ -28,7 +28,7 @@ use crate::events::{Cell, Event, Failed, Plan, Ready, Trial};
 use crate::host::{Environment, Ticks};
 use crate::lab::{Lab, Side};
 use crate::live::Interrupted;
-use crate::load::{Client, Generator, LoadConfig, Run};
+use crate::load::{Generator, LoadClient, LoadConfig, Run};
 use crate::net::netlink;
 
 /// Where the experiment runs.
@@ -39,7 +39,7 @@ pub enum Testbed {
     /// The server on `host`, the client here.
     Elsewhere {
         /// The server's side.
-        host: Host,
+        host: ServerHost,
         /// The client's interface.
         interface: String,
     },
@@ -53,7 +53,7 @@ pub struct ResponseConfig {
     /// Where to run the server and the client.
     pub testbed: Testbed,
     /// How the client sends: by rings or a socket.
-    pub client: Client,
+    pub client: LoadClient,
     /// Further flags of `serve`, for every server.
     pub flags: Vec<OsString>,
 }
@@ -85,7 +85,7 @@ pub fn response(
     file: Option<&Path>,
     stop: &AtomicBool,
     show: &mut (dyn FnMut(ResponseProgress) + Send),
-    found: &mut Found<'_>,
+    found: &mut OnResult<'_>,
 ) -> Result<Vec<Event>> {
     let _only = only_one("sixhop-response")?;
     let plan = Plan::Response(config.profile.clone());
@@ -132,9 +132,9 @@ fn on_lab<'a>(
     file: Option<&Path>,
     stop: &AtomicBool,
     progress: &mut Passes,
-    found: &'a mut Found<'a>,
+    found: &'a mut OnResult<'a>,
 ) -> Result<Journal<'a>> {
-    let host = Host::lab(lab)?;
+    let host = ServerHost::lab(lab)?;
     let interface = Side::Client.interface();
     fresh(lab)?;
     let environment = lab.run_in(Side::Client, || {
@@ -163,7 +163,7 @@ fn finish(mut journal: Journal, profile: &ResponseProfile) -> Result<Vec<Event>>
 /// Measures one cell: a server, and the generator that loads it from a thread of its own.
 struct CellRuns<'a> {
     config: &'a ResponseConfig,
-    host: &'a Host,
+    host: &'a ServerHost,
     interface: &'a str,
     cell: Cell,
     /// Whether the server runs on this machine.
@@ -172,7 +172,7 @@ struct CellRuns<'a> {
 }
 
 /// A running server and its generator.
-struct Pair {
+struct RunningPair {
     server: ServerProcess,
     generator: Generator,
 }
@@ -205,7 +205,7 @@ impl CellRuns<'_> {
             }
         }
         match pair {
-            Some(Pair { server, generator }) => {
+            Some(RunningPair { server, generator }) => {
                 drop(generator);
                 server.stop_sound(&self.cell.engine)
             }
@@ -256,7 +256,7 @@ impl CellRuns<'_> {
         index: usize,
         run: u32,
         ready: &Ready,
-        pair: &mut Option<Pair>,
+        pair: &mut Option<RunningPair>,
         journal: &mut Journal,
         progress: &mut Passes,
     ) -> Result<Vec<bool>> {
@@ -281,7 +281,7 @@ impl CellRuns<'_> {
     }
 
     /// Starts a server like the one before the interruption.
-    fn again(&self, ready: &Ready) -> Result<Pair> {
+    fn again(&self, ready: &Ready) -> Result<RunningPair> {
         let server = self.start()?;
         ensure!(
             server.ready().modes == ready.modes,
@@ -308,7 +308,7 @@ impl CellRuns<'_> {
 
     fn start(&self) -> Result<ServerProcess> {
         let profile = &self.config.profile;
-        let order = Order {
+        let order = LaunchConfig {
             cell: self.cell,
             seed: SEED,
             moving: None,
@@ -320,7 +320,7 @@ impl CellRuns<'_> {
 
     /// Opens a generator for `server` on this thread, and warms both up. Pins the thread only here:
     /// a server started from a pinned thread would inherit that.
-    fn ask(&self, server: ServerProcess) -> Result<Pair> {
+    fn ask(&self, server: ServerProcess) -> Result<RunningPair> {
         pin_to_last();
         let profile = &self.config.profile;
         let mut generator = Generator::open(LoadConfig {
@@ -336,10 +336,10 @@ impl CellRuns<'_> {
         let rate = profile.rates.from;
         let requests = profile.requests_at(rate).min(WARM_UP);
         generator.run(Run { rate: rate as f64, requests }, self.stop, |_| {})?;
-        Ok(Pair { server, generator })
+        Ok(RunningPair { server, generator })
     }
 
-    fn trial(&self, pair: &mut Pair, run: u32, rate: u64) -> Result<Event> {
+    fn trial(&self, pair: &mut RunningPair, run: u32, rate: u64) -> Result<Event> {
         let requests = self.config.profile.requests_at(rate);
         let cores = if self.here { pair.server.ready().modes.cores.as_slice() } else { &[] };
         let before = Ticks::of(cores)?;

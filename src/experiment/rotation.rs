@@ -19,10 +19,10 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 
-use super::journal::{Found, Journal};
+use super::journal::{Journal, OnResult};
 use super::profile::RotationProfile;
 use super::search::bisect;
-use super::server::{Host, Order, ServerProcess, Timing, is_sound};
+use super::server::{LaunchConfig, ServerHost, ServerProcess, Timing, is_sound};
 use super::summary::rotation::{limit, summarize};
 use super::{PORT, WARM_UP, fresh, only_one, pin_to_last};
 use crate::address::mt6d::{Clock, Subnet, Timetable};
@@ -32,7 +32,7 @@ use crate::host::Environment;
 use crate::host::time::{self, Moment, System, Time, unix_time};
 use crate::lab::{Lab, Side};
 use crate::live::{Interrupted, Rotated};
-use crate::load::{Client, Generator, LoadConfig, Run};
+use crate::load::{Generator, LoadClient, LoadConfig, Run};
 use crate::net::netlink;
 
 /// The progress of the experiment.
@@ -65,7 +65,7 @@ pub fn rotation(
     file: Option<&Path>,
     stop: &AtomicBool,
     show: &mut (dyn FnMut(RotationProgress) + Send),
-    found: &mut Found<'_>,
+    found: &mut OnResult<'_>,
 ) -> Result<Vec<Event>> {
     let _only = only_one("sixhop-rotation")?;
     let lab = Lab::named("sixhop-rotation")?;
@@ -85,7 +85,7 @@ fn on_lab<'a>(
     file: Option<&Path>,
     stop: &AtomicBool,
     show: &mut (dyn FnMut(RotationProgress) + Send),
-    found: &'a mut Found<'a>,
+    found: &'a mut OnResult<'a>,
 ) -> Result<Journal<'a>> {
     let secret = tempfile::Builder::new()
         .prefix("sixhop-secret-")
@@ -99,7 +99,7 @@ fn on_lab<'a>(
         Ok(Environment::of(&netlink::link(Side::Client.interface())?))
     })?;
     let mut journal = Journal::open(file, Plan::Rotation(profile.clone()), environment, found)?;
-    let trials = Trials { lab, host: Host::lab(lab)?, profile, secret: secret.path(), stop };
+    let trials = Trials { lab, host: ServerHost::lab(lab)?, profile, secret: secret.path(), stop };
     let series = profile.servers();
     for (done, (engine, bind, numbers)) in series.iter().enumerate() {
         // Start at the low end: with costs that grow quadratically, a trial far too high is
@@ -130,7 +130,7 @@ const MASTER: &[u8] = b"sixhop experiment rotation";
 /// Runs trials, each with a server of its own.
 struct Trials<'a> {
     lab: &'a Lab,
-    host: Host,
+    host: ServerHost,
     profile: &'a RotationProfile,
     secret: &'a Path,
     stop: &'a AtomicBool,
@@ -139,7 +139,7 @@ struct Trials<'a> {
 impl Trials<'_> {
     fn trial(&self, cell: RotationCell) -> Result<RotationTrial> {
         let profile = self.profile;
-        let order = Order {
+        let order = LaunchConfig {
             cell: Cell { engine: cell.engine, bind: cell.bind, addresses: 3 * cell.clients },
             seed: 1,
             moving: Some(Timing {
@@ -208,7 +208,7 @@ impl Trials<'_> {
         let subnet = Subnet::new(self.host.prefix)?;
         let timetable = Timetable::new(subnet, clock, &secret, clients, threads);
         Generator::open(LoadConfig {
-            client: Client::Afxdp,
+            client: LoadClient::Afxdp,
             interface: Side::Client.interface().to_owned(),
             targets: Targets::Moving(Arc::new(timetable)),
             port: PORT,

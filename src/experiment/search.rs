@@ -9,7 +9,7 @@ use anyhow::Result;
 pub const RESOLUTION: f64 = 1.02;
 
 /// How a trial ended.
-pub enum Trial<T> {
+pub enum Attempt<T> {
     /// The rate held, with these measurements.
     Held(T),
     /// The rate did not hold.
@@ -28,10 +28,10 @@ pub fn highest<T>(
     start: f64,
     growth: f64,
     ceiling: f64,
-    mut trial: impl FnMut(f64) -> Result<Trial<T>>,
+    mut trial: impl FnMut(f64) -> Result<Attempt<T>>,
 ) -> Result<Option<(f64, T)>> {
     let mut attempt = |rate| match trial(rate)? {
-        Trial::Failed => trial(rate),
+        Attempt::Failed => trial(rate),
         held => Ok(held),
     };
     let mut best = None;
@@ -39,8 +39,8 @@ pub fn highest<T>(
     let mut rate = start.min(ceiling);
     loop {
         match attempt(rate)? {
-            Trial::Held(measured) => best = Some((rate, measured)),
-            Trial::Failed => failed = Some(rate),
+            Attempt::Held(measured) => best = Some((rate, measured)),
+            Attempt::Failed => failed = Some(rate),
         }
         let held = best.as_ref().map(|(rate, _)| *rate);
         rate = match (held, failed) {
@@ -119,7 +119,7 @@ mod tests {
             let mut trials = 0;
             let found = highest(start, growth, 2e6, |rate| {
                 trials += 1;
-                Ok(if rate <= limit { Trial::Held(()) } else { Trial::Failed })
+                Ok(if rate <= limit { Attempt::Held(()) } else { Attempt::Failed })
             });
             let (rate, ()) = found.unwrap().unwrap();
             prop_assert!(rate <= limit && rate * RESOLUTION * 1.000_001 >= limit, "{rate} for \
@@ -185,11 +185,11 @@ mod tests {
             assert!(rate <= 1000.0);
             if rate > 100.0 && !spoilt {
                 spoilt = true;
-                return Ok(Trial::Failed);
+                return Ok(Attempt::Failed);
             }
-            Ok(Trial::Held(rate))
+            Ok(Attempt::Held(rate))
         });
         assert_eq!(found.unwrap(), Some((1000.0, 1000.0)));
-        assert!(highest(10.0, 2.0, 1000.0, |_| Ok(Trial::<()>::Failed)).unwrap().is_none());
+        assert!(highest(10.0, 2.0, 1000.0, |_| Ok(Attempt::<()>::Failed)).unwrap().is_none());
     }
 }

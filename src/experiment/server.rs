@@ -48,7 +48,7 @@ const STOP: Duration = Duration::from_secs(600);
 
 /// Where a server runs, and with which program, interface and prefix.
 #[derive(Debug, Clone)]
-pub struct Host {
+pub struct ServerHost {
     /// The words before the command that run it there: `ssh root@host`, `ip netns exec NAME`.
     pub via: Vec<OsString>,
     /// The sixhop program on that host.
@@ -61,7 +61,7 @@ pub struct Host {
 
 /// How to run a server.
 #[derive(Debug, Clone)]
-pub struct Order {
+pub struct LaunchConfig {
     /// Engine, method, number of addresses.
     pub cell: Cell,
     /// The seed that selects the addresses, if they do not move.
@@ -85,7 +85,7 @@ pub struct Timing {
     pub secret: PathBuf,
 }
 
-impl Host {
+impl ServerHost {
     /// The server's side of a lab.
     ///
     /// # Errors
@@ -104,7 +104,7 @@ impl Host {
     }
 
     /// The command line that runs the server.
-    fn command(&self, order: &Order) -> Vec<OsString> {
+    fn command(&self, order: &LaunchConfig) -> Vec<OsString> {
         let Cell { engine, bind, addresses } = order.cell;
         let serve = format!(
             "serve --engine {engine} --interface {} --prefix {} --bind {bind} --replies {} \
@@ -134,8 +134,8 @@ impl ServerProcess {
     /// # Errors
     /// If it ends first, with its words on standard error; if it takes too long, or `stop` is set.
     pub fn start(
-        host: &Host,
-        order: &Order,
+        host: &ServerHost,
+        order: &LaunchConfig,
         patience: Duration,
         stop: &AtomicBool,
     ) -> Result<Self> {

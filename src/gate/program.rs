@@ -1,6 +1,7 @@
-//! The gate's two tc programs: loaded, told of services and addresses, attached by links that go
-//! when the process goes, and read out.
+//! The gate's two tc programs: loads them, tells them services and addresses, attaches them by
+//! links that the kernel drops with the process, and reads their counters.
 
+use std::fmt;
 use std::fs;
 use std::io;
 use std::mem::{MaybeUninit, offset_of};
@@ -18,7 +19,8 @@ use crate::net::denied;
 use crate::net::memory::Memory;
 use crate::net::netlink::Link;
 use crate::xdp::{
-    LiveAddresses, MovingAddresses, Station, TcHook, Word, attach_tc, prepare_to_load, run, sums,
+    LiveAddresses, MovingAddresses, SharedWord, Station, TcHook, attach_tc, prepare_to_load, run,
+    sums,
 };
 
 mod skeleton {
@@ -27,18 +29,18 @@ mod skeleton {
     include!(concat!(env!("OUT_DIR"), "/gate.skel.rs"));
 }
 
-type Variables = skeleton::types::bss;
+type GateVariables = skeleton::types::bss;
 
 /// Most services of a gate: `services` in bpf/gate.h.
 const SERVICES: usize = 256;
 
 /// What a gate is loaded for.
 #[derive(Debug, Clone)]
-pub struct GateConfig {
+pub struct GateProgramConfig {
     /// The addresses, and the prefix that is theirs alone.
     pub addresses: MovingAddresses,
     /// What is reached there.
-    pub services: Vec<Service>,
+    pub services: Vec<GateService>,
     /// UDP flows, and addresses with connections or flows, to remember. Of more, the kernel forgets
     /// those that were used longest ago.
     pub flows: u32,
@@ -53,7 +55,7 @@ pub struct GateConfig {
 
 /// A service of this machine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Service {
+pub struct GateService {
     /// Its transport.
     pub protocol: Protocol,
     /// The port by which clients ask for it.
@@ -71,6 +73,15 @@ pub enum Protocol {
     Udp,
 }
 
+impl fmt::Display for Protocol {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Tcp => "tcp",
+            Self::Udp => "udp",
+        })
+    }
+}
+
 impl Protocol {
     fn number(self) -> u8 {
         match self {
@@ -86,11 +97,11 @@ macro_rules! outcomes {
         /// What became of a packet to, for or from a hidden address. One counter each.
         #[derive(Debug, Clone, Copy, PartialEq, Eq)]
         #[repr(usize)]
-        pub enum Outcome {
+        pub enum GateVerdict {
             $($(#[$doc])* $outcome,)*
         }
 
-        impl Outcome {
+        impl GateVerdict {
             /// All of them, in the order of their counters.
             pub const ALL: [Self; [$($name),*].len()] = [$(Self::$outcome),*];
 
@@ -168,7 +179,7 @@ pub struct Arrival {
     pub client: SocketAddrV6,
     /// The address and port that were asked, by which a client of the schedule is known.
     pub asked: SocketAddrV6,
-    /// Index of the service in [`GateConfig::services`].
+    /// Index of the service in [`GateProgramConfig::services`].
     pub service: usize,
 }
 
@@ -198,6 +209,15 @@ pub struct Arrivals {
 }
 
 impl Arrivals {
+    /// Those since the last call, without waiting and without a system call.
+    ///
+    /// # Errors
+    /// When the ring cannot be read.
+    pub fn take(&self) -> Result<Vec<Arrival>> {
+        self.ring.consume().context("cannot read who came to the gate")?;
+        Ok(self.parsed.try_iter().collect())
+    }
+
     /// Those since the last call. Waits for one until `limit` is over.
     ///
     /// # Errors
@@ -214,7 +234,7 @@ impl Arrivals {
 
 /// Which of the two programs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Side {
+pub enum GateSide {
     /// For what comes in.
     In,
     /// For what goes out.
@@ -248,8 +268,8 @@ pub struct GateProgram {
     outcomes: MapHandle,
 }
 
-/// The programs on an interface. The kernel takes them off when this is dropped or the process
-/// ends, however it ends.
+/// The programs on an interface. The kernel detaches them when this is dropped or the process ends,
+/// however it ends.
 #[derive(Debug)]
 pub struct GateAttachment {
     _in: OwnedFd,
@@ -258,22 +278,22 @@ pub struct GateAttachment {
 
 /// Reads the counters of a gate, from any thread.
 #[derive(Debug)]
-pub struct OutcomeSource {
+pub struct GateVerdictSource {
     outcomes: MapHandle,
     arrived: MapHandle,
     services: usize,
 }
 
-impl OutcomeSource {
+impl GateVerdictSource {
     /// Packets by outcome since the programs were loaded, added up over all processors.
     ///
     /// # Errors
     /// When the map cannot be read.
-    pub fn read(&self) -> Result<[u64; Outcome::ALL.len()]> {
+    pub fn read(&self) -> Result<[u64; GateVerdict::ALL.len()]> {
         sums(&self.outcomes)
     }
 
-    /// Arrivals at each service, in the order of [`GateConfig::services`].
+    /// Arrivals at each service, in the order of [`GateProgramConfig::services`].
     ///
     /// # Errors
     /// When the map cannot be read.
@@ -287,7 +307,7 @@ impl GateProgram {
     ///
     /// # Errors
     /// When the kernel refuses them, when two services have one port, or there are more than 256.
-    pub fn load(config: &GateConfig) -> Result<Self> {
+    pub fn load(config: &GateProgramConfig) -> Result<Self> {
         prepare_to_load()?;
         let mut storage = MaybeUninit::uninit();
         let mut open =
@@ -297,7 +317,7 @@ impl GateProgram {
         let keep = |fd: BorrowedFd| fd.try_clone_to_owned().context("cannot keep the program");
         let maps = &loaded.maps;
         let variables = MapHandle::try_from(&maps.bss)?;
-        let variables = Memory::of_file(variables.as_fd(), size_of::<Variables>(), 0)
+        let variables = Memory::of_file(variables.as_fd(), size_of::<GateVariables>(), 0)
             .context("cannot map the variables of the gate")?;
         let program = Self {
             gate_in: keep(loaded.progs.gate_in.as_fd())?,
@@ -313,46 +333,46 @@ impl GateProgram {
             outcomes: MapHandle::try_from(&maps.outcomes)?,
         };
         program.set_idle(config.idle);
-        program.word(offset_of!(Variables, kept)).store(nanoseconds(config.kept));
+        program.word(offset_of!(GateVariables, kept)).store(nanoseconds(config.kept));
         add_services(&MapHandle::try_from(&maps.services)?, &config.services)?;
         Ok(program)
     }
 
-    fn word(&self, offset: usize) -> Word {
-        Word::new(&self.variables, offset)
+    fn word(&self, offset: usize) -> SharedWord {
+        SharedWord::new(&self.variables, offset)
     }
 
-    /// The addresses that are live, to be changed from any thread while the programs run.
+    /// The live addresses. Any thread may change them while the programs run.
     ///
     /// # Errors
     /// When the process is out of file descriptors.
     pub fn live_addresses(&self) -> Result<LiveAddresses> {
-        let step = self.word(offset_of!(Variables, current_step));
+        let step = self.word(offset_of!(GateVariables, current_step));
         LiveAddresses::moving(self.addresses, &self.timed_addresses, step)
     }
 
-    /// How many addresses are live: all are looked at.
+    /// Counts the live addresses by examining all.
     ///
     /// # Errors
     /// When the process is out of file descriptors.
     pub fn census(&self) -> Result<u64> {
-        let step = self.word(offset_of!(Variables, current_step)).load();
+        let step = self.word(offset_of!(GateVariables, current_step)).load();
         self.addresses.census(&self.timed_addresses, step)
     }
 
-    /// A way to tell it the Ethernet address of its interface, which solicitations are answered
-    /// with.
+    /// A handle to change the interface's Ethernet address in the running programs. Advertisements
+    /// carry it.
     #[must_use]
     pub fn station(&self) -> Station {
-        Station::new(self.word(offset_of!(Variables, station)))
+        Station::new(self.word(offset_of!(GateVariables, station)))
     }
 
-    /// Has an unused UDP flow end after `idle` where its address has expired.
+    /// Sets how long an unused UDP flow lasts at an expired address.
     pub fn set_idle(&self, idle: Duration) {
-        self.word(offset_of!(Variables, idle)).store(nanoseconds(idle));
+        self.word(offset_of!(GateVariables, idle)).store(nanoseconds(idle));
     }
 
-    /// Takes exactly these addresses for the kernel's own from now on: their packets are untouched.
+    /// Replaces the list of the kernel's own addresses, whose packets the programs leave alone.
     ///
     /// # Errors
     /// When there are more than 1,024 of them.
@@ -361,17 +381,17 @@ impl GateProgram {
         set_exactly(&self.kernel_addresses, addresses).context(refused)
     }
 
-    /// Has exactly these addresses revoked from now on, whether they are live or not: nothing to,
-    /// for or from one passes, not even of a connection or flow that began before.
+    /// Replaces the list of revoked addresses, live or not: nothing to, for or from one passes, not
+    /// even of a connection or flow that began before.
     ///
     /// # Errors
-    /// When there are more than [`GateConfig::revoked`].
+    /// When there are more than [`GateProgramConfig::revoked`].
     pub fn set_revoked(&self, addresses: &[Ipv6Addr]) -> Result<()> {
         let refused = "the gate has no room for so many revoked addresses";
         set_exactly(&self.revoked, addresses).context(refused)
     }
 
-    /// A way to hear who comes. To be had once: two would each hear of some.
+    /// A reader of arrivals. Take it once: two readers would each get some of them.
     ///
     /// # Errors
     /// When the process is out of file descriptors.
@@ -388,19 +408,19 @@ impl GateProgram {
         Ok(Arrivals { ring, parsed })
     }
 
-    /// A way to read the counters from another thread.
+    /// A reader of the counters, for any thread.
     ///
     /// # Errors
     /// When the process is out of file descriptors.
-    pub fn outcomes(&self) -> Result<OutcomeSource> {
-        Ok(OutcomeSource {
+    pub fn outcomes(&self) -> Result<GateVerdictSource> {
+        Ok(GateVerdictSource {
             outcomes: MapHandle::try_from(&self.outcomes)?,
             arrived: MapHandle::try_from(&self.arrived)?,
             services: self.services,
         })
     }
 
-    /// Attaches the programs to `link`, beside whatever others have there.
+    /// Attaches the programs to `link`, beside other programs.
     ///
     /// # Errors
     /// Before Linux 6.6, without CAP_NET_ADMIN, and when frames of `link` have no Ethernet header.
@@ -422,10 +442,10 @@ impl GateProgram {
     ///
     /// # Errors
     /// When the kernel does not take the packet: it wants at least an Ethernet header.
-    pub fn test_run(&self, side: Side, packet: &[u8]) -> Result<TestRun> {
+    pub fn test_run(&self, side: GateSide, packet: &[u8]) -> Result<TestRun> {
         let program = match side {
-            Side::In => &self.gate_in,
-            Side::Out => &self.gate_out,
+            GateSide::In => &self.gate_in,
+            GateSide::Out => &self.gate_out,
         };
         let run = run(program, packet, 1, Some(0))?;
         Ok(TestRun { action: run.action as i32, packet: run.packet, mark: run.mark })
@@ -437,10 +457,10 @@ fn nanoseconds(duration: Duration) -> u64 {
 }
 
 /// Sets the constants of the programs and the sizes of their maps.
-fn configure(open: &mut skeleton::OpenGateSkel, config: &GateConfig) -> Result<()> {
+fn configure(open: &mut skeleton::OpenGateSkel, config: &GateProgramConfig) -> Result<()> {
     let maps = &mut open.maps;
     ensure!(
-        maps.outcomes.max_entries() as usize == Outcome::ALL.len(),
+        maps.outcomes.max_entries() as usize == GateVerdict::ALL.len(),
         "the gate's programs count other outcomes than this one"
     );
     let constants = maps.rodata_data.as_deref_mut().context("the gate lost its constants")?;
@@ -455,9 +475,9 @@ fn configure(open: &mut skeleton::OpenGateSkel, config: &GateConfig) -> Result<(
 }
 
 /// Enters the services. No two may have one protocol and port.
-fn add_services(map: &MapHandle, services: &[Service]) -> Result<()> {
+fn add_services(map: &MapHandle, services: &[GateService]) -> Result<()> {
     ensure!(services.len() <= SERVICES, "a gate has at most {SERVICES} services");
-    for (number, Service { protocol, port, listener }) in services.iter().enumerate() {
+    for (number, GateService { protocol, port, listener }) in services.iter().enumerate() {
         let [high, low] = port.to_be_bytes();
         let mut value = [0; 24];
         value[..16].copy_from_slice(&listener.ip().octets());
@@ -465,13 +485,13 @@ fn add_services(map: &MapHandle, services: &[Service]) -> Result<()> {
         value[20..22].copy_from_slice(&listener.port().to_be_bytes());
         let key = [protocol.number(), 0, high, low];
         map.update(&key, &value, MapFlags::NO_EXIST).with_context(|| {
-            format!("two services have port {port} of {protocol:?}: give one of them another")
+            format!("two services have port {port}/{protocol}: give one of them another")
         })?;
     }
     Ok(())
 }
 
-/// Has a map contain exactly these addresses. New ones come first: one that stays is never missing.
+/// Makes a map contain exactly these addresses. Adds first, so one that stays is never missing.
 fn set_exactly(map: &MapHandle, addresses: &[Ipv6Addr]) -> libbpf_rs::Result<()> {
     for address in addresses {
         map.update(&address.octets(), &[0; 4], MapFlags::ANY)?;
@@ -526,11 +546,11 @@ mod tests {
 
     #[test]
     fn each_outcome_has_its_counter_and_name() {
-        for (index, outcome) in Outcome::ALL.into_iter().enumerate() {
+        for (index, outcome) in GateVerdict::ALL.into_iter().enumerate() {
             assert_eq!(outcome as usize, index);
         }
-        let names: std::collections::HashSet<_> = Outcome::ALL.map(Outcome::name).into();
-        assert_eq!(names.len(), Outcome::ALL.len());
+        let names: std::collections::HashSet<_> = GateVerdict::ALL.map(GateVerdict::name).into();
+        assert_eq!(names.len(), GateVerdict::ALL.len());
     }
 
     #[test]

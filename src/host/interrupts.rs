@@ -1,4 +1,4 @@
-//! Which processors are near a card: those that its queues interrupt, and those of its NUMA node.
+//! The processors near a card: those that its queues interrupt, and those of its NUMA node.
 
 use std::collections::{BTreeMap, HashSet};
 use std::fs;
@@ -10,17 +10,18 @@ use crate::net::netlink::Link;
 /// Processors near a card.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Nearness {
-    /// Those that the interrupt of each receive queue goes to.
+    /// The processors that the interrupt of each receive queue goes to.
     interrupted: BTreeMap<u32, Vec<usize>>,
-    /// Those of the card's NUMA node; none where it is of none, as on a machine that has but one.
+    /// The processors of the card's NUMA node; empty if it has none, as on a machine with only one
+    /// node.
     node: Vec<usize>,
 }
 
-/// The kernel's own limit is 8192 processors (NR_CPUS).
+/// The kernel's own limit on processors (NR_CPUS).
 const PROCESSORS: usize = 8192;
 
 impl Nearness {
-    /// Of the card behind `link`; nothing is near to one that is no device, such as a veth.
+    /// The nearness to the card behind `link`; empty for a virtual interface such as a veth.
     #[must_use]
     pub fn of(link: &Link) -> Self {
         with_own_sys(|| {
@@ -28,8 +29,7 @@ impl Nearness {
             let Some(device) = fs::canonicalize(device).ok().filter(|_| shows(link)) else {
                 return Self::default();
             };
-            // The interrupts and the node of a virtio card are those of the PCI device that it is
-            // in.
+            // A virtio card gets its interrupts and its node from the PCI device above it.
             let mut places = device.ancestors().take(2);
             let Some(place) = places.find(|place| place.join("irq").exists()) else {
                 return Self::default();
@@ -54,14 +54,14 @@ impl Nearness {
         .unwrap_or_default()
     }
 
-    /// A processor for the worker of each of `queues`, out of those `allowed`: one that has no
-    /// worker yet, if possible, and of those the one that its queue interrupts, otherwise one of
-    /// the card's node.
+    /// Chooses a processor out of `allowed` for the worker of each of `queues`. A processor without
+    /// a worker comes first; among those, one that the queue interrupts, then one of the card's
+    /// node.
     ///
-    /// The interrupted processor is where the kernel takes packets from the card: the rings stay in
-    /// one cache, and a queue costs one processor and no more. The price is that both share it.
-    /// Where processors are to spare, `--cores` can name a neighbour that shares a cache; where
-    /// they are not, busy polling makes the two take turns.
+    /// The kernel receives packets on the interrupted processor, so the rings stay in one cache,
+    /// and a queue costs a single processor. The price is that worker and kernel share it. If there
+    /// are spare processors, `--cores` can name a neighbour that shares a cache; if not, busy
+    /// polling makes the two take turns.
     #[must_use]
     pub fn choose(&self, queues: &[u32], allowed: &[usize]) -> Vec<usize> {
         let mut chosen: Vec<usize> = Vec::with_capacity(queues.len());
@@ -78,9 +78,8 @@ impl Nearness {
     }
 }
 
-/// The receive queues that interrupts serve, with the number of the interrupt: of those lines of
-/// /proc/interrupts that are of `irqs`. One that serves a queue has its name from the driver; a
-/// card's only one serves queue 0.
+/// The interrupt of each receive queue, from the lines of /proc/interrupts for `irqs`. The driver
+/// names an interrupt after its queue; a card's only interrupt serves queue 0.
 fn interrupts(table: &str, irqs: &HashSet<u32>) -> BTreeMap<u32, u32> {
     let lines = table.lines().filter_map(|line| {
         let (irq, rest) = line.trim_start().split_once(':')?;
@@ -100,8 +99,8 @@ fn interrupts(table: &str, irqs: &HashSet<u32>) -> BTreeMap<u32, u32> {
     queues
 }
 
-/// The receive queue that an interrupt of this name serves, as drivers name them: eth0-TxRx-3 and
-/// eth0-rx-3 (igb, igc, ixgbe), i40e-eth0-TxRx-3 (i40e, ice the same), virtio0-input.3,
+/// The receive queue in an interrupt's name, as drivers write it: eth0-TxRx-3 and eth0-rx-3 (igb,
+/// igc, ixgbe), i40e-eth0-TxRx-3 (i40e, and ice alike), virtio0-input.3,
 /// mlx5_comp3@pci:0000:3b:00.0, eth0-Tx-Rx-3 (ena), eth0-rxtx-3 (vmxnet3).
 fn queue(name: &str) -> Option<u32> {
     let name = name.split('@').next().unwrap_or_default();
@@ -112,7 +111,7 @@ fn queue(name: &str) -> Option<u32> {
     kinds.iter().any(|kind| stem.ends_with(kind)).then_some(number)
 }
 
-/// What a list such as 0-3,8 holds.
+/// Parses a processor list such as 0-3,8.
 fn processors(list: &str) -> Vec<usize> {
     let ranges = list.trim().split(',').filter_map(|range| {
         let (first, last) = range.split_once('-').unwrap_or((range, range));
@@ -125,7 +124,7 @@ fn processors(list: &str) -> Vec<usize> {
 mod tests {
     use super::*;
 
-    /// As /proc/interrupts has them; one card each.
+    /// Lines of /proc/interrupts, one card each.
     const IGB: &str = "
             CPU0       CPU1
  40:          1          0  PCI-MSIX-0000:03:00.0   0-edge      eth1

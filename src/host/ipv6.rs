@@ -1,5 +1,5 @@
-//! Whether the kernel has IPv6 on an interface: without, it adds no address there, receives no
-//! packet, and says little about it.
+//! Whether IPv6 is enabled on an interface. Without it the kernel adds no address there, receives
+//! no packet, and explains little.
 
 use std::fs;
 use std::io::ErrorKind;
@@ -10,45 +10,44 @@ use anyhow::{Result, anyhow};
 use super::is_mounted;
 use crate::net::netlink::Link;
 
-/// The smallest MTU with which the kernel has IPv6 on an interface (IPV6_MIN_MTU, RFC 8200 section
-/// 5).
+/// The smallest MTU for IPv6 (IPV6_MIN_MTU, RFC 8200 section 5).
 const LEAST_MTU: u32 = 1280;
 
-/// Finds out whether it does, in the namespace of the calling thread.
+/// Checks that the interface has IPv6, in the namespace of the calling thread.
 ///
 /// # Errors
-/// What has IPv6 switched off there, and the command that switches it on.
+/// Why IPv6 is off, and the command that enables it.
 pub(crate) fn has_ipv6(link: &Link) -> Result<()> {
     let settings = Path::new("/proc/sys/net/ipv6");
     let setting = settings.join("conf").join(&link.name).join("disable_ipv6");
     let found = match fs::read_to_string(setting) {
-        Ok(value) => Found::Setting(value.trim() != "0"),
-        // another call will say what is wrong
+        Ok(value) => ProcEntry::Setting(value.trim() != "0"),
+        // Another call will report this error.
         Err(error) if error.kind() != ErrorKind::NotFound => return Ok(()),
-        Err(_) if !is_mounted("/proc") => Found::NoProc,
-        Err(_) if !settings.join("conf").exists() => Found::NoSettings,
-        Err(_) => Found::NotOnThis,
+        Err(_) if !is_mounted("/proc") => ProcEntry::NoProc,
+        Err(_) if !settings.join("conf").exists() => ProcEntry::NoSettings,
+        Err(_) => ProcEntry::NotOnThis,
     };
     explain(link, found).map_or(Ok(()), |why| Err(anyhow!(why)))
 }
 
-/// What /proc has of the interface.
+/// What /proc shows about the interface.
 #[derive(Debug, Clone, Copy)]
-enum Found {
-    /// Its `disable_ipv6`.
+enum ProcEntry {
+    /// The value of `disable_ipv6`.
     Setting(bool),
     NoProc,
     NoSettings,
-    /// The settings of other interfaces.
+    /// Settings exist, but not for this interface.
     NotOnThis,
 }
 
-fn explain(link: &Link, found: Found) -> Option<String> {
+fn explain(link: &Link, found: ProcEntry) -> Option<String> {
     let name = &link.name;
     match found {
-        Found::Setting(false) => None,
-        Found::Setting(true) => {
-            // In a path with dots they would be taken for its separators.
+        ProcEntry::Setting(false) => None,
+        ProcEntry::Setting(true) => {
+            // sysctl would take dots in an interface name for path separators.
             let name = format!("net.ipv6.conf.{name}.disable_ipv6");
             let path = if link.name.contains('.') {
                 format!("net/ipv6/conf/{}/disable_ipv6", link.name)
@@ -60,22 +59,21 @@ fn explain(link: &Link, found: Found) -> Option<String> {
                 link.name
             ))
         }
-        Found::NoProc => Some(
-            "/proc is not mounted, and takes settings of the network: mount -t proc proc \
-                /proc"
+        ProcEntry::NoProc => Some(
+            "/proc is not mounted, so network settings are not available: mount -t proc proc /proc"
                 .to_owned(),
         ),
-        Found::NoSettings => Some(
+        ProcEntry::NoSettings => Some(
             "this kernel has no IPv6 (no /proc/sys/net/ipv6): start it without ipv6.disable=1, or \
              load the module ipv6"
                 .to_owned(),
         ),
-        Found::NotOnThis if link.mtu < LEAST_MTU => Some(format!(
-            "{name} has no IPv6, which takes an MTU of {LEAST_MTU} and {name} has {}: ip link set \
-             dev {name} mtu 1500",
+        ProcEntry::NotOnThis if link.mtu < LEAST_MTU => Some(format!(
+            "{name} has no IPv6, because its MTU is {} and IPv6 needs {LEAST_MTU}: ip link set dev \
+             {name} mtu 1500",
             link.mtu
         )),
-        Found::NotOnThis => Some(format!(
+        ProcEntry::NotOnThis => Some(format!(
             "the kernel has no IPv6 on {name} (no /proc/sys/net/ipv6/conf/{name}): is \
                 it part of a bond or bridge?"
         )),
@@ -94,17 +92,17 @@ mod tests {
             explain(&Link { name: name.to_owned(), mtu, ..loopback.clone() }, found)
                 .unwrap_or_default()
         };
-        assert_eq!(said("eth1", 1500, Found::Setting(false)), "");
+        assert_eq!(said("eth1", 1500, ProcEntry::Setting(false)), "");
         assert!(
-            said("eth1", 1500, Found::Setting(true))
+            said("eth1", 1500, ProcEntry::Setting(true))
                 .contains("'sysctl -w net.ipv6.conf.eth1.disable_ipv6=0'")
         );
         assert!(
-            said("eth1.7", 1500, Found::Setting(true))
+            said("eth1.7", 1500, ProcEntry::Setting(true))
                 .contains("'sysctl -w net/ipv6/conf/eth1.7/disable_ipv6=0'")
         );
-        assert!(said("eth1", 1500, Found::NoSettings).contains("ipv6.disable=1"));
-        assert!(said("eth1", 1279, Found::NotOnThis).contains("ip link set dev eth1 mtu 1500"));
-        assert!(said("eth1", 1500, Found::NoProc).contains("mount -t proc"));
+        assert!(said("eth1", 1500, ProcEntry::NoSettings).contains("ipv6.disable=1"));
+        assert!(said("eth1", 1279, ProcEntry::NotOnThis).contains("ip link set dev eth1 mtu 1500"));
+        assert!(said("eth1", 1500, ProcEntry::NoProc).contains("mount -t proc"));
     }
 }

@@ -1,13 +1,13 @@
-//! NUMBERS FOR A SCRAPER: what a server last said of itself, in Prometheus' text format, over HTTP.
+//! METRICS: what a server last reported about itself, in Prometheus' text format, over HTTP.
 //!
 //! ```text
-//!   stats, once a second ─► the last of them ─► text, when somebody asks:
-//!                                               one at a time, bounded in bytes and in time
+//!   stats, once a second ─► the latest ─► text, on request:
+//!                                         one at a time, bounded in bytes and time
 //! ```
 //!
-//! A scrape reads what the main thread has put there, and touches neither workers nor the kernel's
-//! counters: however often somebody asks, the server pays nothing for it but the thread that
-//! answers. Figures are those of the last `stats` event.
+//! A scrape reads what the main thread stored, and touches neither workers nor kernel counters.
+//! However often it happens, it costs the server only the thread that answers. All values are those
+//! of the latest `stats` event.
 
 use std::fmt;
 use std::io::{self, Read, Write};
@@ -16,7 +16,6 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, NoLabelSet, prometheus_text};
 use prometheus_client::metrics::MetricType;
@@ -25,16 +24,18 @@ use prometheus_client::registry::Registry;
 use crate::events::{Counters, Method, QueueCounters, Ready, Stats};
 use crate::host::sandbox::{Role, Sandbox};
 
-/// A whole exchange takes no longer, or is given up.
+/// Time limit of a whole exchange.
 const EXCHANGE: Duration = Duration::from_secs(2);
 
-/// Bytes of a request, at most: a line and the headers of any scraper.
+/// Size limit of a request in bytes: enough for the request line and headers of any scraper.
 const REQUEST: usize = 4096;
 
-/// Where metrics are to be had, as a flag: an address, or only a port, on loopback then.
+/// Parses the flag that says where to serve metrics: an address and port, or only a port on
+/// loopback.
 ///
 /// # Errors
 /// When it is neither.
+#[doc(hidden)]
 pub fn place(text: &str) -> Result<SocketAddr, String> {
     let port = text.parse::<u16>().map(|port| SocketAddr::from((Ipv6Addr::LOCALHOST, port)));
     port.or_else(|_| text.parse())
@@ -44,8 +45,8 @@ pub fn place(text: &str) -> Result<SocketAddr, String> {
 /// Values of one metric: labels and a number.
 type Values = Vec<(Vec<(&'static str, String)>, f64)>;
 
-/// A metric: its name without the `_total` of a counter, whether it is one, whether only engines
-/// that share frames with the kernel have it, what it says, and where its values come from.
+/// A metric: its name without a counter's `_total`, whether it is a counter, whether it exists only
+/// for engines that share frames with the kernel, its help text, and the source of its values.
 struct Metric {
     name: &'static str,
     counter: bool,
@@ -54,105 +55,100 @@ struct Metric {
     values: fn(&Ready, &Stats) -> Values,
 }
 
-/// All there are, in the order in which they are shown.
-const METRICS: &[Metric] = &[
-    gauge("sixhop_server_info", "What serves: always 1, and the labels say it", info),
-    gauge(
-        "sixhop_uptime_seconds",
-        "Time since the server was ready",
-        |_, stats| one(stats.seconds),
-    ),
-    gauge("sixhop_addresses", "Addresses that are live", |ready, stats| {
-        one(stats.moves.map_or(ready.addresses, |moves| moves.live) as f64)
-    }),
-    counter("sixhop_received_packets", "Packets for the service that came in", |_, s| {
-        count(s.counters.received)
-    }),
-    counter("sixhop_answered_requests", "Requests that were answered", |_, s| {
-        count(s.counters.answered)
-    }),
-    counter("sixhop_sent_replies", "Replies handed to the kernel", |_, s| {
-        count(s.counters.replies)
-    }),
-    counter("sixhop_unsent_replies", "Replies that the kernel did not take", |_, s| {
-        count(s.counters.unsent)
-    }),
-    counter("sixhop_unasked_datagrams", "Datagrams that a service sent unasked", |_, s| {
-        if s.counters.unasked > 0 { count(s.counters.unasked) } else { Vec::new() }
-    }),
-    counter("sixhop_advertisements", "Neighbour Solicitations that were answered", |ready, s| {
-        if ready.bind == Method::LiveMap { count(s.counters.advertised) } else { Vec::new() }
-    }),
-    counter("sixhop_dropped_packets", "Packets that were received and came to nothing", |_, s| {
-        named("reason", &s.counters.dropped)
-    }),
-    gauge(
-        "sixhop_waiting_packets",
-        "Packets that were received and nobody has looked at yet",
-        |_, s| count(s.counters.waiting),
-    ),
-    counter(
-        "sixhop_steering_packets",
-        "Packets that the XDP program saw, by its verdict",
-        |_, s| named("verdict", &s.counters.steering),
-    ),
-    counter(
-        "sixhop_queue_answered_requests",
-        "Requests that the worker of a queue answered",
-        |_, s| queues(&s.counters, |queue| queue.answered),
-    ),
-    counter(
-        "sixhop_queue_sent_replies",
-        "Replies that the worker of a queue handed to the kernel",
-        |_, s| queues(&s.counters, |queue| queue.replies),
-    ),
-    gauge("sixhop_ring_entries", "Descriptors in the rings of a queue", levels),
-    gauge(
-        "sixhop_ring_capacity_entries",
-        "Descriptors that the rings of each queue have room for",
-        capacities,
-    ),
-    counter(
-        "sixhop_xdp_rx_dropped_packets",
-        "Dropped by an AF_XDP socket for other reasons than a full rx ring",
-        |_, s| queues(&s.counters, |queue| queue.xdp.rx_dropped),
-    ),
-    counter(
-        "sixhop_xdp_rx_ring_full_packets",
-        "Dropped by an AF_XDP socket because its rx ring was full",
-        |_, s| queues(&s.counters, |queue| queue.xdp.rx_ring_full),
-    ),
-    counter(
-        "sixhop_xdp_fill_ring_empty",
-        "Times that the kernel found the fill ring of a queue empty",
-        |_, s| queues(&s.counters, |queue| queue.xdp.fill_ring_empty),
-    ),
-    counter(
-        "sixhop_xdp_rx_invalid_descriptors",
-        "Bad descriptors in the fill ring of a queue",
-        |_, s| queues(&s.counters, |queue| queue.xdp.rx_invalid),
-    ),
-    counter(
-        "sixhop_xdp_tx_invalid_descriptors",
-        "Bad descriptors in the tx ring of a queue",
-        |_, s| queues(&s.counters, |queue| queue.xdp.tx_invalid),
-    ),
-    counter_of_frames(
-        "sixhop_lost_frames",
-        "Frames that are in no ring and in nobody's hands: a bug if not 0",
-        |_, s| count(s.counters.frames_lost),
-    ),
-    counter_of_frames(
-        "sixhop_invalid_descriptors",
-        "Descriptors from the kernel that made no sense: a bug if not 0",
-        |_, s| count(s.counters.invalid),
-    ),
-    gauge(
-        "sixhop_rotation_lag_seconds",
-        "How long after it was due the last change of addresses was done",
-        |_, s| s.counters.rotation_lag_seconds.map_or(vec![], one),
-    ),
-];
+/// All metrics, in the order in which they are shown.
+const METRICS: &[Metric] =
+    &[
+        gauge("sixhop_server_info", "Always 1; the labels describe the server", info),
+        gauge("sixhop_uptime_seconds", "Time since the server was ready", |_, stats| {
+            one(stats.seconds)
+        }),
+        gauge("sixhop_addresses", "Addresses that are live", |ready, stats| {
+            one(stats.moves.map_or(ready.addresses, |moves| moves.live) as f64)
+        }),
+        counter("sixhop_received_packets", "Packets received for the service", |_, s| {
+            count(s.counters.received)
+        }),
+        counter("sixhop_answered_requests", "Requests answered", |_, s| count(s.counters.answered)),
+        counter("sixhop_sent_replies", "Replies handed to the kernel", |_, s| {
+            count(s.counters.replies)
+        }),
+        counter("sixhop_unsent_replies", "Replies that the kernel rejected", |_, s| {
+            count(s.counters.unsent)
+        }),
+        counter("sixhop_unasked_datagrams", "Datagrams that a service sent unasked", |_, s| {
+            if s.counters.unasked > 0 { count(s.counters.unasked) } else { Vec::new() }
+        }),
+        counter("sixhop_advertisements", "Neighbour Solicitations answered", |ready, s| {
+            if ready.bind == Method::LiveMap { count(s.counters.advertised) } else { Vec::new() }
+        }),
+        counter("sixhop_dropped_packets", "Received packets that were dropped", |_, s| {
+            named("reason", &s.counters.dropped)
+        }),
+        gauge("sixhop_waiting_packets", "Received packets that no worker has read yet", |_, s| {
+            count(s.counters.waiting)
+        }),
+        counter(
+            "sixhop_steering_packets",
+            "Packets that the XDP program saw, by its verdict",
+            |_, s| named("verdict", &s.counters.steering),
+        ),
+        counter(
+            "sixhop_queue_answered_requests",
+            "Requests answered by the worker of a queue",
+            |_, s| queues(&s.counters, |queue| queue.answered),
+        ),
+        counter(
+            "sixhop_queue_sent_replies",
+            "Replies handed to the kernel by the worker of a queue",
+            |_, s| queues(&s.counters, |queue| queue.replies),
+        ),
+        gauge("sixhop_ring_entries", "Descriptors in the rings of a queue", levels),
+        gauge(
+            "sixhop_ring_capacity_entries",
+            "Capacity of the rings of each queue, in descriptors",
+            capacities,
+        ),
+        counter(
+            "sixhop_xdp_rx_dropped_packets",
+            "Packets dropped by an AF_XDP socket for reasons other than a full rx ring",
+            |_, s| queues(&s.counters, |queue| queue.xdp.rx_dropped),
+        ),
+        counter(
+            "sixhop_xdp_rx_ring_full_packets",
+            "Packets dropped by an AF_XDP socket because its rx ring was full",
+            |_, s| queues(&s.counters, |queue| queue.xdp.rx_ring_full),
+        ),
+        counter(
+            "sixhop_xdp_fill_ring_empty",
+            "Times that the kernel found the fill ring of a queue empty",
+            |_, s| queues(&s.counters, |queue| queue.xdp.fill_ring_empty),
+        ),
+        counter(
+            "sixhop_xdp_rx_invalid_descriptors",
+            "Bad descriptors in the fill ring of a queue",
+            |_, s| queues(&s.counters, |queue| queue.xdp.rx_invalid),
+        ),
+        counter(
+            "sixhop_xdp_tx_invalid_descriptors",
+            "Bad descriptors in the tx ring of a queue",
+            |_, s| queues(&s.counters, |queue| queue.xdp.tx_invalid),
+        ),
+        counter_of_frames(
+            "sixhop_lost_frames",
+            "Frames missing from the census: a bug if not 0",
+            |_, s| count(s.counters.frames_lost),
+        ),
+        counter_of_frames(
+            "sixhop_invalid_descriptors",
+            "Invalid descriptors from the kernel: a bug if not 0",
+            |_, s| count(s.counters.invalid),
+        ),
+        gauge(
+            "sixhop_rotation_lag_seconds",
+            "Delay between the due time and the end of the last address change",
+            |_, s| s.counters.rotation_lag_seconds.map_or(vec![], one),
+        ),
+    ];
 
 const fn counter(
     name: &'static str,
@@ -162,7 +158,7 @@ const fn counter(
     Metric { name, counter: true, of_frames: false, help, values }
 }
 
-/// One only of engines that share memory with the kernel frame by frame.
+/// A counter only for engines that share frames with the kernel.
 const fn counter_of_frames(
     name: &'static str,
     help: &'static str,
@@ -179,7 +175,8 @@ const fn gauge(
     Metric { name, counter: false, of_frames: false, help, values }
 }
 
-/// The name, the type and the meaning of each metric, as they are shown.
+/// The name, type and help text of each metric, as shown.
+#[doc(hidden)]
 pub fn descriptions() -> impl Iterator<Item = (String, &'static str, &'static str)> {
     METRICS.iter().map(|metric| match metric.counter {
         true => (format!("{}_total", metric.name), "counter", metric.help),
@@ -249,7 +246,7 @@ fn info(ready: &Ready, _: &Stats) -> Values {
     vec![(labels, 1.0)]
 }
 
-/// What was said last.
+/// The latest report.
 #[derive(Debug, Clone)]
 pub struct Board {
     last: Arc<Mutex<(Ready, Stats)>>,
@@ -257,19 +254,19 @@ pub struct Board {
 }
 
 impl Board {
-    /// Before there are statistics. `has_frames`: whether the engine shares memory with the kernel
-    /// frame by frame.
+    /// A board without statistics so far. `has_frames`: whether the engine shares frames with the
+    /// kernel.
     #[must_use]
     pub fn new(ready: Ready, has_frames: bool) -> Self {
         Self { last: Arc::new(Mutex::new((ready, Stats::default()))), has_frames }
     }
 
-    /// Shows these statistics from now on.
+    /// Replaces the statistics.
     pub fn show(&self, stats: &Stats) {
         self.last().1 = stats.clone();
     }
 
-    /// Calls the interface so from now on.
+    /// Sets the interface's name, after it was renamed.
     pub fn rename(&self, interface: String) {
         self.last().0.interface = interface;
     }
@@ -278,10 +275,10 @@ impl Board {
         self.last.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What is shown, as text.
+    /// The metrics, as text.
     ///
     /// # Errors
-    /// When there is no memory for it.
+    /// When formatting fails.
     pub fn text(&self) -> Result<String, fmt::Error> {
         let mut registry = Registry::default();
         registry.register_collector(Box::new(self.clone()));
@@ -320,29 +317,38 @@ impl Collector for Board {
     }
 }
 
-/// A place where somebody may ask.
+/// An address and port cannot be bound for metrics.
+#[derive(Debug, thiserror::Error)]
+#[error("no metrics at {place}")]
+pub struct NoMetrics {
+    /// The address and port.
+    pub place: SocketAddr,
+    /// The kernel's error.
+    pub source: io::Error,
+}
+
+/// A socket that scrapers connect to.
 #[derive(Debug)]
 pub struct Listener(TcpListener);
 
 impl Listener {
-    /// Opens it. Nobody is answered before [`answer`](Self::answer).
+    /// Opens the socket. Nobody gets an answer before [`answer`](Self::answer).
     ///
     /// # Errors
-    /// When the place cannot be had.
-    pub fn open(place: SocketAddr) -> Result<Self> {
-        let cannot = || format!("no metrics at {place}: use another address or port for --metrics");
-        TcpListener::bind(place).map(Self).with_context(cannot)
+    /// When the address cannot be bound.
+    pub fn open(place: SocketAddr) -> Result<Self, NoMetrics> {
+        TcpListener::bind(place).map(Self).map_err(|source| NoMetrics { place, source })
     }
 
-    /// Where it is.
+    /// The socket's address.
     ///
     /// # Errors
-    /// When the kernel does not say.
-    pub fn place(&self) -> Result<SocketAddr> {
-        self.0.local_addr().context("the metrics are nowhere")
+    /// When the kernel does not report it.
+    pub fn place(&self) -> io::Result<SocketAddr> {
+        self.0.local_addr()
     }
 
-    /// Answers, on a thread of its own that ends with the process.
+    /// Answers scrapers on a separate thread, which ends with the process.
     pub fn answer(self, board: Board, sandbox: Sandbox) {
         thread::spawn(move || {
             if let Err(error) = sandbox.enter(Role::Metrics) {
@@ -355,10 +361,9 @@ impl Listener {
                         Ok(status) => tracing::debug!(%peer, status, "scraped"),
                         Err(error) => tracing::debug!(%peer, %error, "not scraped"),
                     },
-                    // Out of descriptors, or a peer that has gone: the next may do better, and not
-                    // at once.
+                    // Out of descriptors, or the peer disconnected: retry, but not at once.
                     Err(error) => {
-                        tracing::warn!(%error, "nobody can ask for metrics now");
+                        tracing::warn!(%error, "cannot accept a metrics connection");
                         thread::sleep(EXCHANGE);
                     }
                 }
@@ -367,7 +372,7 @@ impl Listener {
     }
 }
 
-/// One request and its answer. Returns its status.
+/// Reads one request and answers it. Returns the HTTP status.
 fn exchange(stream: &TcpStream, board: &Board) -> io::Result<u16> {
     let end = Instant::now() + EXCHANGE;
     let request = receive(stream, end)?;
@@ -403,7 +408,7 @@ fn left(end: Instant) -> io::Result<Duration> {
     if left.is_zero() { Err(io::ErrorKind::TimedOut.into()) } else { Ok(left) }
 }
 
-/// All up to the empty line.
+/// Reads everything up to the empty line.
 fn receive(mut stream: &TcpStream, end: Instant) -> io::Result<Vec<u8>> {
     let mut request = Vec::new();
     let mut part = [0; REQUEST];
@@ -464,7 +469,7 @@ mod tests {
         }
         for line in documentation.lines().filter(|line| line.starts_with("| `sixhop_")) {
             let name = line.split('`').nth(1).unwrap();
-            assert!(names.contains(name), "{name} is documented, and is none");
+            assert!(names.contains(name), "{name} is documented but does not exist");
         }
     }
 }

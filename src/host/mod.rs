@@ -1,7 +1,10 @@
-//! WHAT THIS MACHINE IS, where its cards interrupt it, and what its processors did: read from
-//! /proc, /sys and the driver, changes nothing but what the thread that reads it sees of /sys; and
-//! what the threads of a server may do of it ([`sandbox`]).
+//! THIS MACHINE: its hardware, the processors that its cards interrupt, and what its processors
+//! did, read from /proc, /sys and drivers. Also the limits on a server's threads ([`sandbox`]), and
+//! settings that a server changes and restores (`settings`). Reading changes
+//! nothing but the reading thread's view of /sys.
 
+#[cfg(feature = "lab")]
+pub mod identity;
 mod interrupts;
 mod ipv6;
 #[cfg(feature = "metrics")]
@@ -26,33 +29,36 @@ use crate::net::netlink::Link;
 use crate::net::quirks::{self, Act};
 
 pub(crate) use crate::net::file;
+#[doc(hidden)]
 pub use interrupts::Nearness;
 pub(crate) use ipv6::has_ipv6;
 
+#[doc(hidden)]
 pub use crate::events::{Environment, Napi, Nic};
 
 impl Nic {
     /// Where the kernel does the receive work of this interface, in words.
     #[must_use]
     pub fn receive_work(&self) -> String {
-        // Both are set by --coalesce and by --busy-poll (settings.rs).
+        // --coalesce and --busy-poll set both (settings.rs).
         if let (Some(1..), Some(time @ 1..)) =
             (self.napi.defer_hard_irqs, self.napi.gro_flush_timeout_ns)
         {
-            return format!("every {} µs, or by whoever polls", time / 1000);
+            return format!("every {} µs, or when a socket polls", time / 1000);
         }
         let by_sender = quirks::of_driver(&self.driver).find(Act::BlameSender);
         match (self.napi.threaded, by_sender) {
             (Some(true), _) => "in a kernel thread".to_owned(),
             (Some(false), Some(quirk)) => quirk.why,
             (Some(false), None) => "in softirqs".to_owned(),
-            (None, _) => "somewhere".to_owned(),
+            (None, _) => "in an unknown place".to_owned(),
         }
     }
 }
 
 impl Environment {
-    /// That of this process, and of the calling thread, which works on `link` in its namespace.
+    /// The environment of this process and of the calling thread, which uses `link` in its
+    /// namespace.
     #[must_use]
     pub fn of(link: &Link) -> Self {
         let cores = allowed();
@@ -67,7 +73,7 @@ impl Environment {
             command: command(),
             kernel: file("/proc/sys/kernel/osrelease").unwrap_or_default(),
             cpu: processor(&info),
-            // Those that the machine has: the thread, or the whole process, may be pinned to fewer.
+            // All processors of the machine: the thread or the process may be pinned to fewer.
             processors: info.lines().filter(|line| line.starts_with("processor")).count(),
             cores,
             governor,
@@ -76,7 +82,7 @@ impl Environment {
     }
 }
 
-/// What /sys has of `link`; `None` where it shows another namespace, or is not there.
+/// The directory of `link` in /sys; `None` if /sys is not mounted or shows another namespace.
 pub(crate) fn directory(link: &Link) -> Option<PathBuf> {
     shows(link).then(|| Path::new("/sys/class/net").join(&link.name))
 }
@@ -85,7 +91,7 @@ fn command() -> Vec<String> {
     let mut words: Vec<_> =
         std::env::args_os().map(|word| word.to_string_lossy().into_owned()).collect();
     if let Some(program) = words.first_mut() {
-        // Results are published: where somebody keeps the program is nobody's business.
+        // Results are published, and the program's directory is private.
         *program = program.rsplit('/').next().unwrap_or_default().to_owned();
     }
     words
@@ -96,7 +102,7 @@ pub(crate) fn allowed() -> Vec<usize> {
     core_affinity::get_core_ids().unwrap_or_default().iter().map(|core| core.id).collect()
 }
 
-/// To be called in [`with_own_sys`].
+/// Call this in [`with_own_sys`].
 pub(crate) fn nic(link: &Link) -> Nic {
     let name = &link.name;
     let card = ethtool::card(name).unwrap_or_default();
@@ -132,26 +138,27 @@ fn governor(core: usize) -> Option<String> {
     file(format!("/sys/devices/system/cpu/cpu{core}/cpufreq/scaling_governor"))
 }
 
-/// The processor's name; empty where the kernel does not tell it.
+/// The processor's name; empty if the kernel does not report it.
 fn processor(info: &str) -> String {
     let name = info.lines().find_map(|line| line.strip_prefix("model name")?.split_once(':'));
     name.map_or(String::new(), |(_, name)| name.trim().to_owned())
 }
 
-/// What the kernel of a guest of the laboratory is told, so that every process in it can know where
-/// it is.
+/// A kernel parameter of the lab's guests, by which every process in a guest can tell where it
+/// runs.
 pub(crate) const GUEST: &str = "sixhop.guest=";
 
-/// The guest, in the words that stand in results: `QEMU-10.0.2-tcg-igb`. `None` outside of one.
+/// The guest's name in results, such as `QEMU-10.0.2-tcg-igb`; `None` outside a guest.
+#[doc(hidden)]
 #[must_use]
 pub fn guest() -> Option<String> {
     let line = fs::read_to_string("/proc/cmdline").ok()?;
     line.split_ascii_whitespace().find_map(|word| Some(word.strip_prefix(GUEST)?.to_owned()))
 }
 
-/// Runs `f` on a thread of its own that sees the interfaces of the calling thread's network
-/// namespace in /sys, where that may be had: otherwise it may be those of another, and `f` has to
-/// look ([`shows`]). `None` when it panics.
+/// Runs `f` on a separate thread whose /sys shows the interfaces of the calling thread's network
+/// namespace. If that cannot be mounted, /sys may show another namespace, so `f` must check with
+/// [`shows`]. `None` if `f` panics.
 pub(crate) fn with_own_sys<T: Send>(f: impl FnOnce() -> T + Send) -> Option<T> {
     thread::scope(|scope| {
         let inside = scope.spawn(|| {
@@ -162,30 +169,29 @@ pub(crate) fn with_own_sys<T: Send>(f: impl FnOnce() -> T + Send) -> Option<T> {
     })
 }
 
-/// Whether this machine has `bytes` of memory to spare for `what`. Where it does not say, it may
-/// try.
+/// Whether this machine can spare `bytes` of memory for `what`. If unknown, the caller may try.
 #[cfg(any(feature = "cli", test))]
 pub(crate) fn has_memory(bytes: u64, what: impl Display) -> Result<()> {
     lacks_memory(bytes, memory_to_spare(), what).map_or(Ok(()), |why| Err(anyhow::anyhow!(why)))
 }
 
-/// What to say where `spare` bytes of memory are too few for `what`, which takes `bytes`.
+/// The error if `spare` bytes are too few for `what`, which needs `bytes`.
 pub(crate) fn lacks_memory(bytes: u64, spare: Option<u64>, what: impl Display) -> Option<String> {
     const MIB: u64 = 1 << 20;
     let spare = spare.filter(|spare| bytes > *spare)?;
     Some(format!(
-        "{what} take {} MiB of memory, and this machine has {} MiB to spare: use fewer",
+        "{what} need {} MiB of memory, but this machine can spare only {} MiB: use fewer",
         bytes.div_ceil(MIB),
         spare / MIB
     ))
 }
 
-/// Bytes that this machine can spare; `None` where it does not say.
+/// Bytes of memory that this machine can spare; `None` if unknown.
 pub(crate) fn memory_to_spare() -> Option<u64> {
     spare_memory(&fs::read_to_string("/proc/meminfo").unwrap_or_default())
 }
 
-/// Bytes that can be had without another program being killed, by /proc/meminfo.
+/// Bytes available without killing another program, from /proc/meminfo.
 fn spare_memory(info: &str) -> Option<u64> {
     let field = |name: &str| {
         let line = info.lines().find_map(|line| line.strip_prefix(name))?;
@@ -194,33 +200,34 @@ fn spare_memory(info: &str) -> Option<u64> {
     Some((field("MemAvailable:")? + field("SwapFree:").unwrap_or(0)) << 10)
 }
 
-/// Whether a file system is mounted at `path`, which is a directory like /sys or /proc: an empty
-/// one is none.
+/// Whether a file system is mounted at `path`, a directory such as /sys or /proc: an empty one
+/// means no.
 pub(crate) fn is_mounted(path: &str) -> bool {
     fs::read_dir(path).is_ok_and(|mut entries| entries.next().is_some())
 }
 
-/// Whether /sys shows this `link`, rather than one of its name in another namespace.
+/// Whether /sys shows this `link`, not a namesake in another namespace.
 pub(crate) fn shows(link: &Link) -> bool {
     let directory = Path::new("/sys/class/net").join(&link.name);
     let mac = link.mac.map(|byte| format!("{byte:02x}")).join(":");
     file(directory.join("ifindex")).is_some_and(|index| index == link.index.to_string())
-        // An interface without one shows nothing here.
+        // An interface without an Ethernet address has an empty file.
         && file(directory.join("address"))
             .is_some_and(|address| address == mac || address.is_empty())
 }
 
-/// Gives the calling thread, and the processes that it starts, a /sys that shows the interfaces of
-/// its network namespace.
+/// Mounts a /sys that shows the interfaces of the calling thread's network namespace, for that
+/// thread and the processes that it starts.
 pub(crate) fn mount_own_sys() -> Result<(), Errno> {
     unshare(CloneFlags::CLONE_NEWNS)?;
-    // Slaves hear of a namespace that is removed outside, and do not keep it alive.
+    // Slave mounts receive unmounts, so a namespace removed outside does not stay alive here.
     let slave = MsFlags::MS_SLAVE | MsFlags::MS_REC;
     mount(None::<&str>, "/", None::<&str>, slave, None::<&str>)?;
     mount(Some("sysfs"), "/sys", Some("sysfs"), MsFlags::empty(), None::<&str>)
 }
 
-/// What some processors have done since the machine was started, in ticks (10 ms as a rule).
+/// Time used on some processors since boot, in ticks (usually 10 ms).
+#[doc(hidden)]
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Ticks {
     busy: u64,
@@ -228,7 +235,7 @@ pub struct Ticks {
 }
 
 impl Ticks {
-    /// The counts of `cores` now, added up.
+    /// The current counts of `cores`, added up.
     ///
     /// # Errors
     /// When /proc is not mounted.
@@ -245,8 +252,8 @@ impl Ticks {
             if !core.is_some_and(|core| cores.contains(&core)) {
                 continue;
             }
-            // proc_stat(5): user, nice, system, idle, iowait, irq, softirq, steal; guest time is
-            // within user time. Stolen time was neither ours nor idle: it is left out of both.
+            // proc_stat(5): user, nice, system, idle, iowait, irq, softirq, steal. User time
+            // includes guest time. Stolen time was neither used here nor idle, so it is left out.
             let ticks: Vec<u64> = fields.map_while(|field| field.parse().ok()).collect();
             let at = |index: usize| ticks.get(index).copied().unwrap_or(0);
             let busy = at(0) + at(1) + at(2) + at(5) + at(6);
@@ -256,8 +263,7 @@ impl Ticks {
         sum
     }
 
-    /// Share of the time since `before` that was busy, 0 to 1; `None` where no time has passed on
-    /// any of the processors.
+    /// The busy share of the time since `before`, 0 to 1; `None` if no time has passed.
     pub fn busy_since(self, before: Self) -> Option<f64> {
         let all = self.all.saturating_sub(before.all);
         (all > 0).then(|| self.busy.saturating_sub(before.busy) as f64 / all as f64)
@@ -296,8 +302,9 @@ mod tests {
         assert!(has_memory(1, "one").is_ok());
         let error = has_memory(1 << 60, "2 addresses").unwrap_err().to_string();
         assert!(
-            error
-                .starts_with("2 addresses take 1099511627776 MiB of memory, and this machine has "),
+            error.starts_with(
+                "2 addresses need 1099511627776 MiB of memory, but this machine can spare "
+            ),
             "{error}"
         );
     }

@@ -1,17 +1,16 @@
-//! SETTINGS OF THE MACHINE THAT ARE CHANGED FOR A WHILE, and are afterwards what they were,
-//! whatever becomes of this process.
+//! TEMPORARY SETTINGS of the machine: changed for a while and then restored, whatever happens to
+//! this process.
 //!
 //! ```text
 //!   note in /run/sixhop, locked ─► setting changed  …  setting put back ─► note removed
-//!                    └ killed: the note stays, and nobody holds its lock
+//!                    └ killed: the note stays, unlocked
 //!                         ─► the next run puts the setting back
 //! ```
 //!
-//! Each change has a note of its own, named after the network namespace, the interface and the
-//! setting. It is written before anything is changed, and /run is empty again when the machine is
-//! started, as the settings are. A setting that somebody else has changed since is left alone, and
-//! that is said. Touches /run/sixhop and what it is told to change, on interfaces of the calling
-//! thread's namespace.
+//! Each change has its own note, named after the network namespace, the interface and the setting,
+//! and written before the change. A reboot empties /run, and resets the settings too. If somebody
+//! else has changed a setting meanwhile, it is left alone, and a message says so. This code changes
+//! /run/sixhop and the requested settings, on interfaces of the calling thread's namespace.
 
 use std::fs::{self, DirBuilder, File};
 use std::io::{self, ErrorKind, Read};
@@ -34,34 +33,34 @@ use crate::net::netlink::{self, Link};
 /// Where notes are kept.
 const DIRECTORY: &str = "/run/sixhop";
 
-/// Where the settings of interfaces are, each in a directory of the interface's name.
+/// Where interface settings are, in one directory for each interface.
 const IPV6: &str = "/proc/sys/net/ipv6/conf";
 const SYSFS: &str = "/sys/class/net";
 
-/// What [`Setting::Rule`] is set to.
+/// Values of [`Setting::Rule`].
 pub(crate) const RULE_SET: &str = "set";
 const RULE_UNSET: &str = "unset";
 
-/// What [`Setting::Link`] may be.
+/// Values of [`Setting::Link`].
 const UP: &str = "up";
 pub(crate) const DOWN: &str = "down";
 
-/// Something of an interface that has a value, in words.
+/// A setting of an interface, with a text as its value.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum Setting {
-    /// A file in /proc/sys or /sys, the latter as the interface's own namespace sees it.
+    /// A file in /proc/sys or /sys, as the interface's own namespace sees it.
     File(PathBuf),
-    /// On which queues the card puts packets by their hash: queue numbers, separated by commas.
+    /// The RSS indirection table: queue numbers, separated by commas.
     Indirection,
-    /// A rule by which the card chooses a queue: set or not.
+    /// A flow rule of the card: set or unset.
     Rule(FlowRule),
     /// Whether the interface is set up: `up` or `down`.
     Link,
 }
 
 impl Setting {
-    /// A file of the interface in sysfs.
+    /// A file of the interface in /sys.
     pub fn sysfs(link: &Link, name: &str) -> Self {
         Self::File(Path::new(SYSFS).join(&link.name).join(name))
     }
@@ -71,7 +70,7 @@ impl Setting {
         Self::File(Path::new(IPV6).join(interface).join(name))
     }
 
-    /// Its name among those of the interface; also part of the name of its note.
+    /// Its name among the interface's settings; also part of its note's file name.
     fn name(&self) -> String {
         match self {
             Self::File(path) => path.file_name().unwrap_or_default().to_string_lossy().into_owned(),
@@ -81,7 +80,7 @@ impl Setting {
         }
     }
 
-    /// A value of it, short enough for a line.
+    /// A value, short enough for a line.
     fn show(&self, value: &str) -> String {
         match self {
             Self::Indirection => {
@@ -119,7 +118,7 @@ impl Setting {
         }
     }
 
-    /// Its file, open for reading and writing, where it is one in /sys.
+    /// Its file, open for reading and writing, if it is in /sys.
     fn open(&self, link: &Link) -> Result<Option<File>> {
         match self {
             Self::File(path) if path.starts_with("/sys") => {
@@ -154,7 +153,7 @@ impl Setting {
     }
 }
 
-/// The `path` of a setting where its interface is called `name` by now.
+/// The `path` of a setting after its interface was renamed to `name`.
 fn renamed(path: &Path, name: &str) -> PathBuf {
     for root in [IPV6, SYSFS] {
         if let Ok(rest) = path.strip_prefix(root) {
@@ -167,11 +166,10 @@ fn renamed(path: &Path, name: &str) -> PathBuf {
 }
 
 fn table(value: &str) -> Result<Vec<u32>> {
-    value.split(',').map(|queue| queue.parse().context("not a table of queues")).collect()
+    value.split(',').map(|queue| queue.parse().context("not a list of queues")).collect()
 }
 
-/// Does something with the file at `path`: one in /sys from where it is that of the interface's own
-/// namespace.
+/// Accesses the file at `path`. For one in /sys, a /sys of the interface's own namespace is used.
 fn at<T: Send>(
     path: &Path,
     link: &Link,
@@ -190,10 +188,10 @@ fn at<T: Send>(
             Err(io::Error::other("/sys is not mounted: mount -t sysfs sysfs /sys"))
         }
     });
-    accessed.unwrap_or_else(|| Err(io::Error::other("the thread that sees it panicked")))
+    accessed.unwrap_or_else(|| Err(io::Error::other("the thread that accessed it panicked")))
 }
 
-/// What is noted of a change.
+/// What the note of a change contains.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 struct Note {
     /// Index of the interface.
@@ -205,50 +203,50 @@ struct Note {
     set: String,
 }
 
-/// What became of a setting that was to be put back.
+/// The result of putting a setting back.
 #[derive(Debug, PartialEq, Eq)]
-enum Outcome {
-    /// It was as before already.
+enum Restored {
+    /// It already had the old value.
     AsBefore,
-    /// It is as before.
+    /// It has the old value again.
     PutBack,
-    /// Somebody else has set it to this since.
+    /// Somebody else has since set it to this value.
     Left(String),
 }
 
 impl Note {
-    /// `open`: its file, where that is open.
-    fn put_back(&self, link: &Link, open: Option<&File>) -> Result<Outcome> {
+    /// `open`: the setting's file, if open.
+    fn put_back(&self, link: &Link, open: Option<&File>) -> Result<Restored> {
         let cannot = || format!("cannot put {} of {} back", self.setting.name(), link.name);
         let now = match open {
             Some(file) => read_whole(file).with_context(cannot)?,
             None => self.setting.read(link)?,
         };
         if now == self.before {
-            return Ok(Outcome::AsBefore);
+            return Ok(Restored::AsBefore);
         }
         if now != self.set {
-            return Ok(Outcome::Left(now));
+            return Ok(Restored::Left(now));
         }
         match open {
             Some(file) => file.write_all_at(self.before.as_bytes(), 0).with_context(cannot)?,
             None => self.setting.write(link, &self.before)?,
         }
-        Ok(Outcome::PutBack)
+        Ok(Restored::PutBack)
     }
 
-    /// `outcome` in one line, where there is something to say; `who` had changed it.
-    fn words(&self, link: &Link, outcome: &Outcome, who: &str) -> Option<String> {
+    /// Describes `outcome` in one line, if it matters; `who` had changed the setting.
+    fn words(&self, link: &Link, outcome: &Restored, who: &str) -> Option<String> {
         let Self { setting, before, set, .. } = self;
         let what = format!("{} of {}", setting.name(), link.name);
         let (before, set) = (setting.show(before), setting.show(set));
         match outcome {
-            Outcome::AsBefore => None,
-            Outcome::PutBack => {
+            Restored::AsBefore => None,
+            Restored::PutBack => {
                 Some(format!("{what} was left at {set} by {who}; it is {before} again"))
             }
-            Outcome::Left(now) => Some(format!(
-                "{what} was set to {set} by {who}, and to {} by somebody else since: it is left so \
+            Restored::Left(now) => Some(format!(
+                "{what} was set to {set} by {who}, and to {} by somebody else since: it stays so \
                  (it was {before} before)",
                 setting.show(now)
             )),
@@ -256,20 +254,20 @@ impl Note {
     }
 }
 
-/// How often a card is polled in vain before its interrupts are on again, where they are put off:
-/// the value of the kernel's own description of preferred busy polling
-/// (Documentation/networking/napi.rst and the change that made it, Linux 5.11).
+/// How many polls must find nothing before a card's deferred interrupts are enabled again. The
+/// value is the kernel documentation's for preferred busy polling
+/// (Documentation/networking/napi.rst, and the commit that introduced it, Linux 5.11).
 const DEFER_HARD_IRQS: u32 = 2;
 
-/// The time between two such polls where sockets do the receive work, in microseconds, from the
-/// same place: interrupts come back by themselves when nobody polls.
+/// Microseconds until the kernel polls if no socket does, from the same source: interrupts come
+/// back by themselves when nobody polls.
 const POLLED: u32 = 200;
 
-/// Changes settings in one network namespace, from whatever thread.
+/// Changes settings in one network namespace, from any thread.
 #[derive(Debug, Clone)]
 pub(crate) struct Keeper {
     directory: PathBuf,
-    /// The namespace's number, and the way into it.
+    /// The namespace's cookie, and a file to enter it.
     namespace: u64,
     entrance: Arc<File>,
 }
@@ -278,14 +276,14 @@ impl Keeper {
     /// For the namespace of the calling thread.
     pub fn open() -> Result<Self> {
         let namespace = crate::net::option::namespace_cookie().context(
-            "the kernel does not number network namespaces: Linux 5.14 or newer is needed",
+            "network namespaces have no cookies in this kernel: use Linux 5.14 or newer",
         )?;
-        let entrance = File::open("/proc/thread-self/ns/net")
-            .context("cannot look at the network namespace")?;
+        let entrance =
+            File::open("/proc/thread-self/ns/net").context("cannot open the network namespace")?;
         Ok(Self { directory: DIRECTORY.into(), namespace, entrance: entrance.into() })
     }
 
-    /// Runs `f` in the namespace, on a thread of its own where the calling one is elsewhere.
+    /// Runs `f` in the namespace, on a separate thread if the calling one is elsewhere.
     fn inside<T: Send>(&self, f: impl FnOnce() -> Result<T> + Send) -> Result<T> {
         if crate::net::option::namespace_cookie().is_ok_and(|here| here == self.namespace) {
             return f();
@@ -296,22 +294,24 @@ impl Keeper {
                     .context("cannot enter a network namespace")?;
                 f()
             });
-            inside.join().map_err(|_| anyhow!("the thread in a network namespace panicked"))?
+            inside
+                .join()
+                .map_err(|_| anyhow!("the thread in another network namespace panicked"))?
         })
     }
 
-    /// Sets `setting` of `link` to `value` until what this returns is dropped.
+    /// Sets `setting` of `link` to `value` until the result is dropped.
     pub fn change(&self, link: &Link, setting: Setting, value: &str) -> Result<Changed> {
         self.inside(|| self.change_here(link, setting, value))
     }
 
-    /// Leaves the receive work of `link` to sockets that poll, until what this returns is dropped.
+    /// Leaves the receive work of `link` to sockets that poll, until the result is dropped.
     pub fn have_polled(&self, link: &Link) -> Result<Vec<Changed>> {
-        self.have_coalesced(link, POLLED).context("busy polling cannot have what it needs")
+        self.have_coalesced(link, POLLED).context("cannot set up busy polling")
     }
 
-    /// Has the kernel take what comes to `link` in batches, a timer's `microseconds` apart, for as
-    /// long as something keeps coming, until what this returns is dropped: software interrupt
+    /// Makes the kernel receive packets of `link` in batches, a timer's `microseconds` apart, as
+    /// long as packets keep coming, until the result is dropped. This is software interrupt
     /// coalescing (Documentation/networking/napi.rst).
     pub fn have_coalesced(&self, link: &Link, microseconds: u32) -> Result<Vec<Changed>> {
         let nanoseconds = u64::from(microseconds) * 1000;
@@ -322,37 +322,37 @@ impl Keeper {
     }
 
     fn change_here(&self, link: &Link, setting: Setting, value: &str) -> Result<Changed> {
-        // It may have another name since it was looked at, or another Ethernet address.
+        // The interface may since have a new name or Ethernet address.
         let link = &netlink::link_at(link.index)?.unwrap_or_else(|| link.clone());
         let name = setting.name();
         let path = self.directory.join(format!("{}-{}-{name}", self.namespace, link.index));
         let mut file = self.note_file(link, &name, &path)?;
-        // A note about nothing that was changed would stay for good.
+        // Without this, the note of a change that never happened would stay for good.
         let taken_back = |error| {
             let _ = fs::remove_file(&path);
             error
         };
         let before = setting.read(link).map_err(taken_back)?;
-        // A note that is here is of a killed run whose setting could not be put back: what was
-        // before it is what counts.
+        // An existing note is from a killed run whose setting could not be put back. Its `before`
+        // is the true original value.
         let before = match parse(&mut file) {
             Some(old) if old.set == before => old.before,
             _ => before,
         };
         let note = Note { interface: link.index, setting, before, set: value.to_owned() };
-        // In one go, in the place of what was there.
+        // One write replaces the old note.
         file.set_len(0).with_context(|| cannot_note(&path))?;
         let text = serde_json::to_vec(&note)?;
         file.write_all_at(&text, 0).with_context(|| cannot_note(&path))?;
         let open = note.setting.open(link).with_context(|| {
             format!(
-                "{name} of {} can be seen but not set: that takes CAP_NET_ADMIN, and for a \
-                     file in /sys to be root or to have CAP_DAC_OVERRIDE",
+                "cannot write {name} of {}: this needs CAP_NET_ADMIN, and for a file in /sys \
+                     root or CAP_DAC_OVERRIDE",
                 link.name
             )
         });
         let open = open.map_err(taken_back)?;
-        // From here on it is put back.
+        // From here on, dropping `changed` puts the setting back.
         let changed = Changed {
             keeper: self.clone(),
             link: link.clone(),
@@ -365,7 +365,7 @@ impl Keeper {
         Ok(changed)
     }
 
-    /// The file for a note of what `name` of `link` was, locked.
+    /// Opens and locks the note for setting `name` of `link`.
     fn note_file(&self, link: &Link, name: &str, path: &Path) -> Result<Flock<File>> {
         DirBuilder::new()
             .recursive(true)
@@ -374,19 +374,19 @@ impl Keeper {
             .with_context(|| cannot_note(path))?;
         lock(path, true).with_context(|| cannot_note(path))?.with_context(|| {
             format!(
-                "{name} of {} is changed by another sixhop, which still runs: stop it first",
+                "{name} of {} is changed by another sixhop that still runs: stop it first",
                 link.name
             )
         })
     }
 
-    /// Puts back what killed runs have left changed in this namespace, which is the calling
-    /// thread's, and says in one line each what it found.
+    /// Puts back what killed runs left changed in this namespace, which must be the calling
+    /// thread's. Returns one line for each finding.
     pub fn put_right(&self) -> Result<Vec<String>> {
         let entries = match fs::read_dir(&self.directory) {
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
             entries => entries.with_context(|| {
-                format!("cannot look into {}: run as root", self.directory.display())
+                format!("cannot list {}: run as root", self.directory.display())
             })?,
         };
         let prefix = format!("{}-", self.namespace);
@@ -400,17 +400,17 @@ impl Keeper {
         for path in paths {
             let locked = lock(&path, false).with_context(|| {
                 format!(
-                    "cannot read {}, which may say what is to be put back: run as root",
+                    "cannot read {}, which may name a setting to put back: run as root",
                     path.display()
                 )
             })?;
-            // Of a living run, or gone meanwhile.
+            // A living run has it, or it is gone.
             let Some(mut file) = locked else { continue };
             let put_back = match parse(&mut file) {
-                // Killed while it wrote the note: it had changed nothing.
+                // Killed while writing the note, before any change.
                 None => Ok(None),
                 Some(note) => match links.iter().find(|link| link.index == note.interface) {
-                    // Its settings went with the interface.
+                    // The interface is gone, and its settings with it.
                     None => Ok(None),
                     Some(link) => note
                         .put_back(link, None)
@@ -421,10 +421,10 @@ impl Keeper {
             match put_back {
                 Ok(said) => {
                     words.extend(said);
-                    // While it is locked.
+                    // While the note is still locked.
                     let _ = fs::remove_file(&path);
                 }
-                // The note stays: the next run tries again.
+                // The note stays, so that the next run tries again.
                 Err(error) => words.push(error.to_string()),
             }
         }
@@ -434,7 +434,7 @@ impl Keeper {
 
 fn unable(note: &Note, link: &Link, error: &Error) -> Error {
     anyhow!(
-        "{} of {} was left at {} by a sixhop that was killed, and could not be put back to {}: \
+        "{} of {} was left at {} by a sixhop that was killed, and cannot be put back to {}: \
          {error:#}",
         note.setting.name(),
         link.name,
@@ -445,14 +445,14 @@ fn unable(note: &Note, link: &Link, error: &Error) -> Error {
 
 fn cannot_note(path: &Path) -> String {
     format!(
-        "cannot note in {} what is to be put back (it takes root, or a /run/sixhop of this user, \
-         as the unit file makes)",
+        "cannot note in {} what to put back: run as root, or give this user /run/sixhop, as the \
+         unit file does",
         path.display()
     )
 }
 
-/// Locks the note at `path`, a new and empty one where there is none and `make` is set. `None`
-/// where there is none, and where a living process has it.
+/// Locks the note at `path`, and with `make` creates an empty one if there is none. `None` if there
+/// is none, or if a living process holds it.
 fn lock(path: &Path, make: bool) -> io::Result<Option<Flock<File>>> {
     loop {
         let file =
@@ -464,8 +464,8 @@ fn lock(path: &Path, make: bool) -> io::Result<Option<Flock<File>>> {
             Err((_, Errno::EWOULDBLOCK)) => return Ok(None),
             locked => locked.map_err(|(_, error)| error)?,
         };
-        // Whoever had it before may have removed it meanwhile; another may have made it again
-        // since.
+        // The previous holder may have removed the file meanwhile, and another process may have
+        // recreated it.
         let inode = file.metadata()?.ino();
         if fs::metadata(path).is_ok_and(|metadata| metadata.ino() == inode) {
             return Ok(Some(file));
@@ -473,7 +473,7 @@ fn lock(path: &Path, make: bool) -> io::Result<Option<Flock<File>>> {
     }
 }
 
-/// What a file of one value holds now.
+/// The current contents of a file that holds one value.
 fn read_whole(file: &File) -> io::Result<String> {
     let mut value = [0; 256];
     let length = file.read_at(&mut value, 0)?;
@@ -486,23 +486,23 @@ fn parse(file: &mut File) -> Option<Note> {
     serde_json::from_str(&text).ok()
 }
 
-/// A setting that is changed until this goes.
+/// A changed setting, put back on drop.
 #[derive(Debug)]
 pub(crate) struct Changed {
     keeper: Keeper,
     link: Link,
     note: Note,
     path: PathBuf,
-    /// A file in /sys, held open: to put it back takes neither to find it nor to be allowed to open
-    /// it again.
+    /// A file in /sys, kept open: putting it back then needs neither its path nor permission to
+    /// open it.
     open: Option<File>,
-    /// The lock on the note; none once the setting is put back.
+    /// The lock on the note; `None` once the setting is put back.
     file: Option<Flock<File>>,
 }
 
 impl Changed {
-    /// Puts the setting back. Says so where somebody else has changed it since, and it was left as
-    /// it is. Dropping does the same, but can say nothing.
+    /// Puts the setting back. Returns a message if somebody else has changed it since, and it was
+    /// left alone. Dropping does the same, but silently.
     pub fn put_back(mut self) -> Result<Option<String>> {
         self.finish()
     }
@@ -516,27 +516,26 @@ impl Changed {
                     (link, outcome)
                 }
                 None => {
-                    // With the interface its settings are gone, unless it was moved to another
-                    // namespace.
+                    // The settings went with the interface, unless it moved to another namespace.
                     if let Some(file) = &self.open {
                         let _ = self.note.put_back(&self.link, Some(file));
                     }
-                    (self.link.clone(), Outcome::AsBefore)
+                    (self.link.clone(), Restored::AsBefore)
                 }
             })
         })?;
         let _ = fs::remove_file(&self.path);
         drop(file);
         Ok(match outcome {
-            Outcome::Left(_) => self.note.words(&link, &outcome, "this server"),
-            Outcome::AsBefore | Outcome::PutBack => None,
+            Restored::Left(_) => self.note.words(&link, &outcome, "this server"),
+            Restored::AsBefore | Restored::PutBack => None,
         })
     }
 }
 
 impl Drop for Changed {
     fn drop(&mut self) {
-        // A destructor has nobody to tell; the note stays where this fails.
+        // A destructor cannot report errors; if this fails, the note stays.
         let _ = self.finish();
     }
 }
@@ -545,7 +544,7 @@ impl Drop for Changed {
 mod tests {
     use super::*;
 
-    /// A directory of a test's own, with a file that is the setting.
+    /// A test's own directory, with a file that plays the setting.
     struct Room(PathBuf);
 
     impl Room {

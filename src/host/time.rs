@@ -1,39 +1,40 @@
-//! CLOCKS: the time of day, which may be set while a program runs, beside clocks that nobody sets.
+//! CLOCKS: the time of day, which somebody may set while a program runs, and clocks that nobody
+//! sets.
 //!
-//! | clock | goes | is for |
+//! | clock | runs | tells |
 //! |---|---|---|
-//! | wall: `CLOCK_REALTIME` | as somebody, or NTP, sets it | which step it is |
-//! | steady: `CLOCK_BOOTTIME` | on, also in suspend | how long something took; checks the wall |
-//! | awake: `CLOCK_MONOTONIC` | on, but not in suspend | whether the machine was suspended |
+//! | wall: `CLOCK_REALTIME` | as somebody, or NTP, sets it | the current step |
+//! | steady: `CLOCK_BOOTTIME` | always, even in suspend | durations; checks the wall clock |
+//! | awake: `CLOCK_MONOTONIC` | always, except in suspend | whether the machine was suspended |
 //!
-//! A jump is what the wall clock did beyond the steady one between two readings. NTP's slewing is
-//! none.
+//! A jump is a change of the wall clock relative to the steady one between two readings. NTP
+//! slewing does not count.
 
 use std::thread;
 use std::time::Duration;
 
 use nix::time::{ClockId, clock_gettime};
 
-/// All clocks, read at once.
+/// All clocks, read together.
+#[doc(hidden)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Moment {
     /// Nanoseconds since 1970, by this machine's clock; 0 before that.
     pub wall: u64,
-    /// Nanoseconds since the machine was started.
+    /// Nanoseconds since boot.
     pub steady: u64,
-    /// The same without the time for which it was suspended.
+    /// The same, without time spent in suspend.
     pub awake: u64,
-    /// Nanoseconds between the first reading of them and the last.
+    /// Nanoseconds between the first and the last of these readings.
     pub slack: u64,
 }
 
-/// The wall clock may differ so much more, or less, from the steady one without having jumped:
-/// chrony slews by up to 8.3 % (`maxslewrate`), which is as much in the tenth of a second between
-/// two looks.
+/// Nanoseconds by which the wall clock may drift from the steady one without a jump. chrony slews
+/// by up to 8.3 % (`maxslewrate`), which is 8.3 ms in the tenth of a second between two checks.
 const SLEWED: u64 = 10_000_000;
 
-/// And by so much of the time between two readings, where that is longer: the kernel's own limit
-/// (adjtimex(2)) twice.
+/// Also tolerated: this share of the time between two readings, which matters if it is long. It is
+/// twice the kernel's own limit (adjtimex(2)).
 const SLEW: f64 = 0.001;
 
 impl Moment {
@@ -43,22 +44,22 @@ impl Moment {
         Duration::from_nanos(self.steady.saturating_sub(before.steady))
     }
 
-    /// How much of that the machine was suspended.
+    /// How much of that time the machine was suspended.
     #[must_use]
     pub fn suspended_since(&self, before: &Self) -> Duration {
         let awake = self.awake.saturating_sub(before.awake);
         self.since(before).saturating_sub(Duration::from_nanos(awake))
     }
 
-    /// Nanoseconds by which the wall clock went further than the steady one since `before`;
-    /// negative where it was set back.
+    /// Nanoseconds by which the wall clock advanced more than the steady one since `before`;
+    /// negative if it was set back.
     #[must_use]
     pub fn drift_since(&self, before: &Self) -> i64 {
         let wall = self.wall.wrapping_sub(before.wall) as i64;
         wall.wrapping_sub(self.steady.wrapping_sub(before.steady) as i64)
     }
 
-    /// The same, if it is no slewing: the wall clock was set.
+    /// The same, if it exceeds slewing: somebody set the wall clock.
     #[must_use]
     pub fn jump_since(&self, before: &Self) -> Option<i64> {
         let drift = self.drift_since(before);
@@ -68,22 +69,24 @@ impl Moment {
     }
 }
 
-/// The clocks by which something runs.
+/// The clocks that timed code uses.
+#[doc(hidden)]
 pub trait Time: Send {
     /// Reads them.
     fn now(&self) -> Moment;
 
-    /// Waits so long.
+    /// Sleeps for `time`.
     fn sleep(&self, time: Duration);
 }
 
-/// This machine's.
+/// The clocks of this machine.
+#[doc(hidden)]
 #[derive(Debug, Clone, Copy, Default)]
 pub struct System;
 
 impl Time for System {
     fn now(&self) -> Moment {
-        const TIGHT: u64 = 50_000; // ns: whoever lost the processor in between looks again
+        const TIGHT: u64 = 50_000; // ns; longer means the thread lost its processor
         const LOOKS: usize = 4;
         let mut best = read();
         for _ in 1..LOOKS {
@@ -91,7 +94,7 @@ impl Time for System {
                 break;
             }
             let again = read();
-            // Also the later ones of equals: what is over is over.
+            // If equal, prefer the later reading: time has moved on.
             if again.slack <= best.slack {
                 best = again;
             }
@@ -115,7 +118,7 @@ fn read() -> Moment {
     }
 }
 
-/// Every Linux has these clocks: they cannot fail.
+/// Every Linux has these clocks, so reading them cannot fail.
 fn nanoseconds(clock: ClockId) -> u64 {
     clock_gettime(clock).map_or(0, |time| {
         let seconds = u64::try_from(time.tv_sec()).unwrap_or(0);
@@ -130,6 +133,7 @@ pub fn unix_time() -> u64 {
 }
 
 /// A jump in words.
+#[doc(hidden)]
 #[must_use]
 pub fn set(jump: i64) -> String {
     let seconds = jump.unsigned_abs() as f64 / 1e9;
@@ -158,7 +162,7 @@ mod tests {
             slack: 200,
         };
         const TENTH: u64 = 100_000_000;
-        // As fast as chrony slews, either way.
+        // As fast as chrony slews, in both directions.
         for slewed in [-8_300_000, 0, 8_300_000] {
             assert_eq!(later(TENTH as i64 + slewed, TENTH, TENTH).jump_since(&start), None);
         }
@@ -167,7 +171,7 @@ mod tests {
             assert_eq!((now.jump_since(&start), now.drift_since(&start)), (Some(jump), jump));
             assert_eq!(now.since(&start), Duration::from_millis(100));
         }
-        // Suspended for an hour: both go on, and the third does not.
+        // Suspended for an hour: wall and steady clock advance, the awake one does not.
         const HOUR: u64 = 3_600_000_000_000;
         let now = later((HOUR + TENTH) as i64, HOUR + TENTH, TENTH);
         assert_eq!(

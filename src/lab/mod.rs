@@ -35,7 +35,7 @@ use serde::Serialize;
 use crate::host;
 use crate::net::ethtool;
 use crate::net::namespace::Namespace;
-use crate::net::netlink::{self, Address, AttachedProgram, Link, Socket};
+use crate::net::netlink::{self, Address, AttachedProgram, Connection, Link};
 
 /// The default name of a lab.
 pub const DEFAULT_NAME: &str = "sixhop";
@@ -239,7 +239,7 @@ impl Lab {
         for (side, mac) in sides {
             let namespace = Namespace::create(&self.namespace(side))?;
             namespace.run(quieten)?;
-            let mut socket = Socket::open()?;
+            let mut socket = Connection::open()?;
             let card = socket.links()?.into_iter().find(|link| link.mac == mac);
             let card = card.with_context(|| format!("cannot find the {side}'s card"))?;
             socket.move_link(card.index, side.interface(), namespace.as_fd(), ALIAS)?;
@@ -336,7 +336,7 @@ impl Lab {
         server.run(quieten)?;
         client.run(quieten)?;
         let [near, far] = Side::BOTH.map(Side::interface);
-        server.run(|| Socket::open()?.add_veth(near, far, client.as_fd(), queues, ALIAS))?;
+        server.run(|| Connection::open()?.add_veth(near, far, client.as_fd(), queues, ALIAS))?;
         let sides = [(&server, Side::Server), (&client, Side::Client)];
         for (namespace, side) in sides {
             namespace.run(|| configure(side))?;
@@ -348,12 +348,12 @@ impl Lab {
     }
 
     /// Removes what was found. Returns whether there was anything.
-    fn remove(&self, found: [Found; 2]) -> Result<bool> {
+    fn remove(&self, found: [SideParts; 2]) -> Result<bool> {
         // Delete the pair first: a namespace with its interfaces lives on while a process is in it.
         // Deleting one end deletes the other.
-        for Found { namespace, link, .. } in &found {
+        for SideParts { namespace, link, .. } in &found {
             if let (Some(namespace), Some(link)) = (namespace, link) {
-                namespace.run(|| Socket::open()?.delete_link(link.index))?;
+                namespace.run(|| Connection::open()?.delete_link(link.index))?;
             }
         }
         drop(found);
@@ -364,8 +364,8 @@ impl Lab {
         Ok(any)
     }
 
-    fn find(&self, side: Side) -> Result<Found> {
-        let mut found = Found {
+    fn find(&self, side: Side) -> Result<SideParts> {
+        let mut found = SideParts {
             side,
             namespace: Namespace::open(&self.namespace(side))?,
             link: None,
@@ -376,7 +376,7 @@ impl Lab {
             return Ok(found);
         };
         let (links, addresses) = namespace.run(|| {
-            let mut socket = Socket::open()?;
+            let mut socket = Connection::open()?;
             let links = socket.links()?;
             let own = links.iter().find(|link| is_own(link, side));
             let addresses = own.map(|link| socket.addresses(link.index)).transpose()?;
@@ -394,9 +394,9 @@ impl Lab {
     }
 
     /// Both sides, unless one of them holds a foreign interface.
-    fn find_own(&self) -> Result<[Found; 2]> {
+    fn find_own(&self) -> Result<[SideParts; 2]> {
         let found = [self.find(Side::Server)?, self.find(Side::Client)?];
-        for Found { side, foreign, .. } in &found {
+        for SideParts { side, foreign, .. } in &found {
             if let Some(name) = foreign.first() {
                 let namespace = self.namespace(*side);
                 bail!(
@@ -416,7 +416,7 @@ impl Lab {
 }
 
 /// The parts that exist of one side.
-struct Found {
+struct SideParts {
     side: Side,
     namespace: Option<Namespace>,
     /// Its end of the veth pair.
@@ -427,7 +427,7 @@ struct Found {
     foreign: Vec<String>,
 }
 
-impl Found {
+impl SideParts {
     fn is_whole(&self) -> bool {
         self.link.as_ref().is_some_and(|link| link.up && link.carrier)
             && self.foreign.is_empty()
@@ -524,7 +524,7 @@ fn configure(side: Side) -> Result<()> {
 }
 
 fn set_up(side: Side) -> Result<()> {
-    let mut socket = Socket::open()?;
+    let mut socket = Connection::open()?;
     let link = socket.link(side.interface())?;
     socket.add_address(link.index, side.address(), PREFIX_LENGTH)?;
     let loopback = socket.link("lo")?;

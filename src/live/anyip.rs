@@ -1,36 +1,36 @@
-//! AnyIP: a route of type `local` for a whole prefix, by which the kernel takes every address of it
-//! for its own.
+//! AnyIP: a route of type `local` for a whole prefix, through which the kernel accepts packets for
+//! every address in it.
 //!
 //! It costs the same for any number of addresses. But the kernel answers Neighbour Solicitations
-//! only for addresses that an interface has, so neighbours need a route to the prefix; and every
-//! address of it answers ping and probes of ports, live or not.
+//! only for addresses that an interface has, so neighbours need a route to the prefix. And every
+//! address in it answers ping and port scans, live or not.
 
 use std::net::Ipv6Addr;
 
 use anyhow::{Context, Result, bail, ensure};
 
-use super::{Binder, Interrupted, Phases, Step, Timed, Told};
+use super::{Binder, Interrupted, Phases, Progress, Timed, Told};
 use crate::address::Prefix;
-use crate::net::netlink::{Link, Socket, Vrf};
+use crate::net::netlink::{Connection, Link, Vrf};
 
-/// Makes one route.
+/// Adds one route.
 pub(super) struct AnyIp {
-    socket: Socket,
+    socket: Connection,
     prefix: Prefix,
-    /// Of the loopback interface, which such a route leads to.
+    /// Index of the loopback interface, through which such a route leads.
     loopback: u32,
-    /// The VRF whose table it is in, where the interface is in one.
+    /// The VRF whose table holds the route, if the interface is in one.
     vrf: Option<Vrf>,
-    /// Which interface the packets are to come from. The kernel does not ask for it; it is how
-    /// leftovers are known.
+    /// Index of the interface that packets come from. The kernel does not check it; it identifies
+    /// leftovers.
     index: u32,
 }
 
 impl AnyIp {
     /// For addresses under `prefix`.
     pub fn new(link: &Link, prefix: Prefix) -> Result<Self> {
-        let mut socket = Socket::open()?;
-        // A route for a subnet that this machine is in would make all its neighbours this machine.
+        let mut socket = Connection::open()?;
+        // A route for a subnet of this machine would hide all its neighbours.
         let own = socket.addresses(link.index)?;
         if let Some(own) = own.iter().find(|own| own.prefix_length < 128 && prefix.contains(own.ip))
         {
@@ -49,9 +49,9 @@ impl AnyIp {
     }
 }
 
-/// Removes the routes that were made for packets from `link`.
+/// Removes the routes that were added for `link`.
 pub(super) fn remove_leftovers(link: &Link) -> Result<()> {
-    let mut socket = Socket::open()?;
+    let mut socket = Connection::open()?;
     let vrf = socket.vrf(link.index)?;
     for prefix in socket.our_local_routes(vrf, link.index)? {
         socket
@@ -62,7 +62,7 @@ pub(super) fn remove_leftovers(link: &Link) -> Result<()> {
 }
 
 impl Binder for AnyIp {
-    fn bind(&mut self, addresses: &[Ipv6Addr], step: &mut Step) -> Result<Phases> {
+    fn bind(&mut self, addresses: &[Ipv6Addr], step: &mut Progress) -> Result<Phases> {
         let mut phases = Phases::default();
         let outside = phases
             .time("check", || addresses.iter().find(|address| !self.prefix.contains(**address)));

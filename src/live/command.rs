@@ -1,4 +1,4 @@
-//! A process for each address: what a script does, and what the paper measured first.
+//! One process for each address: what a script does, and what the paper measured first.
 
 use std::fs::{self, File};
 use std::io::ErrorKind;
@@ -10,36 +10,35 @@ use std::thread;
 use anyhow::{Context, Error, Result, anyhow, bail, ensure};
 use nix::sched::{CloneFlags, setns};
 
-use super::kernel::{NotAdded, Way};
+use super::kernel::{Channel, NotAdded};
 use crate::net::netlink::{self, Link};
 
 /// The network namespace of the calling thread.
 const NAMESPACE: &str = "/proc/thread-self/ns/net";
 
-/// Names that an interface may have had while a program ran.
+/// How often an interface may be renamed while a program runs.
 const RENAMES: usize = 4;
 
-/// What the programs say, in small letters, of an address that somebody has added already.
+/// What the programs print, in lower case, for an address that already exists.
 const TAKEN: [&str; 2] = ["file exists", "already assigned"];
 
 /// Runs a program once for each address.
-pub(super) struct Program {
+pub(super) struct AddressCommand {
     program: &'static str,
-    /// The interface's, whose name may change.
+    /// The interface's index: its name may change.
     index: u32,
     interface: String,
-    /// Of the interface: whoever starts a process there is to be there too.
+    /// The interface's namespace, where the processes must be started.
     namespace: File,
-    /// Its arguments for adding and for removing ADDRESS/128 on INTERFACE.
+    /// Its arguments for adding and removing ADDRESS/128 on INTERFACE.
     add: &'static [&'static str],
     remove: &'static [&'static str],
-    /// What it says when the address is gone already, in small letters.
+    /// What it prints, in lower case, if the address is already gone.
     gone: &'static [&'static str],
 }
 
-impl Program {
-    /// ip(8) of iproute2, with the flags that the netlink methods give: live at once, and no route
-    /// besides its own.
+impl AddressCommand {
+    /// ip(8) of iproute2, with the flags of the netlink methods: live at once, and no prefix route.
     pub fn ip(link: &Link) -> Result<Self> {
         installed("ip", "iproute2")?;
         Ok(Self {
@@ -53,7 +52,7 @@ impl Program {
         })
     }
 
-    /// ifconfig(8) of net-tools, which knows no flags.
+    /// ifconfig(8) of net-tools, which has no such flags.
     pub fn ifconfig(link: &Link) -> Result<Self> {
         installed("ifconfig", "net-tools")?;
         Ok(Self {
@@ -67,12 +66,12 @@ impl Program {
         })
     }
 
-    /// What the interface is called by now.
+    /// The interface's current name.
     fn name(&self) -> String {
         netlink::name_of(self.index, &self.interface)
     }
 
-    /// Calls `work` in the interface's namespace, on another thread where this one is in another.
+    /// Calls `work` in the interface's namespace, on another thread if this one is elsewhere.
     fn there<T: Send>(&self, work: impl FnOnce() -> T + Send) -> Result<T> {
         if fs::metadata(NAMESPACE)?.ino() == self.namespace.metadata()?.ino() {
             return Ok(work());
@@ -87,8 +86,8 @@ impl Program {
         })
     }
 
-    /// Runs it for the interface under the name that it has now, and returns whether there is one.
-    /// Called where that is.
+    /// Runs it for the interface under its current name, and returns whether the interface exists.
+    /// Call it in the interface's namespace.
     fn run(&self, arguments: &[&str], address: Ipv6Addr) -> Result<bool> {
         let name = || Ok::<_, Error>(netlink::link_at(self.index)?.map(|link| link.name));
         let mut called = name()?;
@@ -116,7 +115,7 @@ impl Program {
             .stdin(Stdio::null())
             .output()
             .with_context(|| format!("cannot run {}", self.program))?;
-        // ifconfig does not always say it by its status.
+        // ifconfig does not always report errors by its status.
         if output.status.success() && output.stderr.is_empty() {
             return Ok(());
         }
@@ -136,7 +135,7 @@ fn installed(program: &str, package: &str) -> Result<()> {
     }
 }
 
-impl Way for Program {
+impl Channel for AddressCommand {
     fn add(&mut self, addresses: &[Ipv6Addr]) -> Result<(), NotAdded> {
         let not_added = |why: Error, added, address: Option<Ipv6Addr>| {
             let taken = format!("{why:#}").to_lowercase();

@@ -1,4 +1,4 @@
-//! SIOCSIFADDR and SIOCDIFADDR: the interface that is older than netlink, and what ifconfig uses.
+//! SIOCSIFADDR and SIOCDIFADDR: the interface older than netlink, which ifconfig uses.
 
 use std::io;
 use std::net::Ipv6Addr;
@@ -8,26 +8,26 @@ use anyhow::{Context, Result, anyhow};
 use nix::errno::Errno;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
 
-use super::kernel::{NotAdded, Way};
-use crate::net::netlink::{self, Link, Refusal};
+use super::kernel::{Channel, NotAdded};
+use crate::net::netlink::{self, KernelError, Link};
 
 /// linux/sockios.h.
 pub(super) const SIOCSIFADDR: libc::Ioctl = 0x8916;
 const SIOCDIFADDR: libc::Ioctl = 0x8936;
 
-/// The calls themselves.
+/// The ioctl calls.
 pub(super) trait Calls: Send {
     fn call(&self, request: libc::Ioctl, address: Ipv6Addr) -> Result<(), Errno>;
 }
 
-/// A socket for them, and the interface.
-pub(super) struct Kernel {
+/// The socket for the calls, and the interface.
+pub(super) struct IoctlSocket {
     socket: OwnedFd,
     index: i32,
 }
 
 /// Makes one call for each address.
-pub(super) struct Ioctl<C = Kernel> {
+pub(super) struct Ioctl<C = IoctlSocket> {
     calls: C,
     index: u32,
     name: String,
@@ -37,7 +37,7 @@ impl Ioctl {
     pub fn new(link: &Link) -> Result<Self> {
         let socket = socket(AddressFamily::Inet6, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None);
         let socket = socket.context("no IPv6 socket")?;
-        let calls = Kernel { socket, index: i32::try_from(link.index)? };
+        let calls = IoctlSocket { socket, index: i32::try_from(link.index)? };
         Ok(Self::over(calls, link.index, &link.name))
     }
 }
@@ -47,30 +47,30 @@ impl<C> Ioctl<C> {
         Self { calls, index, name: name.to_owned() }
     }
 
-    /// What the interface is called by now.
+    /// The interface's current name.
     fn name(&self) -> String {
         netlink::name_of(self.index, &self.name)
     }
 }
 
-impl Calls for Kernel {
+impl Calls for IoctlSocket {
     fn call(&self, request: libc::Ioctl, address: Ipv6Addr) -> Result<(), Errno> {
         let argument = libc::in6_ifreq {
             ifr6_addr: libc::in6_addr { s6_addr: address.octets() },
             ifr6_prefixlen: 128,
             ifr6_ifindex: self.index,
         };
-        // SAFETY: both requests read a `struct in6_ifreq`, which `argument` is, and write nothing.
+        // SAFETY: both requests only read a `struct in6_ifreq`, which `argument` is.
         let result = unsafe { libc::ioctl(self.socket.as_raw_fd(), request, &raw const argument) };
         if result < 0 { Err(Errno::last()) } else { Ok(()) }
     }
 }
 
-impl<C: Calls> Way for Ioctl<C> {
+impl<C: Calls> Channel for Ioctl<C> {
     fn add(&mut self, addresses: &[Ipv6Addr]) -> Result<(), NotAdded> {
         for (added, &address) in addresses.iter().enumerate() {
             self.calls.call(SIOCSIFADDR, address).map_err(|code| NotAdded {
-                why: Refusal::from(code).explain(format!("add {address} to {}", self.name())),
+                why: KernelError::from(code).explain(format!("add {address} to {}", self.name())),
                 added,
                 others: Vec::from_iter((code == Errno::EEXIST).then_some(address)),
             })?;

@@ -1,14 +1,14 @@
-//! Addresses of the kernel's own, one after the other: what the paper measures, and what can be
-//! made of it.
+//! Addresses of the kernel, one after the other: what the paper measures, and how far it can be
+//! improved.
 //!
-//! The ways differ in how the kernel is told of an address. What they share is here: nothing is
-//! done that would fail half-way if that can be known, what fails half-way is undone, and what has
-//! to be set meanwhile is put back.
+//! The ways differ in how they tell the kernel about an address. This file has what they share: it
+//! rejects in advance what would fail half-way, undoes what does fail half-way, and restores
+//! settings that it changed meanwhile.
 //!
 //! All of them get slower with every address, because the kernel does: docs/binding.md.
 //!
-//! The kernel itself stands behind three small traits: [`Way`], [`Routing`] and [`Held`]. So tests
-//! put one in its place that refuses, loses and delays what they choose (src/live/model.rs).
+//! Three small traits hide the kernel: [`Channel`], [`Routing`] and [`HeldSetting`]. Tests replace
+//! it with a model that refuses, loses and delays what they choose (src/live/model.rs).
 
 use std::collections::HashSet;
 use std::net::Ipv6Addr;
@@ -17,13 +17,13 @@ use std::time::{Duration, Instant};
 use anyhow::{Error, Result, ensure};
 use rtnetlink::packet_route::RouteNetlinkMessage;
 
-use super::setting::Setting;
-use super::{Binder, Interrupted, Phases, Step, Timed, Told, failed};
+use super::setting::Ipv6Setting;
+use super::{Binder, Interrupted, Phases, Progress, Timed, Told, failed};
 use crate::host::settings::Changed;
-use crate::net::netlink::{Address, Link, Refusal, Socket};
+use crate::net::netlink::{Address, Connection, KernelError, Link};
 
-/// How the kernel is told.
-pub(super) trait Way: Send {
+/// How to tell the kernel about addresses.
+pub(super) trait Channel: Send {
     /// How many addresses one call of [`add`](Self::add) takes.
     fn batch(&self) -> usize {
         1
@@ -32,27 +32,26 @@ pub(super) trait Way: Send {
     /// Adds the addresses of one batch.
     fn add(&mut self, addresses: &[Ipv6Addr]) -> Result<(), NotAdded>;
 
-    /// Removes addresses, however many. Those that are gone already, alone or with their interface,
-    /// are no error.
+    /// Removes any number of addresses. Ignores those already gone, alone or with their interface.
     fn remove(&mut self, addresses: &[Ipv6Addr]) -> Result<()>;
 }
 
 /// Not all addresses of a batch were added.
 pub(super) struct NotAdded {
-    /// Why the first was not.
+    /// Why the first one failed.
     pub why: Error,
-    /// How many were, as far as it is known.
+    /// How many were added, as far as is known.
     pub added: usize,
-    /// Those that somebody else had added first: they stay.
+    /// Those that somebody else had added before: they stay.
     pub others: Vec<Ipv6Addr>,
 }
 
-/// What binders ask the kernel, and tell it: a routing socket.
+/// The routing netlink calls that binders need.
 pub(super) trait Routing: Send {
     fn tell(
         &mut self,
         messages: impl IntoIterator<Item = (RouteNetlinkMessage, u16)>,
-    ) -> Result<Vec<(usize, Refusal)>, Refusal>;
+    ) -> Result<Vec<(usize, KernelError)>, KernelError>;
     fn addresses(&mut self, index: u32) -> Result<Vec<Address>>;
     fn link_at(&mut self, index: u32) -> Result<Option<Link>>;
     fn set_up(&mut self, index: u32, up: bool) -> Result<()>;
@@ -65,11 +64,11 @@ pub(super) trait Routing: Send {
     ) -> Result<()>;
 }
 
-impl Routing for Socket {
+impl Routing for Connection {
     fn tell(
         &mut self,
         messages: impl IntoIterator<Item = (RouteNetlinkMessage, u16)>,
-    ) -> Result<Vec<(usize, Refusal)>, Refusal> {
+    ) -> Result<Vec<(usize, KernelError)>, KernelError> {
         self.tell(messages)
     }
 
@@ -99,8 +98,8 @@ impl Routing for Socket {
     }
 }
 
-/// A setting of the interface that is held at another value for a moment.
-pub(super) trait Held: Send {
+/// A setting of the interface that is changed for a moment.
+pub(super) trait HeldSetting: Send {
     /// What sets the link up again.
     type Down;
     fn link_down(&self, value: &str) -> Result<Self::Down>;
@@ -108,7 +107,7 @@ pub(super) trait Held: Send {
     fn during<T>(&self, value: &str, with: impl FnOnce() -> Result<T>) -> Result<T>;
 }
 
-impl Held for Setting {
+impl HeldSetting for Ipv6Setting {
     type Down = Changed;
 
     fn link_down(&self, value: &str) -> Result<Changed> {
@@ -124,7 +123,7 @@ impl Held for Setting {
     }
 }
 
-/// What is arranged while addresses are added.
+/// What must hold while addresses are added.
 pub(super) enum Meanwhile<H> {
     Nothing,
     /// The link is down: `keep_addr_on_down`.
@@ -134,73 +133,73 @@ pub(super) enum Meanwhile<H> {
 }
 
 /// Binds addresses to one interface.
-pub(super) struct Kernel<W, R = Socket, H = Setting> {
+pub(super) struct KernelBinder<W, R = Connection, H = Ipv6Setting> {
     way: W,
     socket: R,
     index: u32,
     name: String,
     meanwhile: Meanwhile<H>,
-    /// Addresses that are on the interface because of this binder.
+    /// Number of addresses on the interface because of this binder.
     bound: usize,
 }
 
-/// For fewer addresses than this the link stays up in any case: they cost less than setting it down
-/// and up, which takes a millisecond or two on a veth pair (the phases `down` and `up` of
+/// For fewer addresses than this, the link stays up in any case: they cost less than setting it
+/// down and up, which takes a millisecond or two on a veth pair (the phases `down` and `up` of
 /// docs/results/bind.jsonl).
 pub(super) const DOWN_PAYS: usize = 250;
 
-/// Setting a link up takes the kernel long when it has many addresses, and a card needs a second or
-/// two for its carrier.
+/// Setting up a link with many addresses takes the kernel long, and a card needs a second or two
+/// for its carrier.
 const CARRIER_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// The kernel's worker has little to do for each address without Duplicate Address Detection; this
-/// is for very many.
+/// Without Duplicate Address Detection, the kernel's worker has little to do for each address; this
+/// limit is for very many.
 const SETTLE_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// How often to look, while the kernel does not receive for addresses that were made live again,
-/// whether it has them still.
+/// How often to check whether the kernel still has restored addresses, while it does not yet accept
+/// packets for them.
 const RESTORED: Duration = Duration::from_millis(100);
 
-/// Clients whose addresses are exchanged in one go: each takes the kernel a millisecond where there
+/// Clients whose addresses are exchanged in one go. Each takes the kernel a millisecond if there
 /// are some thousand.
 const EXCHANGED: usize = 8;
 
-/// Addresses removed before that is told: a hundredth of a second or so.
+/// Addresses removed between progress reports: about 10 ms.
 const TELL: usize = 64;
 
-impl<W: Way> Kernel<W> {
+impl<W: Channel> KernelBinder<W> {
     pub fn new(link: &Link, way: W) -> Result<Self> {
-        Ok(Self::over(Socket::open()?, link.index, &link.name, way, Meanwhile::Nothing))
+        Ok(Self::over(Connection::open()?, link.index, &link.name, way, Meanwhile::Nothing))
     }
 
-    /// With the link down while addresses are added, and up afterwards; and down for a moment to
-    /// have all of them gone at once, for which the way has to give them a finite lifetime. The
-    /// interface keeps its other addresses, if they are without end, but loses the routes that were
-    /// added through it; the kernel makes those of its prefixes again.
+    /// Keeps the link down while addresses are added, and sets it up afterwards. To remove all at
+    /// once, sets it down for a moment, for which the way must give them a finite lifetime. The
+    /// interface keeps its other addresses with infinite lifetime, but loses routes that were added
+    /// through it. The kernel adds the routes of its prefixes again.
     pub fn while_down(mut self) -> Result<Self> {
         ensure!(
-            Setting::for_all("keep_addr_on_down")? >= 0,
+            Ipv6Setting::for_all("keep_addr_on_down")? >= 0,
             "{} would lose its own addresses: set net.ipv6.conf.all.keep_addr_on_down to 0",
             self.name
         );
-        self.meanwhile = Meanwhile::Down(Setting::of(&self.name, "keep_addr_on_down")?);
+        self.meanwhile = Meanwhile::Down(Ipv6Setting::of(&self.name, "keep_addr_on_down")?);
         Ok(self)
     }
 
-    /// For a way that cannot say that an address is live at once: without Duplicate Address
-    /// Detection all of them are.
+    /// For a way that cannot request an address to be live at once: turns off Duplicate Address
+    /// Detection, so that all are.
     pub fn without_detection(mut self) -> Result<Self> {
         ensure!(
-            Setting::for_all("accept_dad")? <= 0,
+            Ipv6Setting::for_all("accept_dad")? <= 0,
             "each address would wait for its Duplicate Address Detection: set \
              net.ipv6.conf.all.accept_dad to 0, or use netlink"
         );
-        self.meanwhile = Meanwhile::NoDetection(Setting::of(&self.name, "accept_dad")?);
+        self.meanwhile = Meanwhile::NoDetection(Ipv6Setting::of(&self.name, "accept_dad")?);
         Ok(self)
     }
 }
 
-impl<W: Way, R: Routing, H: Held> Kernel<W, R, H> {
+impl<W: Channel, R: Routing, H: HeldSetting> KernelBinder<W, R, H> {
     pub(super) fn over(socket: R, index: u32, name: &str, way: W, meanwhile: Meanwhile<H>) -> Self {
         Self { way, socket, index, name: name.to_owned(), meanwhile, bound: 0 }
     }
@@ -211,8 +210,8 @@ impl<W: Way, R: Routing, H: Held> Kernel<W, R, H> {
         Ok(present.into_iter().map(|address| address.ip).collect())
     }
 
-    /// Refuses, before anything is done, what would fail half-way. From here on, each of
-    /// `addresses` that is on the interface is there because of this binder.
+    /// Rejects in advance what would fail half-way. After this, each of `addresses` on the
+    /// interface is there because of this binder.
     fn check(&mut self, addresses: &[Ipv6Addr]) -> Result<()> {
         let present = self.present()?;
         let mut wanted = HashSet::with_capacity(addresses.len());
@@ -231,7 +230,7 @@ impl<W: Way, R: Routing, H: Held> Kernel<W, R, H> {
     }
 
     /// Adds all addresses; if that fails or is stopped, none.
-    fn add(&mut self, addresses: &[Ipv6Addr], step: &mut Step) -> Result<()> {
+    fn add(&mut self, addresses: &[Ipv6Addr], step: &mut Progress) -> Result<()> {
         let mut bound = 0;
         for batch in addresses.chunks(self.way.batch()) {
             if !step(bound) {
@@ -239,7 +238,7 @@ impl<W: Way, R: Routing, H: Held> Kernel<W, R, H> {
                 return Err(failed(Interrupted.into(), bound, addresses.len(), undone));
             }
             if let Err(NotAdded { why, added, others }) = self.way.add(batch) {
-                // Of this batch, whatever may have been added: an answer can be lost.
+                // All of this batch, since some may have been added: an answer can be lost.
                 let mut ours = addresses[..bound + batch.len()].to_vec();
                 ours.retain(|address| !others.contains(address));
                 let undone = self.remove(&ours, &mut |_| {});
@@ -251,7 +250,8 @@ impl<W: Way, R: Routing, H: Held> Kernel<W, R, H> {
         Ok(())
     }
 
-    /// Waits until the kernel receives for all of them; on a link that is down it does for none.
+    /// Waits until the kernel accepts packets for all of them. It accepts none on a link that is
+    /// down.
     fn settle(&mut self, addresses: &[Ipv6Addr], phases: &mut Phases) -> Result<()> {
         if !self.socket.link_at(self.index)?.is_some_and(|link| link.up) {
             return Ok(());
@@ -264,7 +264,8 @@ impl<W: Way, R: Routing, H: Held> Kernel<W, R, H> {
         })
     }
 
-    /// Removes those of `addresses` that are still there: with the interface, all of them are gone.
+    /// Removes those of `addresses` that are still there. If the interface is gone, all of them
+    /// are.
     fn remove(&mut self, addresses: &[Ipv6Addr], told: &mut Told) -> Result<()> {
         if self.socket.link_at(self.index)?.is_none() {
             return Ok(());
@@ -283,8 +284,8 @@ impl<W: Way, R: Routing, H: Held> Kernel<W, R, H> {
     }
 }
 
-impl<W: Way, R: Routing, H: Held> Binder for Kernel<W, R, H> {
-    fn bind(&mut self, addresses: &[Ipv6Addr], step: &mut Step) -> Result<Phases> {
+impl<W: Channel, R: Routing, H: HeldSetting> Binder for KernelBinder<W, R, H> {
+    fn bind(&mut self, addresses: &[Ipv6Addr], step: &mut Progress) -> Result<Phases> {
         let mut phases = Phases::default();
         phases.time("check", || self.check(addresses))?;
         match std::mem::replace(&mut self.meanwhile, Meanwhile::Nothing) {
@@ -314,9 +315,9 @@ impl<W: Way, R: Routing, H: Held> Binder for Kernel<W, R, H> {
 
     fn unbind(&mut self, addresses: &[Ipv6Addr], told: &mut Told) -> Result<Phases> {
         let mut phases = Phases::default();
-        // All go with the link, so that is only for all.
+        // Setting the link down removes all, so only do it for all.
         if addresses.len() >= DOWN_PAYS && addresses.len() == self.bound {
-            // Only the quicker way: what it leaves is removed one by one.
+            // Only a shortcut: what it leaves is removed one by one.
             let _ = self.flush(&mut phases);
         }
         phases.time("remove", || self.remove(addresses, told))?;
@@ -324,7 +325,7 @@ impl<W: Way, R: Routing, H: Held> Binder for Kernel<W, R, H> {
         Ok(phases)
     }
 
-    /// The link stays up whatever the way: what is sent meanwhile would be lost.
+    /// The link stays up in any case, because packets sent meanwhile would be lost.
     fn exchange(&mut self, expired: &[Timed], fresh: &[Timed]) -> Result<()> {
         for Timed { addresses, .. } in expired {
             self.way.remove(addresses)?;
@@ -352,10 +353,10 @@ impl<W: Way, R: Routing, H: Held> Binder for Kernel<W, R, H> {
         Ok(addresses.iter().copied().filter(|address| !present.contains(address)).collect())
     }
 
-    fn restore(&mut self, lost: &[Ipv6Addr], step: &mut Step) -> Result<()> {
+    fn restore(&mut self, lost: &[Ipv6Addr], step: &mut Progress) -> Result<()> {
         let all = lost.len() == self.bound;
         self.bound = self.bound.saturating_sub(lost.len());
-        // Setting the link down would take those that are left.
+        // Setting the link down would also remove the others.
         if all && lost.len() >= DOWN_PAYS && matches!(self.meanwhile, Meanwhile::Down(_)) {
             return self.bind(lost, step).map(drop);
         }
@@ -363,7 +364,8 @@ impl<W: Way, R: Routing, H: Held> Binder for Kernel<W, R, H> {
             ensure!(step(done * TELL), Interrupted);
             self.exchange(&[], &[Timed { step: 0, first: 0, addresses: some.to_vec() }])?;
         }
-        // They may go again before the kernel receives for them: whoever watches hears of that too.
+        // They may go again before the kernel accepts packets for them; the watcher will notice
+        // that too.
         let give_up = Instant::now() + SETTLE_TIMEOUT;
         while let Err(why) = self.socket.wait_for_local(self.index, lost, RESTORED) {
             if !self.lost(lost)?.is_empty() {
@@ -375,12 +377,12 @@ impl<W: Way, R: Routing, H: Held> Binder for Kernel<W, R, H> {
     }
 }
 
-impl<W: Way, R: Routing, H: Held> Kernel<W, R, H> {
+impl<W: Channel, R: Routing, H: HeldSetting> KernelBinder<W, R, H> {
     fn add_fresh(&mut self, fresh: &[Timed]) -> Result<()> {
         for Timed { addresses, .. } in fresh {
             for batch in addresses.chunks(self.way.batch()) {
                 if let Err(NotAdded { why, .. }) = self.way.add(batch) {
-                    // Where all of them are there, one was there before.
+                    // If all of them are there, one existed before.
                     let present = self.present()?;
                     if !batch.iter().all(|address| present.contains(address)) {
                         return Err(why);
@@ -392,8 +394,8 @@ impl<W: Way, R: Routing, H: Held> Kernel<W, R, H> {
         Ok(())
     }
 
-    /// Has all addresses of finite lifetime gone with the link, where that is this binder's way and
-    /// the link is up.
+    /// Removes all addresses of finite lifetime by setting the link down, if this binder works that
+    /// way and the link is up.
     fn flush(&mut self, phases: &mut Phases) -> Result<()> {
         let Meanwhile::Down(keep_addresses) = &self.meanwhile else { return Ok(()) };
         if !self.socket.link_at(self.index)?.is_some_and(|link| link.up) {
@@ -403,17 +405,17 @@ impl<W: Way, R: Routing, H: Held> Kernel<W, R, H> {
         phases.time("up", || H::put_back(down))
     }
 
-    /// [`Kernel::add`] while the link is down, whatever it was before, then up.
+    /// [`KernelBinder::add`] with the link down, whatever its state before, and then up.
     fn add_while_down(
         &mut self,
         keep_addresses: &H,
         addresses: &[Ipv6Addr],
-        step: &mut Step,
+        step: &mut Progress,
         phases: &mut Phases,
     ) -> Result<()> {
         let was_up = self.socket.link_at(self.index)?.is_some_and(|link| link.up);
-        // The setting is looked at when the link goes down, and only then. That it is down is
-        // noted: a killed run's is set up.
+        // The kernel reads the setting only when the link goes down. The down state is noted, so
+        // that a killed run's link is set up again.
         let down = if was_up {
             Some(phases.time("down", || keep_addresses.link_down("1"))?)
         } else {
@@ -425,7 +427,7 @@ impl<W: Way, R: Routing, H: Held> Kernel<W, R, H> {
         }
         let up = phases.time("up", || {
             self.socket.set_up(self.index, true)?;
-            down.map_or(Ok(()), H::put_back)?; // it is as before
+            down.map_or(Ok(()), H::put_back)?; // already as before
             self.socket.wait_for_carrier_of(self.index, &self.name, CARRIER_TIMEOUT)
         });
         match (bound, up) {

@@ -1,38 +1,38 @@
-//! Live by being an entry of the steering program's hash, or of its table of addresses that move:
-//! no address of the kernel, and no cost that grows.
+//! Addresses that are live as entries in the steering program's hash, or in its table of moving
+//! addresses. The kernel does not own them, and the cost of one does not grow with their number.
 //!
 //! The program steers requests to live addresses, and Neighbour Solicitations for them, into the
-//! engine's rings, and drops what else is sent to its prefix; the engine answers both.
+//! engine's rings, and the engine answers both. It drops everything else sent to the prefix.
 
 use std::net::Ipv6Addr;
 
 use anyhow::{Result, bail};
 
-use super::{Binder, Interrupted, Phases, Step, Timed, Told, failed};
-use crate::net::netlink::{Link, Socket};
+use super::{Binder, Interrupted, Phases, Progress, Timed, Told, failed};
+use crate::net::netlink::{Connection, Link};
 use crate::xdp::LiveAddresses;
 
-/// Addresses between two questions whether to go on: some 10 ms.
+/// Addresses between two checks whether to continue: some 10 ms.
 const STRIDE: usize = 64 * LiveAddresses::BATCH;
 
 /// Clients whose addresses are entered in one go: some 20 µs.
 const EXCHANGED: usize = 64;
 
-/// Writes entries.
+/// Writes the entries.
 pub(super) struct LiveMap {
     live: LiveAddresses,
-    socket: Socket,
+    socket: Connection,
     index: u32,
     name: String,
 }
 
 impl LiveMap {
     pub fn new(link: &Link, live: LiveAddresses) -> Result<Self> {
-        Ok(Self { live, socket: Socket::open()?, index: link.index, name: link.name.clone() })
+        Ok(Self { live, socket: Connection::open()?, index: link.index, name: link.name.clone() })
     }
 
     /// Adds all addresses; if that fails or is stopped, none.
-    fn add(&mut self, addresses: &[Ipv6Addr], step: &mut Step) -> Result<()> {
+    fn add(&mut self, addresses: &[Ipv6Addr], step: &mut Progress) -> Result<()> {
         let mut bound = 0;
         for stride in addresses.chunks(STRIDE) {
             let added =
@@ -50,7 +50,8 @@ impl LiveMap {
         Ok(())
     }
 
-    /// Afterwards, since the hash knows at once whether it has one of the kernel's few.
+    /// Checks after adding, because the hash quickly tells whether it contains any of the kernel's
+    /// few addresses.
     fn check(&mut self, addresses: &[Ipv6Addr]) -> Result<()> {
         for address in self.socket.addresses(self.index)? {
             if self.live.contains(address.ip)? && addresses.contains(&address.ip) {
@@ -62,7 +63,7 @@ impl LiveMap {
 }
 
 impl Binder for LiveMap {
-    fn bind(&mut self, addresses: &[Ipv6Addr], step: &mut Step) -> Result<Phases> {
+    fn bind(&mut self, addresses: &[Ipv6Addr], step: &mut Progress) -> Result<Phases> {
         let mut phases = Phases::default();
         phases.time("add", || self.add(addresses, step))?;
         if let Err(why) = phases.time("check", || self.check(addresses)) {
@@ -87,7 +88,7 @@ impl Binder for LiveMap {
         Ok(phases)
     }
 
-    /// What expires does so by itself.
+    /// Expired addresses need no removal.
     fn exchange(&mut self, _expired: &[Timed], fresh: &[Timed]) -> Result<()> {
         for Timed { step, addresses, .. } in fresh {
             self.live.enter(addresses, *step)?;

@@ -1,5 +1,5 @@
-//! Which addresses are live at the moment, and whose, for engines that have no steering program to
-//! tell them, and for services that want to know.
+//! The live addresses and their clients, for engines without a steering program, and for services
+//! that want to know.
 
 use std::fmt;
 use std::iter::repeat_with;
@@ -9,31 +9,30 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use super::Timed;
 use crate::address::Client;
 use crate::address::mt6d::{Subnet, Timetable, window};
-use crate::address::timed::{Layout, halves};
+use crate::address::timed::{TableLayout, halves};
 
-/// Addresses that move, each entered for a time step, of which those of the window around the
-/// current step are live.
+/// Moving addresses, each entered for a step. Those in the window around the current step are live.
 pub struct LiveSet {
     subnet: Subnet,
     step: AtomicU64,
-    layout: Layout,
+    layout: TableLayout,
     words: Vec<AtomicU64>,
-    /// As many, or none where nobody wants to know whose each address is.
+    /// Equal in length to `words`, or empty if nobody needs the clients.
     numbers: Vec<AtomicU32>,
 }
 
 impl LiveSet {
-    /// One for the addresses of `timetable`, with none of them.
+    /// An empty set for the addresses of `timetable`.
     #[must_use]
     pub fn new(timetable: &Timetable) -> Self {
-        let layout = Layout::new(timetable.clients());
+        let layout = TableLayout::new(timetable.clients());
         let words = repeat_with(AtomicU64::default).take(layout.words()).collect();
         let (subnet, step) = (timetable.subnet(), AtomicU64::default());
         Self { subnet, step, layout, words, numbers: Vec::new() }
     }
 
-    /// The same, which also knows [whose](Self::client) each address is: that takes half as much
-    /// memory again.
+    /// The same, with the [client](Self::client) of each address: this takes half as much memory
+    /// again.
     #[must_use]
     pub fn with_clients(self) -> Self {
         let numbers = repeat_with(AtomicU32::default).take(self.layout.words()).collect();
@@ -50,7 +49,7 @@ impl LiveSet {
                 .any(|step| self.layout.contains(&self.words, step, identifier))
     }
 
-    /// Whose `address` is, if it is live, in the time that a hash takes. Only where it is
+    /// The client of `address`, if it is live, at the cost of a hash lookup. Only with
     /// [`with_clients`](Self::with_clients).
     #[inline]
     #[must_use]
@@ -70,12 +69,12 @@ impl LiveSet {
         (size_of_val(&self.words[..]) + size_of_val(&self.numbers[..])) as u64
     }
 
-    /// Has it be `step`.
+    /// Switches to `step`.
     pub(super) fn set_step(&self, step: u64) {
         self.step.store(step, Ordering::Release);
     }
 
-    /// Enters them; returns whether there was room.
+    /// Enters the addresses; returns whether there was space.
     pub(super) fn enter(&self, fresh: &[Timed]) -> bool {
         let Self { layout, words, numbers, .. } = self;
         fresh.iter().all(|Timed { step, first, addresses }| {

@@ -1,4 +1,4 @@
-//! MAKING ADDRESSES LIVE: what `address` chooses, an interface answers for.
+//! LIVE ADDRESSES: makes an interface answer for the addresses that `address` chooses.
 //!
 //! ```text
 //!   the kernel's own addresses, O(n) each
@@ -8,22 +8,22 @@
 //!   every address at once
 //!     anyip ──── a local route for the whole prefix
 //!   neither: O(1) each
-//!     live_map ─ entries of the steering program's maps; the engine answers neighbour discovery
+//!     live_map ─ entries in the steering program's maps; the engine answers neighbour discovery
 //! ```
 //!
-//! A [`Rotation`] keeps addresses live that move, by any of those but anyip: a few at a time, for
-//! as long as a step lasts.
+//! A [`Rotation`] keeps moving addresses live, through any of these except anyip: a few at a time,
+//! spread over the step.
 //!
-//! Touches the addresses of one interface, the steering program's maps, and one route; and only
-//! those that it put there itself. All or nothing: a [`Binder`] that fails or is told to stop takes
-//! back what it did, and a [`Bound`] takes its addresses back when it goes. A run that is killed
-//! cannot do so; its guard ([`crate::server::guard`]) does at once, and the next run on that
-//! interface, where there is none, recognises what is left by its mark
-//! ([`crate::net::netlink::OUR_PROTOCOL`]) and removes it. Only `ioctl`, `command` and `ifconfig`
-//! cannot leave a mark: the guard knows which addresses they were.
+//! This code changes the addresses of one interface, the steering program's maps, and one route,
+//! and only undoes its own changes. It works all or nothing: a [`Binder`] that fails or is stopped
+//! undoes its work, and a [`Bound`] takes its addresses back on drop. For a killed run, its guard
+//! ([`crate::server::guard`]) does so at once. Without a guard, the next run on that interface
+//! recognises leftovers by their mark ([`crate::net::netlink::OUR_PROTOCOL`]) and removes them.
+//! Only `ioctl`, `command` and `ifconfig` cannot leave a mark: the guard knows their addresses.
 
 mod anyip;
 mod command;
+mod delivering;
 mod ioctl;
 mod kernel;
 mod live_map;
@@ -45,64 +45,73 @@ use anyhow::{Context, Result, bail, ensure};
 
 use crate::address::{Pool, Prefix};
 use crate::host::sandbox::Role;
+#[doc(hidden)]
 pub use crate::host::time::unix_time;
 use crate::net::netlink::Link;
 use crate::xdp::LiveAddresses;
-use kernel::Kernel;
+use kernel::KernelBinder;
+
+pub(crate) use delivering::Delivering;
+#[doc(hidden)]
 pub use live_set::LiveSet;
-pub use rotation::{Rotated, Rotation};
+pub use rotation::Rotated;
+#[doc(hidden)]
+pub use rotation::Rotation;
 
 pub use crate::events::{Method, Phase, Phases};
 
-/// Called between the steps of a bind with how many addresses are bound so far; returns whether to
-/// go on.
-pub type Step<'a> = dyn FnMut(usize) -> bool + 'a;
+/// Called between the steps of a bind with the number of addresses bound so far; returns whether to
+/// continue.
+pub type Progress<'a> = dyn FnMut(usize) -> bool + 'a;
 
-/// Told between the steps of an unbind how many addresses are gone so far.
+/// Called between the steps of an unbind with the number of addresses gone so far.
 pub type Told<'a> = dyn FnMut(usize) + 'a;
 
-/// A way to make addresses live on one interface, in the namespace in which it was made.
+/// A method to make addresses live on one interface, in the namespace where the binder was created.
+#[doc(hidden)]
 pub trait Binder: Send {
-    /// Makes all `addresses` live, besides those that are already, and returns what took how long.
+    /// Makes all `addresses` live, in addition to those that already are, and returns how long each
+    /// phase took.
     ///
     /// # Errors
-    /// When one cannot be, is there already, or `step` said no ([`Interrupted`] is in the chain
-    /// then). None of them is live then, and the error says how many were.
-    fn bind(&mut self, addresses: &[Ipv6Addr], step: &mut Step) -> Result<Phases>;
+    /// When an address cannot be made live, already exists, or `step` returned false (with
+    /// [`Interrupted`] in the chain). None of them is live then, and the error says how many were.
+    fn bind(&mut self, addresses: &[Ipv6Addr], step: &mut Progress) -> Result<Phases>;
 
-    /// Takes `addresses` back and returns what took how long. Those that are gone already are no
-    /// error.
+    /// Takes `addresses` back and returns how long each phase took. Ignores those already gone.
     ///
     /// # Errors
-    /// When the kernel refuses. It took back what it could.
+    /// When the kernel refuses. It has taken back what it could.
     fn unbind(&mut self, addresses: &[Ipv6Addr], told: &mut Told) -> Result<Phases>;
 
-    /// Has addresses of some time steps go, and then those of others come, each of which is for
-    /// another client. That one is there already, or is not, is no error: two may be the same.
+    /// Removes the `expired` steps' addresses, then adds the `fresh` ones'. Ignores addresses that
+    /// are already there or already gone: two clients may have the same one.
     ///
     /// # Errors
-    /// When the kernel refuses, or such addresses cannot move. Some of them have gone or come then.
+    /// When the kernel refuses, or such addresses cannot move. Some may then have gone or been
+    /// added.
     fn exchange(&mut self, expired: &[Timed], fresh: &[Timed]) -> Result<()>;
 
-    /// How many steps ahead of the live window addresses may come without being live: those that
-    /// are, [`set_step`](Self::set_step) says. With 0, an address is live as soon as it is there.
+    /// How many steps ahead of the live window addresses may be added without being live.
+    /// [`set_step`](Self::set_step) then determines which are live. With 0, an address is live as
+    /// soon as it is added.
     fn ahead(&self) -> u64 {
         0
     }
 
-    /// Has it be `step`: addresses of the window around it are live.
+    /// Switches to `step`: addresses in the window around it are live.
     fn set_step(&mut self, step: u64) {
         let _ = step;
     }
 
-    /// Clients whose addresses are to be exchanged in one go, so that whoever else wants the
-    /// processor need not wait long.
+    /// Clients whose addresses are exchanged in one go. Small, so that others need not wait long
+    /// for the processor.
     fn stride(&self) -> usize {
         1
     }
 
-    /// Those of `addresses`, which were bound, that are so no more: the kernel takes its own away
-    /// when the link is set down, and others may.
+    /// Those of the bound `addresses` that are no longer on the interface: the kernel removes its
+    /// own when the link is set down, and others may remove them too.
     ///
     /// # Errors
     /// When the kernel cannot be asked.
@@ -110,8 +119,8 @@ pub trait Binder: Send {
         Ok(Vec::new())
     }
 
-    /// Whether all seem to be live, by `one` of them: a single question to the kernel, where
-    /// nothing announces a loss.
+    /// Whether all addresses seem to be live, judged by `one` of them. This is a single query to
+    /// the kernel, for methods where nothing announces a loss.
     ///
     /// # Errors
     /// When the kernel cannot be asked.
@@ -119,38 +128,40 @@ pub trait Binder: Send {
         Ok(true)
     }
 
-    /// Makes addresses live again that were [`lost`](Self::lost).
+    /// Makes [`lost`](Self::lost) addresses live again.
     ///
     /// # Errors
     /// Those of [`bind`](Self::bind). Some of them may be live then.
-    fn restore(&mut self, lost: &[Ipv6Addr], step: &mut Step) -> Result<()> {
+    fn restore(&mut self, lost: &[Ipv6Addr], step: &mut Progress) -> Result<()> {
         self.bind(lost, step).map(drop)
     }
 
-    /// Bytes of kernel memory that the addresses take, where it is known.
+    /// Bytes of kernel memory that the addresses take, if known.
     fn kernel_memory(&self) -> Option<u64> {
         None
     }
 }
 
-/// Addresses of some clients in one time step.
+/// Addresses of some clients in one step.
+#[doc(hidden)]
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Timed {
     /// The step.
     pub step: u64,
-    /// The first client; the others follow it, one by one.
+    /// The first client; the others follow consecutively.
     pub first: u64,
-    /// Their addresses in it.
+    /// Their addresses in that step.
     pub addresses: Vec<Ipv6Addr>,
 }
 
-/// What a bind fails with when its [`Step`] said no.
+/// The error of a bind whose [`Progress`] returned false.
+#[doc(hidden)]
 #[derive(Debug, thiserror::Error)]
 #[error("interrupted")]
 pub struct Interrupted;
 
 impl Phases {
-    /// Does the next part, timed.
+    /// Runs and times the next phase.
     fn time<T>(&mut self, name: &str, part: impl FnOnce() -> T) -> T {
         let start = Instant::now();
         let result = part();
@@ -158,7 +169,7 @@ impl Phases {
         result
     }
 
-    /// All parts together, in seconds.
+    /// The total of all phases, in seconds.
     #[must_use]
     pub fn seconds(&self) -> f64 {
         // The sum of no floats is -0.
@@ -180,19 +191,19 @@ impl Method {
         Self::None,
     ];
 
-    /// Whether addresses that it made live can move.
+    /// Whether its addresses can move.
     #[must_use]
     pub fn moves(self) -> bool {
         !matches!(self, Self::Anyip | Self::None)
     }
 
-    /// With which power of their number the time grows that it takes for all addresses.
+    /// The power of the number of addresses by which the time for all of them grows.
     #[must_use]
     pub fn power(self) -> i32 {
         if self == Self::LiveMap { 1 } else { 2 }
     }
 
-    /// Whether it has other programs add and remove addresses.
+    /// Whether it runs other programs to add and remove addresses.
     #[must_use]
     pub fn starts_programs(self) -> bool {
         matches!(self, Self::Command | Self::Ifconfig)
@@ -204,7 +215,7 @@ impl Method {
         !matches!(self, Self::Netlink | Self::NetlinkBatch | Self::LiveMap | Self::None)
     }
 
-    /// What a thread is that moves addresses.
+    /// The role of a thread that moves addresses.
     pub(crate) fn rotates_as(self) -> Role {
         if self.starts_programs() {
             Role::Commander
@@ -215,13 +226,13 @@ impl Method {
         }
     }
 
-    /// Whether taking the addresses back takes a privilege (CAP_NET_ADMIN).
+    /// Whether taking the addresses back needs a privilege (CAP_NET_ADMIN).
     #[must_use]
     pub fn takes_back(self) -> bool {
         !matches!(self, Self::LiveMap | Self::None)
     }
 
-    /// Whether it makes addresses of the kernel, one by one.
+    /// Whether it adds addresses of the kernel, one by one.
     #[must_use]
     pub fn is_of_the_kernel(self) -> bool {
         match self {
@@ -236,59 +247,63 @@ impl Method {
     }
 }
 
-/// Where addresses are to be live.
+/// Where to make addresses live.
+#[doc(hidden)]
 #[derive(Debug)]
-pub struct Place<'a> {
+pub struct BindContext<'a> {
     /// The interface, in the namespace of the calling thread.
     pub link: &'a Link,
-    /// What all of the addresses lie under.
+    /// The prefix of all the addresses.
     pub prefix: Prefix,
-    /// The maps of a hidden steering program that runs on the interface; only [`Method::LiveMap`]
-    /// needs one.
+    /// The maps of a hidden steering program on the interface; only [`Method::LiveMap`] needs them.
     pub live_addresses: Option<LiveAddresses>,
 }
 
-/// The binder for `method` at `place`. What a killed run left on the interface is removed first.
+/// Creates the binder for `method` at `place`, after removing what a killed run left on the
+/// interface.
 ///
 /// # Errors
 /// When another process binds addresses of that interface, the leftovers cannot be removed, or the
-/// method needs something that is not there.
-pub fn binder(method: Method, place: Place) -> Result<Box<dyn Binder>> {
+/// method lacks something it needs.
+#[doc(hidden)]
+pub fn binder(method: Method, place: BindContext) -> Result<Box<dyn Binder>> {
     if method == Method::None {
-        return Ok(Box::new(Nothing));
+        return Ok(Box::new(OthersBind));
     }
     let link = place.link;
     let claim = claim(link)?;
     netlink::remove_leftovers(link, None)?;
     anyip::remove_leftovers(link)?;
     let inner: Box<dyn Binder> = match method {
-        Method::Netlink => Box::new(Kernel::new(link, netlink::Messages::new(link, 1)?)?),
+        Method::Netlink => Box::new(KernelBinder::new(link, netlink::Messages::new(link, 1)?)?),
         Method::NetlinkBatch => {
-            Box::new(Kernel::new(link, netlink::Messages::new(link, netlink::BATCH)?)?)
+            Box::new(KernelBinder::new(link, netlink::Messages::new(link, netlink::BATCH)?)?)
         }
         Method::NetlinkDown => {
             let messages = netlink::Messages::new(link, netlink::BATCH)?.of_finite_lifetime();
-            Box::new(Kernel::new(link, messages)?.while_down()?)
+            Box::new(KernelBinder::new(link, messages)?.while_down()?)
         }
         Method::Ioctl => {
-            Box::new(Kernel::new(link, ioctl::Ioctl::new(link)?)?.without_detection()?)
+            Box::new(KernelBinder::new(link, ioctl::Ioctl::new(link)?)?.without_detection()?)
         }
-        Method::Command => Box::new(Kernel::new(link, command::Program::ip(link)?)?),
-        Method::Ifconfig => {
-            Box::new(Kernel::new(link, command::Program::ifconfig(link)?)?.without_detection()?)
-        }
+        Method::Command => Box::new(KernelBinder::new(link, command::AddressCommand::ip(link)?)?),
+        Method::Ifconfig => Box::new(
+            KernelBinder::new(link, command::AddressCommand::ifconfig(link)?)?
+                .without_detection()?,
+        ),
         Method::Anyip => Box::new(anyip::AnyIp::new(link, place.prefix)?),
         Method::LiveMap => {
             let live =
                 place.live_addresses.context("live-map needs a steering program to write to")?;
             Box::new(live_map::LiveMap::new(link, live)?)
         }
-        Method::None => Box::new(Nothing),
+        Method::None => Box::new(OthersBind),
     };
     Ok(Box::new(Claimed { inner, _claim: claim }))
 }
 
-/// Addresses that are live until this goes.
+/// Addresses that are live until this is dropped.
+#[doc(hidden)]
 pub struct Bound {
     binder: Box<dyn Binder>,
     addresses: Vec<Ipv6Addr>,
@@ -299,11 +314,12 @@ pub struct Bound {
 ///
 /// # Errors
 /// Those of [`binder`] and [`Binder::bind`]. None of the addresses is live then.
+#[doc(hidden)]
 pub fn bind(
     method: Method,
-    place: Place,
+    place: BindContext,
     addresses: Vec<Ipv6Addr>,
-    step: &mut Step,
+    step: &mut Progress,
 ) -> Result<Bound> {
     let mut binder = binder(method, place)?;
     let phases = binder.bind(&addresses, step)?;
@@ -311,30 +327,30 @@ pub fn bind(
 }
 
 impl Bound {
-    /// The addresses, as they were given.
+    /// The addresses, as given.
     #[must_use]
     pub fn addresses(&self) -> &[Ipv6Addr] {
         &self.addresses
     }
 
-    /// What making them live took.
+    /// How long making them live took.
     #[must_use]
     pub fn phases(&self) -> &Phases {
         &self.phases
     }
 
-    /// Bytes of kernel memory that they take, where it is known.
+    /// Bytes of kernel memory that they take, if known.
     #[must_use]
     pub fn kernel_memory(&self) -> Option<u64> {
         self.binder.kernel_memory()
     }
 
-    /// Makes those addresses live again that the kernel or somebody else has taken away, and
-    /// returns how many they were.
+    /// Makes the addresses live again that the kernel or somebody else removed, and returns their
+    /// number.
     ///
     /// # Errors
     /// Those of [`Binder::restore`].
-    pub fn renew(&mut self, step: &mut Step) -> Result<usize> {
+    pub fn renew(&mut self, step: &mut Progress) -> Result<usize> {
         let lost = self.binder.lost(&self.addresses)?;
         if !lost.is_empty() {
             self.binder.restore(&lost, step)?;
@@ -342,7 +358,7 @@ impl Bound {
         Ok(lost.len())
     }
 
-    /// Whether the addresses seem to be live, as [`Binder::seems_live`].
+    /// Whether the addresses seem to be live, as in [`Binder::seems_live`].
     ///
     /// # Errors
     /// When the kernel cannot be asked.
@@ -350,8 +366,8 @@ impl Bound {
         self.addresses.first().map_or(Ok(true), |one| self.binder.seems_live(*one))
     }
 
-    /// Takes the addresses back, tells how far it is, and returns what that took. Dropping does the
-    /// same, but cannot say that it failed.
+    /// Takes the addresses back, reports progress, and returns how long it took. Dropping does the
+    /// same, but cannot report failure.
     ///
     /// # Errors
     /// When the kernel refuses.
@@ -363,12 +379,13 @@ impl Bound {
 
 impl Drop for Bound {
     fn drop(&mut self) {
-        // A destructor has nobody to tell; who wants to know calls `release`.
+        // A destructor cannot report errors; `release` can.
         let _ = self.binder.unbind(&self.addresses, &mut |_| {});
     }
 }
 
-/// The error of a bind that ended after `bound` of `all` addresses, for `why`, and was `undone`.
+/// The error of a bind that ended after `bound` of `all` addresses because of `why`, with the
+/// result of undoing it.
 fn failed<T>(why: anyhow::Error, bound: usize, all: usize, undone: Result<T>) -> anyhow::Error {
     match undone {
         Ok(_) => why.context(format!("{bound} of {all} addresses were bound, and are taken back")),
@@ -378,42 +395,47 @@ fn failed<T>(why: anyhow::Error, bound: usize, all: usize, undone: Result<T>) ->
     }
 }
 
-/// A binder, and the name by which another process would see that its interface is taken. The name
-/// is in the namespace, and without a file: the kernel takes it back however this process ends.
+/// A binder, and the socket name that tells other processes that its interface is taken. The name
+/// belongs to the namespace and is not a file, so the kernel frees it however this process ends.
 struct Claimed {
     inner: Box<dyn Binder>,
     _claim: UnixDatagram,
 }
 
-/// Takes back what a process that was killed has left on `link`, and returns how many addresses
-/// that were. `unmarked` are those that may be there without a mark because of it. Nothing is taken
-/// from a process that lives.
+/// Takes back what a killed process left on `link`, and returns the number of addresses. `unmarked`
+/// are addresses that it may have left without a mark. A living process loses nothing. `clear` takes
+/// back what else it left, and is called only if no living process has the interface.
 ///
 /// # Errors
 /// When the kernel refuses.
 #[cfg_attr(not(feature = "cli"), allow(dead_code))]
-pub(crate) fn take_back(link: &Link, unmarked: Option<&Pool>) -> Result<usize> {
-    // Whoever comes next waits for this.
+pub(crate) fn take_back(
+    link: &Link,
+    unmarked: Option<&Pool>,
+    clear: impl FnOnce() -> Result<()>,
+) -> Result<usize> {
+    // The next server waits for this name.
     let _at_work = UnixDatagram::bind_addr(&at_work(link)?);
     let Ok(_claim) = claim_within(link, || RELEASE) else { return Ok(0) };
+    clear()?;
     let gone = netlink::remove_leftovers(link, unmarked)?;
     anyip::remove_leftovers(link)?;
     Ok(gone)
 }
 
-/// The name that somebody has who takes back what a killed one left on `link`.
+/// The socket name of a process that cleans up after a killed one on `link`.
 fn at_work(link: &Link) -> io::Result<SocketAddr> {
     SocketAddr::from_abstract_name(format!("sixhop-guard-{}", link.index))
 }
 
-/// Keeps others from binding addresses to `link`, until what it returns is dropped. They would take
-/// this one's addresses for leftovers.
+/// Prevents other processes from binding addresses to `link` until the result is dropped. They
+/// would take this one's addresses for leftovers.
 fn claim(link: &Link) -> Result<UnixDatagram> {
     let (at_work, prober) = (at_work(link)?, UnixDatagram::unbound()?);
     claim_within(link, || if prober.connect_addr(&at_work).is_ok() { CLEARED } else { RELEASE })
 }
 
-/// The same, while others have it, for as long as `patience` says.
+/// The same, retried for as long as `patience` says while others have it.
 fn claim_within(link: &Link, patience: impl Fn() -> Duration) -> Result<UnixDatagram> {
     let name = SocketAddr::from_abstract_name(format!("sixhop-bind-{}", link.index))?;
     let started = Instant::now();
@@ -432,16 +454,16 @@ fn claim_within(link: &Link, patience: impl Fn() -> Duration) -> Result<UnixData
     }
 }
 
-/// A name that was given back is taken for as long as another thread starts a process: until that
-/// has become another program it has a copy of every descriptor.
+/// How long a freed name may stay taken. While another thread starts a process, the child has a
+/// copy of every descriptor until it executes its program.
 const RELEASE: Duration = Duration::from_secs(1);
 
-/// What a killed server left is taken back within this: the kernel takes a millisecond for each of
-/// some 10,000 addresses.
+/// The time limit for taking back what a killed server left. With some 10,000 addresses, each one
+/// costs the kernel a millisecond.
 const CLEARED: Duration = Duration::from_secs(60);
 
 impl Binder for Claimed {
-    fn bind(&mut self, addresses: &[Ipv6Addr], step: &mut Step) -> Result<Phases> {
+    fn bind(&mut self, addresses: &[Ipv6Addr], step: &mut Progress) -> Result<Phases> {
         self.inner.bind(addresses, step)
     }
 
@@ -473,7 +495,7 @@ impl Binder for Claimed {
         self.inner.seems_live(one)
     }
 
-    fn restore(&mut self, lost: &[Ipv6Addr], step: &mut Step) -> Result<()> {
+    fn restore(&mut self, lost: &[Ipv6Addr], step: &mut Progress) -> Result<()> {
         self.inner.restore(lost, step)
     }
 
@@ -483,10 +505,10 @@ impl Binder for Claimed {
 }
 
 /// For addresses that are live by other means.
-struct Nothing;
+struct OthersBind;
 
-impl Binder for Nothing {
-    fn bind(&mut self, _: &[Ipv6Addr], _: &mut Step) -> Result<Phases> {
+impl Binder for OthersBind {
+    fn bind(&mut self, _: &[Ipv6Addr], _: &mut Progress) -> Result<Phases> {
         Ok(Phases::default())
     }
 
@@ -520,7 +542,7 @@ mod tests {
     #[test]
     fn none_leaves_addresses_to_others() {
         let loopback = crate::net::netlink::link("lo").unwrap();
-        let place = Place {
+        let place = BindContext {
             link: &loopback,
             prefix: "2001:db8::/64".parse().unwrap(),
             live_addresses: None,

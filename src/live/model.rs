@@ -1,6 +1,6 @@
-//! The kernel in memory, with one interface: it refuses, loses and delays what a test chooses. The
-//! binders' logic runs against it without root; that the real kernel is like it, tests/bind.rs
-//! shows on network namespaces.
+//! A model of the kernel with one interface, in memory: it refuses, loses and delays what a test
+//! chooses. The binders' logic runs against it without root. tests/bind.rs shows on network
+//! namespaces that the real kernel behaves the same.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv6Addr};
@@ -15,10 +15,10 @@ use rtnetlink::packet_route::RouteNetlinkMessage;
 use rtnetlink::packet_route::address::{AddressAttribute, AddressMessage};
 
 use super::ioctl::{Calls, Ioctl, SIOCSIFADDR};
-use super::kernel::{DOWN_PAYS, Held, Kernel, Meanwhile, Routing};
+use super::kernel::{DOWN_PAYS, HeldSetting, KernelBinder, Meanwhile, Routing};
 use super::netlink::Messages;
 use super::{Binder, Interrupted, Timed};
-use crate::net::netlink::{Address, Link, Refusal};
+use crate::net::netlink::{Address, KernelError, Link};
 
 const INDEX: u32 = 7;
 const NAME: &str = "model0";
@@ -27,45 +27,46 @@ const NAME: &str = "model0";
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Fault {
     Refused(Errno),
-    /// Somebody else adds that very address first.
+    /// Somebody else adds the same address first.
     Taken,
-    /// All of the datagram is done, and then its answer finds no room.
+    /// The kernel processes the whole datagram, and then has no buffer for its answer.
     Unanswered,
-    /// The kernel does not receive for it within any time.
+    /// The kernel never accepts packets for it.
     NeverLocal,
-    /// The interface goes.
+    /// The interface disappears.
     Unplugged,
 }
 
 #[derive(Debug, Default)]
-struct State {
+struct KernelState {
     gone: bool,
     up: bool,
-    /// Whether they go when the link is set down.
+    /// The addresses, and whether each goes when the link is set down.
     addresses: BTreeMap<Ipv6Addr, bool>,
-    /// How often the kernel says yet that it does not receive for all.
+    /// How many more times the kernel says that it does not accept packets for all.
     delay: u32,
     never_local: BTreeSet<Ipv6Addr>,
-    /// Addresses that it was told to add.
+    /// How many addresses it was told to add.
     added: usize,
     faults: BTreeMap<usize, Fault>,
-    /// Refuses to remove these.
+    /// Addresses that it refuses to remove.
     kept: BTreeSet<Ipv6Addr>,
     detection: bool,
     set_down: u32,
 }
 
 #[derive(Debug, Clone, Default)]
-struct Model(Arc<Mutex<State>>);
+struct KernelModel(Arc<Mutex<KernelState>>);
 
-impl Model {
+impl KernelModel {
     fn with(others: &BTreeSet<Ipv6Addr>, faults: BTreeMap<usize, Fault>) -> Self {
         let addresses = others.iter().map(|address| (*address, false)).collect();
-        let state = State { up: true, detection: true, addresses, faults, ..State::default() };
+        let state =
+            KernelState { up: true, detection: true, addresses, faults, ..KernelState::default() };
         Self(Arc::new(Mutex::new(state)))
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, KernelState> {
         self.0.lock().unwrap()
     }
 
@@ -74,8 +75,8 @@ impl Model {
     }
 }
 
-impl State {
-    /// Adds one; the second is whether the answer is lost.
+impl KernelState {
+    /// Adds an address; the second result is whether the answer is lost.
     fn add(&mut self, address: Ipv6Addr, finite: bool) -> (Result<(), Errno>, bool) {
         let fault = self.faults.get(&self.added).copied();
         self.added += 1;
@@ -121,11 +122,11 @@ fn address_of(message: &AddressMessage) -> Ipv6Addr {
     local.expect("an address")
 }
 
-impl Routing for Model {
+impl Routing for KernelModel {
     fn tell(
         &mut self,
         messages: impl IntoIterator<Item = (RouteNetlinkMessage, u16)>,
-    ) -> Result<Vec<(usize, Refusal)>, Refusal> {
+    ) -> Result<Vec<(usize, KernelError)>, KernelError> {
         let mut state = self.state();
         let mut refused = Vec::new();
         let mut unanswered = false;
@@ -144,7 +145,7 @@ impl Routing for Model {
                 RouteNetlinkMessage::DelAddress(message) => state.remove(address_of(&message)),
                 other => panic!("{other:?}"),
             };
-            refused.extend(done.err().map(|code| (position, Refusal::from(code))));
+            refused.extend(done.err().map(|code| (position, KernelError::from(code))));
         }
         if unanswered { Err(Errno::ENOBUFS.into()) } else { Ok(refused) }
     }
@@ -187,7 +188,7 @@ impl Routing for Model {
     }
 }
 
-impl Calls for Model {
+impl Calls for KernelModel {
     fn call(&self, request: libc::Ioctl, address: Ipv6Addr) -> Result<(), Errno> {
         let mut state = self.state();
         if request != SIOCSIFADDR {
@@ -201,13 +202,13 @@ impl Calls for Model {
     }
 }
 
-/// What is held with [`Meanwhile`].
-struct Switch(Model);
+/// The setting behind [`Meanwhile`].
+struct Switch(KernelModel);
 
-impl Held for Switch {
-    type Down = Model;
+impl HeldSetting for Switch {
+    type Down = KernelModel;
 
-    fn link_down(&self, value: &str) -> Result<Model> {
+    fn link_down(&self, value: &str) -> Result<KernelModel> {
         assert_eq!(value, "1", "the interface would lose its own");
         let mut state = self.0.state();
         state.up = false;
@@ -216,7 +217,7 @@ impl Held for Switch {
         Ok(self.0.clone())
     }
 
-    fn put_back(down: Model) -> Result<()> {
+    fn put_back(down: KernelModel) -> Result<()> {
         down.state().up = true;
         Ok(())
     }
@@ -234,10 +235,10 @@ fn link() -> Link {
     Link { index: INDEX, name: NAME.to_owned(), ..crate::net::netlink::link("lo").unwrap() }
 }
 
-/// The ways that are tried: all but those that start programs.
+/// The ways under test: all except those that start programs.
 const WAYS: [&str; 4] = ["one by one", "batches", "while down", "ioctl"];
 
-fn binder(way: &str, model: &Model) -> Box<dyn Binder> {
+fn binder(way: &str, model: &KernelModel) -> Box<dyn Binder> {
     let messages = |batch| Messages::over(model.clone(), INDEX, NAME, batch);
     let switch = Switch(model.clone());
     match way {
@@ -253,11 +254,11 @@ fn binder(way: &str, model: &Model) -> Box<dyn Binder> {
 }
 
 fn kernel(
-    model: &Model,
-    way: impl super::kernel::Way + 'static,
+    model: &KernelModel,
+    way: impl super::kernel::Channel + 'static,
     meanwhile: Meanwhile<Switch>,
 ) -> Box<dyn Binder> {
-    Box::new(Kernel::over(model.clone(), INDEX, NAME, way, meanwhile))
+    Box::new(KernelBinder::over(model.clone(), INDEX, NAME, way, meanwhile))
 }
 
 fn address(number: usize) -> Ipv6Addr {
@@ -268,12 +269,12 @@ fn addresses(numbers: impl IntoIterator<Item = usize>) -> Vec<Ipv6Addr> {
     numbers.into_iter().map(address).collect()
 }
 
-/// How many are bound: few, or enough to set the link down for.
+/// How many addresses to bind: few, or enough to set the link down.
 fn count() -> impl Strategy<Value = usize> {
     prop_oneof![1usize..40, DOWN_PAYS - 1..DOWN_PAYS + 140]
 }
 
-/// Others have these: never more than a few, and none that is bound.
+/// Other programs' addresses: at most a few, and none that is bound.
 fn others() -> impl Strategy<Value = BTreeSet<Ipv6Addr>> {
     proptest::collection::btree_set((1000usize..1020).prop_map(address), 0..5)
 }
@@ -299,7 +300,7 @@ proptest! {
     fn after_bind_and_unbind_the_kernel_has_what_it_had(
         way in way(), count in count(), others in others(), pieces in 1usize..4,
     ) {
-        let model = Model::with(&others, BTreeMap::new());
+        let model = KernelModel::with(&others, BTreeMap::new());
         let mut binder = binder(way, &model);
         let wanted = addresses(0..count);
         let mut steps = Vec::new();
@@ -326,7 +327,7 @@ proptest! {
         place in any::<prop::sample::Index>(),
     ) {
         let at = place.index(count);
-        let model = Model::with(&others, BTreeMap::from([(at, fault)]));
+        let model = KernelModel::with(&others, BTreeMap::from([(at, fault)]));
         let wanted = addresses(0..count);
         let bound = binder(way, &model).bind(&wanted, &mut |_| true);
         let error = format!("{:#}", bound.expect_err("it failed"));
@@ -351,7 +352,7 @@ proptest! {
         let one = wanted[place.index(count)];
         let others = if twice { BTreeSet::new() } else { BTreeSet::from([one]) };
         wanted.extend(twice.then_some(one));
-        let model = Model::with(&others, BTreeMap::new());
+        let model = KernelModel::with(&others, BTreeMap::new());
         let bound = binder(way, &model).bind(&wanted, &mut |_| true);
         prop_assert!(bound.unwrap_err().to_string().contains("nothing was bound"));
         prop_assert_eq!(model.has(), others);
@@ -362,7 +363,7 @@ proptest! {
     fn a_bind_that_is_told_to_stop_adds_no_more_and_takes_back(
         way in way(), count in count(), others in others(), calls in 0usize..60,
     ) {
-        let model = Model::with(&others, BTreeMap::new());
+        let model = KernelModel::with(&others, BTreeMap::new());
         let mut left = calls;
         let mut last = 0;
         let mut step = |bound| {
@@ -371,7 +372,7 @@ proptest! {
             left > 0
         };
         match binder(way, &model).bind(&addresses(0..count), &mut step) {
-            // It was done before it could be told.
+            // It finished before it could be stopped.
             Ok(_) => prop_assert_eq!(model.has().len(), others.len() + count),
             Err(error) => {
                 prop_assert!(error.chain().any(|cause| cause.is::<Interrupted>()));
@@ -388,7 +389,7 @@ proptest! {
         taken in proptest::collection::vec(any::<prop::sample::Index>(), 1..20),
         all in any::<bool>(),
     ) {
-        let model = Model::with(&others, BTreeMap::new());
+        let model = KernelModel::with(&others, BTreeMap::new());
         let mut binder = binder(way, &model);
         let wanted = addresses(0..count);
         binder.bind(&wanted, &mut |_| true).unwrap();
@@ -400,7 +401,7 @@ proptest! {
         model.state().addresses.retain(|address, _| !taken.contains(address));
         let lost = binder.lost(&wanted).unwrap();
         prop_assert_eq!(lost.iter().copied().collect::<BTreeSet<_>>(), taken);
-        // A bind fails where the kernel does not receive for all in time.
+        // A bind fails if the kernel does not accept packets for all in time.
         let binds_again = way == "while down" && lost.len() == count && count >= DOWN_PAYS;
         model.state().delay = if binds_again { 0 } else { delay };
         binder.restore(&lost, &mut |_| true).unwrap();
@@ -410,8 +411,7 @@ proptest! {
         prop_assert_eq!(model.has(), others);
     }
 
-    /// Steps of a few clients, two of whom may have the same address, or an address of one who
-    /// is to go.
+    /// Steps of a few clients. Two may have the same address, or one that is about to be removed.
     #[test]
     fn an_exchange_has_the_expired_gone_and_the_fresh_there(
         way in way(), others in others(),
@@ -419,12 +419,13 @@ proptest! {
         expired in proptest::collection::btree_set(0usize..60, 0..40),
         fresh in proptest::collection::vec(0usize..90, 0..40),
     ) {
-        let model = Model::with(&others, BTreeMap::new());
+        let model = KernelModel::with(&others, BTreeMap::new());
         let mut binder = binder(way, &model);
         binder.bind(&addresses(before.iter().copied()), &mut |_| true).unwrap();
         let timed = |step, addresses: Vec<Ipv6Addr>| {
             let pieces = addresses.chunks(7);
-            pieces.map(|some| Timed { step, first: 0, addresses: some.to_vec() }).collect::<Vec<_>>()
+            let piece = |some: &[Ipv6Addr]| Timed { step, first: 0, addresses: some.to_vec() };
+            pieces.map(piece).collect::<Vec<_>>()
         };
         let gone = timed(1, addresses(expired.iter().copied()));
         binder.exchange(&gone, &timed(4, addresses(fresh.iter().copied()))).unwrap();
@@ -438,12 +439,12 @@ proptest! {
         way in way(), count in count(), others in others(),
         kept in proptest::collection::btree_set((0usize..30).prop_map(address), 1..4),
     ) {
-        let model = Model::with(&others, BTreeMap::new());
+        let model = KernelModel::with(&others, BTreeMap::new());
         let mut binder = binder(way, &model);
         let wanted = addresses(0..count);
         binder.bind(&wanted, &mut |_| true).unwrap();
         model.state().kept.clone_from(&kept);
-        // With the link down the kernel removes them unasked.
+        // With the link down, the kernel removes them by itself.
         let left: BTreeSet<_> = if way == "while down" && count >= DOWN_PAYS {
             BTreeSet::new()
         } else {

@@ -1,5 +1,5 @@
-//! RTM_NEWADDR and RTM_DELADDR: what the paper measures. The methods differ in how many messages go
-//! to the kernel in one system call.
+//! RTM_NEWADDR and RTM_DELADDR: what the paper measures. The methods differ in how many messages
+//! one system call sends.
 
 use std::net::Ipv6Addr;
 
@@ -11,26 +11,26 @@ use rtnetlink::packet_route::address::{
     AddressAttribute, AddressFlags, AddressProtocol, CacheInfo,
 };
 
-use super::kernel::{NotAdded, Routing, Way};
+use super::kernel::{Channel, NotAdded, Routing};
 use crate::address::Pool;
-use crate::net::netlink::{self, Link, OUR_PROTOCOL, Refusal, Socket};
+use crate::net::netlink::{self, Connection, KernelError, Link, OUR_PROTOCOL};
 
-/// Messages to a system call. The time goes into the kernel's work for each address, so a larger
-/// batch saves nothing more; but whether to stop is only asked between batches, and at 10,000
-/// addresses this many take a third of a second. They also fit (60 bytes each, and at worst as many
-/// refusals of under 1 KiB) into the smallest socket buffers in use, 208 KiB.
+/// Messages in one system call. The kernel's work for each address dominates, so a larger batch
+/// saves nothing. But the stop flag is checked only between batches, and with 10,000 addresses one
+/// batch takes a third of a second. A batch also fits into the smallest common socket buffers, 208
+/// KiB: 60 bytes for each message, and at worst as many refusals of under 1 KiB.
 pub(super) const BATCH: usize = 128;
 
-/// Without Duplicate Address Detection an address is live at once. Without a route for its prefix
-/// it costs a tenth less: the prefix of a /128 is the address itself, which has a route anyway.
+/// Without Duplicate Address Detection an address is live at once. Without a prefix route it costs
+/// a tenth less: the prefix of a /128 is the address itself, which has a route anyway.
 const FLAGS: AddressFlags = AddressFlags::Nodad.union(AddressFlags::Noprefixroute);
 
-/// Seconds that an address lives which is to go when the link is set down: the kernel keeps those
-/// without end. 68 years.
+/// Lifetime in seconds (68 years) of an address that must go when the link is set down: the kernel
+/// keeps those with infinite lifetime.
 const LIFETIME: u32 = i32::MAX as u32;
 
 /// Sends messages, `batch` at a time.
-pub(super) struct Messages<R = Socket> {
+pub(super) struct Messages<R = Connection> {
     socket: R,
     index: u32,
     name: String,
@@ -40,7 +40,7 @@ pub(super) struct Messages<R = Socket> {
 
 impl Messages {
     pub fn new(link: &Link, batch: usize) -> Result<Self> {
-        Ok(Self::over(Socket::open()?, link.index, &link.name, batch))
+        Ok(Self::over(Connection::open()?, link.index, &link.name, batch))
     }
 }
 
@@ -49,14 +49,14 @@ impl<R: Routing> Messages<R> {
         Self { socket, index, name: name.to_owned(), batch, lifetime: None }
     }
 
-    /// What the interface is called by now. Asked on the socket that there is: who moves addresses
-    /// may open none.
+    /// The interface's current name. Uses the open socket, because a thread that moves addresses
+    /// cannot open one.
     fn name(&mut self) -> String {
         let link = self.socket.link_at(self.index).ok().flatten();
         link.map_or_else(|| self.name.clone(), |link| link.name)
     }
 
-    /// The same, of addresses that go when the link is set down, also where others stay.
+    /// The same for addresses that go when the link is set down, even if others stay.
     pub fn of_finite_lifetime(self) -> Self {
         let mut lifetime = CacheInfo::default();
         (lifetime.ifa_preferred, lifetime.ifa_valid) = (LIFETIME, LIFETIME);
@@ -64,7 +64,7 @@ impl<R: Routing> Messages<R> {
     }
 }
 
-/// Removes the addresses with our mark, and those of `unmarked`, and returns how many they were.
+/// Removes the addresses with our mark and those of `unmarked`, and returns their number.
 pub(super) fn remove_leftovers(link: &Link, unmarked: Option<&Pool>) -> Result<usize> {
     let mut messages = Messages::new(link, BATCH)?;
     let mut addresses = messages.socket.addresses(link.index)?;
@@ -77,7 +77,7 @@ pub(super) fn remove_leftovers(link: &Link, unmarked: Option<&Pool>) -> Result<u
     Ok(leftovers.len())
 }
 
-impl<R: Routing> Way for Messages<R> {
+impl<R: Routing> Channel for Messages<R> {
     fn batch(&self) -> usize {
         self.batch
     }
@@ -126,8 +126,9 @@ impl<R: Routing> Way for Messages<R> {
                     continue;
                 }
             };
-            let is_gone =
-                |refusal: &Refusal| matches!(refusal.code, Errno::EADDRNOTAVAIL | Errno::ENODEV);
+            let is_gone = |refusal: &KernelError| {
+                matches!(refusal.code, Errno::EADDRNOTAVAIL | Errno::ENODEV)
+            };
             if let Some((position, refusal)) =
                 refused.into_iter().find(|(_, refusal)| !is_gone(refusal))
             {

@@ -1,17 +1,17 @@
-//! MOVING: keeps the addresses of a timetable live while they move, from one time step to the next.
+//! ROTATION: keeps a timetable's addresses live while they move, from one step to the next.
 //!
 //! ```text
 //!   step            k-2    k-1     k     k+1    k+2
 //!   live in k               ███   ███   ███
-//!   live_map, in k:      ─────────── chunk by chunk ──────────► ░░░   entered, and silent: at the
+//!   live_map, in k:      ─────────── chunk by chunk ──────────► ░░░   entered, but silent: at the
 //!                                                                     boundary one store moves the
 //!                                                                     window
 //!   kernel, in k:    ███ ─ chunk by chunk, in half the step ─► ███    live as soon as it is there
 //! ```
 //!
-//! Each chunk is a few clients: their newest addresses come, and then the processor is free until
-//! it is the next chunk's turn. Those of k-2 are not live any more, whoever has them. The kernel
-//! must be told so: they are computed again, not stored.
+//! Each chunk is a few clients: their newest addresses are added, and then the processor is free
+//! until the next chunk's turn. Addresses of k-2 are no longer live. The kernel must be told to
+//! remove them: they are computed again, not stored.
 
 use std::collections::HashSet;
 use std::net::Ipv6Addr;
@@ -23,60 +23,60 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use nix::time::{ClockId, clock_gettime};
 
-use super::{Binder, Interrupted, LiveSet, Method, Phases, Place, Step, Timed, Told};
+use super::{BindContext, Binder, Interrupted, LiveSet, Method, Phases, Progress, Timed, Told};
 use crate::address::mt6d::{Timetable, window};
 use crate::host::time::{self, Moment, System, Time};
-use crate::net::netlink::Socket;
+use crate::net::netlink::Connection;
 use crate::xdp::LiveAddresses;
 
 pub use crate::events::Rotated;
 
-/// Share of a step in which the addresses of the next are prepared, where they are not live before
-/// that: the rest is for the case that others want the processor.
+/// Share of a step for preparing the addresses of the next, if they are not live before it. The
+/// rest is a reserve in case others need the processor.
 const SHARE_AHEAD: f64 = 0.8;
 
-/// The same where an address is live as soon as it is there: from the middle of the step on,
-/// clients that are half a step ahead ask on it.
+/// The same if an address is live as soon as it is added: clients that are half a step ahead use it
+/// from the middle of the step on.
 const SHARE_AT_ONCE: f64 = 0.5;
 
-/// Who has nothing to do looks up this often whether to stop, and whether the clock was set.
+/// How often an idle thread checks the stop flag, and whether the clock was set.
 const DOZE: Duration = Duration::from_millis(100);
 
-/// Who wanted to sleep and woke up so much later had no processor. Less than half of the shortest
-/// step, so that no step begins and ends unseen.
+/// A thread that wakes up this much later than planned had no processor. Less than half of the
+/// shortest step, so that no step passes unseen.
 const STALL: Duration = Duration::from_millis(400);
 
-/// Clients whose addresses are entered in one go before anybody is served.
+/// Clients whose addresses are entered in one go before the server answers.
 const FILL: u64 = 1024;
 
 const NO_ROOM: &str = "no room for so many addresses that move";
 
 /// A step's work.
 struct Work {
-    /// The step in which it is to be done.
+    /// The step in which to do it.
     step: u64,
-    /// Steps whose addresses are to be there in the end.
+    /// Steps whose addresses must be there at the end.
     target: Range<u64>,
-    /// Clients of whom they are.
+    /// Clients whose addresses are there.
     done: u64,
-    /// It does not go on from where the step before ended: all is entered again, and at once.
+    /// Does not continue from the end of the step before: all addresses are entered again, at once.
     anew: bool,
     /// When the step ends, by the steady clock.
     ends: u64,
-    /// There was no processor meanwhile: how long it takes says nothing.
+    /// There was no processor meanwhile, so the duration means nothing.
     disturbed: bool,
     wall: Duration,
-    /// Of the thread, when it began.
+    /// CPU time of the thread at the beginning.
     cpu: Duration,
 }
 
-/// Which steps' addresses are there, of which clients: ranges of clients that follow each other,
-/// and the steps of each.
+/// Which steps' addresses are there, for which clients: consecutive ranges of clients, with the
+/// steps of each.
 #[derive(Debug, Default)]
 struct Holdings(Vec<(Range<u64>, Range<u64>)>);
 
 impl Holdings {
-    /// Has those of `clients` be `steps`.
+    /// Records that `clients` have the addresses of `steps`.
     fn put(&mut self, clients: Range<u64>, steps: Range<u64>) {
         let mut parts = Vec::with_capacity(self.0.len() + 2);
         for (others, held) in self.0.drain(..) {
@@ -94,7 +94,7 @@ impl Holdings {
         }
     }
 
-    /// Those of `clients`.
+    /// The parts that overlap `clients`.
     fn of(&self, clients: &Range<u64>) -> Vec<(Range<u64>, Range<u64>)> {
         let cut =
             |others: &Range<u64>| others.start.max(clients.start)..others.end.min(clients.end);
@@ -102,60 +102,59 @@ impl Holdings {
         parts.filter(|(clients, _)| !clients.is_empty()).collect()
     }
 
-    /// Those of all clients, where they are the same.
+    /// The steps of all clients, if they are the same.
     fn uniform(&self) -> Option<&Range<u64>> {
         if let [(_, steps)] = &self.0[..] { Some(steps) } else { None }
     }
 }
 
-/// The addresses of a timetable, live while they move, until this goes.
+/// The moving addresses of a timetable, live until this is dropped.
 pub struct Rotation {
     timetable: Arc<Timetable>,
     method: Method,
     binder: Box<dyn Binder>,
-    /// A steering program that runs beside addresses of the kernel.
+    /// A steering program in addition to addresses of the kernel.
     steering: Option<LiveAddresses>,
-    /// What engines without such a program ask, and services that want to know whose an address
-    /// is.
+    /// For engines without such a program, and services that need the client of an address.
     set: Option<Arc<LiveSet>>,
-    /// What the clock showed when it was looked at last.
+    /// The step at the last reading of the clock.
     step: u64,
     held: Holdings,
     work: Option<Work>,
     time: Box<dyn Time>,
-    /// What the clocks showed when they were looked at last.
+    /// The clocks at the last reading.
     seen: Moment,
-    /// Set by others when some may have been lost.
+    /// Set by others if addresses may have been lost.
     renew: Arc<AtomicBool>,
     /// To look after an error whether the kernel takes addresses at the moment.
-    socket: Socket,
+    socket: Connection,
     index: u32,
-    /// Whether the last piece of work failed although it does.
+    /// Whether the last piece of work failed although the kernel accepts addresses.
     has_failed: bool,
     phases: Phases,
 }
 
-/// Processor time of the calling thread.
+/// CPU time of the calling thread.
 fn cpu_time() -> Duration {
     clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID).map_or(Duration::ZERO, Duration::from)
 }
 
 impl Rotation {
-    /// Makes the addresses of `timetable` live at `place`, those of the step that it is and of its
-    /// neighbours. `set` is told of all changes, if an engine asks it.
+    /// Makes the addresses of `timetable` live at `place`: those of the current step and its
+    /// neighbours. `set` receives all changes, for an engine that asks it.
     ///
     /// # Errors
     /// Those of [`binder`](super::binder) and [`Binder::bind`]. None of the addresses is live then.
     pub fn start(
         method: Method,
-        place: Place,
+        place: BindContext,
         timetable: Arc<Timetable>,
         set: Option<Arc<LiveSet>>,
-        told: &mut Step,
+        told: &mut Progress,
     ) -> Result<Self> {
         ensure!(
             method.moves(),
-            "--bind {method} makes no address live by itself, and so none that moves: use live-map \
+            "{method} makes no address live by itself, and so none that moves: use live-map \
              or netlink-batch"
         );
         let index = place.link.index;
@@ -163,16 +162,16 @@ impl Rotation {
         Self::start_with((method, index), binder, timetable, set, Box::new(System), told)
     }
 
-    /// The same by this binder, and by these clocks.
+    /// The same with this binder and these clocks.
     fn start_with(
         (method, index): (Method, u32),
         binder: Box<dyn Binder>,
         timetable: Arc<Timetable>,
         set: Option<Arc<LiveSet>>,
         time: Box<dyn Time>,
-        told: &mut Step,
+        told: &mut Progress,
     ) -> Result<Self> {
-        let (began, socket) = (time.now(), Socket::open()?);
+        let (began, socket) = (time.now(), Connection::open()?);
         let step = timetable.clock().step(began.wall);
         let mut held = Holdings::default();
         held.put(0..timetable.clients(), 0..0);
@@ -194,42 +193,51 @@ impl Rotation {
             phases: Phases::default(),
         };
         rotation.turn(step);
-        if rotation.binder.ahead() > 0 {
+        rotation.phases = rotation.bind_window(told)?;
+        rotation.catch_up_since(&began, told)?;
+        Ok(rotation)
+    }
+
+    /// Makes the first window's addresses live.
+    fn bind_window(&mut self, told: &mut Progress) -> Result<Phases> {
+        if self.binder.ahead() > 0 {
             let mut phases = Phases::default();
-            phases.time("add", || rotation.catch_up(told))?;
-            rotation.phases = phases;
-        } else {
-            // All at once, for which some methods have means of their own.
-            let target = rotation.target(step);
-            let all: Vec<_> = target
-                .clone()
-                .map(|step| rotation.addresses(step, 0..rotation.timetable.clients()))
-                .collect();
-            let list: Vec<_> =
-                all.iter().flat_map(|timed| timed.addresses.iter().copied()).collect();
-            rotation.phases = rotation.binder.bind(&list, told)?;
-            rotation.enter_in_set(&all)?;
-            rotation.held.put(0..rotation.timetable.clients(), target);
+            phases.time("add", || self.catch_up(told))?;
+            return Ok(phases);
         }
-        // That took its time. Where it takes longer than a step lasts, there is no catching up.
+        // All at once: some methods have special means for this.
+        let clients = 0..self.timetable.clients();
+        let target = self.target(self.step);
+        let all: Vec<_> =
+            target.clone().map(|step| self.addresses(step, clients.clone())).collect();
+        let list: Vec<_> = all.iter().flat_map(|timed| timed.addresses.iter().copied()).collect();
+        let phases = self.binder.bind(&list, told)?;
+        self.enter_in_set(&all)?;
+        self.held.put(clients, target);
+        Ok(phases)
+    }
+
+    /// Follows the steps that went by since it `began`. Gives up after a whole step: work that
+    /// takes longer than a step never catches up.
+    fn catch_up_since(&mut self, began: &Moment, told: &mut Progress) -> Result<()> {
         loop {
-            let now = rotation.time.now();
-            let step = rotation.timetable.clock().step(now.wall);
-            rotation.turn(step);
-            let held = rotation.held.uniform();
+            let now = self.time.now();
+            let step = self.timetable.clock().step(now.wall);
+            self.turn(step);
+            let held = self.held.uniform();
             if held.is_some_and(|held| window(step).all(|step| held.contains(&step)))
-                || now.since(&began) >= rotation.timetable.clock().period()
+                || now.since(began) >= self.timetable.clock().period()
             {
-                return Ok(rotation);
+                return Ok(());
             }
-            rotation.catch_up(told)?;
+            self.catch_up(told)?;
         }
     }
 
-    /// Has a steering program beside addresses of the kernel know them too, from now on.
+    /// Makes a steering program know the addresses as well, in addition to the kernel.
     ///
     /// # Errors
-    /// When it has no room for them.
+    /// When it has no space for them.
     pub fn steer(&mut self, mut steering: LiveAddresses) -> Result<()> {
         steering.set_step(self.step);
         for (clients, steps) in &self.held.0 {
@@ -241,14 +249,14 @@ impl Rotation {
         Ok(())
     }
 
-    /// A way to have it make addresses live again that were lost: the kernel takes its own away
-    /// when the link is set down.
+    /// A flag that requests to make lost addresses live again: the kernel removes its own when the
+    /// link is set down.
     #[must_use]
     pub fn renewal(&self) -> Arc<AtomicBool> {
         self.renew.clone()
     }
 
-    /// Which addresses are live, for other threads; `None` where only the steering program knows.
+    /// The live addresses, for other threads; `None` if only the steering program knows them.
     #[must_use]
     pub fn live(&self) -> Option<Arc<LiveSet>> {
         self.set.clone().filter(|_| self.binder.ahead() == 0)
@@ -260,13 +268,13 @@ impl Rotation {
         &self.timetable
     }
 
-    /// The step that it was when that was looked at last.
+    /// The step at the last reading of the clock.
     #[must_use]
     pub fn step(&self) -> u64 {
         self.step
     }
 
-    /// What making the first addresses live took.
+    /// How long making the first addresses live took.
     #[must_use]
     pub fn phases(&self) -> &Phases {
         &self.phases
@@ -278,14 +286,14 @@ impl Rotation {
         self.timetable.memory() + self.set.as_ref().map_or(0, |set| set.memory())
     }
 
-    /// Bytes of kernel memory that the addresses take, where it is known.
+    /// Bytes of kernel memory that the addresses take, if known.
     #[must_use]
     pub fn kernel_memory(&self) -> Option<u64> {
         self.binder.kernel_memory()
     }
 
-    /// Moves the addresses until `stop` is set, tells `show` of each step how it went, and `say`
-    /// where the clock was set, or a step was missed for want of a processor.
+    /// Moves the addresses until `stop` is set. Reports each step's result to `show`. Reports to
+    /// `say` if the clock was set, or if a step was missed for want of a processor.
     ///
     /// # Errors
     /// When the kernel refuses an address.
@@ -295,8 +303,7 @@ impl Rotation {
         mut show: impl FnMut(Rotated),
         mut say: impl FnMut(String),
     ) -> Result<()> {
-        let clock = self.timetable.clock();
-        // Since the last look, that this meant to take. Whoever started this took what he took.
+        // How long this thread meant to take since the last reading. `None`: as long as it took.
         let mut meant = None;
         while !stop.load(Ordering::Relaxed) {
             if self.renew.swap(false, Ordering::Relaxed) && self.binder.ahead() == 0 {
@@ -305,77 +312,97 @@ impl Rotation {
                     None => self.renew.store(true, Ordering::Relaxed),
                     Some(words) => words.into_iter().for_each(&mut say),
                 }
-                meant = None; // that took what it took
+                meant = None;
             }
-            let before = self.seen;
-            let now = self.look();
-            let step = clock.step(now.wall);
-            let jump = now.jump_since(&before);
-            let late =
-                meant.map_or(Duration::ZERO, |meant| now.since(&before).saturating_sub(meant));
-            let stall = (late >= STALL).then_some(late);
-            let ends = self.ends(step, &now);
-            if let Some(work) = &mut self.work {
-                work.disturbed |= stall.is_some();
-                if work.step == step {
-                    work.ends = ends;
-                }
-            }
-            let was = std::mem::replace(&mut self.step, step);
-            if step != was {
-                self.turn(step);
-            }
-            if let Some(words) = self.explain(was, jump, stall, now.suspended_since(&before)) {
-                say(words);
-            }
-            if step != was {
-                // Of a step that did not come to its end there is nothing to tell.
-                if let (Some(work), None, true) = (&self.work, jump, step > was) {
-                    show(self.sum_up(work, &now));
-                }
-                // What it was to enter is of no use any more. Slewing takes a step back as well,
-                // but for a moment.
-                if jump.is_some() || stall.is_some() || step < was {
-                    self.work = None;
-                }
-            }
-            if self.work.is_none() && self.held.uniform() != Some(&self.target(step)) {
-                self.begin(step, &now);
-            }
-            let boundary = clock.start(step + 1);
-            let next = match &self.work {
-                Some(work) => {
-                    let due = self.due(work);
-                    if now.wall >= due {
-                        // In few large pieces, where nobody's turn is waited for.
-                        let anew = work.anew && self.binder.ahead() > 0;
-                        let count = if anew { FILL } else { self.binder.stride() as u64 };
-                        let cpu = cpu_time();
-                        let advanced = self.advance(count);
-                        let done = self.unless_refused(advanced)?;
-                        let after = self.time.now();
-                        if let Some(Some(work)) = done {
-                            show(self.sum_up(&work, &after));
-                        }
-                        // The kernel may have to wait for what it needs; a table only takes the
-                        // processor.
-                        let kernel = self.binder.ahead() == 0;
-                        meant = Some(if kernel {
-                            after.since(&now)
-                        } else {
-                            cpu_time().saturating_sub(cpu)
-                        });
-                        continue;
-                    }
-                    due.min(boundary)
-                }
-                None => boundary,
-            };
-            let rest = Duration::from_nanos(next.saturating_sub(now.wall)).min(DOZE);
-            self.time.sleep(rest);
-            meant = Some(rest);
+            let now = self.follow(meant, &mut show, &mut say);
+            meant = Some(self.proceed(&now, &mut show)?);
         }
         Ok(())
+    }
+
+    /// Reads the clocks, switches to the current step, and takes up its work.
+    fn follow(
+        &mut self,
+        meant: Option<Duration>,
+        show: &mut impl FnMut(Rotated),
+        say: &mut impl FnMut(String),
+    ) -> Moment {
+        let before = self.seen;
+        let now = self.look();
+        let step = self.timetable.clock().step(now.wall);
+        let jump = now.jump_since(&before);
+        let late = meant.map_or(Duration::ZERO, |meant| now.since(&before).saturating_sub(meant));
+        let stall = (late >= STALL).then_some(late);
+        let ends = self.ends(step, &now);
+        if let Some(work) = &mut self.work {
+            work.disturbed |= stall.is_some();
+            if work.step == step {
+                work.ends = ends;
+            }
+        }
+        let was = std::mem::replace(&mut self.step, step);
+        if step != was {
+            self.turn(step);
+        }
+        if let Some(words) = self.explain(was, jump, stall, now.suspended_since(&before)) {
+            say(words);
+        }
+        if step != was {
+            // There is nothing to report about a step that did not reach its end.
+            if let (Some(work), None, true) = (&self.work, jump, step > was) {
+                show(self.sum_up(work, &now));
+            }
+            // Its work is now useless. Slewing can also take a step back, but only for a moment.
+            if jump.is_some() || stall.is_some() || step < was {
+                self.work = None;
+            }
+        }
+        if self.work.is_none() && self.held.uniform() != Some(&self.target(step)) {
+            self.begin(step, &now);
+        }
+        now
+    }
+
+    /// Exchanges the next chunk if it is due, and sleeps otherwise. Returns how long it meant to
+    /// take.
+    fn proceed(&mut self, now: &Moment, show: &mut impl FnMut(Rotated)) -> Result<Duration> {
+        let boundary = self.timetable.clock().start(self.step + 1);
+        let next = match &self.work {
+            Some(work) => {
+                let due = self.due(work);
+                if now.wall >= due {
+                    // In a few large pieces, if nobody has to wait for a turn.
+                    let anew = work.anew && self.binder.ahead() > 0;
+                    let count = if anew { FILL } else { self.binder.stride() as u64 };
+                    return self.exchange(count, now, show);
+                }
+                due.min(boundary)
+            }
+            None => boundary,
+        };
+        let rest = Duration::from_nanos(next.saturating_sub(now.wall)).min(DOZE);
+        self.time.sleep(rest);
+        Ok(rest)
+    }
+
+    /// Exchanges the addresses of the next `count` clients, and reports the work if it is done.
+    /// Returns how long it meant to take.
+    fn exchange(
+        &mut self,
+        count: u64,
+        now: &Moment,
+        show: &mut impl FnMut(Rotated),
+    ) -> Result<Duration> {
+        let cpu = cpu_time();
+        let advanced = self.advance(count);
+        let done = self.unless_refused(advanced)?;
+        let after = self.time.now();
+        if let Some(Some(work)) = done {
+            show(self.sum_up(&work, &after));
+        }
+        // The kernel may block, but a table only takes CPU time.
+        let kernel = self.binder.ahead() == 0;
+        Ok(if kernel { after.since(now) } else { cpu_time().saturating_sub(cpu) })
     }
 
     fn look(&mut self) -> Moment {
@@ -383,7 +410,7 @@ impl Rotation {
         self.seen
     }
 
-    /// What to say of a look at the clocks, before which it was step `was`.
+    /// What to say after reading the clocks; the step was `was` before.
     fn explain(
         &self,
         was: u64,
@@ -398,7 +425,7 @@ impl Rotation {
                  at once"
             ),
         };
-        // A step that was not missed needs no words.
+        // A step that was not missed needs no message.
         let stalled = stall.filter(|_| self.step != was).map(|stall| {
             let (asleep, seconds) = (suspended >= stall / 2, stall.as_secs_f64());
             let why =
@@ -409,8 +436,8 @@ impl Rotation {
         (!causes.is_empty()).then(|| format!("{}; {moved}", causes.join(", and ")))
     }
 
-    /// Takes the addresses back, tells how far it is, and returns what that took. Dropping does the
-    /// same, but cannot say that it failed.
+    /// Takes the addresses back, reports progress, and returns how long it took. Dropping does the
+    /// same, but cannot report failure.
     ///
     /// # Errors
     /// When the kernel refuses.
@@ -427,7 +454,7 @@ impl Rotation {
         }
         let mut all = Vec::new();
         for (clients, steps) in held {
-            // An exchange that failed half-way may have come to some of the target.
+            // An exchange that failed half-way may have added some of the target.
             let besides = target.clone().filter(|step| !steps.contains(step));
             for step in steps.clone().chain(besides) {
                 all.extend(self.addresses(step, clients.clone()).addresses);
@@ -436,7 +463,7 @@ impl Rotation {
         if all.is_empty() { Ok(Phases::default()) } else { self.binder.unbind(&all, told) }
     }
 
-    /// Steps whose addresses are to be there at the end of `step`.
+    /// Steps whose addresses must be there at the end of `step`.
     fn target(&self, step: u64) -> Range<u64> {
         let window = window(step);
         *window.start()..window.end() + 1 + self.binder.ahead()
@@ -449,10 +476,11 @@ impl Rotation {
         Timed { step, first, addresses }
     }
 
-    /// Has it be `step`: the moment of rotation.
+    /// Switches to `step`: the moment of rotation.
     fn turn(&mut self, step: u64) {
         self.step = step;
-        // First: what a steering program lets through from the next moment on is to have an owner.
+        // First the set: an address that the steering program lets through from now on must already
+        // have its client.
         if let Some(set) = &self.set {
             set.set_step(step);
         }
@@ -476,13 +504,13 @@ impl Rotation {
         });
     }
 
-    /// When `step` ends by the steady clock, which shows `now`.
+    /// When `step` ends by the steady clock, given the current reading `now`.
     fn ends(&self, step: u64, now: &Moment) -> u64 {
         let end = self.timetable.clock().start(step + 1);
         now.steady.saturating_add(end.saturating_sub(now.wall))
     }
 
-    /// When the next chunk of `work` is to be done, by the wall clock.
+    /// When the next chunk of `work` is due, by the wall clock.
     fn due(&self, work: &Work) -> u64 {
         if work.anew {
             return 0;
@@ -505,15 +533,15 @@ impl Rotation {
                 steps.map(|step| self.addresses(step, clients.clone())).collect()
             };
             let fresh = of(&work.target, &held);
-            // A table has one part for steps four apart, of which another may have taken what was
-            // there.
+            // Steps four apart share a part of the table, so another step may have overwritten
+            // earlier entries.
             let entered = if anew { of(&work.target, &(0..0)) } else { fresh.clone() };
-            // What is entered ahead expires by itself.
+            // Addresses entered ahead expire by themselves.
             let (expired, fresh) =
                 if ahead { (Vec::new(), &entered) } else { (of(&held, &work.target), &fresh) };
             self.binder.exchange(&expired, fresh)?;
-            // Nothing is steered that is not live, and no client has more addresses in between than
-            // before or after.
+            // The order ensures that nothing is steered that is not live, and that no client has
+            // more addresses in between than before or after.
             if let Some(set) = &self.set {
                 ensure!(set.enter(&entered), NO_ROOM);
             }
@@ -540,7 +568,7 @@ impl Rotation {
     }
 
     /// Does a step's work at once.
-    fn catch_up(&mut self, told: &mut Step) -> Result<()> {
+    fn catch_up(&mut self, told: &mut Progress) -> Result<()> {
         self.begin(self.step, &self.time.now());
         while let Some(work) = &self.work {
             let entered = work.done * (work.target.end - work.target.start);
@@ -550,8 +578,8 @@ impl Rotation {
         Ok(())
     }
 
-    /// What was `done`; nothing, after a while, where the kernel takes no addresses at the moment:
-    /// then it is to be tried again.
+    /// Returns what was `done`. If the kernel accepts no addresses at the moment, returns `None`
+    /// after a pause: try again then.
     fn unless_refused<T>(&mut self, done: Result<T>) -> Result<Option<T>> {
         let error = match done {
             Ok(done) => {
@@ -561,7 +589,7 @@ impl Rotation {
             Err(error) => error,
         };
         let link = self.socket.link_at(self.index)?.context("the interface has gone")?;
-        // It may have been so when it was tried, and be otherwise by now.
+        // The kernel's state may have changed since the attempt.
         if link.ipv6 && std::mem::replace(&mut self.has_failed, true) {
             return Err(error);
         }
@@ -569,7 +597,7 @@ impl Rotation {
         Ok(None)
     }
 
-    /// Enters those again that should be there and are not, and returns what to say of it.
+    /// Adds missing addresses again, and returns the message about it.
     fn enter_again(&mut self) -> Result<Option<String>> {
         let there = self.held.0.iter().flat_map(|(clients, steps)| {
             steps.clone().map(|step| self.addresses(step, clients.clone()))
@@ -584,18 +612,17 @@ impl Rotation {
         Ok((count > 0).then(words))
     }
 
-    /// What became of `work` by now.
+    /// The result of `work` so far.
     fn sum_up(&self, work: &Work, now: &Moment) -> Rotated {
         let clock = self.timetable.clock();
         let clients = self.timetable.clients();
         let late = now.steady.saturating_sub(work.ends);
-        // The wall clock says when the step is over, and may have been slewed since it was looked
-        // at.
+        // The wall clock decides when the step is over, and may have been slewed since it was read.
         let late = if self.step > work.step { late.max(1) } else { late };
         let live = |steps: &Range<u64>| {
             window(self.step).filter(|step| steps.contains(step)).count() as u64
         };
-        // Of the whole work, if the rest takes as long as what is done.
+        // Extrapolates to the whole work from what is done.
         let share = work.done as f64 / clients as f64;
         let room = clock.period().as_secs_f64() * share / work.wall.as_secs_f64().max(1e-9);
         let carried = clients as f64 * room.powf(1.0 / f64::from(self.method.power()));
@@ -613,7 +640,7 @@ impl Rotation {
 
 impl Drop for Rotation {
     fn drop(&mut self) {
-        // A destructor has nobody to tell; who wants to know calls `release`.
+        // A destructor cannot report errors; `release` can.
         let _ = self.take_back(&mut |_| {});
     }
 }
@@ -651,14 +678,14 @@ mod tests {
         Suspend(u64),
     }
 
-    /// Clocks that go on only when they are looked at, a little, and while somebody sleeps.
+    /// Clocks that advance a little with each reading, and while somebody sleeps.
     struct Clocks {
         moment: Moment,
-        /// At which steady time what is to happen, in order.
+        /// Events and the steady times at which they happen, in order.
         events: Vec<(u64, Event)>,
-        /// What one look takes.
+        /// How far a reading advances the clocks.
         tick: u64,
-        /// That the last one who slept saw.
+        /// The readings of each sleep.
         checks: Vec<Moment>,
     }
 
@@ -683,7 +710,7 @@ mod tests {
         }
     }
 
-    /// Has `check` look at what is live whenever the rotation thinks that it has nothing to do.
+    /// Calls `check` on the live addresses whenever the rotation has nothing to do.
     struct Fake<F> {
         clocks: Arc<Mutex<Clocks>>,
         end: u64,
@@ -711,15 +738,15 @@ mod tests {
         }
     }
 
-    /// Addresses that are live as soon as they are there, and steps that are there ahead, of a set
-    /// of which some are live.
+    /// Two kinds of binder: addresses that are live as soon as they are added, and a set with steps
+    /// entered ahead.
     enum Binds {
         Kernel(Arc<Mutex<HashSet<Ipv6Addr>>>),
         Map(Arc<LiveSet>),
     }
 
     impl Binder for Binds {
-        fn bind(&mut self, addresses: &[Ipv6Addr], _: &mut Step) -> Result<Phases> {
+        fn bind(&mut self, addresses: &[Ipv6Addr], _: &mut Progress) -> Result<Phases> {
             let Self::Kernel(live) = self else { panic!("only for addresses of the kernel") };
             live.lock().unwrap().extend(addresses);
             Ok(Phases::default())
@@ -763,11 +790,42 @@ mod tests {
         }
     }
 
-    /// What was told and said in the end.
+    /// Everything that was reported.
     struct Course {
         rotated: Vec<Rotated>,
         notices: Vec<String>,
         checks: Vec<Moment>,
+    }
+
+    /// Whether `set` has the window of `step` and nothing else; the newest only when it is `whole`.
+    fn check_set(timetable: &Timetable, set: &LiveSet, step: u64, whole: bool) {
+        let of = |step| (0..CLIENTS).map(move |client| (client, step));
+        for (client, other) in (step.saturating_sub(6)..=step + 6).flat_map(of) {
+            let address = timetable.address(client, other);
+            let (in_window, found) = (window(step).contains(&other), set.contains(address));
+            assert!(
+                found || !in_window || !whole && other > step,
+                "{client} in {other} is not live in {step}"
+            );
+            assert!(in_window || !found, "{client} in {other} is live in {step}");
+            let whose = found.then_some(Client { number: client, step: other });
+            assert_eq!(set.client(address), whose, "in {step}");
+        }
+    }
+
+    /// Whether the kernel has three addresses a client: of the window, or, until it is `whole`, of
+    /// the step before as well.
+    fn check_kernel(timetable: &Timetable, live: &HashSet<Ipv6Addr>, step: u64, whole: bool) {
+        // In step 0 there are only two.
+        assert!(!whole && step == 1 || live.len() as u64 == CLIENTS * 3.min(step + 2), "in {step}");
+        let known = |step: u64| {
+            let addresses = (0..CLIENTS).map(|client| timetable.address(client, step));
+            addresses.filter(|known| live.contains(known)).count()
+        };
+        let here = window(step).map(known).sum::<usize>();
+        assert!(!whole || here == live.len(), "{here} of {} in {step}", live.len());
+        // Besides these, only those of the step before.
+        assert_eq!(here + step.checked_sub(2).map_or(0, known), live.len(), "in {step}");
     }
 
     /// Rotates from `start` on, in nanoseconds since 1970, for so long, while `events` happen;
@@ -793,39 +851,11 @@ mod tests {
             let (timetable, set, live) = (timetable.clone(), set.clone(), live.clone());
             move |wall: u64| {
                 let step = clock.step(wall);
-                let of = |step| (0..CLIENTS).map(move |client| (client, step));
-                let address = |(client, step)| timetable.address(client, step);
-                // The kernel's come in the first half of a step.
+                // The kernel's addresses are added in the first half of a step.
                 let whole = map || wall - clock.start(step) > PERIOD * SECOND / 2;
-                for (client, other) in (step.saturating_sub(6)..=step + 6).flat_map(of) {
-                    let (in_window, found) =
-                        (window(step).contains(&other), set.contains(address((client, other))));
-                    assert!(
-                        found || !in_window || !whole && other > step,
-                        "{client} in {other} is not live in {step}"
-                    );
-                    assert!(in_window || !found, "{client} in {other} is live in {step}");
-                    let whose = found.then_some(Client { number: client, step: other });
-                    assert_eq!(set.client(address((client, other))), whose, "in {step}");
-                }
+                check_set(&timetable, &set, step, whole);
                 if !map {
-                    let live = live.lock().unwrap();
-                    // Step 0 has only two.
-                    assert!(
-                        !whole && step == 1 || live.len() as u64 == CLIENTS * 3.min(step + 2),
-                        "in {step}"
-                    );
-                    let known = |step: u64| {
-                        of(step).map(address).filter(|known| live.contains(known)).count()
-                    };
-                    let here = window(step).map(known).sum::<usize>();
-                    assert!(!whole || here == live.len(), "{here} of {} in {step}", live.len());
-                    // No others than those of the step before.
-                    assert_eq!(
-                        here + step.checked_sub(2).map_or(0, known),
-                        live.len(),
-                        "in {step}"
-                    );
+                    check_kernel(&timetable, &live.lock().unwrap(), step, whole);
                 }
             }
         };
@@ -854,7 +884,7 @@ mod tests {
 
     const START: u64 = 1_700_000_000 * SECOND;
 
-    /// The moment of the first look after `at` that found nothing to do, by the steady clock.
+    /// The steady time of the first check after `at` that found nothing to do.
     fn settled(course: &Course, at: u64) -> u64 {
         course.checks.iter().map(|check| check.steady).find(|steady| *steady > at).unwrap()
     }
@@ -864,7 +894,7 @@ mod tests {
         for map in [true, false] {
             let course = rotate(map, START, 69, 1000, vec![]);
             assert_eq!(course.notices, [""; 0]);
-            assert_eq!(course.rotated.len(), 6); // the first was there when it started
+            assert_eq!(course.rotated.len(), 6); // the first step's were there at the start
             for (rotated, step) in course.rotated.iter().zip(START / SECOND / PERIOD + 1..) {
                 assert_eq!(
                     (rotated.rotated, rotated.live, rotated.late_ms),
@@ -877,7 +907,7 @@ mod tests {
 
     #[test]
     fn slewing_is_no_jump() {
-        // 8 ms in each tenth of a second, over boundaries and back.
+        // 8 ms in each tenth of a second, across boundaries and back.
         for by in [-8_000_000, 8_000_000] {
             let events = (1..400).map(|look| (look * SECOND / 10, Event::Set(by))).collect();
             let course = rotate(true, START, 60, 1000, events);
@@ -892,8 +922,8 @@ mod tests {
 
     #[test]
     fn a_clock_that_is_set_is_followed_at_once_and_told_once() {
-        // 3 s into the second step: by 12 steps, by as many as the table has parts, by one, and by
-        // less.
+        // 3 s into the second step: by 12 steps, by the table's number of parts, by one step, and
+        // by less.
         for (jump, words) in [
             (-120, "back by 120.000 s; it is step 169999989, and it was step 170000001"),
             (-40, "back by 40.000 s"),
@@ -912,8 +942,7 @@ mod tests {
                     rotate(map, START, 100, 1000, vec![(at, Event::Set(jump * SECOND as i64))]);
                 let [notice] = &course.notices[..] else { panic!("{jump}: {:?}", course.notices) };
                 assert!(notice.contains(words), "{notice}");
-                // Nothing waits for the pace of the schedule: a few looks of 1 µs each, and one
-                // doze.
+                // Nothing waits for the schedule's pace: a few readings of 1 µs each, and one doze.
                 let settled = settled(&course, at);
                 assert!(settled < at + SECOND / 5, "{jump}: {settled}");
                 assert!(
@@ -935,11 +964,11 @@ mod tests {
                 let course = rotate(map, START, seconds, 1000, vec![(13 * SECOND, event)]);
                 let [notice] = &course.notices[..] else { panic!("{:?}", course.notices) };
                 assert!(notice.contains(words) && !notice.contains("clock"), "{notice}");
-                // It was late, but not for want of a quicker method.
+                // It was late, but a faster method would not have helped.
                 assert!(course.rotated.iter().all(|rotated| rotated.clients_carried.is_none()));
             }
         }
-        // In the middle of a step, it is nobody's business.
+        // In the middle of a step, nobody needs to know.
         let course = rotate(true, START, 30, 1000, vec![(2 * SECOND, Event::Stop(3 * SECOND))]);
         assert_eq!(course.notices, [""; 0]);
         assert!(
@@ -953,7 +982,7 @@ mod tests {
     fn a_jump_while_it_starts_is_followed() {
         for map in [true, false] {
             for jump in [-120, -10, 10, 40] {
-                // A look takes 1 ms: this is after the first.
+                // A reading takes 1 ms: this is after the first.
                 let event = Event::Set(jump * SECOND as i64);
                 let course = rotate(map, START, 30, 1_000_000, vec![(1_500_000, event)]);
                 assert_eq!(course.notices.len(), 1, "{:?}", course.notices);
@@ -990,8 +1019,8 @@ mod tests {
         #![proptest_config(ProptestConfig::with_cases(40))]
 
         /// Whatever the clocks do: whenever it has nothing to do, the addresses of the window are
-        /// live, and no others. In a tenth of the looks, which take up to a tenth of a second, the
-        /// work is half-way when something happens.
+        /// live, and no others. In half of the cases a reading is slow, up to 100 ms, so that
+        /// events find the work half-way.
         #[test]
         fn the_right_addresses_are_live_after_any_jump_or_stop(
             map: bool,

@@ -7,14 +7,14 @@ use anyhow::{Context, Result};
 use crate::host::settings::{self, Changed, Keeper};
 use crate::net::netlink::{self, Link};
 
-/// A setting, looked at before anything is begun that needs it.
-pub(super) struct Setting {
+/// A setting that is read before anything that needs it begins.
+pub(super) struct Ipv6Setting {
     keeper: Keeper,
     link: Link,
     setting: settings::Setting,
 }
 
-impl Setting {
+impl Ipv6Setting {
     /// The setting `name` of `interface`.
     pub fn of(interface: &str, name: &str) -> Result<Self> {
         let link = netlink::link(interface)?;
@@ -23,7 +23,7 @@ impl Setting {
         Ok(Self { keeper: Keeper::open()?, link, setting })
     }
 
-    /// What `name` is set to for all interfaces, which for some goes before an interface's own
+    /// The value of `name` for all interfaces, which sometimes overrides an interface's own
     /// setting.
     pub fn for_all(name: &str) -> Result<i32> {
         let path = format!("/proc/sys/net/ipv6/conf/all/{name}");
@@ -31,20 +31,20 @@ impl Setting {
         text.trim().parse().with_context(|| format!("{path} holds no number"))
     }
 
-    /// Sets the interface down, with this setting at `value` while it goes, until what this returns
-    /// is told to put it back.
+    /// Sets the interface down until the result is put back. This setting is at `value` only while
+    /// the link goes down.
     pub fn link_down(&self, value: &str) -> Result<Changed> {
         self.during(value, || {
             self.keeper.change(&self.link, settings::Setting::Link, settings::DOWN)
         })
     }
 
-    /// Does something with the setting at `value`, and puts it back.
+    /// Runs `with` with the setting at `value`, and puts it back.
     pub fn during<T>(&self, value: &str, with: impl FnOnce() -> Result<T>) -> Result<T> {
         let changed = self.keeper.change(&self.link, self.setting.clone(), value)?;
         let result = with();
-        // For a moment only: who sets it in that very moment has it as they want it, and need not
-        // be told.
+        // If somebody else changes the setting in this short time, their value stays, and they need
+        // no message.
         let back = changed.put_back();
         if result.is_ok() { back.and(result) } else { result }
     }

@@ -11,12 +11,12 @@ use anyhow::{Result, bail};
 
 use super::ledger::{Aim, Ledger};
 use super::rings::RingTransport;
-use super::schedule::Schedule;
+use super::schedule::SendSchedule;
 use super::socket::SocketTransport;
-use super::transport::{Clock, LoadConfig, Transport, Way, steps_around};
+use super::transport::{LoadConfig, RunClock, ServerPath, Transport, steps_around};
 use crate::address::Targets;
 use crate::address::mt6d::Timetable;
-use crate::events::{Client, LoadResult};
+use crate::events::{LoadClient, LoadResult};
 use crate::host::Environment;
 use crate::host::settings::{Changed, Keeper};
 use crate::host::time::unix_time;
@@ -64,14 +64,16 @@ impl Generator {
     /// If the server cannot be reached, the flags contradict each other, or the kernel refuses a
     /// socket, ring or setting.
     pub fn open(config: LoadConfig) -> Result<Self> {
-        let way = Way::find(&config)?;
+        let way = ServerPath::find(&config)?;
         let link = way.link.clone();
         let transport = match config.client {
-            Client::Afxdp => AnyTransport::Rings(Box::new(RingTransport::open(way, &config)?)),
-            Client::Socket if config.busy_poll.is_some() => {
+            LoadClient::Afxdp => AnyTransport::Rings(Box::new(RingTransport::open(way, &config)?)),
+            LoadClient::Socket if config.busy_poll.is_some() => {
                 bail!("busy polling is for AF_XDP sockets: use the client afxdp")
             }
-            Client::Socket => AnyTransport::Socket(Box::new(SocketTransport::open(way, &config)?)),
+            LoadClient::Socket => {
+                AnyTransport::Socket(Box::new(SocketTransport::open(way, &config)?))
+            }
         };
         let mut settings = Vec::new();
         if config.busy_poll.is_some() || config.coalesce.is_some() {
@@ -116,7 +118,7 @@ impl Generator {
         stop: &AtomicBool,
         show: impl FnMut(u64),
     ) -> Result<LoadResult> {
-        let mut clock = Clock::start();
+        let mut clock = RunClock::start();
         let aim = match &self.config.targets {
             Targets::Pool(pool) => Aim::Pool(pool.clone()),
             Targets::Moving(timetable) => Aim::Moving(timetable.clone(), clock.unix_start()),
@@ -124,7 +126,8 @@ impl Generator {
         let (ledger, sent) = self.drive(aim, &mut clock, run, stop, show)?;
         // The rings take no timestamps: only moving addresses make their result depend on the wall
         // clock.
-        if self.config.client == Client::Socket || matches!(self.config.targets, Targets::Moving(_))
+        if self.config.client == LoadClient::Socket
+            || matches!(self.config.targets, Targets::Moving(_))
         {
             clock.verify()?;
         }
@@ -178,7 +181,7 @@ impl Generator {
         let requests = steps.clone().count() as u64;
         let aim = Aim::Steps(timetable.clone(), *steps.start());
         let run = Run { rate: RATE, requests };
-        let (ledger, _) = self.drive(aim, &mut Clock::start(), run, stop, |_| {})?;
+        let (ledger, _) = self.drive(aim, &mut RunClock::start(), run, stop, |_| {})?;
         let mut answered = (0..requests).filter(|sequence| ledger.is_answered(*sequence));
         let Some(first) = answered.next() else { return Ok(None) };
         let last = answered.next_back().unwrap_or(first);
@@ -190,7 +193,7 @@ impl Generator {
     fn drive(
         &mut self,
         aim: Aim,
-        clock: &mut Clock,
+        clock: &mut RunClock,
         run: Run,
         stop: &AtomicBool,
         show: impl FnMut(u64),
@@ -220,14 +223,14 @@ fn drive(
     transport: &mut impl Transport,
     config: &LoadConfig,
     aim: Aim,
-    clock: &mut Clock,
+    clock: &mut RunClock,
     run: Run,
     stop: &AtomicBool,
     mut show: impl FnMut(u64),
 ) -> Result<(Ledger, Sent)> {
     const SHOW: u64 = 100_000_000; // ns: looks smooth
     let Run { rate, requests } = run;
-    let schedule = Schedule::new(rate, requests);
+    let schedule = SendSchedule::new(rate, requests);
     // The standard library seeds this from the system's randomness.
     let id = RandomState::new().build_hasher().finish();
     let mut ledger = Ledger::new(id, aim, schedule, requests, config.replies, config.payload);

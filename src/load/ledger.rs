@@ -11,7 +11,7 @@ use base64::prelude::{BASE64_STANDARD, Engine};
 use hdrhistogram::Histogram;
 use hdrhistogram::serialization::{Serializer, V2DeflateSerializer};
 
-use super::schedule::Schedule;
+use super::schedule::SendSchedule;
 use crate::address::Pool;
 use crate::address::mt6d::Timetable;
 use crate::events::Percentiles;
@@ -41,7 +41,7 @@ impl From<Pool> for Aim {
 pub struct Ledger {
     run: u64,
     aim: Aim,
-    schedule: Schedule,
+    schedule: SendSchedule,
     replies: u8,
     payload: usize,
     /// Replies to each request, up to `replies`.
@@ -57,7 +57,7 @@ impl Ledger {
     pub fn new(
         run: u64,
         aim: impl Into<Aim>,
-        schedule: Schedule,
+        schedule: SendSchedule,
         requests: u64,
         replies: u8,
         payload: usize,
@@ -236,7 +236,7 @@ mod tests {
 
     fn ledger() -> Ledger {
         let pool = Pool::new("2001:db8:1::/64".parse().unwrap(), 50, 1).unwrap();
-        Ledger::new(9, pool, Schedule::new(1000.0, 100), 100, 2, 32)
+        Ledger::new(9, pool, SendSchedule::new(1000.0, 100), 100, 2, 32)
     }
 
     fn payload(stamp: Stamp) -> [u8; 32] {
@@ -354,14 +354,14 @@ mod tests {
         let timetable = Arc::new(Timetable::new(subnet, clock, &secret, 3, 1));
         // One request a second, from 8 s into step 5.
         let aim = Aim::Moving(timetable.clone(), 58_000_000_000);
-        let ledger = Ledger::new(9, aim, Schedule::new(1.0, 100), 100, 1, 32);
+        let ledger = Ledger::new(9, aim, SendSchedule::new(1.0, 100), 100, 1, 32);
         for (sequence, client, step) in
             [(0, 0, 5), (1, 1, 5), (2, 2, 6), (3, 0, 6), (11, 2, 6), (12, 0, 7)]
         {
             assert_eq!(ledger.destination(sequence), timetable.address(client, step), "{sequence}");
         }
         let ledger =
-            Ledger::new(9, Aim::Steps(timetable.clone(), 5), Schedule::new(1.0, 9), 9, 1, 32);
+            Ledger::new(9, Aim::Steps(timetable.clone(), 5), SendSchedule::new(1.0, 9), 9, 1, 32);
         assert_eq!(ledger.destination(3), timetable.address(0, 8));
     }
 }

@@ -6,9 +6,9 @@
 //! its own delays, would hide the server's worst moments ("coordinated omission").
 //!
 //! ```text
-//!                               ┌─ rings:  Template, tx ··· rx, validate ─┐
-//!   Schedule: which is due ─► Transport                                   ├─► Ledger
-//!                               └─ socket: sendmmsg ··· recvmmsg ─────────┘
+//!                              ┌─ rings:  Template, tx ··· rx, validate ──┐
+//!   SendSchedule: due now ─► Transport                                    ├─► Ledger
+//!                              └─ socket: sendmmsg ··· recvmmsg ──────────┘
 //!   Ledger: whose reply, how late, intact?
 //! ```
 
@@ -20,9 +20,9 @@ mod socket;
 mod transport;
 mod unanswered;
 
-pub use crate::events::Client;
+pub use crate::events::LoadClient;
 pub use generator::{Generator, Run};
 pub use ledger::{Aim, Ledger, Outcome};
-pub use schedule::Schedule;
+pub use schedule::SendSchedule;
 pub use transport::LoadConfig;
 pub use unanswered::{Heard, UNFINISHED, cause, nothing_came};

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Error, Result};
 
 use super::ledger::Ledger;
-use super::transport::{BATCH, Clock, LoadConfig, Transport, Way};
+use super::transport::{BATCH, LoadConfig, RunClock, ServerPath, Transport};
 use crate::address::Prefix;
 use crate::net::memory::HugepageRequest;
 use crate::net::netlink::{self, AttachMode};
@@ -36,7 +36,7 @@ const DRAIN: Duration = Duration::from_millis(100);
 pub(super) struct RingTransport {
     // Drop order matters: stop steering, then close the sockets, then release the port.
     attachment: Attachment,
-    queues: Vec<Queue>,
+    queues: Vec<LoadQueue>,
     _port: UdpSocket,
     template: Template,
     source_port: u16,
@@ -44,7 +44,7 @@ pub(super) struct RingTransport {
 }
 
 /// One queue of the interface.
-struct Queue {
+struct LoadQueue {
     rings: Rings,
     socket: Socket,
     /// Frames for sending that are not in flight.
@@ -53,8 +53,8 @@ struct Queue {
 
 impl RingTransport {
     /// Attaches the program and opens a socket on each queue.
-    pub fn open(way: Way, config: &LoadConfig) -> Result<Self> {
-        let Way { link, source, server, socket: port, source_port } = way;
+    pub fn open(way: ServerPath, config: &LoadConfig) -> Result<Self> {
+        let ServerPath { link, source, server, socket: port, source_port } = way;
         let ends = Endpoints {
             source_mac: link.mac,
             destination_mac: server,
@@ -96,7 +96,7 @@ impl RingTransport {
                 fill: FRAMES - sending,
             })?;
             program.add_socket(queue, &socket)?;
-            queues.push(Queue { rings, socket, free });
+            queues.push(LoadQueue { rings, socket, free });
         }
         netlink::wait_for_carrier(&link.name, CARRIER_TIMEOUT)?;
         let service_port = config.port;
@@ -123,7 +123,7 @@ impl RingTransport {
 impl Transport for RingTransport {
     #[inline]
     fn send(&mut self, ledger: &Ledger, mut sent: u64, due: u64) -> Result<u64> {
-        let Some(Queue { rings, socket, free }) = self.queues.first_mut() else {
+        let Some(LoadQueue { rings, socket, free }) = self.queues.first_mut() else {
             return Ok(sent);
         };
         while let Some(frame) = rings.complete() {
@@ -156,7 +156,7 @@ impl Transport for RingTransport {
     }
 
     fn unsent(&mut self) -> u64 {
-        let Some(Queue { rings, socket, free }) = self.queues.first_mut() else { return 0 };
+        let Some(LoadQueue { rings, socket, free }) = self.queues.first_mut() else { return 0 };
         let give_up = Instant::now() + DRAIN;
         loop {
             while let Some(frame) = rings.complete() {
@@ -175,9 +175,9 @@ impl Transport for RingTransport {
     }
 
     #[inline]
-    fn receive(&mut self, ledger: &mut Ledger, clock: &mut Clock, sent: u64) -> Result<bool> {
+    fn receive(&mut self, ledger: &mut Ledger, clock: &mut RunClock, sent: u64) -> Result<bool> {
         let mut any = false;
-        for Queue { rings, socket, .. } in &mut self.queues {
+        for LoadQueue { rings, socket, .. } in &mut self.queues {
             let mut now = None;
             for _ in 0..BATCH {
                 let Some(mut packet) = rings.receive() else { break };

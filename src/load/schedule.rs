@@ -4,7 +4,7 @@ use std::time::Duration;
 
 /// A steady rate from time 0.
 #[derive(Debug, Clone, Copy)]
-pub struct Schedule {
+pub struct SendSchedule {
     /// Requests per second, positive.
     rate: f64,
     requests: u64,
@@ -13,7 +13,7 @@ pub struct Schedule {
 /// Nanoseconds in a second.
 const SECOND: f64 = 1e9;
 
-impl Schedule {
+impl SendSchedule {
     /// `requests` requests at `rate` per second, which must be positive. Exact to the nanosecond
     /// for 100 days.
     pub fn new(rate: f64, requests: u64) -> Self {
@@ -50,7 +50,7 @@ mod tests {
         fn a_request_is_due_when_its_time_has_come(
             rate in 0.5f64..2e6, now in 0u64..100_000_000_000,
         ) {
-            let schedule = Schedule::new(rate, u64::MAX);
+            let schedule = SendSchedule::new(rate, u64::MAX);
             let due = schedule.due_by(now);
             prop_assert!(due >= 1);
             prop_assert!(schedule.due(due - 1) <= now);
@@ -61,7 +61,7 @@ mod tests {
 
     #[test]
     fn it_ends() {
-        let schedule = Schedule::new(1000.0, 5);
+        let schedule = SendSchedule::new(1000.0, 5);
         assert_eq!(schedule.due(4), 4_000_000);
         assert_eq!(schedule.due_by(0), 1);
         assert_eq!(schedule.due_by(3_999_999), 4);

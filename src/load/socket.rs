@@ -11,7 +11,7 @@ use anyhow::{Context, Result};
 use nix::sys::socket::{setsockopt, sockopt};
 
 use super::ledger::Ledger;
-use super::transport::{Clock, LoadConfig, Transport, Way};
+use super::transport::{LoadConfig, RunClock, ServerPath, Transport};
 use crate::net::datagrams::{self, BATCH, Incoming, Message, Outgoing};
 use crate::wire::MAX_PAYLOAD;
 
@@ -31,7 +31,7 @@ pub(super) struct SocketTransport {
 
 impl SocketTransport {
     /// Enables receive timestamps and a large receive buffer.
-    pub fn open(way: Way, config: &LoadConfig) -> Result<Self> {
+    pub fn open(way: ServerPath, config: &LoadConfig) -> Result<Self> {
         let socket = way.socket;
         setsockopt(&socket, sockopt::ReceiveTimestampns, &true)
             .context("cannot enable receive timestamps")?;
@@ -76,7 +76,7 @@ impl Transport for SocketTransport {
         }
     }
 
-    fn receive(&mut self, ledger: &mut Ledger, clock: &mut Clock, sent: u64) -> Result<bool> {
+    fn receive(&mut self, ledger: &mut Ledger, clock: &mut RunClock, sent: u64) -> Result<bool> {
         let count = match self.incoming.receive(&self.socket, libc::MSG_DONTWAIT) {
             Ok(count) => count,
             Err(error) if matches!(error.raw_os_error(), Some(libc::EAGAIN | libc::EINTR)) => {

@@ -14,7 +14,7 @@ use nix::sys::socket::{
 use super::ledger::Ledger;
 use crate::address::Targets;
 use crate::address::mt6d::Timetable;
-use crate::events::Client;
+use crate::events::LoadClient;
 use crate::host;
 use crate::host::time::{self, Moment, System, Time, unix_time};
 use crate::net::netlink::{self, Link};
@@ -24,7 +24,7 @@ use crate::net::quirks::CARRIER_TIMEOUT;
 #[derive(Debug, Clone)]
 pub struct LoadConfig {
     /// Rings or a socket.
-    pub client: Client,
+    pub client: LoadClient,
     /// Name of the interface, in the calling thread's namespace.
     pub interface: String,
     /// The server's addresses.
@@ -49,7 +49,7 @@ pub(super) trait Transport {
     fn send(&mut self, ledger: &Ledger, sent: u64, due: u64) -> Result<u64>;
 
     /// Records what has arrived, and returns whether anything had.
-    fn receive(&mut self, ledger: &mut Ledger, clock: &mut Clock, sent: u64) -> Result<bool>;
+    fn receive(&mut self, ledger: &mut Ledger, clock: &mut RunClock, sent: u64) -> Result<bool>;
 
     /// At the end of a run: how many requests the kernel accepted but still holds.
     fn unsent(&mut self) -> u64 {
@@ -66,7 +66,7 @@ const RESOLVE: Duration = Duration::from_secs(4);
 
 /// The clock of a run: nanoseconds since its start, by CLOCK_MONOTONIC. The kernel's receive
 /// timestamps are wall-clock times, which [`at`](Self::at) converts.
-pub(super) struct Clock {
+pub(super) struct RunClock {
     start: Instant,
     began: Moment,
     /// The latest reading of both clocks.
@@ -91,7 +91,7 @@ fn parting(now: &Moment, before: &Moment) -> Option<i64> {
     (drift.unsigned_abs() > PARTED + slewed + now.slack + before.slack).then_some(drift)
 }
 
-impl Clock {
+impl RunClock {
     pub fn start() -> Self {
         let began = System.now();
         Self { start: Instant::now(), began, last: began, parted: None }
@@ -151,7 +151,7 @@ impl Clock {
 }
 
 /// The path to the server, and a source port reserved for the client.
-pub(super) struct Way {
+pub(super) struct ServerPath {
     pub link: Link,
     pub source: Ipv6Addr,
     /// Ethernet address of the server, or of the router on the way.
@@ -161,7 +161,7 @@ pub(super) struct Way {
     pub source_port: u16,
 }
 
-impl Way {
+impl ServerPath {
     /// Finds the server through the kernel's routes and neighbours.
     pub fn find(config: &LoadConfig) -> Result<Self> {
         let link = netlink::link(&config.interface)?;
@@ -173,7 +173,7 @@ impl Way {
             Targets::Moving(timetable) => timetable.address(0, timetable.clock().step(unix_time())),
         };
         ensure!(
-            link.is_ethernet() || config.client == Client::Socket,
+            link.is_ethernet() || config.client == LoadClient::Socket,
             "{} carries no Ethernet frames (link type {}, a tunnel's), and the client afxdp needs \
              them: use --client socket",
             link.name,
@@ -259,7 +259,7 @@ mod tests {
 
     #[test]
     fn the_kernels_clock_and_ours_show_the_same_time() {
-        let mut clock = Clock::start();
+        let mut clock = RunClock::start();
         let kernel = System.now();
         clock.look();
         let (seconds, nanos) =
@@ -280,8 +280,8 @@ mod tests {
             awake: 5 * SECOND,
             slack: 100,
         };
-        let start = || Clock { start: Instant::now(), began, last: began, parted: None };
-        let later = |clock: &Clock, time: u64, off: i64| Moment {
+        let start = || RunClock { start: Instant::now(), began, last: began, parted: None };
+        let later = |clock: &RunClock, time: u64, off: i64| Moment {
             wall: (clock.last.wall + time).saturating_add_signed(off),
             steady: clock.last.steady + time,
             awake: clock.last.awake + time,

@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use crate::events::{Client, LoadResult};
+use crate::events::{LoadClient, LoadResult};
 use crate::host::Environment;
 use crate::net::quirks::{self, Act};
 
@@ -76,7 +76,7 @@ pub fn cause(result: &LoadResult, here: &Environment, heard: Heard, port: u16) -
             heard.unreachable
         ));
     }
-    if result.client == Client::Socket && heard.damaged > 0 {
+    if result.client == LoadClient::Socket && heard.damaged > 0 {
         return Some(format!(
             "{} replies came with a wrong checksum, and the kernel dropped them",
             heard.damaged
@@ -87,7 +87,7 @@ pub fn cause(result: &LoadResult, here: &Environment, heard: Heard, port: u16) -
         |offload: &String| offload == "tx-checksum-ip-generic" || offload == "tx-checksum-ipv6";
     let in_memory = quirks::of_driver(&nic.driver).has(Act::ExpectUnfinished);
     let may_leave = in_memory && nic.offloads.iter().any(leaves);
-    (result.client == Client::Socket && may_leave).then(|| {
+    (result.client == LoadClient::Socket && may_leave).then(|| {
         format!(
             "{0} ({1}) leaves checksums unfinished, which only socket engines accept: run 'ethtool \
              -K {0} tx off' or use --client afxdp; otherwise {2}",
@@ -120,7 +120,7 @@ mod tests {
     #[test]
     fn what_gives_the_cause_away_is_named() {
         let nothing = LoadResult {
-            client: Client::Afxdp,
+            client: LoadClient::Afxdp,
             sent: 10,
             unsent: 0,
             outcome: Outcome::default(),
@@ -142,7 +142,7 @@ mod tests {
         let mut veth = Environment::default();
         (veth.nic.driver, veth.nic.interface) = ("veth".to_owned(), "eth7".to_owned());
         veth.nic.offloads = vec!["tx-checksum-ip-generic".to_owned()];
-        let socket = LoadResult { client: Client::Socket, ..nothing.clone() };
+        let socket = LoadResult { client: LoadClient::Socket, ..nothing.clone() };
         let (silent, none) = (Heard::default(), Environment::default());
         let unfinished = with(|outcome| (outcome.corrupt, outcome.unfinished) = (9, 9));
         let unreachable = Heard { unreachable: 2, damaged: 5 };

@@ -1,6 +1,6 @@
-//! Many UDP datagrams to a system call: recvmmsg(2) and sendmmsg(2), with what the kernel says of
-//! each datagram, or is told, beside it. The engines and the generator share it; the `unsafe` of
-//! those calls is here, and the layout of what is beside it, which io_uring has too.
+//! Batched UDP datagrams: recvmmsg(2) and sendmmsg(2), with control messages. The engines and the
+//! generator share it. It holds the `unsafe` of those calls, and the control message layout that
+//! io_uring uses too.
 
 use std::io;
 use std::mem;
@@ -9,16 +9,16 @@ use std::os::fd::{AsFd, AsRawFd};
 
 use crate::wire::MAX_PAYLOAD;
 
-/// Datagrams that one call receives.
+/// The most datagrams that one call receives.
 pub(crate) const BATCH: usize = 64;
 
-/// Messages that one call sends at most (UIO_MAXIOV).
+/// The most messages that one call sends (UIO_MAXIOV).
 pub(crate) const MAX_MESSAGES: usize = 1024;
 
 /// The contents of a control message, or the value of a socket option.
 ///
 /// # Safety
-/// Any bytes are a value of it, and it points nowhere.
+/// Every bit pattern is a valid value, and no field is a pointer.
 pub(crate) unsafe trait Plain: Copy {
     const ZERO: Self;
 }
@@ -43,21 +43,21 @@ unsafe impl Plain for libc::sockaddr_in6 {
     const ZERO: Self = NOBODY;
 }
 
-// SAFETY: integers, and contents of which any bytes are a value.
+// SAFETY: integers, and contents for which every bit pattern is valid.
 unsafe impl<T: Plain> Plain for Control<T> {
     const ZERO: Self = Self::NONE;
 }
 
-/// The value that `bytes` begin with, however they lie; `None` when they are too few.
+/// Reads a value from the start of `bytes`, at any alignment; `None` if there are too few bytes.
 pub(crate) fn read<T: Plain>(bytes: &[u8]) -> Option<T> {
     if bytes.len() < size_of::<T>() {
         return None;
     }
-    // SAFETY: there are as many bytes, and any bytes are a value.
+    // SAFETY: the length was checked, and every bit pattern is a valid value.
     Some(unsafe { bytes.as_ptr().cast::<T>().read_unaligned() })
 }
 
-/// A control message, laid out as cmsg(3) has it: a header and, aligned as that is, its contents.
+/// A control message as in cmsg(3): a header, then the contents at the header's alignment.
 #[derive(Clone, Copy)]
 #[repr(C, align(8))]
 pub(crate) struct Control<T> {
@@ -77,7 +77,7 @@ impl<T: Plain> Control<T> {
         }
     }
 
-    /// What it holds, if it is of this level and kind.
+    /// The contents, if the message has this level and kind.
     pub fn value(&self, level: i32, kind: i32) -> Option<T> {
         ((self.header.cmsg_level, self.header.cmsg_type) == (level, kind)).then_some(self.value)
     }
@@ -91,19 +91,18 @@ const NOBODY: libc::sockaddr_in6 = libc::sockaddr_in6 {
     sin6_scope_id: 0,
 };
 
-/// The kernel's words for an address and a port on the link with index `scope`.
-#[cfg_attr(not(feature = "lab"), allow(dead_code))]
+/// A socket address on the link with index `scope`.
 pub(crate) fn peer(address: Ipv6Addr, port: u16, scope: u32) -> libc::sockaddr_in6 {
     let sin6_addr = libc::in6_addr { s6_addr: address.octets() };
     libc::sockaddr_in6 { sin6_port: port.to_be(), sin6_addr, sin6_scope_id: scope, ..NOBODY }
 }
 
-/// The address and port that the kernel's words mean.
+/// The address and port of a socket address.
 pub(crate) fn source(peer: &libc::sockaddr_in6) -> (Ipv6Addr, u16) {
     (Ipv6Addr::from(peer.sin6_addr.s6_addr), u16::from_be(peer.sin6_port))
 }
 
-/// Datagrams that came, each with one control message. The fields of each are at the same index.
+/// Received datagrams, each with one control message. All fields of a datagram have the same index.
 pub(crate) struct Incoming<T> {
     data: Box<[[u8; MAX_PAYLOAD]; BATCH]>,
     lengths: [usize; BATCH],
@@ -121,9 +120,9 @@ impl<T: Plain> Incoming<T> {
         }
     }
 
-    /// Receives what there is, at most [`BATCH`], and returns how many datagrams that were.
+    /// Receives up to [`BATCH`] datagrams and returns their number.
     pub fn receive(&mut self, socket: &impl AsFd, flags: i32) -> io::Result<usize> {
-        // SAFETY: integers and pointers, for which zeros are a value.
+        // SAFETY: integers and pointers, for which zero is valid.
         let mut vectors: [libc::iovec; BATCH] = unsafe { mem::zeroed() };
         // SAFETY: as above.
         let mut headers: [libc::mmsghdr; BATCH] = unsafe { mem::zeroed() };
@@ -141,8 +140,8 @@ impl<T: Plain> Incoming<T> {
         }
         let socket = socket.as_fd().as_raw_fd();
         let none = std::ptr::null_mut();
-        // SAFETY: the headers, and all that they point to, are valid for reads and writes until the
-        // call returns.
+        // SAFETY: the headers and everything they point to stay valid for reads and writes until
+        // the call returns.
         let received =
             unsafe { libc::recvmmsg(socket, headers.as_mut_ptr(), BATCH as u32, flags as _, none) };
         for (length, header) in self.lengths.iter_mut().zip(&headers) {
@@ -151,52 +150,52 @@ impl<T: Plain> Incoming<T> {
         usize::try_from(received).map_err(|_| io::Error::last_os_error())
     }
 
-    /// What datagram `index` carries.
+    /// The payload of datagram `index`.
     pub fn payload(&self, index: usize) -> &[u8] {
         &self.data[index][..self.lengths[index].min(MAX_PAYLOAD)]
     }
 
-    /// What datagram `index` carries, with the room behind it, and how many bytes of it that are.
+    /// The whole buffer of datagram `index`, and the length of its payload.
     pub fn payload_mut(&mut self, index: usize) -> (&mut [u8], usize) {
         (&mut self.data[index], self.lengths[index].min(MAX_PAYLOAD))
     }
 
-    /// Has datagram `index` carry so many bytes of what is where its payload was.
+    /// Sets the payload length of datagram `index`, for a reply written into its buffer.
     pub fn set_length(&mut self, index: usize, length: usize) {
         self.lengths[index] = length;
     }
 
-    /// Whom it came from, as it is sent back to.
+    /// The sender of datagram `index`, as a socket address to reply to.
     pub fn peer(&self, index: usize) -> &libc::sockaddr_in6 {
         &self.peers[index]
     }
 
-    /// The address and port that it came from.
+    /// The sender's address and port.
     pub fn source(&self, index: usize) -> (Ipv6Addr, u16) {
         source(&self.peers[index])
     }
 
-    /// Its control message, if that is of this level and kind.
+    /// The control message of datagram `index`, if it has this level and kind.
     pub fn control(&self, index: usize, level: i32, kind: i32) -> Option<T> {
         self.controls[index].value(level, kind)
     }
 }
 
-/// Datagrams that are to go: one, or several that carry the same.
+/// One datagram to send, or several with the same payload.
 #[derive(Clone, Copy)]
 pub(crate) struct Message<'a> {
-    /// What each carries.
+    /// The payload of each datagram.
     pub payload: &'a [u8],
-    /// To whom.
+    /// The destination.
     pub peer: libc::sockaddr_in6,
-    /// From which address; the kernel's choice where none is named.
+    /// The source address; the kernel chooses if there is none.
     pub source: Option<libc::in6_pktinfo>,
-    /// How many, at least 1. More than one are handed over as one large datagram that the kernel,
-    /// or the card, cuts (UDP_SEGMENT).
+    /// Number of datagrams, at least 1. Several go out as one large datagram that the kernel or the
+    /// card splits (UDP_SEGMENT).
     pub copies: usize,
 }
 
-/// The control messages of one that goes: from which address, and into what the kernel cuts it.
+/// The control messages of one [`Message`]: its source address and its segment size.
 #[derive(Clone, Copy)]
 #[repr(C)]
 pub(crate) struct Controls {
@@ -205,7 +204,7 @@ pub(crate) struct Controls {
 }
 
 impl Controls {
-    /// For datagrams from `source` that carry `length` bytes each.
+    /// For datagrams of `length` bytes each, from `source`.
     pub fn new(source: libc::in6_pktinfo, length: usize) -> Self {
         Self {
             source: Control::new(libc::IPPROTO_IPV6, libc::IPV6_PKTINFO, source),
@@ -213,13 +212,13 @@ impl Controls {
         }
     }
 
-    /// How many of its bytes the kernel is told of where there are `copies`: one alone is not cut.
+    /// How many of these bytes to pass for `copies` datagrams: a single one needs no segment size.
     pub fn length(copies: usize) -> usize {
         if copies == 1 { size_of::<Control<libc::in6_pktinfo>>() } else { size_of::<Self>() }
     }
 }
 
-/// Room for what the kernel is told; nothing is allocated once it is large enough.
+/// Buffers for sendmmsg(2), reused so that a warm one never allocates.
 #[derive(Default)]
 pub(crate) struct Outgoing {
     headers: Vec<libc::mmsghdr>,
@@ -228,12 +227,12 @@ pub(crate) struct Outgoing {
     controls: Vec<Controls>,
 }
 
-// SAFETY: its pointers are written anew by each `send`, and used by nothing else.
+// SAFETY: each `send` rewrites the pointers, and nothing else uses them.
 unsafe impl Send for Outgoing {}
 
 impl Outgoing {
-    /// Sends `messages`, of which the first [`MAX_MESSAGES`] count, and returns how many the kernel
-    /// took.
+    /// Sends at most the first [`MAX_MESSAGES`] of `messages` and returns how many the kernel
+    /// accepted.
     pub fn send(
         &mut self,
         socket: &impl AsFd,
@@ -253,10 +252,10 @@ impl Outgoing {
             let source = message.source.unwrap_or(libc::in6_pktinfo::ZERO);
             self.controls.push(Controls::new(source, message.payload.len()));
         }
-        // All of it lies where it stays: now the headers may point to it.
+        // The vectors no longer grow, so the headers may point into them.
         let mut first = 0;
         for (index, message) in messages.iter().enumerate() {
-            // SAFETY: integers and pointers, for which zeros are a value.
+            // SAFETY: integers and pointers, for which zero is valid.
             let mut header: libc::mmsghdr = unsafe { mem::zeroed() };
             header.msg_hdr.msg_name = (&raw mut self.peers[index]).cast();
             header.msg_hdr.msg_namelen = size_of::<libc::sockaddr_in6>() as u32;
@@ -271,7 +270,7 @@ impl Outgoing {
             first += message.copies;
         }
         let (socket, count) = (socket.as_fd().as_raw_fd(), self.headers.len() as u32);
-        // SAFETY: the headers, and all that they point to, are valid for reads until the call
+        // SAFETY: the headers and everything they point to stay valid for reads until the call
         // returns.
         let sent = unsafe { libc::sendmmsg(socket, self.headers.as_mut_ptr(), count, flags as _) };
         usize::try_from(sent).map_err(|_| io::Error::last_os_error())

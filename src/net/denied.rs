@@ -1,8 +1,7 @@
-//! WHY THE KERNEL SAYS NO: a refusal (EPERM, EACCES), read beside what the calling thread may do.
+//! WHY THE KERNEL REFUSED: explains EPERM and EACCES from what the calling thread may do.
 //!
-//! The kernel gives the same error for a missing capability, a seccomp filter, a security module
-//! and a user namespace. An error that names a capability which is there sends its reader the wrong
-//! way.
+//! The kernel returns the same error for a missing capability, a seccomp filter, a security module
+//! and a user namespace. Blaming a capability that the thread has would mislead the reader.
 
 use std::cell::Cell;
 use std::fmt::Write;
@@ -19,7 +18,7 @@ pub const CAPABILITIES: [(&str, u32, &str); 6] = [
     ("CAP_NET_RAW", 13, "serve and load open AF_XDP sockets"),
     ("CAP_BPF", 39, "serve and load load their program"),
     ("CAP_PERFMON", 38, "serve and load load their program"),
-    ("CAP_SYS_ADMIN", 21, "lab makes and enters namespaces"),
+    ("CAP_SYS_ADMIN", 21, "lab creates and enters namespaces"),
     ("CAP_IPC_LOCK", 14, "serve and load exceed the locked-memory limit"),
 ];
 
@@ -27,58 +26,62 @@ thread_local! {
     static CONFINED: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Told by a thread that enters its sandbox: to open a file would end the process from then on.
+/// Called by a thread when it enters its sandbox: opening a file there would kill the process.
 pub(crate) fn confine() {
     CONFINED.set(true);
 }
 
-/// What may stand between this thread and a call.
+/// What could make the kernel refuse a call of this thread.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 struct Standing {
-    /// The capabilities in effect, as bits; `None` where they are not to be seen.
+    /// The effective capabilities, as bits; `None` if unknown.
     effective: Option<u64>,
-    /// Whether a seccomp filter is on the thread.
+    /// Whether the thread has a seccomp filter.
     filtered: bool,
     /// Whether the capabilities hold only in a user namespace.
     in_user_namespace: bool,
-    /// The kernel's lockdown mode, where it is on.
+    /// The kernel's lockdown mode, if lockdown is on.
     lockdown: Option<String>,
-    /// The security modules that can forbid a call to one that has every capability.
+    /// The security modules that can refuse a call despite all capabilities.
     modules: Vec<String>,
-    /// What kernel.io_uring_disabled is set to.
+    /// The value of kernel.io_uring_disabled.
     io_uring_disabled: Option<String>,
 }
 
-/// Security modules that only ever look at capabilities or at what a thread has asked for itself.
+/// Security modules that check only capabilities, or only limits that a thread set itself.
 const HARMLESS: [&str; 6] = ["lockdown", "capability", "landlock", "yama", "ima", "evm"];
 
-/// Why `doing` was refused, and what to do about it. It takes `needs`, and `call` is the name of
-/// the system call.
+/// Explains why the kernel refused `doing`, and what to do about it. `doing` requires the
+/// capabilities in `needs`; `call` names the system call.
 pub(crate) fn explain(doing: &str, needs: &[&str], call: &str) -> String {
     Standing::of_this_thread().explain(doing, needs, call)
 }
 
-/// Why there may be no io_uring.
+/// Explains why io_uring is not available.
 pub(crate) fn explain_io_uring() -> String {
     Standing::of_this_thread().explain_io_uring()
 }
 
-/// Why there is no packet socket.
+/// Explains why a packet socket could not be opened.
 pub(crate) fn no_packet_socket(error: Errno) -> anyhow::Error {
     match error {
         Errno::EPERM | Errno::EACCES => {
-            anyhow!("no packet socket: {}", explain("it", &["CAP_NET_RAW"], "socket(AF_PACKET)"))
+            anyhow!(
+                "cannot open a packet socket: {}",
+                explain("it", &["CAP_NET_RAW"], "socket(AF_PACKET)")
+            )
         }
         Errno::EAFNOSUPPORT => {
-            anyhow!("no packet socket: this kernel is built without CONFIG_PACKET")
+            anyhow!("cannot open a packet socket: this kernel is built without CONFIG_PACKET")
         }
-        _ => anyhow!("no packet socket: {}", error.desc()),
+        _ => anyhow!("cannot open a packet socket: {}", error.desc()),
     }
 }
 
 impl Standing {
     fn of_this_thread() -> Self {
-        // A thread in its sandbox opens no files, and has given up what it lacks.
+        // A sandboxed thread cannot open files, and has dropped capabilities, so the facts would
+        // mislead.
         if CONFINED.get() {
             return Self::default();
         }
@@ -105,15 +108,15 @@ impl Standing {
         Self {
             effective: field("CapEff:").and_then(|bits| u64::from_str_radix(bits, 16).ok()),
             filtered: field("Seccomp:") == Some("2"),
-            // All identities are their own outside of any.
+            // Outside any user namespace, the whole range of IDs maps to itself.
             in_user_namespace: !user_ids.is_empty()
                 && !user_ids.split_ascii_whitespace().eq(["0", "0", "4294967295"]),
             ..Self::default()
         }
     }
 
-    /// Whether it has that capability; CAP_BPF and CAP_PERFMON were split off CAP_SYS_ADMIN, which
-    /// still contains them.
+    /// Whether `effective` has that capability. CAP_BPF and CAP_PERFMON were split off
+    /// CAP_SYS_ADMIN, which still includes them.
     fn has(effective: u64, capability: &str) -> bool {
         let held = |name: &str| {
             let number =
@@ -181,31 +184,27 @@ impl Standing {
     }
 
     fn explain_io_uring(&self) -> String {
-        let instead = "or use --engine socket-gso";
         match self.io_uring_disabled.as_deref() {
             Some(disabled @ ("1" | "2")) => format!(
                 "io_uring is forbidden here, kernel.io_uring_disabled is {disabled}: allow it with \
-                 'sysctl kernel.io_uring_disabled=0', \
-                 {instead}"
+                 'sysctl kernel.io_uring_disabled=0'"
             ),
-            Some(_) if self.filtered => format!(
+            Some(_) if self.filtered => {
                 "io_uring is forbidden by a seccomp filter on this process (Seccomp: 2 in \
-                 /proc/self/status), as containers have: allow \
-                 it there, {instead}"
-            ),
-            _ => format!(
-                "io_uring is forbidden here: allow it with 'sysctl kernel.io_uring_disabled=0', or \
-                 in the container's seccomp profile, \
-                 {instead}"
-            ),
+                 /proc/self/status), as containers have: allow it there"
+                    .to_owned()
+            }
+            _ => "io_uring is forbidden here: allow it with 'sysctl \
+                  kernel.io_uring_disabled=0', or in the container's seccomp profile"
+                .to_owned(),
         }
     }
 }
 
-/// The system call that loads and attaches programs, as [`explain`] wants it named.
+/// The system call that loads and attaches programs, as [`explain`] expects it.
 pub(crate) const BPF: &str = "bpf(2)";
 
-/// The mode that is in brackets, of all that there are.
+/// The current mode: the one in brackets.
 fn mode(text: &str) -> Option<&str> {
     text.split_once('[')?.1.split_once(']').map(|(mode, _)| mode)
 }
@@ -243,13 +242,13 @@ mod tests {
             said("CapEff:\t0\n", ROOT)
                 .contains("needs CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN: run as root")
         );
-        // CAP_SYS_ADMIN contains two of them.
+        // CAP_SYS_ADMIN includes two of them.
         let admin = said("CapEff:\t0000000000201000\nSeccomp:\t0\n", ROOT);
         assert!(
             admin.contains("is denied, although this process has") && !admin.contains("seccomp"),
             "{admin}"
         );
-        // Without /proc nobody knows.
+        // Without /proc the capabilities are unknown.
         assert!(said("", "").contains("run as root"));
     }
 

@@ -1,4 +1,4 @@
-//! The few questions and settings of a card that only the ethtool ioctl knows (linux/ethtool.h).
+//! Card queries and settings for which this project uses the ethtool ioctl (linux/ethtool.h).
 
 use std::collections::HashSet;
 use std::io;
@@ -12,14 +12,14 @@ use serde::{Deserialize, Serialize};
 use super::memory::Memory;
 use crate::net::denied;
 
-/// A command of linux/ethtool.h, and the structure that the kernel reads and writes for it. There
-/// are only those below.
+/// A command of linux/ethtool.h, with the structure that the kernel reads and writes for it. Only
+/// the constants below exist.
 struct Command<T> {
     number: u32,
     structure: PhantomData<fn() -> T>,
 }
 
-impl<T: Request> Command<T> {
+impl<T: CommandData> Command<T> {
     const fn new(number: u32) -> Self {
         Self { number, structure: PhantomData }
     }
@@ -28,16 +28,16 @@ impl<T: Request> Command<T> {
 /// A structure that commands take.
 ///
 /// # Safety
-/// It is laid out as linux/ethtool.h has that of each [`Command`] of it, and is integers, so that
-/// zeros and any bytes are a value. `place` points to all of it. Where it [`fits`](Self::fits), the
-/// kernel touches no byte beyond it, or faults there.
-unsafe trait Request: Sized {
-    /// Where it begins, with the word for the command.
+/// Its layout matches linux/ethtool.h for each [`Command`] that takes it. It consists of integers,
+/// so zero and every other bit pattern are valid. `place` points to all of it. If it
+/// [`fits`](Self::fits), the kernel touches no byte beyond it, or faults there.
+unsafe trait CommandData: Sized {
+    /// Where it begins: the field for the command number.
     fn place(&mut self) -> *mut u32 {
         (&raw mut *self).cast()
     }
 
-    /// Whether its numbers of entries are not larger than its room for them.
+    /// Whether its entry counts stay within the space for entries.
     fn fits(&self) -> bool {
         true
     }
@@ -63,26 +63,26 @@ const ETHTOOL_SFEATURES: Command<Wishes> = Command::new(0x3b);
 const ETHTOOL_GCHANNELS: Command<Channels> = Command::new(0x3c);
 const ETHTOOL_SCHANNELS: Command<Channels> = Command::new(0x3d);
 
-/// The sets of names of a driver's counters (ETH_SS_STATS), and of offloads (ETH_SS_FEATURES).
+/// String sets: the driver's counters (ETH_SS_STATS) and the offloads (ETH_SS_FEATURES).
 const STATISTICS: u32 = 1;
 const FEATURES: u32 = 4;
 
-/// The kind of flow that is UDP over IPv6.
+/// The flow type UDP over IPv6.
 const UDP_V6_FLOW: u32 = 0x06;
 
-/// Of the data that ETHTOOL_GRXCLSRLCNT returns: the driver chooses the places of rules itself.
+/// A flag in the data from ETHTOOL_GRXCLSRLCNT: the driver chooses rule locations itself.
 const RX_CLS_LOC_SPECIAL: u32 = 1 << 31;
 
-/// Where `struct ethtool_tcpip6_spec` has the destination port, in bytes.
+/// Offset of the destination port in `struct ethtool_tcpip6_spec`, in bytes.
 const DESTINATION_PORT: usize = 34;
 
-/// Places for rules that are looked at: more than any driver in Linux 6.18 offers.
+/// The most rule locations examined: more than any driver in Linux 6.18 offers.
 const MAX_RULES: usize = 16_384;
 
-/// Places in a table of queues: more than any driver in Linux 6.18 has.
+/// The most entries of an RSS indirection table: more than any driver in Linux 6.18 has.
 const MAX_INDIRECTION: u32 = 65_536;
 
-/// More offloads than any kernel knows: 65 in Linux 6.18. 32 to a block.
+/// More offloads than any kernel knows (Linux 6.18 has 65), in blocks of 32.
 const MAX_FEATURES: usize = 256;
 
 /// More counters than a card with 64 queues has.
@@ -95,8 +95,8 @@ struct Value {
     data: u32,
 }
 
-// SAFETY: two integers, of a fixed number.
-unsafe impl Request for Value {}
+// SAFETY: two integers.
+unsafe impl CommandData for Value {}
 
 #[repr(C)]
 #[derive(Default)]
@@ -109,8 +109,8 @@ struct Channels {
     combined: u32,
 }
 
-// SAFETY: integers, of a fixed number.
-unsafe impl Request for Channels {}
+// SAFETY: a fixed number of integers.
+unsafe impl CommandData for Channels {}
 
 #[repr(C)]
 struct DriverInfo {
@@ -122,8 +122,8 @@ struct DriverInfo {
     rest: [u8; 64],
 }
 
-// SAFETY: integers, and bytes, of a fixed number.
-unsafe impl Request for DriverInfo {}
+// SAFETY: a fixed number of integers and bytes.
+unsafe impl CommandData for DriverInfo {}
 
 #[repr(C)]
 #[derive(Default)]
@@ -137,8 +137,8 @@ struct LinkSettings {
     rest: [u16; 7],
 }
 
-// SAFETY: integers, of a fixed number.
-unsafe impl Request for LinkSettings {}
+// SAFETY: a fixed number of integers.
+unsafe impl CommandData for LinkSettings {}
 
 #[repr(C)]
 #[derive(Default)]
@@ -151,8 +151,8 @@ struct RingParameters {
     tx: u32,
 }
 
-// SAFETY: integers, of a fixed number.
-unsafe impl Request for RingParameters {}
+// SAFETY: a fixed number of integers.
+unsafe impl CommandData for RingParameters {}
 
 #[repr(C)]
 struct SetInfo {
@@ -162,8 +162,8 @@ struct SetInfo {
     count: u32,
 }
 
-// SAFETY: integers; the kernel writes a count for each bit of the mask.
-unsafe impl Request for SetInfo {
+// SAFETY: integers; the kernel writes one count for each bit of the mask.
+unsafe impl CommandData for SetInfo {
     fn fits(&self) -> bool {
         self.mask.count_ones() <= 1
     }
@@ -177,8 +177,8 @@ struct Strings {
     data: [[u8; 32]; MAX_NAMES],
 }
 
-// SAFETY: integers and bytes; no command takes it but within `Guarded`.
-unsafe impl Request for Strings {
+// SAFETY: integers and bytes; commands take it only inside `Guarded`.
+unsafe impl CommandData for Strings {
     fn fits(&self) -> bool {
         self.count as usize <= MAX_NAMES
     }
@@ -192,42 +192,42 @@ struct Statistics {
 }
 
 // SAFETY: as for `Strings`.
-unsafe impl Request for Statistics {
+unsafe impl CommandData for Statistics {
     fn fits(&self) -> bool {
         self.count as usize <= MAX_NAMES
     }
 }
 
-/// A structure that older kernels fill with as many entries as the driver has by then, whatever it
-/// is told: if more have come since they were counted, the call fails at a page behind it that
-/// nobody may touch.
+/// A structure that older kernels fill with all current entries of the driver, even if the caller
+/// asked for fewer. If entries were added after they were counted, the write hits the guard page
+/// behind the structure and the call fails.
 struct Guarded<T> {
     memory: Memory,
     kind: PhantomData<T>,
 }
 
-impl<T: Request> Guarded<T> {
-    /// One of zeros.
+impl<T: CommandData> Guarded<T> {
+    /// A structure of zeros.
     fn zeroed() -> io::Result<Self> {
         Ok(Self { memory: Memory::guarded(size_of::<T>())?, kind: PhantomData })
     }
 
     fn get(&self) -> io::Result<&T> {
         let place = self.memory.at::<T>(0, 1).ok_or(io::ErrorKind::OutOfMemory)?;
-        // SAFETY: within the memory, as `at` checked, which nothing else points to and which is
-        // initialised; any bytes are a value.
+        // SAFETY: within the memory, as `at` checked. The memory is initialised, nothing else
+        // points to it, and every bit pattern is valid.
         Ok(unsafe { place.as_ref() })
     }
 
     fn get_mut(&mut self) -> io::Result<&mut T> {
         let mut place = self.memory.at::<T>(0, 1).ok_or(io::ErrorKind::OutOfMemory)?;
-        // SAFETY: as for `get`, and `self` is borrowed alone.
+        // SAFETY: as in `get`, and `self` is borrowed mutably.
         Ok(unsafe { place.as_mut() })
     }
 }
 
-// SAFETY: the memory begins with a `T`, and behind its last page is one that the kernel faults at.
-unsafe impl<T: Request> Request for Guarded<T> {
+// SAFETY: the memory begins with a `T` and ends with a guard page, where the kernel faults.
+unsafe impl<T: CommandData> CommandData for Guarded<T> {
     fn place(&mut self) -> *mut u32 {
         self.memory.start().as_ptr().cast()
     }
@@ -244,8 +244,8 @@ struct Features {
     data: [FeatureBlock; MAX_FEATURES / 32],
 }
 
-// SAFETY: integers; the kernel writes no more blocks than it is told there is room for.
-unsafe impl Request for Features {
+// SAFETY: integers; the kernel writes at most as many blocks as the structure says it has.
+unsafe impl CommandData for Features {
     fn fits(&self) -> bool {
         self.blocks as usize <= self.data.len()
     }
@@ -260,7 +260,7 @@ struct FeatureBlock {
     never_changed: u32,
 }
 
-/// `struct ethtool_sfeatures`: of each block, which offloads are meant, and which of them are to be
+/// `struct ethtool_sfeatures`: for each block, which offloads to set, and which of those to turn
 /// on.
 #[repr(C)]
 struct Wishes {
@@ -269,36 +269,36 @@ struct Wishes {
     data: [[u32; 2]; MAX_FEATURES / 32],
 }
 
-// SAFETY: integers; the kernel reads as many blocks as it is told.
-unsafe impl Request for Wishes {
+// SAFETY: integers; the kernel reads as many blocks as the structure says.
+unsafe impl CommandData for Wishes {
     fn fits(&self) -> bool {
         self.blocks as usize <= self.data.len()
     }
 }
 
-/// How many queues there are. A combined channel has a queue of each kind, and counts as one.
+/// Queue counts. A combined channel has a queue of each kind, and counts as one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct QueueCounts {
     /// Receive queues in use.
     pub in_use: u32,
-    /// As many as there can be in use.
+    /// The most receive queues that can be in use.
     pub possible: u32,
-    /// Whether the number is set for both kinds at once (`ethtool -L IF combined N`).
+    /// Whether one number sets both kinds (`ethtool -L IF combined N`).
     pub combined: bool,
     /// Transmit queues in use.
     pub sending: u32,
-    /// As many as there can be in use.
+    /// The most transmit queues that can be in use.
     pub sending_possible: u32,
 }
 
-/// An offload, as `ethtool -k` has it in detail.
+/// An offload, as `ethtool -k` lists it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Offload {
     /// The kernel's name for it.
     pub name: String,
-    /// Whether it is switched on.
+    /// Whether it is on.
     pub on: bool,
-    /// Whether `ethtool -K` can switch it.
+    /// Whether `ethtool -K` can change it.
     pub changeable: bool,
 }
 
@@ -314,7 +314,7 @@ struct FlowSpec {
     location: u32,
 }
 
-/// `struct ethtool_rxnfc`, with room for `N` places. The kernel takes it with at least one.
+/// `struct ethtool_rxnfc`, with space for `N` locations. The kernel requires at least one.
 #[repr(C)]
 struct Classification<const N: usize> {
     command: u32,
@@ -325,14 +325,15 @@ struct Classification<const N: usize> {
     locations: [u32; N],
 }
 
-// SAFETY: integers, and bytes; the kernel writes no more places than it is told there is room for.
-unsafe impl<const N: usize> Request for Classification<N> {
+// SAFETY: integers and bytes; the kernel writes at most as many locations as the structure says it
+// has.
+unsafe impl<const N: usize> CommandData for Classification<N> {
     fn fits(&self) -> bool {
         self.count as usize <= N
     }
 }
 
-/// `struct ethtool_rxfh_indir`: the command, how many queues follow, and those.
+/// `struct ethtool_rxfh_indir`: the command, the number of entries, and the entries.
 struct Indirection(Vec<u32>);
 
 impl Indirection {
@@ -341,8 +342,9 @@ impl Indirection {
     }
 }
 
-// SAFETY: integers; the kernel reads or writes no more queues than it is told there is room for.
-unsafe impl Request for Indirection {
+// SAFETY: integers; the kernel reads or writes at most as many entries as the structure says it
+// has.
+unsafe impl CommandData for Indirection {
     fn place(&mut self) -> *mut u32 {
         self.0.as_mut_ptr()
     }
@@ -367,10 +369,10 @@ impl<const N: usize> Classification<N> {
     }
 }
 
-/// A rule by which a card puts the packets to one UDP port, over IPv6, on one queue.
+/// A rule that sends IPv6 packets for one UDP port to one queue.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FlowRule {
-    /// Its place among the card's rules.
+    /// Its location among the card's rules.
     pub location: u32,
     /// The port.
     pub port: u16,
@@ -378,19 +380,19 @@ pub struct FlowRule {
     pub queue: u32,
 }
 
-/// What a card says of itself; empty where it does not.
+/// What a card says about itself; unknown fields are empty.
 #[derive(Debug, Clone, Default)]
 pub struct CardInfo {
     /// Name of its driver.
     pub driver: String,
     /// Version of its firmware.
     pub firmware: String,
-    /// Where it is plugged in.
+    /// Its bus address.
     pub bus: String,
 }
 
-/// How many receive queues of `interface` are in use: what an AF_XDP socket can be bound to. 1
-/// where the driver has no notion of them.
+/// Number of receive queues of `interface` in use, to which an AF_XDP socket can be bound; 1 if the
+/// driver has no channels.
 ///
 /// # Errors
 /// When there is no such interface.
@@ -398,7 +400,7 @@ pub fn queues(interface: &str) -> Result<u32> {
     Ok(queue_counts(interface)?.in_use)
 }
 
-/// How many receive queues `interface` has; one where the driver has no notion of them.
+/// The queue counts of `interface`; 1 each if the driver has no channels.
 ///
 /// # Errors
 /// When there is no such interface.
@@ -408,9 +410,9 @@ pub fn queue_counts(interface: &str) -> Result<QueueCounts> {
         Ok(()) => {
             let [max_rx, max_tx, _other, max_combined] = channels.max;
             let in_use = (channels.combined + channels.rx).max(1);
-            // A driver that has both kinds of channel has them in place of each other.
+            // A driver with both kinds of channels uses either combined or separate ones.
             let possible = max_combined.max(max_rx).max(in_use);
-            // A driver that tells of none to send has as many as it needs.
+            // A driver that reports no transmit queues has as many as it needs.
             let sending = match channels.combined + channels.tx {
                 0 => in_use,
                 some => some,
@@ -431,19 +433,20 @@ pub fn queue_counts(interface: &str) -> Result<QueueCounts> {
             sending: 1,
             sending_possible: 1,
         }),
-        Err(error) => Err(anyhow!("cannot ask {interface} for its queues: {error}")),
+        Err(error) => Err(anyhow!("cannot read the queue counts of {interface}: {error}")),
     }
 }
 
-/// Has `interface` use `count` queues each way, which some drivers change by a reset of the link.
+/// Sets the number of queues of `interface` for each direction. Some drivers reset the link for
+/// this.
 ///
 /// # Errors
-/// When it cannot.
+/// When the driver refuses.
 pub fn set_queues(interface: &str, count: u32) -> Result<()> {
     if queues(interface)? == count {
         return Ok(());
     }
-    let cannot = |error| anyhow!("{interface} does not use {count} queue(s): {error}");
+    let cannot = |error| anyhow!("cannot set {interface} to {count} queue(s): {error}");
     let mut channels = Channels::default();
     ioctl(interface, ETHTOOL_GCHANNELS, &mut channels).map_err(cannot)?;
     if channels.combined > 0 {
@@ -454,7 +457,7 @@ pub fn set_queues(interface: &str, count: u32) -> Result<()> {
     ioctl(interface, ETHTOOL_SCHANNELS, &mut channels).map_err(cannot)
 }
 
-/// What the card behind `interface` says of itself.
+/// What the card behind `interface` says about itself.
 ///
 /// # Errors
 /// When there is no such interface.
@@ -474,11 +477,11 @@ pub fn card(interface: &str) -> Result<CardInfo> {
             bus: text(&info.bus),
         }),
         Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => Ok(CardInfo::default()),
-        Err(error) => Err(anyhow!("cannot ask {interface} for its driver: {error}")),
+        Err(error) => Err(anyhow!("cannot read the driver of {interface}: {error}")),
     }
 }
 
-/// Name of the driver of `interface`; empty where it has none.
+/// Name of the driver of `interface`; empty if it has none.
 ///
 /// # Errors
 /// When there is no such interface.
@@ -486,7 +489,7 @@ pub fn driver(interface: &str) -> Result<String> {
     Ok(card(interface)?.driver)
 }
 
-/// Speed of the link in Mbit/s, as the driver states it; `None` where it states none.
+/// Speed of the link in Mbit/s, as the driver reports it; `None` if it reports none.
 pub fn speed(interface: &str) -> Option<u32> {
     let mut settings = LinkSettings::default();
     ioctl(interface, ETHTOOL_GSET, &mut settings).ok()?;
@@ -494,21 +497,21 @@ pub fn speed(interface: &str) -> Option<u32> {
     (speed != 0 && speed != u32::MAX).then_some(speed) // SPEED_UNKNOWN is -1
 }
 
-/// Descriptors in the card's own receive and transmit rings; `None` where the driver has none, or
-/// does not say.
+/// Number of descriptors in the card's own receive and transmit rings; `None` if the driver has
+/// none or does not report them.
 pub fn card_rings(interface: &str) -> Option<(u32, u32)> {
     ring_parameters(interface).map(|rings| (rings.rx, rings.tx))
 }
 
-/// As many descriptors as the card's own receive and transmit rings can have.
+/// The most descriptors that the card's own receive and transmit rings can have.
 pub fn largest_card_rings(interface: &str) -> Option<(u32, u32)> {
     ring_parameters(interface).map(|rings| (rings.max[0], rings.max[3]))
 }
 
-/// Makes the card's own receive and transmit rings as large as the driver lets them be.
+/// Sets the card's own receive and transmit rings to the driver's maximum.
 ///
 /// # Errors
-/// When it cannot.
+/// When the driver refuses.
 pub fn enlarge_card_rings(interface: &str) -> Result<()> {
     let cannot = |error| anyhow!("cannot set the rings of {interface}: {error}");
     let mut rings = RingParameters::default();
@@ -527,14 +530,12 @@ fn ring_parameters(interface: &str) -> Option<RingParameters> {
     Some(rings)
 }
 
-/// Entries of the table by which the card spreads packets over its queues (RSS); `None` where it
-/// does not.
+/// Number of entries in the card's RSS indirection table; `None` if it has none.
 pub fn rss_entries(interface: &str) -> Option<u32> {
     Some(indirection(interface).ok()?.len() as u32)
 }
 
-/// How many rules the card has that send packets to a queue (`ethtool -n`); `None` where it takes
-/// none.
+/// Number of the card's flow rules (`ethtool -n`); `None` if it does not support them.
 pub fn flow_rules(interface: &str) -> Option<u32> {
     let mut rules = Classification::new(0);
     ioctl(interface, ETHTOOL_GRXCLSRLCNT, &mut rules).ok()?;
@@ -544,9 +545,9 @@ pub fn flow_rules(interface: &str) -> Option<u32> {
 /// The offloads that the kernel knows, in its order.
 ///
 /// # Errors
-/// When the kernel does not say.
+/// When the kernel refuses to list them.
 pub fn offloads(interface: &str) -> Result<Vec<Offload>> {
-    let cannot = |error| anyhow!("cannot ask {interface} for its offloads: {error}");
+    let cannot = |error| anyhow!("cannot list the offloads of {interface}: {error}");
     let names = names(interface, FEATURES).map_err(cannot)?;
     ensure!(names.len() <= MAX_FEATURES, "{interface} has {} offloads, too many", names.len());
     let mut features = Features {
@@ -560,32 +561,33 @@ pub fn offloads(interface: &str) -> Result<Vec<Offload>> {
         let bit = 1 << (index % 32);
         Offload { name, on: active & bit != 0, changeable: available & !never_changed & bit != 0 }
     };
-    // A bit that is in no use has no name.
+    // Unused bits have no name.
     Ok(names.into_iter().enumerate().filter(|(_, name)| !name.is_empty()).map(offload).collect())
 }
 
-/// Switches the offload of that name off, if `interface` has it.
+/// Turns the named offload off, if `interface` has it.
 ///
 /// # Errors
-/// When it cannot be switched.
+/// When it cannot be turned off.
 pub fn switch_off(interface: &str, offload: &str) -> Result<()> {
-    let cannot = |error| anyhow!("cannot switch {offload} of {interface} off: {error}");
+    let cannot = |error| anyhow!("cannot turn off {offload} of {interface}: {error}");
     let names = names(interface, FEATURES).map_err(cannot)?;
     let Some(index) = names.iter().position(|name| name == offload) else { return Ok(()) };
-    // The kernel takes no block that it has not.
+    // The kernel rejects unknown feature blocks.
     let blocks = names.len().div_ceil(32).min(MAX_FEATURES / 32);
     let mut wishes =
         Wishes { command: 0, blocks: blocks as u32, data: [[0; 2]; MAX_FEATURES / 32] };
-    wishes.data.get_mut(index / 32).context("an offload beyond all blocks")?[0] = 1 << (index % 32);
+    wishes.data.get_mut(index / 32).context("the offload's index is too large")?[0] =
+        1 << (index % 32);
     ioctl(interface, ETHTOOL_SFEATURES, &mut wishes).map_err(cannot)
 }
 
-/// The driver's own counters by name, as `ethtool -S` has them; none where it has none.
+/// The driver's own counters by name, as `ethtool -S` shows them; empty if it has none.
 ///
 /// # Errors
 /// When there is no such interface.
 pub fn statistics(interface: &str) -> Result<Vec<(String, u64)>> {
-    let cannot = |error| anyhow!("cannot ask {interface} for its counters: {error}");
+    let cannot = |error| anyhow!("cannot read the counters of {interface}: {error}");
     let names = match names(interface, STATISTICS) {
         Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => return Ok(Vec::new()),
         names => names.map_err(cannot)?,
@@ -594,15 +596,15 @@ pub fn statistics(interface: &str) -> Result<Vec<(String, u64)>> {
     statistics.get_mut().map_err(cannot)?.count = names.len() as u32;
     ioctl(interface, ETHTOOL_GSTATS, &mut statistics).map_err(cannot)?;
     let Statistics { count, data, .. } = statistics.get().map_err(cannot)?;
-    // A counter beside another's name would be worse than none.
+    // A counter under the wrong name would be worse than none.
     ensure!(
         *count as usize == names.len(),
-        "{interface} has got other counters meanwhile: try again"
+        "the counters of {interface} changed during the query: try again"
     );
     Ok(names.into_iter().zip(data.iter().copied()).collect())
 }
 
-/// The names of a set.
+/// The names in a string set.
 fn names(interface: &str, set: u32) -> io::Result<Vec<String>> {
     let mut info = SetInfo { command: 0, reserved: 0, mask: 1 << set, count: 0 };
     ioctl(interface, ETHTOOL_GSSET_INFO, &mut info)?;
@@ -614,7 +616,7 @@ fn names(interface: &str, set: u32) -> io::Result<Vec<String>> {
     ioctl(interface, ETHTOOL_GSTRINGS, &mut names)?;
     let Strings { count, data, .. } = names.get()?;
     if *count != info.count {
-        return Err(io::Error::other("it has got other names meanwhile: try again"));
+        return Err(io::Error::other("its names changed during the query: try again"));
     }
     Ok(data.iter().take(info.count as usize).map(|name| text(name)).collect())
 }
@@ -623,26 +625,25 @@ fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes.split(|&byte| byte == 0).next().unwrap_or_default()).into_owned()
 }
 
-/// Has the kernel compute the checksums of what `interface` sends (`on` false), or leave them to
-/// the card. A veth leaves them to nobody: its peer would see packets whose checksum is not there
-/// yet.
+/// Leaves checksums of sent packets to the card (`on`), or has the kernel compute them. On a veth
+/// nobody finishes a checksum left to the card: its peer would receive unfinished ones.
 ///
 /// # Errors
-/// When the interface does not have that setting.
+/// When the interface does not have this setting.
 pub fn set_tx_checksum(interface: &str, on: bool) -> Result<()> {
     let mut value = Value { command: 0, data: on.into() };
     ioctl(interface, ETHTOOL_STXCSUM, &mut value)
         .map_err(|error| anyhow!("cannot set the tx checksum offload of {interface}: {error}"))
 }
 
-/// The table by which RSS chooses a queue: the hash of a packet, modulo the table's length, is the
-/// place where its queue stands.
+/// The RSS indirection table: the packet's hash, modulo the table's length, is the index of its
+/// queue.
 ///
 /// # Errors
-/// When the card has no such table: one queue only, say.
+/// When the card has no such table, for example because it has only one queue.
 pub fn indirection(interface: &str) -> io::Result<Vec<u32>> {
     let mut header = Indirection::new(&[]);
-    // asked for none, it says how long the table is
+    // A query for 0 entries returns the table's length.
     ioctl(interface, ETHTOOL_GRXFHINDIR, &mut header)?;
     let length = header.0.get(1).copied().unwrap_or(0);
     if length == 0 || length > MAX_INDIRECTION {
@@ -653,11 +654,11 @@ pub fn indirection(interface: &str) -> io::Result<Vec<u32>> {
     Ok(table.0.split_off(2))
 }
 
-/// Sets that table. Where it is the one that the kernel makes by itself, it is given back to the
-/// kernel: a table of somebody's own would keep the card from having fewer queues later.
+/// Sets the RSS indirection table. If the kernel's default is the same, this restores the default:
+/// with a custom table, the card could not use fewer queues later.
 ///
 /// # Errors
-/// When the card does not take it.
+/// When the card rejects it.
 pub fn set_indirection(interface: &str, table: &[u32]) -> io::Result<()> {
     ioctl(interface, ETHTOOL_SRXFHINDIR, &mut Indirection::new(&[]))?;
     if indirection(interface)? == table {
@@ -666,31 +667,28 @@ pub fn set_indirection(interface: &str, table: &[u32]) -> io::Result<()> {
     ioctl(interface, ETHTOOL_SRXFHINDIR, &mut Indirection::new(table))
 }
 
-/// A place where the card has no rule, the last there is: those before it go first.
+/// A free rule location, the last one, so that the rules before it match first.
 ///
 /// # Errors
-/// When the card has no rules, no place for one, or none that can be chosen.
+/// When the card supports no rules, has no free location, or chooses locations itself.
 pub fn free_rule(interface: &str) -> Result<u32> {
     let mut known = Classification::new(0);
     ioctl(interface, ETHTOOL_GRXCLSRLCNT, &mut known)?;
     let mut all = Box::new(Classification::new(0));
     ensure!(
         known.data as u32 & RX_CLS_LOC_SPECIAL == 0 && known.count as usize <= MAX_RULES,
-        "its driver chooses where a rule goes"
+        "its driver chooses rule locations itself"
     );
     all.count = known.count;
     ioctl(interface, ETHTOOL_GRXCLSRLALL, all.as_mut())?;
     let taken: HashSet<_> = all.locations.iter().take(known.count as usize).collect();
-    // What the card has room for, as the driver says with the list.
+    // The driver returns the number of locations along with the list.
     let places = u32::try_from(all.data).unwrap_or(u32::MAX).min(MAX_RULES as u32);
-    (0..places)
-        .rev()
-        .find(|place| !taken.contains(place))
-        .context("it has no room for one more rule")
+    (0..places).rev().find(|place| !taken.contains(place)).context("it has no free rule location")
 }
 
-/// The rule at `location`; `None` where there is none. One of another kind is shown as a rule for
-/// port 0, which is no port.
+/// The rule at `location`; `None` if there is none. A rule of another type appears as one for port
+/// 0, which no packet has.
 pub fn flow_rule(interface: &str, location: u32) -> Option<FlowRule> {
     let mut found = Classification::new(location);
     ioctl(interface, ETHTOOL_GRXCLSRULE, &mut found).ok()?;
@@ -700,10 +698,10 @@ pub fn flow_rule(interface: &str, location: u32) -> Option<FlowRule> {
     Some(FlowRule { location, port, queue: u32::try_from(rule.queue).unwrap_or(u32::MAX) })
 }
 
-/// Gives the card a rule.
+/// Adds a rule to the card.
 ///
 /// # Errors
-/// When it does not take it.
+/// When the card rejects it.
 pub fn insert_flow_rule(interface: &str, rule: &FlowRule) -> io::Result<()> {
     let mut insertion = Classification::new(rule.location);
     insertion.rule.kind = UDP_V6_FLOW;
@@ -713,7 +711,7 @@ pub fn insert_flow_rule(interface: &str, rule: &FlowRule) -> io::Result<()> {
     ioctl(interface, ETHTOOL_SRXCLSRLINS, &mut insertion)
 }
 
-/// Takes the rule at `location` away.
+/// Deletes the rule at `location`.
 ///
 /// # Errors
 /// When there is none.
@@ -721,15 +719,15 @@ pub fn delete_flow_rule(interface: &str, location: u32) -> io::Result<()> {
     ioctl(interface, ETHTOOL_SRXCLSRLDEL, &mut Classification::new(location))
 }
 
-/// Has the kernel do `command` with `argument`, which says where to look and takes what it answers.
-fn ioctl<T: Request>(interface: &str, command: Command<T>, argument: &mut T) -> io::Result<()> {
+/// Runs `command` with `argument`, which holds the query and receives the answer.
+fn ioctl<T: CommandData>(interface: &str, command: Command<T>, argument: &mut T) -> io::Result<()> {
     if !argument.fits() {
         return Err(io::Error::from_raw_os_error(libc::E2BIG));
     }
     let place = argument.place();
-    // SAFETY: the first word of the structure, which is for it.
+    // SAFETY: the first word of the structure holds the command number.
     unsafe { place.write(command.number) };
-    // SAFETY: plain integers and a pointer, for which zeros are a value.
+    // SAFETY: plain integers and a pointer, for which zero is valid.
     let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
     if interface.len() >= request.ifr_name.len() {
         return Err(io::Error::from_raw_os_error(libc::ENODEV));
@@ -739,9 +737,9 @@ fn ioctl<T: Request>(interface: &str, command: Command<T>, argument: &mut T) -> 
     }
     request.ifr_ifru.ifru_data = place.cast();
     let socket = socket(AddressFamily::Inet6, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)?;
-    // SAFETY: the request names an interface and points to `argument`: the structure of its
-    // command, as `Command` says, which has room for all that the kernel writes, as `Request` and
-    // `fits` say.
+    // SAFETY: the request names an interface and points to `argument`, the structure of its command
+    // (see `Command`). It has space for everything the kernel writes (see `CommandData` and
+    // `fits`).
     let result = unsafe { libc::ioctl(socket.as_raw_fd(), SIOCETHTOOL, &raw mut request) };
     if result >= 0 {
         return Ok(());

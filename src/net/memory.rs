@@ -1,5 +1,4 @@
-//! Mapped memory: the UMEM that frames lie in, and the rings that the kernel maps for a socket,
-//! here and in the engine room.
+//! Mapped memory: UMEMs, and the rings that sockets share with the kernel.
 
 use std::alloc;
 use std::io;
@@ -8,7 +7,7 @@ use std::ptr::{self, NonNull};
 
 pub use crate::events::HugepageRequest;
 
-/// A mapping that is readable, writable and shared with the kernel, unmapped when dropped.
+/// A readable and writable mapping, shared with the kernel, and unmapped on drop.
 #[derive(Debug)]
 pub(crate) struct Memory {
     start: NonNull<u8>,
@@ -16,56 +15,63 @@ pub(crate) struct Memory {
     hugepages: bool,
 }
 
-// SAFETY: it is an address range; who may touch which part of it when is the business of its users.
+// SAFETY: it is only an address range; its users decide which thread accesses which part.
 unsafe impl Send for Memory {}
-// SAFETY: as above, and its own methods only compute addresses.
+// SAFETY: as above; its own methods only compute addresses.
 unsafe impl Sync for Memory {}
 
 /// 2 MiB, the default huge page of x86-64 and of arm64 with 4 KiB pages.
 const HUGEPAGE: usize = 2 << 20;
 
+/// So many huge pages are not free.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "{count} huge pages of 2 MiB are not free ({error}): raise vm.nr_hugepages (sysctl -w \
+     vm.nr_hugepages=N, for all queues)"
+)]
+pub(crate) struct NoHugePages {
+    count: usize,
+    error: io::Error,
+}
+
 impl Memory {
-    /// Zeroed memory of at least `length` bytes, on such pages as are asked for.
+    /// Zeroed memory of at least `length` bytes, on the requested kind of pages.
     pub fn anonymous_on(pages: HugepageRequest, length: usize) -> io::Result<Self> {
         if pages == HugepageRequest::No {
             return Self::anonymous(length);
         }
         let rounded = length.next_multiple_of(HUGEPAGE);
-        // None is free, or none of that size is known.
+        // Fails if no huge page is free, or if the kernel has none of this size.
         match Self::map(rounded, libc::MAP_ANONYMOUS | libc::MAP_HUGETLB, None, 0) {
             Ok(mut memory) => {
                 memory.hugepages = true;
                 Ok(memory)
             }
-            Err(error) if pages == HugepageRequest::Yes => Err(io::Error::other(format!(
-                "{} huge pages of 2 MiB are not free ({error}): raise vm.nr_hugepages (sysctl -w \
-                 vm.nr_hugepages=N, for \
-                 all queues), or use --hugepages auto",
-                rounded / HUGEPAGE
-            ))),
+            Err(error) if pages == HugepageRequest::Yes => {
+                Err(io::Error::other(NoHugePages { count: rounded / HUGEPAGE, error }))
+            }
             Err(_) => Self::anonymous(length),
         }
     }
 
-    /// Zeroed memory of at least `length` bytes, on pages of the usual size.
+    /// Zeroed memory of at least `length` bytes, on pages of the default size.
     pub fn anonymous(length: usize) -> io::Result<Self> {
         Self::map(length, libc::MAP_ANONYMOUS, None, 0)
     }
 
-    /// The same, with a page behind its last one that nobody may touch: what is written beyond the
-    /// end fails there.
+    /// The same, followed by an inaccessible guard page: a write beyond the end faults there.
     pub fn guarded(length: usize) -> io::Result<Self> {
-        let page = 64 << 10; // as large as any page is
+        let page = 64 << 10; // the largest page size
         let rounded = length.next_multiple_of(page);
         let memory = Self::map(rounded + page, libc::MAP_ANONYMOUS, None, 0)?;
-        // SAFETY: within the mapping, whose last bytes these are.
+        // SAFETY: the guard page is the last part of the mapping.
         let guard = unsafe { memory.start.add(rounded) };
-        // SAFETY: they are nobody's yet.
+        // SAFETY: nothing uses that page yet.
         let result = unsafe { libc::mprotect(guard.as_ptr().cast(), page, libc::PROT_NONE) };
         if result == 0 { Ok(memory) } else { Err(io::Error::last_os_error()) }
     }
 
-    /// `length` bytes of what `fd` offers at `offset`.
+    /// Maps `length` bytes of `fd` from `offset`.
     pub fn of_file(fd: BorrowedFd, length: usize, offset: i64) -> io::Result<Self> {
         Self::map(length, 0, Some(fd), offset)
     }
@@ -76,9 +82,9 @@ impl Memory {
         }
         let fd = fd.map_or(-1, |fd| fd.as_raw_fd());
         let access = libc::PROT_READ | libc::PROT_WRITE;
-        // MAP_POPULATE: a page fault on the data path would cost more than a packet.
+        // MAP_POPULATE: a page fault on the data path would take longer than a packet.
         let flags = flags | libc::MAP_SHARED | libc::MAP_POPULATE;
-        // SAFETY: a new mapping at an address that the kernel chooses touches nothing that exists.
+        // SAFETY: a new mapping at an address of the kernel's choice overlaps no other.
         let start = unsafe { libc::mmap(ptr::null_mut(), length, access, flags, fd, offset) };
         if start == libc::MAP_FAILED {
             return Err(io::Error::last_os_error());
@@ -88,10 +94,10 @@ impl Memory {
         Ok(Self { start, length, hugepages: false })
     }
 
-    /// For Miri, which knows no shared mappings.
+    /// For Miri, which does not support shared mappings.
     fn allocated(length: usize) -> io::Result<Self> {
         let layout = Self::layout(length)?;
-        // SAFETY: it is of at least one byte.
+        // SAFETY: the layout has at least one byte.
         let start = unsafe { alloc::alloc_zeroed(layout) };
         let start = NonNull::new(start).ok_or(io::ErrorKind::OutOfMemory)?;
         Ok(Self { start, length, hugepages: false })
@@ -106,18 +112,18 @@ impl Memory {
         self.start
     }
 
-    /// How many bytes are mapped.
+    /// The length of the mapping, in bytes.
     pub fn length(&self) -> usize {
         self.length
     }
 
-    /// Whether it lies on huge pages.
+    /// Whether it is on huge pages.
     pub fn hugepages(&self) -> bool {
         self.hugepages
     }
 
-    /// The place of `count` values of type `T` at byte `offset`; `None` when they would not lie
-    /// within, or not be aligned.
+    /// The address of `count` values of type `T` at byte `offset`; `None` if they would be
+    /// misaligned or reach past the end.
     pub fn at<T>(&self, offset: usize, count: usize) -> Option<NonNull<T>> {
         let end = count.checked_mul(size_of::<T>())?.checked_add(offset)?;
         if end > self.length {
@@ -133,14 +139,14 @@ impl Drop for Memory {
     fn drop(&mut self) {
         if cfg!(miri) {
             if let Ok(layout) = Self::layout(self.length) {
-                // SAFETY: allocated with this layout, and nothing that borrows it is left.
+                // SAFETY: allocated with this layout, and nothing borrows it any more.
                 unsafe { alloc::dealloc(self.start.as_ptr(), layout) };
             }
             return;
         }
-        // SAFETY: maps exactly this range, and nothing that borrows it is left. What the kernel
-        // still writes into, a UMEM or a ring of a socket that is open, it has pinned: it writes to
-        // those pages, and no longer to this range.
+        // SAFETY: the mapping has exactly this range, and nothing borrows it any more. The kernel
+        // pinned the pages of a UMEM or ring that an open socket uses, so it writes to those pages,
+        // not to this range.
         unsafe { libc::munmap(self.start.as_ptr().cast(), self.length) };
     }
 }
@@ -155,7 +161,7 @@ mod tests {
         let memory = Memory::guarded(100).unwrap();
         let zeros = File::open("/dev/zero").unwrap();
         let all = memory.length();
-        // SAFETY: the range is mapped, and nobody else's.
+        // SAFETY: the range is mapped, and only this test uses it.
         let written = unsafe { libc::read(zeros.as_raw_fd(), memory.start().as_ptr().cast(), all) };
         assert_eq!(written as usize, all / 2, "the other half is the guard");
     }

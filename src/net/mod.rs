@@ -1,8 +1,8 @@
-//! ASKING AND TELLING THE KERNEL about interfaces, addresses and sockets: netlink, ethtool, socket
-//! options, datagrams in batches, namespaces, why it refuses, and what adapters do of their own.
+//! THE KERNEL'S NETWORK INTERFACES: netlink, ethtool, socket options, batched datagrams and
+//! namespaces; why the kernel refuses a call; and adapter quirks.
 //!
-//! Nothing here knows of a server. A question changes nothing; what a call changes stays changed
-//! until somebody takes it back.
+//! Nothing here knows about the server. Queries change nothing. Changes stay until the caller
+//! undoes them.
 
 pub(crate) mod datagrams;
 pub mod denied;
@@ -18,7 +18,7 @@ pub mod quirks;
 use std::fs;
 use std::path::Path;
 
-/// A file of one value; `None` where it is not there, or not to be read.
+/// Reads a file that holds one value; `None` if it is missing or unreadable.
 pub(crate) fn file(path: impl AsRef<Path>) -> Option<String> {
     Some(fs::read_to_string(path).ok()?.trim().to_owned())
 }

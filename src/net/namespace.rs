@@ -1,6 +1,6 @@
-//! NETWORK NAMESPACES WITH A NAME, made and shown as `ip netns` does it: a file in /run/netns onto
-//! which the namespace is mounted. Touches /run/netns, and the namespace of the calling thread
-//! where it says so.
+//! NAMED NETWORK NAMESPACES, compatible with `ip netns`: each is a file in /run/netns with the
+//! namespace mounted on it. This code changes /run/netns, and the calling thread's namespace where
+//! a function says so.
 
 use std::fs::{self, DirBuilder, File};
 use std::io::ErrorKind;
@@ -19,14 +19,14 @@ use crate::net::denied;
 
 const DIRECTORY: &str = "/run/netns";
 
-/// A namespace that exists. It lives until its name is removed, this is dropped and the last
-/// process in it has ended.
+/// An existing namespace. It lives until its name is removed, this value is dropped and its last
+/// process has ended.
 #[derive(Debug)]
 pub(crate) struct Namespace(File);
 
 impl Namespace {
-    /// The namespace of that name, if there is one. The empty file that a run leaves which is
-    /// killed between making the file and mounting onto it is none.
+    /// Opens the namespace of that name, if it exists. A run killed between creating the file and
+    /// mounting onto it leaves an empty file, which counts as no namespace.
     pub fn open(name: &str) -> Result<Option<Self>> {
         let path = path(name);
         let file = match File::open(&path) {
@@ -46,14 +46,14 @@ impl Namespace {
         }
     }
 
-    /// Makes an empty namespace of that name.
+    /// Creates an empty namespace of that name.
     pub fn create(name: &str) -> Result<Self> {
         prepare_directory().with_context(|| format!("cannot prepare {DIRECTORY}"))?;
         let path = path(name);
         File::create_new(&path).with_context(|| format!("cannot make {}", path.display()))?;
         let made = thread::scope(|scope| {
-            // A thread that ends afterwards: the one that unshares is in the new namespace and
-            // would have to come back.
+            // unshare(2) moves the calling thread into the new namespace. A thread that ends
+            // afterwards need not come back.
             let maker = scope.spawn(|| {
                 unshare(CloneFlags::CLONE_NEWNET)?;
                 bind_mount(Path::new("/proc/thread-self/ns/net"), &path)
@@ -64,11 +64,11 @@ impl Namespace {
             let _ = fs::remove_file(&path);
             return Err(error).with_context(|| format!("cannot make network namespace {name}"));
         }
-        Self::open(name)?.with_context(|| format!("network namespace {name} went away at once"))
+        Self::open(name)?.with_context(|| format!("network namespace {name} disappeared at once"))
     }
 
-    /// Takes away the name, whether a namespace or an unused file carries it. False if there is no
-    /// such name.
+    /// Removes the name, whether it belongs to a namespace or an unused file. False if it does not
+    /// exist.
     pub fn remove(name: &str) -> Result<bool> {
         let path = path(name);
         match umount2(&path, MntFlags::MNT_DETACH) {
@@ -97,7 +97,7 @@ impl Namespace {
         })
     }
 
-    /// Runs `f` in the namespace, on a thread of its own, and returns what it returns.
+    /// Runs `f` in the namespace, on its own thread, and returns its result.
     pub fn run<T: Send>(&self, f: impl FnOnce() -> Result<T> + Send) -> Result<T> {
         thread::scope(|scope| {
             let inside = scope.spawn(|| {
@@ -119,12 +119,12 @@ fn path(name: &str) -> PathBuf {
     Path::new(DIRECTORY).join(name)
 }
 
-/// Makes /run/netns a mount that is shared between mount namespaces, as `ip netns add` does.
-/// Otherwise a process with mounts of its own would keep a namespace alive after its removal here.
+/// Makes /run/netns a shared mount, as `ip netns add` does. Otherwise a process with a private
+/// mount namespace would keep a network namespace alive after its removal here.
 fn prepare_directory() -> Result<()> {
     DirBuilder::new().recursive(true).mode(0o755).create(DIRECTORY)?;
     let directory = Path::new(DIRECTORY);
-    // The lock that `ip` takes too, so that two do not mount on top of each other.
+    // The lock that `ip` takes too, so that two processes do not mount on top of each other.
     let _lock =
         Flock::lock(File::open(directory)?, FlockArg::LockExclusive).map_err(|(_, error)| error)?;
     let share = || {
@@ -132,7 +132,7 @@ fn prepare_directory() -> Result<()> {
         mount(None::<&str>, directory, None::<&str>, flags, None::<&str>)
     };
     match share() {
-        // Not a mount of its own yet.
+        // Not a mount point yet.
         Err(Errno::EINVAL) => {
             bind_mount(directory, directory)?;
             Ok(share()?)

@@ -1,6 +1,5 @@
-//! What the kernel says of a driver's XDP abilities: the generic netlink family "netdev"
-//! (linux/netdev.h), which is there from Linux 6.3 on. Asks, changes nothing, and needs no
-//! privilege.
+//! What the kernel says about a driver's XDP features: the generic netlink family "netdev"
+//! (linux/netdev.h), since Linux 6.3. It only reads, and needs no privilege.
 
 use std::io;
 
@@ -10,13 +9,13 @@ use rtnetlink::sys;
 
 pub use crate::events::XdpFeatures;
 
-/// The family that names the others, and how to ask it for one (linux/genetlink.h).
+/// The controller family, which looks up the others by name (linux/genetlink.h).
 const GENL_ID_CTRL: u16 = 0x10;
 const CTRL_CMD_GETFAMILY: u8 = 3;
 const CTRL_ATTR_FAMILY_ID: u16 = 1;
 const CTRL_ATTR_FAMILY_NAME: u16 = 2;
 
-/// How to ask for an interface, and what the answer is made of (linux/netdev.h).
+/// The query for an interface, and the attributes of its answer (linux/netdev.h).
 const NETDEV_CMD_DEV_GET: u8 = 1;
 const NETDEV_A_DEV_IFINDEX: u16 = 1;
 const NETDEV_A_DEV_XDP_FEATURES: u16 = 3;
@@ -24,29 +23,29 @@ const NETDEV_A_DEV_XDP_ZC_MAX_SEGS: u16 = 4;
 const NETDEV_A_DEV_XDP_RX_METADATA_FEATURES: u16 = 5;
 const NETDEV_A_DEV_XSK_FEATURES: u16 = 6;
 
-/// Names of the bits, from the lowest on, as Documentation/netlink/specs/netdev.yaml has them.
+/// Names of the bits, lowest first, as in Documentation/netlink/specs/netdev.yaml.
 const FEATURES: [&str; 7] =
     ["basic", "redirect", "ndo-xmit", "xsk-zerocopy", "hw-offload", "rx-sg", "ndo-xmit-sg"];
 const RX_METADATA: [&str; 3] = ["timestamp", "hash", "vlan-tag"];
 const XSK: [&str; 3] = ["tx-timestamp", "tx-checksum", "tx-launch-time-fifo"];
 
 impl XdpFeatures {
-    /// Whether the driver can do `feature`.
+    /// Whether the driver has `feature`.
     #[must_use]
     pub fn has(&self, feature: &str) -> bool {
         self.features.iter().any(|name| name == feature)
     }
 }
 
-/// What the driver of the interface with that index, in the namespace of the calling thread, can
-/// do. `None` where the kernel does not know.
+/// The XDP features of the interface with that index, in the calling thread's namespace. `None` if
+/// the kernel does not have the netdev family.
 ///
 /// # Errors
 /// When there is no such interface, or no generic netlink.
 pub fn xdp_features(index: u32) -> io::Result<Option<XdpFeatures>> {
     let mut socket = sys::Socket::new(sys::protocols::NETLINK_GENERIC)?;
     socket.bind_auto()?;
-    // Connected to the kernel, it hears nobody else.
+    // Connected to the kernel, the socket receives from nobody else.
     socket.connect(&sys::SocketAddr::new(0, 0))?;
     let query = request(GENL_ID_CTRL, CTRL_CMD_GETFAMILY, CTRL_ATTR_FAMILY_NAME, b"netdev\0");
     let family = match ask(&socket, &query) {
@@ -77,8 +76,8 @@ fn bits_by_name(bits: u64, names: &[&str]) -> Vec<String> {
         .collect()
 }
 
-/// A message to `family` with one attribute: struct nlmsghdr, struct genlmsghdr, struct nlattr,
-/// each in the host's order.
+/// A message to `family` with one attribute: struct nlmsghdr, struct genlmsghdr and struct nlattr,
+/// in host byte order.
 fn request(family: u16, command: u8, attribute: u16, value: &[u8]) -> Vec<u8> {
     const HEADERS: usize = 16 + 4;
     let attribute_length = 4 + value.len();
@@ -87,7 +86,7 @@ fn request(family: u16, command: u8, attribute: u16, value: &[u8]) -> Vec<u8> {
     message.extend((length as u32).to_ne_bytes());
     message.extend(family.to_ne_bytes());
     message.extend(NLM_F_REQUEST.to_ne_bytes());
-    // sequence and port: there is one request at a time, and the kernel knows the port
+    // sequence and port: only one request is pending at a time, and the kernel knows the port
     message.extend([0; 8]);
     message.extend([command, 1, 0, 0]); // version 1
     message.extend((attribute_length as u16).to_ne_bytes());
@@ -97,7 +96,7 @@ fn request(family: u16, command: u8, attribute: u16, value: &[u8]) -> Vec<u8> {
     message
 }
 
-/// Sends a request and returns the attributes of the one answer.
+/// Sends a request and returns the attributes of its answer.
 fn ask(socket: &sys::Socket, request: &[u8]) -> Result<Vec<u8>, Errno> {
     let errno = |error| Errno::try_from(error).unwrap_or(Errno::EIO);
     socket.send(request, 0).map_err(errno)?;
@@ -126,7 +125,7 @@ mod tests {
     #[test]
     fn the_kernel_answers_for_loopback_and_not_for_what_does_not_exist() {
         let loopback = crate::net::netlink::link("lo").unwrap();
-        // Nothing is native on it, whatever kernel this is.
+        // Loopback has no native XDP on any kernel.
         let features = xdp_features(loopback.index).unwrap();
         assert!(features.is_none_or(|features| !features.has("basic")));
         assert!(!matches!(xdp_features(i32::MAX as u32), Ok(Some(_))));

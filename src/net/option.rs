@@ -9,9 +9,9 @@ use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
 
 use crate::net::datagrams::Plain;
 
-/// A socket option whose value is a `T`. There are only those below, so that no caller pairs one
-/// with a value that the kernel takes for something else: for one with addresses, through which it
-/// would write.
+/// A socket option with a value of type `T`. Only the constants below exist, so no caller can pass
+/// a value of the wrong type. If the kernel took one for a structure with pointers, it would write
+/// through them.
 pub(crate) struct SocketOption<T> {
     level: i32,
     name: i32,
@@ -19,7 +19,7 @@ pub(crate) struct SocketOption<T> {
 }
 
 impl<T: Plain> SocketOption<T> {
-    /// Not for options whose value points somewhere: those have functions of their own.
+    /// Not for options whose value contains pointers: those have their own functions.
     const fn new(level: i32, name: i32) -> Self {
         Self { level, name, value: PhantomData }
     }
@@ -37,7 +37,7 @@ pub(crate) const XDP_OPTIONS: SocketOption<libc::xdp_options> =
     SocketOption::new(SOL_XDP, libc::XDP_OPTIONS);
 pub(crate) const XDP_STATISTICS: SocketOption<libc::xdp_statistics> =
     SocketOption::new(SOL_XDP, libc::XDP_STATISTICS);
-/// Of linux/if_xdp.h since Linux 6.17, not yet in the libc crate.
+/// In linux/if_xdp.h since Linux 6.17, and not yet in the libc crate.
 pub(crate) const XDP_MAX_TX_SKB_BUDGET: SocketOption<u32> = SocketOption::new(SOL_XDP, 9);
 
 pub(crate) const SO_PREFER_BUSY_POLL: SocketOption<u32> =
@@ -59,7 +59,7 @@ pub(crate) const PACKET_RX_RING: SocketOption<libc::tpacket_req3> =
     SocketOption::new(SOL_PACKET, libc::PACKET_RX_RING);
 pub(crate) const PACKET_TX_RING: SocketOption<libc::tpacket_req3> =
     SocketOption::new(SOL_PACKET, libc::PACKET_TX_RING);
-/// tpacket_stats: packets, drops. Reading sets both to 0.
+/// tpacket_stats: packets, drops. Reading resets both to 0.
 pub(crate) const PACKET_STATISTICS: SocketOption<[u32; 2]> =
     SocketOption::new(SOL_PACKET, libc::PACKET_STATISTICS);
 
@@ -123,49 +123,48 @@ unsafe impl Plain for libc::tpacket_req3 {
 
 /// Sets an option.
 pub(crate) fn set<T: Plain>(fd: &OwnedFd, option: SocketOption<T>, value: &T) -> io::Result<()> {
-    // SAFETY: it points nowhere, as all that is plain.
+    // SAFETY: a plain value contains no pointers.
     unsafe { set_any(fd, option.level, option.name, value) }
 }
 
-/// Asks for an option. An older kernel may know a shorter structure: the rest is zero.
+/// Reads an option. If an older kernel has a shorter structure, the rest stays zero.
 pub(crate) fn get<T: Plain>(fd: &OwnedFd, option: SocketOption<T>) -> io::Result<T> {
     let mut value = T::ZERO;
     let mut length = size_of::<T>() as libc::socklen_t;
     let place = (&raw mut value).cast();
-    // SAFETY: `value` is valid for writes of its size, which the kernel is told, and any bytes are
-    // a value of it.
+    // SAFETY: `value` is valid for writes of the size given to the kernel, and every bit pattern is
+    // a valid value.
     let result = unsafe {
         libc::getsockopt(fd.as_raw_fd(), option.level, option.name, place, &raw mut length)
     };
     if result == 0 { Ok(value) } else { Err(io::Error::last_os_error()) }
 }
 
-/// Has a socket take only the packets that a filter lets through.
+/// Attaches a socket filter: the socket receives only the packets that it accepts.
 pub(crate) fn set_filter(fd: &OwnedFd, filter: &[libc::sock_filter]) -> io::Result<()> {
     let length =
         filter.len().try_into().map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
     let program = libc::sock_fprog { len: length, filter: filter.as_ptr().cast_mut() };
-    // SAFETY: it points to as many instructions as it says, which the kernel copies.
+    // SAFETY: `program` points to as many instructions as it says, and the kernel copies them.
     unsafe { set_any(fd, SOL_SOCKET, libc::SO_ATTACH_FILTER, &program) }
 }
 
-/// Sets an option by its numbers.
+/// Sets an option by level and name.
 ///
 /// # Safety
-/// Where the kernel takes the value for one that points somewhere, it may read and write there, for
-/// as long as it does.
+/// If the kernel takes part of the value for a pointer, it must be valid for whatever the kernel
+/// reads and writes there, for as long as the kernel uses it.
 pub(crate) unsafe fn set_any<T>(fd: &OwnedFd, level: i32, name: i32, value: &T) -> io::Result<()> {
     let length = size_of::<T>() as libc::socklen_t;
-    // SAFETY: `value` is valid for reads of its size; for the rest the caller answers.
+    // SAFETY: `value` is valid for reads of its size; the caller vouches for any pointers in it.
     let result = unsafe {
         libc::setsockopt(fd.as_raw_fd(), level, name, (&raw const *value).cast(), length)
     };
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
-/// The number of the calling thread's network namespace, which no other gets until the machine is
-/// started again (SO_NETNS_COOKIE, Linux 5.14). The inode of a namespace is used again soon after
-/// it has gone.
+/// The cookie of the calling thread's network namespace (SO_NETNS_COOKIE, Linux 5.14), unique until
+/// the next boot. An inode number would not do: the kernel soon reuses that of a removed namespace.
 ///
 /// # Errors
 /// On an older kernel.

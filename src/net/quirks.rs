@@ -1,12 +1,12 @@
-//! ADAPTER QUIRKS: what drivers and kinds of devices do that a caller has to know, in one table.
+//! ADAPTER QUIRKS: what callers must know about certain drivers and kinds of devices, in one table.
 //!
 //! ```text
 //!   facts of a link ─► of(facts) ─► has(act)?    what to do
-//!                                 └► find(act)   how to say it, to people
+//!                                 └► find(act)   how to explain it to people
 //! ```
 //!
-//! No other file compares a driver's name; a test holds that. A second test holds
-//! docs/hardware.md to both tables.
+//! No other file compares driver names; a test enforces that. A second test checks docs/hardware.md
+//! against both tables.
 
 use std::fmt;
 use std::time::Duration;
@@ -14,37 +14,38 @@ use std::time::Duration;
 use crate::events::{Interface, Virtio};
 use crate::net::netlink::Link;
 
-/// How long a link may be away. Some drivers reset theirs when a program comes or goes: an igb needs
-/// about 2 s, a card at the end of a long cable more. Every card is waited for.
+/// How long to wait for a lost link. Some drivers reset it when an XDP program is attached or
+/// detached: igb needs about 2 s, a card on a long cable more. The wait applies to every card.
 pub const CARRIER_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Frames that zero-copy needs besides those for the rx ring, whatever the driver: as many as the
-/// card's own receive ring holds, `card_ring` where its driver says. Then the driver finds frames
-/// in the fill ring also while the rx ring is full. One that finds none may hand out the same frame
-/// twice: igb does, up to Linux 7.3 at least, where it leaves the length of an old packet in the
-/// descriptor behind the last that it could fill (igb_alloc_rx_buffers_zc).
+/// Frames that zero-copy needs besides those for the rx ring: as many as the card's own receive
+/// ring holds, which is `card_ring` if the driver reports it. The driver then finds frames in the
+/// fill ring even while the rx ring is full. A driver that finds none may hand out the same frame
+/// twice. igb does, up to Linux 7.3 at least: it leaves an old packet's length in the descriptor
+/// after the last one it could fill (igb_alloc_rx_buffers_zc).
 #[must_use]
 pub fn spare_frames(card_ring: Option<u32>) -> u32 {
     card_ring.unwrap_or(UNKNOWN_RING)
 }
 
-/// Descriptors in the receive ring of a card whose driver does not say: as many as any has.
+/// Descriptors assumed for a card's receive ring if the driver does not report them: the most that
+/// any card has.
 const UNKNOWN_RING: u32 = 8192;
 
-/// What to do about a quirk, or what a caller may count on.
+/// What to do about a quirk, or what a caller may rely on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Act {
-    /// Attach natively up to an MTU of `takes`, and not above `limit`. What is between was not
-    /// tried, and the driver's sources do not say it in one number.
+    /// Attach natively up to an MTU of `takes`, and never above `limit`. MTUs in between are
+    /// untested, and the driver's sources give no single number.
     LimitMtu {
-        /// Largest MTU that the driver surely takes.
+        /// Largest MTU that the driver certainly accepts.
         takes: u32,
-        /// Largest that it might take.
+        /// Largest MTU that it may accept.
         limit: u32,
     },
-    /// Ask its other end: the MTU, the queues and the offloads there count.
+    /// Query its peer: the MTU, queues and offloads there are the ones that count.
     AskPeer,
-    /// Read its feature bits in /sys: they say what the host lets it do.
+    /// Read its feature bits in /sys: they say what the host permits.
     ReadFeatures,
     /// Attach generically, whatever the driver offers.
     AttachGeneric,
@@ -52,68 +53,68 @@ pub enum Act {
     ExpectNoNative,
     /// Expect no zero-copy, and say why.
     ExpectNoZeroCopy,
-    /// Do not believe the flag for zero-copy: the bind will be refused.
+    /// Ignore the driver's zero-copy flag: the bind will be refused.
     DoubtZeroCopy,
-    /// Say that zero-copy may be refused: what decides is not seen.
+    /// Say that zero-copy may be refused: the deciding fact is not visible.
     LeaveZeroCopyOpen,
-    /// Leave large receive offload on: the driver switches it off itself.
+    /// Leave large receive offload on: the driver turns it off itself.
     LeaveLro,
-    /// Serve all queues that its ports have: it runs the program on them.
+    /// Serve all queues of its ports: the program runs there.
     LookBelow,
-    /// Reflect although the driver does not say that it sends a program's frames.
+    /// Reflect even though the driver does not report that it can transmit frames from XDP.
     ReflectAllTheSame,
-    /// Do not serve addresses that are not the kernel's.
+    /// Do not serve addresses that the kernel does not own.
     RefuseHidden,
-    /// Expect packets whose checksum nobody finished.
+    /// Expect packets with unfinished checksums.
     ExpectUnfinished,
-    /// Have its other end compute checksums itself.
+    /// Turn off tx checksum offload at its peer.
     FinishAtPeer,
-    /// Say that the sender does the receive work.
+    /// Say that receive work runs in the sender's context.
     BlameSender,
-    /// Say that it is memory: no card, no speed.
+    /// Say that it is memory, so a reported speed means nothing.
     CallMemory,
-    /// As the device above: leave its ports their own addresses.
+    /// As for the device above: leave addresses to its ports.
     LeavePorts,
-    /// As the device above: let AnyIP serve on its ports.
+    /// As for the device above: let AnyIP serve on its ports.
     AllowAnyip,
 }
 
-/// Whose quirk it is.
+/// What a quirk applies to.
 #[derive(Debug, Clone, Copy)]
 enum Who {
-    /// Of the drivers that ethtool names so.
+    /// Drivers, by their ethtool names.
     Driver(&'static [&'static str]),
-    /// Of the kinds of device that the kernel names so (IFLA_INFO_KIND).
+    /// Kinds of devices, by the kernel's names (IFLA_INFO_KIND).
     Kind(&'static [&'static str]),
 }
 
 /// A row of the table.
 struct Quirk {
     who: Who,
-    /// Only where this holds.
+    /// An extra condition.
     when: Option<fn(&Facts) -> bool>,
     act: Act,
     /// Its name in the findings of `probe`.
     name: &'static str,
-    /// For people: what it does. `{if}` stands for the interface, `{kind}` for its kind,
-    /// `{queues}` for the number of its receive queues, `{card}` for advice to take another card.
+    /// For people: what the device does. `{if}` stands for the interface, `{kind}` for its kind,
+    /// `{queues}` for the number of its receive queues, `{card}` for advice to use another card.
     why: &'static str,
     /// For people: what to do.
     cure: Option<&'static str>,
-    /// Where that is from: a file of the kernel, a specification, or what was seen.
+    /// The source: a kernel file, a specification, or an observation.
     #[cfg_attr(not(test), expect(dead_code, reason = "for those who read and change the table"))]
     source: &'static str,
 }
 
-/// Largest MTU at which packets of a program without fragments fit a page of 4 KiB, after
+/// Largest MTU at which a packet for a program without fragments fits a 4 KiB page, after
 /// XDP_PACKET_HEADROOM (256), struct skb_shared_info (320) and the Ethernet header (14). A driver
-/// that has a page for each packet cannot take more.
+/// with one page for each packet cannot accept more.
 const PAGE_MTU: u32 = 4096 - 256 - 320 - 14;
 
-/// Every driver with native XDP takes a program at this one.
+/// Every driver with native XDP accepts a program at this MTU.
 pub const ETHERNET_MTU: u32 = 1500;
 
-/// That of a driver without a row of its own.
+/// For a driver without its own row.
 const ANY_MTU: Act = Act::LimitMtu { takes: ETHERNET_MTU, limit: PAGE_MTU };
 
 const QUIRKS: &[Quirk] = &[
@@ -122,7 +123,7 @@ const QUIRKS: &[Quirk] = &[
         when: None,
         act: Act::LimitMtu { takes: PAGE_MTU, limit: PAGE_MTU },
         name: "mtu",
-        why: "it takes a program without fragments where a packet fits a page",
+        why: "it accepts a program without fragments only while a packet fits a page",
         cure: None,
         source: "veth_xdp_set (drivers/net/veth.c), virtnet_xdp_set (drivers/net/virtio_net.c)",
     },
@@ -131,7 +132,7 @@ const QUIRKS: &[Quirk] = &[
         when: None,
         act: Act::LimitMtu { takes: ETHERNET_MTU, limit: ETHERNET_MTU },
         name: "mtu",
-        why: "it takes no program with jumbo frames",
+        why: "it rejects a program with jumbo frames",
         cure: None,
         source: "igc_xdp_set_prog (drivers/net/ethernet/intel/igc/igc_xdp.c)",
     },
@@ -140,7 +141,7 @@ const QUIRKS: &[Quirk] = &[
         when: None,
         act: Act::AskPeer,
         name: "peer",
-        why: "its other end, whose MTU counts: that takes CAP_NET_ADMIN",
+        why: "its peer, whose MTU counts: seeing it needs CAP_NET_ADMIN",
         cure: None,
         source: "veth_xdp_set (drivers/net/veth.c)",
     },
@@ -149,9 +150,9 @@ const QUIRKS: &[Quirk] = &[
         when: None,
         act: Act::ExpectNoNative,
         name: "driver",
-        why: "this end has {queues} receive queues in use, and its other end sends from more: \
-              native XDP wants one for each",
-        cure: Some("ethtool -L: as many rx here as tx there"),
+        why: "it has {queues} receive queues in use, but its peer has more transmit queues: native \
+              XDP needs a receive queue for each",
+        cure: Some("ethtool -L: as many rx queues here as tx queues there"),
         source: "veth_set_xdp_features (drivers/net/veth.c)",
     },
     Quirk {
@@ -159,7 +160,7 @@ const QUIRKS: &[Quirk] = &[
         when: None,
         act: Act::ExpectNoZeroCopy,
         name: "driver",
-        why: "a veth has no card that could write into the rings",
+        why: "a veth has no card that could write into frames",
         cure: None,
         source: "drivers/net/veth.c: no XDP_SETUP_XSK_POOL; seen with Linux 6.18",
     },
@@ -168,7 +169,7 @@ const QUIRKS: &[Quirk] = &[
         when: None,
         act: Act::ReflectAllTheSame,
         name: "ndo-xmit",
-        why: "a veth takes the frames of an XDP program once its other end polls ('ethtool -K PEER \
+        why: "a veth transmits an XDP program's frames only while its peer polls ('ethtool -K PEER \
               gro on' there)",
         cure: None,
         source: "veth_xdp_xmit (drivers/net/veth.c)",
@@ -196,8 +197,8 @@ const QUIRKS: &[Quirk] = &[
         when: None,
         act: Act::FinishAtPeer,
         name: "checksums",
-        why: "at the other end, where it is on: its packets come without checksums, and are not \
-              answered",
+        why: "on the peer, if it is on: its packets arrive with unfinished checksums, and get no \
+              answer",
         cure: None,
         source: "CHECKSUM_PARTIAL (include/linux/skbuff.h); seen with Linux 6.18",
     },
@@ -206,8 +207,7 @@ const QUIRKS: &[Quirk] = &[
         when: None,
         act: Act::ExpectUnfinished,
         name: "checksums",
-        why: "its packets go from memory to memory, and no card finishes a checksum that was left \
-              to one",
+        why: "its packets never reach a card, so nobody finishes a checksum that was left to one",
         cure: Some("ethtool -K {if} tx off"),
         source: "CHECKSUM_PARTIAL (include/linux/skbuff.h); seen with Linux 6.18",
     },
@@ -225,7 +225,7 @@ const QUIRKS: &[Quirk] = &[
         when: None,
         act: Act::ExpectNoNative,
         name: "driver",
-        why: "{if} is no card, and has no driver that could run a program",
+        why: "{if} is not a card, and no driver could run a program on it",
         cure: None,
         source: "drivers/net/loopback.c; seen with Linux 6.18",
     },
@@ -234,7 +234,7 @@ const QUIRKS: &[Quirk] = &[
         when: None,
         act: Act::LeaveLro,
         name: "lro",
-        why: "it switches large receive offload off when a program comes",
+        why: "it turns off large receive offload when a program is attached",
         cure: None,
         source: "vmxnet3_xdp_set (drivers/net/vmxnet3/vmxnet3_xdp.c); seen with Linux 7.3.4",
     },
@@ -243,7 +243,7 @@ const QUIRKS: &[Quirk] = &[
         when: None,
         act: Act::ReadFeatures,
         name: "features",
-        why: "what the host lets it do is in its feature bits",
+        why: "its feature bits say what the host permits",
         cure: None,
         source: "Virtual I/O Device 1.2, sections 5.1.3 and 6",
     },
@@ -254,8 +254,7 @@ const QUIRKS: &[Quirk] = &[
         }),
         act: Act::AttachGeneric,
         name: "guest-offloads",
-        why: "the host merges packets or leaves out checksums, and the guest may not switch that \
-              off",
+        why: "the host merges packets or leaves out checksums, and the guest may not turn that off",
         cure: Some("start the guest with ctrl_guest_offloads=on for this device"),
         source: "virtnet_xdp_set (drivers/net/virtio_net.c)",
     },
@@ -264,8 +263,8 @@ const QUIRKS: &[Quirk] = &[
         when: Some(|facts| facts.virtio.is_some_and(|has| !has.access_platform)),
         act: Act::DoubtZeroCopy,
         name: "access-platform",
-        why: "virtio_net offers zero-copy, but this device takes no DMA addresses \
-              (VIRTIO_F_ACCESS_PLATFORM), and refuses the bind",
+        why: "virtio_net offers zero-copy, but this device does not use DMA addresses (no \
+              VIRTIO_F_ACCESS_PLATFORM), and refuses the bind",
         cure: Some("start the guest with disable-legacy=on,iommu_platform=on for this device"),
         source: "virtnet_xsk_pool_enable (drivers/net/virtio_net.c): EINVAL; seen with Linux 7.3.4",
     },
@@ -274,7 +273,7 @@ const QUIRKS: &[Quirk] = &[
         when: Some(|facts| facts.virtio.is_none()),
         act: Act::LeaveZeroCopyOpen,
         name: "access-platform",
-        why: "whether this device takes DMA addresses is not seen: /sys shows another namespace",
+        why: "cannot see if this device uses DMA addresses: /sys shows another namespace",
         cure: Some("run as root"),
         source: "virtnet_xsk_pool_enable, and what /sys/class/net/IF/device/features does not show",
     },
@@ -283,9 +282,9 @@ const QUIRKS: &[Quirk] = &[
         when: None,
         act: Act::RefuseHidden,
         name: "ipvlan",
-        why: "{if} is an ipvlan, which gets only what is for the kernel's addresses, and those of \
-              live-map are none",
-        cure: Some("use --bind netlink, or a macvlan"),
+        why: "{if} is an ipvlan, which receives only packets for the kernel's addresses, and \
+              live-map hides its addresses from the kernel",
+        cure: Some("use a macvlan"),
         source: "ipvlan_addr_lookup (drivers/net/ipvlan/ipvlan_core.c)",
     },
     Quirk {
@@ -293,8 +292,8 @@ const QUIRKS: &[Quirk] = &[
         when: None,
         act: Act::LookBelow,
         name: "ports",
-        why: "{if} is a {kind} and has a native program run on its ports, whose packets its rings \
-              do not take",
+        why: "{if} is a {kind}: it runs a native program on its ports, whose packets its rings \
+              reject",
         cure: None,
         source: "xsk_rcv_check (net/xdp/xsk.c) compares the devices; a bond seen with Linux 7.3.4",
     },
@@ -303,7 +302,7 @@ const QUIRKS: &[Quirk] = &[
         when: None,
         act: Act::AllowAnyip,
         name: "ports",
-        why: "the packets of its ports still go by the routing table, and AnyIP needs no more",
+        why: "packets of its ports still go through the routing table, which is all AnyIP needs",
         cure: None,
         source: "bond_handle_frame (drivers/net/bonding/bond_main.c); a bridge routes by itself",
     },
@@ -312,16 +311,16 @@ const QUIRKS: &[Quirk] = &[
         when: None,
         act: Act::LeavePorts,
         name: "ports",
-        why: "it leaves its ports their packets",
+        why: "it leaves packets to its ports",
         cure: None,
         source: "vrf_l3_rcv (drivers/net/vrf.c)",
     },
 ];
 
-/// What a driver grants, and since which Linux; `None`: in no release so far.
+/// Since which Linux release a driver has each feature; `None` means no release so far.
 struct Driver {
     name: &'static str,
-    /// Whether its cards are to be had, and are no guest's.
+    /// Whether its cards can be bought, unlike a guest's virtual device.
     is_card: bool,
     #[cfg_attr(not(test), expect(dead_code, reason = "holds docs/hardware.md"))]
     native: Option<&'static str>,
@@ -337,7 +336,7 @@ const fn driver(
     Driver { name, is_card, native, zero_copy }
 }
 
-/// The releases are those of docs/hardware.md, which says which of them were tried.
+/// The releases match docs/hardware.md, which says which ones were tested.
 const DRIVERS: &[Driver] = &[
     driver("e1000e", true, None, None),
     driver("igb", true, Some("5.10"), Some("6.14")),
@@ -351,46 +350,48 @@ const DRIVERS: &[Driver] = &[
     driver("veth", false, Some("4.19"), None),
 ];
 
-/// Linux from which on `driver` has zero-copy, where `kernel` is older.
+/// The first Linux release in which `driver` has zero-copy, if `kernel` is older.
 #[must_use]
 pub fn zero_copy_later(driver: &str, kernel: &str) -> Option<&'static str> {
     let known = DRIVERS.iter().find(|known| known.name == driver)?;
     known.zero_copy.filter(|since| release(kernel) < release(since))
 }
 
-/// The first two numbers of a kernel's release.
+/// The first two numbers of a kernel release.
 fn release(text: &str) -> (u32, u32) {
     let mut numbers = text.split(|c: char| !c.is_ascii_digit()).map(|part| part.parse().ok());
     let mut next = || numbers.next().flatten().unwrap_or(0);
     (next(), next())
 }
 
-/// What to do where a card has no native XDP or zero-copy.
+/// Advice for a card without native XDP or zero-copy.
 #[must_use]
 pub fn better_cards() -> String {
     let better = DRIVERS.iter().filter(|known| known.is_card && known.zero_copy.is_some());
     let names: Vec<_> = better.map(|known| known.name).collect();
     match names.split_last() {
-        Some((last, [])) => format!("take a card of {last}"),
-        Some((last, others)) => format!("take a card of {} or {last}", others.join(", ")),
-        None => "take another card".to_owned(),
+        Some((last, [])) => format!("use a card with the {last} driver"),
+        Some((last, others)) => {
+            format!("use a card with the {} or {last} driver", others.join(", "))
+        }
+        None => "use another card".to_owned(),
     }
 }
 
-/// What the table goes by. What is not known is empty.
+/// The facts that select rows. Unknown facts are empty.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Facts<'a> {
-    /// Name of the interface, for the sentences.
+    /// Name of the interface, for messages.
     pub interface: &'a str,
     /// Its driver, as ethtool names it.
     pub driver: &'a str,
     /// Version of the card's firmware.
     pub firmware: &'a str,
-    /// What kind of device the kernel made it as.
+    /// The kind of virtual device, if it is one.
     pub kind: Option<&'a str>,
     /// Receive queues in use.
     pub queues: u32,
-    /// What the host lets a virtio device do.
+    /// What the host permits a virtio device.
     pub virtio: Option<Virtio>,
 }
 
@@ -407,7 +408,7 @@ impl<'a> From<&'a Interface> for Facts<'a> {
     }
 }
 
-/// What netlink knows: the kind of device, and not the driver.
+/// Netlink knows the kind of device, but not its driver.
 impl<'a> From<&'a Link> for Facts<'a> {
     fn from(link: &'a Link) -> Self {
         Self { interface: &link.name, kind: link.kind.as_deref(), ..Self::default() }
@@ -423,19 +424,19 @@ pub fn of<'a>(facts: impl Into<Facts<'a>>) -> Quirks<'a> {
     Quirks(facts.into())
 }
 
-/// Those of a driver of which nothing else is known.
+/// The quirks of a driver, with nothing else known.
 #[must_use]
 pub fn of_driver(driver: &str) -> Quirks<'_> {
     Quirks(Facts { driver, ..Facts::default() })
 }
 
-/// Those of a kind of device.
+/// The quirks of a kind of device.
 #[must_use]
 pub fn of_kind(kind: Option<&str>) -> Quirks<'_> {
     Quirks(Facts { kind, ..Facts::default() })
 }
 
-/// How to say a quirk.
+/// A quirk in words.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Said {
     /// Its name in the findings of `probe`.
@@ -454,13 +455,13 @@ impl fmt::Display for Said {
 }
 
 impl Quirks<'_> {
-    /// Whether there is that to be done.
+    /// Whether `act` applies.
     #[must_use]
     pub fn has(&self, act: Act) -> bool {
         self.rows().any(|row| row.act == act)
     }
 
-    /// How to say why, where there is that to be done.
+    /// A quirk with `act` in words, if one applies.
     #[must_use]
     pub fn find(&self, act: Act) -> Option<Said> {
         let row = self.rows().find(|row| row.act == act)?;
@@ -473,8 +474,8 @@ impl Quirks<'_> {
         Some(Said { name: row.name, why: fill(row.why), cure: row.cure.map(fill) })
     }
 
-    /// Up to which MTU the driver takes a program, and from which on it does not. What is between
-    /// is not known here.
+    /// The largest MTU at which the driver certainly accepts a program, and the largest at which it
+    /// may. MTUs in between are unknown.
     #[must_use]
     pub fn mtu_limits(&self) -> (u32, u32) {
         let limit = |act| match act {
@@ -497,7 +498,7 @@ impl Quirks<'_> {
     }
 }
 
-/// How to say a quirk where whose it is cannot be known.
+/// Why `act` may apply, when the device is unknown.
 #[must_use]
 pub fn hint(act: Act) -> &'static str {
     QUIRKS.iter().find(|row| row.act == act).map_or("", |row| row.why)
@@ -512,14 +513,14 @@ mod tests {
     use super::*;
     use crate::rooms::code_of;
 
-    /// Where the lab makes devices and picks emulated cards: there a name says what is made.
+    /// The lab creates devices and chooses emulated cards, so names there are not comparisons.
     const MAKERS: [&str; 2] = ["src/lab", "src/cli/lab.rs"];
 
     fn root() -> &'static Path {
         Path::new(env!("CARGO_MANIFEST_DIR"))
     }
 
-    /// All names of both tables.
+    /// All names in both tables.
     fn names() -> BTreeSet<&'static str> {
         let of_quirks = QUIRKS.iter().flat_map(|row| match row.who {
             Who::Driver(names) | Who::Kind(names) => names,
@@ -542,7 +543,7 @@ mod tests {
         }
     }
 
-    /// The names that `source` has as strings of their own: what a comparison takes.
+    /// The names that `source` has as whole strings, as in a comparison.
     fn named<'a>(source: &str, names: &BTreeSet<&'a str>) -> Vec<&'a str> {
         let code = code_of(source);
         let is_there = |name: &&&str| code.contains(&format!("\"{name}\""));
@@ -582,7 +583,7 @@ mod tests {
         for known in DRIVERS {
             let name = format!("`{}`", known.name);
             let row = rows.iter().find(|row| row[1] == name).expect(&name);
-            // After a release there may be more to say.
+            // More text may follow a release.
             for (cell, since) in [(row[3], known.native), (row[4], known.zero_copy)] {
                 let word = cell.split_whitespace().next();
                 assert_eq!(word, Some(since.unwrap_or("no")), "{name}: {row:?}");
@@ -606,7 +607,7 @@ mod tests {
             let said = row.why.chars().chain(row.cure.unwrap_or_default().chars());
             assert_eq!(said.filter(|c| *c == '{').count(), placeholders(row), "{}", row.why);
         }
-        // A row behind one of the same device and act without a condition would never be found.
+        // A row after an unconditional one for the same device and act would never match.
         for (place, row) in QUIRKS.iter().enumerate() {
             let (Who::Driver(names) | Who::Kind(names)) = row.who;
             let hidden = QUIRKS[..place].iter().any(|above| {
@@ -637,16 +638,17 @@ mod tests {
 
         let bond = Facts { interface: "bond0", kind: Some("bond"), ..Facts::default() };
         let said = of(bond).find(Act::LookBelow).unwrap().why;
-        assert!(said.starts_with("bond0 is a bond and has a native program run"), "{said}");
-        // The names of drivers and of kinds are apart: the driver of a bond is "bonding".
+        assert!(said.starts_with("bond0 is a bond: it runs a native program"), "{said}");
+        // Names of drivers and of kinds are separate: the driver of a bond is "bonding".
         assert!(
             !of_driver("bond").has(Act::LookBelow) && !of_kind(Some("igb")).has(Act::LookBelow)
         );
 
         let lo = of(Facts { interface: "lo", ..Facts::default() });
-        assert!(lo.find(Act::ExpectNoNative).unwrap().to_string().starts_with("lo is no card"));
+        assert!(lo.find(Act::ExpectNoNative).unwrap().to_string().starts_with("lo is not a card"));
         let old = of_driver("e1000e").find(Act::ExpectNoNative).unwrap().to_string();
-        let cards = "any kernel: take a card of igb, igc, ixgbe, i40e, ice or mlx5_core";
+        let cards =
+            "any kernel: use a card with the igb, igc, ixgbe, i40e, ice or mlx5_core driver";
         assert!(old.ends_with(cards), "{old}");
         assert_eq!(of_driver("igc").mtu_limits(), (1500, 1500));
         assert_eq!(of_driver("igb").mtu_limits(), (1500, 3506));

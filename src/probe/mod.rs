@@ -1,5 +1,5 @@
-//! WHAT AN INTERFACE WOULD GIVE `serve`: facts from the kernel, a verdict that follows from them,
-//! and on demand the truth.
+//! PROBE: what an interface would give `serve`. Facts from the kernel, a verdict derived from them,
+//! and a trial on request.
 //!
 //! ```text
 //!   xdp::capability (facts, nothing disturbed) ─► verdict (pure) ─┐
@@ -18,25 +18,27 @@ use crate::net::quirks::CARRIER_TIMEOUT;
 use crate::server::{Server, ServerConfig};
 use crate::xdp::capability::{Host, Interface};
 
-pub use verdict::{Advice, Finding, Verdict};
+#[cfg(feature = "cli")]
+pub(crate) use verdict::fewer_queues;
+pub use verdict::{Advice, Expectation, Finding};
 
 pub use crate::events::{Probe, Tried};
 
 impl Probe {
-    /// Of `link`, in the namespace of the calling thread. Disturbs nothing.
+    /// Probes `link`, in the namespace of the calling thread. Disturbs nothing.
     #[must_use]
     pub fn of(link: &Link) -> Self {
         let interface = Interface::of(link);
         let host = Host::of_this_process();
-        let verdict = Verdict::on(&interface, &host);
+        let verdict = Expectation::on(&interface, &host);
         Self { interface, host, verdict, tried: None }
     }
 
-    /// Attaches the program and binds all queues, as `serve` does, and lets go of them at once.
+    /// Attaches the program and binds all queues as `serve` does, then releases them at once.
     /// Steers no packet, but some drivers reset their link meanwhile.
     ///
     /// # Errors
-    /// When the link does not come back. That something was refused is none.
+    /// When the link does not come back. A refused attempt is a result, not an error.
     pub fn try_out(&mut self) -> Result<()> {
         let result = attempt(&self.interface.nic.interface);
         if self.interface.carrier {
@@ -48,8 +50,7 @@ impl Probe {
 }
 
 fn attempt(interface: &str) -> Result<Modes> {
-    // No address of it becomes live, and without a port nothing is steered: which pool does not
-    // matter.
+    // Any pool will do: none of its addresses becomes live, and without a port nothing is steered.
     let pool = Pool::new("2001:db8::/64".parse()?, 1, 1)?;
     let config = ServerConfig {
         engine: Some(EngineKind::AFXDP),
@@ -59,7 +60,7 @@ fn attempt(interface: &str) -> Result<Modes> {
 }
 
 impl Tried {
-    fn compared(result: Result<Modes>, verdict: &Verdict) -> Self {
+    fn compared(result: Result<Modes>, verdict: &Expectation) -> Self {
         let (modes, error) = match result {
             Ok(modes) => (modes, None),
             Err(error) => (Modes::default(), Some(format!("{error:#}"))),
@@ -82,14 +83,14 @@ mod tests {
 
     #[test]
     fn a_verdict_agrees_when_it_said_so() {
-        let open = Verdict::default();
-        let copy = Verdict {
+        let open = Expectation::default();
+        let copy = Expectation {
             attach: Some(AttachMode::Native),
             copy: Some(CopyMode::Copy),
             ..open.clone()
         };
         let down = Finding { name: "down".to_owned(), why: String::new(), cure: None };
-        let refused = Verdict { obstacles: vec![down], ..copy.clone() };
+        let refused = Expectation { obstacles: vec![down], ..copy.clone() };
         let modes =
             |copy| Modes { attach: Some(AttachMode::Native), copy: Some(copy), ..Modes::default() };
         let agrees = |result, verdict| Tried::compared(result, verdict).agrees;

@@ -1,4 +1,4 @@
-//! From facts to what `serve` would get, why not more, and what to do about it. Pure.
+//! Derives what `serve` would get from the facts, why not more, and what to do about it. Pure.
 
 use crate::engine::{FRAMES, frame_size, frames, largest_request};
 use crate::net::ethtool::QueueCounts;
@@ -8,7 +8,7 @@ use crate::server::takes_packets;
 use crate::xdp::capability::{Host, Interface, LRO, Master, VLAN};
 use crate::xdp::{CopyMode, stacked};
 
-pub use crate::events::{Advice, Finding, Verdict};
+pub use crate::events::{Advice, Expectation, Finding};
 
 impl Finding {
     fn new(name: &str, why: String, cure: impl Into<Option<String>>) -> Self {
@@ -16,8 +16,8 @@ impl Finding {
     }
 }
 
-impl Verdict {
-    /// What follows from the facts.
+impl Expectation {
+    /// Derives the verdict from the facts.
     #[must_use]
     pub fn on(interface: &Interface, host: &Host) -> Self {
         let (attach, mut why_not_more) = attach(interface, host);
@@ -44,8 +44,10 @@ fn attach(interface: &Interface, host: &Host) -> (Option<AttachMode>, Vec<Findin
     let name = &interface.nic.interface;
     let quirks = quirks::of(interface);
     let Some(xdp) = &interface.xdp else {
-        let why =
-            format!("Linux {} does not tell what a driver can do: 6.3 and newer do", host.kernel);
+        let why = format!(
+            "Linux {} does not report the XDP features of drivers: 6.3 and newer do",
+            host.kernel
+        );
         return (None, vec![Finding::new("kernel", why, format!("sixhop probe {name} --try"))]);
     };
     if let Some(quirk) = quirks.find(Act::LookBelow) {
@@ -68,10 +70,10 @@ fn attach(interface: &Interface, host: &Host) -> (Option<AttachMode>, Vec<Findin
     (attach, reasons)
 }
 
-/// How the program would be attached at the MTU that counts, and why not natively.
+/// The attach mode at the relevant MTU, and why it is not native.
 fn at_this_mtu(interface: &Interface) -> (Option<AttachMode>, Option<Finding>) {
     let (whose, device, mtu) = match &interface.peer {
-        Some(peer) => (format!("its other end {}", peer.name), &peer.name, peer.mtu),
+        Some(peer) => (format!("its peer {}", peer.name), &peer.name, peer.mtu),
         None => {
             let name = &interface.nic.interface;
             (name.clone(), name, interface.nic.mtu)
@@ -82,11 +84,11 @@ fn at_this_mtu(interface: &Interface) -> (Option<AttachMode>, Option<Finding>) {
         return (Some(AttachMode::Native), None);
     }
     let why = if mtu > limit {
-        format!("the MTU of {whose} is {mtu}, and native XDP takes {limit} at most here")
+        format!("the MTU of {whose} is {mtu}, and native XDP here accepts at most {limit}")
     } else {
         let driver = &interface.nic.driver;
         format!(
-            "the MTU of {whose} is {mtu}: whether {driver} takes native XDP then is not known here"
+            "the MTU of {whose} is {mtu}, and it is unknown if {driver} accepts native XDP then"
         )
     };
     let cure = format!("ip link set dev {device} mtu {ETHERNET_MTU}");
@@ -101,28 +103,28 @@ fn no_native(interface: &Interface, host: &Host) -> Finding {
     }
     let driver = &interface.nic.driver;
     let why = format!("{driver} has no native XDP in Linux {}", host.kernel);
-    let cure = format!("a newer kernel where its {driver} has it, or {}", quirks::better_cards());
+    let cure = format!("use a newer kernel whose {driver} has it, or {}", quirks::better_cards());
     Finding::new("driver", why, cure)
 }
 
-/// The copy mode, where the program is attached so.
+/// The copy mode under this attach mode.
 fn copy(
     interface: &Interface,
     host: &Host,
     attach: Option<AttachMode>,
 ) -> (Option<CopyMode>, Option<Finding>) {
     let (Some(_), Some(attach)) = (&interface.xdp, attach) else {
-        return (None, None); // the reason is that of `attach`
+        return (None, None); // `attach` has given the reason
     };
     match (attach, zero_copy(interface, host)) {
         (AttachMode::Generic, (Some(false), _)) => {
-            let why = "the generic hook has a copy of the packet, made before";
+            let why = "the generic hook gets a copy of the packet";
             (Some(CopyMode::Copy), Some(Finding::new("generic", why.to_owned(), None)))
         }
         (AttachMode::Generic, _) => {
             let why = format!(
-                "the generic hook has a copy of the packet, made before; {} may grant zero-copy \
-                 all the same, which would be none",
+                "the generic hook gets a copy of the packet; {} may grant zero-copy anyway, but in \
+                 name only",
                 interface.nic.driver
             );
             (None, Some(Finding::new("generic", why, "ask for --copy copy".to_owned())))
@@ -133,10 +135,10 @@ fn copy(
     }
 }
 
-/// Whether the driver grants zero-copy, and why not. `None` where that cannot be said, and why.
+/// Whether the driver grants zero-copy, and why not. `None` if unknown, and why.
 fn zero_copy(interface: &Interface, host: &Host) -> (Option<bool>, Option<Finding>) {
     let quirks = quirks::of(interface);
-    // The kernel wants both (NETDEV_XDP_ACT_XSK).
+    // The kernel requires both (NETDEV_XDP_ACT_XSK).
     let offered =
         interface.xdp.as_ref().is_some_and(|xdp| xdp.has("xsk-zerocopy") && xdp.has("redirect"));
     if !offered {
@@ -153,12 +155,12 @@ fn zero_copy(interface: &Interface, host: &Host) -> (Option<bool>, Option<Findin
     (Some(too_little.is_none()), too_little)
 }
 
-/// That the driver has no zero-copy, or not yet.
+/// Explains that the driver has no zero-copy, or not yet.
 fn no_zero_copy(interface: &Interface, host: &Host) -> Finding {
     let (driver, kernel) = (&interface.nic.driver, &host.kernel);
     let (why, cure) = match quirks::zero_copy_later(driver, kernel) {
         Some(since) => (
-            format!("{driver} has zero-copy from Linux {since} on, and this is {kernel}"),
+            format!("{driver} has zero-copy from Linux {since} on, but this is {kernel}"),
             format!("Linux {since} or newer"),
         ),
         None => (format!("{driver} has no zero-copy in Linux {kernel}"), quirks::better_cards()),
@@ -166,10 +168,10 @@ fn no_zero_copy(interface: &Interface, host: &Host) -> Finding {
     Finding::new("driver", why, cure)
 }
 
-/// The capabilities without any one of which `serve` does not start (tried on Linux 6.18).
+/// The capabilities that `serve` cannot start without (tested on Linux 6.18).
 const NEEDED: [&str; 4] = ["CAP_NET_ADMIN", "CAP_NET_RAW", "CAP_BPF", "CAP_PERFMON"];
 
-/// What keeps `serve` from starting.
+/// What prevents `serve` from starting.
 fn obstacles(interface: &Interface, host: &Host) -> Vec<Finding> {
     let no_ipv6 = interface.no_ipv6.iter().map(|why| Finding::new("ipv6", why.clone(), None));
     no_ethernet(interface)
@@ -197,7 +199,7 @@ fn no_ethernet(interface: &Interface) -> Option<Finding> {
     Some(Finding::new("no-ethernet", why, cure.to_owned()))
 }
 
-/// What this kernel has not, or this process may not.
+/// What this kernel lacks, or this process may not do.
 fn not_allowed(host: &Host) -> Vec<Finding> {
     let mut findings = Vec::new();
     if host.af_xdp == Some(false) {
@@ -208,21 +210,21 @@ fn not_allowed(host: &Host) -> Vec<Finding> {
     let missing: Vec<_> = NEEDED.into_iter().filter(|name| !host.has(name)).collect();
     if !missing.is_empty() {
         let why = format!("this process lacks {}", missing.join(", "));
-        // File capabilities are set all at once: a line that names only what lacks would take the
-        // others away.
+        // setcap replaces all file capabilities: a command with only the missing ones would remove
+        // the others.
         let all = NEEDED.map(str::to_ascii_lowercase).join(",");
         let cure = format!("run as root, or setcap {all}=ep \"$(command -v sixhop)\"");
         findings.push(Finding::new("capabilities", why, cure));
     }
     if !host.initial_user_namespace {
-        let why =
-            "this process is in a user namespace, whose root may not load programs".to_owned();
+        let why = "this process is in a user namespace, whose root cannot load programs".to_owned();
         findings.push(Finding::new("user-namespace", why, "run on the machine itself".to_owned()));
     }
-    // Inside a user namespace the reason is that.
+    // Inside a user namespace, the finding above is the reason.
     let refused = host.program_refused.iter().filter(|_| host.initial_user_namespace);
     findings.extend(refused.map(|why| Finding::new("program", why.clone(), None)));
-    let refused = host.af_xdp_refused.iter().map(|why| format!("no AF_XDP sockets: {why}"));
+    let refused =
+        host.af_xdp_refused.iter().map(|why| format!("cannot open AF_XDP sockets: {why}"));
     findings.extend(refused.map(|why| Finding::new("af-xdp", why, None)));
     findings
 }
@@ -232,7 +234,7 @@ fn occupied(interface: &Interface) -> Option<Finding> {
     let program = interface.program?;
     let why =
         format!("another XDP program ({}, id {}) is attached to {name}", program.mode, program.id);
-    let cure = format!("stop what put it there, or ip link set dev {name} xdp off");
+    let cure = format!("stop the program that attached it, or ip link set dev {name} xdp off");
     Some(Finding::new("occupied", why, cure))
 }
 
@@ -241,7 +243,7 @@ fn not_up(interface: &Interface) -> Option<Finding> {
     match (interface.up, interface.carrier) {
         (true, true) => None,
         (true, false) => {
-            let cure = "connect it, or set its other end up".to_owned();
+            let cure = "connect the cable, or set its peer up".to_owned();
             Some(Finding::new("no-carrier", format!("{name} has no carrier"), cure))
         }
         (false, _) => {
@@ -251,10 +253,10 @@ fn not_up(interface: &Interface) -> Option<Finding> {
     }
 }
 
-/// That replies of a queue would stay in its ring.
+/// Explains that replies on a queue would get stuck in its ring.
 fn cannot_send(interface: &Interface) -> Option<Finding> {
     let (sending, sending_possible) = interface.transmit_queues;
-    // 0: it was not to be found out.
+    // 0: unknown.
     if sending == 0 || stacked::runs_below(interface.kind.as_deref()) {
         return None;
     }
@@ -267,8 +269,17 @@ fn cannot_send(interface: &Interface) -> Option<Finding> {
         sending_possible,
     };
     let served: Vec<_> = (0..in_use).collect();
-    let (why, cure) = stacked::cannot_send(&interface.nic.interface, counts, &served)?;
-    Some(Finding::new("tx-queues", why, cure))
+    let found = stacked::cannot_send(&interface.nic.interface, counts, &served)?;
+    let others = found.only_below.map(fewer_queues).unwrap_or_default();
+    Some(Finding::new("tx-queues", found.why, found.cure + &others))
+}
+
+/// How a server does without queues that cannot send: those from `first` on.
+pub(crate) fn fewer_queues(first: u32) -> String {
+    format!(
+        ", or --queues with those below {first} where requests come on no others, or --engine \
+         socket-gso"
+    )
 }
 
 /// Bytes of the frames of all queues in that mode, with ten replies to each request.
@@ -277,12 +288,12 @@ fn memory(interface: &Interface, copy: CopyMode) -> u64 {
     u64::from(interface.nic.queues) * u64::from(frames) * u64::from(frame_size(interface.nic.mtu))
 }
 
-/// That more memory would have to be locked than may be, if so.
+/// Explains that the frames need more locked memory than allowed, if so.
 fn too_little_memory(interface: &Interface, host: &Host, copy: CopyMode) -> Option<Finding> {
     let memory = memory(interface, copy);
     let limit = host.locked_memory.filter(|limit| memory > *limit && !host.has("CAP_IPC_LOCK"))?;
     let why = format!(
-        "the frames of {} queues take {} KiB in {copy} mode, and {} KiB may be locked",
+        "the frames of {} queues need {} KiB in {copy} mode, but only {} KiB may be locked",
         interface.nic.queues,
         memory >> 10,
         limit >> 10
@@ -294,14 +305,14 @@ fn flags(interface: &Interface, attach: Option<AttachMode>, copy: Option<CopyMod
     let mut flags = Vec::new();
     if let Some(attach) = attach {
         flags.extend(["--attach".to_owned(), attach.to_string()]);
-        // With a generic program anything else would be so in name only.
+        // With a generic program, zero-copy would exist in name only.
         let copy = copy.or((attach == AttachMode::Generic).then_some(CopyMode::Copy));
         flags.extend(copy.into_iter().flat_map(|copy| ["--copy".to_owned(), copy.to_string()]));
     }
     if port_of(interface).is_some() {
         flags.extend(["--bind".to_owned(), "live-map".to_owned()]);
     }
-    // All in use are the default, which is easier to read than a long list.
+    // The default is all queues in use, which is shorter than a long list.
     if (2..=8).contains(&interface.nic.queues) {
         let queues: Vec<_> = (0..interface.nic.queues).map(|queue| queue.to_string()).collect();
         flags.extend(["--queues".to_owned(), queues.join(",")]);
@@ -309,7 +320,7 @@ fn flags(interface: &Interface, attach: Option<AttachMode>, copy: Option<CopyMod
     flags
 }
 
-/// What takes the packets of the interface for its own.
+/// The master device that takes the interface's packets.
 fn port_of(interface: &Interface) -> Option<&Master> {
     interface.master.as_ref().filter(|master| takes_packets(master.kind.as_deref()))
 }
@@ -351,13 +362,13 @@ fn more_queues(interface: &Interface, host: &Host) -> Option<Advice> {
     let kind = if interface.queues_combined { "combined" } else { "rx" };
     (wanted != queues && wanted > 0).then(|| Advice {
         command: format!("ethtool -L {} {kind} {wanted}", interface.nic.interface),
-        why: format!("a queue for each of {} processors: {queues} in use", host.processors),
+        why: format!("one queue for each of {} processors: {queues} in use", host.processors),
     })
 }
 
 fn larger_rings(interface: &Interface) -> Option<Advice> {
     let ((rx, tx), (most_rx, most_tx)) = (interface.nic.rings?, interface.rings_possible?);
-    // Larger ones take frames in turn that no cache holds.
+    // Larger rings cycle through more frames than a cache holds.
     let (wanted_rx, wanted_tx) = (most_rx.min(FRAMES / 2), most_tx.min(FRAMES / 2));
     (rx < wanted_rx || tx < wanted_tx).then(|| Advice {
         command: format!(
@@ -366,7 +377,7 @@ fn larger_rings(interface: &Interface) -> Option<Advice> {
             wanted_rx.max(rx),
             wanted_tx.max(tx)
         ),
-        why: format!("room for bursts: {rx} and {tx} descriptors now"),
+        why: format!("space for bursts: {rx} and {tx} descriptors now"),
     })
 }
 
@@ -375,7 +386,7 @@ fn smaller_mtu(interface: &Interface) -> Option<Advice> {
     (interface.nic.mtu > served).then(|| Advice {
         command: format!("ip link set dev {} mtu {served}", interface.nic.interface),
         why: format!(
-            "requests of more than {} bytes do not fit into a frame of the rings, and are dropped",
+            "requests of more than {} bytes do not fit into a frame, and are dropped",
             served - 40 - 8
         ),
     })
@@ -385,8 +396,8 @@ fn keep_tags(interface: &Interface) -> Option<Advice> {
     let is_card = !interface.nic.bus.is_empty();
     (is_card && interface.is_on(VLAN) && interface.is_changeable(VLAN)).then(|| Advice {
         command: format!("ethtool -K {} rxvlan off", interface.nic.interface),
-        why: "only where VLANs are in use: without its tag a request looks like one of the link \
-              itself"
+        why: "only if VLANs are in use: without its tag, a request seems to be from the untagged \
+              link"
             .to_owned(),
     })
 }
@@ -413,9 +424,9 @@ mod tests {
     use crate::net::denied::CAPABILITIES;
     use crate::net::netdev::XdpFeatures;
     use crate::net::netlink::AttachedProgram;
-    use crate::xdp::capability::{Hugepages, Peer, Virtio};
+    use crate::xdp::capability::{Hugepages, VethPeer, Virtio};
 
-    /// Flags as FACTS of real cards and guests have them.
+    /// XDP features as real cards and guests report them.
     const NONE: &[&str] = &[];
     const VETH: &[&str] = &["basic", "redirect", "rx-sg"];
     const VMXNET3: &[&str] = &["basic", "redirect", "ndo-xmit"];
@@ -468,6 +479,7 @@ mod tests {
     }
 
     #[test]
+    #[expect(clippy::too_many_lines, reason = "a table")]
     fn each_card_gets_what_it_gives() {
         use AttachMode::{Generic, Native};
         use CopyMode::{Copy, Zero};
@@ -477,7 +489,7 @@ mod tests {
             with
         };
         let peer = |mtu| Interface {
-            peer: Some(Peer { name: "peer0".to_owned(), mtu }),
+            peer: Some(VethPeer { name: "peer0".to_owned(), mtu }),
             ..interface("veth", VETH)
         };
         let unseen = Interface { virtio: None, ..virtio(true) };
@@ -621,7 +633,7 @@ mod tests {
             ),
         ];
         for (what, interface, kernel, attach, copy, reasons) in cases {
-            let verdict = Verdict::on(&interface, &root(kernel));
+            let verdict = Expectation::on(&interface, &root(kernel));
             assert_eq!((verdict.attach, verdict.copy), (attach, copy), "{what}: {verdict:?}");
             assert_eq!(names(&verdict.why_not_more), reasons, "{what}: {verdict:?}");
             assert_eq!(verdict.obstacles, [], "{what}");
@@ -633,7 +645,7 @@ mod tests {
     #[test]
     fn what_is_granted_and_of_no_use_is_known() {
         let bond = Interface { kind: Some("bond".to_owned()), ..interface("bonding", VMXNET3) };
-        let verdict = Verdict::on(&bond, &root("6.18"));
+        let verdict = Expectation::on(&bond, &root("6.18"));
         assert_eq!(
             (verdict.attach, verdict.copy),
             (Some(AttachMode::Generic), Some(CopyMode::Copy))
@@ -642,21 +654,21 @@ mod tests {
 
         let mut odd = Interface { transmit_queues: (1, 2), ..interface("veth", VETH) };
         odd.nic.queues = 2;
-        let verdict = Verdict::on(&odd, &root("6.18"));
+        let verdict = Expectation::on(&odd, &root("6.18"));
         assert_eq!(names(&verdict.obstacles), ["tx-queues"]);
         assert_eq!(verdict.obstacles[0].cure.as_deref(), Some("ethtool -L if0 tx 2"));
         odd.transmit_queues = (2, 2);
-        assert_eq!(Verdict::on(&odd, &root("6.18")).obstacles, []);
+        assert_eq!(Expectation::on(&odd, &root("6.18")).obstacles, []);
 
         let port = |kind: &str| {
             let master = Master { name: "above0".to_owned(), kind: Some(kind.to_owned()) };
             Interface { master: Some(master), ..interface("igb", IGB) }
         };
-        let verdict = Verdict::on(&port("bridge"), &root("6.18"));
+        let verdict = Expectation::on(&port("bridge"), &root("6.18"));
         assert_eq!(verdict.flags.join(" "), "--attach native --copy zero --bind live-map");
         assert_eq!(verdict.advice[0].command, "sixhop serve --interface above0");
         assert_eq!(
-            Verdict::on(&port("vrf"), &root("6.18")).flags.join(" "),
+            Expectation::on(&port("vrf"), &root("6.18")).flags.join(" "),
             "--attach native --copy zero"
         );
     }
@@ -664,7 +676,7 @@ mod tests {
     #[test]
     fn reasons_name_the_cure() {
         let said = |interface: Interface, kernel: &str| {
-            let verdict = Verdict::on(&interface, &root(kernel));
+            let verdict = Expectation::on(&interface, &root(kernel));
             let words = verdict.why_not_more.iter();
             words
                 .map(|f| format!("{}: {}\n", f.why, f.cure.as_deref().unwrap_or("none")))
@@ -672,11 +684,11 @@ mod tests {
         };
         let text = said(interface("igb", OLD_IGB), "6.12.95");
         assert!(
-            text.contains("from Linux 6.14 on, and this is 6.12.95: Linux 6.14 or newer"),
+            text.contains("from Linux 6.14 on, but this is 6.12.95: Linux 6.14 or newer"),
             "{text}"
         );
         let text = said(interface("e1000e", NONE), "6.18");
-        assert!(text.contains("I217") && text.contains("a card of igb"), "{text}");
+        assert!(text.contains("I217") && text.contains("a card with the igb"), "{text}");
         let text = said(virtio(false), "6.18");
         assert!(text.contains("iommu_platform=on"), "{text}");
         let text = said(with_mtu(interface("igb", IGB), 9000), "6.18");
@@ -694,8 +706,8 @@ mod tests {
             igb
         };
         let obstacles = |interface: &Interface, host: &Host| {
-            let verdict = Verdict::on(interface, host);
-            // The modes are still those of when the obstacles are gone.
+            let verdict = Expectation::on(interface, host);
+            // The modes apply once the obstacles are gone.
             assert_eq!(
                 (verdict.attach, verdict.copy),
                 (Some(AttachMode::Native), Some(CopyMode::Zero))
@@ -732,21 +744,21 @@ mod tests {
             obstacles(&igb(), &with(&["CAP_NET_ADMIN", "CAP_NET_RAW", "CAP_SYS_ADMIN"])),
             ""
         );
-        let few = Verdict::on(&igb(), &with(&["CAP_NET_ADMIN", "CAP_BPF"]));
+        let few = Expectation::on(&igb(), &with(&["CAP_NET_ADMIN", "CAP_BPF"]));
         assert_eq!(few.obstacles[0].why, "this process lacks CAP_NET_RAW, CAP_PERFMON");
 
-        // 4,096 frames of 2 KiB a queue, and 4,825 in zero-copy: those of two fit into 16 MiB in
-        // copy mode, of three not at all.
+        // 4,096 frames of 2 KiB a queue, and 4,825 in zero-copy: two queues fit into 16 MiB in copy
+        // mode, three do not fit at all.
         let mut more = igb();
         more.nic.queues = 2;
         let unlocked = with(&["CAP_NET_ADMIN", "CAP_NET_RAW", "CAP_SYS_ADMIN"]);
-        let copies = Verdict::on(&more, &unlocked);
+        let copies = Expectation::on(&more, &unlocked);
         assert_eq!((copies.copy, copies.obstacles), (Some(CopyMode::Copy), vec![]));
         assert_eq!(copies.why_not_more[0].name, "locked-memory");
-        assert_eq!(Verdict::on(&more, &host).copy, Some(CopyMode::Zero));
+        assert_eq!(Expectation::on(&more, &host).copy, Some(CopyMode::Zero));
         more.nic.queues = 3;
         assert_eq!(obstacles(&more, &host), "");
-        assert_eq!(names(&Verdict::on(&more, &unlocked).obstacles), ["locked-memory"]);
+        assert_eq!(names(&Expectation::on(&more, &unlocked).obstacles), ["locked-memory"]);
         assert_eq!(obstacles(&more, &Host { locked_memory: None, ..unlocked }), "");
     }
 
@@ -766,7 +778,7 @@ mod tests {
             hugepages: Hugepages { size: 2 << 20, total: 3, free: 1 },
             ..root("6.18")
         };
-        let verdict = Verdict::on(&card, &host);
+        let verdict = Expectation::on(&card, &host);
         assert_eq!(verdict.flags.join(" "), "--attach native --copy zero --queues 0,1");
         let commands: Vec<_> =
             verdict.advice.iter().map(|advice| advice.command.as_str()).collect();
@@ -779,13 +791,13 @@ mod tests {
                 "sysctl vm.nr_hugepages=12", // 10 needed
             ]
         );
-        let veth = Verdict::on(&interface("veth", VETH), &root("6.18"));
+        let veth = Expectation::on(&interface("veth", VETH), &root("6.18"));
         assert_eq!(veth.flags.join(" "), "--attach native --copy copy");
         assert_eq!(veth.advice[0].command, "ethtool -K PEER tx off");
-        // What cannot be said is not insisted on.
+        // The flags omit what is unknown.
         let silent = Interface { xdp: None, ..interface("igb", NONE) };
-        assert_eq!(Verdict::on(&silent, &root("6.1")).flags, [""; 0]);
-        let generic = Verdict::on(&with_mtu(interface("igb", IGB), 9000), &root("6.16"));
+        assert_eq!(Expectation::on(&silent, &root("6.1")).flags, [""; 0]);
+        let generic = Expectation::on(&with_mtu(interface("igb", IGB), 9000), &root("6.16"));
         assert_eq!(generic.flags.join(" "), "--attach generic --copy copy");
     }
 }

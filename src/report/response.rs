@@ -267,7 +267,7 @@ pub(crate) mod tests {
     use crate::events::{LoadResult, ResponseProfile, Sustained};
     use crate::experiment::Profile;
     use crate::live::Method;
-    use crate::load::{Client, Outcome};
+    use crate::load::{LoadClient, Outcome};
     use crate::report::chart::svg;
 
     pub fn trial(engine: EngineKind, addresses: u64, run: u32, rate: u64, mean_us: f64) -> Event {
@@ -284,7 +284,7 @@ pub(crate) mod tests {
         };
         let load = LoadResult {
             clock_steps: None,
-            client: Client::Afxdp,
+            client: LoadClient::Afxdp,
             sent: 1000,
             unsent: 0,
             outcome: Outcome {

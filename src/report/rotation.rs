@@ -133,13 +133,13 @@ pub(crate) mod tests {
     use crate::events::{LoadResult, Percentiles, RotationLimit, RotationOutcome, RotationProfile};
     use crate::experiment::{Profile, Rates, RotationSeries};
     use crate::live::Rotated;
-    use crate::load::{Client, Outcome};
+    use crate::load::{LoadClient, Outcome};
     use crate::report::chart::svg;
 
     fn load(complete: u64, mean_us: f64) -> LoadResult {
         let first = Some(Percentiles { mean_us, p99_us: 3.0 * mean_us, ..Percentiles::default() });
         LoadResult {
-            client: Client::Afxdp,
+            client: LoadClient::Afxdp,
             sent: 10_000,
             unsent: 0,
             outcome: Outcome { answered: complete, complete, first, ..Outcome::default() },

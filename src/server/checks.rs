@@ -1,6 +1,6 @@
-//! What a plan looks at before a server changes anything: that the interface has IPv6, that there
-//! is room for so many addresses, and that taking the prefix takes nothing from others. And the
-//! largest request that its rings will hold.
+//! Checks that a plan makes before a server changes anything: the interface has IPv6, the addresses
+//! fit into memory, and taking the prefix takes nothing from others. Also the largest request that
+//! its rings hold.
 
 use super::ServerConfig;
 use super::error::{ConfigError, InterfaceError, Refused};
@@ -13,7 +13,7 @@ use crate::net::netlink::{Link, TableRoute};
 use crate::net::quirks::{self, Act, Facts};
 use crate::xdp::LiveAddresses;
 
-/// Looks at all of it. `kind` is the engine that there will be.
+/// Makes all checks. `kind` is the planned engine.
 pub(super) fn before(
     config: &ServerConfig,
     found: &Found,
@@ -38,13 +38,13 @@ pub(super) fn before(
     Ok(())
 }
 
-/// Whether the kernel, or the program, takes every packet under the prefix, and that is not meant
-/// where others have a part of it.
+/// Whether to check that others have no part of the prefix: the kernel or the program takes every
+/// packet for it, and the user did not confirm that.
 pub(super) fn takes_prefix(config: &ServerConfig) -> bool {
     matches!(config.bind, Method::LiveMap | Method::Anyip) && !config.take_prefix
 }
 
-/// Refuses a link on which the engine would receive nothing, or the binding reach nobody.
+/// Refuses a link on which the engine would receive nothing, or nobody would find the addresses.
 fn fits(found: &Found, engine: Option<EngineKind>, hidden: bool) -> Result<(), InterfaceError> {
     let Some(engine) = engine.filter(|engine| engine.sees_frames()) else { return Ok(()) };
     let link = &found.link;
@@ -59,7 +59,7 @@ fn fits(found: &Found, engine: Option<EngineKind>, hidden: bool) -> Result<(), I
     Ok(())
 }
 
-/// Whether the kernel's maps and `spare` bytes of memory hold so many addresses.
+/// Checks that the kernel's maps and `spare` bytes of memory hold all addresses.
 fn has_room(
     targets: &Targets,
     bind: Method,
@@ -73,20 +73,21 @@ fn has_room(
     }
     let bytes = match targets {
         Targets::Pool(_) => {
-            // Unless they are hidden, a list is made for the program as well.
+            // Unless the addresses are hidden, the process also keeps a list of them for the
+            // program.
             let lists = if steers && bind != Method::LiveMap { 2 } else { 1 };
             let map = if steers { LiveAddresses::memory(count) } else { 0 };
             let address = size_of::<std::net::Ipv6Addr>() as u64;
             count.saturating_mul(lists * address).saturating_add(map)
         }
-        Targets::Moving(timetable) => timed::Layout::new(timetable.clients()).bytes(),
+        Targets::Moving(timetable) => timed::TableLayout::new(timetable.clients()).bytes(),
     };
     let lacks = host::lacks_memory(bytes, spare, format_args!("{count} addresses"));
     lacks.map_or(Ok(()), |why| Err(ConfigError::NoMemory(why)))
 }
 
-/// Whether all that the prefix takes from this machine is what comes to the link, and nothing that
-/// it has routes for elsewhere.
+/// Checks that the prefix takes only packets of this link, and no destination that the machine
+/// routes elsewhere.
 fn takes_nothing(found: &Found, prefix: Prefix, bind: Method) -> Result<(), ConfigError> {
     let link = &found.link;
     let own: Vec<_> = std::iter::once(link.index).chain(link.master).collect();
@@ -98,15 +99,15 @@ fn takes_nothing(found: &Found, prefix: Prefix, bind: Method) -> Result<(), Conf
     Err(ConfigError::Routed { prefix, route, through, bind, interface })
 }
 
-/// A route, other than to the link itself, of which the interfaces `own` are, by which packets to
-/// some address under `prefix` go.
+/// The first route that packets to some address under `prefix` take, other than the on-link routes
+/// of the interfaces `own`.
 fn in_the_way<'a>(own: &[u32], prefix: Prefix, routes: &'a [TableRoute]) -> Option<&'a TableRoute> {
     let is_own = |route: &&TableRoute| {
         route.on_link && route.interface.is_some_and(|index| own.contains(&index))
     };
     let others = || routes.iter().filter(|route| route.prefix.length() > 0 && !is_own(route));
     let under = others().find(|route| prefix.covers(&route.prefix));
-    // Where the prefix is part of the subnet of another interface. The route that is longer counts.
+    // The prefix may be part of another interface's subnet. The longer route wins.
     let own_length = routes.iter().filter(is_own).filter(|route| route.prefix.covers(&prefix));
     let own_length = own_length.map(|route| route.prefix.length()).max().unwrap_or(0);
     under.or_else(|| {
@@ -116,10 +117,10 @@ fn in_the_way<'a>(own: &[u32], prefix: Prefix, routes: &'a [TableRoute]) -> Opti
     })
 }
 
-/// Bytes of IPv6 and UDP headers.
+/// Bytes of the IPv6 and UDP headers.
 const HEADERS: u32 = 40 + 8;
 
-/// What to say where the interface can receive a request that is too large for the engine.
+/// A notice if the interface can receive requests that are too large for the engine.
 pub(super) fn too_large(link: &Link, kind: Option<EngineKind>, modes: &Modes) -> Option<String> {
     let possible = link.mtu.saturating_sub(HEADERS);
     let (served, otherwise) = (kind?.about()?.longest)(modes)?;
@@ -166,10 +167,10 @@ mod tests {
             route("2001:db8:8000::/33", 3, false),
         ];
         for (own, expected) in [
-            ("2001:db8:1::/64", None), // that of its own link
+            ("2001:db8:1::/64", None), // its own link's
             ("2001:db8:1::/96", None),
-            ("2001:db8:9::/64", None),    // only the default route has it
-            ("2001:db8:9000::/64", None), // a router's, who does not get it if the machine does
+            ("2001:db8:9::/64", None),    // only the default route matches
+            ("2001:db8:9000::/64", None), // a router's, which does not get it if the machine does
             ("2001:db8::/32", Some("2001:db8:5::/64")),
             ("2001:db8:5::/64", Some("2001:db8:5::/64")),
             ("2001:db8:5::/96", Some("2001:db8:5::/64")), // a part of the other subnet
@@ -177,7 +178,7 @@ mod tests {
         ] {
             assert_eq!(found(own, &machine).as_deref(), expected, "{own}");
         }
-        // Two interfaces in one subnet: each packet goes by the longer of the routes.
+        // Two interfaces in one subnet: each packet takes the longer route.
         let both = [route("2001:db8::/32", 3, true), route("2001:db8:1::/64", 2, true)];
         assert_eq!(found("2001:db8:1::/64", &both), None);
         assert_eq!(found("2001:db8:2::/64", &both).as_deref(), Some("2001:db8::/32"));

@@ -9,17 +9,29 @@ use crate::address::Prefix;
 use crate::engine::EngineKind;
 use crate::live::{Interrupted, Method};
 use crate::xdp::LiveAddresses;
+pub use crate::xdp::stacked::CannotSend;
 
 /// Why a server does not start, or ends. Nothing is left behind unless the variant says so.
+///
+/// Each variant holds a [`Cause`]. It prints what failed and why, and in many cases it
+/// [holds](Cause::downcast_ref) an enum to match on:
+///
+/// | variant | its cause may be |
+/// |---|---|
+/// | `Config` | [`ConfigError`] |
+/// | `Interface` | [`InterfaceError`] |
+/// | `Engine`, `Denied` | [`EngineError`](crate::engine::EngineError), \
+///   [`ModeError`](crate::engine::ModeError) |
+/// | `Interface`, `Engine`, `Binding` | [`NotConfined`](crate::host::sandbox::NotConfined) |
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ServerError {
-    /// The configuration contradicts itself or the machine. [`Cause::downcast_ref`] gives the
+    /// The configuration contradicts itself or the machine. [`Cause::downcast_ref`] returns the
     /// [`ConfigError`].
     #[error(transparent)]
     Config(Cause),
-    /// The interface does not exist, is down, or cannot be served. Of one that can never be served
-    /// so, [`Cause::downcast_ref`] gives the [`InterfaceError`].
+    /// The interface does not exist, is down, or cannot be served. If it can never be served with
+    /// this configuration, [`Cause::downcast_ref`] returns the [`InterfaceError`].
     #[error(transparent)]
     Interface(Cause),
     /// A privilege is missing, or a security module denies a call.
@@ -29,29 +41,31 @@ pub enum ServerError {
     /// stay.
     #[error(transparent)]
     Binding(Cause),
-    /// The engine could not be opened, or cannot go on.
+    /// The engine could not be opened, or cannot continue.
     #[error(transparent)]
     Engine(Cause),
-    /// While the server ran, the interface, its XDP program or its addresses changed so that the
-    /// server cannot go on.
+    /// The interface, its XDP program or its addresses changed while the server ran, so that it
+    /// cannot continue.
     #[error(transparent)]
     Changed(Cause),
-    /// A setting of the interface that the server changed stays changed.
+    /// A setting of the interface that the server changed is still changed.
     #[error(transparent)]
     Setting(Cause),
-    /// The caller ended the bind.
+    /// The caller stopped the bind.
     #[error(transparent)]
     Interrupted(Cause),
 }
 
-/// What happened. Its source is what that came from.
+/// What happened, with its error sources.
 pub struct Cause(anyhow::Error);
 
 impl Cause {
-    /// The `E` that this is, or that this gives the circumstances of.
+    /// The `E` that this is, or that it adds context to.
     #[must_use]
     pub fn downcast_ref<E: Error + Send + Sync + 'static>(&self) -> Option<&E> {
-        self.0.downcast_ref()
+        self.0.downcast_ref().or_else(|| match self.0.downcast_ref()? {
+            At::Binding(cause) | At::Opening(cause) => cause.downcast_ref(),
+        })
     }
 }
 
@@ -73,7 +87,7 @@ impl Error for Cause {
     }
 }
 
-/// What of a configuration contradicts the rest of it, or the machine.
+/// How a configuration contradicts itself or the machine.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 #[expect(missing_docs, reason = "the messages say it")]
@@ -98,8 +112,8 @@ pub enum ConfigError {
     #[error("processor {core} is not one of those that this process may use: {allowed:?}")]
     NoCore { core: usize, allowed: Vec<usize> },
     #[error(
-        "--multicast-router is for --bind live-map: the kernel reports the groups of its own \
-         addresses"
+        "a multicast router is announced for live-map alone: the kernel reports the groups of its \
+         own addresses"
     )]
     MulticastRouter,
     #[error(
@@ -111,44 +125,47 @@ pub enum ConfigError {
     #[error("{0}")]
     NoMemory(String),
     #[error(
-        "--prefix {prefix} takes what this machine has a route for, {route} through {through}: \
-         {bind} would keep every packet for it that comes to {interface}; use a prefix that \
-         nothing else is in, or --take-prefix where that is meant"
+        "{prefix} takes what this machine has a route for, {route} through {through}: {bind} would \
+         keep every packet for it that comes to {interface}; use a prefix that nothing else is in"
     )]
     Routed { prefix: Prefix, route: Prefix, through: String, bind: Method, interface: String },
 }
 
-/// Why an interface cannot be served in the way that was asked for.
+/// Why an interface cannot be served as requested.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 #[expect(missing_docs, reason = "the messages say it")]
 pub enum InterfaceError {
     #[error("{0}")]
     NoIpv6(String),
-    #[error("{0}")]
-    IsPort(String),
+    #[error("{0} is down: set it up with 'ip link set {0} up'")]
+    Down(String),
+    #[error(
+        "{port} is a port of the {kind} {above}, which takes what neighbours ask of {port}: \
+         addresses that {bind} makes live there are never found; {} {above}",
+        if *serves { "serve on" } else { "bind to" }
+    )]
+    IsPort { port: String, above: String, kind: String, bind: Method, serves: bool },
     #[error(
         "{interface} carries no Ethernet frames (link type {link_type}, a tunnel's), and {engine} \
-         takes no others: use --engine socket-gso, or another of the socket engines, with --bind \
-         netlink"
+         takes no others"
     )]
     NoEthernet { interface: String, link_type: u16, engine: EngineKind },
-    /// What a quirk of the driver keeps hidden addresses from.
+    /// A quirk of the driver makes hidden addresses unreachable.
     #[error("{0}")]
     Unreachable(String),
     #[error(
         "{0} is in a VRF, where the kernel cannot be told to take only what comes from it, as \
-         live-map needs for requests in fragments: use --bind netlink, or take it out with \
-         'ip link set {0} nomaster'"
+         live-map needs for requests in fragments: take it out with 'ip link set {0} nomaster'"
     )]
     InVrf(String),
-    #[error("{why}: {cure}")]
-    CannotSend { why: String, cure: String },
+    #[error(transparent)]
+    CannotSend(#[from] CannotSend),
     #[error("{0}")]
     Occupied(String),
 }
 
-/// Why there is no plan for a server.
+/// Why a server cannot be planned.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Refused {
     Config(Box<ConfigError>),
@@ -176,7 +193,7 @@ impl From<Refused> for anyhow::Error {
     }
 }
 
-/// The part of a start that failed: seen by [`ServerError::of_start`], and silent in messages.
+/// The part of a start that failed. [`ServerError::of_start`] reads it; messages do not show it.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum At {
     #[error(transparent)]
@@ -196,18 +213,30 @@ impl At {
 }
 
 impl ServerError {
-    /// Sorts what kept a server from starting.
+    /// What happened, in any variant.
+    #[must_use]
+    pub fn cause(&self) -> &Cause {
+        match self {
+            Self::Config(cause)
+            | Self::Interface(cause)
+            | Self::Denied(cause)
+            | Self::Binding(cause)
+            | Self::Engine(cause)
+            | Self::Changed(cause)
+            | Self::Setting(cause)
+            | Self::Interrupted(cause) => cause,
+        }
+    }
+
+    /// Classifies what prevented a server from starting.
     pub(super) fn of_start(error: anyhow::Error) -> Self {
+        let cause = Cause(error);
+        let error = &cause.0;
         let at = error.downcast_ref::<At>();
-        let cause = |at: &At| match at {
-            At::Binding(cause) | At::Opening(cause) => {
-                cause.downcast_ref::<Interrupted>().is_some()
-            }
-        };
         let has = |found: fn(&(dyn Error + 'static)) -> bool| error.chain().any(found);
         let kind = if error.is::<ConfigError>() {
             Self::Config
-        } else if at.is_some_and(cause) || has(|error| error.is::<Interrupted>()) {
+        } else if cause.downcast_ref::<Interrupted>().is_some() {
             Self::Interrupted
         } else if has(denies) {
             Self::Denied
@@ -218,7 +247,7 @@ impl ServerError {
                 None => Self::Interface,
             }
         };
-        kind(Cause(error))
+        kind(cause)
     }
 
     pub(super) fn binding(error: anyhow::Error) -> Self {
@@ -238,13 +267,13 @@ impl ServerError {
     }
 }
 
-/// Whether the kernel said that it was not allowed.
+/// Whether the kernel denied permission.
 fn denies(error: &(dyn Error + 'static)) -> bool {
     let denied = |errno: i32| errno == libc::EPERM || errno == libc::EACCES;
     if let Some(error) = error.downcast_ref::<Errno>() {
         return denied(*error as i32);
     }
-    if let Some(error) = error.downcast_ref::<crate::net::netlink::Refusal>() {
+    if let Some(error) = error.downcast_ref::<crate::net::netlink::KernelError>() {
         return denied(error.code as i32);
     }
     error.downcast_ref::<io::Error>().and_then(io::Error::raw_os_error).is_some_and(denied)

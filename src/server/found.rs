@@ -1,4 +1,4 @@
-//! What a plan has to know of the machine: asked once, before anything changes.
+//! What a plan must know about the machine: read once, before anything changes.
 
 use std::net::Ipv6Addr;
 
@@ -8,7 +8,7 @@ use super::{ServerConfig, checks};
 use crate::address::Prefix;
 use crate::host::{self, Nearness};
 use crate::net::ethtool::{self, QueueCounts};
-use crate::net::netlink::{self, Link, Socket, TableRoute};
+use crate::net::netlink::{self, Connection, Link, TableRoute};
 use crate::xdp::stacked;
 
 /// An interface, and the machine around it.
@@ -18,42 +18,41 @@ pub(super) struct Found {
     pub link: Link,
     /// All interfaces of its namespace.
     pub links: Vec<Link>,
-    /// Its driver; empty where it says none.
+    /// Its driver; empty if unknown.
     pub driver: String,
-    /// Why the kernel has no IPv6 on it, and what to do about that.
+    /// Why it has no IPv6, and what to do about that.
     pub no_ipv6: Option<String>,
     /// Whether it is in a VRF.
     pub in_vrf: bool,
     /// Its own queues.
     pub queues: QueueCounts,
-    /// Receive queues that packets may come on: more than its own where it lies on others.
+    /// Receive queues on which packets may arrive: more than its own if it is stacked on others.
     pub receiving: u32,
-    /// The prefixes on its link; not looked for where the configuration says who may ask.
+    /// The on-link prefixes; empty if the configuration says who may ask.
     pub on_link: Vec<Prefix>,
-    /// Addresses that it has, without those that a server gave it.
+    /// Its addresses, except those that a server added.
     pub own: Vec<Ipv6Addr>,
-    /// The routes that packets from it meet; looked for only where the prefix is taken.
+    /// The routes that packets from it meet; only read if the server takes the prefix.
     pub routes: Vec<TableRoute>,
     /// Processors that this process may use.
     pub processors: Vec<usize>,
-    /// Those near the interface.
+    /// The processors near the interface.
     pub nearness: Nearness,
-    /// Bytes of memory to spare; `None` where the machine does not say.
+    /// Bytes of memory that can be spared; `None` if unknown.
     pub spare_memory: Option<u64>,
 }
 
 impl Found {
-    /// What there is around `link`, in the namespace of the calling thread, that `config` makes a
-    /// difference to.
+    /// What `config` needs to know about `link`, in the namespace of the calling thread.
     ///
     /// # Errors
-    /// When the kernel cannot be asked, or the interface has gone.
+    /// When the kernel cannot be asked, or the interface disappeared.
     pub fn of(link: Link, config: &ServerConfig) -> Result<Self> {
-        let mut socket = Socket::open()?;
+        let mut socket = Connection::open()?;
         let no_ipv6 = host::has_ipv6(&link).err().map(|why| why.to_string());
-        // Who has none is not asked about it.
+        // Without IPv6, queries about it would fail.
         let has_ipv6 = no_ipv6.is_none();
-        // Now, as its routes go while a bind sets the link down.
+        // Now, because a bind that sets the link down removes its routes.
         let on_link = match config.allow {
             None if has_ipv6 => netlink::on_link_prefixes(link.index)?,
             _ => Vec::new(),

@@ -1,18 +1,17 @@
-//! WHAT A SERVER THAT IS KILLED CANNOT TAKE BACK: a process beside it does, which waits for nothing
-//! else.
+//! GUARD: a process beside a server that takes back what a killed server leaves.
 //!
 //! ```text
-//!   server ── pipe ──► guard     binding … done     the guard ends, and has nothing to do
+//!   server ── pipe ──► guard     binding … done     the guard exits, with nothing to do
 //!   killed ──┴ closed ─► guard   takes back: addresses and routes by their mark, unmarked ones by
-//!                                the pool, settings by their notes; then it ends
+//!                                the pool, settings by their notes; then it exits
 //! ```
 //!
-//! The kernel itself drops what hangs on descriptors: the XDP program, its maps, sockets, rings.
-//! Addresses and settings hang on nothing. The guard is this program again, as its hidden
-//! subcommand `guard`, in the network namespace in which the server was started. It holds the end
-//! of a pipe whose other end only the server has, so it learns of the server's end however that
-//! comes. It ignores the signals by which people end servers. Is it killed as well, the next server
-//! on the interface does its work, as far as there are marks ([`crate::live`]).
+//! The kernel itself removes what belongs to file descriptors: the XDP program, its maps, sockets,
+//! rings. Addresses and settings belong to none. The guard is this program again, run as its hidden
+//! subcommand `guard` in the server's network namespace. It holds the read end of a pipe to which
+//! only the server can write, so it notices the server's end however that comes. It ignores the
+//! signals by which people stop servers. If the guard is killed too, the next server on the
+//! interface cleans up what carries the mark ([`crate::live`]).
 
 use std::io::{Read, Write};
 use std::os::unix::process::CommandExt;
@@ -28,30 +27,30 @@ use nix::unistd::{Pid, getpid, getppid};
 use crate::address::{Pool, Prefix, Targets};
 use crate::host::settings::Keeper;
 use crate::live::{self, Method};
-use crate::net::netlink;
+use crate::net::netlink::{self, Delivery, Opener};
 use crate::server::ServerConfig;
 
-/// The program that runs now, also where its file has been replaced since.
+/// The running program, even if its file was replaced since.
 const THIS_PROGRAM: &str = "/proc/self/exe";
 
-/// A process that is being killed has closed its descriptors within this; it is long for one that
-/// has gigabytes to give back.
+/// A process being killed closes its descriptors within this time. It takes long if it has
+/// gigabytes to release.
 const DYING: Duration = Duration::from_secs(10);
 
-/// What the server says, a byte each.
+/// The server's messages, one byte each.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 enum Word {
-    /// From here on addresses of the pool are on the interface because of this server, marked or
-    /// not.
+    /// From here on, addresses of the pool may be on the interface because of this server, marked
+    /// or not.
     Binding = b'b',
     /// Everything was taken back.
     Done = b'd',
-    /// The server lives, and could not take everything back.
+    /// The server is alive, but could not take everything back.
     Failed = b'f',
 }
 
-/// The server's end: whoever drops it has failed.
+/// The server's end. Dropping it reports a failure.
 #[derive(Debug)]
 pub struct Guard {
     child: Child,
@@ -60,43 +59,58 @@ pub struct Guard {
 }
 
 impl Guard {
-    /// Starts one, before anything is changed that it is to take back.
+    /// Starts a guard. Call it before any change that the guard must take back.
     ///
     /// # Errors
-    /// When there is no such interface, or no process more.
+    /// When there is no such interface, or no process can be started.
     pub fn start(config: &ServerConfig) -> Result<Self> {
-        let index = netlink::link(&config.interface)?.index;
-        let mut arguments = vec![
-            ("--server", getpid().to_string()),
-            ("--index", index.to_string()),
-            ("--method", config.bind.to_string()),
-            ("--prefix", config.targets.prefix().to_string()),
-        ];
-        // Where addresses move it does not get to know the secret, and finds them by their mark.
+        let mut more = Vec::new();
+        // With moving addresses it does not learn the secret, and finds the addresses by their
+        // mark.
         if let Targets::Pool(pool) = &config.targets {
-            arguments.push(("--addresses", pool.count().to_string()));
-            arguments.push(("--seed", pool.seed().to_string()));
+            more.push(format!("--addresses={}", pool.count()));
+            more.push(format!("--seed={}", pool.seed()));
         }
+        Self::spawn(&config.interface, config.targets.prefix(), config.bind, more)
+    }
+
+    /// Starts the guard of a gate.
+    ///
+    /// # Errors
+    /// As [`start`](Self::start).
+    pub fn of_gate(interface: &str, prefix: Prefix) -> Result<Self> {
+        Self::spawn(interface, prefix, Method::LiveMap, vec!["--gate".to_owned()])
+    }
+
+    fn spawn(interface: &str, prefix: Prefix, method: Method, more: Vec<String>) -> Result<Self> {
+        let index = netlink::link(interface)?.index;
+        let arguments = [
+            format!("--server={}", getpid()),
+            format!("--index={index}"),
+            format!("--method={method}"),
+            format!("--prefix={prefix}"),
+        ];
         let mut child = Command::new(THIS_PROGRAM)
             .arg0("sixhop")
             .arg("guard")
-            .args(arguments.iter().flat_map(|(flag, value)| [*flag, value.as_str()]))
-            .current_dir("/") // it is in nobody's way
+            .args(arguments)
+            .args(more)
+            .current_dir("/") // keeps no directory busy
             .process_group(0) // Ctrl-C is for the server
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
             .spawn()
             .context("cannot start the process that takes back what a killed server leaves")?;
         let pipe = child.stdin.take();
-        // Processes that the server starts, `ip` or `ifconfig`, have its end as well: it is closed
-        // when the last of them has ended, and adds no address any more.
+        // Processes that the server starts, `ip` or `ifconfig`, inherit its end. So it closes when
+        // the last of them has exited, and no more addresses are added.
         if let Some(pipe) = &pipe {
             fcntl(pipe, FcntlArg::F_SETFD(FdFlag::empty())).context("cannot share a pipe")?;
         }
         Ok(Self { child, pipe, has_bound: false })
     }
 
-    /// Says that addresses are going to be bound. Only the first time counts.
+    /// Announces that addresses will be bound. Only the first call counts.
     pub fn binding(&mut self) {
         if !self.has_bound {
             self.has_bound = true;
@@ -104,14 +118,14 @@ impl Guard {
         }
     }
 
-    /// Says that there is nothing to take back, and waits until it has ended.
+    /// Reports that there is nothing to take back, and waits for the guard to exit.
     pub fn dismiss(mut self) {
         self.say(Word::Done);
     }
 
     fn say(&mut self, word: Word) {
         if let Some(pipe) = &mut self.pipe {
-            // Without a guard the next server does its work.
+            // Without a guard, the next server cleans up.
             let _ = pipe.write_all(&[word as u8]);
         }
     }
@@ -119,7 +133,7 @@ impl Guard {
 
 impl Drop for Guard {
     fn drop(&mut self) {
-        self.say(Word::Failed); // not heard by one that was told before that all is done
+        self.say(Word::Failed); // ignored by a guard that was told that all is done
         drop(self.pipe.take());
         let _ = self.child.wait();
     }
@@ -128,21 +142,23 @@ impl Drop for Guard {
 /// What a guard watches over.
 #[derive(Debug)]
 pub struct Watch {
-    /// The process.
+    /// The server's process ID.
     pub server: i32,
     /// Index of its interface.
     pub index: u32,
     /// How it makes its addresses live.
     pub method: Method,
-    /// Prefix that the addresses lie under.
+    /// The prefix of the addresses.
     pub prefix: Prefix,
-    /// The addresses, where they stay.
+    /// The addresses, if they are static.
     pub pool: Option<Pool>,
+    /// Whether the server is a gate.
+    pub gate: bool,
 }
 
 impl Watch {
-    /// The guard's whole life: waits until `pipe` ends, and takes back what the server left. Says
-    /// in one line each what that was.
+    /// The guard's whole life: waits until `pipe` ends, and takes back what the server left.
+    /// Returns one line for each thing taken back.
     ///
     /// # Errors
     /// When something stays.
@@ -155,7 +171,7 @@ impl Watch {
         let mut has_bound = false;
         loop {
             let mut word = [0];
-            // An error is the end as well: there is nobody at the other end.
+            // An error also means that the other end is gone.
             if !pipe.read(&mut word).is_ok_and(|length| length > 0) {
                 self.wait_for_the_end();
                 break;
@@ -169,8 +185,8 @@ impl Watch {
         self.take_back(has_bound)
     }
 
-    /// Waits until the server has closed all that it had: the pipe is not the last of it. Then the
-    /// guard is somebody else's child.
+    /// Waits until the server has closed everything: the pipe is not the last descriptor. Once the
+    /// server is gone, the guard has another parent.
     fn wait_for_the_end(&self) {
         let server = Pid::from_raw(self.server);
         let give_up = Instant::now() + DYING;
@@ -180,18 +196,21 @@ impl Watch {
     }
 
     fn take_back(&self, has_bound: bool) -> Result<Vec<String>> {
-        // With the interface all has gone.
+        // If the interface is gone, so is everything on it.
         let Some(link) = netlink::links()?.into_iter().find(|link| link.index == self.index) else {
             return Ok(Vec::new());
         };
         let is_unmarked = has_bound && self.method.is_of_the_kernel();
         let unmarked = self.pool.as_ref().filter(|_| is_unmarked);
         let mut words = Vec::new();
-        // Whose program is there already has one of its own.
-        if self.method == Method::LiveMap && link.xdp.is_none() {
-            netlink::Delivery::clear(&link, self.prefix, netlink::Opener::Backstop)?;
+        // If another server's program is attached, that server has its own delivery rule.
+        if self.method == Method::LiveMap && link.xdp.is_none() && !self.gate {
+            Delivery::clear(&link, self.prefix, Opener::Backstop)?;
         }
-        let gone = live::take_back(&link, unmarked)?;
+        let clear = || {
+            if self.gate { Delivery::clear(&link, self.prefix, Opener::Gate) } else { Ok(()) }
+        };
+        let gone = live::take_back(&link, unmarked, clear)?;
         if gone > 0 {
             words.push(format!(
                 "{gone} addresses of {} were left by a sixhop that was killed; they are gone",

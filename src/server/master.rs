@@ -1,16 +1,16 @@
-//! A port of a bridge or a bond: the kernel hands its packets on to the device above, also those
-//! that ask for addresses of the port. Only a program on the port sees them before.
+//! Ports of a bridge or bond. The kernel passes their packets to the device above, including
+//! solicitations for addresses of the port. Only a program on the port sees them first.
 
 use super::error::InterfaceError;
 use crate::live::Method;
 use crate::net::netlink::Link;
 use crate::net::quirks::{self, Act};
 
-/// Refuses to make addresses live on `link`, a port of `above`, where nobody would ever find them;
-/// where they can be found, says what such a server does not see.
+/// Refuses to make addresses live on `link`, a port of `above`, if nobody would ever find them.
+/// Otherwise returns a note about what such a server does not see.
 ///
 /// # Errors
-/// When `bind` is of no use there, with what to do about it.
+/// When `bind` is useless there, with what to do about it.
 pub(super) fn may_serve(
     link: &Link,
     above: Option<&Link>,
@@ -20,9 +20,10 @@ pub(super) fn may_serve(
     let Some(above) = above else { return Ok(None) };
     let kind = above.kind.as_deref();
     if takes_packets(kind) && !works(kind, bind) {
-        return Err(InterfaceError::IsPort(no_use(&link.name, &above.name, kind, bind, serves)));
+        let (port, kind) = (link.name.clone(), kind.unwrap_or("device above it").to_owned());
+        return Err(InterfaceError::IsPort { port, above: above.name.clone(), kind, bind, serves });
     }
-    // Only its program sees what comes: whatever makes addresses live, other ports are not its own.
+    // Its program sees only this port's packets, whichever method makes the addresses live.
     Ok(takes_packets(kind).then(|| {
         format!(
             "{} is a port of {}: requests that come by other ports of it are not answered",
@@ -31,14 +32,14 @@ pub(super) fn may_serve(
     }))
 }
 
-/// Whether a device of that kind takes the packets of its ports for its own. A VRF leaves them
-/// theirs.
+/// Whether a device of that kind takes over the packets of its ports. A VRF does not.
 pub fn takes_packets(kind: Option<&str>) -> bool {
     !quirks::of_kind(kind).has(Act::LeavePorts)
 }
 
-/// Whether addresses that `bind` makes live on a port can be reached. A bridge takes the IPv6
-/// routes of its ports; a bond's packets still go by the routing table, and AnyIP needs no more.
+/// Whether addresses that `bind` makes live on a port can be reached. A bridge takes over the IPv6
+/// routes of its ports. A bond's packets still go through the routing table, which is all AnyIP
+/// needs.
 fn works(kind: Option<&str>, bind: Method) -> bool {
     match bind {
         Method::LiveMap | Method::None => true,
@@ -50,18 +51,6 @@ fn works(kind: Option<&str>, bind: Method) -> bool {
         | Method::Command
         | Method::Ifconfig => false,
     }
-}
-
-fn no_use(port: &str, above: &str, kind: Option<&str>, bind: Method, serves: bool) -> String {
-    let kind = kind.unwrap_or("device above it");
-    let instead = if serves { " or use --bind live-map" } else { "" };
-    let what = if serves { "serve on" } else { "bind to" };
-    format!(
-        "{port} is a port of the {kind} {above}, which takes what neighbours ask of {port}: \
-         addresses that \
-         --bind {bind} makes live there are never found; {what} {above}{}{instead}",
-        if serves { "," } else { "" }
-    )
 }
 
 #[cfg(test)]
@@ -77,9 +66,5 @@ mod tests {
             assert!(!works(bridge, bind) && !works(Some("bond"), bind) && !works(None, bind));
         }
         assert!(takes_packets(bridge) && takes_packets(None) && !takes_packets(Some("vrf")));
-        let words = no_use("eth1", "br0", bridge, Method::Netlink, true);
-        assert!(words.contains("serve on br0, or use --bind live-map"), "{words}");
-        let words = no_use("eth1", "br0", bridge, Method::Netlink, false);
-        assert!(words.ends_with("bind to br0"), "{words}");
     }
 }

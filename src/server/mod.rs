@@ -1,14 +1,15 @@
-//! A server, whole, in three steps.
+//! SERVER: starts and runs a whole server, in three steps.
 //!
 //! ```text
-//!   found ─► plan      what the machine has, and what follows from it: nothing has changed yet
+//!   found ─► plan      facts of the machine, and what follows from them: no changes yet
 //!            opened    addresses, engine, settings, sandbox, in the order of the plan
-//!            running   answers, looks after the interface, and takes everything back
+//!            running   answers, watches the interface, and takes everything back
 //! ```
 
 mod checks;
 mod error;
 mod found;
+#[doc(hidden)]
 #[cfg(feature = "cli")]
 pub mod guard;
 mod master;
@@ -18,7 +19,7 @@ mod running;
 mod silence;
 mod spread;
 mod symptoms;
-mod watch;
+pub(crate) mod watch;
 
 use std::net::SocketAddr;
 use std::sync::atomic::AtomicBool;
@@ -27,19 +28,24 @@ use anyhow::{Context, Result};
 
 use crate::address::{Sources, Targets};
 use crate::engine::{self, EngineKind};
-use crate::events::{Ready, Stats};
 use crate::host::sandbox::Sandbox;
 use crate::host::settings::Keeper;
-use crate::live::{Method, Phases, Rotated, Step, Told};
+use crate::live::{Method, Progress, Told};
 use crate::net::netlink::{self, Link};
 use crate::service::{Echo, Service};
 
-pub use error::{Cause, ConfigError, InterfaceError, ServerError};
+#[doc(inline)]
+pub use crate::events::{
+    AttachMode, BusyPoll, CopyMode, Counters, Environment, Fallback, KernelCounters, Modes, Moves,
+    Moving, Napi, Nic, Phase, Phases, QueueCounters, Ready, RingLevels, RingSizes, Rotated, Stats,
+};
+pub use error::{CannotSend, Cause, ConfigError, InterfaceError, ServerError};
 use found::Found;
 #[cfg(feature = "lab")]
 pub(crate) use master::takes_packets;
 use opened::{Opened, Opening};
-use plan::Plan;
+use plan::ServerPlan;
+pub use symptoms::Symptom;
 
 /// What to serve.
 #[derive(Debug, Clone)]
@@ -50,69 +56,75 @@ pub struct ServerConfig {
     pub targets: Targets,
     /// How to make them live.
     pub bind: Method,
-    /// How to answer; `None` to answer no requests, and only hold the addresses.
+    /// How to answer; `None` to hold the addresses without answering requests.
     pub engine: Option<EngineKind>,
-    /// What is asked of the engines, each of which takes its own.
+    /// Options for the engines, each of which uses its own.
     pub options: engine::Options,
-    /// Processors to pin to; empty for as many as there are workers.
+    /// Processors to pin to; empty to choose one for each worker.
     pub cores: Vec<usize>,
     /// UDP port of the service.
     pub port: u16,
-    /// Replies to each request, within 1 and 255, of the service that [`Server::start`] starts.
+    /// Replies to each request, within 1 and 255, for the service of [`Server::start`].
     pub replies: u16,
-    /// Who may ask; `None` for those on the interface's own link.
+    /// Who may ask; `None` for sources on the interface's own link.
     pub allow: Option<Sources>,
-    /// Microseconds between two batches that the kernel takes from the interface; `None` to leave
-    /// that as it is.
+    /// Microseconds between two batches that the kernel receives from the interface; `None` to
+    /// leave this as it is.
     pub coalesce: Option<u32>,
-    /// Whether live-map and anyip may take a prefix under which this machine has other routes.
+    /// Whether live-map and anyip may take a prefix to which this machine has other routes.
     pub take_prefix: bool,
-    /// Whether switches that snoop MLD are to be told that a multicast router is here, so that they
-    /// pass on all multicast.
+    /// Whether to tell switches that snoop MLD that a multicast router is here, so that they
+    /// forward all multicast.
     pub multicast_router: bool,
-    /// Whether its threads give up what they do not need once it is ready. That is for good: the
-    /// thread that calls [`Server::start`] is good for nothing else afterwards.
+    /// Whether its threads drop privileges that they no longer need once it is ready. This is
+    /// permanent: the thread that calls [`Server::start`] cannot be used for anything else
+    /// afterwards.
     pub sandbox: Sandbox,
 }
 
-/// Ready to answer.
+/// A server that is ready to answer.
 pub struct Server {
     opened: Opened,
     ready: Ready,
 }
 
-/// What is told of a server that runs.
+/// What a running server reports.
 #[derive(Debug)]
 pub enum Occasion<'a> {
-    /// Once a second, what it has done.
+    /// Statistics, once a second.
     Stats(&'a Stats),
-    /// Once in each time step, where the addresses move, how that went.
+    /// The result of each step, once a step, with moving addresses.
     Rotation(&'a Rotated),
-    /// The interface is called otherwise now.
+    /// The interface's new name.
     Renamed(String),
-    /// Something has changed, or goes wrong, and the server goes on: a sentence for people.
-    Notice(String),
-    /// Each of its workers has shown since the last time that it is alive. Looked for some times a
-    /// second.
+    /// Something has changed or goes wrong, and the server goes on.
+    Notice {
+        /// A sentence for people.
+        text: String,
+        /// The symptom, if it is a known one.
+        symptom: Option<Symptom>,
+    },
+    /// Every worker has shown since the last time that it is alive. Checked several times a second.
     Alive,
-    /// It answers no more, and takes its addresses back.
+    /// The server no longer answers, and takes its addresses back.
     Stopping,
 }
 
-/// What a server leaves behind: numbers.
+/// The numbers that a server ends with.
 #[derive(Debug, Clone)]
 pub struct Totals {
-    /// What it did.
+    /// Its statistics.
     pub stats: Stats,
-    /// What taking the addresses back took.
+    /// How long taking the addresses back took.
     pub unbind: Phases,
-    /// Lines for people: settings that were not put back, because somebody else has changed them.
+    /// Lines for people: settings that were not put back, because somebody else changed them.
     pub notes: Vec<String>,
 }
 
 impl ServerConfig {
-    /// Only to make addresses live on `interface`, those of a [`Pool`](crate::address::Pool) or of
-    /// a [`Timetable`](crate::address::mt6d::Timetable), and to answer for them what makes them so.
+    /// Only makes addresses live on `interface`, and answers neighbour discovery for them if the
+    /// method requires that. They come from a [`Pool`](crate::address::Pool) or a
+    /// [`Timetable`](crate::address::mt6d::Timetable).
     #[must_use]
     pub fn hold(interface: String, targets: impl Into<Targets>, bind: Method) -> Self {
         Self {
@@ -133,39 +145,56 @@ impl ServerConfig {
     }
 }
 
+/// Checks for a program of another kind what a server with live-map checks of `config`: IPv6,
+/// memory, and that nobody else has a part of the prefix. Returns the device that the interface is
+/// a port of, if that takes over its packets or is a VRF.
+pub(crate) fn may_hide(config: &ServerConfig) -> Result<Option<Link>, ServerError> {
+    let check = || {
+        let found = Found::of(netlink::link(&config.interface)?, config)?;
+        checks::before(config, &found, None)?;
+        let takes = |above: &&Link| found.in_vrf || master::takes_packets(above.kind.as_deref());
+        Ok(found.above().filter(takes).cloned())
+    };
+    check().map_err(ServerError::of_start)
+}
+
 impl Server {
-    /// As [`start_with`](Self::start_with), where the service is an echo: each request comes back
+    /// Same as [`start_with`](Self::start_with), with an echo that sends each request back
     /// [`replies`](ServerConfig::replies) times.
     ///
     /// # Errors
     /// As there.
-    pub fn start(config: &ServerConfig, step: &mut Step) -> Result<Self, ServerError> {
+    pub fn start(config: &ServerConfig, step: &mut Progress) -> Result<Self, ServerError> {
         Self::start_with(config, &Echo::new(config.replies), step)
     }
 
-    /// Does everything that is needed before the first request can be answered, which clones of
-    /// `service` do, one a worker. `step` is told how many addresses are bound, and ends a bind
-    /// that takes long.
+    /// Does everything that is needed before the first request. Clones of `service` then answer,
+    /// one for each worker. `step` is called with the number of addresses bound so far, and can
+    /// stop a long bind.
     ///
     /// # Errors
     /// What is missing and what to do about it. Nothing is left behind.
     pub fn start_with<S: Service>(
         config: &ServerConfig,
         service: &S,
-        step: &mut Step,
+        step: &mut Progress,
     ) -> Result<Self, ServerError> {
         Self::start_here(config, service, step).map_err(ServerError::of_start)
     }
 
-    fn start_here<S: Service>(config: &ServerConfig, service: &S, step: &mut Step) -> Result<Self> {
+    fn start_here<S: Service>(
+        config: &ServerConfig,
+        service: &S,
+        step: &mut Progress,
+    ) -> Result<Self> {
         let link = netlink::link(&config.interface)?;
         let keeper = Keeper::open()?;
         let notes = keeper.put_right()?;
         let put_right = notes.join("; ");
-        // It may have been left down.
+        // A killed run may have left the link down.
         let link = if notes.is_empty() { link } else { netlink::link(&config.interface)? };
         let started = Self::start_on(link, config, service, (&keeper, notes), step);
-        // That it did not start is no reason not to say what it did.
+        // If the start fails, the error still reports what was put right.
         if put_right.is_empty() { started } else { started.context(put_right) }
     }
 
@@ -174,34 +203,34 @@ impl Server {
         config: &ServerConfig,
         service: &S,
         (keeper, notes): (&Keeper, Vec<String>),
-        step: &mut Step,
+        step: &mut Progress,
     ) -> Result<Self> {
         let found = Found::of(link.clone(), config)?;
-        let plan = Plan::new(config, &found)?;
-        // Of another service it is not known how often it replies: once at least.
+        let plan = ServerPlan::new(config, &found)?;
+        // For other services the number of replies is unknown, but at least one.
         let replies = service.as_echo().map_or(1, |echo| echo.replies.get().into());
         let opening = Opening { config, plan, keeper, service, replies };
         let (opened, ready) = opening.open(link, notes, step)?;
         Ok(Self { opened, ready })
     }
 
-    /// What it really got.
+    /// What it actually got.
     pub fn ready(&self) -> &Ready {
         &self.ready
     }
 
-    /// Says in `ready` where its metrics are to be had.
+    /// Adds the address of its metrics to `ready`.
     pub fn with_metrics(&mut self, place: SocketAddr) {
         self.ready.metrics = Some(place);
     }
 
-    /// Answers until `stop` is set, has `tell` told what there is to tell meanwhile, takes the
-    /// addresses back, which `told` is told of, and returns the totals.
+    /// Answers until `stop` is set, and reports events to `tell`. Then takes the addresses back,
+    /// with progress to `told`, and returns the totals.
     ///
     /// # Errors
-    /// When the engine cannot go on, the interface has gone or changed so that it cannot, its XDP
-    /// program has gone, or an address cannot be made live again after it was lost, or cannot be
-    /// taken back. Everything else was taken back then.
+    /// When the engine cannot continue, when the interface or its XDP program is gone or has
+    /// changed too much, or when a lost address cannot be made live again or an address cannot be
+    /// taken back. Everything else has been taken back then.
     pub fn run(
         self,
         stop: &AtomicBool,

@@ -1,13 +1,13 @@
-//! Does what a plan says, up to the moment at which the server is ready: addresses and engine in
-//! their order, settings, the watcher, and last the sandbox.
+//! Carries out a plan up to the moment when the server is ready: addresses and engine in their
+//! order, settings, the watcher, and last the sandbox.
 
 use std::sync::Arc;
 use std::time::Instant;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 
-use super::error::At;
-use super::plan::{Decides, Order, Plan, ReceiveWork};
+use super::error::{At, InterfaceError};
+use super::plan::{Decides, Order, ReceiveWork, ServerPlan};
 use super::silence::Silence;
 use super::watch::Watcher;
 use super::{ServerConfig, checks, spread};
@@ -17,7 +17,7 @@ use crate::events::{Moving, Ready};
 use crate::host::Environment;
 use crate::host::sandbox::Sandbox;
 use crate::host::settings::{Changed, Keeper};
-use crate::live::{self, Bound, LiveSet, Phases, Place, Rotation, Step, Told};
+use crate::live::{self, BindContext, Bound, LiveSet, Phases, Progress, Rotation, Told};
 use crate::net::ethtool;
 use crate::net::netlink::{self, Link};
 use crate::policy::{Handler, Ours};
@@ -33,12 +33,12 @@ pub(super) struct Opened {
     pub settings: Vec<Changed>,
     pub bound: Held,
     pub watcher: Watcher,
-    /// What all addresses lie under.
+    /// The prefix of all addresses.
     pub prefix: Prefix,
     pub silence: Silence,
 }
 
-/// Addresses that are live until this goes.
+/// Addresses that are live until this is dropped.
 pub(super) enum Held {
     Still { bound: Bound, generate_seconds: f64 },
     Moving(Box<Rotation>),
@@ -52,8 +52,7 @@ impl Held {
         }
     }
 
-    /// How long it took to compute them beforehand; each of those that move is computed when it is
-    /// its turn.
+    /// How long it took to compute them in advance; moving ones are computed when needed.
     fn generate_seconds(&self) -> f64 {
         match self {
             Self::Still { generate_seconds, .. } => *generate_seconds,
@@ -68,7 +67,7 @@ impl Held {
         }
     }
 
-    /// Bytes of what this process keeps of them.
+    /// Bytes of this process's own list of them.
     fn list_memory(&self) -> u64 {
         match self {
             Self::Still { bound, .. } => size_of_val(bound.addresses()) as u64,
@@ -104,18 +103,18 @@ struct Answering {
     link: Link,
 }
 
-/// What opening takes.
+/// The inputs of opening a server.
 pub(super) struct Opening<'a, S> {
     pub config: &'a ServerConfig,
-    pub plan: Plan,
+    pub plan: ServerPlan,
     pub keeper: &'a Keeper,
     pub service: &'a S,
-    /// Replies to each request, at least.
+    /// The minimum number of replies to each request.
     pub replies: u16,
 }
 
 impl<S: Service> Opening<'_, S> {
-    /// Opens the server on `link`. `notes` are what was done before.
+    /// Opens the server on `link`. `notes` say what was done before.
     ///
     /// # Errors
     /// What is missing and what to do about it. Nothing is left behind.
@@ -123,13 +122,13 @@ impl<S: Service> Opening<'_, S> {
         self,
         link: Link,
         mut notes: Vec<String>,
-        step: &mut Step,
+        step: &mut Progress,
     ) -> Result<(Opened, Ready)> {
         let (config, plan) = (self.config, &self.plan);
         notes.extend(plan.notes.iter().cloned());
         let answering = self.answering(link, step)?;
         let link = &answering.link;
-        // After the engine, which may have had the driver set up its queues anew.
+        // After the engine, because opening it may have made the driver rebuild its queues.
         let mut settings = self.settings(link)?;
         let modes = answering.engine.as_ref().map(|engine| engine.modes());
         notes.extend(modes.and_then(|modes| checks::too_large(link, plan.engine, modes)));
@@ -143,7 +142,7 @@ impl<S: Service> Opening<'_, S> {
         let counters = answering.engine.as_ref().map(|engine| engine.counters()).transpose()?;
         let watcher = self.watcher(&answering)?;
         let silence = Silence::on(link, plan.hears_solicitations);
-        // From here on nothing is opened that takes a privilege.
+        // From here on, nothing that needs a privilege is opened.
         let takes_back = config.bind.takes_back() || !settings.is_empty();
         config.sandbox.enter_main(plan.role, takes_back)?;
         let Answering { engine, bound, .. } = answering;
@@ -154,7 +153,7 @@ impl<S: Service> Opening<'_, S> {
     }
 
     /// Opens the engine and makes the addresses live, in the order of the plan.
-    fn answering(&self, link: Link, step: &mut Step) -> Result<Answering> {
+    fn answering(&self, link: Link, step: &mut Progress) -> Result<Answering> {
         let set = self.live_set();
         let program = |engine: &mut Option<Box<dyn Engine>>| engine.as_mut()?.live_addresses();
         match self.plan.order {
@@ -165,7 +164,7 @@ impl<S: Service> Opening<'_, S> {
             }
             Order::AddressesFirst => {
                 let mut bound = self.bind(&link, None, set.clone(), step)?;
-                // Binding may have set it down and up.
+                // Binding may have set the link down and up.
                 let link = netlink::link(&link.name)?;
                 let (mut engine, open_seconds) = self.engine(&link, set)?;
                 if let (Held::Moving(rotation), Some(live)) = (&mut bound, program(&mut engine)) {
@@ -176,8 +175,7 @@ impl<S: Service> Opening<'_, S> {
         }
     }
 
-    /// A table of the live addresses in this process, where the plan has one or the service asks
-    /// for it.
+    /// A table of the live addresses in this process, if the plan or the service needs one.
     fn live_set(&self) -> Option<Arc<LiveSet>> {
         let Targets::Moving(timetable) = &self.config.targets else { return None };
         let set = match self.plan.decides {
@@ -189,7 +187,7 @@ impl<S: Service> Opening<'_, S> {
         Some(Arc::new(set))
     }
 
-    /// What the engine is told of live addresses.
+    /// What the engine knows about live addresses.
     fn ours(&self, set: Option<Arc<LiveSet>>) -> Ours {
         let passed = match (&self.config.targets, self.plan.decides, set) {
             (Targets::Pool(pool), ..) => return Ours::Pool(pool.clone()),
@@ -200,18 +198,16 @@ impl<S: Service> Opening<'_, S> {
         Ours::Steered { prefix: self.config.targets.prefix(), passed }
     }
 
-    /// The engine, if there is to be one, and how many seconds it took to open.
+    /// The engine, if there is one, and how many seconds it took to open.
     fn engine(
         &self,
         link: &Link,
         set: Option<Arc<LiveSet>>,
     ) -> Result<(Option<Box<dyn Engine>>, f64)> {
         let started = Instant::now();
-        ensure!(
-            link.up,
-            "{0} is down: set it up with 'ip link set {0} up', or use --bind netlink-down",
-            link.name
-        );
+        if !link.up {
+            return Err(InterfaceError::Down(link.name.clone()).into());
+        }
         let Some(kind) = self.plan.engine else { return Ok((None, 0.0)) };
         let config = self.engine_config(link, set);
         let engine = engine::open(kind, &config, self.service).map_err(At::opening)?;
@@ -238,16 +234,16 @@ impl<S: Service> Opening<'_, S> {
         }
     }
 
-    /// Makes the addresses live: in the program whose hash is `live_addresses`, or in the kernel.
+    /// Makes the addresses live: through `live_addresses` of the program, or in the kernel.
     fn bind(
         &self,
         link: &Link,
         live_addresses: Option<LiveAddresses>,
         set: Option<Arc<LiveSet>>,
-        step: &mut Step,
+        step: &mut Progress,
     ) -> Result<Held> {
         let (method, targets) = (self.config.bind, &self.config.targets);
-        let place = Place { link, prefix: targets.prefix(), live_addresses };
+        let place = BindContext { link, prefix: targets.prefix(), live_addresses };
         Ok(match targets {
             Targets::Pool(pool) => {
                 let started = Instant::now();
@@ -277,8 +273,8 @@ impl<S: Service> Opening<'_, S> {
         let now = netlink::link_at(link.index)?;
         let now = now.with_context(|| format!("{} has gone meanwhile", link.name))?;
         let program = now.xdp.filter(|_| self.plan.steers()).map(|xdp| xdp.id);
-        // What the engine was opened for, but as it is now: setting it up may have had the link
-        // down.
+        // The link that the engine was opened for, with current values: opening it may have set the
+        // link down for a while.
         let known = Link { up: true, carrier_losses: now.carrier_losses, ipv6: now.ipv6, ..link };
         let (bind, count) = (self.config.bind, self.config.targets.count());
         Ok(Watcher::new(known, program, bind, count)?

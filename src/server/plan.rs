@@ -1,6 +1,5 @@
-//! What a server is going to do, decided before it does any of it: a function of what was asked for
-//! and what was [found](super::found) of the machine. It asks the kernel nothing and changes
-//! nothing.
+//! What a server will do, decided in advance: a function of the configuration and of what was
+//! [found](super::found) on the machine. It asks the kernel nothing and changes nothing.
 
 use std::net::Ipv6Addr;
 
@@ -13,18 +12,18 @@ use crate::host::sandbox::Role;
 use crate::live::Method;
 use crate::xdp::{occupied, stacked};
 
-/// What a server is going to do.
+/// What a server will do.
 #[derive(Debug, Clone)]
-pub(super) struct Plan {
-    /// The engine to open: the one that was asked for, or one that only holds the addresses.
+pub(super) struct ServerPlan {
+    /// The engine to open: the requested one, or one that only holds the addresses.
     pub engine: Option<EngineKind>,
     /// Whether it answers requests.
     pub answers: bool,
-    /// What comes first.
+    /// Whether addresses or engine come first.
     pub order: Order,
     /// Who knows which addresses are live.
     pub decides: Decides,
-    /// The queues that the engine serves; none where the kernel spreads the work of its sockets.
+    /// The queues that the engine serves; empty if the kernel distributes the work of its sockets.
     pub queues: Vec<u32>,
     /// The processors to pin to, at least one.
     pub cores: Vec<usize>,
@@ -32,20 +31,20 @@ pub(super) struct Plan {
     pub sources: Sources,
     /// Addresses of the interface on which the service does not answer.
     pub own: Vec<Ipv6Addr>,
-    /// How the kernel is to do the receive work of the interface.
+    /// How the kernel should do the receive work of the interface.
     pub receive_work: ReceiveWork,
-    /// Receive queues in use now, where the server ends when their number changes.
+    /// Receive queues in use now, if a change of their number must end the server.
     pub queues_in_use: Option<u32>,
-    /// Whether to say that nobody asks for an address: a switch may keep solicitations back.
+    /// Whether to report that nobody asks for an address: a switch may be blocking solicitations.
     pub hears_solicitations: bool,
-    /// What the main thread is while the server runs.
+    /// The role of the main thread while the server runs.
     pub role: Role,
     /// Lines for people.
     pub notes: Vec<String>,
 }
 
-/// What comes first. Addresses that the engine makes live come after it, all others before:
-/// nothing is steered that is not live.
+/// The order of addresses and engine. Addresses that the engine makes live come after it, and all
+/// others before it, so that no packet is steered to an address that is not live.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Order {
     AddressesFirst,
@@ -55,31 +54,31 @@ pub(super) enum Order {
 /// Who knows which addresses are live.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Decides {
-    /// The pool: they stay.
+    /// The pool: they are static.
     Pool,
     /// A set in this process: they move.
     Set,
-    /// The steering program, while they move. Where the kernel has the addresses too, a set beside
-    /// it decides for the socket behind the engine, which then gets what goes to others as well.
+    /// The steering program: they move. If the kernel also has the addresses, a separate set
+    /// decides for the socket behind, which then also gets packets for other addresses.
     Program { and_set: bool },
 }
 
-/// How the kernel is to do the receive work of an interface.
+/// How the kernel should do the receive work of an interface.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum ReceiveWork {
     AsItDoes,
-    /// So that a worker that polls can take it over.
+    /// So that a polling worker can take it over.
     Polled,
-    /// Once in so many microseconds.
+    /// Once every so many microseconds.
     Coalesced(u32),
 }
 
-impl Plan {
+impl ServerPlan {
     /// The plan for `config` on the machine that was found.
     ///
     /// # Errors
-    /// What of the configuration contradicts the rest of it or the machine, or why the interface
-    /// cannot be served so.
+    /// How the configuration contradicts itself or the machine, or why the interface cannot be
+    /// served as requested.
     pub fn new(config: &ServerConfig, found: &Found) -> Result<Self, Refused> {
         let (engine, hidden) = engine(config)?;
         let steers = engine.is_some_and(EngineKind::steers);
@@ -90,14 +89,14 @@ impl Plan {
         let sources = config.allow.clone().unwrap_or_else(|| Sources::new(found.on_link.clone()));
         if answers && sources.prefixes().is_empty() {
             notes.push(format!(
-                "{} has no on-link prefix: nobody is answered unless --allow names who",
+                "{} has no on-link prefix, and no other sources are allowed: nobody is answered",
                 link.name
             ));
         }
         let queues = queues(config, found, engine)?;
         let cores = cores(config, found, &queues)?;
         if steers && link.xdp.is_some() {
-            // Before thousands of addresses are bound for nothing; `attach` looks again.
+            // Before thousands of addresses are bound in vain; `attach` checks again.
             return Err(InterfaceError::Occupied(occupied(link).to_string()).into());
         }
         is_free(config, found)?;
@@ -131,13 +130,13 @@ impl Plan {
         self.engine.is_some_and(EngineKind::steers)
     }
 
-    /// Whether the kernel has no part in the addresses: the program alone makes them live.
+    /// Whether the addresses are hidden from the kernel: only the program makes them live.
     pub fn hides(&self) -> bool {
         self.order == Order::EngineFirst
     }
 }
 
-/// Which engine is needed, and whether it has to make the addresses live.
+/// The required engine, and whether it must make the addresses live.
 fn engine(config: &ServerConfig) -> Result<(Option<EngineKind>, bool), ConfigError> {
     let hidden = config.bind == Method::LiveMap;
     let engine = if hidden { config.engine.or(Some(EngineKind::AFXDP)) } else { config.engine };
@@ -153,14 +152,14 @@ fn engine(config: &ServerConfig) -> Result<(Option<EngineKind>, bool), ConfigErr
     Ok((engine, hidden))
 }
 
-/// The queues to serve, each of which exists, and can send what its socket answers.
+/// The queues to serve: each exists, and can send its socket's replies.
 fn queues(
     config: &ServerConfig,
     found: &Found,
     engine: Option<EngineKind>,
 ) -> Result<Vec<u32>, Refused> {
     if !engine.is_some_and(EngineKind::steers) {
-        return Ok(vec![]); // the kernel spreads a socket's work
+        return Ok(vec![]); // the kernel distributes a socket's work
     }
     let link = &found.link;
     let served = if config.options.xdp.queues.is_empty() {
@@ -171,14 +170,14 @@ fn queues(
     let by_sockets = engine.is_some_and(EngineKind::has_rings) || config.bind == Method::LiveMap;
     if by_sockets && !stacked::runs_below(link.kind.as_deref()) {
         let cannot = stacked::cannot_send(&link.name, found.queues, &served);
-        if let Some((why, cure)) = cannot {
-            return Err(InterfaceError::CannotSend { why, cure }.into());
+        if let Some(why) = cannot {
+            return Err(InterfaceError::from(why).into());
         }
     }
     Ok(served)
 }
 
-/// The queues that were named, if they can be served.
+/// The requested queues, if they can be served.
 fn existing(
     config: &ServerConfig,
     found: &Found,
@@ -199,12 +198,12 @@ fn existing(
     Ok(config.options.xdp.queues.clone())
 }
 
-/// The processors to pin to, each of which this process may use: near the interrupts of `queues`,
-/// where there are any.
+/// The processors to pin to, which this process may use: near the interrupts of `queues`, if there
+/// are any.
 fn cores(config: &ServerConfig, found: &Found, queues: &[u32]) -> Result<Vec<usize>, ConfigError> {
     let allowed = &found.processors;
     if config.cores.is_empty() {
-        // Without queues of its own an engine has one worker.
+        // An engine without queues of its own has one worker.
         let workers = if queues.is_empty() { &[0] } else { queues };
         let cores = found.nearness.choose(workers, allowed);
         return Ok(if cores.is_empty() { vec![0] } else { cores });
@@ -215,7 +214,7 @@ fn cores(config: &ServerConfig, found: &Found, queues: &[u32]) -> Result<Vec<usi
     }
 }
 
-/// Refuses a pool with an address that the interface has already.
+/// Refuses a pool with an address that the interface already has.
 fn is_free(config: &ServerConfig, found: &Found) -> Result<(), ConfigError> {
     let Targets::Pool(pool) = &config.targets else { return Ok(()) };
     match found.own.iter().find(|address| pool.contains(**address)) {
@@ -271,7 +270,7 @@ mod tests {
         QueueCounts { in_use, possible, combined: false, sending, sending_possible }
     }
 
-    /// A machine of four processors with a veth of two queues.
+    /// A machine with four processors and a veth of two queues.
     fn machine() -> Found {
         let link = Link { xdp: None, ..server0() };
         Found {
@@ -291,7 +290,7 @@ mod tests {
         }
     }
 
-    /// What a port of a device of that kind is found as.
+    /// A machine whose interface is a port of a device of that kind.
     fn port_of(kind: &str) -> Found {
         let above = Link {
             index: 9,
@@ -303,12 +302,12 @@ mod tests {
         Found { links: vec![link.clone(), above], link, ..machine() }
     }
 
-    /// The error of a plan, which there is without `change`.
+    /// The error of a plan after `change`; without it, the plan succeeds.
     fn fault(change: impl FnOnce(&mut ServerConfig, &mut Found)) -> ConfigError {
         let (mut config, mut found) = (config(EngineKind::AFXDP, Method::LiveMap), machine());
-        assert!(Plan::new(&config, &found).is_ok());
+        assert!(ServerPlan::new(&config, &found).is_ok());
         change(&mut config, &mut found);
-        match Plan::new(&config, &found) {
+        match ServerPlan::new(&config, &found) {
             Err(Refused::Config(error)) => *error,
             other => panic!("{other:?}"),
         }
@@ -369,7 +368,7 @@ mod tests {
 
     #[test]
     fn an_interface_that_cannot_be_served_so_has_its_error() {
-        let of = |config: &ServerConfig, found: &Found| match Plan::new(config, found) {
+        let of = |config: &ServerConfig, found: &Found| match ServerPlan::new(config, found) {
             Err(Refused::Interface(error)) => error,
             other => panic!("{other:?}"),
         };
@@ -379,7 +378,10 @@ mod tests {
         assert_eq!(of(&hidden, &found), InterfaceError::NoIpv6("it is disabled".to_owned()));
         let found = Found { in_vrf: true, ..machine() };
         assert_eq!(of(&hidden, &found), InterfaceError::InVrf(name()));
-        assert!(Plan::new(&config(None, Method::LiveMap), &found).is_ok(), "it gets no fragments");
+        assert!(
+            ServerPlan::new(&config(None, Method::LiveMap), &found).is_ok(),
+            "it gets no fragments"
+        );
         let found = Found { driver: "ipvlan".to_owned(), ..machine() };
         let error = of(&hidden, &found);
         assert!(matches!(error, InterfaceError::Unreachable(_)), "{error}");
@@ -392,14 +394,14 @@ mod tests {
         assert!(words.contains("(id 7)"), "{words}");
         let found = Found { queues: queues(2, 1), ..machine() };
         let error = of(&hidden, &found);
-        assert!(matches!(error, InterfaceError::CannotSend { .. }), "{error:?}");
+        assert!(matches!(error, InterfaceError::CannotSend(_)), "{error:?}");
         let mut first = hidden;
         first.options.xdp.queues = vec![0];
-        assert!(Plan::new(&first, &found).is_ok(), "the first queue can send");
+        assert!(ServerPlan::new(&first, &found).is_ok(), "the first queue can send");
         let netlink = config(EngineKind::SOCKET_GSO, Method::Netlink);
         let error = of(&netlink, &port_of("bridge"));
-        assert!(matches!(error, InterfaceError::IsPort(_)), "{error:?}");
-        assert!(Plan::new(&netlink, &port_of("vrf")).is_ok());
+        assert!(matches!(error, InterfaceError::IsPort { .. }), "{error:?}");
+        assert!(ServerPlan::new(&netlink, &port_of("vrf")).is_ok());
         let tunnel = Link { link_type: 769, ..machine().link };
         let found = Found { link: tunnel, ..machine() };
         for engine in engines() {
@@ -409,7 +411,7 @@ mod tests {
                     InterfaceError::NoEthernet { interface: name(), link_type: 769, engine };
                 assert_eq!(of(&config, &found), expected);
             } else {
-                assert!(Plan::new(&config, &found).is_ok(), "{engine}");
+                assert!(ServerPlan::new(&config, &found).is_ok(), "{engine}");
             }
         }
     }
@@ -418,7 +420,7 @@ mod tests {
     fn who_knows_what_is_live_follows_from_engine_and_binding() {
         let of = |engine, bind, targets| {
             let config = ServerConfig { targets, ..config(engine, bind) };
-            Plan::new(&config, &machine()).unwrap().decides
+            ServerPlan::new(&config, &machine()).unwrap().decides
         };
         let (program, both) = (EngineKind::AFXDP, Decides::Program { and_set: true });
         assert_eq!(of(program, Method::LiveMap, moving()), Decides::Program { and_set: false });
@@ -430,7 +432,8 @@ mod tests {
 
     #[test]
     fn people_are_told_what_such_a_server_does_not_see() {
-        let notes = |config: &ServerConfig, found: &Found| Plan::new(config, found).unwrap().notes;
+        let notes =
+            |config: &ServerConfig, found: &Found| ServerPlan::new(config, found).unwrap().notes;
         let hidden = config(EngineKind::AFXDP, Method::LiveMap);
         assert_eq!(notes(&hidden, &machine()), Vec::<String>::new());
         let alone = Found { on_link: Vec::new(), ..port_of("bridge") };
@@ -439,11 +442,11 @@ mod tests {
         assert!(nobody.contains("nobody is answered"), "{nobody}");
         let named = ServerConfig { allow: Some(Sources::all()), ..hidden.clone() };
         assert_eq!(notes(&named, &alone).len(), 1);
-        let plan = Plan::new(&hidden, &machine()).unwrap();
+        let plan = ServerPlan::new(&hidden, &machine()).unwrap();
         assert!(plan.hears_solicitations);
         let router = ServerConfig { multicast_router: true, ..hidden };
-        assert!(!Plan::new(&router, &machine()).unwrap().hears_solicitations);
-        let held = Plan::new(&config(None, Method::LiveMap), &machine()).unwrap();
+        assert!(!ServerPlan::new(&router, &machine()).unwrap().hears_solicitations);
+        let held = ServerPlan::new(&config(None, Method::LiveMap), &machine()).unwrap();
         assert!(!held.hears_solicitations && !held.answers && held.steers());
     }
 
@@ -453,7 +456,7 @@ mod tests {
             let mut config =
                 ServerConfig { coalesce, ..config(EngineKind::AFXDP, Method::LiveMap) };
             config.options.xdp.busy_poll = busy_poll;
-            Plan::new(&config, &machine()).unwrap().receive_work
+            ServerPlan::new(&config, &machine()).unwrap().receive_work
         };
         assert_eq!(of(None, None), ReceiveWork::AsItDoes);
         assert_eq!(of(Some(20), None), ReceiveWork::Polled);
@@ -506,9 +509,9 @@ mod tests {
     proptest! {
         #[test]
         fn a_plan_can_be_carried_out(config in a_configuration(), found in a_machine()) {
-            let Ok(plan) = Plan::new(&config, &found) else { return Ok(()) };
+            let Ok(plan) = ServerPlan::new(&config, &found) else { return Ok(()) };
             let hidden = config.bind == Method::LiveMap;
-            // The engine is the one that was asked for. Another is opened only to hold addresses.
+            // The engine is the requested one. Another is opened only to hold addresses.
             prop_assert_eq!(plan.answers, config.engine.is_some());
             let default = hidden.then_some(EngineKind::AFXDP);
             prop_assert_eq!(plan.engine, config.engine.or(default));
@@ -516,7 +519,7 @@ mod tests {
             prop_assert_eq!(plan.order == Order::EngineFirst, hidden);
             prop_assert_eq!(plan.hides(), hidden);
             prop_assert!(!hidden || plan.steers());
-            // Each queue exists, once; with a socket of its own it can send.
+            // Each queue exists, and is listed once; with a socket of its own it can send.
             let mut queues = plan.queues.clone();
             queues.sort_unstable();
             queues.dedup();
@@ -529,8 +532,8 @@ mod tests {
             if plan.steers() && !config.options.xdp.queues.is_empty() {
                 prop_assert_eq!(&plan.queues, &config.options.xdp.queues);
             }
-            // There is a processor for a worker, and this process may use it. Where it cannot be
-            // asked, the first is as good as any.
+            // There is a processor for a worker, and this process may use it. If the allowed ones
+            // are unknown, the first will do.
             prop_assert!(!plan.cores.is_empty());
             let allowed = |core: &usize| found.processors.contains(core);
             prop_assert!(
@@ -549,7 +552,7 @@ mod tests {
         ) {
             let counts = queues(found.queues.in_use, found.queues.in_use);
             let found = Found { queues: counts, ..found };
-            let plan = Plan::new(&config(engine, bind), &found);
+            let plan = ServerPlan::new(&config(engine, bind), &found);
             prop_assert_eq!(plan.is_ok(), engine.can(bind), "{:?}", plan);
         }
     }

@@ -1,11 +1,11 @@
-//! Answers until it is told to stop, says what happens meanwhile, and takes everything back.
+//! Answers until it is stopped, reports what happens meanwhile, and takes everything back.
 //!
 //! ```text
 //!   engine ────► answers              a thread, which starts its workers
-//!   rotation ──► moves addresses      a thread, where they move
-//!   this one ──► each 20 ms: does every worker live, what have the others to say
-//!                each 100 ms: is the interface what it was
-//!                each second: statistics
+//!   rotation ──► moves addresses      a thread, if they move
+//!   this one ──► every 20 ms: are all workers alive, what do the others report
+//!                every 100 ms: has the interface changed
+//!                every second: statistics
 //! ```
 
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -18,7 +18,7 @@ use anyhow::{Context, Result, anyhow};
 use super::error::ServerError;
 use super::opened::{Held, Opened};
 use super::silence::Silence;
-use super::symptoms::Symptoms;
+use super::symptoms::{Symptom, Symptoms};
 use super::watch::Watcher;
 use super::{Occasion, Totals};
 use crate::address::Prefix;
@@ -29,23 +29,23 @@ use crate::host::sandbox::{Role, Sandbox};
 use crate::host::settings::Changed;
 use crate::live::{Bound, LiveSet, Phases, Rotated, Told};
 
-/// A signal sets `stop` and cannot wake the main thread: it looks often enough not to keep anybody
-/// waiting.
+/// How long the main thread sleeps. A signal sets `stop` but cannot wake it, so this is short
+/// enough not to keep anybody waiting.
 const NAP: Duration = Duration::from_millis(20);
 
-/// Statistics are shown this often.
+/// How often statistics are shown.
 const PERIOD: Duration = Duration::from_secs(1);
 
-/// The interface is looked at this often: a question to the kernel, of some 20 µs.
+/// How often the interface is checked: one query to the kernel, some 20 µs.
 const LOOK: Duration = Duration::from_millis(100);
 
-/// What the main thread keeps while the others serve.
+/// The main thread's state while the others serve.
 struct Running<'a, T> {
     stop: &'a AtomicBool,
     tell: T,
     started: Instant,
     counters: Option<Box<dyn CounterSet>>,
-    /// The workers' beats, when all of them were alive last.
+    /// The workers' beats when all of them were last alive.
     beats: Vec<u64>,
     news: News,
     moves: Option<Moves>,
@@ -54,18 +54,18 @@ struct Running<'a, T> {
     symptoms: Symptoms,
     silence: Silence,
     watcher: Watcher,
-    /// When to show statistics, and to look at the interface, next.
+    /// When to show statistics, and to check the interface, next.
     next_stats: Instant,
     next_look: Instant,
 }
 
-/// What other threads have to say.
+/// Reports from other threads.
 struct News {
     rotated: mpsc::Receiver<Rotated>,
     notices: mpsc::Receiver<String>,
 }
 
-/// The other ends.
+/// The sending ends.
 struct Tellers {
     rotated: mpsc::Sender<Rotated>,
     notices: mpsc::Sender<String>,
@@ -73,22 +73,22 @@ struct Tellers {
 
 /// The addresses while it serves.
 struct Serving<'a> {
-    /// What all of them lie under.
+    /// The prefix of all of them.
     prefix: Prefix,
-    /// Those that move leave by themselves when they are live no more.
+    /// Moving ones leave by themselves when they are no longer live.
     live: Option<Arc<LiveSet>>,
     renewal: Renewal<'a>,
 }
 
-/// How addresses that were lost are made live again.
+/// How lost addresses are made live again.
 enum Renewal<'a> {
     /// By the main thread.
     Here(&'a mut Bound),
-    /// By the thread that moves them, which is asked for it.
+    /// By the thread that moves them, on request.
     Asked(Arc<AtomicBool>),
 }
 
-/// Runs a server: until `stop` is set, its engine ends, or the interface makes it end.
+/// Runs a server until `stop` is set, its engine ends, or the interface makes it end.
 pub(super) fn run<T: FnMut(Occasion)>(
     opened: Opened,
     ready: &Ready,
@@ -96,7 +96,7 @@ pub(super) fn run<T: FnMut(Occasion)>(
     tell: T,
     told: &mut Told,
 ) -> Result<Totals, ServerError> {
-    // What is left of it when this panics is dropped in the reverse of this order.
+    // If this panics, what is left is dropped in the reverse of this order.
     let Opened { prefix, silence, watcher, mut bound, settings, sandbox, counters, engine } =
         opened;
     let (tellers, news) = channels();
@@ -125,8 +125,8 @@ fn channels() -> (Tellers, News) {
     (Tellers { rotated, notices }, News { rotated: told_of, notices: noted })
 }
 
-/// Starts the thread that moves the addresses, where they move. The calling thread starts it, as
-/// that one may do what moving takes.
+/// Starts the thread that moves the addresses, if they move. The calling thread must start it,
+/// because it has the privileges that moving needs.
 fn serve_addresses<'scope, 'env>(
     scope: &'scope Scope<'scope, 'env>,
     stop: &'scope AtomicBool,
@@ -166,7 +166,7 @@ fn start_engine<'scope, 'env>(
     })
 }
 
-/// Waits for both, and returns why the first of them could not go on.
+/// Waits for both, and returns why the first of them could not continue.
 fn wait_for(engine: Option<Thread>, rotation: Option<Thread>) -> Result<(), ServerError> {
     let answered = engine
         .map_or(Ok(()), |engine| engine.join().map_err(|_| anyhow!("the engine panicked"))?);
@@ -200,10 +200,10 @@ impl<'a, T: FnMut(Occasion)> Running<'a, T> {
         }
     }
 
-    /// Goes round until `stop` is set or the engine has `ended`.
+    /// Loops until `stop` is set or the engine has `ended`.
     ///
     /// # Errors
-    /// What it saw of the interface that ends the server.
+    /// The change of the interface that ends the server.
     fn watch_over(&mut self, serving: &mut Serving, ended: impl Fn() -> bool) -> Result<()> {
         while !self.stop.load(Ordering::Relaxed) && !ended() {
             thread::sleep(NAP);
@@ -239,11 +239,21 @@ impl<'a, T: FnMut(Occasion)> Running<'a, T> {
     }
 
     fn hear_notices(&mut self) {
-        self.news.notices.try_iter().for_each(|words| (self.tell)(Occasion::Notice(words)));
+        for text in self.news.notices.try_iter() {
+            (self.tell)(Occasion::Notice { text, symptom: None });
+        }
     }
 
     fn say(&mut self, notices: impl IntoIterator<Item = String>) {
-        notices.into_iter().for_each(|words| (self.tell)(Occasion::Notice(words)));
+        for text in notices {
+            (self.tell)(Occasion::Notice { text, symptom: None });
+        }
+    }
+
+    fn show_symptoms(&mut self, symptoms: impl IntoIterator<Item = (String, Symptom)>) {
+        for (text, symptom) in symptoms {
+            (self.tell)(Occasion::Notice { text, symptom: Some(symptom) });
+        }
     }
 
     fn show_stats(&mut self) {
@@ -254,8 +264,8 @@ impl<'a, T: FnMut(Occasion)> Running<'a, T> {
         let stats = self.stats();
         (self.tell)(Occasion::Stats(&stats));
         let symptoms = self.symptoms.look(&stats.counters);
-        let silence = self.silence.look(&stats);
-        self.say(symptoms.into_iter().chain(silence));
+        let silence = self.silence.look(&stats).map(|words| (words, Symptom::NobodyAsks));
+        self.show_symptoms(symptoms.into_iter().chain(silence));
     }
 
     fn stats(&self) -> Stats {
@@ -267,10 +277,10 @@ impl<'a, T: FnMut(Occasion)> Running<'a, T> {
         }
     }
 
-    /// Takes over what has changed of the interface, and has lost addresses made live again.
+    /// Applies changes of the interface, and has lost addresses made live again.
     ///
     /// # Errors
-    /// Why the server cannot go on.
+    /// Why the server cannot continue.
     fn look_at_interface(&mut self, serving: &mut Serving) -> Result<()> {
         if Instant::now() < self.next_look {
             return Ok(());
@@ -280,7 +290,7 @@ impl<'a, T: FnMut(Occasion)> Running<'a, T> {
         let is_ours =
             |address| live.map_or_else(|| prefix.contains(address), |live| live.contains(address));
         let found = self.watcher.look(is_ours);
-        // The engine has ended, and taken its program off itself.
+        // The engine has ended and detached its own program.
         if self.stop.load(Ordering::Relaxed) {
             return Ok(());
         }
@@ -292,8 +302,8 @@ impl<'a, T: FnMut(Occasion)> Running<'a, T> {
         self.renew(&mut serving.renewal, found.renew)
     }
 
-    /// Has addresses made live again: where some are `lost`, or where nothing announces the loss of
-    /// what is no address of the kernel's, and it shows.
+    /// Has addresses made live again if some are `lost`. Nothing announces the loss of addresses
+    /// that are not the kernel's, so this also checks those.
     fn renew(&mut self, renewal: &mut Renewal, lost: bool) -> Result<()> {
         let bound = match renewal {
             Renewal::Asked(renew) => {
@@ -310,7 +320,7 @@ impl<'a, T: FnMut(Occasion)> Running<'a, T> {
         Ok(())
     }
 
-    /// The engine may have been quicker to notice that the interface has gone, and have said less.
+    /// The engine may have noticed first that the interface is gone, and reported less.
     fn or_gone(&mut self, seen: Result<()>, served: &Result<(), ServerError>) -> Result<()> {
         if seen.is_err() || served.is_ok() {
             return seen;
@@ -319,13 +329,13 @@ impl<'a, T: FnMut(Occasion)> Running<'a, T> {
         end.filter(|_| self.watcher.has_gone()).map_or(Ok(()), Err)
     }
 
-    /// Says the last that there is to say, and returns the final counts.
+    /// Reports what is left to report, and returns the final counts.
     fn finish(&mut self) -> Stats {
         (self.tell)(Occasion::Stopping);
         let stats = self.stats();
         self.hear_notices();
         let symptoms = self.symptoms.look(&stats.counters);
-        self.say(symptoms);
+        self.show_symptoms(symptoms);
         stats
     }
 }
@@ -334,9 +344,9 @@ fn beats(counters: Option<&dyn CounterSet>) -> Vec<u64> {
     counters.map(CounterSet::beats).unwrap_or_default()
 }
 
-/// What the end comes to: what taking the addresses back took, and lines for people; or of all that
-/// failed the error that says most. What an engine says of an interface that has gone is less than
-/// what was `seen`.
+/// The result of the end: how long taking the addresses back took, and lines for people. After
+/// several failures, the most informative error. What was `seen` of a vanished interface says more
+/// than the engine's error.
 fn outcome(
     seen: Result<()>,
     served: Result<(), ServerError>,
@@ -355,11 +365,11 @@ fn outcome(
 mod tests {
     use super::*;
     use crate::engine::Modes;
-    use crate::live::{self, Method, Place};
+    use crate::live::{self, BindContext, Method};
     use crate::net::netlink;
     use serde_json::json;
 
-    /// One whose worker panics.
+    /// An engine whose worker panics.
     struct Broken(Modes);
 
     impl Engine for Broken {
@@ -394,7 +404,7 @@ mod tests {
     #[test]
     fn a_worker_that_panics_ends_the_server_with_an_error_and_all_is_taken_back() {
         let loopback = netlink::link("lo").unwrap();
-        let place = Place {
+        let place = BindContext {
             link: &loopback,
             prefix: "2001:db8::/64".parse().unwrap(),
             live_addresses: None,

@@ -1,30 +1,30 @@
-//! Nobody asks for a live address, and a switch may be why: what is said once of a server with
-//! live-map.
+//! A notice, given once by a server with live-map, that nobody asks for a live address and that a
+//! switch may be why.
 
 use std::fs;
 
 use crate::events::Stats;
 use crate::net::netlink::Link;
 
-/// Seconds without any solicitation or request after which it is said.
+/// Seconds without any solicitation or request until the notice.
 const PATIENCE: f64 = 30.0;
 
-/// Watches whether anything comes that concerns live addresses.
+/// Watches for anything that concerns live addresses.
 pub(super) struct Silence {
     interface: String,
     mac: [u8; 6],
-    /// Whether there is still something to say.
+    /// Whether the notice may still be given.
     watches: bool,
 }
 
 impl Silence {
-    /// On `link`; `watches` where the kernel reports no groups for the addresses, and nothing else
-    /// brings solicitations.
+    /// Watches `link`. `watches` is set if the kernel reports no multicast groups for the
+    /// addresses, and nothing else brings solicitations.
     pub fn on(link: &Link, watches: bool) -> Self {
         Self { interface: link.name.clone(), mac: link.mac, watches }
     }
 
-    /// What there is to say now.
+    /// The notice, if it is due.
     pub fn look(&mut self, stats: &Stats) -> Option<String> {
         self.look_with(stats, queries)
     }
@@ -37,7 +37,7 @@ impl Silence {
             self.watches = false;
             return None;
         }
-        // Without a querier a switch that snoops passes on everything, or nobody at all could be
+        // Without a querier, a snooping switch forwards everything, or nobody at all could be
         // reached.
         if stats.seconds < PATIENCE || queries(&self.interface) == 0 {
             return None;
@@ -47,24 +47,22 @@ impl Silence {
         Some(format!(
             "nobody has asked for a live address of {0} in {1:.0} s, and an MLD querier is on its \
              link: a switch between that snoops \
-             MLD keeps solicitations back, since live-map reports no groups; use \
-             --multicast-router, have the switch take {0}'s port \
-             for a router's, or give neighbours 'ip -6 neigh replace ADDRESS lladdr \
+             MLD keeps solicitations back, since live-map reports no groups; have the switch take \
+             {0}'s port for a router's, or give neighbours 'ip -6 neigh replace ADDRESS lladdr \
              {a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x} dev IF nud permanent'",
             self.interface, stats.seconds
         ))
     }
 }
 
-/// Whether a solicitation or a request has come.
+/// Whether a solicitation or a request has arrived.
 fn is_asked(stats: &Stats) -> bool {
     let steering = &stats.counters.steering;
     let count = |verdict: &str| steering.get(verdict).copied().unwrap_or(0);
     ["solicited", "steered", "reflected", "refused"].into_iter().any(|verdict| count(verdict) > 0)
 }
 
-/// MLD queries that the interface has heard, by the kernel's count (net/ipv6/proc.c); 0 where it
-/// does not say.
+/// MLD queries that the interface received, by the kernel's count (net/ipv6/proc.c); 0 if unknown.
 fn queries(interface: &str) -> u64 {
     let counts = fs::read_to_string(format!("/proc/thread-self/net/dev_snmp6/{interface}"));
     parse(&counts.unwrap_or_default())

@@ -1,5 +1,4 @@
-//! On which queues requests arrive: where not all are served, the card is told to put them on those
-//! that are, if it can.
+//! Directs requests to the served queues, if not all are served and the card can do so.
 
 use anyhow::Result;
 
@@ -7,12 +6,12 @@ use crate::host::settings::{Changed, Keeper, RULE_SET, Setting};
 use crate::net::ethtool::{self, FlowRule};
 use crate::net::netlink::Link;
 
-/// Has requests to UDP port `port` arrive on the queues `served`, out of `count` that are in use,
-/// until what this returns is dropped. Says in one line what was done, or why nothing was; where
-/// the program is `hidden`, such requests are lost then.
+/// Makes requests to UDP port `port` arrive on the queues `served`, out of `count` in use, until
+/// the result is dropped. Returns one line about what was done, or why nothing was. In the latter
+/// case a `hidden` program loses such requests.
 ///
-/// A rule for the port is better than another spread of everything: other traffic stays where it
-/// was. But a rule names one queue, and few cards match UDP over IPv6.
+/// A flow rule for the port is better than a new RSS table for everything, because other traffic
+/// stays where it was. But a rule names one queue, and few cards match UDP over IPv6.
 pub(super) fn onto(
     keeper: &Keeper,
     link: &Link,

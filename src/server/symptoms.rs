@@ -1,26 +1,34 @@
-//! What a server's counters give away about a fault elsewhere: a sentence for each, said once.
+//! Faults elsewhere that a server's counters reveal: one sentence for each, given once.
 
 use crate::engine::REDIRECT_FAILED;
 use crate::events::Counters;
 use crate::net::quirks::{self, Act};
 use crate::wire::Refusal;
 
-/// Remembers what was said already.
+/// Remembers what was already said.
 #[derive(Debug, Default)]
 pub(super) struct Symptoms {
     said: Vec<Symptom>,
     stuck: Stuck,
 }
 
-/// A fault that counters can show.
+/// A fault elsewhere that a running server can see.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Symptom {
+#[non_exhaustive]
+pub enum Symptom {
+    /// Senders leave checksums to an interface that fills none in.
     UnfinishedChecksums,
+    /// The rings take nothing of what the XDP program redirects into them.
     NoRingTakes,
+    /// The driver sends no replies of the XDP program.
     NothingLeaves,
+    /// The kernel takes no replies out of the tx ring of a queue.
+    Stuck,
+    /// No neighbour asks for a live address, and a switch may keep back who does.
+    NobodyAsks,
 }
 
-/// All of them, each with the test for it: what to say, if the counters show it.
+/// All of them, each with its test: the message, if the counters show it.
 type Rule = (Symptom, fn(&Counters) -> Option<String>);
 const RULES: [Rule; 3] = [
     (Symptom::UnfinishedChecksums, unfinished_checksums),
@@ -34,7 +42,7 @@ fn unfinished_checksums(counters: &Counters) -> Option<String> {
          checksums to its \
          interface, and a veth or tap fills none in): run 'ethtool -K IF tx off' for the sender's \
          interface, in its \
-         namespace, container or guest, or serve with --engine socket"
+         namespace, container or guest"
             .to_owned()
     })
 }
@@ -43,19 +51,18 @@ fn no_ring_takes(counters: &Counters) -> Option<String> {
     let count = counters.dropped.get(REDIRECT_FAILED)?;
     Some(format!(
         "the rings did not take {count} packets that the XDP program redirected into them \
-         ({REDIRECT_FAILED}): the program may run on another device than the one that is served; \
-         --attach generic runs it on that one"
+         ({REDIRECT_FAILED}): the program may run on another device than the one that is served"
     ))
 }
 
-/// Of an XDP program that answers by itself.
+/// For an XDP program that answers by itself.
 fn nothing_leaves(counters: &Counters) -> Option<String> {
     let reflected = *counters.steering.get("reflected")?;
     // Some may be on their way.
     (reflected >= 10 && counters.replies == 0).then(|| {
         format!(
             "none of the replies to {reflected} requests left: the driver takes no frames from an \
-             XDP program; {}, or use --attach generic",
+             XDP program; {}",
             quirks::hint(Act::ReflectAllTheSame)
         )
     })
@@ -63,31 +70,33 @@ fn nothing_leaves(counters: &Counters) -> Option<String> {
 
 impl Symptoms {
     /// What `counters` show that was not said before.
-    pub fn look(&mut self, counters: &Counters) -> Vec<String> {
-        let mut news = self.stuck.look(counters);
+    pub fn look(&mut self, counters: &Counters) -> Vec<(String, Symptom)> {
+        let stuck = self.stuck.look(counters).into_iter();
+        let mut news: Vec<_> = stuck.map(|words| (words, Symptom::Stuck)).collect();
         for (symptom, shows) in RULES {
             if self.said.contains(&symptom) {
                 continue;
             }
             if let Some(words) = shows(counters) {
                 self.said.push(symptom);
-                news.push(words);
+                news.push((words, symptom));
             }
         }
         news
     }
 }
 
-/// Queues whose replies stay in the tx ring, though the kernel was woken for them.
+/// Queues whose replies stay in the tx ring although the kernel was woken.
 #[derive(Debug, Default)]
 struct Stuck {
-    /// Of each queue what it had sent when last looked at, where something was waiting then.
+    /// For each queue that had replies waiting at the last check: how many it had sent.
     before: Vec<(u32, u64)>,
     said: Vec<u32>,
 }
 
 impl Stuck {
-    /// To be called once a second: none of a queue's replies left in between, and there were some.
+    /// Call this once a second. A queue is stuck if it had replies waiting and sent none in
+    /// between.
     fn look(&mut self, counters: &Counters) -> Vec<String> {
         let waiting = counters.queues.iter().filter(|queue| queue.levels.tx > 0);
         let now: Vec<_> = waiting.map(|queue| (queue.queue, queue.replies)).collect();
@@ -127,10 +136,11 @@ mod tests {
         let mut symptoms = Symptoms::default();
         let mut counters = Counters::default();
         counters.refused.insert(Refusal::BadChecksum.name().to_owned(), 3);
-        assert_eq!(symptoms.look(&counters), Vec::<String>::new());
+        assert!(symptoms.look(&counters).is_empty());
         counters.refused.insert(Refusal::UnfinishedChecksum.name().to_owned(), 1);
-        let [said] = &symptoms.look(&counters)[..] else { panic!("nothing is said") };
-        assert!(said.contains("ethtool -K") && said.contains("--engine socket"), "{said}");
+        let [(said, symptom)] = &symptoms.look(&counters)[..] else { panic!("nothing is said") };
+        assert!(said.contains("ethtool -K"), "{said}");
+        assert_eq!(*symptom, Symptom::UnfinishedChecksums);
         counters.refused.insert(Refusal::UnfinishedChecksum.name().to_owned(), 9);
         assert!(symptoms.look(&counters).is_empty());
     }
@@ -142,7 +152,7 @@ mod tests {
         assert!(look(&[(0, 0), (0, 10)]).is_empty(), "it may be about to leave");
         let news = look(&[(10, 5), (0, 10)]);
         assert!(
-            news.len() == 1 && news[0].starts_with("replies of queue 1 do not leave"),
+            news.len() == 1 && news[0].0.starts_with("replies of queue 1 do not leave"),
             "{news:?}"
         );
         assert!(look(&[(20, 5), (0, 30)]).is_empty(), "it is said already, and queue 0 sends");
@@ -158,13 +168,13 @@ mod tests {
         assert!(symptoms.look(&seen).is_empty());
         seen.drop(REDIRECT_FAILED, 4);
         let news = symptoms.look(&seen);
-        assert!(news.len() == 1 && news[0].contains("--attach generic"), "{news:?}");
+        assert!(news.len() == 1 && news[0].1 == Symptom::NoRingTakes, "{news:?}");
         assert!(symptoms.look(&seen).is_empty());
         seen.steering.insert("reflected".to_owned(), 10);
         seen.replies = 1;
         assert!(symptoms.look(&seen).is_empty());
         seen.replies = 0;
         let news = symptoms.look(&seen);
-        assert!(news.len() == 1 && news[0].contains("gro on"), "{news:?}");
+        assert!(news.len() == 1 && news[0].0.contains("gro on"), "{news:?}");
     }
 }

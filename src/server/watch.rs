@@ -1,13 +1,13 @@
-//! What becomes of the interface while a server runs: looked at, compared, and said.
+//! Watches the interface while a server runs: compares it, and reports changes.
 //!
 //! ```text
-//!   each 100 ms ─► the link, by its index ─► changes ─┬─ the engine takes it over, or cannot:
-//!                                                     │  the server ends
-//!   announced ───► addresses that went ──────────────►└─ addresses are made live again
+//!   every 100 ms ─► the link, by its index ─► changes ─┬─ the engine adapts, or cannot:
+//!                                                      │  the server ends
+//!   announced ────► addresses that went ──────────────►└─ addresses are made live again
 //! ```
 //!
-//! Whatever an answer depends on is compared: a server never goes on in a mode that its `ready`
-//! line no longer describes.
+//! Everything that an answer depends on is compared, so a server never continues in a mode that its
+//! `ready` line no longer describes.
 
 use std::net::Ipv6Addr;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -18,48 +18,47 @@ use anyhow::{Error, Result, anyhow, ensure};
 use crate::engine::Follower;
 use crate::live::Method;
 use crate::net::ethtool;
-use crate::net::netlink::{AddressLosses, Link, Socket};
+use crate::net::netlink::{AddressLosses, Connection, Link};
 
-/// Who removes many addresses is given this long to be through: what is added meanwhile would go as
-/// well.
+/// How long somebody who removes many addresses has to finish: addresses added meanwhile would be
+/// removed too.
 const REMOVING: Duration = Duration::from_secs(1);
 
-/// Looks at the interface: nothing tells an idle worker that it has gone, or what others have done
-/// to it.
-pub(super) struct Watcher {
-    socket: Socket,
+/// Checks the interface: nothing tells an idle worker that it is gone, or what others did to it.
+pub(crate) struct Watcher {
+    socket: Connection,
     losses: AddressLosses,
-    /// The kernel's number of the XDP program, where the engine has one.
+    /// The kernel's ID of the XDP program, if the engine has one.
     program: Option<u32>,
     before: Link,
     bind: Method,
     addresses: u64,
     follower: Option<Box<dyn Follower>>,
-    /// How many queues were in use when it started, where the engine serves them one by one.
+    /// How many queues were in use at the start, if the engine serves them one by one.
     queues: Option<u32>,
     /// Since when addresses may be missing.
     missing: Option<Instant>,
 }
 
-/// What a look found.
+/// The result of a check.
 #[derive(Debug, Default)]
-pub(super) struct Seen {
+pub(crate) struct Seen {
     /// Sentences for people.
     pub notices: Vec<String>,
     /// The interface's new name.
     pub renamed: Option<String>,
-    /// Why the server cannot go on.
+    /// Why the server cannot continue.
     pub end: Option<Error>,
-    /// Whether to see that all addresses are live.
+    /// Whether to check that all addresses are live.
     pub renew: bool,
 }
 
-/// A difference between two looks.
+/// A difference between two checks.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Change {
-    /// There is no such interface any more in this namespace.
+    /// The interface no longer exists in this namespace.
     Gone,
-    /// Our XDP program is no longer on it.
+    /// Our XDP program is no longer attached.
     Detached,
     Renamed {
         from: String,
@@ -70,26 +69,26 @@ enum Change {
     Mtu {
         from: u32,
     },
-    /// It was put under another interface, or taken from under one.
+    /// It was put under another interface, or taken out.
     Master,
     Down,
     Up,
-    /// Between the two looks it was down, or had no carrier.
+    /// Between the two checks it was down, or had no carrier.
     Flapped,
-    /// Whether the kernel does IPv6 on it.
+    /// Whether IPv6 is enabled on it.
     Ipv6,
-    /// Whether neighbours are discovered on it.
+    /// Whether it uses neighbour discovery.
     Arp,
 }
 
-/// What has changed from `before` to `now`. `program` is the number of the XDP program that should
-/// be there.
+/// The changes from `before` to `now`. `program` is the ID of the XDP program that should be
+/// attached.
 fn changes(before: &Link, now: Option<&Link>, program: Option<u32>) -> Vec<Change> {
     let Some(now) = now else { return vec![Change::Gone] };
     let detached = program.is_some() && now.xdp.map(|xdp| xdp.id) != program;
     let flapped = now.up && before.up && now.carrier_losses != before.carrier_losses;
     [
-        // The first: what is said of the others names it as it is called now.
+        // First, because the sentences about the others use the new name.
         (now.name != before.name, Change::Renamed { from: before.name.clone() }),
         (detached, Change::Detached),
         (now.master != before.master, Change::Master),
@@ -107,11 +106,11 @@ fn changes(before: &Link, now: Option<&Link>, program: Option<u32>) -> Vec<Chang
 }
 
 impl Watcher {
-    /// For the interface that `link` describes now, in the namespace of the calling thread, on
-    /// which the XDP program of that number runs.
+    /// For the interface that `link` describes, in the namespace of the calling thread, with the
+    /// XDP program of that ID.
     pub fn new(link: Link, program: Option<u32>, bind: Method, addresses: u64) -> Result<Self> {
         Ok(Self {
-            socket: Socket::open()?,
+            socket: Connection::open()?,
             losses: AddressLosses::watch(link.index)?,
             program,
             before: link,
@@ -123,25 +122,25 @@ impl Watcher {
         })
     }
 
-    /// Has it tell `follower` what changes.
+    /// Reports changes to `follower`.
     pub fn with_follower(self, follower: Option<Box<dyn Follower>>) -> Self {
         Self { follower, ..self }
     }
 
-    /// Has it watch over so many queues that are in use.
+    /// Also watches the number of queues in use.
     pub fn with_queues(self, queues: Option<u32>) -> Self {
         Self { queues, ..self }
     }
 
-    /// Whether there is no such interface any more.
+    /// Whether the interface no longer exists.
     pub fn has_gone(&mut self) -> bool {
         self.socket.link_at(self.before.index).is_ok_and(|link| link.is_none())
     }
 
-    /// What to say after so many addresses were made live again.
+    /// The notice after addresses were made live again.
     ///
     /// # Errors
-    /// When they were not, although the kernel takes them, and nobody has asked to stop.
+    /// When that failed although the kernel accepts addresses, and nobody asked to stop.
     pub fn restored(
         &mut self,
         renewed: Result<usize>,
@@ -150,7 +149,7 @@ impl Watcher {
         let link = self.socket.link_at(self.before.index).ok().flatten();
         match renewed {
             Ok(count) => {
-                // Setting it down and up may have been the way.
+                // Making them live may have set it down and up.
                 if let Some(link) = link {
                     (self.before.up, self.before.carrier_losses) = (link.up, link.carrier_losses);
                 }
@@ -161,8 +160,8 @@ impl Watcher {
                 Ok((count > 0).then_some(words))
             }
             Err(_) if stop.load(Ordering::Relaxed) => Ok(None),
-            // Switched off, or gone, meanwhile: the next look says so, and what is missed is
-            // entered when it is there again.
+            // IPv6 was disabled or the interface disappeared meanwhile. The next check reports
+            // that, and missing addresses are added when it is back.
             Err(_) if link.is_none_or(|link| !link.ipv6 || !link.up) => {
                 self.missing = Some(Instant::now());
                 Ok(None)
@@ -174,8 +173,8 @@ impl Watcher {
         }
     }
 
-    /// Compares the interface with what it was. `is_ours`: whether an address is live because of
-    /// this server.
+    /// Compares the interface with its last state. `is_ours` says whether an address is live
+    /// because of this server.
     pub fn look(&mut self, is_ours: impl Fn(Ipv6Addr) -> bool) -> Seen {
         let mut seen = Seen::default();
         let Ok(link) = self.socket.link_at(self.before.index) else { return seen };
@@ -198,7 +197,7 @@ impl Watcher {
             self.missing.get_or_insert_with(Instant::now);
         }
         let is_over = self.missing.is_some_and(|since| !heard || since.elapsed() >= REMOVING);
-        // While it takes none they are missed, and entered when it does.
+        // While the interface accepts no addresses they count as missing, and are added later.
         if self.before.up && self.before.ipv6 && (is_over || seen.renew) {
             self.missing = None;
             seen.renew = true;
@@ -208,8 +207,8 @@ impl Watcher {
         seen
     }
 
-    /// Why it cannot go on where another number of queues is in use. A driver need not give a new
-    /// queue the XDP program (veth does not), and there is no socket on it.
+    /// Why a changed number of queues ends the server. A driver need not give a new queue the XDP
+    /// program (veth does not), and it has no socket.
     fn queues_changed(&self) -> Option<Error> {
         let name = &self.before.name;
         let (before, now) = (self.queues?, ethtool::queues(name).ok()?);
@@ -222,7 +221,7 @@ impl Watcher {
         (before != now).then(words)
     }
 
-    /// Does what is to be done about a change, and returns what to say of it.
+    /// Handles a change, and returns the sentence about it.
     fn take_over(&mut self, change: &Change, seen: &mut Seen) -> Result<Option<String>> {
         let name = &self.before.name;
         Ok(Some(match change {
@@ -251,7 +250,7 @@ impl Watcher {
                 seen.renew = true;
                 format!("{name} is up again")
             }
-            // What it took is said when it is there again.
+            // The notice comes once the lost addresses are back.
             Change::Flapped => {
                 seen.renew = true;
                 return Ok(None);
@@ -323,7 +322,7 @@ impl Watcher {
         )
     }
 
-    /// Who gets no answer while the kernel has no part in the interface.
+    /// Who gets no answer while the kernel cannot help on this interface.
     fn silent(&self) -> String {
         if self.is_hidden() {
             "fragments and requests behind extension headers get no answer".to_owned()
@@ -332,13 +331,13 @@ impl Watcher {
         }
     }
 
-    /// Whether the kernel has none of the addresses.
+    /// Whether the addresses are hidden from the kernel.
     fn is_hidden(&self) -> bool {
         self.bind == Method::LiveMap
     }
 }
 
-/// As people write it.
+/// In the usual notation.
 fn shown(mac: [u8; 6]) -> String {
     mac.map(|byte| format!("{byte:02x}")).join(":")
 }
@@ -348,7 +347,7 @@ pub(super) mod tests {
     use super::*;
     use crate::net::netlink::{AttachMode, AttachedProgram};
 
-    /// A veth that an XDP program runs on.
+    /// A veth with an XDP program.
     pub(crate) fn server0() -> Link {
         Link {
             index: 2,

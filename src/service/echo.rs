@@ -1,4 +1,4 @@
-//! The service of the paper: each request comes back as it is, ten times as a rule.
+//! The paper's service: it sends each request back, usually ten times.
 //!
 //! Morrell, Ransbottom, Marchany, Tront, "Scaling IPv6 Address Bindings in Support of a Moving
 //! Target Defense", section IV.
@@ -10,12 +10,12 @@ use super::{Answer, Datagram, Service};
 /// Sends each request back.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Echo {
-    /// How often.
+    /// How many times.
     pub replies: NonZero<u8>,
 }
 
 impl Echo {
-    /// One that sends each request back `replies` times, within 1 and 255.
+    /// An echo that sends each request back `replies` times, clamped to 1 to 255.
     #[must_use]
     pub fn new(replies: u16) -> Self {
         let replies = u8::try_from(replies).unwrap_or(u8::MAX);

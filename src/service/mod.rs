@@ -1,12 +1,12 @@
-//! WHAT IS ANSWERED: a [`Service`] makes of one datagram its answer. Whether the datagram may be
-//! answered at all was decided before, and how packets travel is the engine's business.
+//! SERVICES: a [`Service`] turns a datagram into an answer. Policy has already decided whether the
+//! datagram may be answered, and the engine handles packets.
 //!
 //! ```text
 //!   engine ─► Handler: may it be answered? ─► Service: what is the answer? ─► engine
-//!                                              payload in place, room behind it
+//!                                              payload in place, space behind it
 //! ```
 //!
-//! docs/services.md shows how to write one, examples/echo.rs a whole server.
+//! docs/services.md shows how to write one; examples/echo.rs is a whole server.
 
 mod echo;
 mod outbox;
@@ -16,75 +16,77 @@ use std::num::NonZero;
 use std::time::Duration;
 
 pub use crate::address::Client;
+#[doc(inline)]
+pub use crate::wire::MAX_PAYLOAD;
 pub use echo::Echo;
 pub use outbox::{Outbox, Peer, Unsent};
 
-/// Answers datagrams. Each worker has a clone of its own and calls it from one thread.
+/// Answers datagrams. Each worker has its own clone and calls it from one thread.
 pub trait Service: Clone + Send + 'static {
-    /// Whether no answer ever changes the payload. Engines then lend no room behind it, and save
-    /// the work of that.
+    /// Whether no answer ever changes the payload. Engines then skip the work of providing space
+    /// behind it.
     const UNCHANGED: bool = false;
 
-    /// Whether it wants to know which [client](Datagram::client) asks, where addresses move. That
-    /// takes memory for each address that is live, and a cache miss a datagram.
+    /// Whether it uses the [client](Datagram::client) of each datagram, with moving addresses. This
+    /// costs memory for each live address, and one cache miss a datagram.
     const CLIENTS: bool = false;
 
-    /// Whether it sends without being asked: its [turn](Self::turn) comes then.
+    /// Whether it sends without being asked. If so, the worker calls [`turn`](Self::turn).
     const UNASKED: bool = false;
 
-    /// A chance to send without being asked, in each turn of its worker, for services that are
-    /// [`UNASKED`](Self::UNASKED). Returns how long it can wait for the next one: it comes earlier
-    /// where there is something to do, and after a tenth of a second at the latest; while nothing
-    /// else is to be done, to a millisecond.
+    /// Lets an [`UNASKED`](Self::UNASKED) service send without being asked, in each turn of its
+    /// worker. Returns how long it can wait for the next turn. That may come earlier if there is
+    /// other work, and comes after 100 ms at the latest. On an idle worker the wait is accurate to
+    /// 1 ms.
     fn turn(&mut self, outbox: &mut impl Outbox) -> Duration {
         let _ = outbox;
         Duration::MAX
     }
 
-    /// Answers one datagram that may be answered. It runs between two packets: what it waits for,
-    /// all requests of this worker wait for.
+    /// Answers one datagram that policy accepted. It runs between two packets: while it waits, all
+    /// requests of this worker wait.
     fn answer(&mut self, datagram: &mut Datagram) -> Answer;
 
-    /// The same service as an echo, where it is one. The engine `reflect` takes no other: the
-    /// kernel runs that one by itself.
+    /// The service as an echo, if it is one. The engine `reflect` accepts no other service: it runs
+    /// an echo in the kernel.
     fn as_echo(&self) -> Option<Echo> {
         None
     }
 }
 
-/// What a service answers.
+/// A service's answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Answer {
-    /// Nothing. It is counted as `no_answer`.
+    /// No answer. Counted as `no_answer`.
     Nothing,
-    /// The payload as it came: no checksum is computed.
+    /// The payload as it arrived, for which no checksum is computed.
     Same {
-        /// How often it is sent.
+        /// How many times to send it.
         copies: NonZero<u8>,
     },
-    /// What is now in the buffer.
+    /// The current contents of the buffer.
     Changed {
-        /// How many bytes of it. More than the buffer holds are no answer.
+        /// How many bytes of it. More than the buffer holds means no answer.
         length: usize,
-        /// How often it is sent.
+        /// How many times to send it.
         copies: NonZero<u8>,
     },
 }
 
 impl Answer {
-    /// The payload as it came, once.
+    /// The payload as it arrived, once.
     #[must_use]
     pub const fn same() -> Self {
         Self::Same { copies: NonZero::<u8>::MIN }
     }
 
-    /// The first `length` bytes of what is now in the buffer, once.
+    /// The first `length` bytes of the buffer's current contents, once.
     #[must_use]
     pub const fn changed(length: usize) -> Self {
         Self::Changed { length, copies: NonZero::<u8>::MIN }
     }
 
-    /// The same answer, sent so often.
+    /// The same answer, sent `copies` times.
     #[must_use]
     pub const fn times(self, copies: u8) -> Self {
         match (self, NonZero::new(copies)) {
@@ -95,25 +97,25 @@ impl Answer {
     }
 }
 
-/// A datagram that is to be answered.
+/// A datagram to be answered.
 #[derive(Debug)]
 pub struct Datagram<'a> {
-    /// Who asks.
+    /// The address of the sender.
     pub source: Ipv6Addr,
-    /// The port that the answer goes to.
+    /// The sender's port, to which the answer goes.
     pub source_port: u16,
-    /// Which live address was asked: the answer comes from there.
+    /// The live address that was asked, and that the answer comes from.
     pub asked: Ipv6Addr,
     buffer: &'a mut [u8],
     length: usize,
     touched: bool,
     client: Option<Client>,
-    macs: Option<[[u8; 6]; 2]>,
+    mac: Option<[u8; 6]>,
 }
 
 impl<'a> Datagram<'a> {
-    /// A datagram whose payload is the first `length` bytes of `buffer`; all of it where that is
-    /// shorter. The rest is room for the answer.
+    /// A datagram whose payload is the first `length` bytes of `buffer`, or all of it if it is
+    /// shorter. The rest is space for the answer.
     #[inline]
     pub fn new(
         (source, source_port): (Ipv6Addr, u16),
@@ -122,42 +124,35 @@ impl<'a> Datagram<'a> {
         length: usize,
     ) -> Self {
         let length = length.min(buffer.len());
-        Self {
-            source,
-            source_port,
-            asked,
-            buffer,
-            length,
-            touched: false,
-            client: None,
-            macs: None,
-        }
+        Self { source, source_port, asked, buffer, length, touched: false, client: None, mac: None }
     }
 
     /// The same, sent to an address of `client`.
+    #[doc(hidden)]
     #[inline]
     #[must_use]
     pub fn of(self, client: Option<Client>) -> Self {
         Self { client, ..self }
     }
 
-    /// The same, in a frame between these Ethernet addresses: the source's, and ours.
+    /// The same, in a frame from this Ethernet address.
+    #[doc(hidden)]
     #[inline]
     #[must_use]
-    pub fn between(self, macs: Option<[[u8; 6]; 2]>) -> Self {
-        Self { macs, ..self }
+    pub fn framed_by(self, mac: Option<[u8; 6]>) -> Self {
+        Self { mac, ..self }
     }
 
-    /// Who asks, to [send](Outbox::send) there later.
+    /// The sender, as a destination for a later [`send`](Outbox::send).
     #[must_use]
     pub fn peer(&self) -> Peer {
-        let Self { source, source_port, asked, macs, .. } = *self;
-        Peer { source: (source, source_port), asked, macs }
+        let Self { source, source_port, asked, mac, .. } = *self;
+        Peer { source: (source, source_port), asked, mac }
     }
 
-    /// Whose address was asked, and in which time step it is that client's: the one that it is, the
-    /// one before, or the next. `None` where the addresses stay, and for a service that does not
-    /// [want to know](Service::CLIENTS).
+    /// The client whose address was asked, and the step that the address belongs to: the current
+    /// one, the one before, or the next. `None` with static addresses, and for a service without
+    /// [`CLIENTS`](Service::CLIENTS).
     #[inline]
     #[must_use]
     pub fn client(&self) -> Option<Client> {
@@ -171,18 +166,25 @@ impl<'a> Datagram<'a> {
         &self.buffer[..self.length]
     }
 
-    /// The payload and the room behind it, to write the answer into. It holds the payload and any
-    /// answer that fits into a packet of the link, up to
-    /// [`MAX_PAYLOAD`](crate::wire::MAX_PAYLOAD) bytes. What is behind the payload is left from
-    /// other packets.
+    /// The payload and the space behind it, to write the answer into. The space suffices for any
+    /// answer that fits a packet of the link, up to [`MAX_PAYLOAD`](crate::wire::MAX_PAYLOAD)
+    /// bytes. Bytes behind the payload are stale data of other packets.
     #[inline]
     pub fn buffer(&mut self) -> &mut [u8] {
         self.touched = true;
         self.buffer
     }
 
-    /// What `service` answers. A payload that may have been written is not called the same, since
-    /// its checksum would be wrong.
+    /// Copies `bytes` into the buffer, and answers with them; with nothing where they do not fit.
+    #[inline]
+    pub fn reply(&mut self, bytes: &[u8]) -> Answer {
+        let Some(place) = self.buffer().get_mut(..bytes.len()) else { return Answer::Nothing };
+        place.copy_from_slice(bytes);
+        Answer::changed(bytes.len())
+    }
+
+    /// The answer of `service`. If the service may have written to the payload, `Same` becomes
+    /// `Changed`, because the checksum would be wrong.
     #[inline]
     pub(crate) fn answered_by<S: Service>(&mut self, service: &mut S) -> Answer {
         match service.answer(self) {
@@ -200,7 +202,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    /// Answers with one of these, after it has written into the buffer or not.
+    /// Answers with this, after writing into the buffer or not.
     #[derive(Clone)]
     struct Fixed(Answer, bool);
 
@@ -239,6 +241,18 @@ mod tests {
         assert_eq!(answer(&mut Fixed(Answer::same(), false)), Answer::same());
         assert_eq!(answer(&mut Fixed(Answer::same(), true)), Answer::changed(32));
         assert_eq!(answer(&mut Fixed(Answer::Nothing, true)), Answer::Nothing);
+    }
+
+    #[test]
+    fn a_reply_is_copied_where_it_fits() {
+        let mut buffer = [7; 100];
+        let ends = (Ipv6Addr::LOCALHOST, Ipv6Addr::LOCALHOST);
+        let mut datagram = Datagram::new((ends.0, 50_000), ends.1, &mut buffer, 32);
+        assert_eq!(datagram.reply(&[1; 100]), Answer::changed(100));
+        assert_eq!(datagram.reply(&[2; 101]), Answer::Nothing);
+        assert_eq!(datagram.reply(&[3; 5]), Answer::changed(5));
+        assert_eq!(datagram.reply(&[]), Answer::changed(0));
+        assert_eq!(buffer, *[[3; 5].as_slice(), &[1; 95]].concat());
     }
 
     #[test]

@@ -1,44 +1,46 @@
-//! Sending without being asked: to whom, and by what.
+//! Sending without being asked.
 
 use std::net::Ipv6Addr;
 
-/// Who has asked, and at which of our addresses: all that is needed to send there again, by the
-/// clone of the service that saw the request.
+/// A sender, and the address of ours that it asked. The clone of the service that saw the request
+/// can send there later.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Peer {
     pub(crate) source: (Ipv6Addr, u16),
     pub(crate) asked: Ipv6Addr,
-    /// Ethernet addresses, the peer's and ours, where the engine makes whole frames.
-    pub(crate) macs: Option<[[u8; 6]; 2]>,
+    /// The Ethernet address of its request, if the engine builds whole frames. The engine adds
+    /// ours, which may change meanwhile.
+    pub(crate) mac: Option<[u8; 6]>,
 }
 
 /// Why a datagram was not sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Unsent {
-    /// The address that the peer asked is live no more: nothing ever comes from it again.
+    /// The address that the peer asked is no longer live, and never will be again.
     #[error("the address is live no more")]
     NotLive,
-    /// All frames kept for this are on their way, or the ring has no room: try again next turn.
-    #[error("no frame is free")]
+    /// All frames or buffers reserved for this are being sent, or the ring is full: try again next
+    /// turn.
+    #[error("no frame or buffer is free")]
     Busy,
-    /// It is longer than the buffer.
+    /// The payload is longer than the buffer.
     #[error("longer than the buffer")]
     TooLong,
-    /// The peer was seen by another worker, which reaches it another way.
+    /// Another worker saw the peer, and only that one can reach it.
     #[error("the peer is another worker's")]
     OtherWorker,
-    /// The kernel did not take it.
+    /// The kernel rejected it.
     #[error("the kernel did not take it")]
     Refused,
 }
 
-/// What a service sends by in its [turn](super::Service::turn).
+/// What a service sends through in its [turn](super::Service::turn).
 pub trait Outbox {
     /// Sends one datagram to `peer`, from the address that it asked. `write` writes the payload
-    /// into a buffer and returns its length; it is not called where nothing could be sent. What the
-    /// buffer holds before is left from other packets.
+    /// into a buffer and returns its length; it is not called if sending is impossible. The buffer
+    /// holds stale data of other packets.
     ///
     /// # Errors
-    /// Why it was not sent. Nothing is queued: the service has to try again.
+    /// Why it was not sent. Nothing is queued: the service must try again.
     fn send(&mut self, peer: &Peer, write: impl FnOnce(&mut [u8]) -> usize) -> Result<(), Unsent>;
 }

@@ -246,12 +246,9 @@ impl Request<'_> {
         self.source_port
     }
 
-    /// The source and destination Ethernet addresses.
-    pub fn macs(&self) -> [[u8; 6]; 2] {
-        let at = |place: usize| {
-            self.frame.get(place..).and_then(|rest| rest.first_chunk()).copied().unwrap_or_default()
-        };
-        [at(6), at(0)]
+    /// The source's Ethernet address.
+    pub fn mac(&self) -> [u8; 6] {
+        self.frame.get(6..).and_then(|rest| rest.first_chunk()).copied().unwrap_or_default()
     }
 
     /// The datagram's payload.

@@ -1,6 +1,5 @@
-//! What an interface, its card, this process and its kernel can do, found out without disturbing
-//! any of them: nothing is attached, bound or set. What follows from it is the business of
-//! [`crate::probe`].
+//! Reads what an interface, its card, this process and its kernel can do, without disturbing any of
+//! them: it attaches, binds and sets nothing. [`crate::probe`] draws the conclusions.
 
 use std::fs;
 use std::sync::OnceLock;
@@ -16,15 +15,15 @@ use crate::net::netlink::{self, Link};
 use crate::net::quirks::{self, Act};
 use crate::net::{denied, ethtool};
 
-pub use crate::events::{Host, Hugepages, Interface, Master, Peer, Virtio};
+pub use crate::events::{Host, Hugepages, Interface, Master, VethPeer, Virtio};
 
-/// The offload by which a driver merges packets before XDP could see them.
+/// The offload that merges packets in the driver, before XDP sees them.
 pub const LRO: &str = "rx-lro";
-/// The offload that takes the VLAN tag out of a packet before XDP sees it.
+/// The offload that removes the VLAN tag of a packet before XDP sees it.
 pub const VLAN: &str = "rx-vlan-hw-parse";
-/// The switch for rules that send packets to a queue.
+/// The switch for flow rules.
 pub const NTUPLE: &str = "rx-ntuple-filter";
-/// The offloads that matter to what this project does.
+/// The offloads that matter to this project.
 pub const OFFLOADS: [&str; 8] = [
     VLAN,
     "rx-gro",
@@ -37,7 +36,7 @@ pub const OFFLOADS: [&str; 8] = [
 ];
 
 impl Interface {
-    /// Asks the kernel about `link`, in the namespace of the calling thread.
+    /// Queries the kernel about `link`, in the namespace of the calling thread.
     #[must_use]
     pub fn of(link: &Link) -> Self {
         let name = &link.name;
@@ -51,7 +50,7 @@ impl Interface {
         let seen = host::with_own_sys(|| {
             let directory = host::directory(link);
             let file = |path: &str| host::file(directory.as_ref()?.join(path));
-            Seen {
+            SysView {
                 nic: host::nic(link),
                 sys: directory.is_some(),
                 numa_node: file("device/numa_node"),
@@ -82,8 +81,8 @@ impl Interface {
             offloads_changeable: changeable.map(|offload| offload.name).collect(),
             xdp: netdev::xdp_features(link.index).ok().flatten(),
             program: link.xdp,
-            numa_node: seen.numa_node.and_then(|node| node.parse().ok()), // -1: there is but one
-            peer: peer.map(|peer| Peer { name: peer.name, mtu: peer.mtu }),
+            numa_node: seen.numa_node.and_then(|node| node.parse().ok()), // -1: only one node
+            peer: peer.map(|peer| VethPeer { name: peer.name, mtu: peer.mtu }),
             virtio: seen.virtio.filter(|_| is_virtio).map(|bits| Virtio::parse(&bits)),
             no_ipv6: host::has_ipv6(link).err().map(|error| error.to_string()),
             sys_mounted: host::is_mounted("/sys"),
@@ -92,13 +91,13 @@ impl Interface {
         }
     }
 
-    /// Whether that offload is switched on.
+    /// Whether that offload is on.
     #[must_use]
     pub fn is_on(&self, offload: &str) -> bool {
         self.nic.offloads.iter().any(|name| name == offload)
     }
 
-    /// Whether `ethtool -K` can switch that offload.
+    /// Whether `ethtool -K` can change that offload.
     #[must_use]
     pub fn is_changeable(&self, offload: &str) -> bool {
         self.offloads_changeable.iter().any(|name| name == offload)
@@ -107,7 +106,7 @@ impl Interface {
 
 /// What /sys shows.
 #[derive(Default)]
-struct Seen {
+struct SysView {
     nic: Nic,
     sys: bool,
     numa_node: Option<String>,
@@ -115,7 +114,7 @@ struct Seen {
 }
 
 impl Virtio {
-    /// From the bits as /sys has them, in zeros and ones, the lowest first.
+    /// Parses the feature bits in /sys: zeros and ones, the lowest bit first.
     fn parse(bits: &str) -> Self {
         let has = |bit: usize| bits.as_bytes().get(bit) == Some(&b'1');
         Self {
@@ -128,7 +127,7 @@ impl Virtio {
 }
 
 impl Host {
-    /// Asks the kernel about this process.
+    /// Queries the kernel about this process.
     #[must_use]
     pub fn of_this_process() -> Self {
         let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
@@ -145,7 +144,7 @@ impl Host {
             hugepages: Hugepages::parse(&fs::read_to_string("/proc/meminfo").unwrap_or_default()),
             locked_memory: (limit != libc::RLIM_INFINITY).then_some(limit),
             capabilities: capabilities(&status),
-            // All identities are their own there.
+            // In the initial user namespace, the whole range of IDs maps to itself.
             initial_user_namespace: user_ids.split_ascii_whitespace().eq(["0", "0", "4294967295"]),
             processors: host::allowed().len(),
             ..Self::default()
@@ -164,16 +163,16 @@ impl Host {
     #[must_use]
     pub fn has(&self, capability: &str) -> bool {
         let held = |name: &str| self.capabilities.iter().any(|held| held == name);
-        // These were split off it in Linux 5.8, and it still contains them.
+        // Linux 5.8 split these off CAP_SYS_ADMIN, which still includes them.
         let is_part = matches!(capability, "CAP_BPF" | "CAP_PERFMON");
         held(capability) || is_part && held("CAP_SYS_ADMIN")
     }
 }
 
-/// The capabilities that loading the program takes.
+/// The capabilities needed to load the program.
 const LOADS: [&str; 3] = ["CAP_NET_ADMIN", "CAP_BPF", "CAP_PERFMON"];
 
-/// Loads the program, attaches it to nothing, and lets go of it; once in a process.
+/// Loads the program without attaching it, and unloads it; once in a process.
 fn program_refused() -> Option<String> {
     static TRIED: OnceLock<Option<String>> = OnceLock::new();
     let config = ProgramConfig {
@@ -188,7 +187,7 @@ fn program_refused() -> Option<String> {
     TRIED.get_or_init(|| Program::load(&config).err().map(|error| format!("{error:#}"))).clone()
 }
 
-/// Those in effect, from /proc/self/status.
+/// The effective capabilities, from /proc/self/status.
 fn capabilities(status: &str) -> Vec<String> {
     let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
     let effective =

@@ -1,4 +1,4 @@
-//! What an automatic choice says of itself when it did not get the best there is.
+//! The report of an automatic choice that did not get the best mode.
 
 use std::fmt;
 

@@ -1,4 +1,4 @@
-//! Single calls of bpf(2) about loaded programs: attach one by a link, run one on a packet.
+//! Single bpf(2) calls for loaded programs: attaches one by a link, runs one on a packet.
 
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
@@ -9,13 +9,13 @@ use anyhow::{Context, Result, anyhow};
 /// Where a tc program runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum TcHook {
-    /// On what comes in, before what others have there.
+    /// On incoming packets, before other programs.
     Ingress,
-    /// On what goes out, after what others have there: it sees packets as they leave.
+    /// On outgoing packets, after other programs: it sees packets as they leave.
     Egress,
 }
 
-/// Has `program` run on an interface until the link goes. From Linux 6.6 (tcx).
+/// Runs `program` on an interface until the link is dropped. Needs Linux 6.6 (tcx).
 pub(crate) fn attach_tc(program: &OwnedFd, interface: u32, hook: TcHook) -> io::Result<OwnedFd> {
     let (kind, flags) = match hook {
         TcHook::Ingress => (libbpf_sys::BPF_TCX_INGRESS, libbpf_sys::BPF_F_BEFORE),
@@ -35,7 +35,7 @@ pub(super) fn create_link(
         flags,
         ..Default::default()
     };
-    // SAFETY: `options` is valid, says its own size, and points nowhere.
+    // SAFETY: `options` is valid, has its own size, and contains no pointers.
     let fd = unsafe {
         libbpf_sys::bpf_link_create(program.as_raw_fd(), interface as i32, kind, &raw const options)
     };
@@ -52,15 +52,15 @@ const SK_BUFF: usize = 64;
 const MARK: usize = 2;
 const IFINDEX: usize = 10;
 
-/// What a program made of a packet.
+/// The result of a run.
 #[derive(Debug)]
-pub(crate) struct Run {
+pub(crate) struct ProgramRun {
     /// What it returned.
     pub action: u32,
     pub packet: Vec<u8>,
     /// The mark that a tc program left on it.
     pub mark: u32,
-    /// Of one run, on average.
+    /// The mean of a run.
     pub duration: Duration,
 }
 
@@ -71,7 +71,7 @@ pub(crate) fn run(
     packet: &[u8],
     repeat: u32,
     interface: Option<u32>,
-) -> Result<Run> {
+) -> Result<ProgramRun> {
     let mut after = vec![0; packet.len() + 256];
     let mut context = [0u32; SK_BUFF];
     let mut run = libbpf_sys::bpf_test_run_opts {
@@ -97,7 +97,7 @@ pub(crate) fn run(
         return Err(error).context("BPF_PROG_TEST_RUN failed");
     }
     after.truncate(run.data_size_out as usize);
-    Ok(Run {
+    Ok(ProgramRun {
         action: run.retval,
         packet: after,
         mark: context[MARK],

@@ -1,10 +1,11 @@
-//! KERNEL BYPASS PLUMBING: the program that steers, the memory and rings that packets go through,
-//! and the questions that only the card can answer.
+//! KERNEL BYPASS: the steering program, the memory and rings that packets go through, and the
+//! card's XDP capabilities.
 //!
-//! This room makes system calls and maps memory, and has most of the `unsafe` of the crate: what it
-//! gives to others is safe to use, and counts frames so that none is lost unseen. Only the program
-//! in the kernel knows anything of requests and replies.
+//! This room makes system calls and maps memory, and has most of the crate's `unsafe` code. Its
+//! public interface is safe, and counts frames so that none gets lost unnoticed. Only the kernel
+//! program knows about requests and replies.
 
+mod error;
 mod fallback;
 mod kernel;
 mod multicast;
@@ -20,6 +21,7 @@ pub mod capability;
 pub mod model;
 pub mod stacked;
 
+pub use error::ModeError;
 pub use fallback::Fallback;
 pub(crate) use kernel::{TcHook, attach_tc, run};
 pub use multicast::AllMulticast;
@@ -35,4 +37,4 @@ pub use socket::{
 };
 pub use umem::{Frame, Packet, Umem};
 pub use variables::Station;
-pub(crate) use variables::Word;
+pub(crate) use variables::SharedWord;

@@ -1,9 +1,9 @@
-//! The kernel's part, played in user space: rings over plain memory with both ends in hand, for
+//! A model of the kernel in user space: rings over plain memory with both ends accessible, for
 //! tests and benches.
 //!
-//! It keeps to the kernel's rules: it receives only into frames of the fill ring, sends in the
-//! order of the tx ring, completes each descriptor once, and, as in copy mode, does not look at the
-//! tx ring until it is woken.
+//! It follows the kernel's rules: it receives only into frames of the fill ring, sends in the order
+//! of the tx ring, and completes each descriptor once. As in copy mode, it does not look at the tx
+//! ring until woken.
 
 use std::io;
 use std::ptr::NonNull;
@@ -30,17 +30,17 @@ pub struct Model {
     rx: Producer<xdp_desc>,
     tx: Consumer<xdp_desc>,
     completion: Producer<u64>,
-    /// What was sent and is not yet completed, oldest first.
+    /// Sent and not yet completed, oldest first.
     sent: std::collections::VecDeque<(u64, Vec<u8>)>,
     /// How many descriptors one wake-up sends.
     pub budget: usize,
-    /// Whether sent packets are kept for [`take_sent`](Self::take_sent) or completed at once and
+    /// Whether sent packets are kept for [`take_sent`](Self::take_sent), or completed at once and
     /// forgotten.
     pub keep: bool,
 }
 
-/// Rings of `size` entries each (a power of two) around `frames` frames, with all counters starting
-/// at `start`; the frames' tokens; and the other ends. `None` when the memory cannot be had.
+/// Rings of `size` entries each (a power of two) for `frames` frames, with all counters starting at
+/// `start`; the frames' tokens; and the kernel's ends. `None` if there is too little memory.
 pub fn rings(
     frames: u32,
     frame_size: u32,
@@ -68,14 +68,14 @@ pub fn rings(
 }
 
 impl Model {
-    /// A packet arrives. Returns whether there was a frame and room for it; otherwise it is
-    /// dropped, as by the kernel.
+    /// A packet arrives. Returns whether there was a frame and space in the rx ring; otherwise the
+    /// packet is dropped, as in the kernel.
     pub fn deliver(&mut self, bytes: &[u8]) -> bool {
         if self.rx.room(1) == 0 || bytes.len() as u64 + HEADROOM > self.frame_size.into() {
             return false;
         }
-        // Like the kernel, it gives places in the fill ring back only when it has used up all that
-        // it knew of: until then user space sees entries that are long gone.
+        // Like the kernel, it releases fill ring entries only after using all it knew of. Until
+        // then user space still sees used entries.
         let frame = self.fill.pop_known().or_else(|| {
             self.fill.release();
             self.fill.pop()
@@ -85,17 +85,16 @@ impl Model {
         let Some(place) = self.memory.at::<u8>(address as usize, bytes.len()) else {
             return false;
         };
-        // SAFETY: within the memory, as `at` checked, and the fill ring says that the frame is the
-        // kernel's.
+        // SAFETY: within the memory, as `at` checked; the fill ring gave the frame to the kernel.
         unsafe { place.copy_from_nonoverlapping(NonNull::from(bytes).cast(), bytes.len()) };
-        // has room
+        // Has space.
         let _ = self.rx.push(xdp_desc { addr: address, len: bytes.len() as u32, options: 0 });
         self.rx.publish();
         true
     }
 
-    /// Completes the oldest packet that was sent and returns its bytes as they were when it was
-    /// sent. `None` when there is none, or no room in the completion ring.
+    /// Completes the oldest sent packet and returns its bytes as of when it was sent. `None` if
+    /// there is none, or if the completion ring is full.
     pub fn take_sent(&mut self) -> Option<Vec<u8>> {
         if self.completion.room(1) == 0 {
             return None;
@@ -106,15 +105,14 @@ impl Model {
     }
 
     fn complete(&mut self, address: u64) {
-        let _ = self.completion.push(address); // callers checked that there is room
+        let _ = self.completion.push(address); // callers checked for space
         self.completion.publish();
     }
 
     fn bytes(&self, descriptor: &xdp_desc) -> Vec<u8> {
         let length = descriptor.len as usize;
         match self.memory.at::<u8>(descriptor.addr as usize, length) {
-            // SAFETY: within the memory, as `at` checked, and the tx ring says that the frame is
-            // the kernel's.
+            // SAFETY: within the memory, as `at` checked; the tx ring gave the frame to the kernel.
             Some(place) => unsafe { std::slice::from_raw_parts(place.as_ptr(), length) }.to_vec(),
             None => Vec::new(),
         }

@@ -1,4 +1,4 @@
-//! Reception of every multicast packet on the link, while it is asked for.
+//! All-multicast reception on an interface, while it is needed.
 
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -8,16 +8,16 @@ use crate::net::netlink::Link;
 use anyhow::{Context, Result, anyhow};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
 
-/// A card delivers only the multicast that it was told to, and nobody tells it of the
-/// solicited-node groups of addresses that the kernel does not have. While this lives it delivers
-/// all; the kernel takes that back when the process ends, however it ends.
+/// A card delivers only multicast groups that it was told about, and the kernel does not tell it
+/// about solicited-node groups of addresses that the kernel does not own. While this value lives,
+/// the card delivers all multicast. The kernel undoes this when the process ends, however it ends.
 #[derive(Debug)]
-pub struct AllMulticast(#[allow(dead_code)] Option<OwnedFd>); // held, not used
+pub struct AllMulticast(#[allow(dead_code)] Option<OwnedFd>); // only held
 
 impl AllMulticast {
-    /// Asks it of the interface, in the namespace of the calling thread. Of one that is told to
-    /// receive all anyway (`ip link set allmulticast on`) it need not be asked, and only where it
-    /// cannot be it is not: somebody may tell it otherwise.
+    /// Turns on all-multicast reception of the interface, in the namespace of the calling thread.
+    /// Requests it even if it is already on (`ip link set allmulticast on`), because somebody may
+    /// turn it off. Only if the request is impossible, being on is enough.
     ///
     /// # Errors
     /// Without CAP_NET_RAW, and when there is no such interface.
@@ -30,7 +30,10 @@ impl AllMulticast {
         }
         let socket = socket.map_err(|error| {
             let why = denied::no_packet_socket(error);
-            anyhow!("{why}; 'ip link set {} allmulticast on' goes without", link.name)
+            anyhow!(
+                "{why}; or run 'ip link set {} allmulticast on', which needs no socket",
+                link.name
+            )
         })?;
         let request = libc::packet_mreq {
             mr_ifindex: index as i32,
@@ -52,7 +55,7 @@ impl AllMulticast {
         if result == 0 {
             Ok(Self(Some(socket)))
         } else {
-            Err(io::Error::last_os_error()).context("cannot have all multicast received")
+            Err(io::Error::last_os_error()).context("cannot turn on all-multicast reception")
         }
     }
 }

@@ -1,5 +1,5 @@
-//! The steering program, which may answer as well: loaded, told what is ours, attached by a link
-//! that goes when the process goes, and read out.
+//! The steering program, which may also answer requests: loads it, configures it, attaches it by a
+//! link that ends with the process, and reads its counters.
 
 use std::fs;
 use std::io;
@@ -17,9 +17,10 @@ use anyhow::{Context, Result, anyhow, ensure};
 use libbpf_rs::skel::{OpenSkel, SkelBuilder};
 use libbpf_rs::{MapCore, MapFlags, MapHandle};
 
+use super::error::ModeError;
 use super::fallback::Fallback;
 use super::kernel::{self, TcHook, attach_tc};
-use super::variables::{Station, Word};
+use super::variables::{Station, SharedWord};
 use crate::address::mt6d::{Subnet, window};
 use crate::address::{Prefix, timed};
 use crate::host;
@@ -44,49 +45,50 @@ const XDP_FLAGS_DRV_MODE: u32 = 1 << 2;
 /// Nanoseconds.
 const SECOND: u64 = 1_000_000_000;
 
-/// A source that has been quiet may ask for as much at once as in a second divided by this.
+/// The burst that a quiet source may send: as many requests as in a second divided by this.
 const BURSTS: u64 = 10;
 
-/// Sources whose requests are counted where there is a limit. Of more the kernel forgets those that
-/// asked longest ago.
+/// How many sources have their requests counted if there is a limit. Beyond that, the kernel evicts
+/// those that asked longest ago.
 const BUDGETS: u32 = 1 << 16;
 
-/// Where a kernel that was built with CONFIG_DEBUG_INFO_BTF describes its structures.
+/// Where a kernel built with CONFIG_DEBUG_INFO_BTF describes its types.
 const KERNEL_TYPES: &str = "/sys/kernel/btf/vmlinux";
 
-/// What the program did with a packet. One counter each, in the order of `enum verdict` in
+/// What the program did with a packet. Each has a counter, in the order of `enum verdict` in
 /// bpf/headers.h.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(usize)]
 pub enum Verdict {
     /// A request, answered by the program itself.
     Reflected,
-    /// A request that is not answered, dropped by the program; [`VerdictSource::refusals`] say why.
+    /// A request that the program dropped without an answer; [`VerdictSource::refusals`] has the
+    /// reasons.
     Refused,
     /// A request, into the ring of the queue that it arrived on.
     Steered,
-    /// A Neighbour Solicitation for a live address, into the ring as well; only where hidden.
+    /// A Neighbour Solicitation for a live address, also into the ring; only if hidden.
     Solicited,
     /// To the kernel: not UDP directly over IPv6 over Ethernet.
     PassedOther,
     /// To the kernel: another port.
     PassedPort,
-    /// To the kernel: our port, but under no bound prefix; where hidden, whatever port.
+    /// To the kernel: our port, but outside every bound prefix; if hidden, any port.
     PassedPrefix,
-    /// To the kernel: our port, under a bound prefix, but no live address.
+    /// To the kernel: our port, within a bound prefix, but not a live address.
     PassedNotLive,
-    /// To the kernel, for the socket behind the program: a request behind extension headers, or
-    /// part of one.
+    /// To the kernel, for the socket behind: a request behind extension headers, or a fragment of
+    /// one.
     PassedBehind,
-    /// To the kernel: under a bound prefix, but to an address of the kernel's own; only where
+    /// To the kernel: within a bound prefix, but for one of the kernel's own addresses; only if
     /// hidden.
     PassedKernel,
-    /// Under a bound prefix, and nothing that a live address answers; only where hidden.
+    /// Within a bound prefix, and nothing that a live address answers; only if hidden.
     DroppedHidden,
-    /// Got around the XDP program, as on a queue that has none, and was dropped by the tc program
-    /// behind it; only where hidden. What the XDP program passed before counts twice.
+    /// Bypassed the XDP program, for example on a queue without one, and dropped by the backstop;
+    /// only if hidden. A packet that the XDP program had passed counts twice.
     DroppedBackstop,
-    /// Ours, but no socket sits on this queue: to the kernel, or dropped where hidden.
+    /// Ours, but without a socket on this queue: to the kernel, or dropped if hidden.
     NoRing,
 }
 
@@ -108,7 +110,7 @@ impl Verdict {
         Self::NoRing,
     ];
 
-    /// What it means for the packet, by a program that is `hidden` or not.
+    /// What it means for the packet, under a program that is `hidden` or not.
     #[must_use]
     pub fn fate(self, hidden: bool) -> Fate {
         match self {
@@ -125,7 +127,7 @@ impl Verdict {
         }
     }
 
-    /// The name under which it is counted in the statistics.
+    /// Its name in the statistics.
     pub fn name(self) -> &'static str {
         match self {
             Self::Reflected => "reflected",
@@ -148,53 +150,52 @@ impl Verdict {
 /// What a verdict means for a packet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fate {
-    /// It was for the service, which has it: other counters say what became of it.
+    /// The service received it: other counters say what became of it.
     Taken,
-    /// It was for the service, which does not get it, for a reason of the verdict's name.
+    /// It was for the service and was dropped; the verdict's name is the reason.
     Dropped,
     /// It was for the kernel.
     Passed,
 }
 
-/// What a program is loaded for.
+/// The configuration of a program.
 #[derive(Debug, Clone, Copy)]
 pub struct ProgramConfig {
-    /// UDP port of the service; 0, which is no port, steers no UDP at all.
+    /// UDP port of the service; 0, which is not a valid port, steers no UDP at all.
     pub port: u16,
-    /// Most addresses that stay.
+    /// The most static addresses.
     pub addresses: u32,
     /// How many queues may get a socket, from 0 on.
     pub queues: u32,
-    /// Whether the kernel is to have no part in the bound prefixes, but for its own addresses
-    /// there: Neighbour Solicitations for live addresses are steered as well, and what nobody
-    /// answers is dropped.
+    /// Whether the kernel must not see the bound prefixes, except its own addresses there. If so,
+    /// Neighbour Solicitations for live addresses are steered too, and packets that nobody answers
+    /// are dropped.
     pub hidden: bool,
-    /// Those that move, instead of any that stay. The program itself refuses requests that come
-    /// from a live one then, since nobody else knows.
+    /// Moving addresses, instead of static ones. The program itself then refuses requests from a
+    /// live address, since nothing else knows which are live.
     pub moving: Option<MovingAddresses>,
-    /// Where the program is to answer requests itself; otherwise it steers them.
+    /// How the program answers requests itself; `None` to steer them.
     pub reflect: Option<Reflect>,
-    /// Which sources may ask, and how often; `None` to look at no source at all, as for a load
-    /// generator.
+    /// Which sources may ask, and how often; `None` to check no source, as a load generator does.
     pub screen: Option<Screen>,
 }
 
 /// Addresses that move.
 #[derive(Debug, Clone, Copy)]
 pub struct MovingAddresses {
-    /// Where they are.
+    /// Their subnet.
     pub subnet: Subnet,
-    /// How many there are in each time step.
+    /// Their number in each step.
     pub clients: u64,
 }
 
 impl MovingAddresses {
-    /// How the map `timed_addresses` is laid out for them.
-    pub(crate) fn layout(&self) -> timed::Layout {
-        timed::Layout::new(self.clients)
+    /// The layout of the map `timed_addresses` for them.
+    pub(crate) fn layout(&self) -> timed::TableLayout {
+        timed::TableLayout::new(self.clients)
     }
 
-    /// The first half of all of them, as it lies in memory.
+    /// The upper half of all of them, in memory order.
     pub(crate) fn network(&self) -> u64 {
         let [network, _] = timed::halves(self.subnet.prefix().network());
         network
@@ -208,32 +209,32 @@ impl MovingAddresses {
 
     /// How many of them are live in that step.
     pub(crate) fn census(&self, timed_addresses: &MapHandle, step: u64) -> Result<u64> {
-        let timed = Timed::map(self.layout(), timed_addresses)?;
+        let timed = TimedMap::map(self.layout(), timed_addresses)?;
         Ok(window(step).map(|step| timed.layout.count(timed.words(), step)).sum())
     }
 }
 
-/// How the program looks at who asks.
+/// How the program checks sources.
 #[derive(Debug, Clone, Copy)]
 pub struct Screen {
-    /// Ethernet address of the interface: what is sent to another is not for us.
+    /// Ethernet address of the interface: packets to another address are not for us.
     pub station: [u8; 6],
-    /// Whether only those may ask that [`Program::allow`] names.
+    /// Whether only sources that [`Program::allow`] added may ask.
     pub allow_list: bool,
-    /// Requests of one source in a second, at least 1; `None` for any number.
+    /// Requests for each source and second, at least 1; `None` for no limit.
     pub limit: Option<u32>,
 }
 
 /// How the program answers requests.
 #[derive(Debug, Clone, Copy)]
 pub struct Reflect {
-    /// Replies to each, at least 1.
+    /// Replies to each request, at least 1.
     pub replies: u16,
-    /// Index of the interface that they leave by, in the namespace of the calling thread.
+    /// Index of the interface that sends them, in the namespace of the calling thread.
     pub interface: u32,
 }
 
-/// A loaded program with its maps, attached to nothing yet.
+/// A loaded program with its maps, not attached yet.
 #[derive(Debug)]
 pub struct Program {
     program: OwnedFd,
@@ -247,25 +248,25 @@ pub struct Program {
     kernel_addresses: MapHandle,
     allowed_sources: MapHandle,
     xsks: MapHandle,
-    /// The program `count_frames`, where it is needed and the kernel takes it.
+    /// The program `count_frames`, if it is needed and the kernel has BTF.
     count_frames: Option<OwnedFd>,
-    /// The program `backstop`, where hidden.
+    /// The program `backstop`, if hidden.
     backstop: Option<OwnedFd>,
     verdicts: MapHandle,
     refusals: MapHandle,
     frames: MapHandle,
 }
 
-/// The addresses that are live, to be changed from any thread while the program runs: those that
-/// stay, in a hash, or those that move, each entered for a time step and live while it is that
-/// step, the one before or the one after.
+/// The live addresses. Any thread may change them while the program runs. Static ones are in a
+/// hash. Moving ones are entered for a step, and are live during that step, the one before and the
+/// one after.
 #[derive(Debug)]
 pub struct LiveAddresses {
     map: MapHandle,
     /// None where all addresses move.
     staying: Option<Staying>,
-    moving: Option<(MovingAddresses, Timed)>,
-    current_step: Word,
+    moving: Option<(MovingAddresses, TimedMap)>,
+    current_step: SharedWord,
 }
 
 /// How addresses that stay are changed.
@@ -281,7 +282,7 @@ struct Staying {
 #[derive(Debug)]
 struct Variables(Arc<Memory>);
 
-/// What they are: the section `.bss` of bpf/steer.bpf.c.
+/// The program's variables: the section `.bss` of bpf/steer.bpf.c.
 #[derive(Debug)]
 #[repr(C)]
 struct Bss {
@@ -308,7 +309,7 @@ struct Prefixes {
     few: [Few; FEW],
 }
 
-/// A prefix, as its addresses lie in memory.
+/// A prefix, in memory order.
 #[derive(Debug)]
 #[repr(C)]
 struct Few {
@@ -316,7 +317,7 @@ struct Few {
     mask: [AtomicU64; 2],
 }
 
-/// Prefixes that are compared one by one.
+/// How many prefixes the program compares one by one.
 const FEW: usize = 4;
 
 impl Variables {
@@ -327,22 +328,22 @@ impl Variables {
 
     fn get(&self) -> Result<&Bss> {
         let place = self.0.at(0, 1).context("the XDP program lost its variables")?;
-        // SAFETY: within the mapping, as `at` checked, which lives as long as `self`; all of it are
-        // atomic words.
+        // SAFETY: within the mapping, as `at` checked, which lives as long as `self`; every field
+        // is atomic.
         Ok(unsafe { place.as_ref() })
     }
 
     fn station(&self) -> Station {
-        Station::new(Word::new(&self.0, offset_of!(Bss, station)))
+        Station::new(SharedWord::new(&self.0, offset_of!(Bss, station)))
     }
 
-    fn current_step(&self) -> Word {
-        Word::new(&self.0, offset_of!(Bss, current_step))
+    fn current_step(&self) -> SharedWord {
+        SharedWord::new(&self.0, offset_of!(Bss, current_step))
     }
 }
 
 impl Prefixes {
-    /// Adds one, here while there is room, and to `trie` after that.
+    /// Adds a prefix: to this array while there is space, and then to `trie`.
     fn add(&self, prefix: Prefix, trie: &MapHandle) -> libbpf_rs::Result<()> {
         let count = self.count.load(Ordering::Relaxed);
         match self.few.get(count as usize) {
@@ -357,30 +358,30 @@ impl Prefixes {
             }
             None => trie.update(&prefix_key(prefix), &[0; 4], MapFlags::ANY)?,
         }
-        // The program finds it from now on.
+        // This makes it visible to the program.
         self.count.store(count + 1, Ordering::Release);
         Ok(())
     }
 }
 
-/// What the program knows of addresses that move, mapped.
+/// The program's table of moving addresses, mapped.
 #[derive(Debug)]
-struct Timed {
-    layout: timed::Layout,
+struct TimedMap {
+    layout: timed::TableLayout,
     /// The map `timed_addresses`.
     addresses: Memory,
 }
 
-impl Timed {
-    fn map(layout: timed::Layout, addresses: &MapHandle) -> Result<Self> {
+impl TimedMap {
+    fn map(layout: timed::TableLayout, addresses: &MapHandle) -> Result<Self> {
         let addresses = Memory::of_file(addresses.as_fd(), layout.words() * size_of::<u64>(), 0);
-        Ok(Self { layout, addresses: addresses.context("cannot map the addresses that move")? })
+        Ok(Self { layout, addresses: addresses.context("cannot map the moving addresses")? })
     }
 
     fn words(&self) -> &[AtomicU64] {
         let count = self.layout.words();
-        // SAFETY: within the mapping, as `at` checked, which lives as long as `self`; only ever
-        // read or written in whole words.
+        // SAFETY: within the mapping, as `at` checked, which lives as long as `self`; all accesses
+        // are to whole words.
         self.addresses
             .at(0, count)
             .map_or(&[], |place| unsafe { slice::from_raw_parts(place.as_ptr(), count) })
@@ -390,13 +391,13 @@ impl Timed {
 /// `struct change` of bpf/headers.h.
 #[derive(Default)]
 #[repr(C)]
-struct Change {
+struct AddressChange {
     count: u32,
     remove: u32,
     error: u32,
 }
 
-/// Reads the counters of the program, from any thread.
+/// Reads the program's counters, from any thread.
 #[derive(Debug)]
 pub struct VerdictSource {
     verdicts: MapHandle,
@@ -404,7 +405,7 @@ pub struct VerdictSource {
     frames: MapHandle,
 }
 
-/// The program on an interface. The kernel takes it off when this is dropped or the process ends,
+/// The program on an interface. The kernel detaches it when this is dropped or the process ends,
 /// however it ends.
 #[derive(Debug)]
 pub struct Attachment {
@@ -428,7 +429,7 @@ impl Program {
         let mut open =
             skeleton::SteerSkelBuilder::default().open(&mut storage).map_err(explain_load)?;
         configure(&mut open, config)?;
-        // It needs to know the kernel's structures; without, the frames are not counted.
+        // It needs the kernel's types; without them, frames are not counted.
         let counts_frames = config.reflect.is_some() && Path::new(KERNEL_TYPES).exists();
         open.progs.count_frames.set_autoload(counts_frames);
         open.progs.backstop.set_autoload(config.hidden);
@@ -436,7 +437,7 @@ impl Program {
         if let Some(reflect) = &config.reflect {
             add_ways_out(&loaded.maps.ways_out, reflect)?;
         }
-        // Handles of our own, so that the skeleton and what it borrows can go.
+        // Duplicated handles outlive the skeleton and its borrows.
         let keep = |fd: BorrowedFd| fd.try_clone_to_owned().context("cannot keep the program");
         let variables = Variables::map(&MapHandle::try_from(&loaded.maps.bss)?)?;
         if let Some(Screen { station, .. }) = config.screen {
@@ -464,40 +465,39 @@ impl Program {
         })
     }
 
-    /// Has packets to live addresses under `prefix` steered from now on.
+    /// Steers packets to live addresses under `prefix` from now on.
     ///
     /// # Errors
-    /// When there are 1,028 prefixes already.
+    /// When there are already 1,028 prefixes.
     pub fn add_prefix(&mut self, prefix: Prefix) -> Result<()> {
         let added = self.variables.get()?.bound.add(prefix, &self.bound_prefixes);
         added.with_context(|| format!("cannot add {prefix} to the steering program"))
     }
 
-    /// A way to have it know its interface by another Ethernet address while it runs, from any
-    /// thread.
+    /// A handle to change the interface's Ethernet address in the running program, from any thread.
     #[must_use]
     pub fn station(&self) -> Station {
         self.variables.station()
     }
 
-    /// Lets sources under `prefix` ask, where there is a list of those that may.
+    /// Allows sources under `prefix` to ask, if there is an allow list.
     ///
     /// # Errors
-    /// When there are 1,028 prefixes already.
+    /// When there are already 1,028 prefixes.
     pub fn allow(&mut self, prefix: Prefix) -> Result<()> {
         let added = self.variables.get()?.allowed.add(prefix, &self.allowed_sources);
         added.with_context(|| {
-            format!("cannot let {prefix} ask: the steering program has room for 1028 prefixes")
+            format!("cannot allow {prefix}: the steering program holds at most 1028 prefixes")
         })
     }
 
-    /// The addresses whose packets are steered, provided that they lie under a prefix that was
-    /// added. To be had once: two that change them would stage them in the same place.
+    /// The addresses whose packets are steered, if they are under an added prefix. Available only
+    /// once: two users would stage their changes in the same memory.
     ///
     /// # Errors
-    /// When it was had before, or the process is out of file descriptors.
+    /// When it was taken before, or the process is out of file descriptors.
     pub fn live_addresses(&mut self) -> Result<LiveAddresses> {
-        let staged = self.staged.take().context("the live addresses are taken")?;
+        let staged = self.staged.take().context("the live addresses are already in use")?;
         let current_step = self.variables.current_step();
         if let Some(moving) = self.moving {
             return LiveAddresses::moving(moving, &self.timed_addresses, current_step);
@@ -513,27 +513,27 @@ impl Program {
         })
     }
 
-    /// How many addresses that move are live: all are looked at. Others may enter some meanwhile.
+    /// Counts the live moving addresses by examining all. Another thread may enter some meanwhile.
     ///
     /// # Errors
-    /// When there are none, or the process is out of file descriptors.
+    /// When the addresses are static, or the process is out of file descriptors.
     pub fn census(&self) -> Result<u64> {
-        let moving = self.moving.context("the addresses stay")?;
+        let moving = self.moving.context("the addresses are static")?;
         let step = self.variables.get()?.current_step.load(Ordering::Acquire);
         moving.census(&self.timed_addresses, step)
     }
 
-    /// Takes exactly these addresses for the kernel's own from now on: a hidden program leaves
-    /// packets to them to the kernel, and one that answers does not answer them.
+    /// Replaces the list of the kernel's own addresses. A hidden program leaves packets for them to
+    /// the kernel, and a reflecting one does not answer them.
     ///
     /// # Errors
     /// When there are more than 1,024 of them.
     pub fn set_kernel_addresses(&self, addresses: &[Ipv6Addr]) -> Result<()> {
         let map = &self.kernel_addresses;
-        // New ones first: an address that stays is never missing.
+        // New ones first, so that an address on both lists is never missing.
         for address in addresses {
             map.update(&address.octets(), &[0; 4], MapFlags::ANY).with_context(|| {
-                format!("cannot leave {address} to the kernel: it has more than 1024 addresses")
+                format!("cannot leave {address} to the kernel, which has more than 1024 addresses")
             })?;
         }
         for gone in
@@ -544,7 +544,7 @@ impl Program {
         Ok(())
     }
 
-    /// Has the packets of `queue` go to `socket`.
+    /// Steers the packets of `queue` to `socket`.
     ///
     /// # Errors
     /// When the program was loaded for fewer queues.
@@ -555,7 +555,7 @@ impl Program {
         )
     }
 
-    /// A way to read the counters from another thread.
+    /// A handle to read the counters from another thread.
     ///
     /// # Errors
     /// When the process is out of file descriptors.
@@ -567,18 +567,18 @@ impl Program {
         })
     }
 
-    /// Attaches the program to `link`, in the best mode that `request` allows, where nothing is
-    /// attached yet.
+    /// Attaches the program to `link`, in the best mode that `request` allows, unless another
+    /// program is attached.
     ///
     /// # Errors
-    /// When another program is attached, which is left alone, or the mode cannot be had.
+    /// When another program is attached, which is left alone, or the mode is not available.
     pub fn attach(&self, link: &Link, request: AttachRequest) -> Result<Attachment> {
         let mut attachment = self.attach_as(link, request)?;
         attachment.backstop = self.backstop.as_ref().map(|program| {
             attach_tc(program, link.index, TcHook::Ingress)
                 .map_err(|error| explain_backstop(link, &error))
         });
-        // Generic redirects go another way, which does not pass there.
+        // Generic redirects take another path, without this tracepoint.
         if attachment.mode == AttachMode::Native {
             attachment.frames = self.trace_frames()?;
         }
@@ -592,7 +592,7 @@ impl Program {
         let below = quirks::of(link).find(Act::LookBelow);
         let (flags, fallback) = match (request, below) {
             (AttachRequest::Native, Some(quirk)) => {
-                anyhow::bail!("{}: use --attach generic, or auto to take what there is", quirk.why)
+                return Err(ModeError::NoNative(quirk.why).into());
             }
             (AttachRequest::Auto, Some(quirk)) => {
                 let step =
@@ -603,7 +603,7 @@ impl Program {
             (AttachRequest::Generic, _) => (XDP_FLAGS_SKB_MODE, None),
             (AttachRequest::Auto, None) => match self.create_link(link.index, XDP_FLAGS_DRV_MODE) {
                 Ok(fd) => return Attachment::new(fd, link, None),
-                // Then the generic hook would be refused as well.
+                // The generic hook would be refused too.
                 Err(error)
                     if matches!(
                         error.raw_os_error(),
@@ -625,8 +625,8 @@ impl Program {
             Err(error) if request == AttachRequest::Native => {
                 let why = explain_attach(link, &error);
                 Err(match error.raw_os_error() {
-                    Some(libc::EOPNOTSUPP) => {
-                        anyhow!("{why}: use --attach generic, or auto to take what there is")
+                    Some(libc::EOPNOTSUPP | libc::ERANGE) => {
+                        ModeError::NoNative(why.to_string()).into()
                     }
                     _ => why,
                 })
@@ -639,10 +639,10 @@ impl Program {
         kernel::create_link(&self.program, interface, libbpf_sys::BPF_XDP, flags)
     }
 
-    /// Has the frames counted which the driver takes, if there is a program for that.
+    /// Counts the frames that the driver accepts, if there is a program for that.
     fn trace_frames(&self) -> Result<Option<OwnedFd>> {
         let Some(program) = &self.count_frames else { return Ok(None) };
-        // SAFETY: no name is given, because the program says itself where it belongs.
+        // SAFETY: the name may be null, because the program itself names its tracepoint.
         let fd =
             unsafe { libbpf_sys::bpf_raw_tracepoint_open(std::ptr::null(), program.as_raw_fd()) };
         if fd < 0 {
@@ -654,28 +654,28 @@ impl Program {
         Ok(Some(unsafe { OwnedFd::from_raw_fd(fd) }))
     }
 
-    /// Runs the program on `packet` without any interface (BPF_PROG_TEST_RUN) and returns its XDP
+    /// Runs the program on `packet` without an interface (BPF_PROG_TEST_RUN), and returns its XDP
     /// action and the packet afterwards. The packet counts as one of queue 0.
     ///
     /// # Errors
-    /// When the kernel does not take the packet: it wants at least an Ethernet header.
+    /// When the kernel rejects the packet: it needs at least an Ethernet header.
     pub fn test_run(&self, packet: &[u8]) -> Result<(u32, Vec<u8>)> {
         let (action, after, _duration) = self.test_runs(packet, 1)?;
         Ok((action, after))
     }
 
-    /// The same `repeat` times, the packet as it was left by the run before, with the mean duration
-    /// of one as well.
+    /// The same `repeat` times, each run on the packet as the last one left it. Also returns the
+    /// mean duration of a run.
     ///
     /// # Errors
-    /// When the kernel does not take the packet.
+    /// When the kernel rejects the packet.
     pub fn test_runs(&self, packet: &[u8], repeat: u32) -> Result<(u32, Vec<u8>, Duration)> {
         let run = kernel::run(&self.program, packet, repeat, None)?;
         Ok((run.action, run.packet, run.duration))
     }
 }
 
-/// `struct prefix_key`: length in the host's order, address in the network's.
+/// `struct prefix_key`: length in host order, address in network order.
 fn prefix_key(prefix: Prefix) -> [u8; 20] {
     let mut key = [0; 20];
     key[..4].copy_from_slice(&u32::from(prefix.length()).to_ne_bytes());
@@ -683,9 +683,9 @@ fn prefix_key(prefix: Prefix) -> [u8; 20] {
     key
 }
 
-/// Has libbpf be quiet: it would print to stderr, in many lines, what an error here says in one.
-/// And finds out whether there are descriptors for what it opens, for good or for a moment: where
-/// there are none, it says that the kernel does not take the program.
+/// Silences libbpf, which prints many lines to standard error where an error here says the same in
+/// one. Then checks that libbpf can open enough descriptors. If it cannot, it wrongly reports that
+/// the kernel rejects the program.
 pub(crate) fn prepare_to_load() -> Result<()> {
     static QUIET: Once = Once::new();
     QUIET.call_once(|| {
@@ -698,26 +698,25 @@ pub(crate) fn prepare_to_load() -> Result<()> {
 }
 
 impl LiveAddresses {
-    /// Those that move, in a program's map `timed_addresses`, with its word `current_step`.
+    /// The moving addresses in a program's map `timed_addresses`, with its word `current_step`.
     pub(crate) fn moving(
         moving: MovingAddresses,
         timed_addresses: &MapHandle,
-        current_step: Word,
+        current_step: SharedWord,
     ) -> Result<Self> {
         Ok(Self {
             map: MapHandle::try_from(timed_addresses)?,
             staying: None,
-            moving: Some((moving, Timed::map(moving.layout(), timed_addresses)?)),
+            moving: Some((moving, TimedMap::map(moving.layout(), timed_addresses)?)),
             current_step,
         })
     }
 
-    /// Most addresses that stay: a hash has a power of two of buckets, 16 bytes each, of less than
-    /// 4 GiB (htab_map_alloc in kernel/bpf/hashtab.c).
+    /// The most static addresses: a hash has a power of two of buckets, 16 bytes each, and less
+    /// than 4 GiB of them (htab_map_alloc in kernel/bpf/hashtab.c).
     pub const MOST: u64 = 1 << 27;
 
-    /// Bytes of kernel memory that a hash for so many takes: an element each, of 72 bytes, and the
-    /// buckets.
+    /// Kernel memory in bytes for a hash of this size: 72 bytes for each element, and the buckets.
     #[must_use]
     pub fn memory(addresses: u64) -> u64 {
         const ELEMENT: u64 = 72;
@@ -726,18 +725,18 @@ impl LiveAddresses {
         addresses.saturating_mul(ELEMENT).saturating_add(buckets.saturating_mul(BUCKET))
     }
 
-    /// Addresses that go to the kernel in one call (STAGED in bpf/headers.h).
+    /// The most addresses in one call to the kernel (STAGED in bpf/headers.h).
     pub const BATCH: usize = 1024;
 
     /// Makes these addresses live.
     ///
     /// # Errors
-    /// At the first that is live already, or when there is no room for more: with how many of
-    /// `addresses` are live because of this call.
+    /// At the first address that is already live, or that does not fit. The error includes how many
+    /// of `addresses` this call made live.
     pub fn add(&mut self, addresses: &[Ipv6Addr]) -> Result<(), (usize, anyhow::Error)> {
         let mut done = 0;
         while done < addresses.len() {
-            let change = Change::default();
+            let change = AddressChange::default();
             let (count, error) =
                 self.change(&addresses[done..], change).map_err(|error| (done, error))?;
             done += count;
@@ -748,13 +747,14 @@ impl LiveAddresses {
         Ok(())
     }
 
-    /// Enters these addresses, which move, for time step `step`: they are live from the step before
-    /// it to the one after it. Those of the step four steps before are forgotten.
+    /// Enters these moving addresses for step `step`: they are live from the step before it to the
+    /// one after it. This discards the addresses of four steps earlier.
     ///
     /// # Errors
-    /// When one is of another subnet, or there is no room for more.
+    /// When one is of another subnet, or does not fit.
     pub fn enter(&mut self, addresses: &[Ipv6Addr], step: u64) -> Result<()> {
-        let (moving, timed) = self.moving.as_ref().context("the addresses of this program stay")?;
+        let (moving, timed) =
+            self.moving.as_ref().context("the addresses of this program are static")?;
         let (network, words) = (moving.network(), timed.words());
         for address in addresses {
             let [half, identifier] = timed::halves(*address);
@@ -764,19 +764,19 @@ impl LiveAddresses {
         Ok(())
     }
 
-    /// Has it be `step`, from now on and for all at once.
+    /// Switches to `step`, for all addresses at once.
     pub fn set_step(&mut self, step: u64) {
         self.current_step.store(step);
     }
 
-    /// Takes these addresses out. Those that are not live are no error.
+    /// Removes these addresses. Ignores those that are not live.
     ///
     /// # Errors
     /// When the kernel refuses.
     pub fn remove(&mut self, addresses: &[Ipv6Addr]) -> Result<()> {
         let mut done = 0;
         while done < addresses.len() {
-            let change = Change { remove: 1, ..Change::default() };
+            let change = AddressChange { remove: 1, ..AddressChange::default() };
             let (count, error) = self.change(&addresses[done..], change)?;
             done += count;
             match error.map(|error| (error.raw_os_error(), error)) {
@@ -790,12 +790,12 @@ impl LiveAddresses {
         Ok(())
     }
 
-    /// Enters the first of `addresses`, or takes them out, as `change` says but for their number.
-    /// Returns how many, and if that are fewer than [`BATCH`](Self::BATCH), why it stopped.
+    /// Adds or removes the first of `addresses`, at most [`BATCH`](Self::BATCH), as `change` says
+    /// apart from its count. Returns how many, and why it stopped if it stopped early.
     fn change(
         &mut self,
         addresses: &[Ipv6Addr],
-        mut change: Change,
+        mut change: AddressChange,
     ) -> Result<(usize, Option<io::Error>)> {
         let addresses = &addresses[..addresses.len().min(Self::BATCH)];
         let Staying { change: program, staged } =
@@ -803,21 +803,20 @@ impl LiveAddresses {
         for (index, address) in addresses.iter().enumerate() {
             let place = staged.at::<[u8; 16]>(16 * index, 1);
             let place = place.context("the map of staged addresses is too small")?;
-            // SAFETY: within the mapping, as `at` checked; `&mut self` and the kernel, in its turn
-            // below, are its only users.
+            // SAFETY: within the mapping, as `at` checked. Only `&mut self` uses it, and the kernel
+            // during the call below.
             unsafe { place.write(address.octets()) };
         }
         change.count = addresses.len() as u32;
         let mut run = libbpf_sys::bpf_test_run_opts {
             sz: size_of::<libbpf_sys::bpf_test_run_opts>() as libbpf_sys::size_t,
-            // What a program of this kind makes of its context is written back to where it came
-            // from.
+            // The kernel copies the context back here after the program changed it.
             ctx_in: (&raw mut change).cast(),
-            ctx_size_in: size_of::<Change>() as u32,
+            ctx_size_in: size_of::<AddressChange>() as u32,
             ..Default::default()
         };
-        // SAFETY: `change` is valid for reads and writes of the size given with it, which is what
-        // the program takes.
+        // SAFETY: `change` is valid for reads and writes of the size given with it, which is the
+        // program's context size.
         let result =
             unsafe { libbpf_sys::bpf_prog_test_run_opts(program.as_raw_fd(), &raw mut run) };
         if result < 0 {
@@ -828,26 +827,26 @@ impl LiveAddresses {
         Ok((run.retval as usize, error))
     }
 
-    /// Whether `address` is one of those that stay.
+    /// Whether `address` is a live static address.
     ///
     /// # Errors
-    /// When the kernel cannot be asked.
+    /// When the map cannot be read.
     pub fn contains(&self, address: Ipv6Addr) -> Result<bool> {
         Ok(self.map.lookup(&address.octets(), MapFlags::ANY)?.is_some())
     }
 
-    /// Bytes of kernel memory that the addresses take, full or not, as the kernel reports them.
-    /// `None` where it does not.
+    /// Kernel memory of the addresses in bytes, full or not, as the kernel reports it. `None` if it
+    /// does not.
     #[must_use]
     pub fn kernel_memory(&self) -> Option<u64> {
         self.map.query_fdinfo().ok()?.memlock
     }
 }
 
-/// Why an address is not entered.
-const NO_ROOM: &str = "the steering program has no room for so many live addresses";
+/// Why an address could not be entered.
+const NO_ROOM: &str = "the steering program has no space for that many live addresses";
 
-/// Says what a refused entry means.
+/// Explains why an address was refused.
 fn explain_add(address: Ipv6Addr, error: &io::Error) -> anyhow::Error {
     match error.raw_os_error() {
         Some(libc::EEXIST) => anyhow!("{address} is live already"),
@@ -857,11 +856,11 @@ fn explain_add(address: Ipv6Addr, error: &io::Error) -> anyhow::Error {
 }
 
 fn cannot_remove(address: Ipv6Addr) -> String {
-    format!("cannot take {address} out of the steering program")
+    format!("cannot remove {address} from the steering program")
 }
 
 impl VerdictSource {
-    /// Packets by verdict since the program was loaded, added up over all processors.
+    /// Packets by verdict since the program was loaded, summed over all processors.
     ///
     /// # Errors
     /// When the map cannot be read.
@@ -877,7 +876,7 @@ impl VerdictSource {
         sums(&self.refusals)
     }
 
-    /// Replies of the program that the driver took, and those that it did not; where
+    /// Replies of the program that the driver accepted, and those that it rejected; valid if
     /// [`counts_frames`](Attachment::counts_frames).
     ///
     /// # Errors
@@ -887,7 +886,7 @@ impl VerdictSource {
     }
 }
 
-/// The counters of a map, each added up over all processors.
+/// The counters of a map, each summed over all processors.
 pub(crate) fn sums<const N: usize>(map: &MapHandle) -> Result<[u64; N]> {
     let mut totals = [0; N];
     for (index, total) in totals.iter_mut().enumerate() {
@@ -901,10 +900,10 @@ pub(crate) fn sums<const N: usize>(map: &MapHandle) -> Result<[u64; N]> {
 }
 
 impl Attachment {
-    /// In the mode that the kernel made of it, not the one that was asked for.
+    /// Reads the mode from the kernel, which may differ from the requested one.
     fn new(fd: OwnedFd, link: &Link, fallback: Option<Fallback>) -> Result<Self> {
         let attached = netlink::link(&link.name)?.xdp;
-        let mode = attached.context("the program was attached, and is gone again")?.mode;
+        let mode = attached.context("the program was attached, but disappeared")?.mode;
         Ok(Self { _link: fd, frames: None, backstop: None, mode, fallback })
     }
 
@@ -913,18 +912,17 @@ impl Attachment {
         self.mode
     }
 
-    /// Whether it is counted which of the program's own replies the driver takes.
+    /// Whether there are counters of the program's own replies that the driver accepted.
     pub fn counts_frames(&self) -> bool {
         self.frames.is_some()
     }
 
-    /// What is wrong where a hidden program has no backstop: then the kernel may take nothing under
-    /// its prefixes for its own.
+    /// Why a hidden program has no backstop, if so. The kernel must then not accept its prefixes.
     pub fn lacks_backstop(&self) -> Option<&str> {
         self.backstop.as_ref()?.as_ref().err().map(String::as_str)
     }
 
-    /// The step down that was taken to it.
+    /// The fallback that led to this mode.
     pub fn fallback(&self) -> Option<&Fallback> {
         self.fallback.as_ref()
     }
@@ -962,26 +960,26 @@ fn configure(open: &mut skeleton::OpenSteerSkel, config: &ProgramConfig) -> Resu
     maps.xsks.set_max_entries(config.queues.max(1)).map_err(explain_load)
 }
 
-/// Gives the program a way out of the interface for each reply.
+/// Adds the interface to the redirect map once for each reply.
 fn add_ways_out(ways_out: &impl MapCore, reflect: &Reflect) -> Result<()> {
     let interface = reflect.interface.to_ne_bytes();
     for way in 0..u32::from(reflect.replies.max(1)) {
         let added = ways_out.update(&way.to_ne_bytes(), &interface, MapFlags::ANY);
-        added.context("cannot have the XDP program send out of the interface")?;
+        added.context("cannot let the XDP program send on the interface")?;
     }
     Ok(())
 }
 
-/// Says what the lack of a backstop means.
+/// Explains what a missing backstop means.
 fn explain_backstop(link: &Link, error: &io::Error) -> String {
     format!(
-        "{} takes no tc program (tcx, from Linux 6.6: {error}), so requests behind extension \
-         headers or in fragments meet silence",
+        "{} rejects a tc program (tcx, since Linux 6.6: {error}), so requests behind extension \
+         headers or in fragments get no answer",
         link.name
     )
 }
 
-/// Says what a refused attachment means.
+/// Explains why attaching was refused.
 fn explain_attach(link: &Link, error: &io::Error) -> anyhow::Error {
     let name = &link.name;
     match error.raw_os_error() {
@@ -993,38 +991,39 @@ fn explain_attach(link: &Link, error: &io::Error) -> anyhow::Error {
         }
         Some(libc::ERANGE) => anyhow!(mtu_too_large(link, netlink::peer(link.index).as_ref())),
         Some(libc::EINVAL) => anyhow!(
-            "{name} takes no XDP program now ({error}): its MTU may be too large for XDP (ip link \
-             set dev {name} mtu 1500), or large receive offload on (ethtool -K {name} lro off)"
+            "{name} rejects the XDP program ({error}): its MTU may be too large for XDP (ip link \
+             set dev {name} mtu 1500), or it uses large receive offload (ethtool -K {name} lro \
+             off)"
         ),
-        _ => anyhow!("{name} takes no XDP program: {error}"),
+        _ => anyhow!("{name} rejects the XDP program: {error}"),
     }
 }
 
-/// The error for an interface where another program is attached already.
+/// The error for an interface with another program attached.
 pub fn occupied(link: &Link) -> anyhow::Error {
     let name = &link.name;
     let which = link.xdp.map_or(String::new(), |program| format!(" (id {})", program.id));
     anyhow!(
-        "another XDP program{which} is attached to {name}, and is left alone: stop what put it \
-         there, or take it off with 'ip link set dev {name} xdp off'"
+        "another XDP program{which} is attached to {name}: stop the program that attached it, or \
+         detach it with 'ip link set dev {name} xdp off'"
     )
 }
 
-/// Why the kernel's types are not found.
+/// Why the kernel's types are missing.
 fn no_types(sys_is_mounted: bool) -> String {
     if sys_is_mounted {
         return format!(
-            "loading the XDP program takes the kernel's types, and there is no {KERNEL_TYPES}: a \
-             kernel with CONFIG_DEBUG_INFO_BTF is needed"
+            "loading the XDP program needs the kernel's types, but there is no {KERNEL_TYPES}: \
+             use a kernel with CONFIG_DEBUG_INFO_BTF"
         );
     }
     format!(
-        "loading the XDP program takes the kernel's types in {KERNEL_TYPES}, and /sys is not \
+        "loading the XDP program needs the kernel's types in {KERNEL_TYPES}, but /sys is not \
          mounted: mount -t sysfs sysfs /sys"
     )
 }
 
-/// Where the driver takes no program because packets may be larger than a page. A veth looks at
+/// The error of a driver that rejects a program because packets may exceed a page. A veth checks
 /// what its `peer` may send.
 fn mtu_too_large(link: &Link, peer: Option<&Link>) -> String {
     let name = &link.name;
@@ -1033,7 +1032,7 @@ fn mtu_too_large(link: &Link, peer: Option<&Link>) -> String {
     format!(
         "cannot attach to the driver of {name}: {other} has an MTU of {mtu}, for which the driver \
          wants a program that takes packets in fragments; lower it (ip link set dev {whose} mtu \
-         1500), or use --attach generic"
+         1500)"
     )
 }
 
@@ -1047,12 +1046,12 @@ fn explain_load(error: libbpf_rs::Error) -> anyhow::Error {
             "no memory for the maps of the XDP program: use fewer addresses, or allow the process \
              or its control group more memory"
         ),
-        // libbpf wants the kernel's types also for a program that is not loaded, and says ESRCH
-        // where it finds none.
+        // libbpf needs the kernel's types even for a program that it does not load, and returns
+        // ESRCH without them.
         _ if !Path::new(KERNEL_TYPES).exists() => anyhow!(no_types(host::is_mounted("/sys"))),
         _ => anyhow!(
-            "the kernel does not take the XDP program ({error}): Linux 5.14 or newer with \
-             CONFIG_BPF_SYSCALL and CONFIG_XDP_SOCKETS is needed"
+            "the kernel rejects the XDP program ({error}): use Linux 5.14 or newer with \
+             CONFIG_BPF_SYSCALL and CONFIG_XDP_SOCKETS"
         ),
     }
 }

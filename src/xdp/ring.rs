@@ -7,38 +7,38 @@
 //!   tx          user   ──frames to send──────────► kernel
 //!   completion  kernel ──frames that were sent───► user
 //!
-//!   producer ─┐ counts what was put in, only up, wraps at 2^32
-//!   consumer ─┘ counts what was taken out
+//!   producer ─┐ counts entries put in; only grows, wraps at 2^32
+//!   consumer ─┘ counts entries taken out
 //!   entry of count c is at c & (size - 1); full when they differ by size
 //! ```
 //!
-//! The layout is the kernel's (Documentation/networking/af_xdp.rst). Each side owns its own
-//! counter, publishes it with a release store after it has touched the entries, and reads the
-//! other's with an acquire load before it does: that pairing is all the synchronisation there is.
+//! The layout is the kernel's (Documentation/networking/af_xdp.rst). Each side owns its own counter
+//! and publishes it with a release store after it accessed the entries. It reads the other's
+//! counter with an acquire load before it accesses them. There is no other synchronisation.
 //!
-//! A ring does not know whether the kernel is on the other side: [`pair`] builds one over plain
-//! memory with both ends in user space, which is how tests and benches run the very code that
-//! production runs. loom/ runs this file through the orders that two threads may come in.
+//! A ring does not know whether the kernel is on the other side. [`pair`] builds one over plain
+//! memory with both ends in user space, so tests and benches run the production code. loom/ runs
+//! this file through all orders of two threads.
 
 use std::ptr::NonNull;
 use std::sync::Arc;
 
 use super::shared::{AtomicU32, Memory, Ordering, Slot};
 
-/// Where a ring lies in its memory: byte offsets of its counters, flags and first entry, as
-/// XDP_MMAP_OFFSETS gives them.
+/// Where a ring is in its memory: byte offsets of its counters, flags and first entry, as in
+/// XDP_MMAP_OFFSETS.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Layout {
+pub(super) struct RingLayout {
     pub producer: usize,
     pub consumer: usize,
     pub flags: usize,
     pub entries: usize,
 }
 
-/// What a ring may carry: any bit pattern is a value, since the other side writes it.
+/// An entry of a ring. The other side writes it, so every bit pattern must be valid.
 ///
 /// # Safety
-/// Implementors are plain data without padding that anything may be read from.
+/// Implementors are plain data without padding, and valid for every bit pattern.
 pub(super) unsafe trait Entry: Copy + 'static {}
 
 // SAFETY: an integer.
@@ -46,7 +46,7 @@ unsafe impl Entry for u64 {}
 // SAFETY: a u64 and two u32, without padding.
 unsafe impl Entry for libc::xdp_desc {}
 
-/// The shared part, seen from one end.
+/// The shared memory of a ring, seen from one end.
 #[derive(Debug)]
 struct Ring<T> {
     producer: NonNull<AtomicU32>,
@@ -54,18 +54,17 @@ struct Ring<T> {
     flags: NonNull<AtomicU32>,
     entries: NonNull<Slot<T>>,
     mask: u32,
-    /// Keeps what the pointers point to mapped.
+    /// Keeps the memory behind the pointers mapped.
     _memory: Arc<Memory>,
 }
 
-// SAFETY: the pointers lead into `_memory`, which goes along; the counters are atomic, and an entry
-// is touched by one end at a time, which the counters arrange.
+// SAFETY: the pointers lead into `_memory`, which moves along. The counters are atomic, and ensure
+// that only one end accesses an entry at a time.
 unsafe impl<T: Entry> Send for Ring<T> {}
 
 impl<T: Entry> Ring<T> {
-    /// A ring of `size` entries, a power of two, over `memory`; `None` when the layout does not fit
-    /// into it.
-    fn new(memory: &Arc<Memory>, layout: &Layout, size: u32) -> Option<Self> {
+    /// A ring of `size` entries, a power of two, over `memory`; `None` if the layout does not fit.
+    fn new(memory: &Arc<Memory>, layout: &RingLayout, size: u32) -> Option<Self> {
         if !size.is_power_of_two() {
             return None;
         }
@@ -100,39 +99,39 @@ impl<T: Entry> Ring<T> {
 
     #[inline]
     fn entry(&self, count: u32) -> &Slot<T> {
-        // SAFETY: masked, so within the `size` entries that `new` checked to lie in `_memory`.
+        // SAFETY: masked, so within the `size` entries that `new` checked against `_memory`.
         let place = unsafe { self.entries.add((count & self.mask) as usize) };
         // SAFETY: as above; a slot may be shared with the kernel.
         unsafe { place.as_ref() }
     }
 }
 
-/// How full a ring is, readable while its ends work on it.
+/// The fill level of a ring, readable while both ends use it.
 #[derive(Debug)]
 pub(super) struct Level {
     producer: NonNull<AtomicU32>,
     consumer: NonNull<AtomicU32>,
     size: u32,
-    /// Keeps what the pointers point to mapped.
+    /// Keeps the memory behind the pointers mapped.
     _memory: Arc<Memory>,
 }
 
-// SAFETY: as for `Ring`; there are only the counters, and they are only read.
+// SAFETY: as for `Ring`; it only reads the counters.
 unsafe impl Send for Level {}
 
 impl Level {
-    /// Entries that were put in and not taken out, as far as each end has said so.
+    /// Entries put in and not taken out, as published by each end.
     pub fn read(&self) -> u32 {
         // SAFETY: points to a counter within `_memory`, checked by `Ring::new`; atomics may be
         // shared with the kernel.
         let consumer = unsafe { self.consumer.as_ref() }.load(Ordering::Relaxed);
         // SAFETY: as above.
         let producer = unsafe { self.producer.as_ref() }.load(Ordering::Relaxed);
-        // Read one after the other: what was put in between may be more than there is room for.
+        // The counters are read one after the other, so the difference may exceed the size.
         producer.wrapping_sub(consumer).min(self.size)
     }
 
-    /// Entries that were ever put in, modulo 2^32 and from wherever the counter began.
+    /// Entries ever put in, modulo 2^32, from the counter's initial value.
     pub fn put(&self) -> u32 {
         // SAFETY: points to a counter within `_memory`, checked by `Ring::new`; atomics may be
         // shared with the kernel.
@@ -159,24 +158,25 @@ pub(super) struct Producer<T> {
     next: u32,
     /// How many the other end may see.
     published: u32,
-    /// How many the other end had taken when last looked at: looking costs a shared cache line.
+    /// How many the other end had taken at the last check: checking costs a shared cache line.
     taken: u32,
 }
 
 impl<T: Entry> Producer<T> {
-    pub fn new(memory: &Arc<Memory>, layout: &Layout, size: u32) -> Option<Self> {
+    pub fn new(memory: &Arc<Memory>, layout: &RingLayout, size: u32) -> Option<Self> {
         let ring = Ring::new(memory, layout, size)?;
         let next = ring.producer().load(Ordering::Relaxed);
         let taken = ring.consumer().load(Ordering::Acquire);
         Some(Self { ring, next, published: next, taken })
     }
 
-    /// A way to see how full the ring is.
+    /// A reader of the ring's fill level.
     pub fn level(&self) -> Level {
         self.ring.level()
     }
 
-    /// How many entries have room, at least `wanted` unless the ring is fuller than that.
+    /// Free entries. Checks the other end's counter only if fewer than `wanted` are known to be
+    /// free.
     #[inline]
     pub fn room(&mut self, wanted: u32) -> u32 {
         let size = self.ring.mask + 1;
@@ -188,23 +188,23 @@ impl<T: Entry> Producer<T> {
         size.wrapping_sub(self.next.wrapping_sub(self.taken))
     }
 
-    /// Puts `entry` in; gives it back when the ring is full. The other end sees it after
+    /// Puts `entry` in, or returns it if the ring is full. The other end sees it after
     /// [`publish`](Self::publish).
     #[inline]
     pub fn push(&mut self, entry: T) -> Result<(), T> {
         if self.room(1) == 0 {
             return Err(entry);
         }
-        // SAFETY: within the ring, and not published, so the other end does not look at it.
+        // SAFETY: within the ring, and not published, so the other end does not access it.
         unsafe { self.ring.entry(self.next).write(entry) };
         self.next = self.next.wrapping_add(1);
         Ok(())
     }
 
-    /// Lets the other end see all that was put in.
+    /// Lets the other end see all entries put in.
     #[inline]
     pub fn publish(&mut self) {
-        // Not without need: the store would take the cache line from the other end.
+        // Only if needed: the store takes the cache line from the other end.
         if self.published != self.next {
             self.published = self.next;
             self.ring.producer().store(self.next, Ordering::Release);
@@ -218,8 +218,7 @@ impl<T: Entry> Producer<T> {
         self.next.wrapping_sub(self.taken)
     }
 
-    /// Whether the kernel asks to be woken before it looks at this ring again
-    /// (XDP_USE_NEED_WAKEUP).
+    /// Whether the kernel wants a wake-up before it looks at this ring again (XDP_USE_NEED_WAKEUP).
     #[inline]
     pub fn needs_wakeup(&self) -> bool {
         self.ring.flags().load(Ordering::Relaxed) & libc::XDP_RING_NEED_WAKEUP != 0
@@ -230,29 +229,28 @@ impl<T: Entry> Producer<T> {
 #[derive(Debug)]
 pub(super) struct Consumer<T> {
     ring: Ring<T>,
-    /// How many were taken out, given back or not.
+    /// How many were taken out, released or not.
     next: u32,
-    /// How many places the other end may use again.
+    /// How many entries the other end may reuse.
     released: u32,
-    /// How many the other end had put in when last looked at.
+    /// How many the other end had put in at the last check.
     put: u32,
 }
 
 impl<T: Entry> Consumer<T> {
-    pub fn new(memory: &Arc<Memory>, layout: &Layout, size: u32) -> Option<Self> {
+    pub fn new(memory: &Arc<Memory>, layout: &RingLayout, size: u32) -> Option<Self> {
         let ring = Ring::new(memory, layout, size)?;
         let next = ring.consumer().load(Ordering::Relaxed);
         let put = ring.producer().load(Ordering::Acquire);
         Some(Self { ring, next, released: next, put })
     }
 
-    /// A way to see how full the ring is.
+    /// A reader of the ring's fill level.
     pub fn level(&self) -> Level {
         self.ring.level()
     }
 
-    /// Takes the oldest entry. Its place is free for the other end after
-    /// [`release`](Self::release).
+    /// Takes the oldest entry. The other end may reuse it after [`release`](Self::release).
     #[inline]
     pub fn pop(&mut self) -> Option<T> {
         if self.next == self.put {
@@ -261,20 +259,20 @@ impl<T: Entry> Consumer<T> {
                 return None;
             }
         }
-        // SAFETY: within the ring, and published by the other end, which does not touch it until it
-        // is released.
+        // SAFETY: within the ring, and published by the other end, which does not access it until
+        // it is released.
         let entry = unsafe { self.ring.entry(self.next).read() };
         self.next = self.next.wrapping_add(1);
         Some(entry)
     }
 
-    /// Takes the oldest entry of those that were there when last looked, without looking again.
+    /// Takes the oldest entry known from the last check, without checking again.
     #[inline]
     pub fn pop_known(&mut self) -> Option<T> {
         if self.next == self.put { None } else { self.pop() }
     }
 
-    /// Gives the places of all entries taken back to the other end.
+    /// Lets the other end reuse all entries taken.
     #[inline]
     pub fn release(&mut self) {
         if self.released != self.next {
@@ -284,17 +282,17 @@ impl<T: Entry> Consumer<T> {
     }
 }
 
-/// Both ends of a ring of `size` entries (a power of two) over plain memory, whose counters start
+/// Both ends of a ring of `size` entries (a power of two) over plain memory, with counters starting
 /// at `start`.
 pub(super) fn pair<T: Entry>(size: u32, start: u32) -> Option<(Producer<T>, Consumer<T>)> {
-    // one cache line each, as in the kernel, so that the ends do not disturb each other
+    // one cache line each, as in the kernel, to avoid false sharing
     const LINE: usize = 64;
-    let layout = Layout { producer: 0, consumer: LINE, flags: 2 * LINE, entries: 3 * LINE };
+    let layout = RingLayout { producer: 0, consumer: LINE, flags: 2 * LINE, entries: 3 * LINE };
     let memory = Arc::new(Memory::anonymous(layout.entries + size as usize * size_of::<T>()).ok()?);
     let ring = Ring::<T>::new(&memory, &layout, size)?;
     ring.producer().store(start, Ordering::Relaxed);
     ring.consumer().store(start, Ordering::Relaxed);
-    // In memory as in copy mode: nothing moves until it is asked to.
+    // As in copy mode, nothing moves without a wake-up.
     ring.flags().store(libc::XDP_RING_NEED_WAKEUP, Ordering::Relaxed);
     Some((Producer::new(&memory, &layout, size)?, Consumer::new(&memory, &layout, size)?))
 }
@@ -323,8 +321,8 @@ mod tests {
     }
 
     proptest! {
-        /// Against a queue of what is visible and counts of what is not, from any starting counter,
-        /// so that it wraps.
+        /// Compares a ring with a queue of visible entries and counts of hidden ones, from any
+        /// starting counter, so that it wraps.
         #[test]
         fn a_ring_is_a_bounded_queue(
             start in prop_oneof![any::<u32>(), (u32::MAX - 20)..=u32::MAX],
@@ -393,12 +391,14 @@ mod tests {
         assert!(pair::<u64>(3, 0).is_none(), "not a power of two");
         let memory = Arc::new(Memory::anonymous(4096).unwrap());
         let length = 4096;
-        let layout = Layout { producer: 0, consumer: 64, flags: 128, entries: length - 8 };
+        let layout = RingLayout { producer: 0, consumer: 64, flags: 128, entries: length - 8 };
         assert!(Producer::<u64>::new(&memory, &layout, 1).is_some());
         assert!(Producer::<u64>::new(&memory, &layout, 2).is_none());
-        assert!(Producer::<u64>::new(&memory, &Layout { entries: length, ..layout }, 1).is_none());
         assert!(
-            Producer::<u64>::new(&memory, &Layout { flags: 3, ..layout }, 1).is_none(),
+            Producer::<u64>::new(&memory, &RingLayout { entries: length, ..layout }, 1).is_none()
+        );
+        assert!(
+            Producer::<u64>::new(&memory, &RingLayout { flags: 3, ..layout }, 1).is_none(),
             "not aligned"
         );
     }

@@ -1,4 +1,4 @@
-//! The four rings of one queue and the frames that go round in them.
+//! The four rings of one queue and the frames that circulate in them.
 //!
 //! ```text
 //!              ┌──────────── fill ◄───────────┬──────────────────────────┐
@@ -8,9 +8,9 @@
 //!                                               (kernel) ──► completion ──┘
 //! ```
 //!
-//! All accounting of frames is here: a frame is in the kernel's hands for receiving (fill and rx),
-//! in the kernel's hands for sending (tx and completion), or it is a token in the caller's hands.
-//! The three always add up to the UMEM.
+//! This file does all accounting of frames. The kernel has a frame for receiving (fill and rx) or
+//! for sending (tx and completion), or the caller has its token. The three always add up to the
+//! UMEM.
 
 use std::io;
 use std::time::Duration;
@@ -22,22 +22,22 @@ use super::umem::{Frame, Packet, Umem};
 
 pub use crate::events::RingLevels;
 
-/// Ways to get the kernel to look at the rings. A socket's are system calls; a test's are its own
-/// model of the kernel.
+/// Makes the kernel look at the rings: a socket by system calls, a test through its model of the
+/// kernel.
 pub trait Doorbell {
-    /// Makes the kernel send what is in the tx ring; in copy mode it sends only here.
+    /// Makes the kernel send what is in the tx ring. In copy mode it sends only here.
     ///
     /// # Errors
-    /// When the interface is gone or the socket broken. That the kernel is busy is none.
+    /// When the interface is gone or the socket is broken. A busy kernel is not an error.
     fn wake_sender(&mut self) -> io::Result<()>;
 
-    /// Makes the kernel look at the fill ring again after it ran dry.
+    /// Makes the kernel look at the fill ring again after it was empty.
     ///
     /// # Errors
     /// As [`wake_sender`](Self::wake_sender).
     fn wake_receiver(&mut self) -> io::Result<()>;
 
-    /// Sleeps until a packet has arrived or `limit` is over.
+    /// Sleeps until a packet arrives, for at most `limit`.
     ///
     /// # Errors
     /// As [`wake_sender`](Self::wake_sender).
@@ -47,7 +47,7 @@ pub trait Doorbell {
 /// Where the frames of a UMEM are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Census {
-    /// All there are.
+    /// All frames.
     pub total: u32,
     /// In the fill and rx rings, or being written by the kernel.
     pub receiving: u32,
@@ -56,14 +56,14 @@ pub struct Census {
 }
 
 impl Census {
-    /// Tokens that somebody must hold: what is in no ring.
+    /// Frames whose tokens somebody must hold, because no ring has them.
     pub fn in_hand(&self) -> u32 {
         self.total.saturating_sub(self.receiving + self.sending)
     }
 }
 
-/// Sees how full the rings of a queue are, from any thread: it reads their counters, which costs
-/// their ends nothing but a cache line now and then.
+/// Reads the fill levels of a queue's rings, from any thread. This costs the workers at most an
+/// occasional cache miss.
 #[derive(Debug)]
 pub struct LevelSource {
     fill: Level,
@@ -73,7 +73,7 @@ pub struct LevelSource {
 }
 
 impl LevelSource {
-    /// How full they are now.
+    /// The current levels.
     pub fn read(&self) -> RingLevels {
         RingLevels {
             fill: self.fill.read(),
@@ -83,7 +83,7 @@ impl LevelSource {
         }
     }
 
-    /// Packets that the kernel ever put into the rx ring of a socket, modulo 2^32.
+    /// Packets that the kernel ever put into the rx ring, modulo 2^32.
     pub fn arrived(&self) -> u32 {
         self.rx.put()
     }
@@ -97,11 +97,11 @@ pub struct Rings {
     rx: Consumer<xdp_desc>,
     tx: Producer<xdp_desc>,
     completion: Consumer<u64>,
-    /// Completions that are still to come, for each frame.
+    /// Completions still expected for each frame.
     outstanding: Box<[u16]>,
     receiving: u32,
     sending: u32,
-    /// Descriptors from the kernel that made no sense, each a frame that is not used again.
+    /// Invalid descriptors from the kernel. The frame of each is not used again.
     invalid: u64,
 }
 
@@ -122,7 +122,7 @@ impl Rings {
         &self.umem
     }
 
-    /// A way to see how full they are.
+    /// A reader of the fill levels.
     pub fn levels(&self) -> LevelSource {
         LevelSource {
             fill: self.fill.level(),
@@ -132,22 +132,22 @@ impl Rings {
         }
     }
 
-    /// The bytes of a packet of these rings; none of a packet of others.
+    /// The bytes of a packet; empty for a packet of another UMEM.
     #[inline]
     pub fn bytes_mut(&mut self, packet: &mut Packet) -> &mut [u8] {
         self.umem.bytes_mut(packet)
     }
 
-    /// Gives the kernel a frame to receive into, or back to the caller when the fill ring is full
-    /// (which a ring twice as large as the UMEM never is), and when the frame is of another UMEM.
+    /// Gives the kernel a frame to receive into. Returns the frame if it is of another UMEM, or if
+    /// the fill ring is full, which never happens if the ring is twice as large as the UMEM.
     #[inline]
     pub fn fill(&mut self, frame: Frame) -> Result<(), Frame> {
         let offset = self.umem.frame_offset(&frame);
         if offset.is_some_and(|offset| self.give(offset)) { Ok(()) } else { Err(frame) }
     }
 
-    /// Gives the frame of a packet that is done with to the kernel to receive into, or the packet
-    /// back, as [`fill`](Self::fill) does.
+    /// Gives the kernel the frame of a finished packet to receive into. Returns the packet in the
+    /// same cases as [`fill`](Self::fill).
     #[inline]
     pub fn discard(&mut self, packet: Packet) -> Result<(), Packet> {
         let offset =
@@ -155,11 +155,11 @@ impl Rings {
         if offset.is_some_and(|offset| self.give(offset)) { Ok(()) } else { Err(packet) }
     }
 
-    /// Puts the frame at `offset` into the fill ring, and returns whether there was room.
+    /// Puts the frame at `offset` into the fill ring, and returns whether there was space.
     #[inline]
     fn give(&mut self, offset: u64) -> bool {
         // Not `receiving += u32::from(has_room)`: rustc 1.95 and 1.97 (LLVM 22) lose that addition
-        // at opt-level 2 and 3. bench/worker.rs holds it.
+        // at opt-level 2 and 3. bench/worker.rs guards this.
         match self.fill.push(offset) {
             Ok(()) => {
                 self.receiving += 1;
@@ -169,7 +169,7 @@ impl Rings {
         }
     }
 
-    /// The next packet that arrived, if any.
+    /// The next received packet, if any.
     #[inline]
     pub fn receive(&mut self) -> Option<Packet> {
         loop {
@@ -182,9 +182,9 @@ impl Rings {
         }
     }
 
-    /// Sends `packet` `copies` times (at least once), or gives it back when the tx ring has no room
-    /// for all of them, and when it is of another UMEM.
-    /// Its frame comes back from [`complete`](Self::complete) after the last.
+    /// Sends `packet` `copies` times (at least once). Returns it if the tx ring has no space for
+    /// all copies, or if it is of another UMEM. [`complete`](Self::complete) returns its frame
+    /// after the last copy.
     #[inline]
     pub fn transmit(&mut self, packet: Packet, copies: u16) -> Result<(), Packet> {
         let copies = copies.max(1);
@@ -200,13 +200,13 @@ impl Rings {
         *outstanding = copies;
         self.sending += 1;
         for _ in 0..copies {
-            // There is room for all, so none is refused.
+            // There is space for all, so none is refused.
             let _ = self.tx.push(xdp_desc { addr, len, options: 0 });
         }
         Ok(())
     }
 
-    /// The next frame whose last completion has come, if any.
+    /// The next frame with all its completions, if any.
     #[inline]
     pub fn complete(&mut self) -> Option<Frame> {
         loop {
@@ -225,7 +225,7 @@ impl Rings {
         }
     }
 
-    /// Lets the kernel see all that was put in and taken out since the last call.
+    /// Lets the kernel see everything put in and taken out since the last call.
     #[inline]
     pub fn publish(&mut self) {
         self.completion.release();
@@ -234,20 +234,20 @@ impl Rings {
         self.tx.publish();
     }
 
-    /// Whether the kernel has descriptors to send and waits to be woken for it.
+    /// Whether the kernel has descriptors to send and waits for a wake-up.
     #[inline]
     pub fn sender_sleeps(&mut self) -> bool {
         self.tx.needs_wakeup() && self.tx.pending() > 0
     }
 
-    /// Whether the kernel ran out of frames to receive into and waits to be woken.
+    /// Whether the kernel ran out of frames to receive into and waits for a wake-up.
     #[inline]
     pub fn receiver_sleeps(&self) -> bool {
         self.fill.needs_wakeup()
     }
 
-    /// Descriptors that were given to the kernel to send and are not completed yet. Looks at every
-    /// frame: for the end of a run.
+    /// Descriptors given to the kernel to send and not yet completed. Examines every frame, so it
+    /// is meant for the end of a run.
     pub fn unsent(&self) -> u64 {
         self.outstanding.iter().map(|count| u64::from(*count)).sum()
     }
@@ -257,7 +257,7 @@ impl Rings {
         Census { total: self.umem.frames(), receiving: self.receiving, sending: self.sending }
     }
 
-    /// Descriptors from the kernel that made no sense. Anything but 0 is a bug, here or there.
+    /// Invalid descriptors from the kernel. Anything but 0 is a bug, here or there.
     pub fn invalid(&self) -> u64 {
         self.invalid
     }
@@ -269,7 +269,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    /// Rings whose frames are all in `frames`, and what they look like while none has moved.
+    /// Rings whose frames are all in `frames`, and their census at that point.
     fn rings(frame_size: u32) -> (Rings, Vec<Frame>, Model, Census) {
         let (rings, frames, model) = model::rings(4, frame_size, 16, 0).unwrap();
         let census = rings.census();
@@ -278,7 +278,7 @@ mod tests {
 
     #[test]
     fn a_token_of_another_umem_is_refused_everywhere_and_given_back() {
-        // Also one of larger or smaller frames, whose bounds are not these.
+        // Also a UMEM with larger or smaller frames, whose bounds differ.
         for size in [1024, 2048, 4096] {
             let (mut own, _frames, mut model, census) = rings(2048);
             let (mut other, mut foreign, mut other_model, _) = rings(size);
@@ -304,7 +304,7 @@ mod tests {
             assert!(!model.deliver(&[1; 60]), "there is a frame to receive into");
             model.wake_sender().unwrap();
             assert!(model.take_sent().is_none());
-            // Whereas none was lost to those that they are of.
+            // The rings that own the tokens have lost none.
             other.publish();
             assert_eq!(other.census().receiving, count);
             assert!(other_model.deliver(&[1; 60]));
@@ -317,7 +317,7 @@ mod tests {
         let packet = old.umem().blank(frames.pop().unwrap()).unwrap();
         let mut frame = frames.pop().unwrap();
         drop(old);
-        // The memory of one of these lies where that of the old one was.
+        // One of these gets memory at the old one's address.
         for _ in 0..10 {
             let (mut new, _frames, _, _) = rings(2048);
             assert!(!new.umem().owns(&packet));
@@ -331,7 +331,7 @@ mod tests {
         Packet(Packet),
     }
 
-    /// What is done with one of the tokens in hand, at one of two rings: its own or not.
+    /// An action with one of the tokens in hand, at its own rings or at the others.
     #[derive(Debug, Clone)]
     enum Step {
         Fill,
@@ -341,7 +341,7 @@ mod tests {
         Transmit(u16),
         Resize(u32),
         Write,
-        /// The kernel's turn, and then ours.
+        /// The kernel's turn, then ours.
         Exchange,
     }
 
@@ -367,7 +367,7 @@ mod tests {
     }
 
     impl Side {
-        /// Packets arrive and leave; what is ours then.
+        /// Packets arrive and leave; returns the tokens that we then hold.
         fn exchange(&mut self) -> Vec<Token> {
             self.rings.publish();
             while self.model.deliver(&[self.mark; 60]) {}
@@ -387,7 +387,8 @@ mod tests {
             tokens
         }
 
-        /// Does `step` with `token`; what is left of it in hand, and whether it was done.
+        /// Does `step` with `token`; returns the token still in hand, and whether the step
+        /// succeeded.
         fn apply(&mut self, step: &Step, token: Token) -> (Option<Token>, bool) {
             let (left, done) = match (step, token) {
                 (Step::Fill, Token::Frame(frame)) => match self.rings.fill(frame) {
@@ -431,9 +432,8 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever is done with the tokens of two UMEMs at the rings of both: nothing is ever done
-        /// with one at rings that it is not of, no ring sends bytes of the other, and each frame is
-        /// in one place.
+        /// Tries tokens of two UMEMs at the rings of both. No rings accept a foreign token, no ring
+        /// sends bytes of the other UMEM, and each frame is in one place.
         #[test]
         fn tokens_of_two_umems_in_one_hand_are_told_apart(
             steps in proptest::collection::vec(

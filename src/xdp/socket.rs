@@ -1,8 +1,8 @@
-//! An AF_XDP socket: the UMEM registered, the rings mapped, the fill ring filled, and only then
-//! bound to a queue.
+//! An AF_XDP socket: registers the UMEM, maps the rings, fills the fill ring, and only then binds
+//! to a queue.
 //!
-//! Written on the kernel's interface itself (Documentation/networking/af_xdp.rst): xsk-rs hands out
-//! the fill ring only after the bind, and drivers that start receiving at the bind find it empty.
+//! It uses the kernel's interface directly (Documentation/networking/af_xdp.rst). xsk-rs exposes
+//! the fill ring only after the bind, so drivers that start to receive at the bind find it empty.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
@@ -13,56 +13,56 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, anyhow};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
+use super::error::ModeError;
 use super::fallback::Fallback;
-use super::ring::{Consumer, Entry, Layout, Producer};
+use super::ring::{Consumer, Entry, Producer, RingLayout};
 use super::rings::{Doorbell, Rings};
 use super::umem::Umem;
 use crate::events::Interface;
-use crate::net::memory::{HugepageRequest, Memory};
+use crate::net::memory::{HugepageRequest, Memory, NoHugePages};
 use crate::net::netlink::{self, AttachMode};
 use crate::net::quirks::{self, Act};
 use crate::net::{denied, ethtool, option};
 
 pub use crate::events::{BusyPoll, CopyMode, CopyRequest, KernelCounters, RingSizes};
 
-/// What to open.
+/// How to open a socket.
 #[derive(Debug, Clone)]
 pub struct SocketConfig<'a> {
     /// Name of the interface, for messages.
     pub interface: &'a str,
     /// Its index.
     pub index: u32,
-    /// The queue whose packets are wanted.
+    /// The queue to bind to.
     pub queue: u32,
-    /// Which copy mode to ask for.
+    /// The copy mode to request.
     pub copy: CopyRequest,
-    /// How the program that steers to it is attached.
+    /// How the steering program is attached.
     pub attach: AttachMode,
-    /// Frames in the UMEM, a power of two. The rx ring is as large, so that it never overflows. In
-    /// zero-copy there are [`spare_frames`] besides.
+    /// Frames in the UMEM, a power of two. The rx ring has the same size, so it never overflows.
+    /// Zero-copy adds [`spare_frames`].
     pub frames: u32,
-    /// Frames that are on their way out or in the caller's hands at a time, at most.
+    /// The most frames being sent or in the caller's hands at a time.
     pub elsewhere: u32,
     /// Bytes in a frame, 2048 or 4096.
     pub frame_size: u32,
-    /// Whether the UMEM is to lie on huge pages.
+    /// Whether to put the UMEM on huge pages.
     pub hugepages: HugepageRequest,
-    /// Preferred busy polling, for so many microseconds.
+    /// Preferred busy polling, for this many microseconds.
     pub busy_poll: Option<u32>,
     /// Descriptors in the tx and completion rings, a power of two.
     pub send_ring: u32,
-    /// How many of the frames go into the fill ring, besides the spare ones; the others are the
-    /// caller's.
+    /// How many frames go into the fill ring besides the spare ones. The caller gets the others.
     pub fill: u32,
 }
 
 impl SocketConfig<'_> {
-    /// Frames that zero-copy needs besides.
+    /// Spare frames for zero-copy.
     fn spare(&self) -> u32 {
         spare_frames(ethtool::card_rings(self.interface).map(|(rx, _)| rx), self.elsewhere)
     }
 
-    /// What its rings are made as.
+    /// The sizes of its rings.
     fn rings(&self, mode: CopyMode) -> RingSizes {
         let frames = self.frames + if mode == CopyMode::Zero { self.spare() } else { 0 };
         RingSizes {
@@ -76,8 +76,8 @@ impl SocketConfig<'_> {
     }
 }
 
-/// A bound socket. Its rings are a value apart, so that one thread can work on them while another
-/// asks for statistics.
+/// A bound socket. Its rings are a separate value, so that one thread can use them while another
+/// reads statistics.
 #[derive(Debug)]
 pub struct Socket {
     fd: Arc<OwnedFd>,
@@ -98,15 +98,15 @@ impl KernelCounters {
     }
 }
 
-/// Frames that a socket needs in zero-copy besides those for its rx ring: those that the driver is
-/// to find whatever happens, and as many as are `elsewhere`.
+/// Spare frames that a socket needs in zero-copy besides those for its rx ring: the driver's
+/// reserve, and as many as are `elsewhere`.
 #[must_use]
 pub fn spare_frames(card_ring: Option<u32>, elsewhere: u32) -> u32 {
     quirks::spare_frames(card_ring) + elsewhere
 }
 
-/// Bind retries for this long while the kernel still tears down the last socket of the queue, which
-/// it does after the close, on its own time (RCU grace periods, tens of milliseconds each).
+/// How long to retry a bind while the kernel tears down the queue's previous socket. It does so
+/// after the close, asynchronously (RCU grace periods, tens of milliseconds each).
 const BUSY_LIMIT: Duration = Duration::from_secs(2);
 
 impl Socket {
@@ -116,8 +116,8 @@ impl Socket {
     /// # Errors
     /// When the kernel refuses, with what to do about it.
     pub fn open(config: &SocketConfig) -> Result<(Self, Rings, Vec<super::Frame>)> {
-        // Left to itself the kernel would try zero-copy first as well, and keep the reason why it
-        // is not to be had.
+        // The kernel's own automatic choice would also try zero-copy first, but without reporting
+        // why it was refused.
         let best = if config.copy == CopyRequest::Copy { CopyMode::Copy } else { CopyMode::Zero };
         let why = match Self::open_as(config, best) {
             Err(OpenError::Bind(error)) if config.copy == CopyRequest::Auto && may_copy(&error) => {
@@ -137,8 +137,8 @@ impl Socket {
         mode: CopyMode,
     ) -> Result<(Self, Rings, Vec<super::Frame>), OpenError> {
         if mode == CopyMode::Zero && config.attach == AttachMode::Generic {
-            // A driver might grant it all the same. But what its generic hook steers was copied
-            // into a socket buffer before.
+            // A driver might grant it anyway, but the generic hook steers packets that were already
+            // copied into a socket buffer.
             return Err(OpenError::Bind(io::Error::other("generic XDP has no zero-copy")));
         }
         let give_up = Instant::now() + BUSY_LIMIT;
@@ -160,8 +160,8 @@ impl Socket {
     ) -> Result<(Self, Rings, Vec<super::Frame>), OpenError> {
         let fd = Arc::new(unbound().map_err(no_socket)?);
         let sizes = config.rings(mode);
-        let (umem, frames) = Umem::new(sizes.frames, config.frame_size, config.hugepages)
-            .context("no memory for the UMEM")?;
+        let (umem, frames) =
+            Umem::new(sizes.frames, config.frame_size, config.hugepages).map_err(no_frames)?;
         umem.register(&fd).map_err(|error| no_umem(error, umem.length(), mode))?;
         let mut rings = map_rings(&fd, umem, sizes)?;
         let mut frames = frames.into_iter();
@@ -172,49 +172,48 @@ impl Socket {
 
         let busy_poll = config.busy_poll.map(|time| busy_poll(&fd, time)).transpose()?;
         bind(&fd, config, mode).map_err(OpenError::Bind)?;
-        // One system call may send all that the ring holds: the default lets it send 32 packets
-        // (Linux 6.17; older kernels do not know the option and keep to 32).
+        // Lets one system call send everything in the ring; the default is 32 packets (option since
+        // Linux 6.17; older kernels always stop at 32).
         let _ = option::set(&fd, option::XDP_MAX_TX_SKB_BUDGET, &config.send_ring);
 
-        let options =
-            option::get(&fd, option::XDP_OPTIONS).context("cannot ask for the copy mode")?;
+        let options = option::get(&fd, option::XDP_OPTIONS).context("cannot read the copy mode")?;
         let zero = options.flags & libc::XDP_OPTIONS_ZEROCOPY != 0;
         let mode = if zero { CopyMode::Zero } else { CopyMode::Copy };
         Ok((Self { fd, mode, fallback: None, sizes, busy_poll }, rings, frames.collect()))
     }
 
-    /// The copy mode that the kernel says it uses (XDP_OPTIONS).
+    /// The copy mode that the kernel reports (XDP_OPTIONS).
     pub fn mode(&self) -> CopyMode {
         self.mode
     }
 
-    /// The step down that was taken to it.
+    /// The fallback that led to this mode.
     pub fn fallback(&self) -> Option<&Fallback> {
         self.fallback.as_ref()
     }
 
-    /// How it polls, if it does.
+    /// Its busy polling, if on.
     pub fn busy_poll(&self) -> Option<BusyPoll> {
         self.busy_poll
     }
 
-    /// How large its rings are.
+    /// The sizes of its rings.
     pub fn rings(&self) -> RingSizes {
         self.sizes
     }
 
-    /// A way to ask for the kernel's counters from another thread.
+    /// A handle to read the kernel's counters from another thread.
     pub fn counters(&self) -> CounterSource {
         CounterSource(self.fd.clone())
     }
 }
 
-/// Asks for a socket's counters.
+/// Reads a socket's counters.
 #[derive(Debug, Clone)]
 pub struct CounterSource(Arc<OwnedFd>);
 
 impl CounterSource {
-    /// The counters now; zeros when the kernel does not say.
+    /// The current counters; zeros if the kernel does not report them.
     pub fn read(&self) -> KernelCounters {
         let Ok(raw) = option::get(&self.0, option::XDP_STATISTICS) else {
             return KernelCounters::default();
@@ -237,7 +236,7 @@ impl AsFd for Socket {
 
 impl Doorbell for Socket {
     fn wake_sender(&mut self) -> io::Result<()> {
-        // SAFETY: an empty message: the kernel reads no memory of ours.
+        // SAFETY: an empty message, so the kernel reads no memory of ours.
         let sent = unsafe {
             libc::sendto(
                 self.fd.as_raw_fd(),
@@ -252,7 +251,7 @@ impl Doorbell for Socket {
     }
 
     fn wake_receiver(&mut self) -> io::Result<()> {
-        // SAFETY: an empty buffer: the kernel writes no memory of ours.
+        // SAFETY: an empty buffer, so the kernel writes no memory of ours.
         let received = unsafe {
             libc::recvfrom(
                 self.fd.as_raw_fd(),
@@ -276,8 +275,8 @@ impl Doorbell for Socket {
     }
 }
 
-/// What a wake-up may say without anything being wrong: try again (EAGAIN, EBUSY), out of buffers
-/// for now (ENOBUFS), or the link is down for now (ENETDOWN).
+/// Ignores errors of a wake-up that are not failures: try again (EAGAIN, EBUSY), interrupted
+/// (EINTR), out of buffers for now (ENOBUFS), or the link is down for now (ENETDOWN).
 fn unless_busy(error: io::Error) -> io::Result<()> {
     match error.raw_os_error() {
         Some(libc::EAGAIN | libc::EBUSY | libc::ENOBUFS | libc::ENETDOWN | libc::EINTR) => Ok(()),
@@ -285,9 +284,9 @@ fn unless_busy(error: io::Error) -> io::Result<()> {
     }
 }
 
-/// Size of a fill ring that always takes every one of `frames` frames. The kernel takes entries out
-/// well before it says so (`__xskq_cons_release` comes after the packets were published): a frame
-/// can be back in user space while its old entry still counts, so each frame may have two.
+/// Size of a fill ring that always has space for each of `frames` frames. The kernel publishes
+/// packets before it releases their fill ring entries (`__xskq_cons_release`). A frame can thus be
+/// back in user space while its old entry still counts, so each frame may have two.
 pub(super) fn fill_ring(frames: u32) -> u32 {
     2 * frames.next_power_of_two()
 }
@@ -312,9 +311,9 @@ impl From<anyhow::Error> for OpenError {
     }
 }
 
-/// An AF_XDP socket that is bound to nothing.
+/// An AF_XDP socket that is not bound.
 pub(super) fn unbound() -> io::Result<OwnedFd> {
-    // SAFETY: makes a descriptor, touches no memory.
+    // SAFETY: creates a descriptor and touches no memory.
     let fd = unsafe { libc::socket(libc::AF_XDP, libc::SOCK_RAW | libc::SOCK_CLOEXEC, 0) };
     if fd < 0 {
         return Err(io::Error::last_os_error());
@@ -323,34 +322,43 @@ pub(super) fn unbound() -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-/// Says why there is no socket.
+/// Explains why no socket could be opened.
 fn no_socket(error: io::Error) -> anyhow::Error {
     let cure = match error.raw_os_error() {
         Some(libc::EAFNOSUPPORT) => "this kernel is built without CONFIG_XDP_SOCKETS".to_owned(),
         Some(libc::EPERM) => denied::explain("it", &["CAP_NET_RAW"], "socket(AF_XDP)"),
         _ => "socket(AF_XDP) failed".to_owned(),
     };
-    anyhow::Error::new(error).context(format!("no AF_XDP socket: {cure}"))
+    anyhow::Error::new(error).context(format!("cannot open an AF_XDP socket: {cure}"))
 }
 
-/// Says why the kernel does not take a UMEM of `length` bytes.
+/// Explains why there is no memory for frames.
+fn no_frames(error: io::Error) -> anyhow::Error {
+    let error = match error.downcast::<NoHugePages>() {
+        Ok(error) => ModeError::NoHugePages(error.to_string()).into(),
+        Err(error) => anyhow::Error::new(error),
+    };
+    error.context("no memory for the UMEM")
+}
+
+/// Explains why the kernel rejected a UMEM of `length` bytes.
 fn no_umem(error: io::Error, length: u64, mode: CopyMode) -> OpenError {
     let kib = length >> 10;
     match (error.raw_os_error(), mode) {
-        // Zero-copy takes spare frames: in copy mode there may be room.
+        // Zero-copy needs spare frames: copy mode may still fit.
         (Some(libc::ENOBUFS), CopyMode::Zero) => OpenError::Bind(io::Error::other(format!(
-            "its frames take {kib} KiB, and fewer may be locked (ulimit -l {kib}, for each queue)"
+            "its frames need {kib} KiB, but less may be locked (ulimit -l {kib}, for each queue)"
         ))),
         (Some(libc::ENOBUFS), CopyMode::Copy) => anyhow!(
-            "the frames take {kib} KiB, and fewer may be locked: ulimit -l {kib} (for each queue), \
-             or CAP_IPC_LOCK"
+            "the frames need {kib} KiB, but less may be locked: use ulimit -l {kib} (for each \
+             queue), or CAP_IPC_LOCK"
         )
         .into(),
-        _ => anyhow::Error::new(error).context("the kernel does not take the UMEM").into(),
+        _ => anyhow::Error::new(error).context("the kernel rejects the UMEM").into(),
     }
 }
 
-/// Has the kernel make the rings, and maps them.
+/// Makes the kernel create the rings, and maps them.
 fn map_rings(fd: &OwnedFd, umem: Umem, sizes: RingSizes) -> Result<Rings> {
     for (ring, size) in [
         (option::XDP_UMEM_FILL_RING, sizes.fill),
@@ -359,10 +367,10 @@ fn map_rings(fd: &OwnedFd, umem: Umem, sizes: RingSizes) -> Result<Rings> {
         (option::XDP_TX_RING, sizes.tx),
     ] {
         option::set(fd, ring, &size)
-            .with_context(|| format!("the kernel refuses a ring of {size}"))?;
+            .with_context(|| format!("the kernel refuses a ring of {size} descriptors"))?;
     }
     let offsets =
-        option::get(fd, option::XDP_MMAP_OFFSETS).context("cannot ask where the rings lie")?;
+        option::get(fd, option::XDP_MMAP_OFFSETS).context("cannot read the ring offsets")?;
     let fill = producer(fd, &offsets.fr, libc::XDP_UMEM_PGOFF_FILL_RING as i64, sizes.fill)?;
     let place = libc::XDP_UMEM_PGOFF_COMPLETION_RING as i64;
     let completion = consumer(fd, &offsets.cr, place, sizes.completion)?;
@@ -371,11 +379,11 @@ fn map_rings(fd: &OwnedFd, umem: Umem, sizes: RingSizes) -> Result<Rings> {
     Ok(Rings::new(umem, fill, rx, tx, completion))
 }
 
-/// Packets that one call takes from the card at most: as many as its driver takes in one go
-/// (NAPI_POLL_WEIGHT), where the kernel's default for busy polling is 8.
+/// The most packets that one call takes from the card: as many as its driver takes in one poll
+/// (NAPI_POLL_WEIGHT). The kernel's default for busy polling is 8.
 const BUSY_POLL_BUDGET: u32 = 64;
 
-/// Has `fd` poll the card itself, and asks what came of it.
+/// Turns on busy polling for `fd`, and reads back the settings.
 fn busy_poll(fd: &OwnedFd, microseconds: u32) -> Result<BusyPoll> {
     for (option, value) in [
         (option::SO_PREFER_BUSY_POLL, 1),
@@ -384,9 +392,7 @@ fn busy_poll(fd: &OwnedFd, microseconds: u32) -> Result<BusyPoll> {
     ] {
         option::set(fd, option, &value).map_err(|error| match error.raw_os_error() {
             Some(libc::ENOPROTOOPT) => {
-                anyhow!(
-                    "no busy polling: it takes Linux 5.11 or newer with CONFIG_NET_RX_BUSY_POLL"
-                )
+                anyhow!("busy polling needs Linux 5.11 or newer with CONFIG_NET_RX_BUSY_POLL")
             }
             Some(libc::EPERM) => {
                 anyhow!(denied::explain(
@@ -395,10 +401,10 @@ fn busy_poll(fd: &OwnedFd, microseconds: u32) -> Result<BusyPoll> {
                     "setsockopt(SO_BUSY_POLL)"
                 ))
             }
-            _ => anyhow!("no busy polling for {microseconds} microseconds: {error}"),
+            _ => anyhow!("cannot set busy polling to {microseconds} µs: {error}"),
         })?;
     }
-    let cannot = "cannot ask how the socket polls";
+    let cannot = "cannot read the busy polling settings";
     Ok(BusyPoll {
         microseconds: option::get(fd, option::SO_BUSY_POLL).context(cannot)?,
         preferred: option::get(fd, option::SO_PREFER_BUSY_POLL).context(cannot)? != 0,
@@ -424,13 +430,13 @@ fn bind(fd: &OwnedFd, config: &SocketConfig, mode: CopyMode) -> io::Result<()> {
     if bound == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
-/// Whether copy mode may be had where zero-copy was refused with `error`.
+/// Whether to try copy mode after zero-copy was refused with `error`.
 fn may_copy(error: &io::Error) -> bool {
     !matches!(error.raw_os_error(), Some(libc::EBUSY | libc::EPERM | libc::ENODEV | libc::ENETDOWN))
 }
 
-/// Why there is no zero-copy. Drivers without it say EOPNOTSUPP, and those that offer it and have
-/// it not, EINVAL.
+/// Why there is no zero-copy. Drivers without it return EOPNOTSUPP. Those that offer it but cannot
+/// grant it return EINVAL.
 fn no_zero_copy(config: &SocketConfig, error: &io::Error) -> String {
     let Some(code) = error.raw_os_error() else { return error.to_string() };
     let refused = format!("the driver of {} refuses zero-copy ({error})", config.interface);
@@ -442,14 +448,12 @@ fn no_zero_copy(config: &SocketConfig, error: &io::Error) -> String {
     }
 }
 
-/// Says what a refused bind means.
+/// Explains why a bind was refused.
 fn explain(config: &SocketConfig, mode: CopyMode, error: &io::Error) -> anyhow::Error {
     let SocketConfig { interface, queue, .. } = config;
     if mode == CopyMode::Zero && may_copy(error) {
         let why = no_zero_copy(config, error);
-        return anyhow!(
-            "no zero-copy on queue {queue}: {why}: use --copy auto, which falls back to copy"
-        );
+        return ModeError::NoZeroCopy { queue: *queue, why }.into();
     }
     let why = match error.raw_os_error() {
         Some(libc::EBUSY) => format!(
@@ -462,7 +466,7 @@ fn explain(config: &SocketConfig, mode: CopyMode, error: &io::Error) -> anyhow::
         Some(libc::EPERM) => {
             denied::explain("binding an AF_XDP socket", &["CAP_NET_RAW"], "bind(2)")
         }
-        Some(libc::ENODEV) => format!("{interface} has gone"),
+        Some(libc::ENODEV) => format!("{interface} disappeared"),
         Some(libc::ENETDOWN) => format!("{interface} is down: set it up first"),
         _ => format!("the kernel refuses queue {queue} of {interface}"),
     };
@@ -476,8 +480,7 @@ fn producer<T: Entry>(
     size: u32,
 ) -> Result<Producer<T>> {
     let (memory, layout) = map_ring::<T>(fd, offsets, page, size)?;
-    Producer::new(&memory, &layout, size)
-        .context("the kernel gave a ring layout that makes no sense")
+    Producer::new(&memory, &layout, size).context("the kernel returned an invalid ring layout")
 }
 
 fn consumer<T: Entry>(
@@ -487,8 +490,7 @@ fn consumer<T: Entry>(
     size: u32,
 ) -> Result<Consumer<T>> {
     let (memory, layout) = map_ring::<T>(fd, offsets, page, size)?;
-    Consumer::new(&memory, &layout, size)
-        .context("the kernel gave a ring layout that makes no sense")
+    Consumer::new(&memory, &layout, size).context("the kernel returned an invalid ring layout")
 }
 
 fn map_ring<T: Entry>(
@@ -496,8 +498,8 @@ fn map_ring<T: Entry>(
     offsets: &libc::xdp_ring_offset,
     page: i64,
     size: u32,
-) -> Result<(Arc<Memory>, Layout)> {
-    let layout = Layout {
+) -> Result<(Arc<Memory>, RingLayout)> {
+    let layout = RingLayout {
         producer: offsets.producer as usize,
         consumer: offsets.consumer as usize,
         flags: offsets.flags as usize,

@@ -1,4 +1,4 @@
-//! Devices that lie on others: where a driver's yes is no proof that packets come into their rings.
+//! Devices stacked on others: their driver may accept a ring that no packet ever reaches.
 
 use anyhow::Result;
 
@@ -6,16 +6,16 @@ use crate::net::ethtool;
 use crate::net::netlink::{self, Link};
 use crate::net::quirks::{self, Act};
 
-/// Whether the driver of `link` runs an XDP program on the devices below it. Packets arrive there,
-/// and a ring of `link` takes none of theirs (`xsk_rcv_check` in net/xdp/xsk.c compares the
-/// devices).
+/// Whether the driver of this kind of device runs an XDP program on the devices below it. Packets
+/// arrive there, and rings of the device itself reject them (`xsk_rcv_check` in net/xdp/xsk.c
+/// compares the devices).
 #[must_use]
 pub fn runs_below(kind: Option<&str>) -> bool {
     quirks::of_kind(kind).has(Act::LookBelow)
 }
 
-/// Receive queues that packets of `link` may come on. Those of a bond keep the number of the queue
-/// that they came on below.
+/// Number of receive queues on which packets of `link` may arrive. Packets of a bond keep the queue
+/// number of the port below.
 ///
 /// # Errors
 /// When there is no such interface.
@@ -29,35 +29,41 @@ pub fn queues(link: &Link) -> Result<u32> {
     Ok(below.clamp(own, link.rx_queues.max(own)))
 }
 
-/// What is wrong with the queues `served` of `interface`, and what to do about it: replies of an
-/// AF_XDP socket leave by the queue that it is bound to, or stay in the ring. Not for what
-/// [runs below](runs_below), which has as many queues each way.
+/// Why replies of some queues would stay in their rings.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{why}: {cure}")]
+pub struct CannotSend {
+    /// Which queue it is, and why.
+    pub why: String,
+    /// The command that changes the queues.
+    pub cure: String,
+    /// Where queues cannot be added: those below this one can send.
+    pub only_below: Option<u32>,
+}
+
+/// Why queues in `served` could not send, and what to do about it. An AF_XDP socket sends on the
+/// queue that it is bound to; without such a transmit queue, replies stay in the ring. Do not call
+/// it for a device that [runs below](runs_below), which has as many queues each way.
 #[must_use]
 pub fn cannot_send(
     interface: &str,
     counts: ethtool::QueueCounts,
     served: &[u32],
-) -> Option<(String, String)> {
+) -> Option<CannotSend> {
     let queue = served.iter().find(|queue| **queue >= counts.sending)?;
     let wanted = served.iter().max().map_or(1, |queue| queue + 1);
     let why = format!(
-        "replies of queue {queue} of {interface} would not leave: it receives on {} queues and \
-         sends on {}",
+        "replies of queue {queue} of {interface} would not leave: it has {} receive queues, but \
+         {} transmit queues",
         counts.in_use, counts.sending
     );
-    Some((why, more_to_send(interface, counts, wanted)))
-}
-
-/// What gives `wanted` queues a transmit queue each.
-fn more_to_send(interface: &str, counts: ethtool::QueueCounts, wanted: u32) -> String {
-    if counts.sending_possible >= wanted {
-        return format!("ethtool -L {interface} tx {wanted}");
-    }
-    format!(
-        "ethtool -L {interface} rx {0}, or --queues with those below {0} where requests come on no \
-         others, or --engine socket-gso",
-        counts.sending
-    )
+    // A transmit queue for each, where there can be so many.
+    let (cure, only_below) = if counts.sending_possible >= wanted {
+        (format!("ethtool -L {interface} tx {wanted}"), None)
+    } else {
+        (format!("ethtool -L {interface} rx {}", counts.sending), Some(counts.sending))
+    };
+    Some(CannotSend { why, cure, only_below })
 }
 
 #[cfg(test)]
@@ -86,9 +92,8 @@ mod tests {
             sending,
             sending_possible,
         };
-        let said = |counts, served: &[u32]| {
-            cannot_send("if0", counts, served).map(|(why, cure)| format!("{why}: {cure}"))
-        };
+        let said =
+            |counts, served: &[u32]| cannot_send("if0", counts, served).map(|why| why.to_string());
         assert_eq!(said(counts(2, 2, 2), &[0, 1]), None);
         assert_eq!(said(counts(2, 1, 1), &[0]), None);
         let text = said(counts(2, 1, 2), &[0, 1]).unwrap();

@@ -1,4 +1,4 @@
-//! The memory that packets lie in, and the tokens that say who owns which frame of it.
+//! The memory of packets, and the tokens that own its frames.
 //!
 //! ```text
 //!   Frame ──fill──► (kernel) ──receive──► Packet ──transmit──► (kernel, n times)
@@ -6,20 +6,20 @@
 //!     └────────────────────────n-th completion──────────────────────────┘
 //! ```
 //!
-//! A token is not `Copy` and not `Clone`: what was handed over cannot be used again, and what was
-//! not handed over still has an owner. [`Rings`](super::Rings) is the only place that makes tokens
-//! after the first ones, and it counts them.
+//! A token is neither `Copy` nor `Clone`: once handed over it cannot be used again, and until then
+//! it has an owner. After the first tokens, only [`Rings`](super::Rings) makes new ones, and it
+//! counts them.
 //!
-//! A token also says which UMEM it belongs to. Each UMEM has a range of addresses that no other has
-//! had before, and a token holds its address in there:
+//! A token also identifies its UMEM. Each UMEM has a range of addresses that no other ever had, and
+//! a token holds an address in that range:
 //!
 //! ```text
 //!   addresses   0 ──────[ base │ UMEM 1 │ ]──[ base │ UMEM 2 │ ]── ... 2^64
 //!   the kernel, and the mapping, count from `base`
 //! ```
 //!
-//! So the check that an address lies within the memory also refuses the tokens of another UMEM, of
-//! one that is gone too. Every function here that takes a token refuses those.
+//! So the check that an address is within the memory also rejects the tokens of another UMEM, even
+//! of one that is gone. Every function here that takes a token makes this check.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -31,9 +31,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use crate::net::memory::{HugepageRequest, Memory};
 use crate::net::option;
 
-/// A frame that user space owns and that holds nothing of worth.
+/// A frame that user space owns, without useful contents.
 ///
-/// Nobody outside makes one out of nothing, or a second one of the same frame:
+/// Other modules can neither forge one nor use the same frame twice:
 ///
 /// ```compile_fail,E0451
 /// let forged = sixhop::xdp::Frame { address: 0 };
@@ -48,11 +48,11 @@ use crate::net::option;
 #[derive(Debug, PartialEq, Eq)]
 #[must_use = "a frame that is dropped is lost to the rings"]
 pub struct Frame {
-    /// Of its first byte, in the range of its UMEM.
+    /// The address of its first byte, in the range of its UMEM.
     address: u64,
 }
 
-/// A frame that user space owns, with a packet in it, which lies within the frame.
+/// A frame that user space owns, with a packet inside it.
 ///
 /// ```compile_fail,E0308
 /// fn copied(packet: &sixhop::xdp::Packet) -> sixhop::xdp::Packet {
@@ -62,7 +62,7 @@ pub struct Frame {
 #[derive(Debug, PartialEq, Eq)]
 #[must_use = "a packet that is dropped is a frame lost to the rings"]
 pub struct Packet {
-    /// Of the packet's first byte, in the range of its UMEM.
+    /// The address of the packet's first byte, in the range of its UMEM.
     address: u64,
     /// In bytes, from the Ethernet header on.
     length: u32,
@@ -70,12 +70,12 @@ pub struct Packet {
 
 impl Packet {
     /// The packet's length in bytes, from its Ethernet header on.
-    #[allow(clippy::len_without_is_empty)] // the kernel delivers none that is
+    #[allow(clippy::len_without_is_empty)] // the kernel delivers no empty packet
     pub fn len(&self) -> usize {
         self.length as usize
     }
 
-    /// Cuts the packet to `length` bytes; a longer one than it was is not to be had.
+    /// Shortens the packet to `length` bytes; never makes it longer.
     #[inline]
     pub fn truncate(&mut self, length: usize) {
         self.length = self.length.min(u32::try_from(length).unwrap_or(u32::MAX));
@@ -91,17 +91,16 @@ pub struct Umem {
     /// A power of two.
     frame_size: u32,
     frames: u32,
-    /// Bytes of all frames together.
+    /// Total size of all frames, in bytes.
     length: u64,
 }
 
-/// The first address that belongs to no UMEM yet. Not 0: an offset that is taken for an address is
-/// then refused.
+/// The first unclaimed address. Not 0, so that an offset taken for an address is rejected.
 static UNCLAIMED: AtomicU64 = AtomicU64::new(1 << 32);
 
-/// Takes `length` addresses from `unclaimed`, the first of them a multiple of `alignment`, for
-/// good: a token may outlive its UMEM. `None` when there are not that many left, after 2^40 UMEMs
-/// of 16 MiB.
+/// Claims `length` addresses from `unclaimed`, starting at a multiple of `alignment`. The claim is
+/// permanent, because a token may outlive its UMEM. `None` if too few are left, after 2^40 UMEMs of
+/// 16 MiB.
 fn claim(unclaimed: &AtomicU64, length: u64, alignment: u64) -> Option<u64> {
     let first = |next: u64| next.checked_next_multiple_of(alignment);
     let taken = unclaimed.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |next| {
@@ -111,12 +110,12 @@ fn claim(unclaimed: &AtomicU64, length: u64, alignment: u64) -> Option<u64> {
 }
 
 impl Umem {
-    /// `frames` frames of `frame_size` bytes (2048 or 4096: what the kernel takes as aligned
-    /// chunks), and the tokens of all of them. The memory is touched here, so it is of the NUMA
-    /// node whose processor the calling thread is on.
+    /// Allocates `frames` frames of `frame_size` bytes (2048 or 4096, which the kernel accepts as
+    /// aligned chunks), and makes their tokens. This touches the memory, so it comes from the NUMA
+    /// node of the calling thread's processor.
     ///
     /// # Errors
-    /// When there is not that much memory, or not that many huge pages, or the frame size is no
+    /// When there is too little memory or there are too few huge pages, or the frame size is not a
     /// power of two.
     pub fn new(
         frames: u32,
@@ -132,19 +131,19 @@ impl Umem {
         }
         let bytes = usize::try_from(length).map_err(io::Error::other)?;
         let memory = Memory::anonymous_on(pages, bytes)?;
-        // Of all that is mapped, which may be more than the frames: `bytes_mut` checks against
-        // that.
+        // Claim the whole mapping, which may exceed the frames: `bytes_mut` checks against the
+        // mapping.
         let base =
             claim(&UNCLAIMED, memory.length() as u64, frame_size.into()).ok_or_else(|| {
-                io::Error::other("this process has had too many UMEMs: start it again")
+                io::Error::other("this process has created too many UMEMs: restart it")
             })?;
         let tokens = (0..frames)
             .map(|frame| Frame { address: base + u64::from(frame) * u64::from(frame_size) });
         Ok((Self { memory: Arc::new(memory), base, frame_size, frames, length }, tokens.collect()))
     }
 
-    /// Has the kernel use the frames for the socket `fd`: those that the socket's rings give it,
-    /// and no other.
+    /// Registers the memory with the kernel for the socket `fd`. The kernel then uses only frames
+    /// that the socket's rings give it.
     pub(super) fn register(&self, fd: &OwnedFd) -> io::Result<()> {
         let registration = libc::xdp_umem_reg {
             addr: self.memory.start().as_ptr() as u64,
@@ -154,77 +153,77 @@ impl Umem {
             flags: 0,
             tx_metadata_len: 0,
         };
-        // SAFETY: so many bytes are mapped there. The kernel touches a frame only while a ring says
-        // that it is the kernel's, when nobody has its token. It has pinned the pages: it never
-        // touches what is mapped there after this UMEM is gone.
+        // SAFETY: this many bytes are mapped there. The kernel touches a frame only while a ring
+        // gives it to the kernel, and then nobody has its token. The kernel pinned the pages, so it
+        // never touches what is mapped at the same address after this UMEM is gone.
         unsafe { option::set_any(fd, libc::SOL_XDP, libc::XDP_UMEM_REG, &registration) }
     }
 
-    /// How many frames there are.
+    /// Number of frames.
     pub fn frames(&self) -> u32 {
         self.frames
     }
 
-    /// In bytes, a power of two.
+    /// Size of a frame in bytes, a power of two.
     pub fn frame_size(&self) -> u32 {
         self.frame_size
     }
 
-    /// Length in bytes of all frames together.
+    /// Total size of all frames, in bytes.
     pub(super) fn length(&self) -> u64 {
         self.length
     }
 
-    /// Whether the frames lie on huge pages.
+    /// Whether the frames are on huge pages.
     pub fn hugepages(&self) -> bool {
         self.memory.hugepages()
     }
 
-    /// Whether `packet` is one of this UMEM.
+    /// Whether `packet` belongs to this UMEM.
     #[inline]
     pub fn owns(&self, packet: &Packet) -> bool {
         self.offset(packet.address).is_some()
     }
 
-    /// How far into the frames `address` lies; `None` when it is of another UMEM.
+    /// The offset of `address` in the frames; `None` if it belongs to another UMEM.
     #[inline]
     fn offset(&self, address: u64) -> Option<u64> {
         let offset = address.wrapping_sub(self.base);
         (offset < self.length).then_some(offset)
     }
 
-    /// Where the kernel finds `frame`; `None` when it is of another UMEM.
+    /// The offset of `frame` for the kernel; `None` if it belongs to another UMEM.
     #[inline]
     pub fn frame_offset(&self, frame: &Frame) -> Option<u64> {
         self.offset(frame.address)
     }
 
-    /// Where the kernel finds `packet`, and its length; `None` when it is of another UMEM.
+    /// The offset of `packet` for the kernel, and its length; `None` if it belongs to another UMEM.
     #[inline]
     pub(super) fn packet_offset(&self, packet: &Packet) -> Option<(u64, u32)> {
         Some((self.offset(packet.address)?, packet.length))
     }
 
-    /// Where the kernel finds the frame that `offset` lies in.
+    /// The start of the frame that contains `offset`.
     #[inline]
     pub(super) fn frame_start(&self, offset: u64) -> u64 {
         offset & !u64::from(self.frame_size - 1)
     }
 
-    /// The number of the frame that `offset` lies in, or `None` when it lies in none.
+    /// The number of the frame that contains `offset`, or `None` if no frame does.
     #[inline]
     pub(super) fn frame_of(&self, offset: u64) -> Option<usize> {
         (offset < self.length).then_some((offset >> self.frame_size.trailing_zeros()) as usize)
     }
 
-    /// Makes the token of the frame that the kernel gives back with `offset`, which lies in one.
+    /// Makes the token of a frame that the kernel returned, from an `offset` within it.
     #[inline]
     pub(super) fn frame(&self, offset: u64) -> Frame {
         Frame { address: self.base + self.frame_start(offset) }
     }
 
-    /// Makes the token of a packet that the kernel says is at `offset`; `None` when that is not
-    /// within one frame.
+    /// Makes the token of a packet that the kernel reports at `offset`; `None` if it is not within
+    /// one frame.
     #[inline]
     pub(super) fn packet(&self, offset: u64, length: u32) -> Option<Packet> {
         let place = offset & u64::from(self.frame_size - 1);
@@ -232,8 +231,8 @@ impl Umem {
         (within && offset < self.length).then(|| Packet { address: self.base + offset, length })
     }
 
-    /// Turns an owned frame into an owned packet of the whole frame, to be written and then
-    /// truncated. Gives one of another UMEM back.
+    /// Turns an owned frame into an owned packet that spans it, to be written and then truncated.
+    /// Gives back a frame of another UMEM.
     #[inline]
     pub fn blank(&self, frame: Frame) -> Result<Packet, Frame> {
         match self.offset(frame.address) {
@@ -242,9 +241,8 @@ impl Umem {
         }
     }
 
-    /// Has the packet end `length` bytes after its beginning, as far as its frame reaches, and
-    /// returns whether it does. What lies between its old end and a later one is left from others.
-    /// One of another UMEM stays as it is.
+    /// Sets the packet's length, if it fits its frame, and returns whether it does. Bytes past the
+    /// old end hold stale data. A packet of another UMEM stays as it is.
     pub fn resize(&self, packet: &mut Packet, length: u32) -> bool {
         let resized = self.offset(packet.address).and_then(|offset| self.packet(offset, length));
         if let Some(resized) = &resized {
@@ -253,25 +251,25 @@ impl Umem {
         resized.is_some()
     }
 
-    /// Gives up a packet for its frame. Gives one of another UMEM back.
+    /// Turns a packet back into its frame. Gives back a packet of another UMEM.
     #[inline]
     pub fn recycle(&self, packet: Packet) -> Result<Frame, Packet> {
         self.offset(packet.address).map(|offset| self.frame(offset)).ok_or(packet)
     }
 
-    /// The packet's bytes. Of one of another UMEM there are none.
+    /// The packet's bytes; empty for a packet of another UMEM.
     #[inline]
     pub fn bytes_mut(&mut self, packet: &mut Packet) -> &mut [u8] {
         let length = packet.length as usize;
-        // Of another UMEM it lies outside of the memory, since `base` claims as many addresses as
-        // are mapped.
+        // The address of a foreign packet is outside the memory, because a UMEM claims as many
+        // addresses as it maps.
         let offset = usize::try_from(packet.address.wrapping_sub(self.base)).ok();
         let start = offset.and_then(|offset| self.memory.at::<u8>(offset, length));
         let (start, length) = start.map_or((NonNull::dangling(), 0), |start| (start, length));
-        // SAFETY: `length` bytes from `start` are mapped, as `at` checked, or there are none. The
-        // token is of this memory, and says that the kernel does not touch this frame; there is one
-        // UMEM over the memory, and `&mut self` lets it show one packet at a time. Both borrows
-        // last as long as the slice.
+        // SAFETY: `length` bytes from `start` are mapped, as `at` checked, or `length` is 0. The
+        // token belongs to this memory, so the kernel does not touch this frame. Only one UMEM
+        // covers the memory, and `&mut self` exposes one packet at a time. Both borrows last as
+        // long as the slice.
         unsafe { slice::from_raw_parts_mut(start.as_ptr(), length) }
     }
 }

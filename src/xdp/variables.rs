@@ -1,4 +1,4 @@
-//! Words that a program in the kernel reads while user space writes them, through a mapping.
+//! Variables that a program in the kernel reads while user space writes them, through a mapping.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -7,13 +7,13 @@ use crate::net::memory::Memory;
 
 /// One 64-bit variable of a program.
 #[derive(Debug, Clone)]
-pub(crate) struct Word {
+pub(crate) struct SharedWord {
     variables: Arc<Memory>,
     offset: usize,
 }
 
-impl Word {
-    /// The one at that offset of a program's mapped variables.
+impl SharedWord {
+    /// The variable at that offset of a program's mapped variables.
     pub fn new(variables: &Arc<Memory>, offset: usize) -> Self {
         Self { variables: variables.clone(), offset }
     }
@@ -37,16 +37,16 @@ impl Word {
     }
 }
 
-/// The Ethernet address by which a program knows what is sent to its interface.
+/// The Ethernet address by which a program recognises packets for its interface.
 #[derive(Debug, Clone)]
-pub struct Station(Word);
+pub struct Station(SharedWord);
 
 impl Station {
-    pub(crate) fn new(word: Word) -> Self {
+    pub(crate) fn new(word: SharedWord) -> Self {
         Self(word)
     }
 
-    /// Has it be `mac`, from now on.
+    /// Changes it to `mac`.
     pub fn set(&self, [a, b, c, d, e, f]: [u8; 6]) {
         self.0.store(u64::from_ne_bytes([a, b, c, d, e, f, 0, 0]));
     }

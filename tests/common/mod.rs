@@ -1,12 +1,12 @@
-//! What the tests in this folder share: a reason where they cannot run, and labs of their own.
+//! What the tests in this folder share: the reason why a test cannot run, and a lab for each test.
 //!
 //! ```text
 //!   namespace tPID-N-client                  namespace tPID-N-server
 //!   client0  2001:db8:1::1/64  ═══ veth ═══  server0  2001:db8:1::2/64
 //! ```
 //!
-//! Every test has its own lab and takes it down, so they run in parallel, and beside those of other
-//! runs. What a killed run left is removed by the next one.
+//! Every test makes its own lab and takes it down, so tests and whole runs can go in parallel. The
+//! next run removes what a killed run left.
 
 #![allow(dead_code)] // tests/vm.rs uses its share of it
 
@@ -30,7 +30,7 @@ use sixhop::lab::{Lab, Side};
 use sixhop::net::netlink;
 use sixhop::xdp::{AttachRequest, Attachment, Program, ProgramConfig};
 
-/// Tests that run at a time, for each processor.
+/// Tests that run at a time, per processor.
 const THREADS: usize = 2;
 
 /// Whether this runs as root.
@@ -38,15 +38,15 @@ pub fn root() -> bool {
     nix::unistd::geteuid().is_root()
 }
 
-/// A test that needs root. Without, it is reported as ignored, not as passed.
+/// A test that needs root. Without root it is reported as ignored, not as passed.
 #[track_caller]
 pub fn trial(name: &str, test: impl FnOnce() -> Result<()> + Send + 'static) -> Trial {
     let trial = rootless(name, test).with_ignored_flag(!root());
     if root() { trial } else { trial.with_kind("needs root") }
 }
 
-/// A test that runs as anybody. Its name begins with that of the file that it is in. Where
-/// `SIXHOP_TIMES` is set, it says how long it took.
+/// A test that needs no privileges. Its name begins with that of its source file. With
+/// `SIXHOP_TIMES` set, it prints how long it took.
 #[track_caller]
 pub fn rootless(name: &str, test: impl FnOnce() -> Result<()> + Send + 'static) -> Trial {
     let file = Path::new(Location::caller().file()).file_stem().unwrap_or_default();
@@ -61,8 +61,8 @@ pub fn rootless(name: &str, test: impl FnOnce() -> Result<()> + Send + 'static) 
     })
 }
 
-/// Runs the tests as the command line asks: those that may run beside each other, then those that
-/// others would disturb, one at a time. Most wait most of the time, so more run than there are
+/// Runs the tests that the command line selects: first those that may run in parallel, then those
+/// that others would disturb, one at a time. Most tests mostly wait, so more run than there are
 /// processors.
 pub fn main(beside: Vec<Trial>, alone: Vec<Trial>) -> ExitCode {
     let arguments = Arguments::from_args();
@@ -84,7 +84,7 @@ pub fn main(beside: Vec<Trial>, alone: Vec<Trial>) -> ExitCode {
     if failed { ExitCode::from(101) } else { ExitCode::SUCCESS }
 }
 
-/// A lab of a test's own, not up yet. It is taken down with this.
+/// A test's own lab, not up yet. Dropping it takes the lab down.
 pub struct TestLab(Lab);
 
 impl TestLab {
@@ -94,7 +94,7 @@ impl TestLab {
         Ok(Self(Lab::named(&format!("t{}-{number}", std::process::id()))?))
     }
 
-    /// One that is up, with a queue each way.
+    /// A lab that is up, with one queue per interface.
     pub fn up() -> Result<Self> {
         let lab = Self::new()?;
         lab.0.up(1)?;
@@ -118,7 +118,7 @@ impl Drop for TestLab {
     }
 }
 
-/// Runs `ip` with these arguments, separated by blanks.
+/// Runs `ip` with these space-separated arguments.
 pub fn ip(arguments: &str) -> Result<()> {
     let output = Command::new("ip").args(arguments.split_whitespace()).output()?;
     ensure!(
@@ -129,9 +129,9 @@ pub fn ip(arguments: &str) -> Result<()> {
     Ok(())
 }
 
-/// Has the client's end poll for packets (NAPI), by a program there that passes all. A veth takes
-/// what an XDP program redirects into it only where the other end does, and a client with plain
-/// sockets does not.
+/// Makes the client's end poll for packets (NAPI), by attaching an XDP program that passes
+/// everything. A veth takes frames that XDP redirects into it only if the other end polls. A client
+/// with plain sockets does not.
 pub fn have_client_poll(lab: &Lab) -> Result<Attachment> {
     let config = ProgramConfig {
         port: 0,
@@ -148,7 +148,7 @@ pub fn have_client_poll(lab: &Lab) -> Result<Attachment> {
     })
 }
 
-/// Waits until no XDP program is attached any more: the kernel takes it off on its own time.
+/// Waits until no XDP program is attached: the kernel may detach it after the close returns.
 pub fn wait_for_no_program(lab: &Lab, side: Side) -> Result<()> {
     let give_up = Instant::now() + PATIENCE;
     while link(lab, side)?.xdp.is_some() {
@@ -158,7 +158,8 @@ pub fn wait_for_no_program(lab: &Lab, side: Side) -> Result<()> {
     Ok(())
 }
 
-/// The server's addresses, without the one that the kernel makes anew whenever the link is set up.
+/// The server's addresses, without the link-local one: the kernel makes a new one whenever the link
+/// is set up.
 pub fn addresses(lab: &Lab) -> Result<HashSet<Ipv6Addr>> {
     let addresses =
         lab.run_in(Side::Server, || netlink::addresses(netlink::link("server0")?.index))?;
@@ -170,7 +171,7 @@ pub fn link(lab: &Lab, side: Side) -> Result<netlink::Link> {
     lab.run_in(side, || netlink::link(side.interface()))
 }
 
-/// From the client.
+/// Resolves `address` from the client.
 pub fn resolve(lab: &Lab, address: Ipv6Addr) -> Result<[u8; 6]> {
     lab.run_in(Side::Client, || {
         let client = netlink::link("client0")?;
@@ -189,7 +190,7 @@ pub fn fails_with<T>(result: Result<T>, wanted: &str) -> Result<()> {
     }
 }
 
-/// Removes the labs of test runs that are no more.
+/// Removes the labs of test runs that have ended.
 fn sweep() {
     let Ok(entries) = std::fs::read_dir("/run/netns") else {
         return;
@@ -204,7 +205,7 @@ fn sweep() {
         };
         let is_dead = pid.parse::<u32>().is_ok() && !Path::new("/proc").join(pid).exists();
         if is_dead && Lab::named(lab).and_then(|lab| lab.down()).is_err() {
-            // It holds what a test put there to be refused.
+            // Not a whole lab: a test left a namespace that a lab must refuse.
             let _ = ip(&format!("netns delete {namespace}"));
         }
     }

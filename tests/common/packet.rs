@@ -1,30 +1,57 @@
-//! Frames as they are on the link: sent as they are given, and everything that comes in from the
+//! Raw frames on the link: sends frames unchanged, and captures everything that arrives from the
 //! other end.
 
 use std::io;
+use std::net::Ipv6Addr;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use etherparse::PacketBuilder;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{
     AddressFamily, MsgFlags, SockFlag, SockType, recv, send, setsockopt, socket, sockopt,
 };
+use sixhop::lab::Side;
 
 use super::server::PATIENCE;
+use super::{TestLab, link};
 
-/// A packet socket (packet(7)) on one interface of the namespace in which it was made.
+/// An Ethernet frame with a datagram from the first of `macs` to the second, hop limit 33.
+pub fn udp_frame(
+    macs: [[u8; 6]; 2],
+    source: Ipv6Addr,
+    destination: Ipv6Addr,
+    ports: (u16, u16),
+    payload: &[u8],
+) -> Vec<u8> {
+    let mut frame = Vec::new();
+    PacketBuilder::ethernet2(macs[0], macs[1])
+        .ipv6(source.octets(), destination.octets(), 33)
+        .udp(ports.0, ports.1)
+        .write(&mut frame, payload)
+        .expect("a vector grows");
+    frame
+}
+
+/// A packet socket (packet(7)) on one interface, in the namespace that created it.
 pub struct PacketSocket(OwnedFd);
 
 impl PacketSocket {
-    /// Hears all from now on, as much as fits into 64 MiB.
+    /// Captures everything from now on, with a 64 MiB receive buffer.
     pub fn on(index: u32) -> Result<Self> {
         Self::bound(index, libc::ETH_P_ALL as u16)
     }
 
-    /// Hears nothing, and only sends.
+    /// The same at one end of `lab`.
+    pub fn at(lab: &TestLab, side: Side) -> Result<Self> {
+        let index = link(lab, side)?.index;
+        lab.run_in(side, || Self::on(index))
+    }
+
+    /// Only sends; captures nothing.
     pub fn on_deaf(index: u32) -> Result<Self> {
         Self::bound(index, 0)
     }
@@ -58,7 +85,8 @@ impl PacketSocket {
         let give_up = Instant::now() + PATIENCE;
         loop {
             match send(self.0.as_raw_fd(), frame, MsgFlags::empty()) {
-                // A veth's ring is full until its other end gets a processor: it was dropped.
+                // The veth's ring stays full until the other end gets a processor; the frame was
+                // dropped.
                 Err(Errno::ENOBUFS) if Instant::now() < give_up => {
                     thread::sleep(Duration::from_millis(1));
                 }
@@ -67,8 +95,8 @@ impl PacketSocket {
         }
     }
 
-    /// Waits for the next frame, and takes all that has come; an error when none comes or something
-    /// was missed.
+    /// Waits for the next frame, then takes everything that has arrived. Fails if nothing arrives
+    /// or the capture missed a frame.
     pub fn receive(&self) -> Result<Vec<Vec<u8>>> {
         let patience = PollTimeout::try_from(PATIENCE)?;
         let ready = poll(&mut [PollFd::new(self.0.as_fd(), PollFlags::POLLIN)], patience)?;
@@ -76,7 +104,7 @@ impl PacketSocket {
         self.drain()
     }
 
-    /// All that has come since the last call; an error when something was missed.
+    /// Everything that arrived since the last call. Fails if the capture missed a frame.
     pub fn drain(&self) -> Result<Vec<Vec<u8>>> {
         let mut frames = Vec::new();
         let mut buffer = [0; 2048];
@@ -85,7 +113,7 @@ impl PacketSocket {
         }
         let mut statistics = libc::tpacket_stats { tp_packets: 0, tp_drops: 0 };
         let mut length = size_of_val(&statistics) as libc::socklen_t;
-        // SAFETY: `statistics` is valid for writes of the length that the kernel is told.
+        // SAFETY: `statistics` is valid for writes of `length` bytes.
         let result = unsafe {
             libc::getsockopt(
                 self.0.as_raw_fd(),
@@ -120,8 +148,8 @@ fn set_option<T>(socket: &OwnedFd, option: i32, value: &T) -> Result<()> {
     Ok(())
 }
 
-/// Has `frame`, UDP directly over IPv6, as a kernel hands it to a card that is to finish its
-/// checksum: the sum of the pseudo-header stands in its place (RFC 8200 section 8.1).
+/// Leaves in `frame`, UDP directly over IPv6, the checksum that a kernel leaves for the card to
+/// finish: the sum over the pseudo-header (RFC 8200 section 8.1).
 pub fn leave_checksum_unfinished(frame: &mut [u8]) {
     let words = frame[22..54].chunks(2).chain([&frame[58..60]]);
     let mut sum = words.map(|word| u32::from(word[0]) << 8 | u32::from(word[1])).sum::<u32>() + 17;

@@ -1,4 +1,4 @@
-//! `sixhop`, run as a user runs it, on one side of a lab.
+//! Runs `sixhop` as a user would, on one side of a lab.
 
 use std::io::{BufRead, BufReader, Read};
 use std::process::{Child, ChildStdout, Command, Stdio};
@@ -27,7 +27,9 @@ pub const PREFIX: &str = "2001:db8:1::/64";
 pub fn engines() -> impl Iterator<Item = &'static str> {
     static ALL: LazyLock<Vec<String>> = LazyLock::new(|| {
         let of = |about: &'static About| {
-            let ways = about.ways.iter().map(|flags| format!("{} {flags}", about.kind));
+            let words =
+                |(option, value): &(&str, &str)| format!("{} --{option} {value}", about.kind);
+            let ways = about.ways.iter().map(words);
             std::iter::once(about.kind.to_string()).chain(ways)
         };
         engine::all().flat_map(of).collect()
@@ -42,10 +44,10 @@ pub fn about(engine: &str) -> &'static About {
     kind.about().expect("one of the registry")
 }
 
-/// What a test waits for comes within this, or not at all.
+/// A test fails if what it waits for takes longer.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
-/// `sixhop` with these arguments, separated by blanks, in one side of the lab.
+/// `sixhop` with these space-separated arguments, on one side of the lab.
 pub fn sixhop(lab: &Lab, side: Side, arguments: &str) -> Command {
     let mut command = Command::new(SIXHOP);
     command.args(["lab", "--name", lab.name(), "exec", &side.to_string(), "--", SIXHOP]);
@@ -93,7 +95,7 @@ pub fn serve<T>(
     })
 }
 
-/// Packets that were received and are counted nowhere else, by statistics.
+/// Received packets that no other counter of the statistics accounts for.
 pub fn unaccounted(stats: &Value) -> i64 {
     let count = |value: &Value| value.as_i64().unwrap_or_default();
     let dropped: i64 =
@@ -117,7 +119,7 @@ impl Server {
         Self::start_with(lab, &format!("--prefix {PREFIX} {flags}"))
     }
 
-    /// One under another prefix, which is among the flags.
+    /// Serves another prefix, which `flags` name.
     pub fn start_with(lab: &Lab, flags: &str) -> Result<Self> {
         Self::start_on(lab, "server0", flags)
     }
@@ -133,7 +135,7 @@ impl Server {
         Self::of(sixhop(lab, side, &flags))
     }
 
-    /// One that is started by this command.
+    /// A server that `command` starts.
     pub fn of(mut command: Command) -> Result<Self> {
         let mut child = command.stdout(Stdio::piped()).spawn()?;
         let output = BufReader::new(child.stdout.take().context("a pipe")?);
@@ -143,7 +145,7 @@ impl Server {
         Ok(server)
     }
 
-    /// The next line.
+    /// The next event.
     pub fn event(&mut self) -> Result<Value> {
         let mut line = String::new();
         if self.output.read_line(&mut line)? == 0 {
@@ -154,7 +156,7 @@ impl Server {
         Ok(serde_json::from_str(&line)?)
     }
 
-    /// Waits for statistics that are as `expected`.
+    /// Waits for statistics that satisfy `expected`.
     pub fn wait_for(&mut self, mut expected: impl FnMut(&Value) -> bool) -> Result<()> {
         let give_up = Instant::now() + PATIENCE;
         loop {
@@ -170,8 +172,8 @@ impl Server {
         Ok(kill(Pid::from_raw(self.child.id() as i32), signal)?)
     }
 
-    /// Kills the server, and before it the guard that would put right at once what it leaves
-    /// (tests/faults.rs): then that is for the next to do.
+    /// Kills the guard, then the server. The guard would clean up at once (tests/faults.rs); this
+    /// way the next server has to.
     pub fn kill_with_guard(&mut self) -> Result<()> {
         let pid = self.child.id();
         let children = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"))?;

@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""Writes mt6d.txt: interface identifiers by the definition, for tests to be checked against.
+"""Writes mt6d.txt: interface identifiers by their definition, as a reference for tests.
 
-A line is: seed identifier (hex), key (hex, '-' where it is empty), time step, identifier (hex).
-The identifier is the first 64 bits of SHA-256 over seed identifier (8 bytes), key and time step (8 bytes), numbers
-in network byte order.    python3 mt6d.py > mt6d.txt
+A line is: seed identifier (hex), key (hex, '-' if empty), time step, identifier (hex).
+The identifier is the first 64 bits of SHA-256 over seed identifier (8 bytes), key and time step
+(8 bytes); numbers are in network byte order.    python3 mt6d.py > mt6d.txt
 """
 import hashlib
 

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""Writes secret.txt: what clients are to have of a secret, for tests to be checked against.
+"""Writes secret.txt: the values that clients derive from a secret, as a reference for tests.
 
-A line is: secret (hex), number of the client, seed identifier (hex), key (hex).
-HKDF-SHA-256 (RFC 5869), by its two formulas.    python3 secret.py > secret.txt
+A line is: secret (hex), number of the client, seed identifier (hex), key (hex), tunnel key (hex).
+HKDF-SHA-256 (RFC 5869), extract and expand.    python3 secret.py > secret.txt
 """
 import hashlib
 import hmac
@@ -23,4 +23,5 @@ for secret in SECRETS:
         first = mac(extracted, info + bytes([1]))
         second = mac(extracted, first + info + bytes([2]))
         text = (first + second)[:40]
-        print(secret.hex(), client, text[:8].hex(), text[8:].hex())
+        tunnel = mac(extracted, b"tunnel" + client.to_bytes(8, "big") + bytes([1]))
+        print(secret.hex(), client, text[:8].hex(), text[8:].hex(), tunnel.hex())

@@ -5,6 +5,7 @@
 //! ```text
 //!   recvmsg, multishot ─► completions ─► Handler, Service
 //!      ─► sendmsg of equal replies as one (UDP_SEGMENT) ─► completions ─► buffer is free
+//!                         Service, unasked ─► sendmsg ─► completions ─► its own buffer is free
 //! ```
 //!
 //! One ring, one socket (SO_REUSEPORT) and one pinned thread for each processor.
@@ -14,22 +15,29 @@ mod ring;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 
+use super::outbox;
 use super::reply::{self, Reply};
 use super::statistics::{Shown, Tally};
-use super::udp::{self, SocketCounters};
-use super::{About, CounterSet, Engine, EngineConfig, EngineKind, Modes, pin};
+use super::udp::{self, DOZE, SocketCounters};
+use super::{About, CounterSet, Engine, EngineConfig, EngineError, EngineKind, Modes, pin};
 use crate::host::sandbox::{Role, Sandbox};
+use crate::net::datagrams;
 use crate::policy::Handler;
-use crate::service::Service;
-use ring::{Event, Request, Ring};
+use crate::service::{Outbox, Peer, Service, Unsent};
+use ring::{Completion, DatagramRing, Received};
 
 /// Buffers of a worker, a power of two. The kernel hands over 32 requests at once
 /// (MULTISHOT_MAX_RETRY): this is room for those whose replies wait for the card, and little enough
 /// to stay in a processor's cache. More requests wait in the socket.
 const BUFFERS: u16 = 256;
+
+/// Buffers besides, for what a service sends without being asked. Requests and replies never use
+/// them, and these never use those of replies.
+const KEPT: u16 = 64;
 
 impl EngineKind {
     /// io_uring.
@@ -37,7 +45,6 @@ impl EngineKind {
 }
 
 pub(super) const ABOUT: About = About {
-    sends_unasked: false,
     shares_frames: true,
     roles: &[Role::Uring],
     longest: udp::longest,
@@ -53,7 +60,7 @@ pub(super) fn open<S: Service>(config: &EngineConfig, service: &S) -> Result<Box
 }
 
 pub(super) struct Uring<S> {
-    workers: Vec<Worker<S>>,
+    workers: Vec<UringWorker<S>>,
     rules: Rules,
     modes: Modes,
     sandbox: Sandbox,
@@ -67,9 +74,9 @@ struct Rules {
     room: usize,
 }
 
-struct Worker<S> {
+struct UringWorker<S> {
     service: S,
-    ring: Ring,
+    ring: DatagramRing,
     socket: Arc<OwnedFd>,
     core: usize,
     shown: Arc<Shown>,
@@ -79,8 +86,9 @@ impl<S: Service> Uring<S> {
     pub fn open(config: &EngineConfig, service: &S) -> Result<Self> {
         let sockets = udp::open_shared(config, config.cores.len())?;
         let worker = |(socket, &core): (Arc<OwnedFd>, &usize)| {
-            let ring = Ring::open(socket.clone(), BUFFERS)?;
-            Ok(Worker { service: service.clone(), ring, socket, core, shown: Arc::default() })
+            let kept = if S::UNASKED { KEPT } else { 0 };
+            let ring = DatagramRing::open(socket.clone(), BUFFERS, kept)?;
+            Ok(UringWorker { service: service.clone(), ring, socket, core, shown: Arc::default() })
         };
         let workers: Vec<_> =
             sockets.into_iter().zip(&config.cores).map(worker).collect::<Result<_>>()?;
@@ -100,20 +108,21 @@ impl<S: Service> Uring<S> {
 
 impl Rules {
     /// Receives and answers until `stop` is set. The ring ends on the thread that has used it.
-    fn work<S: Service>(&self, worker: Worker<S>, stop: &AtomicBool) -> Result<()> {
-        let Worker { mut service, mut ring, core, shown, .. } = worker;
+    fn work<S: Service>(&self, worker: UringWorker<S>, stop: &AtomicBool) -> Result<()> {
+        let UringWorker { mut service, mut ring, core, shown, .. } = worker;
         pin(core);
         ring.enable()?;
         let mut tally = Tally::default();
         while !stop.load(Ordering::Relaxed) {
-            self.turn(&mut service, &mut ring, &mut tally)?;
+            let wait = self.speak(&mut service, &mut ring, &mut tally);
+            self.turn(&mut service, &mut ring, wait, &mut tally)?;
             shown.store(&tally);
         }
         ring.close()?;
         while ring.is_busy() {
             // What was received is answered. A reply that the card does not take for so long is not
             // waited for.
-            if !self.turn(&mut service, &mut ring, &mut tally)? {
+            if !self.turn(&mut service, &mut ring, DOZE, &mut tally)? {
                 ring.cancel_all()?;
             }
         }
@@ -122,29 +131,45 @@ impl Rules {
         Ok(())
     }
 
+    /// The turn of a service that sends without being asked. Returns how long to wait for the next.
+    fn speak<S: Service>(
+        &self,
+        service: &mut S,
+        ring: &mut DatagramRing,
+        tally: &mut Tally,
+    ) -> Duration {
+        if !S::UNASKED {
+            return DOZE;
+        }
+        outbox::nap(service.turn(&mut RingOutbox { rules: self, ring, tally }))
+    }
+
     /// Waits for something to happen, and does what is to be done about it; `false` when nothing
-    /// has for a while.
+    /// has for `limit`.
     fn turn<S: Service>(
         &self,
         service: &mut S,
-        ring: &mut Ring,
+        ring: &mut DatagramRing,
+        limit: Duration,
         tally: &mut Tally,
     ) -> Result<bool> {
-        let happened = ring.wait()?;
+        let happened = ring.wait(limit)?;
         // More may come meanwhile, without an end: a turn has one.
         for _ in 0..BUFFERS {
             let Some(event) = ring.next()? else { break };
             match event {
-                Event::Request(request) => {
+                Completion::Request(request) => {
                     tally.received += 1;
                     self.answer(service, request, ring, tally)?;
                 }
-                Event::Sent(replies, Ok(())) => tally.replies += replies as u64,
-                Event::Sent(_, Err(error)) if error.raw_os_error() == Some(libc::EIO) => {
-                    return Err(error).context(udp::CUTS_NONE);
+                Completion::Sent(replies, Ok(())) => tally.replies += replies as u64,
+                Completion::Sent(_, Err(error)) if error.raw_os_error() == Some(libc::EIO) => {
+                    return Err(error).context(EngineError::CutsNone);
                 }
-                Event::Sent(replies, Err(_)) => tally.unsent += replies as u64,
-                Event::Invalid => tally.invalid += 1,
+                Completion::Sent(replies, Err(_)) => tally.unsent += replies as u64,
+                Completion::Unasked(Ok(())) => tally.unasked += 1,
+                Completion::Unasked(Err(_)) => tally.unsent += 1,
+                Completion::Invalid => tally.invalid += 1,
             }
         }
         Ok(happened)
@@ -153,8 +178,8 @@ impl Rules {
     fn answer<S: Service>(
         &self,
         service: &mut S,
-        mut request: Request,
-        ring: &mut Ring,
+        mut request: Received,
+        ring: &mut DatagramRing,
         tally: &mut Tally,
     ) -> Result<()> {
         let libc::in6_pktinfo { ipi6_addr, .. } = request.asked;
@@ -176,6 +201,29 @@ impl Rules {
                 ring.put_back(request)
             }
         }
+    }
+}
+
+/// What a service sends by: operations of the worker's ring, which the next turn submits.
+struct RingOutbox<'a> {
+    rules: &'a Rules,
+    ring: &'a mut DatagramRing,
+    tally: &'a mut Tally,
+}
+
+impl Outbox for RingOutbox<'_> {
+    fn send(&mut self, peer: &Peer, write: impl FnOnce(&mut [u8]) -> usize) -> Result<(), Unsent> {
+        let Rules { handler, interface, room } = self.rules;
+        outbox::by_socket(handler, peer)?;
+        let (address, port) = peer.source;
+        let from = libc::in6_pktinfo {
+            ipi6_addr: libc::in6_addr { s6_addr: peer.asked.octets() },
+            ipi6_ifindex: *interface as _,
+        };
+        let ends = (datagrams::peer(address, port, *interface), from);
+        let sent = self.ring.send_to(ends, *room, write);
+        self.tally.unsent += u64::from(sent == Err(Unsent::Refused));
+        sent
     }
 }
 

@@ -4,9 +4,11 @@
 //! ```text
 //!        ┌────────── give (buffer ring, IORING_REGISTER_PBUF_RING) ◄───────────┐
 //!        ▼                                                                     │ the last one
-//!   kernel: recvmsg, multishot ──completion──► Request ──reply──► kernel: sendmsg, completion
+//!   kernel: recvmsg, multishot ──completion──► Received ─reply──► kernel: sendmsg, completion
 //!        ▲                                        │
 //!        └────────────────put_back────────────────┘
+//!
+//!   kept ──send_to──► kernel: sendmsg, completion ──► kept       what answers no request
 //! ```
 //!
 //! A buffer is in one place at a time. So no more completions can wait than there are buffers, and
@@ -22,15 +24,18 @@ use std::ptr::NonNull;
 use std::slice;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, AtomicU64, Ordering};
+use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, ensure};
 use io_uring::types::{BufRingEntry, CancelBuilder, Fd, RecvMsgOut, SubmitArgs, Timespec};
 use io_uring::{Builder, IoUring, cqueue, opcode, squeue};
 
+use crate::engine::EngineError;
 use crate::engine::udp::{self, DOZE, MAX_SEGMENTS};
 use crate::net::datagrams::{self, Control, Controls};
 use crate::net::denied;
 use crate::net::memory::Memory;
+use crate::service::Unsent;
 use crate::wire::MAX_PAYLOAD;
 
 /// Operations that one call submits at most: no more requests are decided over before the reply to
@@ -52,8 +57,8 @@ const LENGTH: usize = PAYLOAD + MAX_PAYLOAD;
 const RECEIVE: u64 = u64::MAX;
 const CANCEL: u64 = u64::MAX - 1;
 
-/// How often [`Ring`]'s end looks whether all has completed, [`DOZE`] apart, before it gives up its
-/// memory for lost.
+/// How often a dropped [`DatagramRing`] looks whether all has completed, [`DOZE`] apart, before it
+/// gives up its memory.
 const PATIENCE: u32 = 20;
 
 /// Why a request is refused: its buffer is not one of this ring.
@@ -76,7 +81,7 @@ struct Buffer {
 
 /// A datagram that came. Its buffer is lost to the ring when it is dropped.
 #[must_use]
-pub(super) struct Request {
+pub(super) struct Received {
     /// The ring that the buffer is of.
     ring: u64,
     buffer: u16,
@@ -90,18 +95,20 @@ pub(super) struct Request {
 }
 
 /// What happened.
-pub(super) enum Event {
+pub(super) enum Completion {
     /// A datagram came.
-    Request(Request),
+    Request(Received),
     /// So many replies have left, or have not.
     Sent(usize, io::Result<()>),
+    /// What answers no request has left, or has not.
+    Unasked(io::Result<()>),
     /// The kernel handed over what makes no sense.
     Invalid,
 }
 
 /// The ring of one worker. Only the thread that has called [`enable`](Self::enable) may use it from
 /// then on.
-pub(super) struct Ring {
+pub(super) struct DatagramRing {
     /// No other ring of this process has had the number: a request may outlive its ring.
     number: u64,
     ring: IoUring,
@@ -113,7 +120,12 @@ pub(super) struct Ring {
     /// What the kernel is told of how to receive.
     receive: NonNull<libc::msghdr>,
     buffers: NonNull<Buffer>,
+    /// Those that are received into.
     count: u16,
+    /// Those behind them, which are never received into: for what answers no request.
+    kept: u16,
+    /// The ones of these that no operation has.
+    free: Vec<u16>,
     /// Where the next buffer is put into the buffer ring; wraps.
     tail: u16,
     /// Buffers that are not in it.
@@ -126,21 +138,20 @@ pub(super) struct Ring {
 }
 
 // SAFETY: its pointers lead into its own memory, which goes along.
-unsafe impl Send for Ring {}
+unsafe impl Send for DatagramRing {}
 
-impl Ring {
-    /// With `count` buffers, a power of two. Nothing is received before the first
-    /// [`wait`](Self::wait).
-    pub fn open(socket: Arc<OwnedFd>, count: u16) -> Result<Self> {
-        let ring = set_up(count).map_err(explain)?;
+impl DatagramRing {
+    /// With `count` buffers for requests, a power of two, and `kept` for what answers none. Nothing
+    /// is received before the first [`wait`](Self::wait).
+    pub fn open(socket: Arc<OwnedFd>, count: u16, kept: u16) -> Result<Self> {
+        let ring = set_up(count + kept).map_err(explain)?;
         let header = usize::from(count) * size_of::<BufRingEntry>();
         let first = (header + size_of::<libc::msghdr>()).next_multiple_of(align_of::<Buffer>());
-        let memory =
-            Memory::anonymous(first + usize::from(count) * size_of::<Buffer>()).map_err(explain)?;
-        let places =
-            (memory.at(0, count.into()), memory.at(header, 1), memory.at(first, count.into()));
+        let all = usize::from(count + kept);
+        let memory = Memory::anonymous(first + all * size_of::<Buffer>()).map_err(explain)?;
+        let places = (memory.at(0, count.into()), memory.at(header, 1), memory.at(first, all));
         let (Some(entries), Some(receive), Some(buffers)) = places else {
-            return Err(anyhow!("no memory for {count} buffers"));
+            return Err(anyhow!("no memory for {all} buffers"));
         };
         static RINGS: AtomicU64 = AtomicU64::new(0);
         let mut this = Self {
@@ -152,6 +163,8 @@ impl Ring {
             receive,
             buffers,
             count,
+            kept,
+            free: (count..count + kept).collect(),
             tail: 0,
             out: count,
             pending: 0,
@@ -166,6 +179,7 @@ impl Ring {
             this.prepare(buffer);
             this.give(buffer);
         }
+        (count..count + kept).for_each(|buffer| this.prepare(buffer));
         let address = this.entries.as_ptr() as u64;
         // SAFETY: as many entries lie there, from the start of a page on, until no operation uses
         // them (see `drop`).
@@ -180,8 +194,8 @@ impl Ring {
     }
 
     /// Submits what is to be done, and waits until something has happened; `false` when nothing has
-    /// for [`DOZE`].
-    pub fn wait(&mut self) -> Result<bool> {
+    /// for so long.
+    pub fn wait(&mut self, limit: Duration) -> Result<bool> {
         // The kernel ends a receive when it has no buffer, for one, and it has none while they are
         // all out: requests wait in the socket then.
         if !self.receiving && !self.closing && self.out < self.count {
@@ -191,13 +205,13 @@ impl Ring {
             unsafe { self.push(&entry.build().user_data(RECEIVE)) }?;
             self.receiving = true;
         }
-        let doze = Timespec::from(DOZE);
-        let arguments = SubmitArgs::new().timespec(&doze);
+        let limit = Timespec::from(limit);
+        let arguments = SubmitArgs::new().timespec(&limit);
         passed(self.ring.submitter().submit_with_args(1, &arguments))
     }
 
     /// What happened next; `None` when that was all.
-    pub fn next(&mut self) -> Result<Option<Event>> {
+    pub fn next(&mut self) -> Result<Option<Completion>> {
         loop {
             let Some(completion) = self.ring.completion().next() else { return Ok(None) };
             let (flags, result) = (completion.flags(), completion.result());
@@ -217,7 +231,7 @@ impl Ring {
         }
     }
 
-    fn received(&mut self, buffer: Option<u16>, result: i32) -> Result<Option<Event>> {
+    fn received(&mut self, buffer: Option<u16>, result: i32) -> Result<Option<Completion>> {
         let length = match outcome(result) {
             Ok(length) => Some(length),
             // The receive has ended, and is begun anew where that makes sense.
@@ -232,18 +246,18 @@ impl Ring {
             Err(error) => return Err(error).context("cannot receive"),
         };
         let Some(buffer) = buffer.filter(|buffer| *buffer < self.count) else {
-            return Ok(length.map(|_| Event::Invalid));
+            return Ok(length.map(|_| Completion::Invalid));
         };
         self.out += 1;
         let request = length.and_then(|length| self.request(buffer, length));
         if request.is_none() {
             self.give(buffer);
         }
-        Ok(request.map(Event::Request))
+        Ok(request.map(Completion::Request))
     }
 
     /// What came into `buffer`; `None` when the kernel does not say whom it was sent to.
-    fn request(&self, buffer: u16, length: usize) -> Option<Request> {
+    fn request(&self, buffer: u16, length: usize) -> Option<Received> {
         let place = self.place(buffer, offset_of!(Buffer, data));
         // SAFETY: the buffer came out of the ring, so that nobody writes it; it is as long, and
         // initialised from the start.
@@ -256,12 +270,12 @@ impl Ring {
         let asked = control.value(libc::IPPROTO_IPV6, libc::IPV6_PKTINFO)?;
         let (source, source_port) = datagrams::source(&peer);
         let length = parts.payload_data().len();
-        Some(Request { ring: self.number, buffer, length, source, source_port, asked })
+        Some(Received { ring: self.number, buffer, length, source, source_port, asked })
     }
 
     /// What `request` carries, with the room behind it, and how many bytes of it that are. Of one
     /// that came by another ring there is nothing.
-    pub fn payload_mut(&mut self, request: &mut Request) -> (&mut [u8], usize) {
+    pub fn payload_mut(&mut self, request: &mut Received) -> (&mut [u8], usize) {
         if request.ring != self.number {
             return (&mut [], 0);
         }
@@ -276,7 +290,7 @@ impl Ring {
     /// `replies` times, from the address `from`.
     pub fn reply(
         &mut self,
-        request: Request,
+        request: Received,
         from: libc::in6_pktinfo,
         length: usize,
         replies: usize,
@@ -308,10 +322,45 @@ impl Ring {
         unsafe { self.push(&entry.build().user_data(index.into())) }
     }
 
-    fn sent(&mut self, buffer: u64, result: i32) -> Result<Option<Event>> {
-        let Some(index) = u16::try_from(buffer).ok().filter(|index| *index < self.count) else {
-            return Ok(Some(Event::Invalid));
+    /// Sends what `write` writes into the first `room` bytes of a payload, or fewer, to `peer` from
+    /// the address `from`: it answers no request, and takes no buffer of one.
+    ///
+    /// # Errors
+    /// Why it is not sent. Where the ring fails, the next [`wait`](Self::wait) says so as well.
+    pub fn send_to(
+        &mut self,
+        (peer, from): (libc::sockaddr_in6, libc::in6_pktinfo),
+        room: usize,
+        write: impl FnOnce(&mut [u8]) -> usize,
+    ) -> Result<(), Unsent> {
+        let index = *self.free.last().ok_or(Unsent::Busy)?;
+        // SAFETY: within the memory; no operation has it, since it is free.
+        let buffer = unsafe { self.buffer(index).as_mut() };
+        let room = room.min(MAX_PAYLOAD);
+        let length = write(&mut buffer.data[PAYLOAD..PAYLOAD + room]);
+        if length > room {
+            return Err(Unsent::TooLong);
+        }
+        let name = buffer.data[PEER..CONTROL].as_mut_ptr().cast::<libc::sockaddr_in6>();
+        // SAFETY: as many bytes of the buffer lie there, before the payload.
+        unsafe { name.write_unaligned(peer) };
+        buffer.controls = Controls::new(from, length);
+        buffer.left = 1;
+        buffer.vectors[0].iov_len = length;
+        self.send(index).map_err(|_| Unsent::Refused)?;
+        self.free.pop();
+        Ok(())
+    }
+
+    fn sent(&mut self, buffer: u64, result: i32) -> Result<Option<Completion>> {
+        let all = self.count + self.kept;
+        let Some(index) = u16::try_from(buffer).ok().filter(|index| *index < all) else {
+            return Ok(Some(Completion::Invalid));
         };
+        if index >= self.count {
+            self.free.push(index);
+            return Ok(Some(Completion::Unasked(outcome(result).map(drop))));
+        }
         // SAFETY: within the memory; its operation has just completed.
         let buffer = unsafe { self.buffer(index).as_mut() };
         let mut copies = buffer.copies;
@@ -323,11 +372,11 @@ impl Ring {
         } else {
             self.give(index);
         }
-        Ok(Some(Event::Sent(copies, outcome(result).map(drop))))
+        Ok(Some(Completion::Sent(copies, outcome(result).map(drop))))
     }
 
     /// Gives the buffer of a request that is not answered back to be received into.
-    pub fn put_back(&mut self, request: Request) -> Result<()> {
+    pub fn put_back(&mut self, request: Received) -> Result<()> {
         ensure!(request.ring == self.number, ELSEWHERE);
         self.give(request.buffer);
         Ok(())
@@ -354,9 +403,10 @@ impl Ring {
         self.pending > 0
     }
 
-    /// Buffers that are not where the kernel takes them from: with a request, or in an operation.
+    /// Buffers that are neither where the kernel takes them from nor free: with a request, or in an
+    /// operation.
     pub fn out(&self) -> u16 {
-        self.out
+        self.out + self.kept - self.free.len() as u16
     }
 
     /// Puts an operation into the submission queue; one that is full is submitted before.
@@ -373,8 +423,8 @@ impl Ring {
     }
 
     fn buffer(&self, index: u16) -> NonNull<Buffer> {
-        // SAFETY: masked, so one of the `count` that lie there.
-        unsafe { self.buffers.add((index & (self.count - 1)).into()) }
+        // SAFETY: one of those that lie there, of which there is at least one.
+        unsafe { self.buffers.add(index.min(self.count + self.kept - 1).into()) }
     }
 
     /// The byte of a buffer at `offset`, which is one of its own.
@@ -424,7 +474,7 @@ impl Ring {
         self.closing = true;
         self.cancel_all()?;
         for _ in 0..PATIENCE {
-            self.wait()?;
+            self.wait(DOZE)?;
             while let Some(completion) = self.ring.completion().next() {
                 self.pending -= u32::from(!cqueue::more(completion.flags()));
             }
@@ -436,7 +486,7 @@ impl Ring {
     }
 }
 
-impl Drop for Ring {
+impl Drop for DatagramRing {
     /// To close the ring does not end its operations at once: the kernel would write into memory
     /// that is something else by then.
     fn drop(&mut self) {
@@ -489,21 +539,20 @@ fn passed(entered: io::Result<usize>) -> Result<bool> {
 /// Why there is no ring, and what to do about it.
 fn explain(error: io::Error) -> anyhow::Error {
     match error.raw_os_error() {
-        Some(libc::ENOSYS) => anyhow!(
-            "this kernel has no io_uring (CONFIG_IO_URING), or a container hides it: use --engine \
-             socket-gso"
-        ),
-        Some(libc::EPERM | libc::EACCES) => anyhow!(denied::explain_io_uring()),
+        Some(libc::ENOSYS) => EngineError::NoUring(
+            "this kernel has no io_uring (CONFIG_IO_URING), or a container hides it",
+        )
+        .into(),
+        Some(libc::EPERM | libc::EACCES) => {
+            EngineError::UringForbidden(denied::explain_io_uring()).into()
+        }
         // Of what is asked for, the newest is IORING_SETUP_SINGLE_ISSUER, which is as old as
         // multishot recvmsg.
-        Some(libc::EINVAL) => anyhow!(
-            "the io_uring of this kernel is too old, it takes Linux 6.0 or newer: use --engine \
-             socket-gso"
-        ),
-        Some(libc::ENOMEM) => anyhow!(
-            "no memory for an io_uring: raise the limit of locked memory (ulimit -l) or that of \
-             the control group, or name fewer --cores"
-        ),
+        Some(libc::EINVAL) => EngineError::NoUring(
+            "the io_uring of this kernel is too old, it takes Linux 6.0 or newer",
+        )
+        .into(),
+        Some(libc::ENOMEM) => EngineError::NoMemoryForUring.into(),
         Some(libc::EMFILE | libc::ENFILE) => {
             anyhow!("no file descriptor left for an io_uring: raise the limit (ulimit -n)")
         }
@@ -516,32 +565,35 @@ mod tests {
     use super::*;
     use nix::sys::socket::{setsockopt, sockopt};
     use std::net::{SocketAddrV6, UdpSocket};
-    use std::time::Duration;
+
+    /// Buffers for what answers no request.
+    const KEPT: u16 = 3;
 
     /// A ring of `count` buffers, a client that asks it, and where.
-    fn ring(count: u16) -> (Ring, UdpSocket, SocketAddrV6) {
+    fn ring(count: u16) -> (DatagramRing, UdpSocket, SocketAddrV6) {
         let socket = || UdpSocket::bind(SocketAddrV6::new(Ipv6Addr::LOCALHOST, 0, 0, 0)).unwrap();
         let (server, client) = (socket(), socket());
         setsockopt(&server, sockopt::Ipv6RecvPacketInfo, &true).unwrap();
         client.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
         let to = SocketAddrV6::new(Ipv6Addr::LOCALHOST, server.local_addr().unwrap().port(), 0, 0);
-        let ring = Ring::open(Arc::new(server.into()), count).unwrap();
+        let ring = DatagramRing::open(Arc::new(server.into()), count, KEPT).unwrap();
         ring.enable().unwrap();
         (ring, client, to)
     }
 
     /// Waits until `number` requests have come, or more.
-    fn requests(ring: &mut Ring, number: usize) -> Vec<Request> {
+    fn requests(ring: &mut DatagramRing, number: usize) -> Vec<Received> {
         let mut requests = Vec::new();
         let mut in_vain = 0;
         while requests.len() < number {
-            in_vain += u32::from(!ring.wait().unwrap());
+            in_vain += u32::from(!ring.wait(DOZE).unwrap());
             assert!(in_vain < 100, "{} of {number} came", requests.len());
             while let Some(event) = ring.next().unwrap() {
                 match event {
-                    Event::Request(request) => requests.push(request),
-                    Event::Sent(_, result) => result.unwrap(),
-                    Event::Invalid => panic!("the kernel said what makes no sense"),
+                    Completion::Request(request) => requests.push(request),
+                    Completion::Sent(_, result) => result.unwrap(),
+                    Completion::Unasked(_) => panic!("nothing was sent unasked"),
+                    Completion::Invalid => panic!("the kernel said what makes no sense"),
                 }
             }
         }
@@ -592,12 +644,12 @@ mod tests {
     }
 
     /// Has the ring send until so many replies have left, and returns them.
-    fn payloads_of(ring: &mut Ring, client: &UdpSocket, replies: usize) -> Vec<Vec<u8>> {
+    fn payloads_of(ring: &mut DatagramRing, client: &UdpSocket, replies: usize) -> Vec<Vec<u8>> {
         let mut left = replies;
         while left > 0 {
-            ring.wait().unwrap();
+            ring.wait(DOZE).unwrap();
             while let Some(event) = ring.next().unwrap() {
-                let Event::Sent(copies, Ok(())) = event else {
+                let Completion::Sent(copies, Ok(())) = event else {
                     panic!("only replies were to leave")
                 };
                 left -= copies;
@@ -614,7 +666,7 @@ mod tests {
         }
         let mut waiting = requests(&mut ring, 2);
         assert_eq!(ring.out(), 2);
-        while ring.wait().unwrap() {
+        while ring.wait(DOZE).unwrap() {
             assert!(ring.next().unwrap().is_none(), "there is nothing to receive into");
         }
         assert!(!ring.receiving);
@@ -630,7 +682,7 @@ mod tests {
             }
             waiting = requests(&mut ring, 1);
         }
-        ring.wait().unwrap();
+        ring.wait(DOZE).unwrap();
         assert_eq!(payloads(&client, 9).concat(), [0, 1, 2, 3, 4, 5, 6, 7, 8]);
     }
 
@@ -642,8 +694,46 @@ mod tests {
         assert_eq!(request.length, MAX_PAYLOAD);
         let (from, length) = (request.asked, request.length);
         ring.reply(request, from, length, 1).unwrap();
-        ring.wait().unwrap();
+        ring.wait(DOZE).unwrap();
         assert_eq!(payloads(&client, 1), [[7; MAX_PAYLOAD]]);
+    }
+
+    #[test]
+    fn what_nobody_asked_for_has_buffers_of_its_own() {
+        let (mut ring, client, to) = ring(2);
+        client.send_to(b"asked", to).unwrap();
+        let request = requests(&mut ring, 1).pop().unwrap();
+        let ends = (datagrams::peer(request.source, request.source_port, 0), request.asked);
+        let send = |ring: &mut DatagramRing, byte, length: usize, room| {
+            ring.send_to(ends, room, |payload| {
+                assert_eq!(payload.len(), room.min(MAX_PAYLOAD));
+                payload[..length.min(room)].fill(byte);
+                length
+            })
+        };
+        assert_eq!(send(&mut ring, 0, 101, 100), Err(Unsent::TooLong));
+        for round in 0..3 {
+            for (byte, length) in [(1, 0), (2, 100), (3, MAX_PAYLOAD)] {
+                send(&mut ring, byte, length, length).unwrap();
+            }
+            assert_eq!(ring.send_to(ends, 9, |_| panic!("it writes")), Err(Unsent::Busy));
+            assert_eq!(ring.out(), 1 + KEPT);
+            let mut left = KEPT;
+            while left > 0 {
+                ring.wait(DOZE).unwrap();
+                while let Some(event) = ring.next().unwrap() {
+                    let Completion::Unasked(Ok(())) = event else { panic!("in round {round}") };
+                    left -= 1;
+                }
+            }
+            let expected = [vec![], vec![2; 100], vec![3; MAX_PAYLOAD]];
+            assert_eq!(payloads(&client, 3), expected);
+        }
+        // The request lies where it was, and nothing is missing when it is answered.
+        let (from, length) = (request.asked, request.length);
+        ring.reply(request, from, length, 1).unwrap();
+        assert_eq!(payloads_of(&mut ring, &client, 1), [b"asked"]);
+        assert_eq!(ring.out(), 0);
     }
 
     #[test]
@@ -667,7 +757,7 @@ mod tests {
         let request = requests(&mut ring, 1).pop().unwrap();
         ring.close().unwrap();
         while ring.is_busy() {
-            ring.wait().unwrap();
+            ring.wait(DOZE).unwrap();
             assert!(ring.next().unwrap().is_none());
         }
         assert!(!ring.receiving && ring.out() == 1);

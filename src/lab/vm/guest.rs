@@ -18,7 +18,7 @@ use nix::sys::reboot::{RebootMode, reboot};
 use nix::sys::wait::{WaitStatus, wait};
 use nix::unistd::{chroot, getpid, sync};
 
-use super::{MACS, ORDER, Order, PORTS, Said};
+use super::{GuestMessage, Instructions, MACS, ORDER, PORTS};
 use crate::lab::{DEFAULT_NAME, Lab};
 use crate::net::ethtool;
 
@@ -37,7 +37,7 @@ pub fn be_init() -> Result<Infallible> {
     let order = prepare();
     let ended = order
         .and_then(|order| work(&order))
-        .unwrap_or_else(|error| Said::Error(format!("{error:#}")));
+        .unwrap_or_else(|error| GuestMessage::Error(format!("{error:#}")));
     if let Err(error) = say(&ended) {
         eprintln!("{ended:?}, and the host cannot be told: {error:#}"); // the console
     }
@@ -46,13 +46,13 @@ pub fn be_init() -> Result<Infallible> {
 }
 
 /// Mounts the guest's file systems and makes the host's its root, under an overlay.
-fn prepare() -> Result<Order> {
+fn prepare() -> Result<Instructions> {
     for (kind, place) in
         [("devtmpfs", "/dev"), ("proc", "/proc"), ("sysfs", "/sys"), ("tmpfs", "/upper")]
     {
         put(kind, place, None)?;
     }
-    let order: Order = serde_json::from_slice(&fs::read(ORDER)?)?;
+    let order: Instructions = serde_json::from_slice(&fs::read(ORDER)?)?;
     for module in &order.modules {
         let module = Path::new("/").join(module);
         let file =
@@ -90,7 +90,7 @@ fn prepare() -> Result<Order> {
 }
 
 /// Makes the lab and runs the command.
-fn work(order: &Order) -> Result<Said> {
+fn work(order: &Instructions) -> Result<GuestMessage> {
     let [server, client] = MACS;
     let give_up = Instant::now() + CARD_TIMEOUT;
     let there = |mac| {
@@ -126,12 +126,12 @@ fn work(order: &Order) -> Result<Said> {
         .envs(order.variables.iter().cloned());
     command.stdin(File::open("/dev/null")?).stdout(port(PORTS[1])?).stderr(port(PORTS[2])?);
     let child = command.spawn().with_context(|| format!("cannot run {program}"))?;
-    say(&Said::Started)?;
+    say(&GuestMessage::Started)?;
     loop {
         // Process 1 also inherits orphaned processes, so other children may end first.
         match wait()? {
             WaitStatus::Exited(pid, status) if pid.as_raw() == child.id() as i32 => {
-                return Ok(Said::Status(status));
+                return Ok(GuestMessage::Status(status));
             }
             WaitStatus::Signaled(pid, signal, _) if pid.as_raw() == child.id() as i32 => {
                 return Err(anyhow!("{program} was ended by {signal}"));
@@ -174,7 +174,7 @@ fn share(tag: &str, place: &Path, how: &str) -> Result<()> {
 }
 
 /// Sends a message to the host.
-fn say(what: &Said) -> Result<()> {
+fn say(what: &GuestMessage) -> Result<()> {
     let line = serde_json::to_string(what)? + "\n";
     Ok(port(PORTS[0])?.write_all(line.as_bytes())?)
 }

@@ -136,7 +136,7 @@ pub struct VmConfig {
 
 /// The guest's instructions, in a file of its initramfs.
 #[derive(Debug, Serialize, Deserialize)]
-struct Order {
+struct Instructions {
     command: Vec<String>,
     directory: PathBuf,
     variables: Vec<(String, String)>,
@@ -149,7 +149,7 @@ struct Order {
 /// A message from the guest, one line each.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-enum Said {
+enum GuestMessage {
     /// The command has started.
     Started,
     /// The command ended with this exit status.
@@ -211,17 +211,17 @@ pub fn run(
     let child = command
         .spawn()
         .context("cannot start QEMU: install util-linux, whose setpriv starts it")?;
-    let mut running = Running { child, limit: config.limit, stop, output: &output };
+    let mut running = QemuProcess { child, limit: config.limit, stop, output: &output };
     let last = running.follow(&listeners, show)?;
     match last {
-        Some(Said::Status(status)) => Ok(status),
-        Some(Said::Error(why)) => bail!("in the guest: {why}"),
-        Some(Said::Started) | None => bail!(last_words(&console, &output)),
+        Some(GuestMessage::Status(status)) => Ok(status),
+        Some(GuestMessage::Error(why)) => bail!("in the guest: {why}"),
+        Some(GuestMessage::Started) | None => bail!(last_words(&console, &output)),
     }
 }
 
 /// A running QEMU. Dropping it kills it.
-struct Running<'a> {
+struct QemuProcess<'a> {
     child: Child,
     limit: Duration,
     stop: &'a AtomicBool,
@@ -229,7 +229,7 @@ struct Running<'a> {
     output: &'a Path,
 }
 
-impl Drop for Running<'_> {
+impl Drop for QemuProcess<'_> {
     fn drop(&mut self) {
         // Both fail if it has already ended, which is fine.
         let _ = self.child.kill();
@@ -237,13 +237,13 @@ impl Drop for Running<'_> {
     }
 }
 
-impl Running<'_> {
+impl QemuProcess<'_> {
     /// Forwards the guest's output until QEMU ends, and returns the guest's last message.
     fn follow(
         &mut self,
         listeners: &[UnixListener],
         show: &mut dyn FnMut(Option<&str>),
-    ) -> Result<Option<Said>> {
+    ) -> Result<Option<GuestMessage>> {
         thread::scope(|scope| {
             let mut ports = Vec::new();
             for listener in listeners {
@@ -426,7 +426,7 @@ fn write_initramfs(path: &Path, kernel: &Kernel, config: &VmConfig) -> Result<()
             .with_context(|| format!("{} is not UTF-8", words.to_string_lossy()))
     };
     let variable = |name: &&str| Some(((*name).to_owned(), std::env::var(name).ok()?));
-    let order = Order {
+    let order = Instructions {
         command: config.command.iter().map(text).collect::<Result<_>>()?,
         directory: std::env::current_dir().context("cannot find the working directory")?,
         variables: VARIABLES.iter().filter_map(variable).collect(),

@@ -1,4 +1,4 @@
-//! The addresses of interfaces, and what is announced of them.
+//! Addresses of interfaces, and the kernel's announcements about them.
 
 use std::net::{IpAddr, Ipv6Addr};
 use std::time::{Duration, Instant};
@@ -13,7 +13,7 @@ use rtnetlink::packet_route::address::{
 use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
 
 use super::OUR_PROTOCOL;
-use super::socket::Socket;
+use super::socket::Connection;
 
 /// An IPv6 address of an interface.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -24,7 +24,8 @@ pub struct Address {
     pub prefix_length: u8,
     /// Whether it carries [`OUR_PROTOCOL`].
     pub ours: bool,
-    /// Whether it is not live yet, as long as somebody might have it (IFA_F_TENTATIVE).
+    /// Whether Duplicate Address Detection is still running for it (IFA_F_TENTATIVE): it is not
+    /// live yet.
     pub tentative: bool,
 }
 
@@ -33,31 +34,31 @@ pub struct Address {
 /// # Errors
 /// When there is no such interface.
 pub fn addresses(index: u32) -> Result<Vec<Address>> {
-    Socket::open()?.addresses(index)
+    Connection::open()?.addresses(index)
 }
 
-/// The kernel's IPv6 addresses, on whatever interface of the namespace, but for those that
-/// [`crate::live`] made; and each change of them.
+/// The kernel's IPv6 addresses on every interface of the namespace, except those that
+/// [`crate::live`] added; and announcements of changes.
 #[derive(Debug)]
 pub struct KernelAddresses {
-    announced: Socket,
-    /// Another socket: answers do not mix with announcements.
-    asked: Socket,
+    announced: Connection,
+    /// A separate socket, so that answers do not mix with announcements.
+    asked: Connection,
 }
 
 impl KernelAddresses {
-    /// Listens from now on.
+    /// Starts listening.
     ///
     /// # Errors
     /// When the kernel cannot be asked.
     pub fn watch() -> Result<Self> {
-        let announced = Socket::open()?;
+        let announced = Connection::open()?;
         let group = MulticastGroup::Ipv6Ifaddr as u32;
-        announced.socket.add_membership(group).context("cannot listen to the kernel")?;
-        Ok(Self { announced, asked: Socket::open()? })
+        announced.socket.add_membership(group).context("cannot listen for kernel announcements")?;
+        Ok(Self { announced, asked: Connection::open()? })
     }
 
-    /// What there is now.
+    /// Lists the current addresses.
     ///
     /// # Errors
     /// When the kernel cannot be asked.
@@ -70,36 +71,36 @@ impl KernelAddresses {
             .collect())
     }
 
-    /// Waits for a change, for at most `limit`, and returns whether there was one.
+    /// Waits up to `limit` for a change, and returns whether there was one.
     ///
     /// # Errors
     /// When the kernel cannot be listened to.
     pub fn changed(&mut self, limit: Duration) -> Result<bool> {
-        let any = |_: &RouteNetlinkMessage| true; // nothing else is announced to this socket
+        let any = |_: &RouteNetlinkMessage| true; // this socket receives no other announcements
         self.announced
             .wait_for(any, Instant::now() + limit)
-            .map_err(|refusal| refusal.explain("listen to the kernel"))
+            .map_err(|refusal| refusal.explain("listen for kernel announcements"))
     }
 }
 
-/// Hears which IPv6 addresses an interface loses.
+/// Watches for IPv6 addresses that an interface loses.
 #[derive(Debug)]
 pub(crate) struct AddressLosses {
-    announced: Socket,
+    announced: Connection,
     index: u32,
 }
 
 impl AddressLosses {
-    /// Listens from now on, to what is announced of the interface with that index.
+    /// Starts listening for announcements about the interface with that index.
     pub fn watch(index: u32) -> Result<Self> {
-        let announced = Socket::open()?;
+        let announced = Connection::open()?;
         let group = MulticastGroup::Ipv6Ifaddr as u32;
-        announced.socket.add_membership(group).context("cannot listen to the kernel")?;
+        announced.socket.add_membership(group).context("cannot listen for kernel announcements")?;
         Ok(Self { announced, index })
     }
 
-    /// Whether an address that `is_ours` has gone since the last call, or may have: there were more
-    /// announcements than the kernel keeps. Waits for nothing.
+    /// Whether an address for which `is_ours` holds went away since the last call. Also true if the
+    /// kernel dropped announcements, as one may have gone unseen. Does not wait.
     pub fn heard(&mut self, is_ours: impl Fn(Ipv6Addr) -> bool) -> bool {
         let mut heard = false;
         while let Ok(true) = self.announced.wait(Instant::now()) {
@@ -125,8 +126,8 @@ impl AddressLosses {
     }
 }
 
-impl Socket {
-    /// The IPv6 addresses of the interface with that index; of all, where it is 0.
+impl Connection {
+    /// The IPv6 addresses of the interface with that index, or of all interfaces if it is 0.
     pub fn addresses(&mut self, index: u32) -> Result<Vec<Address>> {
         let mut query = AddressMessage::default();
         query.header.family = AddressFamily::Inet6;
@@ -146,8 +147,8 @@ impl Socket {
         Ok(here.collect())
     }
 
-    /// Adds `ip` to the interface with that index, without Duplicate Address Detection: it is live
-    /// at once.
+    /// Adds `ip` to the interface with that index, without Duplicate Address Detection, so that it
+    /// is live at once.
     #[cfg_attr(not(feature = "lab"), allow(dead_code))]
     pub fn add_address(&mut self, index: u32, ip: Ipv6Addr, prefix_length: u8) -> Result<()> {
         let mut message = address_message(index, ip, prefix_length);
@@ -174,7 +175,7 @@ fn new_address(message: &AddressMessage) -> Option<Address> {
     let mut tentative = false;
     for attribute in &message.attributes {
         match attribute {
-            // Where both are there, this one is the peer's.
+            // If both attributes exist, this one is the peer's address.
             AddressAttribute::Address(IpAddr::V6(address)) => ip = ip.or(Some(*address)),
             AddressAttribute::Local(IpAddr::V6(address)) => ip = Some(*address),
             AddressAttribute::Protocol(AddressProtocol::Other(OUR_PROTOCOL)) => ours = true,
@@ -192,6 +193,6 @@ mod tests {
     #[test]
     fn addresses_of_no_interface_are_an_error() {
         let error = addresses(i32::MAX as u32).unwrap_err().to_string();
-        assert!(error.ends_with("there is no such interface here"), "{error}");
+        assert!(error.ends_with("no such interface here"), "{error}");
     }
 }

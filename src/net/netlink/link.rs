@@ -13,52 +13,49 @@ use rtnetlink::packet_route::link::{
     LinkFlags, LinkInfo, LinkMessage, LinkXdp,
 };
 
-use super::socket::{Refusal, Socket};
+use super::socket::{Connection, KernelError};
 use crate::events::{AttachMode, AttachedProgram};
 
-/// A Linux interface as the kernel described it when asked.
+/// A Linux interface, as the kernel described it at the time of the query.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Link {
     /// Its number, unique in its namespace.
     pub index: u32,
     /// Its name, such as `server0`.
     pub name: String,
-    /// Its Ethernet address; all zero where it has none.
+    /// Its Ethernet address; all zero if it has none.
     pub mac: [u8; 6],
-    /// What its frames begin with: an ARPHRD of linux/if_arp.h, such as [`ARPHRD_ETHER`].
+    /// Its link type, an ARPHRD of linux/if_arp.h such as [`ARPHRD_ETHER`].
     pub link_type: u16,
     /// Largest packet without the Ethernet header, in bytes.
     pub mtu: u32,
-    /// Transmit queues that it was made with. Not all need to be in use.
+    /// Transmit queues that it was created with. Not all need to be in use.
     pub tx_queues: u32,
-    /// Receive queues that it was made with. Not all need to be in use.
+    /// Receive queues that it was created with. Not all need to be in use.
     pub rx_queues: u32,
-    /// Whether it is set up (IFF_UP).
+    /// Whether it is up (IFF_UP).
     pub up: bool,
-    /// Whether something is at the other end of the cable (IFF_LOWER_UP).
+    /// Whether it has a carrier (IFF_LOWER_UP).
     pub carrier: bool,
-    /// How often its carrier has gone since it was made, as when it is set down
-    /// (IFLA_CARRIER_DOWN_COUNT).
+    /// How often it has lost its carrier, including by being set down (IFLA_CARRIER_DOWN_COUNT).
     pub carrier_losses: u32,
-    /// Whether it is told to receive all multicast (IFF_ALLMULTI), rather than asked for it by
-    /// sockets.
+    /// Whether IFF_ALLMULTI is set on it. All-multicast mode that sockets requested does not count.
     pub all_multicast: bool,
-    /// Whether neighbours are discovered on it (no IFF_NOARP).
+    /// Whether it uses neighbour discovery (no IFF_NOARP).
     pub arp: bool,
-    /// Whether the kernel does IPv6 on it: not with `disable_ipv6` set, nor with an MTU below 1280.
+    /// Whether IPv6 is enabled on it: not with `disable_ipv6` set, nor with an MTU below 1280.
     pub ipv6: bool,
-    /// Text that its maker gave it.
+    /// Its alias, a text set by its creator.
     pub alias: Option<String>,
-    /// The XDP program on it.
+    /// The XDP program attached to it.
     pub xdp: Option<AttachedProgram>,
-    /// What kind of device the kernel made it as, such as `veth` or `bond` (IFLA_INFO_KIND); `None`
-    /// of a card.
+    /// The kind of virtual device, such as `veth` or `bond` (IFLA_INFO_KIND); `None` for a card.
     pub kind: Option<String>,
     /// Index of the bridge, bond or VRF that it is a port of (IFLA_MASTER).
     pub master: Option<u32>,
 }
 
-/// Ethernet, and what looks like it: veth, bridge, macvlan, tap.
+/// Ethernet, and virtual Ethernet: veth, bridge, macvlan, tap.
 pub const ARPHRD_ETHER: u16 = 1;
 
 /// The loopback interface, whose frames have an Ethernet header of zeros.
@@ -68,54 +65,54 @@ pub const ARPHRD_LOOPBACK: u16 = 772;
 pub const ARPHRD_NONE: u16 = 65534;
 
 impl Link {
-    /// Whether its frames begin with an Ethernet header. Those of tunnels begin with the IP header.
+    /// Whether its packets begin with an Ethernet header. Those of tunnels begin with the IP
+    /// header.
     #[must_use]
     pub fn is_ethernet(&self) -> bool {
         is_ethernet(self.link_type)
     }
 }
 
-/// Whether frames of that link type begin with an Ethernet header.
+/// Whether packets of that link type begin with an Ethernet header.
 #[must_use]
 pub fn is_ethernet(link_type: u16) -> bool {
     matches!(link_type, ARPHRD_ETHER | ARPHRD_LOOPBACK)
 }
 
-/// What an interface that is in a VRF (virtual routing and forwarding) shares with the others in
-/// it.
+/// The VRF (virtual routing and forwarding) of an interface.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Vrf {
     /// Index of the VRF's own interface.
     pub index: u32,
-    /// Its routing table, which also has the local routes of its interfaces' addresses.
+    /// Its routing table, which also holds the local routes of its interfaces' addresses.
     pub table: u32,
 }
 
-/// The VRF that the interface with that index is in; `None` where it is in none.
+/// The VRF of the interface with that index; `None` if it is in none.
 ///
 /// # Errors
 /// When there is no such interface.
 pub fn vrf(index: u32) -> Result<Option<Vrf>> {
-    Socket::open()?.vrf(index)
+    Connection::open()?.vrf(index)
 }
 
-/// The interface that has that name, or was given it besides.
+/// The interface with that name or alternative name.
 ///
 /// # Errors
-/// When there is none here; the message lists those that there are.
+/// When there is none; the message lists the existing ones.
 pub fn link(name: &str) -> Result<Link> {
-    Socket::open()?.link(name)
+    Connection::open()?.link(name)
 }
 
-/// The interface with that index, whatever its name is by now; `None` where there is none.
+/// The interface with that index, whatever its current name; `None` if there is none.
 ///
 /// # Errors
 /// When the kernel cannot be asked.
 pub fn link_at(index: u32) -> Result<Option<Link>> {
-    Socket::open()?.link_at(index)
+    Connection::open()?.link_at(index)
 }
 
-/// The present name of the interface with that index; `last` where there is none.
+/// The current name of the interface with that index; `last` if there is none.
 pub(crate) fn name_of(index: u32, last: &str) -> String {
     link_at(index).ok().flatten().map_or_else(|| last.to_owned(), |link| link.name)
 }
@@ -125,51 +122,50 @@ pub(crate) fn name_of(index: u32, last: &str) -> String {
 /// # Errors
 /// When the kernel cannot be asked.
 pub fn links() -> Result<Vec<Link>> {
-    Socket::open()?.links()
+    Connection::open()?.links()
 }
 
-/// The interface that the one with that index is paired with or lies on, in whatever namespace: of
-/// a veth, its other end. `None` where there is none, or it may not be seen: another namespace
-/// takes CAP_NET_ADMIN.
+/// The interface that the one with that index is paired with or stacked on, in any namespace: for a
+/// veth, its peer. `None` if there is none, or if it may not be seen: looking into another
+/// namespace needs CAP_NET_ADMIN.
 #[must_use]
 pub fn peer(index: u32) -> Option<Link> {
-    Socket::open().ok()?.peer(index)
+    Connection::open().ok()?.peer(index)
 }
 
-/// Sets the interface with that index up or down. Down, it loses its routes and, unless
+/// Sets the interface with that index up or down. Going down, it loses its routes and, unless
 /// `keep_addr_on_down` is set, its IPv6 addresses.
 ///
 /// # Errors
 /// When there is no such interface, or without CAP_NET_ADMIN.
 pub fn set_up(index: u32, up: bool) -> Result<()> {
-    Socket::open()?.set_up(index, up)
+    Connection::open()?.set_up(index, up)
 }
 
-/// Waits until the interface is up and has a carrier, woken by the kernel's own announcement of it.
+/// Waits for the kernel to announce that the interface is up and has a carrier.
 ///
 /// # Errors
 /// When there is no such interface, or it has no carrier after `timeout`.
 pub fn wait_for_carrier(name: &str, timeout: Duration) -> Result<()> {
-    Socket::open()?.wait_for_carrier(name, timeout)
+    Connection::open()?.wait_for_carrier(name, timeout)
 }
 
-/// Of linux/if_link.h: another name of an interface.
+/// An alternative name of an interface (linux/if_link.h).
 const IFLA_ALT_IFNAME: u16 = 53;
 
-impl Socket {
+impl Connection {
     pub fn link(&mut self, name: &str) -> Result<Link> {
         let by = |attribute| {
             let mut query = LinkMessage::default();
             query.attributes.push(attribute);
             RouteNetlinkMessage::GetLink(query)
         };
-        let mut asked = Err(Refusal::from(Errno::ENODEV));
+        let mut asked = Err(KernelError::from(Errno::ENODEV));
         if name.len() < nix::libc::IFNAMSIZ {
             asked = self.ask(by(LinkAttribute::IfName(name.to_owned())), 0);
         }
         if matches!(&asked, Err(refusal) if refusal.code == Errno::ENODEV) {
-            // Names that were given to it besides (ip link property add … altname) may be as long
-            // as 127 characters.
+            // Alternative names (ip link property add … altname) may have up to 127 characters.
             let alternative = DefaultNla::new(IFLA_ALT_IFNAME, [name.as_bytes(), b"\0"].concat());
             asked = self.ask(by(LinkAttribute::Other(alternative)), 0);
         }
@@ -178,15 +174,15 @@ impl Socket {
                 .into_iter()
                 .find_map(new_link)
                 .with_context(|| format!("the kernel did not describe {name}")),
-            // The latter two: a name that is no name, or a kernel before 5.5, which knows no
-            // others.
+            // EINVAL and ERANGE: an invalid name, or a kernel before 5.5, which has no alternative
+            // names.
             Err(refusal)
                 if matches!(refusal.code, Errno::ENODEV | Errno::EINVAL | Errno::ERANGE) =>
             {
                 let names: Vec<_> = self.links()?.into_iter().map(|link| link.name).collect();
-                bail!("no interface '{name}' here: there are {}", names.join(", "))
+                bail!("no interface '{name}' here, only {}", names.join(", "))
             }
-            Err(refusal) => Err(refusal.explain(format_args!("look for {name}"))),
+            Err(refusal) => Err(refusal.explain(format_args!("find {name}"))),
         }
     }
 
@@ -196,7 +192,7 @@ impl Socket {
         match self.ask(RouteNetlinkMessage::GetLink(query), 0) {
             Ok(answers) => Ok(answers.into_iter().find_map(new_link)),
             Err(refusal) if refusal.code == Errno::ENODEV => Ok(None),
-            Err(refusal) => Err(refusal.explain(format_args!("look for interface {index}"))),
+            Err(refusal) => Err(refusal.explain(format_args!("find interface {index}"))),
         }
     }
 
@@ -246,11 +242,11 @@ impl Socket {
         self.wait_for_carrier_of(index, name, timeout)
     }
 
-    /// The same of the interface with that index, whatever it is called meanwhile; `name` is for
+    /// The same for the interface with that index, even if it is renamed meanwhile; `name` is for
     /// the error.
     pub fn wait_for_carrier_of(&mut self, index: u32, name: &str, timeout: Duration) -> Result<()> {
         let has_carrier = |socket: &mut Self| {
-            let link = socket.link_at(index)?.with_context(|| format!("{name} has gone"))?;
+            let link = socket.link_at(index)?.with_context(|| format!("{name} disappeared"))?;
             anyhow::Ok((link.up && link.carrier).then_some(()))
         };
         self.watch(MulticastGroup::Link, timeout, has_carrier, |event| match event {
@@ -262,24 +258,24 @@ impl Socket {
         .with_context(|| format!("{name} has no carrier after {timeout:?}: is its other end up?"))
     }
 
-    /// The VRF that the interface with that index is in; `None` where it is in none.
+    /// The VRF of the interface with that index; `None` if it is in none.
     pub fn vrf(&mut self, index: u32) -> Result<Option<Vrf>> {
         let mut query = LinkMessage::default();
         query.header.index = index;
         let answers = self
             .ask(RouteNetlinkMessage::GetLink(query), 0)
-            .map_err(|refusal| refusal.explain(format_args!("look at interface {index}")))?;
+            .map_err(|refusal| refusal.explain(format_args!("query interface {index}")))?;
         Ok(answers.iter().find_map(|answer| match answer {
             RouteNetlinkMessage::NewLink(link) => vrf_of(&link.attributes),
             _ => None,
         }))
     }
 
-    /// Makes a veth pair with `queues` queues each way: `near` here and `far` in `far_namespace`,
+    /// Creates a veth pair with `queues` queues each way: `near` here and `far` in `far_namespace`,
     /// both with `alias`.
     ///
-    /// All of it is one datagram, which the kernel works through before anything can kill the
-    /// sender: there is no pair without its alias.
+    /// One datagram carries all of it. The kernel processes it to the end even if the sender is
+    /// killed, so no pair exists without its alias.
     #[cfg_attr(not(feature = "lab"), allow(dead_code))]
     pub fn add_veth(
         &mut self,
@@ -303,7 +299,7 @@ impl Socket {
             LinkInfo::Kind(InfoKind::Veth),
             LinkInfo::Data(InfoData::Veth(InfoVeth::Peer(end(far)))),
         ]));
-        // The kernel takes no alias when it makes a link.
+        // The kernel ignores an alias when it creates a link.
         let named = |name: &str| {
             let mut change = LinkMessage::default();
             change.attributes = vec![
@@ -333,8 +329,8 @@ impl Socket {
         }
     }
 
-    /// Moves an interface, which is down, into another namespace, with another name and the alias
-    /// `alias`.
+    /// Moves an interface that is down into another namespace, and gives it a new name and an
+    /// alias.
     ///
     /// # Errors
     /// When it cannot be moved: it is up, gone, or the name is taken there.
@@ -358,7 +354,8 @@ impl Socket {
         })
     }
 
-    /// Removes an interface, unless it is gone already. Of a veth pair, both ends go.
+    /// Deletes an interface, unless it is already gone. Deleting one end of a veth pair deletes
+    /// both.
     #[cfg_attr(not(feature = "lab"), allow(dead_code))]
     pub fn delete_link(&mut self, index: u32) -> Result<()> {
         let mut message = LinkMessage::default();
@@ -372,7 +369,7 @@ impl Socket {
     }
 }
 
-/// What the attributes of an interface say of the VRF that it is in.
+/// Reads the VRF from the attributes of an interface.
 fn vrf_of(attributes: &[LinkAttribute]) -> Option<Vrf> {
     let index = attributes.iter().find_map(|attribute| match attribute {
         LinkAttribute::Controller(index) => Some(*index),
@@ -495,10 +492,7 @@ mod tests {
     fn unknown_interface_is_told_with_those_there_are() {
         for name in ["eth-none", "", "a name that is much too long for one"] {
             let error = link(name).unwrap_err().to_string();
-            assert!(
-                error.starts_with(&format!("no interface '{name}' here: there are lo")),
-                "{error}"
-            );
+            assert!(error.starts_with(&format!("no interface '{name}' here, only lo")), "{error}");
         }
     }
 

@@ -1,12 +1,12 @@
-//! WHAT THE KERNEL'S ROUTING SOCKET IS ASKED AND TOLD: links, addresses, routes and neighbours.
+//! ROUTING NETLINK: queries and changes of links, addresses, routes and neighbours.
 //!
 //! Everything here is synchronous and acts in the network namespace of the calling thread. The
-//! kernel answers a request before the send returns, so there is nothing to wait for and no runtime
-//! to hide: one plain socket sends messages and reads the answers. It belongs to the namespace in
-//! which it was opened, whatever thread uses it later.
+//! kernel answers a request before the send returns, so there is nothing to wait for and no need
+//! for an async runtime: one plain socket sends messages and reads the answers. A socket stays in
+//! the namespace where it was opened, whichever thread uses it later.
 //!
-//! Reading needs no privilege, changing needs CAP_NET_ADMIN. Nothing is sent to the network from
-//! here, but the kernel sends a Neighbour Solicitation when [`resolve`] asks it to.
+//! Reading needs no privilege; changing needs CAP_NET_ADMIN. This code sends nothing to the
+//! network, but the kernel sends Neighbour Solicitations when [`resolve`] asks it to.
 
 mod address;
 mod link;
@@ -24,10 +24,10 @@ pub use link::{
 };
 pub use neighbour::{resolve, resolve_any, set_neighbour};
 pub use route::{Delivery, Opener, Route, TableRoute, on_link_prefixes, route, route_in, routes};
-pub(crate) use socket::{Refusal, Socket};
+pub(crate) use socket::{Connection, KernelError};
 
-/// What says that an address or a route is ours: the IFA_PROTO or rtm_protocol that [`crate::live`]
-/// gives each one, so that a later run knows the leftovers of one that was killed (`ip -details
-/// address`, from 6.4, and `ip -6 route show table local proto 102` show it). Kernels before 5.18
-/// ignore that of an address.
+/// Marks an address or a route as ours: the IFA_PROTO or rtm_protocol that [`crate::live`] sets on
+/// each one. It lets a later run recognise what a killed one left. `ip -details address` shows it
+/// from 6.4 on, and so does `ip -6 route show table local proto 102`. Kernels before 5.18 ignore it
+/// on addresses.
 pub const OUR_PROTOCOL: u8 = 0x66;

@@ -1,4 +1,4 @@
-//! Neighbours: who has which Ethernet address.
+//! Neighbour discovery through the kernel's neighbour table.
 
 use std::net::Ipv6Addr;
 use std::time::{Duration, Instant};
@@ -12,33 +12,33 @@ use rtnetlink::packet_route::neighbour::{
 };
 use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
 
-use super::socket::Socket;
+use super::socket::Connection;
 
-/// The Ethernet address of `neighbour`, behind the interface with that index. Where the kernel does
-/// not know it, it is told to find it out; no datagram has to be sent for that.
+/// The Ethernet address of `neighbour` behind the interface with that index. If the kernel does not
+/// know it, this makes the kernel solicit it; no datagram needs to be sent.
 ///
 /// # Errors
 /// When nobody answers, after about 3 s (the kernel's three solicitations) or `timeout`, whichever
 /// is first.
 pub fn resolve(interface: u32, neighbour: Ipv6Addr, timeout: Duration) -> Result<[u8; 6]> {
-    Socket::open()?.resolve(interface, neighbour, timeout)
+    Connection::open()?.resolve(interface, neighbour, timeout)
 }
 
-/// The Ethernet address of the first of `neighbours` that answers, as [`resolve`]; `None` where
-/// none does within `timeout`.
+/// The Ethernet address of the first of `neighbours` to answer, found as in [`resolve`]; `None` if
+/// none answers within `timeout`.
 ///
 /// # Errors
-/// When the kernel cannot ask for them, or not for all at once.
+/// When the kernel cannot solicit them, or not all at once.
 pub fn resolve_any(
     interface: u32,
     neighbours: &[Ipv6Addr],
     timeout: Duration,
 ) -> Result<Option<[u8; 6]>> {
-    Socket::open()?.resolve_any(interface, neighbours, timeout)
+    Connection::open()?.resolve_any(interface, neighbours, timeout)
 }
 
-/// Has the kernel take `mac` for the neighbour's, and ask nobody (NUD_PERMANENT); without one,
-/// forget the entry.
+/// Sets the neighbour's Ethernet address permanently, so that the kernel never solicits it
+/// (NUD_PERMANENT). Without `mac`, deletes the entry.
 ///
 /// # Errors
 /// Without CAP_NET_ADMIN, and when there is no such interface.
@@ -52,13 +52,13 @@ pub fn set_neighbour(interface: u32, neighbour: Ipv6Addr, mac: Option<[u8; 6]>) 
         }
         None => (RouteNetlinkMessage::DelNeighbour(entry), 0),
     };
-    let told = Socket::open()?.tell_one(message, flags);
+    let told = Connection::open()?.tell_one(message, flags);
     told.map_err(|refusal| {
         refusal.explain(format_args!("set neighbour {neighbour} of interface {interface}"))
     })
 }
 
-impl Socket {
+impl Connection {
     pub fn resolve(
         &mut self,
         interface: u32,
@@ -71,10 +71,10 @@ impl Socket {
         self.tell_one(look_for(interface, neighbour), NLM_F_CREATE | NLM_F_REPLACE).map_err(
             |refusal| match refusal.code {
                 Errno::ENOBUFS => anyhow!(
-                    "cannot look for {neighbour}: the kernel's neighbour table is full; \
+                    "cannot resolve {neighbour}: the kernel's neighbour table is full; \
                      raise net.ipv6.neigh.default.gc_thresh3"
                 ),
-                _ => refusal.explain(format_args!("look for {neighbour} on interface {interface}")),
+                _ => refusal.explain(format_args!("resolve {neighbour} on interface {interface}")),
             },
         )?;
         if let Some(mac) = self.wait_for_answer(interface, neighbour, timeout)? {
@@ -85,8 +85,8 @@ impl Socket {
         bail!("nobody answers for {neighbour} on {name}: is the server up?")
     }
 
-    /// The address that somebody gave the neighbour. Such an entry stays as it is: a question would
-    /// take it for one that nobody answered for.
+    /// The neighbour's permanent address, if somebody set one. [`look_for`] must not touch such an
+    /// entry: the kernel would mark it as unanswered.
     fn fixed(&mut self, interface: u32, neighbour: Ipv6Addr) -> Option<[u8; 6]> {
         let query = RouteNetlinkMessage::GetNeighbour(entry_of(interface, neighbour));
         self.ask(query, 0).ok()?.iter().find_map(|answer| match answer {
@@ -99,7 +99,7 @@ impl Socket {
         })
     }
 
-    /// Waits until the kernel knows the neighbour's address, or has given up.
+    /// Waits until the kernel knows the neighbour's address or has given up.
     fn wait_for_answer(
         &mut self,
         interface: u32,
@@ -112,7 +112,7 @@ impl Socket {
                 RouteNetlinkMessage::NewNeighbour(entry) => verdict(&entry),
                 _ => None,
             })),
-            // It failed, and the entry has been swept away since.
+            // Resolution failed, and the kernel has since removed the entry.
             Err(refusal) if refusal.code == Errno::ENOENT => Ok(Some(None)),
             Err(refusal) => Err(refusal.explain(format_args!("look up neighbour {neighbour}"))),
         };
@@ -140,7 +140,7 @@ impl Socket {
             self.tell(asked).map(|refused| refused.into_iter().next().map(|(_, why)| why));
         if let Some(refusal) = refused.unwrap_or_else(Some) {
             return Err(
-                refusal.explain(format_args!("look for neighbours on interface {interface}"))
+                refusal.explain(format_args!("resolve neighbours on interface {interface}"))
             );
         }
         let give_up = Instant::now() + timeout;
@@ -164,7 +164,7 @@ impl Socket {
     }
 }
 
-/// An entry of the neighbour table without an address.
+/// A neighbour table entry without an Ethernet address.
 fn entry_of(interface: u32, neighbour: Ipv6Addr) -> NeighbourMessage {
     let mut entry = NeighbourMessage::default();
     entry.header.family = AddressFamily::Inet6;
@@ -173,16 +173,15 @@ fn entry_of(interface: u32, neighbour: Ipv6Addr) -> NeighbourMessage {
     entry
 }
 
-/// Has the kernel ask for the neighbour as if a packet had to go there, unless it knows already:
-/// also after a failure.
+/// Makes the kernel solicit the neighbour as if it had a packet to send, unless it knows the
+/// address. This also retries after a failure.
 fn look_for(interface: u32, neighbour: Ipv6Addr) -> RouteNetlinkMessage {
     let mut entry = entry_of(interface, neighbour);
     entry.header.flags = NeighbourFlags::Use;
     RouteNetlinkMessage::NewNeighbour(entry)
 }
 
-/// What an entry of the neighbour table says: an address, that there is none (`Some(None)`), or
-/// nothing yet.
+/// The result in a neighbour table entry: an address, none (`Some(None)`), or nothing yet.
 fn verdict(entry: &NeighbourMessage) -> Option<Option<[u8; 6]>> {
     match entry.header.state {
         NeighbourState::Failed => Some(None),

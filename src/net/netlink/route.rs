@@ -1,4 +1,4 @@
-//! Routes, and the delivery of what is for addresses that the kernel has not.
+//! Routes, and delivery of packets for addresses that the kernel does not own.
 
 use std::net::Ipv6Addr;
 use std::time::{Duration, Instant};
@@ -15,15 +15,15 @@ use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
 
 use super::OUR_PROTOCOL;
 use super::link::{Link, Vrf};
-use super::socket::{Refusal, Socket};
+use super::socket::{Connection, KernelError};
 use crate::address::Prefix;
 
-/// The way to one destination.
+/// The route to one destination.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Route {
     /// Index of the interface to send from.
     pub interface: u32,
-    /// The router to hand packets to; none where the destination is on the link itself.
+    /// The router to send packets to; `None` if the destination is on-link.
     pub gateway: Option<Ipv6Addr>,
     /// The source address that the kernel would choose.
     pub source: Ipv6Addr,
@@ -32,38 +32,38 @@ pub struct Route {
 /// A route of the main table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TableRoute {
-    /// What it leads to.
+    /// Its destination.
     pub prefix: Prefix,
-    /// Index of the interface to send from; `None` where there is more than one.
+    /// Index of its outgoing interface; `None` if it has several.
     pub interface: Option<u32>,
-    /// Whether its hosts are on the link itself, without a router between.
+    /// Whether its hosts are on-link, with no router in between.
     pub on_link: bool,
 }
 
-/// The routes for unicast that packets from the interface with that index meet: the main table's,
-/// or those of its VRF.
+/// The unicast routes for packets out of the interface with that index: those of the main table, or
+/// of its VRF.
 ///
 /// # Errors
 /// When the kernel cannot be asked.
 pub fn routes(index: u32) -> Result<Vec<TableRoute>> {
-    Socket::open()?.routes(index)
+    Connection::open()?.routes(index)
 }
 
-/// Has the kernel take packets from one interface for addresses under a prefix for its own, without
-/// having them: a rule for those from there that have a mark, and a table of its own with a `local`
-/// route. What the machine itself sends there still goes to the neighbours, and no Neighbour
-/// Solicitation is answered for it.
+/// Makes the kernel accept packets from one interface for a prefix that it does not own. A rule
+/// matches packets from that interface with the mark, and looks them up in a separate table with a
+/// `local` route. The machine's own packets to the prefix still go to the neighbours, and the
+/// kernel answers no Neighbour Solicitation for it.
 ///
-/// Only a tc program sets the mark, on what is for a live address: see [`Opener`]. Where that has
-/// gone, or a packet has got around it, the prefix is none of the kernel's.
+/// Only a tc program sets the mark, on packets for live addresses: see [`Opener`]. Without that
+/// program, and for packets that bypass it, the kernel does not accept the prefix.
 ///
-/// The route lives for some seconds and is renewed: after a process that was killed the kernel
-/// forgets it, and a rule without a route does nothing. Dropping this takes both back.
+/// The route expires after some seconds and is renewed, so the kernel forgets it after this process
+/// is killed. A rule without a route does nothing. Dropping this value removes both.
 #[derive(Debug)]
 pub struct Delivery {
-    socket: Socket,
-    /// Hears of each change of the interface.
-    announced: Socket,
+    socket: Connection,
+    /// Receives announcements of changes of the interface.
+    announced: Connection,
     interface: String,
     index: u32,
     prefix: Prefix,
@@ -72,8 +72,8 @@ pub struct Delivery {
     renew: Instant,
 }
 
-/// Which program sets the mark. A prefix opens only to its own program's, so one of each kind can
-/// be on an interface.
+/// Which program sets the mark. A prefix opens only to packets with its own program's mark, so an
+/// interface can have one of each kind.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Opener {
     /// The one behind the XDP program: MARK of bpf/backstop.h.
@@ -83,7 +83,7 @@ pub enum Opener {
 }
 
 impl Opener {
-    /// Which of a packet's bits are looked at for the mark: MARK_MASK of bpf/tc.h.
+    /// The bits of a packet's mark that hold ours: MARK_MASK of bpf/tc.h.
     pub const MASK: u32 = 0xffff_0000;
 
     /// The mark.
@@ -95,7 +95,7 @@ impl Opener {
         }
     }
 
-    /// A number that nobody else will have thought of, and another for each interface.
+    /// A table number that nobody else is likely to use, different for each interface.
     fn table(self, interface: u32) -> u32 {
         let kind = match self {
             Self::Backstop => 0,
@@ -106,16 +106,16 @@ impl Opener {
 }
 
 impl Delivery {
-    /// How long the route lives, in seconds, and how often it is renewed.
+    /// The lifetime of the route, in seconds, and the period of its renewal.
     const LIFETIME: u32 = 10;
     const PERIOD: Duration = Duration::from_secs(2);
 
     fn new(link: &Link, prefix: Prefix, opener: Opener) -> Result<Self> {
-        let announced = Socket::open()?;
+        let announced = Connection::open()?;
         let group = MulticastGroup::Link as u32;
-        announced.socket.add_membership(group).context("cannot listen to the kernel")?;
+        announced.socket.add_membership(group).context("cannot listen for kernel announcements")?;
         Ok(Self {
-            socket: Socket::open()?,
+            socket: Connection::open()?,
             announced,
             interface: link.name.clone(),
             index: link.index,
@@ -126,16 +126,16 @@ impl Delivery {
         })
     }
 
-    /// Removes what a process that was killed has left of it.
+    /// Removes what a killed process left.
     ///
     /// # Errors
-    /// When there is no socket.
+    /// When no socket can be opened.
     pub fn clear(link: &Link, prefix: Prefix, opener: Opener) -> Result<()> {
         drop(Self::new(link, prefix, opener)?);
         Ok(())
     }
 
-    /// Begins it. What an earlier run left is removed.
+    /// Starts delivery, after removing what an earlier run left.
     ///
     /// # Errors
     /// Without CAP_NET_ADMIN, and when the kernel has no policy routing
@@ -155,12 +155,13 @@ impl Delivery {
                     }
                 )
             }
-            _ => refusal.explain(format_args!("have packets from {} delivered", link.name)),
+            _ => refusal
+                .explain(format_args!("add the delivery rule for packets from {}", link.name)),
         })?;
         Ok(delivery)
     }
 
-    fn add_rule(&mut self) -> Result<(), Refusal> {
+    fn add_rule(&mut self) -> Result<(), KernelError> {
         let mut rule = self.rule();
         rule.attributes.extend([
             RuleAttribute::FwMark(self.opener.mark()),
@@ -169,8 +170,8 @@ impl Delivery {
         self.socket.tell_one(RouteNetlinkMessage::NewRule(rule), NLM_F_CREATE | NLM_F_EXCL)
     }
 
-    /// Renews what it has whenever the interface changes, and the route where it is time to, for at
-    /// most `limit`.
+    /// Waits up to `limit` for a change of the interface, and then renews the rule and the route as
+    /// needed.
     ///
     /// # Errors
     /// As [`renew`](Self::renew).
@@ -183,16 +184,16 @@ impl Delivery {
         let changed = self
             .announced
             .wait_for(concerns, Instant::now() + limit)
-            .map_err(|refusal| refusal.explain("listen to the kernel"))?;
+            .map_err(|refusal| refusal.explain("listen for kernel announcements"))?;
         if changed {
             self.follow()?;
-            // The kernel drops the route when the link goes down, or IPv6 on it.
+            // The kernel drops the route when the link goes down or IPv6 is disabled on it.
             self.renew = Instant::now();
         }
         self.renew()
     }
 
-    /// Has the rule name the interface as it is called now.
+    /// Replaces the rule after the interface was renamed.
     fn follow(&mut self) -> Result<()> {
         let Some(link) = self.socket.link_at(self.index)? else { return Ok(()) };
         if link.name == self.interface {
@@ -203,14 +204,15 @@ impl Delivery {
         let added = self.add_rule();
         let _ = self.socket.tell_one(old, 0);
         added.map_err(|refusal| {
-            refusal.explain(format_args!("have packets from {} delivered", self.interface))
+            refusal
+                .explain(format_args!("add the delivery rule for packets from {}", self.interface))
         })
     }
 
-    /// Renews the route where it is time to. To be called at least once a second.
+    /// Renews the route when due. Call it at least once a second.
     ///
     /// # Errors
-    /// When the kernel refuses: while the link is down, say.
+    /// When the kernel refuses, for example while the link is down.
     pub fn renew(&mut self) -> Result<()> {
         let now = Instant::now();
         if now < self.renew {
@@ -219,7 +221,7 @@ impl Delivery {
         self.renew = now + Self::PERIOD;
         let route = RouteNetlinkMessage::NewRoute(self.route());
         self.socket.tell_one(route, NLM_F_CREATE | NLM_F_REPLACE).map_err(|refusal| {
-            refusal.explain(format_args!("have packets for {} delivered", self.prefix))
+            refusal.explain(format_args!("add the delivery route for {}", self.prefix))
         })
     }
 
@@ -234,7 +236,7 @@ impl Delivery {
         route
     }
 
-    /// The rule for whatever mark: older versions made one that looked at none.
+    /// The rule without a mark, to delete any: older versions added one without it.
     fn rule(&self) -> RuleMessage {
         let mut rule = RuleMessage::default();
         rule.header.family = AddressFamily::Inet6;
@@ -248,10 +250,9 @@ impl Delivery {
         rule
     }
 
-    /// Removes both, where they are.
+    /// Removes the rule and the route, if they exist.
     fn end(&mut self) {
-        // Whoever has them gone already is welcome, and a destructor has nobody to tell of the
-        // rest.
+        // Already gone is fine, and a destructor cannot report other errors.
         let rule = RouteNetlinkMessage::DelRule(self.rule());
         while self.socket.tell_one(rule.clone(), 0).is_ok() {}
         let route = RouteNetlinkMessage::DelRoute(self.route());
@@ -265,14 +266,13 @@ impl Drop for Delivery {
     }
 }
 
-/// The prefixes whose hosts are on the link of the interface with that index, without a router
-/// between: those of its addresses, and those of its routes that name no router. A default route is
-/// none.
+/// The on-link prefixes of the interface with that index: those of its addresses, and those of its
+/// routes without a router. A default route does not count.
 ///
 /// # Errors
 /// When there is no such interface.
 pub fn on_link_prefixes(index: u32) -> Result<Vec<Prefix>> {
-    let mut socket = Socket::open()?;
+    let mut socket = Connection::open()?;
     let addresses = socket.addresses(index)?.into_iter();
     let of_addresses = addresses
         .filter(|address| address.prefix_length < 128)
@@ -284,20 +284,20 @@ pub fn on_link_prefixes(index: u32) -> Result<Vec<Prefix>> {
 /// How the kernel would send to `to`.
 ///
 /// # Errors
-/// When there is no route, or no address to send from.
+/// When there is no route, or no source address.
 pub fn route(to: Ipv6Addr) -> Result<Route> {
-    Socket::open()?.route(to, None)
+    Connection::open()?.route(to, None)
 }
 
-/// The same in a VRF, where there is one.
+/// The same in a VRF, if there is one.
 ///
 /// # Errors
 /// As [`route`].
 pub fn route_in(vrf: Option<Vrf>, to: Ipv6Addr) -> Result<Route> {
-    Socket::open()?.route(to, vrf)
+    Connection::open()?.route(to, vrf)
 }
 
-impl Socket {
+impl Connection {
     pub(super) fn route(&mut self, to: Ipv6Addr, vrf: Option<Vrf>) -> Result<Route> {
         let answers = self.ask(route_query(to, vrf), 0).map_err(|refusal| match refusal.code {
             Errno::ENETUNREACH | Errno::EHOSTUNREACH => {
@@ -325,16 +325,16 @@ impl Socket {
             interface: interface
                 .with_context(|| format!("the route to {to} names no interface"))?,
             gateway,
-            source: source.with_context(|| format!("no address to send to {to} from: add one"))?,
+            source: source.with_context(|| format!("no source address for {to}: add one"))?,
         })
     }
 
-    /// Waits until the kernel receives for each of `addresses` of the interface with that index. It
-    /// acknowledges an address before that: the local route is added by a worker of its own, after
-    /// Duplicate Address Detection where there is one (addrconf_dad_work).
+    /// Waits until the kernel accepts packets for each of `addresses` of the interface with that
+    /// index. The kernel acknowledges an address earlier: a kernel worker adds the local route
+    /// after Duplicate Address Detection, if there is one (addrconf_dad_work).
     ///
     /// # Errors
-    /// When that takes longer than `timeout`.
+    /// When this takes longer than `timeout`.
     pub fn wait_for_local(
         &mut self,
         index: u32,
@@ -347,7 +347,7 @@ impl Socket {
             while !self.is_local(*address, vrf)? {
                 ensure!(
                     Instant::now() < give_up,
-                    "the kernel does not receive for {address} after {timeout:?}"
+                    "the kernel does not accept packets for {address} after {timeout:?}"
                 );
                 std::thread::sleep(Duration::from_millis(1)); // nothing announces it
             }
@@ -355,7 +355,7 @@ impl Socket {
         Ok(())
     }
 
-    /// Whether packets to `address` are for this machine, in that VRF where there is one.
+    /// Whether packets to `address` are for this machine, in that VRF if there is one.
     pub fn is_local(&mut self, address: Ipv6Addr, vrf: Option<Vrf>) -> Result<bool> {
         let answers = self.ask(route_query(address, vrf), 0);
         Ok(answers.is_ok_and(|answers| {
@@ -366,9 +366,10 @@ impl Socket {
         }))
     }
 
-    /// Has the kernel take all addresses under `prefix` for its own: a route of type `local`, with
-    /// our mark, to the loopback interface with that index, or in a VRF to that one's own. Its
-    /// metric is `mark`, which tells it from those of others.
+    /// Makes the kernel accept packets for all addresses under `prefix`: adds a route of type
+    /// `local`, with our protocol, through the loopback interface with that index, or in a VRF
+    /// through the VRF's own interface. Its metric is `mark`, which distinguishes it from other
+    /// routes.
     pub fn add_local_route(
         &mut self,
         prefix: Prefix,
@@ -381,14 +382,14 @@ impl Socket {
         self.tell_one(RouteNetlinkMessage::NewRoute(message), NLM_F_CREATE | NLM_F_EXCL).map_err(
             |refusal| match refusal.code {
                 Errno::EEXIST => {
-                    anyhow!("there is a local route for {prefix} already: nothing was bound")
+                    anyhow!("a local route for {prefix} already exists: nothing was bound")
                 }
                 _ => refusal.explain(format_args!("add a local route for {prefix}")),
             },
         )
     }
 
-    /// Removes what [`Socket::add_local_route`] made, unless it is gone already.
+    /// Removes the route that [`Connection::add_local_route`] added, unless it is already gone.
     pub fn remove_local_route(
         &mut self,
         prefix: Prefix,
@@ -404,12 +405,12 @@ impl Socket {
         }
     }
 
-    /// The prefixes of the local routes with our protocol and this `mark`, in that VRF where there
-    /// is one.
+    /// The prefixes of the local routes with our protocol and this `mark`, in that VRF if there is
+    /// one.
     pub fn our_local_routes(&mut self, vrf: Option<Vrf>, mark: u32) -> Result<Vec<Prefix>> {
         let query = RouteNetlinkMessage::GetRoute(in_table(local_route(None, None), vrf));
         let answers = match self.ask(query, NLM_F_DUMP) {
-            // no such table yet
+            // No such table yet.
             Err(refusal) if refusal.code == Errno::ENOENT => return Ok(Vec::new()),
             answers => answers.map_err(|refusal| refusal.explain("list the local routes"))?,
         };
@@ -426,8 +427,8 @@ impl Socket {
         Ok(answers.into_iter().filter_map(prefix).collect())
     }
 
-    /// Destinations of the routes out of the interface with that index to which no router leads: of
-    /// the main table, or of the VRF's that it is in.
+    /// Destinations of the on-link routes out of the interface with that index, in the main table
+    /// or its VRF's.
     pub(super) fn on_link_routes(&mut self, index: u32) -> Result<Vec<Prefix>> {
         let here = self
             .routes(index)?
@@ -436,8 +437,8 @@ impl Socket {
         Ok(here.map(|route| route.prefix).collect())
     }
 
-    /// The routes for unicast that packets from the interface with that index meet: the main
-    /// table's, or those of its VRF.
+    /// The unicast routes for packets out of the interface with that index: those of the main
+    /// table, or of its VRF.
     pub fn routes(&mut self, index: u32) -> Result<Vec<TableRoute>> {
         const RT_TABLE_MAIN: u8 = 254; // linux/rtnetlink.h
         let mut query = RouteMessage::default();
@@ -447,7 +448,7 @@ impl Socket {
         let table = vrf.map_or(RT_TABLE_MAIN.into(), |vrf| vrf.table);
         let query = in_table(query, vrf);
         let answers = match self.ask(RouteNetlinkMessage::GetRoute(query), NLM_F_DUMP) {
-            // no such table yet
+            // No such table yet.
             Err(refusal) if refusal.code == Errno::ENOENT => return Ok(Vec::new()),
             answers => answers.map_err(|refusal| refusal.explain("list the routes"))?,
         };
@@ -483,8 +484,8 @@ impl Socket {
     }
 }
 
-/// Asks for the way to one destination. A VRF's own interface as the way out has the kernel look
-/// into its table.
+/// A query for the route to one destination. With the VRF's own interface as output, the kernel
+/// uses that VRF's table.
 pub(super) fn route_query(to: Ipv6Addr, vrf: Option<Vrf>) -> RouteNetlinkMessage {
     let mut query = RouteMessage::default();
     query.header.address_family = AddressFamily::Inet6;
@@ -494,8 +495,8 @@ pub(super) fn route_query(to: Ipv6Addr, vrf: Option<Vrf>) -> RouteNetlinkMessage
     RouteNetlinkMessage::GetRoute(query)
 }
 
-/// The body of a message about local routes with our mark: that for `prefix`, or all; with that
-/// metric, or any.
+/// The body of a message about local routes with our protocol: for `prefix` or all, with `metric`
+/// or any.
 pub(super) fn local_route(prefix: Option<Prefix>, metric: Option<u32>) -> RouteMessage {
     const RT_TABLE_LOCAL: u8 = 255; // linux/rtnetlink.h
     let mut message = RouteMessage::default();
@@ -511,10 +512,10 @@ pub(super) fn local_route(prefix: Option<Prefix>, metric: Option<u32>) -> RouteM
     message
 }
 
-/// The same in the table of a VRF, where there is one.
+/// The same in the table of a VRF, if there is one.
 pub(super) fn in_table(mut message: RouteMessage, vrf: Option<Vrf>) -> RouteMessage {
     if let Some(vrf) = vrf {
-        message.header.table = 0; // the attribute holds it, which has room for larger numbers
+        message.header.table = 0; // the attribute holds larger table numbers
         message.attributes.push(RouteAttribute::Table(vrf.table));
     }
     message

@@ -1,4 +1,4 @@
-//! The socket itself: questions and orders go out, answers and refusals come back.
+//! The socket: sends queries and changes, receives answers and refusals.
 
 use std::fmt;
 use std::os::fd::AsFd;
@@ -15,16 +15,16 @@ use rtnetlink::{MulticastGroup, sys};
 
 use crate::net::denied;
 
-/// Why the kernel refused a request: its error number and, where it gave one, its own explanation.
+/// Why the kernel refused a request: its error number, and its explanation if it sent one.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{}{}", code.desc(), words.as_ref().map(|words| format!(" ({words})")).unwrap_or_default())]
-pub(crate) struct Refusal {
+pub(crate) struct KernelError {
     pub code: Errno,
     pub words: Option<String>,
 }
 
-impl Refusal {
-    /// One line that says what could not be done, why, and where it helps, what to do.
+impl KernelError {
+    /// One line that says what failed, why and, if possible, what to do.
     pub fn explain(self, what: impl fmt::Display) -> anyhow::Error {
         match self.code {
             Errno::EPERM => {
@@ -33,75 +33,76 @@ impl Refusal {
                     denied::explain("it", &["CAP_NET_ADMIN"], "such calls")
                 )
             }
-            Errno::ENODEV => anyhow!("cannot {what}: there is no such interface here"),
+            Errno::ENODEV => anyhow!("cannot {what}: no such interface here"),
             _ => anyhow!("cannot {what}: {self}"),
         }
     }
 }
 
-impl From<Errno> for Refusal {
+impl From<Errno> for KernelError {
     fn from(code: Errno) -> Self {
         Self { code, words: None }
     }
 }
 
-impl From<std::io::Error> for Refusal {
+impl From<std::io::Error> for KernelError {
     fn from(error: std::io::Error) -> Self {
         Errno::try_from(error).unwrap_or(Errno::EIO).into()
     }
 }
 
-pub(super) type Message = NetlinkMessage<RouteNetlinkMessage>;
+pub(super) type RouteMessage = NetlinkMessage<RouteNetlinkMessage>;
 
-/// A routing socket, in the namespace in which it was opened.
+/// A routing netlink socket, in the namespace where it was opened.
 #[derive(Debug)]
-pub(crate) struct Socket {
+pub(crate) struct Connection {
     pub(super) socket: sys::Socket,
     sequence: u32,
     datagram: Vec<u8>,
-    /// Whether announcements came between the answers to a question: they may be newer than those.
+    /// Whether announcements arrived between the answers to a query: they may be newer than the
+    /// answers.
     heard: bool,
 }
 
-/// The kernel composes answers of at most 32 KiB.
+/// Twice the kernel's limit of 32 KiB for answers.
 const DATAGRAM: usize = 64 * 1024;
 
-/// How often to ask for a list that changes while the kernel tells it. One that changes faster than
-/// this is in use by something that should be stopped first.
+/// How often to repeat a query for a list that changed while the kernel sent it. If a list changes
+/// faster than this, something in use must be stopped first.
 const ATTEMPTS: usize = 10;
 
-impl Socket {
+impl Connection {
     pub fn open() -> Result<Self> {
         let open = || {
             let mut socket = sys::Socket::new(sys::protocols::NETLINK_ROUTE)?;
             socket.bind_auto()?;
-            // Connected to the kernel, it hears nobody else.
+            // Connected to the kernel, the socket receives from nobody else.
             socket.connect(&sys::SocketAddr::new(0, 0))?;
-            // Refusals in words, but without the request that was refused.
+            // Refusals with text, but without a copy of the request.
             socket.set_ext_ack(true)?;
             socket.set_cap_ack(true)?;
-            // Dumps of one interface only, where one is named.
+            // Lets dumps be limited to one interface.
             socket.set_netlink_get_strict_chk(true)?;
             std::io::Result::Ok(socket)
         };
         Ok(Self {
-            socket: open().context("cannot open a routing socket")?,
+            socket: open().context("cannot open a netlink socket")?,
             sequence: 0,
             datagram: Vec::with_capacity(DATAGRAM),
             heard: false,
         })
     }
 
-    /// Sends all messages, each with its own flags, in one datagram, and returns those that were
-    /// refused: the position of each, and why. The kernel works through the rest all the same.
+    /// Sends all messages in one datagram, each with its own flags. Returns the position of each
+    /// refused message, and why. A refusal does not stop the kernel from processing the rest.
     ///
-    /// Only the last is acknowledged when it succeeds. Refusals are always reported, in the order
-    /// of the messages, so the last answer says that all are done, and however many succeed cannot
-    /// overrun the receive buffer.
+    /// Only the last message asks for an acknowledgement. The kernel always reports refusals, in
+    /// the order of the messages, so the last answer means that all are done. Successes send no
+    /// answers and cannot overrun the receive buffer.
     pub fn tell(
         &mut self,
         messages: impl IntoIterator<Item = (RouteNetlinkMessage, u16)>,
-    ) -> Result<Vec<(usize, Refusal)>, Refusal> {
+    ) -> Result<Vec<(usize, KernelError)>, KernelError> {
         let first = self.sequence.wrapping_add(1);
         let mut bytes = Vec::new();
         let mut messages = messages.into_iter().peekable();
@@ -115,7 +116,7 @@ impl Socket {
         self.socket.send(&bytes, 0)?;
         let mut refused = Vec::new();
         loop {
-            for (header, payload) in self.receive()?.into_iter().map(Message::into_parts) {
+            for (header, payload) in self.receive()?.into_iter().map(RouteMessage::into_parts) {
                 let NetlinkPayload::Error(answer) = payload else {
                     continue;
                 };
@@ -130,28 +131,28 @@ impl Socket {
         }
     }
 
-    /// [`Socket::tell`] for a single message.
+    /// [`Connection::tell`] for a single message.
     pub(super) fn tell_one(
         &mut self,
         message: RouteNetlinkMessage,
         flags: u16,
-    ) -> Result<(), Refusal> {
+    ) -> Result<(), KernelError> {
         match self.tell([(message, flags)])?.pop() {
             None => Ok(()),
             Some((_, refusal)) => Err(refusal),
         }
     }
 
-    /// Sends a question (with NLM_F_DUMP: for a whole list) and returns the answers.
+    /// Sends a query (with NLM_F_DUMP: for a whole list) and returns the answers.
     pub(super) fn ask(
         &mut self,
         question: RouteNetlinkMessage,
         flags: u16,
-    ) -> Result<Vec<RouteNetlinkMessage>, Refusal> {
+    ) -> Result<Vec<RouteNetlinkMessage>, KernelError> {
         for _ in 0..ATTEMPTS {
             match self.ask_once(question.clone(), flags) {
                 Ok(None) => {}
-                // Announcements filled the buffer and the answer found no room.
+                // Announcements filled the buffer and left no room for the answer.
                 Err(refusal) if refusal.code == Errno::ENOBUFS => {}
                 Ok(Some(answers)) => return Ok(answers),
                 Err(refusal) => return Err(refusal),
@@ -160,12 +161,12 @@ impl Socket {
         Err(Errno::EAGAIN.into())
     }
 
-    /// The answers, or nothing if the list changed while the kernel told it.
+    /// The answers, or `None` if the list changed while the kernel sent it.
     pub(super) fn ask_once(
         &mut self,
         question: RouteNetlinkMessage,
         flags: u16,
-    ) -> Result<Option<Vec<RouteNetlinkMessage>>, Refusal> {
+    ) -> Result<Option<Vec<RouteNetlinkMessage>>, KernelError> {
         self.discard()?;
         let mut bytes = Vec::new();
         self.compose(question, NLM_F_REQUEST | NLM_F_ACK | flags, &mut bytes);
@@ -173,7 +174,7 @@ impl Socket {
         let mut answers = Vec::new();
         let mut consistent = true;
         loop {
-            for (header, payload) in self.receive()?.into_iter().map(Message::into_parts) {
+            for (header, payload) in self.receive()?.into_iter().map(RouteMessage::into_parts) {
                 if header.sequence_number != self.sequence {
                     self.heard = true;
                     continue;
@@ -196,10 +197,10 @@ impl Socket {
         }
     }
 
-    /// Takes out and forgets what has come: announcements older than the question to come. While
-    /// they fill the buffer an answer finds no room, and the kernel says so (ENOBUFS) only once
-    /// until the buffer has been empty.
-    pub(super) fn discard(&mut self) -> Result<(), Refusal> {
+    /// Discards received announcements, which are older than the next query. While they fill the
+    /// buffer there is no room for an answer, and the kernel reports that (ENOBUFS) only once until
+    /// the buffer has been empty.
+    pub(super) fn discard(&mut self) -> Result<(), KernelError> {
         loop {
             self.datagram.clear();
             match self.socket.recv(&mut self.datagram, nix::libc::MSG_DONTWAIT) {
@@ -213,9 +214,9 @@ impl Socket {
         }
     }
 
-    /// Calls `check` until it finds what it looks for: at once, then after each announcement in
-    /// `group` that `concerns` it; none when `timeout` is over. The socket listens before it first
-    /// checks, so nothing is missed.
+    /// Calls `check` until it returns a result: first at once, then after each announcement in
+    /// `group` that `concerns` it. `None` after `timeout`. The socket listens before the first
+    /// check, so no change is missed.
     pub(super) fn watch<T>(
         &mut self,
         group: MulticastGroup,
@@ -225,7 +226,7 @@ impl Socket {
     ) -> Result<Option<T>> {
         let deadline = Instant::now() + timeout;
         let group = group as u32;
-        self.socket.add_membership(group).context("cannot listen to the kernel")?;
+        self.socket.add_membership(group).context("cannot listen for kernel announcements")?;
         let found = loop {
             match check(self) {
                 Ok(None) => {}
@@ -234,19 +235,21 @@ impl Socket {
             match self.wait_for(&concerns, deadline) {
                 Ok(true) => {}
                 Ok(false) => break Ok(None),
-                Err(refusal) => break Err(refusal.explain("listen to the kernel")),
+                Err(refusal) => break Err(refusal.explain("listen for kernel announcements")),
             }
         };
-        self.socket.drop_membership(group).context("cannot stop listening to the kernel")?;
+        self.socket
+            .drop_membership(group)
+            .context("cannot stop listening for kernel announcements")?;
         found
     }
 
-    /// Whether an announcement that `concerns` the caller came before `deadline`.
+    /// Whether an announcement that `concerns` the caller arrived before `deadline`.
     pub(super) fn wait_for(
         &mut self,
         concerns: impl Fn(&RouteNetlinkMessage) -> bool,
         deadline: Instant,
-    ) -> Result<bool, Refusal> {
+    ) -> Result<bool, KernelError> {
         if std::mem::take(&mut self.heard) {
             return Ok(true);
         }
@@ -256,7 +259,7 @@ impl Socket {
                     NetlinkPayload::InnerMessage(event) => concerns(event),
                     _ => false,
                 }),
-                // More announcements than the buffer holds: it may have been among them.
+                // The kernel dropped announcements, and this one may have been among them.
                 Err(refusal) if refusal.code == Errno::ENOBUFS => true,
                 Err(refusal) => return Err(refusal),
             };
@@ -267,8 +270,8 @@ impl Socket {
         Ok(false)
     }
 
-    /// Whether there is something to receive before `deadline`.
-    pub(super) fn wait(&self, deadline: Instant) -> Result<bool, Refusal> {
+    /// Whether a message arrives before `deadline`.
+    pub(super) fn wait(&self, deadline: Instant) -> Result<bool, KernelError> {
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
             // Rounded up, so as not to spin through the last millisecond.
@@ -289,7 +292,7 @@ impl Socket {
         bytes: &mut Vec<u8>,
     ) {
         self.sequence = self.sequence.wrapping_add(1);
-        let mut message = Message::from(message);
+        let mut message = RouteMessage::from(message);
         message.header.flags = flags;
         message.header.sequence_number = self.sequence;
         message.finalize();
@@ -298,8 +301,8 @@ impl Socket {
         message.serialize(&mut bytes[start..]);
     }
 
-    /// The messages of the next datagram. Waits for it.
-    pub(super) fn receive(&mut self) -> Result<Vec<Message>, Refusal> {
+    /// Waits for the next datagram and returns its messages.
+    pub(super) fn receive(&mut self) -> Result<Vec<RouteMessage>, KernelError> {
         self.datagram.clear();
         let length = loop {
             match self.socket.recv(&mut self.datagram, nix::libc::MSG_TRUNC) {
@@ -313,11 +316,11 @@ impl Socket {
         let mut messages = Vec::new();
         let mut rest = self.datagram.as_slice();
         while !rest.is_empty() {
-            let message = Message::deserialize(rest).map_err(|error| Refusal {
+            let message = RouteMessage::deserialize(rest).map_err(|error| KernelError {
                 code: Errno::EBADMSG,
                 words: Some(error.to_string()),
             })?;
-            // The header was checked, so this is not zero.
+            // Not zero: deserialize checked the header.
             let length = message.header.length.next_multiple_of(4) as usize;
             rest = rest.get(length..).unwrap_or_default();
             messages.push(message);
@@ -326,9 +329,9 @@ impl Socket {
     }
 }
 
-/// A refusal from its negative error number and what follows the number in the answer: the header
-/// of the request, then attributes, one of which may be a text.
-fn read_refusal(code: i32, rest: &[u8]) -> Refusal {
+/// Builds a refusal from its negative error number and the rest of the answer: the header of the
+/// request, then attributes, which may include a text.
+fn read_refusal(code: i32, rest: &[u8]) -> KernelError {
     const REQUEST_HEADER: usize = 16;
     const NLMSGERR_ATTR_MSG: u16 = 1;
     let words = NlasIterator::new(rest.get(REQUEST_HEADER..).unwrap_or_default())
@@ -337,7 +340,7 @@ fn read_refusal(code: i32, rest: &[u8]) -> Refusal {
         .map(|attribute| {
             String::from_utf8_lossy(attribute.value()).trim_end_matches('\0').to_owned()
         });
-    Refusal { code: Errno::from_raw(code.wrapping_neg()), words }
+    KernelError { code: Errno::from_raw(code.wrapping_neg()), words }
 }
 
 #[cfg(test)]
@@ -353,11 +356,11 @@ mod tests {
             change.header.index = i32::MAX as u32;
             (RouteNetlinkMessage::SetLink(change), 0)
         };
-        let mut socket = Socket::open().unwrap();
+        let mut socket = Connection::open().unwrap();
         for count in [0, 1, 2, 200] {
             let refused = socket.tell(std::iter::repeat_with(change).take(count)).unwrap();
             assert!(refused.iter().map(|(position, _)| *position).eq(0..count));
-            // The former as root, the latter otherwise.
+            // ENODEV as root, EPERM otherwise.
             assert!(
                 refused.iter().all(|(_, why)| matches!(why.code, Errno::ENODEV | Errno::EPERM))
             );
@@ -372,7 +375,7 @@ mod tests {
         rest.extend(b"no!\0");
         let refusal = read_refusal(-(Errno::EINVAL as i32), &rest);
         assert_eq!(refusal.to_string(), "Invalid argument (no!)");
-        // Whatever is cut off, it is still a refusal.
+        // A truncated answer is still a refusal.
         for length in 0..rest.len() {
             assert_eq!(read_refusal(-(Errno::EINVAL as i32), &rest[..length]).code, Errno::EINVAL);
         }

@@ -4,7 +4,7 @@ use anyhow::Result;
 use maud::{Markup, PreEscaped, html};
 
 use super::super::chart::{Panel, for_page, svg};
-use super::large::{self, Bar, Screen};
+use super::large::{self, Bar, ScreenWidth};
 use super::text::{once, thousands};
 
 /// Name and contents of each chart drawn.
@@ -50,10 +50,10 @@ impl Charts {
     /// # Errors
     /// If it cannot be drawn.
     pub fn large_lines(&mut self, name: &str, panel: &Panel) -> Result<Markup> {
-        self.files.push((name.to_owned(), large::lines(panel, Screen::Wide)?));
+        self.files.push((name.to_owned(), large::lines(panel, ScreenWidth::Wide)?));
         let untitled = Panel { title: String::new(), ..panel.clone() };
         let draw = |screen| large::lines(&untitled, screen);
-        Ok(large_figure(&panel.title, draw(Screen::Wide)?, draw(Screen::Narrow)?))
+        Ok(large_figure(&panel.title, draw(ScreenWidth::Wide)?, draw(ScreenWidth::Narrow)?))
     }
 
     /// Draws bars as the chart at the top of the page.
@@ -61,9 +61,9 @@ impl Charts {
     /// # Errors
     /// If it cannot be drawn.
     pub fn large_bars(&mut self, name: &str, title: &str, all: &[Bar]) -> Result<Markup> {
-        self.files.push((name.to_owned(), large::bars(title, all, Screen::Wide)?));
+        self.files.push((name.to_owned(), large::bars(title, all, ScreenWidth::Wide)?));
         let draw = |screen| large::bars("", all, screen);
-        Ok(large_figure(title, draw(Screen::Wide)?, draw(Screen::Narrow)?))
+        Ok(large_figure(title, draw(ScreenWidth::Wide)?, draw(ScreenWidth::Narrow)?))
     }
 }
 

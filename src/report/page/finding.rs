@@ -24,7 +24,7 @@ use crate::report::chart::Panel;
 
 /// A finding, and the circumstances that it holds in.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Finding {
+pub struct Headline {
     pub sentence: String,
     pub circumstances: String,
 }
@@ -61,7 +61,7 @@ pub fn section(summed: &Summed, doubts: &Doubts, charts: &mut Charts) -> Result<
 }
 
 /// The findings, the most important first.
-fn findings(summed: &Summed) -> Vec<Finding> {
+fn findings(summed: &Summed) -> Vec<Headline> {
     let data = summed.data;
     [
         of_response(summed),
@@ -74,7 +74,7 @@ fn findings(summed: &Summed) -> Vec<Finding> {
     .collect()
 }
 
-fn of_response(summed: &Summed) -> Option<Finding> {
+fn of_response(summed: &Summed) -> Option<Headline> {
     let profile = summed.profile?;
     let pairs = pairs(summed);
     let Some(main) = main_pair(&pairs) else { return without_socket(summed) };
@@ -100,11 +100,11 @@ fn of_response(summed: &Summed) -> Option<Finding> {
         rate(main.rate),
         rate(main.base),
     );
-    Some(Finding { sentence, circumstances: circumstances(summed, main.cell)? })
+    Some(Headline { sentence, circumstances: circumstances(summed, main.cell)? })
 }
 
 /// Without a socket server to compare with: the rate of afxdp, or else the highest.
-fn without_socket(summed: &Summed) -> Option<Finding> {
+fn without_socket(summed: &Summed) -> Option<Headline> {
     let (profile, threshold) = (summed.profile?, summed.first_threshold()?);
     let held = summed.thresholds.iter().filter(|summary| summary.threshold_ms == threshold);
     let held = held.filter_map(|summary| Some((summary, summary.rate?.median)));
@@ -121,7 +121,7 @@ fn without_socket(summed: &Summed) -> Option<Finding> {
         replies(profile.replies.into()),
         counted(passes(main), "pass", "es"),
     );
-    Some(Finding { sentence, circumstances: circumstances(summed, main.cell)? })
+    Some(Headline { sentence, circumstances: circumstances(summed, main.cell)? })
 }
 
 /// Mode, criterion, network and machine of a rate in Figure 2.
@@ -188,7 +188,7 @@ fn place_of(summed: &Summed, servers: &[&Ready]) -> String {
     format!("{over}{}.{guests}", environment.map_or(String::new(), machine))
 }
 
-fn of_comparison(results: &[&EngineResult]) -> Option<Finding> {
+fn of_comparison(results: &[&EngineResult]) -> Option<Headline> {
     let others = || results.iter().copied().filter(|result| result.engine != SOCKET);
     let best = others().max_by(|a, b| a.sustained_rps.total_cmp(&b.sustained_rps))?;
     let main = others().find(|result| result.engine == AFXDP).unwrap_or(best);
@@ -226,7 +226,7 @@ fn of_comparison(results: &[&EngineResult]) -> Option<Finding> {
         guest.map_or(String::new(), |guest| format!(" {}", in_guest(guest))),
     );
     let sentence = format!("{} ({}) sustains {found}, {searches}.", main.engine, main.bind);
-    Some(Finding { sentence, circumstances })
+    Some(Headline { sentence, circumstances })
 }
 
 const SOCKET: Contestant = Contestant::Engine(EngineKind::SOCKET);
@@ -234,7 +234,7 @@ const AFXDP: Contestant = Contestant::Engine(EngineKind::AFXDP);
 
 /// Compares `live-map` with the kernel's own addresses, at the largest number where both were
 /// measured.
-fn of_binding(summaries: &[BindSummary], events: &[Event]) -> Option<Finding> {
+fn of_binding(summaries: &[BindSummary], events: &[Event]) -> Option<Headline> {
     let of = |method: Method| summaries.iter().filter(move |summary| summary.method == method);
     let compared = of(Method::LiveMap).filter_map(|map| Some((map, map.faster_than_netlink?)));
     let (map, ratio) = compared.max_by_key(|(map, _)| map.addresses)?;
@@ -250,11 +250,11 @@ fn of_binding(summaries: &[BindSummary], events: &[Event]) -> Option<Finding> {
             (of, base) => format!("medians of {of} and of {}", counted(base as u64, "run", "s")),
         },
     );
-    Some(Finding { sentence, circumstances: place(events) })
+    Some(Headline { sentence, circumstances: place(events) })
 }
 
 /// The result of the server that carries the most clients.
-fn of_rotation(events: &[Event]) -> Option<Finding> {
+fn of_rotation(events: &[Event]) -> Option<Headline> {
     let most = carried(events).max_by_key(|carried| carried.clients)?;
     let clients = most.clients?;
     let servers = readies(events)
@@ -276,7 +276,7 @@ fn of_rotation(events: &[Event]) -> Option<Finding> {
         once(servers.iter().map(|ready| machine(&ready.environment))).join(", "),
         most.cause,
     );
-    Some(Finding { sentence, circumstances })
+    Some(Headline { sentence, circumstances })
 }
 
 /// Lines against the number of addresses, or bars if there is only one number.

@@ -10,14 +10,14 @@ use crate::events::Spread;
 
 /// The screen that a picture is for. A wide picture shrunk to a phone's width is unreadable.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Screen {
+pub enum ScreenWidth {
     /// From about 700 pixels on.
     Wide,
     /// A phone.
     Narrow,
 }
 
-impl Screen {
+impl ScreenWidth {
     fn width(self) -> u32 {
         match self {
             Self::Wide => 960,
@@ -50,8 +50,8 @@ const CHARACTER: i32 = 7;
 ///
 /// # Errors
 /// If the panel has nothing to draw.
-pub fn lines(panel: &Panel, screen: Screen) -> Result<String> {
-    let longest = if screen == Screen::Wide { usize::MAX } else { 13 };
+pub fn lines(panel: &Panel, screen: ScreenWidth) -> Result<String> {
+    let longest = if screen == ScreenWidth::Wide { usize::MAX } else { 13 };
     let names = panel.lines.iter().map(|line| line.name.as_str()).chain([&*panel.marks_name]);
     let labels: Vec<Vec<String>> = names.map(|name| wrapped(name, longest)).collect();
     let characters = labels.iter().flatten().map(|line| line.chars().count()).max().unwrap_or(0);
@@ -156,10 +156,10 @@ fn spread_out(wanted: &[(i32, i32)], bottom: i32) -> Vec<i32> {
 ///
 /// # Errors
 /// If it cannot be drawn.
-pub fn bars(title: &str, all: &[Bar], screen: Screen) -> Result<String> {
+pub fn bars(title: &str, all: &[Bar], screen: ScreenWidth) -> Result<String> {
     let (name_width, row, top) = match screen {
-        Screen::Wide => (230, 40, if title.is_empty() { 8 } else { 36 }),
-        Screen::Narrow => (8, 58, 8),
+        ScreenWidth::Wide => (230, 40, if title.is_empty() { 8 } else { 36 }),
+        ScreenWidth::Narrow => (8, 58, 8),
     };
     let size = (screen.width(), top as u32 + row as u32 * all.len() as u32 + 8);
     let figure = all.iter().map(|bar| bar.figure.chars().count()).max().unwrap_or(0).min(30) as i32;
@@ -178,8 +178,8 @@ pub fn bars(title: &str, all: &[Bar], screen: Screen) -> Result<String> {
         for (index, bar) in (0..).zip(all) {
             let y = top + row * index;
             let (name, middle) = match screen {
-                Screen::Wide => (y + 12, y + row / 2),
-                Screen::Narrow => (y + 9, y + 42),
+                ScreenWidth::Wide => (y + 12, y + row / 2),
+                ScreenWidth::Narrow => (y + 9, y + 42),
             };
             area.draw(&Text::new(bar.name.clone(), (8, name), text(13)))?;
             area.draw(&Text::new(bar.mode.clone(), (8, name + 15), faint.clone()))?;
@@ -217,14 +217,14 @@ mod tests {
             marks_name: "stated in the paper, 2014".to_owned(),
             ..Panel::default()
         };
-        let wide = lines(&panel, Screen::Wide).unwrap();
+        let wide = lines(&panel, ScreenWidth::Wide).unwrap();
         for words in ["afxdp, netlink-down", "socket, netlink-down", "stated in the paper, 2014"] {
             assert!(wide.contains(words), "{words}");
         }
-        let narrow = lines(&panel, Screen::Narrow).unwrap();
+        let narrow = lines(&panel, ScreenWidth::Narrow).unwrap();
         assert!(narrow.contains("netlink-down") && !narrow.contains("afxdp, netlink-down"));
         assert_eq!(for_page(&wide).matches("\"#").count(), 0);
-        assert!(lines(&Panel::default(), Screen::Wide).is_err());
+        assert!(lines(&Panel::default(), ScreenWidth::Wide).is_err());
     }
 
     #[test]
@@ -244,7 +244,7 @@ mod tests {
             figure: format!("{rate}/s"),
             is_baseline: name == "socket",
         };
-        for screen in [Screen::Wide, Screen::Narrow] {
+        for screen in [ScreenWidth::Wide, ScreenWidth::Narrow] {
             let picture =
                 bars("rates", &[bar("socket", 100.0), bar("<script>", 0.0)], screen).unwrap();
             for words in ["socket", "XDP native, copy mode", "100/s", "0/s"] {
@@ -252,6 +252,6 @@ mod tests {
             }
             assert!(!picture.contains("<script>"), "a name was not escaped");
         }
-        assert!(bars("", &[], Screen::Wide).is_ok());
+        assert!(bars("", &[], ScreenWidth::Wide).is_ok());
     }
 }
