@@ -215,7 +215,7 @@ static __always_inline __u64 clock(void)
 static __always_inline bool is_younger(__u64 used, __u64 now, __u64 age)
 {
 	/* Another processor may have used it after this one asked for the time. */
-	return used >= now || now - used < age;
+	return used > now || now - used < age;
 }
 
 /* Notes that a connection or flow uses an address. Once a second is enough, and mostly only reads

@@ -36,5 +36,5 @@ pub use socket::{
     SocketConfig, spare_frames,
 };
 pub use umem::{Frame, Packet, Umem};
-pub use variables::Station;
 pub(crate) use variables::SharedWord;
+pub use variables::Station;

@@ -20,7 +20,7 @@ use libbpf_rs::{MapCore, MapFlags, MapHandle};
 use super::error::ModeError;
 use super::fallback::Fallback;
 use super::kernel::{self, TcHook, attach_tc};
-use super::variables::{Station, SharedWord};
+use super::variables::{SharedWord, Station};
 use crate::address::mt6d::{Subnet, window};
 use crate::address::{Prefix, timed};
 use crate::host;
