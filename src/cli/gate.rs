@@ -123,7 +123,7 @@ pub fn run(args: Args) -> Result<ExitCode> {
     ready.notes.iter().for_each(note);
     manager.ready(&describe(&ready), ready.sandbox);
     let printer = Printer { json };
-    printer.show(&GateEvent::Ready(ready))?;
+    printer.show(&GateEvent::Ready(Box::new(ready)))?;
     let totals = gate.run(&stop, |news| match news {
         // The reader of a line may be gone.
         GateNews::Stats(stats) => drop(printer.show(&GateEvent::Stats(stats.clone()))),

@@ -13,7 +13,7 @@ use super::{Environment, JsonLine, Moves, Moving, SCHEMA};
 #[serde(tag = "event", rename_all = "lowercase")]
 pub enum GateEvent {
     /// Every address is live, and its services can be reached there.
-    Ready(GateReady),
+    Ready(Box<GateReady>),
     /// Once per second.
     Stats(GateStats),
     /// The totals at exit.

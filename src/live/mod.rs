@@ -403,8 +403,8 @@ struct Claimed {
 }
 
 /// Takes back what a killed process left on `link`, and returns the number of addresses. `unmarked`
-/// are addresses that it may have left without a mark. A living process loses nothing. `clear` takes
-/// back what else it left, and is called only if no living process has the interface.
+/// are addresses that it may have left without a mark. A living process loses nothing. `clear`
+/// takes back what else it left, and is called only if no living process has the interface.
 ///
 /// # Errors
 /// When the kernel refuses.
