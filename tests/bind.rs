@@ -493,10 +493,10 @@ fn live_map_that_fails_leaves_nothing() -> Result<()> {
         ),
         (with(wanted[7]), usize::MAX, "100000 of 100001 addresses were bound, and are taken back"),
         (with(Side::Server.address()), usize::MAX, "2001:db8:1::2 is on server0 already"),
-        (with("2001:db8:1::77".parse()?), usize::MAX, "no room"),
+        (with("2001:db8:1::77".parse()?), usize::MAX, "no space"),
     ];
     for (addresses, limit, why) in cases {
-        let room = if why == "no room" { COUNT } else { COUNT + 1 } as u32;
+        let room = if why == "no space" { COUNT } else { COUNT + 1 } as u32;
         let config = ProgramConfig {
             port: 3540,
             addresses: room,

@@ -251,7 +251,7 @@ fn without_ipv6() -> Result<()> {
 
     ip(&format!("-n {namespace} link set server0 mtu 1000"))?;
     let words = refused(sixhop(&lab, Side::Server, &serve("")).output()?)?;
-    has(&words, &["an MTU of 1280", "ip link set dev server0 mtu 1500"])
+    has(&words, &["its MTU is 1000", "ip link set dev server0 mtu 1500"])
 }
 
 fn other_names() -> Result<()> {
@@ -297,7 +297,7 @@ fn other_names() -> Result<()> {
     let unknown = "probe a-name-that-nobody-has-given-to-anything --json";
     has(
         &refused(sixhop(&lab, Side::Server, unknown).output()?)?,
-        &["no interface 'a-name-that", "there are lo, server0"],
+        &["no interface 'a-name-that", "only lo, server0"],
     )
 }
 
@@ -329,7 +329,7 @@ fn too_many() -> Result<()> {
         );
         let output = sixhop(&lab, Side::Server, &flags).output();
         fs::remove_file(&secret)?;
-        has(&refused(output?)?, &["4294967295 clients take", "MiB of memory"])?;
+        has(&refused(output?)?, &["4294967295 clients need", "MiB of memory"])?;
     }
     Ok(())
 }

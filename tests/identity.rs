@@ -191,7 +191,7 @@ fn refused() -> Result<()> {
     done(desk.enrol("4", "")?)?;
     let old = fs::read(desk.identity(4))?;
     let again = desk.enrol("2-6", "--service ssh=22")?;
-    fails(&again, 1, "client-000004.toml exists already: --force replaces it")?;
+    fails(&again, 1, "client-000004.toml already exists: --force replaces it")?;
     fails(&again, 1, "2 of 5 files are written")?;
     ensure!(fs::read(desk.identity(4))? == old && desk.identity(3).exists());
     done(desk.enrol("2-6", "--service ssh=22 --force")?)?;

@@ -288,7 +288,7 @@ fn many_addresses_are_all_live_and_cease_to_be() -> Result<()> {
     let Err((done, full)) = live.add(&[NOT_LIVE]) else {
         panic!("the program accepted one address too many")
     };
-    ensure!(done == 0 && full.to_string().contains("no room"), "{full}");
+    ensure!(done == 0 && full.to_string().contains("no space"), "{full}");
     // `done` says where it stopped; addresses that were live before stay live.
     live.remove(&addresses[5000..])?;
     let Err((done, twice)) = live.add(&[&addresses[7000..], &addresses[4999..]].concat()) else {
@@ -413,7 +413,7 @@ fn every_moving_address_is_found() -> Result<()> {
     let (mut program, mut live) = moving(false, 1)?;
     let many: Vec<_> = of(7).into_iter().take(200).collect();
     live.set_step(7);
-    ensure!(live.enter(&many, 7).is_err_and(|error| error.to_string().contains("no room")));
+    ensure!(live.enter(&many, 7).is_err_and(|error| error.to_string().contains("no space")));
     let full = many.iter().take(112);
     for (address, expected) in
         full.zip([Verdict::NoRing; 112]).chain([(&many[112], Verdict::PassedNotLive)])

@@ -7,7 +7,7 @@
 //! ```
 //!
 //! The server has the secret, from which it derives all clients' seeds. A client has its identity.
-//! Whoever steals one has this client's addresses: [`secret`](super::secret) says why no other's.
+//! Whoever steals one has this client's addresses: secret.rs says why no other's.
 //! The server knows it by its number.
 //!
 //! Here is the form that serde reads and writes; files are those of `host::identity`.

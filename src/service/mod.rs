@@ -167,7 +167,7 @@ impl<'a> Datagram<'a> {
     }
 
     /// The payload and the space behind it, to write the answer into. The space suffices for any
-    /// answer that fits a packet of the link, up to [`MAX_PAYLOAD`](crate::wire::MAX_PAYLOAD)
+    /// answer that fits a packet of the link, up to [`MAX_PAYLOAD`]
     /// bytes. Bytes behind the payload are stale data of other packets.
     #[inline]
     pub fn buffer(&mut self) -> &mut [u8] {
