@@ -18,6 +18,7 @@ use crate::host::sandbox::{Role, Sandbox};
 use crate::live::{BindContext, Delivering, Progress, Rotation};
 use crate::net::ethtool;
 use crate::net::netlink::{self, Delivery, KernelAddresses, Link, Opener};
+use crate::net::quirks::{self, Act};
 use crate::server;
 use crate::server::watch::Watcher;
 use crate::xdp::{AllMulticast, MovingAddresses, Station};
@@ -111,9 +112,9 @@ fn may_open(config: &GateConfig) -> Result<Link> {
     let above = server::may_hide(&config.as_server())?;
     let link = netlink::link(&config.interface)?;
     if let Some(above) = above {
-        let is_vrf = above.kind.as_deref() == Some("vrf");
+        let in_vrf = quirks::of_kind(above.kind.as_deref()).has(Act::LeavePorts);
         let (interface, above) = (link.name, above.name);
-        let error = if is_vrf {
+        let error = if in_vrf {
             GateError::InVrf { interface, above }
         } else {
             GateError::IsPort { port: interface, above }
